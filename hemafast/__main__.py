@@ -1,0 +1,5 @@
+"""`python -m hemafast` is the `hemafast` command."""
+
+from hemafast.cli import main
+
+main()

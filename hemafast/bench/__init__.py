@@ -1,0 +1,1 @@
+"""Each station of the engine timed alone and end to end."""

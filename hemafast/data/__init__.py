@@ -1,0 +1,1 @@
+"""A prepared data set in, batches on the device out."""

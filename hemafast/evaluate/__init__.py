@@ -1,0 +1,1 @@
+"""A checkpoint and a data set in; metrics, plots and pages out."""

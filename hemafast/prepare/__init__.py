@@ -1,0 +1,1 @@
+"""Archives in, a prepared data set out."""
