@@ -76,7 +76,7 @@ def _choose_classes(archives: list[Archive], config: PrepareConfig) -> tuple[str
         unknown = sorted(archive.classes - set(CHALLENGE_CLASSES))
         if unknown:
             raise HemafastError(
-                f"{archive.path}: class folder {unknown[0]!r} is none of the {len(CHALLENGE_CLASSES)} challenge classes.",
+                f"{archive.path}: {unknown[0]!r} is none of the {len(CHALLENGE_CLASSES)} challenge classes.",
                 "Rename it, or take the class folders as they are with --classes from-data.",
             )
     return CHALLENGE_CLASSES

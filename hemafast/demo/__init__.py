@@ -1,0 +1,1 @@
+"""Drawn white blood cells, so that the first run needs no data."""

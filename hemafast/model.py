@@ -1,0 +1,71 @@
+"""A timm backbone that takes uint8 pixels: normalisation is part of the graph."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from hemafast.config import Pretrained
+from hemafast.errors import HemafastError
+from hemafast.weights import Origin, load_initial_weights
+
+
+class Classifier(nn.Module):
+    """uint8 images in, logits out.
+
+    `mean` and `std` are per channel, in units of full scale (0 to 1).
+    """
+
+    scale: Tensor
+    shift: Tensor
+
+    def __init__(self, backbone: nn.Module, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.mean, self.std = mean, std
+        deviation = torch.tensor(std)
+        # (x / 255 - mean) / std as one multiplication and one addition.
+        self.register_buffer("scale", (1 / (255 * deviation)).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("shift", (-torch.tensor(mean) / deviation).view(1, 3, 1, 1), persistent=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits, float (n, classes), of uint8 images (n, 3, height, width)."""
+        return cast(Tensor, self.backbone(torch.addcmul(self.shift, images.float(), self.scale)))
+
+
+def build_model(name: str, classes: int, image_size: int) -> Classifier:
+    """A classifier on the timm model `name` with random weights, in channels_last.
+
+    Raises HemafastError if timm has no such model.
+    """
+    import timm
+
+    if not timm.is_model(name):
+        near = difflib.get_close_matches(name, timm.list_models(), n=3)
+        hint = f"Did you mean {', '.join(near)}?" if near else "`timm.list_models()` lists what there is."
+        raise HemafastError(f"timm has no model {name!r}.", hint)
+    # Transformers are built for one input size; convolutional networks take any and know no such argument.
+    sized: dict[str, Any] = {"img_size": image_size} if _has_fixed_size(name) else {}
+    backbone = timm.create_model(name, num_classes=classes, **sized)
+    mean, std = backbone.pretrained_cfg["mean"], backbone.pretrained_cfg["std"]
+    model = Classifier(backbone, tuple(mean), tuple(std))
+    return model.to(memory_format=torch.channels_last)
+
+
+def build_initial_model(
+    name: str, classes: int, image_size: int, *, pretrained: Pretrained, weights: Path | None
+) -> tuple[Classifier, Origin]:
+    """A classifier with the best first weights that can be had, and where they came from."""
+    model = build_model(name, classes, image_size)
+    return model, load_initial_weights(model.backbone, name, pretrained=pretrained, file=weights)
+
+
+def _has_fixed_size(name: str) -> bool:
+    import timm
+
+    config = timm.get_pretrained_cfg(name)
+    return bool(config is not None and config.fixed_input_size)

