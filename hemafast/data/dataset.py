@@ -59,6 +59,11 @@ class Dataset:
             packed=self._packed(split, len(images)),
         )
 
+    def counts(self, split: str) -> npt.NDArray[np.int64]:
+        """(classes,): images of each class in `split`."""
+        labels = schema.in_split(self.manifest, split)["label"].value_counts()
+        return np.array([labels.get(name, 0) for name in self.info.classes], dtype=np.int64)
+
     def _packed(self, split: str, images: int) -> Pixels:
         size = self.info.settings.packed_size
         path = self.folder / schema.packed_file(split, size)

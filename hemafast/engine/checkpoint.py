@@ -86,6 +86,7 @@ def _write_whole(file: Path, write: Callable[[Path], object]) -> None:
         write(part)
         with part.open("rb") as written:
             os.fsync(written.fileno())
+        part.chmod(0o644)  # safetensors makes private files
         part.replace(file)
     finally:
         part.unlink(missing_ok=True)

@@ -220,7 +220,7 @@ def _set_up(config: TrainConfig, state: dict[str, Any] | None) -> Run:
         _refuse_other_data(state, dataset)
         model, started_from = build_model(config.model, len(classes), config.image_size), state["started_from"]
     model.to(machine.device)
-    counts = np.bincount(train_samples.labels, minlength=len(classes))
+    counts = dataset.counts(TRAIN)
     loss = build_loss(counts, weighted=config.weighted_loss, label_smoothing=config.label_smoothing).to(machine.device)
     shape = graph_shape(config, machine, train_samples.packed_size)
     batches = train_loader(train_samples, policy=config.policy, seed=config.seed, shape=shape)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from hemafast.errors import HemafastError
+from hemafast.prepare.schema import INFO
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp"})
 DRAWN_MARKER = "DRAWN.txt"
@@ -74,7 +75,7 @@ def find_archives(source: Path, output: Path) -> list[Path]:
     """
     if not source.is_dir():
         raise HemafastError(f"There is no folder {source}.", "Name the folder of your archives with --source.")
-    found = [path for path in sorted(source.iterdir()) if _is_archive(path) and path.resolve() != output.resolve()]
+    found = [path for path in list_archives(source) if path.resolve() != output.resolve()]
     if not found:
         raise HemafastError(
             f"{source} holds no archive.",
@@ -87,6 +88,11 @@ def find_archives(source: Path, output: Path) -> list[Path]:
             f"{source} holds both a zip and a folder named {', '.join(sorted(twice))}.", "Remove one of the two."
         )
     return found
+
+
+def list_archives(source: Path) -> list[Path]:
+    """The zips and folders in `source` that are no dot files and no prepared data sets, in name order."""
+    return [path for path in sorted(source.iterdir()) if _is_archive(path)]
 
 
 def open_archive(path: Path) -> Archive:
@@ -117,7 +123,9 @@ def open_archive(path: Path) -> Archive:
 
 
 def _is_archive(path: Path) -> bool:
-    return not path.name.startswith(".") and (path.is_dir() or path.suffix.lower() == ".zip")
+    if path.name.startswith("."):
+        return False
+    return path.suffix.lower() == ".zip" or (path.is_dir() and not (path / INFO).is_file())
 
 
 def _folder_entries(path: Path) -> Iterator[Entry]:

@@ -1,0 +1,351 @@
+"""The `hemafast` command: parse, call one function, print."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from hemafast import __version__, config
+from hemafast.config import PRESETS, PrepareConfig, TrainConfig
+from hemafast.errors import HemafastError
+
+app = typer.Typer(
+    name="hemafast",
+    help="Train classifiers of single-cell blood images, fast. Start with `hemafast prepare`.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    rich_markup_mode="markdown",
+)
+
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Say more.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but warnings, errors and results.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output.")]
+Data = Annotated[Path, typer.Option(help="Prepared data set.")]
+
+_DEFAULTS = PrepareConfig()
+
+
+def main() -> None:
+    """Run the command line; an error that a user can mend is one line and exit code 2, Ctrl-C is exit code 130."""
+    try:
+        app()
+    except HemafastError as error:
+        logging.getLogger("hemafast").debug("raised here", exc_info=error)
+        typer.secho(f"error: {error}", fg=typer.colors.RED, err=True)
+        sys.exit(error.exit_code)
+
+
+def _by_preset(field: str) -> str:
+    """The default of a training option under each preset, for its help."""
+    plain = TrainConfig.model_fields[field].default
+    values = {name: preset.get(field, plain) for name, preset in PRESETS.items()}
+    if len(set(values.values())) == 1:
+        return str(plain)
+    return ", ".join(f"{name}: {value}" for name, value in values.items())
+
+
+def _trains(field: str, text: str, name: str | None = None, **more: Any) -> Any:
+    """A training option whose default comes from the preset."""
+    return typer.Option(*([name] if name else []), help=text, show_default=_by_preset(field), **more)
+
+
+@app.command(epilog="Example: `hemafast demo --source Source`")
+def demo(
+    source: Annotated[Path, typer.Option(help="Folder to draw into.")] = Path("Source"),
+    images: Annotated[int, typer.Option(min=120, help="Cells to draw in all.")] = 400,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the drawing.")] = 42,
+    verbose: Verbose = False,
+    quiet: Quiet = False,
+) -> None:
+    """Draw two small archives of cells, Acevedo_20.zip and Matek_19.zip, for a first run.
+
+    Does nothing if the folder already holds an archive. The cells are drawn by hemafast, not photographed: no score on
+    them says anything about real blood.
+    """
+    from hemafast.demo.archives import write_demo_archives
+    from hemafast.prepare.archive import list_archives
+
+    console = _console(verbose=verbose, quiet=quiet)
+    present = list_archives(source) if source.is_dir() else []
+    if present:
+        console.print(f"{source} already holds {', '.join(path.name for path in present)}; nothing drawn.")
+        return
+    with _progress(console, "drawing cells") as advance:
+        done = iter(range(1, images + 1))
+        paths = write_demo_archives(source, images=images, seed=seed, on_image=lambda: advance(next(done), images))
+    console.print(f"Drew {images} cells into {' and '.join(str(path) for path in paths)}. They are no photographs.")
+
+
+@app.command(epilog="Example: `hemafast prepare --source Source --output Source/prepared`")
+def prepare(
+    source: Annotated[Path, typer.Option(help="Folder of zips or folders, one a domain.")] = _DEFAULTS.source,
+    output: Annotated[Path | None, typer.Option(help="Where to write.", show_default="SOURCE/prepared")] = None,
+    classes: Annotated[
+        config.Classes, typer.Option(help="The 11 classes of the challenge, or the class folders as they are.")
+    ] = _DEFAULTS.classes,
+    val_fraction: Annotated[float, typer.Option(help="Share that validates.")] = _DEFAULTS.val_fraction,
+    seed: Annotated[int, typer.Option(help="Seed of the split.")] = _DEFAULTS.seed,
+    packed_size: Annotated[int, typer.Option(help="Side of the packed squares in pixels.")] = _DEFAULTS.packed_size,
+    shards: Annotated[int, typer.Option(help="File lists a split.")] = _DEFAULTS.shards,
+    unreadable: Annotated[
+        config.Unreadable, typer.Option(help="Stop at an image that cannot be read, or leave it out and say so.")
+    ] = _DEFAULTS.unreadable,
+    as_json: Json = False,
+    verbose: Verbose = False,
+    quiet: Quiet = False,
+) -> None:
+    """Turn the archives into a verified data set: manifest, split, file lists, packed pixels.
+
+    Every image is decoded and checked. The result appears whole or not at all; running it again changes nothing unless
+    the archives or the settings have changed.
+    """
+    from hemafast.prepare.build import prepare as prepare_dataset
+
+    console = _console(verbose=verbose, quiet=quiet or as_json)
+    settings = config.checked(
+        PrepareConfig,
+        {
+            "source": source,
+            "output": output or source / "prepared",
+            "classes": classes,
+            "val_fraction": val_fraction,
+            "seed": seed,
+            "packed_size": packed_size,
+            "shards": shards,
+            "unreadable": unreadable,
+        },
+    )
+    with _progress(console, "reading images") as advance:
+        prepared = prepare_dataset(settings, advance)
+    if as_json:
+        typer.echo(prepared.info.model_dump_json(indent=2))
+        return
+    from hemafast.tables import dataset_table
+
+    console.print(dataset_table(prepared.info))
+    console.print(f"{prepared.folder}: {'written' if prepared.fresh else 'already up to date, nothing changed'}.")
+
+
+@app.command(
+    epilog="Examples: `hemafast train --preset quick`, `hemafast train --model efficientnet_b0 --onecycle`, "
+    "`hemafast train --resume runs/NAME --epochs 50`"
+)
+def train(
+    preset: Annotated[str, typer.Option(help=f"Settings to start from: {', '.join(PRESETS)}.")] = "seed",
+    data: Annotated[Path | None, _trains("data", "Prepared data set.")] = None,
+    output: Annotated[Path | None, _trains("output", "Folder for the run folder.")] = None,
+    model: Annotated[str | None, _trains("model", "Any timm image model.")] = None,
+    epochs: Annotated[int | None, _trains("epochs", "Passes over the training images.")] = None,
+    batch_size: Annotated[int | None, _trains("batch_size", "Images a step.")] = None,
+    image_size: Annotated[int | None, _trains("image_size", "Side in pixels of what the network sees.")] = None,
+    lr: Annotated[float | None, _trains("lr", "Learning rate; the peak of it with --onecycle.")] = None,
+    weight_decay: Annotated[float | None, _trains("weight_decay", "Weight decay of AdamW.")] = None,
+    onecycle: Annotated[
+        bool | None, _trains("onecycle", "One-cycle learning rate.", "--onecycle/--no-onecycle")
+    ] = None,
+    weighted_loss: Annotated[
+        bool | None, _trains("weighted_loss", "Weigh rare classes more.", "--weighted-loss/--no-weighted-loss")
+    ] = None,
+    label_smoothing: Annotated[float | None, _trains("label_smoothing", "Share spread over all classes.")] = None,
+    policy: Annotated[config.PolicyName | None, _trains("policy", "Augmentation of the training images.")] = None,
+    seed: Annotated[int | None, _trains("seed", "Seed of weights, order and augmentation.")] = None,
+    pretrained: Annotated[
+        config.Pretrained | None, _trains("pretrained", "Pretrained weights: if they can be had, always, never.")
+    ] = None,
+    weights: Annotated[Path | None, _trains("weights", "Weights file to start from.")] = None,
+    amp: Annotated[config.Amp | None, _trains("amp", "Autocast precision.")] = None,
+    compile: Annotated[config.Compile | None, _trains("compile", "torch.compile.")] = None,
+    input: Annotated[config.Input | None, _trains("input", "Packed pixels, or files decoded each epoch.")] = None,
+    device: Annotated[config.Device | None, _trains("device", "Where the model runs.")] = None,
+    threads: Annotated[
+        int | None, typer.Option(help="Threads of the input pipeline.", show_default="the cores, at most 8")
+    ] = None,
+    resume: Annotated[
+        Path | None, typer.Option(help="Run folder to go on with, under its own settings; only --epochs may change.")
+    ] = None,
+    as_json: Json = False,
+    verbose: Verbose = False,
+    quiet: Quiet = False,
+) -> None:
+    """Train a classifier, evaluate its best epoch and write a report."""
+    asked = {
+        "data": data,
+        "output": output,
+        "model": model,
+        "epochs": epochs,
+        "batch_size": batch_size,
+        "image_size": image_size,
+        "lr": lr,
+        "weight_decay": weight_decay,
+        "onecycle": onecycle,
+        "weighted_loss": weighted_loss,
+        "label_smoothing": label_smoothing,
+        "policy": policy,
+        "seed": seed,
+        "pretrained": pretrained,
+        "weights": weights,
+        "amp": amp,
+        "compile": compile,
+        "input": input,
+        "device": device,
+        "threads": threads,
+    }
+    console = _console(verbose=verbose, quiet=quiet or as_json)
+    if resume is not None:
+        _refuse_changes(preset, {name: value for name, value in asked.items() if name != "epochs"})
+    settings = config.train_config(preset, **asked)
+
+    from hemafast.engine import trainer
+
+    folder = trainer.resume(resume, console, epochs=epochs) if resume else trainer.train(settings, console)
+    _evaluate(folder, None, settings.device, console, as_json=as_json)
+
+
+@app.command(epilog="Example: `hemafast evaluate runs/NAME`")
+def evaluate(
+    run: Annotated[Path, typer.Argument(help="Run folder.")],
+    data: Annotated[
+        Path | None, typer.Option(help="Prepared data set to score on.", show_default="the run's own")
+    ] = None,
+    device: Annotated[config.Device, typer.Option(help="Where the model runs.")] = "auto",
+    as_json: Json = False,
+    verbose: Verbose = False,
+    quiet: Quiet = False,
+) -> None:
+    """Score a run's best model on the validation images, by domain and pooled.
+
+    Writes metrics.json, confusion_matrix.png and report.html into the run folder.
+    """
+    _evaluate(run, data, device, _console(verbose=verbose, quiet=quiet or as_json), as_json=as_json)
+
+
+@app.command(epilog="Example: `hemafast bench --json bench.json`")
+def bench(
+    data: Data = TrainConfig.model_fields["data"].default,
+    model: Annotated[str, typer.Option(help="Any timm image model.")] = "efficientnet_b0",
+    image_size: Annotated[int, typer.Option(min=32, help="Side in pixels of what the network sees.")] = 224,
+    batch_size: Annotated[int, typer.Option(min=2, help="Images a training step.")] = 32,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="Threads of the loaders.", show_default="the cores, at most 8")
+    ] = None,
+    device: Annotated[config.Device, typer.Option(help="Where the model runs.")] = "auto",
+    amp: Annotated[config.Amp, typer.Option(help="Autocast precision.")] = "auto",
+    compile: Annotated[config.Compile, typer.Option(help="torch.compile.")] = "auto",
+    rounds: Annotated[int, typer.Option(help="Measurements of each station, at least 3.")] = 5,
+    seconds: Annotated[float, typer.Option(min=0.1, help="Least length of a measurement.")] = 2.0,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write everything measured to this file.")] = None,
+    verbose: Verbose = False,
+    quiet: Quiet = False,
+) -> None:
+    """Measure loader and training step, alone and together, beside plain PyTorch, and say what training is bound by.
+
+    Each station runs in its own process; all take turns, round after round, so that a machine that slows down slows all
+    of them. About four minutes on two cores.
+    """
+    from hemafast.bench.run import run_bench
+    from hemafast.bench.stations import Bench
+    from hemafast.tables import bench_table
+
+    console = _console(verbose=verbose, quiet=quiet)
+    chosen = Bench(
+        data=data,
+        model=model,
+        image_size=image_size,
+        batch_size=batch_size,
+        threads=threads,
+        device=device,
+        amp=amp,
+        compile=compile,
+    )
+    with console.status("measuring") as status:
+        result = run_bench(
+            chosen, rounds=rounds, seconds=seconds, on_round=lambda name: status.update(f"measuring: {name}")
+        )
+    if json_file is not None:
+        json_file.parent.mkdir(parents=True, exist_ok=True)
+        json_file.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    results = _results_console()
+    results.print(bench_table(result))
+    results.print(result["bound_by"], highlight=False)
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"hemafast {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Options of the command as a whole."""
+
+
+def _evaluate(folder: Path, data: Path | None, device: config.Device, console: Console, *, as_json: bool) -> None:
+    from hemafast.evaluate.evaluate import evaluate_run
+    from hemafast.evaluate.report import write_report
+    from hemafast.tables import score_table, training_lines
+
+    metrics = evaluate_run(folder, data=data, device=device)
+    report = write_report(folder)
+    if as_json:
+        typer.echo(json.dumps({"run": str(folder), "report": str(report), **metrics}, indent=2))
+        return
+    results = _results_console()
+    results.print(score_table(metrics))
+    for line in training_lines(metrics):
+        results.print(line, highlight=False)
+    results.print(f"run folder  {folder}\nreport      {report}", highlight=False, soft_wrap=True)
+
+
+def _refuse_changes(preset: str, asked: dict[str, Any]) -> None:
+    given = [name for name, value in asked.items() if value is not None] + (["preset"] if preset != "seed" else [])
+    if given:
+        raise HemafastError(
+            f"--{given[0].replace('_', '-')} cannot be changed on --resume.",
+            "A resumed run keeps its settings; only --epochs may be extended. For other settings start a new run.",
+        )
+
+
+def _console(*, verbose: bool, quiet: bool) -> Console:
+    """A console for progress and news on standard error, and a log that writes to it."""
+    from rich.logging import RichHandler
+
+    console = Console(stderr=True, quiet=quiet)
+    level = logging.DEBUG if verbose else logging.WARNING if quiet else logging.INFO
+    handler = RichHandler(
+        console=Console(stderr=True), show_path=verbose, show_time=verbose, rich_tracebacks=True, highlighter=None
+    )
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler], force=True)
+    logging.getLogger("hemafast").setLevel(level)
+    return console
+
+
+def _results_console() -> Console:
+    """What a command is asked for goes to standard output; a pipe gets it unbroken."""
+    console = Console()
+    return console if console.is_terminal else Console(width=120)
+
+
+@contextmanager
+def _progress(console: Console, what: str) -> Iterator[Callable[[int, int], None]]:
+    """A progress bar; yields a function of images done and images in all."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True, disable=console.quiet or not console.is_terminal) as bar:
+        task = bar.add_task(what, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
