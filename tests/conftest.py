@@ -1,0 +1,106 @@
+"""Small archives and prepared data sets of seeded noise and blobs."""
+
+import io
+import zipfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from hemafast.config import PrepareConfig
+from hemafast.data.dataset import Dataset, Samples, open_dataset
+from hemafast.prepare.build import Prepared, prepare
+
+SUFFIXES = {"JPEG": ".jpg", "PNG": ".png", "TIFF": ".tiff", "BMP": ".bmp"}
+
+
+def _draw(seed: int, width: int = 64, height: int = 60) -> np.ndarray:
+    """A dark blob on a bright ground, with noise: uint8 (height, width, 3)."""
+    generator = np.random.default_rng(seed)
+    y, x = np.mgrid[:height, :width]
+    centre_y, centre_x = generator.uniform(0.3, 0.7, 2) * (height, width)
+    blob = np.hypot(y - centre_y, x - centre_x) < generator.uniform(0.15, 0.35) * min(width, height)
+    ground, cell = generator.integers(150, 230, 3), generator.integers(40, 140, 3)
+    pixels = np.where(blob[..., None], cell, ground) + generator.normal(0, 12, (height, width, 3))
+    return pixels.clip(0, 255).astype(np.uint8)
+
+
+def _encode(pixels: np.ndarray | Image.Image, kind: str = "PNG", **options) -> bytes:
+    image = pixels if isinstance(pixels, Image.Image) else Image.fromarray(pixels)
+    stream = io.BytesIO()
+    image.save(stream, kind, **options)
+    return stream.getvalue()
+
+
+def _write_archive(
+    path: Path,
+    counts: Mapping[str, int],
+    *,
+    kind: str = "PNG",
+    size: tuple[int, int] = (64, 60),
+    seed: int = 0,
+    top: str = "",
+    extra: Mapping[str, bytes] | None = None,
+) -> Path:
+    files = {}
+    for rank, (label, count) in enumerate(counts.items()):
+        for number in range(count):
+            data = _encode(_draw(10_000 * seed + 1_000 * rank + number, *size), kind)
+            files[f"{top}{label}/{label[:3].upper()}_{number:03d}{SUFFIXES[kind]}"] = data
+    files |= extra or {}
+    if path.suffix == ".zip":
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with zipfile.ZipFile(path, "w") as archive:
+            for name, data in files.items():
+                archive.writestr(name, data)
+    else:
+        for name, data in files.items():
+            (path / name).parent.mkdir(parents=True, exist_ok=True)
+            (path / name).write_bytes(data)
+    return path
+
+
+@pytest.fixture(scope="session")
+def draw() -> Callable[..., np.ndarray]:
+    """`draw(seed, width=64, height=60)`: RGB pixels."""
+    return _draw
+
+
+@pytest.fixture(scope="session")
+def encode() -> Callable[..., bytes]:
+    """`encode(pixels, kind="PNG", **options)`: the bytes of a file, as Pillow writes it."""
+    return _encode
+
+
+@pytest.fixture(scope="session")
+def make_archive() -> Callable[..., Path]:
+    """`make_archive(path, counts, kind="PNG", size=(64, 60), seed=0, top="", extra=None)`: a zip or folder."""
+    return _write_archive
+
+
+@pytest.fixture(scope="session")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
+    """58 images of two domains and five classes at a packed size of 64; read it, never change it."""
+    source = tmp_path_factory.mktemp("prepared-source")
+    first = {"basophil": 12, "eosinophil": 9, "monocyte": 7}
+    second = {"basophil": 5, "monocyte": 11, "myeloblast": 8, "promyelocyte": 6}
+    _write_archive(source / "Acevedo_20.zip", first, kind="JPEG", size=(76, 72), seed=1)
+    _write_archive(source / "Matek_19.zip", second, kind="TIFF", size=(64, 80), seed=2)
+    return prepare(PrepareConfig(source=source, output=source / "prepared", packed_size=64, shards=3))
+
+
+@pytest.fixture(scope="session")
+def dataset(prepared: Prepared) -> Dataset:
+    return open_dataset(prepared.folder)
+
+
+@pytest.fixture(scope="session")
+def train_samples(dataset: Dataset) -> Samples:
+    return dataset.samples("train")
+
+
+@pytest.fixture(scope="session")
+def val_samples(dataset: Dataset) -> Samples:
+    return dataset.samples("val")
