@@ -33,6 +33,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on 
 Data = Annotated[Path, typer.Option(help="Prepared data set.")]
 
 _DEFAULTS = PrepareConfig()
+_TRAIN_DEFAULTS = TrainConfig()
 _PIPE_WIDTH = 160
 
 
@@ -48,7 +49,7 @@ def main() -> None:
 
 def _by_preset(field: str) -> str:
     """The default of a training option under each preset, for its help."""
-    plain = TrainConfig.model_fields[field].default
+    plain = getattr(_TRAIN_DEFAULTS, field)
     values = {name: preset.get(field, plain) for name, preset in PRESETS.items()}
     if len(set(values.values())) == 1:
         return str(plain)
@@ -233,7 +234,7 @@ def evaluate(
 
 @app.command(epilog="Example: [bold]hemafast bench --json bench.json[/bold]")
 def bench(
-    data: Data = TrainConfig.model_fields["data"].default,
+    data: Data = _TRAIN_DEFAULTS.data,
     model: Annotated[str, typer.Option(help="Any timm image model.")] = "efficientnet_b0",
     image_size: Annotated[int, typer.Option(min=32, help="Side in pixels of what the network sees.")] = 224,
     batch_size: Annotated[int, typer.Option(min=2, help="Images a training step.")] = 32,
@@ -331,8 +332,9 @@ def _console(*, verbose: bool, quiet: bool) -> Console:
     handler = RichHandler(
         console=_wide_console(stderr=True), show_path=verbose, show_time=verbose, rich_tracebacks=True, highlighter=None
     )
+    handler.setLevel(level)  # on the handler: train.log hears everything however quiet the terminal is
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler], force=True)
-    logging.getLogger("hemafast").setLevel(level)
+    logging.getLogger("hemafast").setLevel(logging.DEBUG)
     return console
 
 

@@ -1,13 +1,21 @@
-"""What a user asks for, as one frozen model for preparing and one for training; both are checked when made."""
+"""What a user asks for, as one frozen dataclass for preparing and one for training, and the checks on both.
+
+pydantic does the checking; it is imported when there is something to check, so that --help stays quick.
+"""
 
 from __future__ import annotations
 
+import json
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from annotated_types import Ge, Gt, Le, Lt
 
 from hemafast.errors import HemafastError
+
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter
 
 Classes = Literal["challenge", "from-data"]
 Unreadable = Literal["stop", "quarantine"]
@@ -18,17 +26,16 @@ Input = Literal["auto", "packed", "files"]
 Device = Literal["auto", "cpu", "cuda"]
 PolicyName = Literal["basic", "none"]
 
-Model = TypeVar("Model", bound="Settings")
+Settings = TypeVar("Settings", "PrepareConfig", "TrainConfig")
+
+_STRICT = {"extra": "forbid"}  # pydantic: a key it does not know is refused
 
 
-class Settings(BaseModel):
-    """Base of the settings: frozen, and a key it does not know is refused."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class PrepareConfig(Settings):
+@dataclass(frozen=True, kw_only=True)
+class PrepareConfig:
     """How archives become a prepared data set."""
+
+    __pydantic_config__ = _STRICT
 
     source: Path = Path("Source")
     """Folder that holds the archives."""
@@ -36,20 +43,23 @@ class PrepareConfig(Settings):
     """Folder that will hold the prepared data set; replaced as a whole."""
     classes: Classes = "challenge"
     """The eleven classes of the challenge, or whatever class folders the archives hold."""
-    val_fraction: float = Field(default=0.2, gt=0, lt=1)
+    val_fraction: Annotated[float, Gt(0), Lt(1)] = 0.2
     """Share of each class in each domain that validates."""
-    seed: int = Field(default=42, ge=0)
+    seed: Annotated[int, Ge(0)] = 42
     """Seed of the split and of the order of the shards."""
-    packed_size: int = Field(default=256, ge=32, le=1024)
+    packed_size: Annotated[int, Ge(32), Le(1024)] = 256
     """Side in pixels of the packed squares."""
-    shards: int = Field(default=8, ge=1, le=9999)
+    shards: Annotated[int, Ge(1), Le(9999)] = 8
     """How many file lists each split is cut into."""
     unreadable: Unreadable = "stop"
     """What happens when an image cannot be read: stop with an error, or leave it out and say so in the manifest."""
 
 
-class TrainConfig(Settings):
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
     """How a prepared data set becomes a model. The defaults are the reference pipeline's (preset `seed`)."""
+
+    __pydantic_config__ = _STRICT
 
     preset: str = "seed"
     """Name of the preset that the other fields started from."""
@@ -63,25 +73,25 @@ class TrainConfig(Settings):
     """Start from pretrained weights: where they can be had, always (an error otherwise), or never."""
     weights: Path | None = None
     """Weights file (.safetensors, or .pth of plain tensors) to start from; goes before `pretrained`."""
-    epochs: int = Field(default=30, ge=1)
+    epochs: Annotated[int, Ge(1)] = 30
     """Passes over the training images."""
-    batch_size: int = Field(default=32, ge=2)
+    batch_size: Annotated[int, Ge(2)] = 32
     """Images a step."""
-    image_size: int = Field(default=224, ge=32, le=1024)
+    image_size: Annotated[int, Ge(32), Le(1024)] = 224
     """Side in pixels of what the network sees."""
     policy: PolicyName = "basic"
     """Augmentation of the training images; validation has none."""
     input: Input = "auto"
     """Where pixels come from: packed squares, or encoded files decoded each epoch."""
-    lr: float = Field(default=1e-4, gt=0)
+    lr: Annotated[float, Gt(0)] = 1e-4
     """Learning rate of AdamW; the peak of it under `onecycle`."""
-    weight_decay: float = Field(default=0.01, ge=0)
+    weight_decay: Annotated[float, Ge(0)] = 0.01
     """Decoupled weight decay of AdamW."""
     onecycle: bool = False
     """One-cycle learning rate (warm up, then anneal) instead of a constant one."""
     weighted_loss: bool = False
     """Weigh classes by the inverse of their frequency in the training split."""
-    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
+    label_smoothing: Annotated[float, Ge(0), Lt(1)] = 0.0
     """Share of the target spread over all classes."""
     amp: Amp = "auto"
     """Autocast precision; `auto` takes what this machine computes fast."""
@@ -89,9 +99,9 @@ class TrainConfig(Settings):
     """Whether torch.compile compiles the model."""
     device: Device = "auto"
     """Where the model runs; `auto` takes a GPU if there is one."""
-    threads: int | None = Field(default=None, ge=1)
+    threads: Annotated[int, Ge(1)] | None = None
     """Threads of the input pipeline; by default chosen for this machine."""
-    seed: int = Field(default=42, ge=0)
+    seed: Annotated[int, Ge(0)] = 42
     """Seed of initial weights, order, augmentation and dropout."""
 
 
@@ -122,11 +132,31 @@ def train_config(preset: str, **asked: Any) -> TrainConfig:
     return checked(TrainConfig, {"preset": preset, **PRESETS[preset], **given})
 
 
-def checked(model: type[Model], fields: dict[str, Any]) -> Model:
-    """Make a settings model; a field that does not fit is a HemafastError that names it."""
+def checked(kind: type[Settings], fields: dict[str, Any]) -> Settings:
+    """Make settings of `kind`; a field that is unknown or does not fit is a HemafastError that names it."""
+    from pydantic import ValidationError
+
     try:
-        return model.model_validate(fields)
+        settings: Settings = _adapter(kind).validate_python(fields)
     except ValidationError as error:
         first = error.errors()[0]
         name = ".".join(str(part) for part in first["loc"])
         raise HemafastError(f"{name} = {first['input']!r}: {first['msg']}.", "Correct it and try again.") from error
+    return settings
+
+
+def to_json(settings: PrepareConfig | TrainConfig) -> str:
+    """Settings as JSON text that `checked` takes back."""
+    return json.dumps(to_plain(settings), indent=2) + "\n"
+
+
+def to_plain(settings: PrepareConfig | TrainConfig) -> dict[str, Any]:
+    """Settings as numbers, strings, booleans and None, by name of the field."""
+    plain: dict[str, Any] = _adapter(type(settings)).dump_python(settings, mode="json")
+    return plain
+
+
+def _adapter(kind: type[Any]) -> TypeAdapter[Any]:
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(kind)

@@ -74,13 +74,14 @@ def bench_table(result: dict[str, Any]) -> Table:
         ratio = result["ratios"].get(name)
         table.add_row(
             name,
-            _spread(station["images_per_second"]),
-            _spread(station["images_per_cpu_second"]),
+            spread(station["images_per_second"]),
+            spread(station["images_per_cpu_second"]),
             f"{ratio['median']:.1f}x ({ratio['min']:.1f} to {ratio['max']:.1f})" if ratio else "",
         )
     return table
 
 
-def _spread(values: dict[str, float]) -> str:
+def spread(values: dict[str, float]) -> str:
+    """A median with its extremes; a decimal where the numbers are small."""
     digits = 0 if values["median"] >= 100 else 1
     return f"{values['median']:,.{digits}f} ({values['min']:,.{digits}f} to {values['max']:,.{digits}f})"

@@ -39,7 +39,11 @@ class Journal:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         if error is not None:
-            logger.error("stopped: %s", error or kind.__name__ if kind else error)
+            # For the file alone: the terminal hears of it from whoever catches the error.
+            why = str(error) or type(error).__name__
+            self._handler.handle(
+                logger.makeRecord(logger.name, logging.ERROR, __file__, 0, "stopped: %s", (why,), None)
+            )
         self._board.close()
         logger.removeHandler(self._handler)
         self._handler.close()

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from rich.console import Console
 
-from hemafast.config import TrainConfig, checked
+from hemafast.config import TrainConfig, checked, to_json, to_plain
 from hemafast.data.dataset import Dataset, Samples, open_dataset
 from hemafast.data.graph import GraphShape
 from hemafast.data.loader import Loader, eval_loader, train_loader
@@ -75,7 +75,7 @@ def train(config: TrainConfig, console: Console) -> Path:
     """
     run = _set_up(config, state=None)
     folder = _new_folder(config)
-    (folder / CONFIG).write_text(config.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    (folder / CONFIG).write_text(to_json(config), encoding="utf-8")
     (folder / MACHINE).write_text(json.dumps(run.machine.to_json(), indent=2) + "\n", encoding="utf-8")
     _loop(run, folder, console)
     return folder
@@ -88,13 +88,13 @@ def resume(folder: Path, console: Console, *, epochs: int | None = None) -> Path
     """
     config = read_config(folder)
     if epochs is not None:
-        config = checked(TrainConfig, {**config.model_dump(), "epochs": epochs})
+        config = checked(TrainConfig, {**to_plain(config), "epochs": epochs})
     state = load_last(folder / LAST)
     if state["progress"]["epochs_done"] >= config.epochs:
         logger.info("%s is finished (%d epochs); give more --epochs to extend it", folder, config.epochs)
         return folder
     run = _set_up(config, state)
-    (folder / CONFIG).write_text(config.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    (folder / CONFIG).write_text(to_json(config), encoding="utf-8")
     _loop(run, folder, console)
     return folder
 

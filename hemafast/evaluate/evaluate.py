@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +38,7 @@ def evaluate_run(folder: Path, *, data: Path | None = None, device: Device = "au
     """
     config = read_config(folder)
     if data is not None:
-        config = config.model_copy(update={"data": data})
+        config = replace(config, data=data)
     if not (folder / BEST).is_file():
         raise HemafastError(f"{folder} holds no {BEST}.", "Let the run end its first epoch: hemafast train --resume.")
     dataset = open_dataset(config.data)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 from pydantic import ValidationError
 
-from hemafast.config import PrepareConfig
+from hemafast.config import PrepareConfig, to_plain
 from hemafast.errors import HemafastError
 from hemafast.prepare import schema
 from hemafast.prepare.archive import Archive, find_archives, open_archive
@@ -87,7 +87,7 @@ def _inputs_digest(archives: list[Archive], config: PrepareConfig) -> str:
         [archive.domain, archive.drawn, [[m.entry.name, m.entry.size, m.entry.stamp] for m in archive.members]]
         for archive in archives
     ]
-    settings = config.model_dump(mode="json", exclude={"source", "output"})
+    settings = {name: value for name, value in to_plain(config).items() if name not in ("source", "output")}
     return digest([schema.SCHEMA, listing, settings])
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pandas as pd
+from pydantic import BaseModel, ConfigDict
 
-from hemafast.config import PrepareConfig, Settings
+from hemafast.config import PrepareConfig
 
 SCHEMA = 1
 """Raised when a reader of the older form would misread the newer one."""
@@ -41,7 +42,13 @@ ACCEPTED = "accepted"
 REFUSED = "quarantined"
 
 
-class DomainInfo(Settings):
+class Record(BaseModel):
+    """Base of what dataset.json holds: frozen, and a key it does not know is refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class DomainInfo(Record):
     """One archive: how many micrometres a pixel spans (None if unknown), whether its cells are drawn, what was left."""
 
     archive: str
@@ -52,7 +59,7 @@ class DomainInfo(Settings):
     ignored: int
 
 
-class DatasetInfo(Settings):
+class DatasetInfo(Record):
     """dataset.json."""
 
     schema_version: int

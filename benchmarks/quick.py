@@ -1,0 +1,55 @@
+"""The main job on real archives, timed from the outside: prepare, then `hemafast train --preset quick`.
+
+    python benchmarks/quick.py --source DIR_WITH_THE_ARCHIVES --json benchmarks/results/quick.json
+
+Writes machine, versions, command, seconds and metrics. Refuses drawn archives: their scores mean nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+
+def main(
+    source: Annotated[Path, typer.Option(help="Folder with real archives.")],
+    json_file: Annotated[Path, typer.Option("--json", help="Where to write the result.")],
+    preset: Annotated[str, typer.Option(help="Preset to train with.")] = "quick",
+) -> None:
+    """Prepare and train in a temporary folder, and write what came of it."""
+    with tempfile.TemporaryDirectory() as folder:
+        prepared, runs = Path(folder, "prepared"), Path(folder, "runs")
+        _, prepare_seconds = _run(["prepare", "--source", str(source), "--output", str(prepared), "--json"])
+        train = ["train", "--preset", preset, "--data", str(prepared), "--output", str(runs), "--json"]
+        metrics, train_seconds = _run(train)
+        machine = json.loads((Path(metrics["run"]) / "machine.json").read_text(encoding="utf-8"))
+    if metrics["data"]["drawn"]:
+        sys.exit(f"{source} holds drawn cells; no score on them is worth keeping.")
+    result = {
+        "command": f"hemafast train --preset {preset}",
+        "machine": machine["facts"],
+        "prepare_seconds": prepare_seconds,
+        "command_seconds": train_seconds,
+        "metrics": {name: value for name, value in metrics.items() if name not in ("run", "report")},
+    }
+    del result["metrics"]["data"]["folder"]
+    json_file.parent.mkdir(parents=True, exist_ok=True)
+    json_file.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+
+
+def _run(arguments: list[str]) -> tuple[dict[str, Any], float]:
+    """What `hemafast` prints as JSON, and the seconds the whole command took, imports included."""
+    started = time.perf_counter()
+    done = subprocess.run([sys.executable, "-m", "hemafast", *arguments], stdout=subprocess.PIPE, check=True, text=True)
+    return json.loads(done.stdout), time.perf_counter() - started
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,179 @@
+import os
+import re
+import subprocess
+import sys
+import time
+
+import pytest
+from typer.testing import CliRunner
+
+from hemafast import config
+from hemafast.cli import app
+
+COMMANDS = ("demo", "prepare", "train", "evaluate", "bench")
+
+
+def hemafast(*arguments, cwd=None, timeout=120):
+    command = [sys.executable, "-m", "hemafast", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=timeout, check=False)
+
+
+def assert_is_one_line_error(result, *words):
+    assert result.returncode == 2
+    lines = result.stderr.strip().splitlines()
+    assert len(lines) == 1, result.stderr
+    assert lines[0].startswith("error: ")
+    for word in words:
+        assert word in lines[0]
+
+
+def test_help_imports_nothing_heavy():
+    script = (
+        "import sys\n"
+        "from hemafast.cli import main\n"
+        "sys.argv = ['hemafast', '--help']\n"
+        "try:\n    main()\n"
+        "except SystemExit:\n    pass\n"
+        "print('LOADED', *sorted({name.partition('.')[0] for name in sys.modules}))\n"
+    )
+    said = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
+    loaded = set(said.partition("LOADED")[2].split())
+    heavy = {
+        "torch",
+        "nvidia",
+        "timm",
+        "pandas",
+        "sklearn",
+        "matplotlib",
+        "numpy",
+        "scipy",
+        "pydantic",
+        "PIL",
+        "jinja2",
+    }
+    assert "typer" in loaded
+    assert not heavy & loaded
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help_with_an_example(command):
+    result = CliRunner().invoke(app, [command, "--help"], env={"COLUMNS": "200"})
+    assert result.exit_code == 0
+    assert f"hemafast {command}" in result.output.split("Example")[1]
+
+
+def test_training_options_are_the_fields_of_the_config():
+    said = CliRunner().invoke(app, ["train", "--help"], env={"COLUMNS": "250", "TERM": "dumb"}).output
+    options = set(re.findall(r"--([a-z][a-z-]+)", said)) - {"resume", "json", "verbose", "quiet", "help"}
+    options = {name for name in options if not name.startswith("no-")}
+    assert options == {name.replace("_", "-") for name in config.TrainConfig.__dataclass_fields__}
+
+
+def test_help_shows_the_default_of_each_preset():
+    said = CliRunner().invoke(app, ["train", "--help"], env={"COLUMNS": "250"}).output
+    assert "seed: resnet18, quick: tf_efficientnet_lite0" in said
+
+
+def test_missing_source_is_one_line(tmp_path):
+    assert_is_one_line_error(hemafast("prepare", "--source", tmp_path / "none"), "none", "--source")
+
+
+def test_empty_source_is_one_line(tmp_path):
+    assert_is_one_line_error(hemafast("prepare", "--source", tmp_path), "holds no archive", "hemafast demo")
+
+
+def test_a_zip_that_is_none_is_one_line_and_nothing_is_written(tmp_path):
+    (tmp_path / "Broken.zip").write_bytes(b"this is no zip")
+    assert_is_one_line_error(hemafast("prepare", "--source", tmp_path), "Broken.zip", "not a zip")
+    assert [path.name for path in tmp_path.iterdir()] == ["Broken.zip"]
+
+
+def test_no_class_folders_is_one_line(tmp_path):
+    (tmp_path / "Flat").mkdir()
+    (tmp_path / "Flat" / "BA_1.jpg").write_bytes(b"")
+    assert_is_one_line_error(hemafast("prepare", "--source", tmp_path), "Flat", "no class folders")
+
+
+def test_unknown_class_is_one_line(tmp_path, make_archive):
+    make_archive(tmp_path / "Odd", {"plasma_cell": 2})
+    assert_is_one_line_error(hemafast("prepare", "--source", tmp_path), "plasma_cell", "--classes from-data")
+
+
+def test_an_unreadable_image_is_one_line_and_nothing_is_written(tmp_path, make_archive):
+    make_archive(tmp_path / "Cells", {"basophil": 4})
+    broken = next((tmp_path / "Cells").rglob("*.*"))
+    broken.write_bytes(broken.read_bytes()[:100])
+    result = hemafast("prepare", "--source", tmp_path)
+    assert_is_one_line_error(result, broken.name, "--unreadable quarantine")
+    assert [path.name for path in tmp_path.iterdir()] == ["Cells"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--model", "resnet81"], ["resnet81", "resnet18"]),
+        (["--preset", "slow"], ["slow", "quick"]),
+        (["--epochs", "0"], ["epochs", "0"]),
+        (["--weights", "none.safetensors"], ["none.safetensors"]),
+    ],
+)
+def test_a_bad_training_request_is_one_line_and_leaves_no_run(tmp_path, prepared, arguments, words):
+    result = hemafast("train", "--data", prepared.folder, "--output", tmp_path / "runs", *arguments)
+    assert_is_one_line_error(result, *words)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_training_without_prepared_data_is_one_line(tmp_path):
+    assert_is_one_line_error(hemafast("train", "--data", tmp_path), "not a prepared data set", "hemafast prepare")
+
+
+def test_resuming_what_is_no_run_is_one_line(tmp_path):
+    assert_is_one_line_error(hemafast("train", "--resume", tmp_path), "is not a run")
+
+
+def test_resuming_with_other_settings_is_one_line(tmp_path):
+    assert_is_one_line_error(hemafast("train", "--resume", tmp_path, "--lr", "0.1"), "--lr", "--epochs")
+
+
+def test_evaluating_what_is_no_run_is_one_line(tmp_path):
+    assert_is_one_line_error(hemafast("evaluate", tmp_path), "is not a run")
+
+
+def test_an_unknown_option_exits_with_2():
+    assert hemafast("train", "--turbo").returncode == 2
+
+
+def test_ctrl_c_exits_with_130_and_says_how_to_go_on(tmp_path, prepared):
+    import signal
+
+    train = ("train", "--model", "test_resnet", "--pretrained", "no", "--image-size", "32", "--epochs", "500")
+    command = [
+        sys.executable,
+        "-m",
+        "hemafast",
+        *train,
+        "--data",
+        str(prepared.folder),
+        "--output",
+        str(tmp_path / "runs"),
+    ]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        log = None
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline and not (log and "epoch 1/" in log.read_text(encoding="utf-8")):
+            log = next((tmp_path / "runs").glob("*/train.log"), None) if (tmp_path / "runs").exists() else None
+            time.sleep(0.05)
+        os.kill(process.pid, signal.SIGINT)
+        _, said = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert "--resume" in said.splitlines()[-1]
+    assert "Traceback" not in said
+
+
+def test_quiet_training_still_fills_the_log(tmp_path, prepared):
+    train = ("train", "--model", "test_resnet", "--pretrained", "no", "--image-size", "32", "--epochs", "1", "-q")
+    result = hemafast(*train, "--data", prepared.folder, "--output", tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert "epoch 1/1" in next(tmp_path.glob("*/train.log")).read_text(encoding="utf-8")
+    assert "INFO" not in result.stderr
+    assert "macro-F1" in result.stdout

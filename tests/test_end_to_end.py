@@ -1,0 +1,135 @@
+"""The main job as a user runs it: demo, prepare, train, resume, evaluate; and the README's own commands."""
+
+import json
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from hemafast.prepare.schema import MANIFEST_COLUMNS
+
+ROOT = Path(__file__).resolve().parent.parent
+TINY = ("--model", "test_resnet", "--pretrained", "no", "--image-size", "32", "--batch-size", "32")
+
+
+def hemafast(*arguments, cwd, timeout=300):
+    command = [sys.executable, "-m", "hemafast", *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=timeout, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory):
+    """A folder with drawn archives, prepared, and one finished run."""
+    folder = tmp_path_factory.mktemp("workplace")
+    hemafast("demo", "--images", "130", cwd=folder)
+    hemafast("prepare", "--packed-size", "64", cwd=folder)
+    said = json.loads(hemafast("train", *TINY, "--epochs", "2", "--onecycle", "--json", cwd=folder))
+    return folder, said
+
+
+@pytest.mark.slow
+def test_demo_to_report(workplace):
+    folder, said = workplace
+    run = folder / said["run"]
+    left = {path.name for path in run.iterdir()}
+    assert left == {
+        "config.json",
+        "machine.json",
+        "train.log",
+        "training_log.csv",
+        "tb",
+        "best_model.safetensors",
+        "last_model.ckpt",
+        "metrics.json",
+        "confusion_matrix.png",
+        "report.html",
+    }
+    metrics = json.loads((run / "metrics.json").read_text(encoding="utf-8"))
+    assert set(metrics["domains"]) == {"Acevedo_20", "Matek_19"}
+    for scores in (metrics["pooled"], *metrics["domains"].values()):
+        assert 0 <= scores["macro_f1"] <= 1
+        assert 0 <= scores["accuracy"] <= 1
+    assert metrics["domains"]["Acevedo_20"]["classes"] == 10  # no myeloblast there
+    assert metrics["pooled"]["classes"] == 11
+    manifest = pd.read_parquet(folder / "Source" / "prepared" / "manifest.parquet")
+    assert list(manifest.columns) == list(MANIFEST_COLUMNS)
+    assert len(manifest) == 130
+    validated = (manifest["split"] == "val").sum()
+    assert metrics["pooled"]["images"] == validated == sum(part["images"] for part in metrics["domains"].values())
+
+
+@pytest.mark.slow
+def test_drawn_data_is_said_everywhere(workplace):
+    folder, said = workplace
+    run = folder / said["run"]
+    assert json.loads((run / "metrics.json").read_text(encoding="utf-8"))["data"]["drawn"] is True
+    for name in ("train.log", "report.html", "metrics.json"):
+        assert "DRAWN, NOT PHOTOGRAPHED" in (run / name).read_text(encoding="utf-8"), name
+
+
+@pytest.mark.slow
+def test_a_second_demo_and_a_second_prepare_change_nothing(workplace):
+    folder, _ = workplace
+    source = folder / "Source"
+    before = {path: path.stat().st_mtime_ns for path in source.rglob("*")}
+    assert "nothing drawn" in subprocess_stderr("demo", cwd=folder)
+    assert "nothing changed" in subprocess_stderr("prepare", "--packed-size", "64", cwd=folder)
+    assert {path: path.stat().st_mtime_ns for path in source.rglob("*")} == before
+
+
+def subprocess_stderr(*arguments, cwd):
+    command = [sys.executable, "-m", "hemafast", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=120, check=True).stderr
+
+
+@pytest.mark.slow
+def test_a_finished_run_is_extended(workplace):
+    folder, said = workplace
+    extended = json.loads(hemafast("train", "--resume", said["run"], "--epochs", "3", "--json", cwd=folder))
+    assert extended["run"] == said["run"]
+    assert extended["training"]["epochs"] == 3
+
+
+def readme_commands():
+    """Every `hemafast ...` line in the README's shell blocks, comments cut off."""
+    blocks = re.findall(r"```sh\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), flags=re.DOTALL)
+    lines = [line.partition("#")[0].strip() for block in blocks for line in block.splitlines()]
+    return [line for line in lines if line.startswith("hemafast ")]
+
+
+@pytest.mark.slow
+def test_every_command_of_the_readme_runs(tmp_path):
+    """As written, in order; only made small by options at the end, and with a real run for NAME."""
+    shrunk = {
+        "demo": ("--images", "130"),
+        "prepare": ("--packed-size", "64"),
+        "train": (*TINY, "--epochs", "1"),
+        "bench": ("--model", "test_resnet", "--image-size", "32", "--rounds", "3", "--seconds", "0.1"),
+    }
+    commands = readme_commands()
+    assert {shlex.split(line)[1] for line in commands} == {"demo", "prepare", "train", "evaluate", "bench"}
+    for line in commands:
+        _, command, *options = shlex.split(line)
+        runs = sorted((tmp_path / "runs").glob("*"))
+        options = [option.replace("runs/NAME", f"runs/{runs[0].name}" if runs else option) for option in options]
+        extra = () if "--resume" in options else shrunk.get(command, ())
+        hemafast(command, *options, *extra, cwd=tmp_path)
+
+
+def test_makefile_offers_what_the_readme_promises():
+    for target in ("train", "test", "resume", "bench", "help"):
+        subprocess.run(["make", "-n", target], cwd=ROOT, capture_output=True, check=True)
+    for line in re.findall(r"^make (\w+)", (ROOT / "README.md").read_text(encoding="utf-8"), flags=re.MULTILINE):
+        subprocess.run(["make", "-n", line], cwd=ROOT, capture_output=True, check=True)
+
+
+def test_figures_in_the_readme_are_those_of_the_result_files():
+    script = ROOT / "tools" / "render_readme.py"
+    done = subprocess.run([sys.executable, str(script), "--check"], cwd=ROOT, capture_output=True, check=False)
+    assert done.returncode == 0, "run: python tools/render_readme.py"
