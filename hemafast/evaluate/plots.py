@@ -15,11 +15,11 @@ _TRAIN, _VAL, _DOMAINS = "#0072B2", "#D55E00", ("#009E73", "#CC79A7", "#56B4E9",
 
 
 def plot_confusions(target: Path | IO[bytes], confusions: Mapping[str, Confusion], classes: Sequence[str]) -> None:
-    """Write a PNG with one confusion matrix beside the other.
+    """Write a PNG of confusion matrices, two in a row.
 
     Shades are shares of the true class, numbers are images.
     """
-    figure, axes = _subplots(len(confusions), width=6.2, height=6.0)
+    figure, axes = _subplots(len(confusions), width=6.2, height=6.0, columns=2)
     for axis, (name, confusion) in zip(axes, confusions.items(), strict=True):
         _draw_confusion(axis, confusion, classes)
         axis.set_title(f"{name}: macro-F1 {macro_f1(confusion):.3f}, {int(confusion.sum())} images")
@@ -28,7 +28,7 @@ def plot_confusions(target: Path | IO[bytes], confusions: Mapping[str, Confusion
 
 def plot_curves(target: Path | IO[bytes], rows: Sequence[Mapping[str, float]]) -> None:
     """Write a PNG of loss, macro-F1 and learning rate against epochs, from the rows of a training log."""
-    figure, (losses, scores, rates) = _subplots(3, width=4.6, height=3.4)
+    figure, (losses, scores, rates) = _subplots(3, width=4.6, height=3.4, columns=3)
     epochs = [row["epoch"] for row in rows]
     for axis, ending, title in ((losses, "loss", "loss"), (scores, "macro_f1", "macro-F1")):
         axis.plot(epochs, [row[f"train_{ending}"] for row in rows], color=_TRAIN, marker="o", label="training")
@@ -49,11 +49,14 @@ def plot_curves(target: Path | IO[bytes], rows: Sequence[Mapping[str, float]]) -
     _save(figure, target)
 
 
-def _subplots(columns: int, *, width: float, height: float) -> tuple[Any, Any]:
+def _subplots(count: int, *, width: float, height: float, columns: int) -> tuple[Any, list[Any]]:
+    """A figure and `count` axes in it, row by row; sizes are inches of one of them."""
     from matplotlib.figure import Figure  # not pyplot: no global state, no display
 
-    figure = Figure(figsize=(width * columns, height), layout="constrained")
-    return figure, figure.subplots(1, columns, squeeze=False)[0]
+    columns = min(columns, count)
+    rows = -(-count // columns)
+    figure = Figure(figsize=(width * columns, height * rows), layout="constrained")
+    return figure, [figure.add_subplot(rows, columns, place + 1) for place in range(count)]
 
 
 def _save(figure: Any, target: Path | IO[bytes]) -> None:
