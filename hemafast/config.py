@@ -28,7 +28,7 @@ PolicyName = Literal["basic", "none"]
 
 Settings = TypeVar("Settings", "PrepareConfig", "TrainConfig")
 
-_STRICT = {"extra": "forbid"}  # pydantic: a key it does not know is refused
+_STRICT = {"extra": "forbid", "allow_inf_nan": False}  # pydantic: no unknown key, no number without end
 
 
 @dataclass(frozen=True, kw_only=True)

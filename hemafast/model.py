@@ -40,7 +40,7 @@ class Classifier(nn.Module):
 def build_model(name: str, classes: int, image_size: int) -> Classifier:
     """A classifier on the timm model `name` with random weights, in channels_last.
 
-    Raises HemafastError if timm has no such model.
+    Raises HemafastError if timm has no such model, or has it for no such size.
     """
     import timm
 
@@ -48,12 +48,25 @@ def build_model(name: str, classes: int, image_size: int) -> Classifier:
         near = difflib.get_close_matches(name, timm.list_models(), n=3)
         hint = f"Did you mean {', '.join(near)}?" if near else "`timm.list_models()` lists what there is."
         raise HemafastError(f"timm has no model {name!r}.", hint)
-    # Transformers are built for one input size; convolutional networks take any and know no such argument.
-    sized: dict[str, Any] = {"img_size": image_size} if _has_fixed_size(name) else {}
-    backbone = timm.create_model(name, num_classes=classes, **sized)
-    mean, std = backbone.pretrained_cfg["mean"], backbone.pretrained_cfg["std"]
-    model = Classifier(backbone, tuple(mean), tuple(std))
+    try:
+        # Transformers are built for one input size; convolutional networks take any and know no such argument.
+        sized: dict[str, Any] = {"img_size": image_size} if _has_fixed_size(name) else {}
+        backbone = timm.create_model(name, num_classes=classes, **sized)
+        model = Classifier(backbone, tuple(backbone.pretrained_cfg["mean"]), tuple(backbone.pretrained_cfg["std"]))
+        _try_out(model, image_size)
+    except Exception as error:  # timm's models check little, and each in its own way
+        raise HemafastError(
+            f"timm cannot build {name!r} for images of {image_size} px: {error}.",
+            "Choose another --image-size or --model.",
+        ) from error
     return model.to(memory_format=torch.channels_last)
+
+
+@torch.inference_mode()
+def _try_out(model: Classifier, image_size: int) -> None:
+    """One image through the network: a size that does not fit shows now, not after the run folder is made."""
+    model.eval()(torch.zeros(1, 3, image_size, image_size, dtype=torch.uint8))
+    model.train()
 
 
 def build_initial_model(

@@ -107,13 +107,15 @@ def _from_hub(backbone: nn.Module, name: str) -> Origin | str:
         overlay = {"file": str(cached)}
     elif not _answers(f"{_hub_address()}/{hub_id}/resolve/main/config.json"):
         return "timm's hub cannot be reached"
+    options: dict[str, Any] = {"num_classes": backbone.num_classes}
+    size = getattr(getattr(backbone, "patch_embed", None), "img_size", None)
+    if size is not None:
+        options["img_size"] = size  # timm then fits the position embedding to it
     try:
-        filled = timm.create_model(
-            name, pretrained=True, num_classes=backbone.num_classes, pretrained_cfg_overlay=overlay
-        )
+        filled = timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay, **options)
+        backbone.load_state_dict(filled.state_dict())
     except Exception as error:  # a dropped connection can surface as almost anything
         return f"timm's hub failed ({_first_line(error)})"
-    backbone.load_state_dict(filled.state_dict())
     return Origin("hub", f"pretrained weights {hub_id} from timm's hub")
 
 

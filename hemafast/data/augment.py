@@ -77,7 +77,7 @@ def warp_matrices(views: Views, packed_size: int, image_size: int) -> npt.NDArra
     centre = np.full((1, 2, 1), image_size / 2, dtype=np.float32)
     turn = SYMMETRIES[views.symmetry]
     shift = centre - turn @ centre
-    if _window_is_exact(packed_size, image_size):
+    if window_is_exact(packed_size, image_size):
         shift = shift + views.corner[:, ::-1, None]  # (top, left) to (x, y)
     return np.concatenate([turn, shift], axis=2)
 
@@ -85,13 +85,15 @@ def warp_matrices(views: Views, packed_size: int, image_size: int) -> npt.NDArra
 def apply_views(pixels: Node, corner: Node, matrix: Node, *, packed_size: int, image_size: int) -> Node:
     """DALI ops from packed squares to views: uint8 (packed_size, packed_size, 3) to (image_size, image_size, 3).
 
+    `corner` is read only where the window has another size than the view, and may be None otherwise.
+
     One nearest-neighbour warp does window, flip and quarter turn at once: these move whole pixels, so it is exact, and
     it is faster than crop, flip and transpose one after the other. Another output size is scaled to first, with
     antialiasing.
     """
     from nvidia.dali import fn, types
 
-    if not _window_is_exact(packed_size, image_size):
+    if not window_is_exact(packed_size, image_size):
         side = float(window_side(packed_size))
         pixels = fn.resize(
             pixels,
@@ -106,5 +108,6 @@ def apply_views(pixels: Node, corner: Node, matrix: Node, *, packed_size: int, i
     )
 
 
-def _window_is_exact(packed_size: int, image_size: int) -> bool:
+def window_is_exact(packed_size: int, image_size: int) -> bool:
+    """Whether the window of the packed square has the size of the view already, so that nothing is scaled."""
     return window_side(packed_size) == image_size

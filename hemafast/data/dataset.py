@@ -1,4 +1,4 @@
-"""Open a prepared data set and check that it is the one its dataset.json describes."""
+"""A prepared data set as training sees it: labels as numbers, files and pixels by split."""
 
 from __future__ import annotations
 
@@ -9,13 +9,9 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from hemafast.errors import HemafastError
 from hemafast.prepare import schema
-from hemafast.prepare.build import read_info
 from hemafast.prepare.pixels import Pixels
-from hemafast.prepare.shards import fingerprint
-
-_REMEDY = "Run `hemafast prepare` again."
+from hemafast.prepare.reader import PreparedFiles, read_prepared
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,18 +41,27 @@ class Dataset:
     """A prepared data set on disk."""
 
     folder: Path
-    info: schema.DatasetInfo
-    manifest: pd.DataFrame
+    files: PreparedFiles
+
+    @property
+    def info(self) -> schema.DatasetInfo:
+        """What dataset.json says."""
+        return self.files.info
+
+    @property
+    def manifest(self) -> pd.DataFrame:
+        """One row an image."""
+        return self.files.manifest
 
     def samples(self, split: str) -> Samples:
-        """The images of `split` ("train" or "val"). Raises HemafastError if its packed pixels are missing or cut."""
+        """The images of `split` ("train" or "val")."""
         images = schema.in_split(self.manifest, split)
         index = {label: position for position, label in enumerate(self.info.classes)}
         return Samples(
             paths=tuple(str(self.folder.absolute() / path) for path in images["path"]),
             labels=np.array([index[label] for label in images["label"]], dtype=np.int64),
             domains=images["domain"].to_numpy(dtype=np.str_),
-            packed=self._packed(split, len(images)),
+            packed=self.files.packed[split],
         )
 
     def counts(self, split: str) -> npt.NDArray[np.int64]:
@@ -64,37 +69,7 @@ class Dataset:
         labels = schema.in_split(self.manifest, split)["label"].value_counts()
         return np.array([labels.get(name, 0) for name in self.info.classes], dtype=np.int64)
 
-    def _packed(self, split: str, images: int) -> Pixels:
-        size = self.info.settings.packed_size
-        path = self.folder / schema.packed_file(split, size)
-        try:
-            packed: Pixels = np.load(path, mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError) as error:
-            raise HemafastError(f"{path} cannot be read: {error}.", _REMEDY) from error
-        if packed.shape != (images, size, size, 3) or packed.dtype != np.uint8:
-            raise HemafastError(
-                f"{path} holds {packed.shape} {packed.dtype}, not {images} images of {size} px.", _REMEDY
-            )
-        return packed
-
 
 def open_dataset(folder: Path) -> Dataset:
-    """Open the prepared data set at `folder`.
-
-    Raises HemafastError if there is none, or if its manifest is not the one that its fingerprint was taken of.
-    """
-    if not (folder / schema.INFO).is_file():
-        raise HemafastError(
-            f"{folder} is not a prepared data set.", "Make it with `hemafast prepare`, or name one with --data."
-        )
-    info = read_info(folder)
-    if info is None:
-        raise HemafastError(f"{folder / schema.INFO} was written by another version or is damaged.", _REMEDY)
-    try:
-        manifest = pd.read_parquet(folder / schema.MANIFEST)
-        found = fingerprint(manifest, info.classes, info.settings.packed_size)
-    except (OSError, ValueError, KeyError) as error:
-        raise HemafastError(f"{folder / schema.MANIFEST} cannot be read: {error}.", _REMEDY) from error
-    if found != info.fingerprint:
-        raise HemafastError(f"{folder / schema.MANIFEST} does not match the fingerprint in {schema.INFO}.", _REMEDY)
-    return Dataset(folder, info, manifest)
+    """Open the prepared data set at `folder`. Raises HemafastError if there is none, or if it is not whole."""
+    return Dataset(folder, read_prepared(folder))

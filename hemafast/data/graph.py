@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from hemafast.data.augment import apply_views
+from hemafast.data.augment import apply_views, window_is_exact
 from hemafast.prepare.pixels import decode_to_square
 
 Node = Any  # nvidia.dali.data_node.DataNode
@@ -26,6 +26,11 @@ class GraphShape:
     """The largest batch; smaller ones pass as they are."""
     threads: int
 
+    @property
+    def scaled(self) -> bool:
+        """Whether views are scaled, rather than cut out of the square as they are."""
+        return not window_is_exact(self.packed_size, self.image_size)
+
 
 def define_graph(pixels_or_paths: Node, corner: Node, matrix: Node, shape: GraphShape) -> Node:
     """DALI ops from the source to views: uint8 (image_size, image_size, 3) on the graph's device."""
@@ -41,8 +46,9 @@ def define_graph(pixels_or_paths: Node, corner: Node, matrix: Node, shape: Graph
 def build_graph(source: Iterator[tuple[Any, ...]], shape: GraphShape) -> Any:
     """A pipeline whose outputs are views (uint8 NHWC), labels (int64) and rows (int64) of one batch after the other.
 
-    `source` yields, without end, (squares or encoded paths, corners, matrices, labels, rows) of a batch. It is read
-    ahead of the outputs by two batches. Raises RuntimeError if `shape.device` is "gpu" and there is none.
+    `source` yields, without end, (squares or encoded paths, matrices, labels, rows) of a batch, and its corners where
+    views are scaled. It is read ahead of the outputs by two batches. Raises RuntimeError if `shape.device` is "gpu" and
+    there is none.
     """
     from nvidia.dali import Pipeline, fn
 
@@ -50,7 +56,8 @@ def build_graph(source: Iterator[tuple[Any, ...]], shape: GraphShape) -> Any:
     pipeline = Pipeline(shape.batch_size, shape.threads, device_id, prefetch_queue_depth=2)
     with pipeline:
         # no_copy: the rows of the memory map outlive the pipeline, and the other arrays are never written again.
-        inputs = fn.external_source(source=source, num_outputs=5, no_copy=True)
-        pixels_or_paths, corner, matrix, labels, rows = inputs
+        inputs = fn.external_source(source=source, num_outputs=5 if shape.scaled else 4, no_copy=True)
+        pixels_or_paths, matrix, labels, rows = inputs[:4]
+        corner = inputs[4] if shape.scaled else None
         pipeline.set_outputs(define_graph(pixels_or_paths, corner, matrix, shape), labels, rows)
     return pipeline

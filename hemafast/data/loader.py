@@ -35,8 +35,8 @@ class Loader:
 
     def __init__(self, samples: Samples, stream: BatchStream, shape: GraphShape) -> None:
         self._samples, self._stream, self._shape = samples, stream, shape
-        self._pipeline: Any = None
-        self._next_epoch = -1  # the epoch that the pipeline would deliver next
+        self._pipeline: Any = None  # stands at the start of the next epoch
+        self._next_epoch = 0
 
     def __len__(self) -> int:
         return len(self._stream)
@@ -53,21 +53,23 @@ class Loader:
 
     def epoch(self, epoch: int | None = None) -> Iterator[Batch]:
         """The batches of epoch `epoch`, or of the next one. Epochs asked for in turn follow without a pause."""
-        if epoch is None:
-            epoch = max(self._next_epoch, 0)
-        if self._next_epoch != epoch:
-            self._pipeline = build_graph(self._feed(epoch), self._shape)
-        self._next_epoch = -1  # until this epoch is through, the pipeline stands in its midst
-        for _ in range(len(self)):
-            yield self._to_batch(*self._pipeline.run())
+        epoch = self._next_epoch if epoch is None else epoch
+        pipeline = self._pipeline if epoch == self._next_epoch else None
+        if pipeline is None:
+            pipeline = build_graph(self._feed(epoch), self._shape)
         self._next_epoch = epoch + 1
+        self._pipeline = None  # until this epoch is through, the pipeline stands in its midst
+        for _ in range(len(self)):
+            yield self._to_batch(*pipeline.run())
+        self._pipeline = pipeline
 
     def _feed(self, start: int) -> Iterator[tuple[Any, ...]]:
         shape = self._shape
         for epoch in count(start):
-            for draw in self._stream.epoch(epoch):
-                matrices = warp_matrices(draw.views, shape.packed_size, shape.image_size)
-                yield self._pixels(draw.rows), draw.views.corner, matrices, self._samples.labels[draw.rows], draw.rows
+            for rows, views in self._stream.epoch(epoch):
+                matrices = warp_matrices(views, shape.packed_size, shape.image_size)
+                corners = (views.corner,) if shape.scaled else ()
+                yield self._pixels(rows), matrices, self._samples.labels[rows], rows, *corners
 
     def _pixels(self, rows: np.ndarray[Any, np.dtype[np.int64]]) -> list[Any]:
         if self._shape.packed:

@@ -102,12 +102,13 @@ def open_archive(path: Path) -> Archive:
     """
     entries = list(_folder_entries(path) if path.is_dir() else _zip_entries(path))
     kept = [entry for entry in entries if not _is_clutter(entry.name)]
-    inner = _without_top_folder([PurePosixPath(entry.name).parts for entry in kept])
+    top = _top_folder([entry.name for entry in kept if _is_image(entry.name)])
     members, ignored, drawn = [], [], False
-    for parts, entry in zip(inner, kept, strict=True):
+    for entry in kept:
+        parts = PurePosixPath(entry.name.removeprefix(top)).parts
         if parts == (DRAWN_MARKER,):
             drawn = True
-        elif len(parts) == 2 and PurePosixPath(parts[1]).suffix.lower() in IMAGE_SUFFIXES:
+        elif len(parts) == 2 and _is_image(entry.name):
             members.append(Member(label=parts[0], file=parts[1], entry=entry))
         else:
             ignored.append(entry.name)
@@ -129,29 +130,36 @@ def _is_archive(path: Path) -> bool:
 
 
 def _folder_entries(path: Path) -> Iterator[Entry]:
-    for folder, _, files in os.walk(path):
-        for file in files:
-            whole = Path(folder, file)
+    for folder, folders, files in os.walk(path):
+        for name in (*folders, *files):
+            whole = Path(folder, name)
             if whole.is_symlink():
-                raise HemafastError(f"{whole} is a symbolic link.", "Replace it with the file itself.")
-            status = whole.stat()
-            yield Entry(whole.relative_to(path).as_posix(), status.st_size, f"{status.st_mtime_ns}")
+                raise HemafastError(f"{whole} is a symbolic link.", "Replace it with what it points to.")
+        for name in files:
+            whole = Path(folder, name)
+            relative, status = whole.relative_to(path).as_posix(), whole.stat()
+            _refuse_unprintable(path, relative)
+            yield Entry(relative, status.st_size, f"{status.st_mtime_ns}")
 
 
 def _zip_entries(path: Path) -> Iterator[Entry]:
     if not zipfile.is_zipfile(path):
         raise HemafastError(f"{path} is not a zip archive.", "Download it again, or remove it from the source folder.")
-    with zipfile.ZipFile(path) as file:
-        for info in file.infolist():
-            if info.is_dir():
-                continue
+    try:
+        with zipfile.ZipFile(path) as file:
+            listing = file.infolist()
+    except (zipfile.BadZipFile, OSError) as error:
+        raise HemafastError(f"{path} cannot be listed ({error}).", "Download it again, or remove it.") from error
+    for info in listing:
+        if not info.is_dir():
             _refuse_unsafe(path, info)
             yield Entry(info.filename, info.file_size, f"{info.CRC:08x}")
 
 
 def _refuse_unsafe(path: Path, info: zipfile.ZipInfo) -> None:
     parts = PurePosixPath(info.filename).parts
-    if info.filename.startswith("/") or ".." in parts or "\\" in info.filename or ":" in parts[0]:
+    _refuse_unprintable(path, info.filename)
+    if not parts or info.filename.startswith("/") or ".." in parts or "\\" in info.filename or ":" in parts[0]:
         raise HemafastError(
             f"{path}: the name {info.filename!r} points outside the archive.", "Do not trust this archive; remove it."
         )
@@ -164,15 +172,25 @@ def _refuse_unsafe(path: Path, info: zipfile.ZipInfo) -> None:
         )
 
 
+def _refuse_unprintable(path: Path, name: str) -> None:
+    """Names go into lists of one name a line; line breaks and bytes that are no text have no place there."""
+    if not name.isprintable():
+        raise HemafastError(f"{path}: the name {name!r} holds unprintable characters.", "Rename the file.")
+
+
 def _is_clutter(name: str) -> bool:
     return any(part in _CLUTTER or part.startswith(".") for part in PurePosixPath(name).parts)
 
 
-def _without_top_folder(names: list[tuple[str, ...]]) -> list[tuple[str, ...]]:
-    """Drop one extra folder around the class folders, if everything lies in it."""
-    tops = {parts[0] for parts in names}
-    wrapped = len(tops) == 1 and any(len(parts) == 3 for parts in names) and all(len(parts) >= 2 for parts in names)
-    return [parts[1:] for parts in names] if wrapped else names
+def _is_image(name: str) -> bool:
+    return PurePosixPath(name).suffix.lower() in IMAGE_SUFFIXES
+
+
+def _top_folder(images: list[str]) -> str:
+    """The one extra folder around all class folders, as `name/`, or "" if there is none."""
+    tops = {name.partition("/")[0] for name in images}
+    depths = {name.count("/") for name in images}
+    return f"{tops.pop()}/" if len(tops) == 1 and depths == {2} else ""
 
 
 def _refuse_collisions(path: Path, members: Iterable[Member]) -> None:

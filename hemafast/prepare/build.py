@@ -7,7 +7,6 @@ from importlib.metadata import version
 from pathlib import Path
 
 import pandas as pd
-from pydantic import ValidationError
 
 from hemafast.config import PrepareConfig, to_plain
 from hemafast.errors import HemafastError
@@ -15,6 +14,7 @@ from hemafast.prepare import schema
 from hemafast.prepare.archive import Archive, find_archives, open_archive
 from hemafast.prepare.ingest import ARRIVAL, Progress, ingest
 from hemafast.prepare.publish import published_whole
+from hemafast.prepare.reader import read_prepared
 from hemafast.prepare.shards import digest, fingerprint, shard_order, write_manifest, write_packed, write_shards
 from hemafast.prepare.split import SPLITS, assign_split, find_contradictions
 from hemafast.taxonomy import CHALLENGE_CLASSES, UM_PER_PIXEL
@@ -35,10 +35,11 @@ def prepare(config: PrepareConfig, progress: Progress = lambda done, total: None
     If it is already there, made from the same archives with the same settings, nothing changes. Raises HemafastError
     for input that cannot be used; then nothing is written.
     """
+    _refuse_source_within(config)
     archives = [open_archive(path) for path in find_archives(config.source, config.output)]
     classes = _choose_classes(archives, config)
     inputs = _inputs_digest(archives, config)
-    existing = read_info(config.output)
+    existing = _existing(config.output)
     if existing is not None and existing.inputs == inputs:
         return Prepared(config.output, existing, fresh=False)
     with published_whole(config.output, schema.INFO) as folder:
@@ -60,13 +61,21 @@ def prepare(config: PrepareConfig, progress: Progress = lambda done, total: None
     return Prepared(config.output, info, fresh=True)
 
 
-def read_info(folder: Path) -> schema.DatasetInfo | None:
-    """dataset.json of a prepared data set, or None if there is none that this version can read."""
+def _refuse_source_within(config: PrepareConfig) -> None:
+    """The output is replaced as a whole; archives inside it would go with it."""
+    if config.source.resolve().is_relative_to(config.output.resolve()):
+        raise HemafastError(
+            f"The archives in {config.source} lie within the output {config.output}, which is replaced as a whole.",
+            "Choose another --output.",
+        )
+
+
+def _existing(folder: Path) -> schema.DatasetInfo | None:
+    """What the data set at `folder` says of itself, or None if there is none that is whole."""
     try:
-        info = schema.DatasetInfo.model_validate_json((folder / schema.INFO).read_bytes())
-    except (OSError, ValidationError):
+        return read_prepared(folder).info
+    except HemafastError:
         return None
-    return info if info.schema_version == schema.SCHEMA else None
 
 
 def _choose_classes(archives: list[Archive], config: PrepareConfig) -> tuple[str, ...]:

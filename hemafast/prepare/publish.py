@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import psutil
+
 from hemafast.errors import HemafastError
 
 
@@ -19,10 +21,11 @@ def published_whole(target: Path, marker: str) -> Iterator[Path]:
     An older `target` is replaced only if it holds `marker` (or nothing), so that no foreign folder is ever deleted.
     Raises HemafastError if it must not be replaced.
     """
+    target = target.resolve()
     _refuse_foreign(target, marker)
     target.parent.mkdir(parents=True, exist_ok=True)
     _clear_debris(target, marker)
-    staging = Path(tempfile.mkdtemp(prefix=f".{target.name}-new-", dir=target.parent))
+    staging = Path(tempfile.mkdtemp(prefix=f".{target.name}-new-{os.getpid()}-", dir=target.parent))
     try:
         yield staging
         staging.chmod(0o755)  # mkdtemp makes private folders
@@ -49,7 +52,13 @@ def _clear_debris(target: Path, marker: str) -> None:
         old.rename(target)
     shutil.rmtree(old, ignore_errors=True)
     for unfinished in target.parent.glob(f".{target.name}-new-*"):
-        shutil.rmtree(unfinished, ignore_errors=True)
+        if not _is_at_work(unfinished.name.split("-")[-2]):
+            shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def _is_at_work(process: str) -> bool:
+    """Whether the process that began a folder still runs, as far as its number tells."""
+    return process.isdecimal() and psutil.pid_exists(int(process))
 
 
 def _swap(staging: Path, target: Path) -> None:

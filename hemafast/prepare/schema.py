@@ -64,7 +64,7 @@ class DatasetInfo(Record):
 
     schema_version: int
     fingerprint: str
-    """sha256 over classes, packed size and every image's path, label, split and sha256."""
+    """sha256 over classes, packed size, and the manifest's rows in order (what of them: `shards.fingerprint`)."""
     inputs: str
     """sha256 over the listing of the archives and the settings: what must change for a new preparation."""
     classes: tuple[str, ...]

@@ -64,8 +64,8 @@ def write_packed(folder: Path, manifest: pd.DataFrame, pixels: Pixels, rows: npt
 
 
 def fingerprint(manifest: pd.DataFrame, classes: Sequence[str], packed_size: int) -> str:
-    """sha256 over what training depends on: classes, packed size, and each image's path, label, split and bytes."""
-    images = manifest[["path", "label", "split", "sha256"]].sort_values("path")
+    """sha256 over what training depends on: classes, packed size, and the images in the order of their pixels."""
+    images = manifest[["path", "label", "domain", "split", "sha256", "verdict"]]
     return digest([list(classes), packed_size, images.to_numpy().tolist()])
 
 

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import io
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import simplejpeg
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 MAX_PIXELS = 64 * 10**6
 """Larger than any single-cell image by far; refused from the header alone, before memory is spent."""
@@ -33,22 +35,32 @@ class Header:
 
 
 def verify_image(data: bytes) -> Header:
-    """Decode an image strictly and return its header.
+    """Decode an image strictly and return its header; call it within `strict_decoders`.
 
     Raises UnreadableImageError for bytes that are empty, truncated, damaged, not an image, of several pages, of a
     pixel layout outside MODES, or of more than MAX_PIXELS.
     """
     if not data:
         raise UnreadableImageError("the file is empty")
+    try:
+        return _verify(data)
+    except UnreadableImageError:
+        raise
+    except UnidentifiedImageError as error:
+        raise UnreadableImageError("it is not an image") from error
+    except Exception as error:  # decoders raise almost anything
+        raise UnreadableImageError(str(error) or type(error).__name__) from error
+
+
+@contextmanager
+def strict_decoders() -> Iterator[None]:
+    """Within it, a decoder's warning is an error for `verify_image`: it means that the decoder guessed.
+
+    Filters of warnings belong to the process, not to a thread, so this goes around a pool of threads, never into one.
+    """
     with warnings.catch_warnings():
-        # A decoder's warning means that it guessed; a guess is not a pixel.
         warnings.simplefilter("error")
-        try:
-            return _verify(data)
-        except UnreadableImageError:
-            raise
-        except Exception as error:
-            raise UnreadableImageError(f"{error or type(error).__name__}") from error
+        yield
 
 
 def _verify(data: bytes) -> Header:

@@ -4,7 +4,7 @@ import io
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageFilter
 
 from hemafast.prepare.pixels import SquareDecoder
 from hemafast.prepare.verify import UnreadableImageError
@@ -72,7 +72,8 @@ def _around(offset: float) -> set[int]:
 
 @pytest.mark.parametrize(("width", "height"), [(128, 128), (192, 160), (40, 40), (50, 77), (360, 363)])
 def test_scaling_agrees_with_pillow(decoder, draw, encode, width, height):
-    pixels = draw(3, width, height)
+    # Smooth, because the side that is cut may be shifted by half a pixel.
+    pixels = np.asarray(Image.fromarray(draw(3, width, height)).filter(ImageFilter.GaussianBlur(2)))
     (square,) = decoder.decode([encode(pixels)])
     side = min(width, height)
     box = ((width - side) / 2, (height - side) / 2, (width + side) / 2, (height + side) / 2)
@@ -132,8 +133,7 @@ def test_a_square_does_not_depend_on_its_neighbours_or_threads(decoder, draw, en
     np.testing.assert_array_equal(together, alone)
 
 
-def test_an_orientation_tag_agrees_with_the_header_that_was_verified(decoder, draw, encode):
-    """EXIF says "turned": DALI turns the pixels, so a camera's portrait stands upright."""
+def test_an_orientation_tag_turns_the_pixels(decoder, draw, encode):
     pixels = draw(0, SIZE, SIZE)
     image = Image.fromarray(pixels)
     exif = image.getexif()

@@ -2,14 +2,16 @@
 
 import io
 import struct
+import threading
 import warnings
 import zlib
 
 import numpy as np
 import pytest
+import simplejpeg
 from PIL import Image
 
-from hemafast.prepare.verify import Header, UnreadableImageError, verify_image
+from hemafast.prepare.verify import Header, UnreadableImageError, strict_decoders, verify_image
 
 RGBA = {"raw": None, "lzw": "tiff_lzw", "deflate": "tiff_adobe_deflate"}
 
@@ -45,8 +47,8 @@ def _cmyk(draw):
 
 REFUSED = {
     "empty": (lambda draw, encode: b"", "empty"),
-    "garbage": (lambda draw, encode: np.random.default_rng(0).bytes(5000), "identify"),
-    "text": (lambda draw, encode: b"<html>404 Not Found</html>", "identify"),
+    "garbage": (lambda draw, encode: np.random.default_rng(0).bytes(5000), "not an image"),
+    "text": (lambda draw, encode: b"<html>404 Not Found</html>", "not an image"),
     "several pages": (lambda draw, encode: _pages(draw, encode, "TIFF"), "several pages"),
     "animated": (lambda draw, encode: _pages(draw, encode, "GIF", duration=50), "several pages"),
     "palette": (lambda draw, encode: encode(Image.fromarray(draw(0)).quantize(16)), "layout P "),
@@ -115,9 +117,12 @@ def test_absurd_dimensions_are_refused_before_decoding(monkeypatch, width, heigh
 
 
 def test_a_warning_of_a_decoder_is_a_refusal(encode, draw):
-    data = encode(draw(0), "TIFF")
-    with pytest.raises(UnreadableImageError):
-        verify_image(_with_cut_tag(data))
+    data = _with_cut_tag(encode(draw(0), "TIFF"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with strict_decoders(), pytest.raises(UnreadableImageError):
+            verify_image(data)
+        verify_image(data)  # the filters are as they were
 
 
 def _with_cut_tag(data: bytes) -> bytes:
@@ -138,7 +143,31 @@ def _with_cut_tag(data: bytes) -> bytes:
     return bytes(content)
 
 
-@pytest.mark.xfail(strict=True, reason="Pillow's message holds the address of the stream in memory")
+def test_overlapping_calls_leave_the_filters_of_warnings_as_they_were(monkeypatch, draw, encode):
+    entered, leave = [threading.Event(), threading.Event()], [threading.Event(), threading.Event()]
+    turns = iter(range(2))
+
+    def slowly(data, strict):
+        turn = next(turns)
+        entered[turn].set()
+        assert leave[turn].wait(10)
+
+    monkeypatch.setattr(simplejpeg, "decode_jpeg", slowly)
+    data = encode(draw(0), "JPEG")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        before = list(warnings.filters)
+        threads = []
+        for turn in range(2):
+            threads.append(threading.Thread(target=verify_image, args=(data,)))
+            threads[-1].start()
+            assert entered[turn].wait(10)
+        for turn in range(2):  # the first to enter is the first to leave
+            leave[turn].set()
+            threads[turn].join(10)
+        assert warnings.filters == before
+
+
 def test_a_refusal_reads_the_same_each_time():
     with pytest.raises(UnreadableImageError) as caught:
         verify_image(b"garbage" * 100)

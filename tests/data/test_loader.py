@@ -1,0 +1,278 @@
+"""Batches: the right pixels, every image once an epoch, the same ones on every run and after every restart."""
+
+import inspect
+from dataclasses import replace
+from itertools import islice
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from hemafast.data.augment import SYMMETRIES, WINDOW
+from hemafast.data.graph import GraphShape
+from hemafast.data.loader import eval_loader, train_loader
+
+PACKED, EXACT = 64, 56
+
+
+def _shape(*, packed=True, image_size=EXACT, batch_size=8, threads=1):
+    return GraphShape("cpu", packed, PACKED, image_size, batch_size, threads)
+
+
+def _train(samples, *, policy="basic", seed=1, **shape):
+    return train_loader(samples, policy=policy, seed=seed, shape=_shape(**shape))
+
+
+def _pixels(batch) -> np.ndarray:
+    return batch.images.permute(0, 2, 3, 1).numpy()
+
+
+def _same(first, second) -> bool:
+    """Whether two lists of batches are bit for bit the same."""
+    first, second = list(first), list(second)
+    return len(first) == len(second) and all(
+        torch.equal(getattr(a, name), getattr(b, name))
+        for a, b in zip(first, second, strict=True)
+        for name in ("images", "labels", "rows")
+    )
+
+
+def _turn(window: np.ndarray, matrix: np.ndarray) -> np.ndarray:
+    """A symmetry of the square in numpy: out(x', y') = in(A (x', y')), about the centre."""
+    if matrix[0, 0]:
+        return window[:: int(matrix[1, 1]), :: int(matrix[0, 0])]
+    return window.transpose(1, 0, 2)[:: int(matrix[0, 1]), :: int(matrix[1, 0])]
+
+
+# Pixels
+
+
+def test_basic_is_a_crop_and_a_symmetry_pixel_for_pixel(train_samples):
+    loader = _train(train_samples)
+    seen = set()
+    for epoch in range(3):
+        for batch, draw in zip(loader.epoch(epoch), loader._stream.epoch(epoch), strict=True):
+            for image, row, corner, symmetry in zip(
+                _pixels(batch), draw.rows, draw.views.corner.astype(int), draw.views.symmetry, strict=True
+            ):
+                top, left = corner
+                window = train_samples.packed[row][top : top + EXACT, left : left + EXACT]
+                np.testing.assert_array_equal(image, _turn(window, SYMMETRIES[symmetry]))
+                seen.add(int(symmetry))
+    assert seen == set(range(8))
+
+
+@pytest.mark.parametrize("make", [lambda s: eval_loader(s, shape=_shape()), lambda s: _train(s, policy="none")])
+def test_without_a_policy_it_is_the_centre(train_samples, make):
+    for batch in make(train_samples).epoch(0):
+        np.testing.assert_array_equal(_pixels(batch), train_samples.packed[batch.rows.numpy()][:, 4:60, 4:60])
+
+
+@pytest.mark.parametrize("image_size", [32, 40, 55, 57, 64, 96])
+def test_another_size_is_the_window_scaled(val_samples, image_size):
+    for batch in eval_loader(val_samples, shape=_shape(image_size=image_size)).epoch(0):
+        assert batch.images.shape[1:] == (3, image_size, image_size)
+        for image, row in zip(_pixels(batch), batch.rows, strict=True):
+            square = Image.fromarray(val_samples.packed[row])
+            expected = square.resize((image_size, image_size), Image.Resampling.BILINEAR, box=(4, 4, 60, 60))
+            assert np.abs(image.astype(int) - np.asarray(expected)).mean() < 1
+
+
+def test_a_scaled_view_is_turned_like_an_exact_one(train_samples):
+    loader = _train(train_samples, image_size=40)
+    batch, draw = next(iter(loader.epoch(0))), next(loader._stream.epoch(0))
+    for image, row, corner, symmetry in zip(
+        _pixels(batch), draw.rows, draw.views.corner.astype(int), draw.views.symmetry, strict=True
+    ):
+        top, left = (int(n) for n in corner)
+        box = (left, top, left + EXACT, top + EXACT)
+        square = Image.fromarray(train_samples.packed[row])
+        scaled = np.asarray(square.resize((40, 40), Image.Resampling.BILINEAR, box=box))
+        assert np.abs(image.astype(int) - _turn(scaled, SYMMETRIES[symmetry])).mean() < 1
+
+
+@pytest.mark.parametrize("image_size", [EXACT, 40])
+@pytest.mark.parametrize("policy", ["basic", "none"])
+def test_packed_pixels_and_files_give_the_same_batches(train_samples, policy, image_size):
+    options = {"policy": policy, "image_size": image_size}
+    packed, files = (_train(train_samples, packed=packed, **options) for packed in (True, False))
+    assert _same(packed.epoch(0), files.epoch(0))
+
+
+def test_packed_pixels_and_files_validate_the_same(val_samples):
+    packed, files = (eval_loader(val_samples, shape=_shape(packed=packed)) for packed in (True, False))
+    assert _same(packed.epoch(0), files.epoch(0))
+
+
+def test_labels_belong_to_their_images(train_samples):
+    for batch in _train(train_samples).epoch(0):
+        np.testing.assert_array_equal(batch.labels.numpy(), train_samples.labels[batch.rows.numpy()])
+
+
+# Form
+
+
+@pytest.mark.parametrize("packed", [True, False], ids=["packed", "files"])
+def test_batches_are_bytes_in_channels_last_without_a_copy(train_samples, packed):
+    batch = next(iter(_train(train_samples, packed=packed).epoch(0)))
+    assert batch.images.dtype == torch.uint8
+    assert batch.labels.dtype == batch.rows.dtype == torch.int64
+    assert batch.images.shape == (8, 3, EXACT, EXACT)
+    assert batch.images.is_contiguous(memory_format=torch.channels_last)
+    # A view of the tensor that DALI filled, not a copy of it in another layout.
+    assert batch.images._base is not None
+    assert batch.images.data_ptr() == batch.images._base.data_ptr()
+
+
+def test_batches_stay_as_they_are_while_later_ones_are_made(train_samples):
+    loader = _train(train_samples)
+    kept, copies = [], []
+    for epoch in range(4):
+        for batch in loader.epoch(epoch):
+            kept.append(batch)
+            copies.append((batch.images.clone(), batch.labels.clone(), batch.rows.clone()))
+    del loader
+    for batch, (images, labels, rows) in zip(kept, copies, strict=True):
+        assert torch.equal(batch.images, images)
+        assert torch.equal(batch.labels, labels)
+        assert torch.equal(batch.rows, rows)
+
+
+def test_a_batch_may_be_written_to_without_harm(train_samples):
+    before = np.array(train_samples.packed)
+    untouched = list(_train(train_samples).epoch(0))
+    loader = _train(train_samples)
+    for batch, expected in zip(loader.epoch(0), untouched, strict=True):
+        assert torch.equal(batch.images, expected.images)
+        batch.images.zero_()
+        batch.labels.fill_(-1)
+        batch.rows.fill_(-1)
+    np.testing.assert_array_equal(train_samples.packed, before)
+    assert _same(loader.epoch(1), _train(train_samples).epoch(1))
+
+
+# Epochs
+
+
+@pytest.mark.parametrize("batch_size", [3, 7, 8, 9, 23, 46, 47, 48, 64])
+def test_every_image_comes_once_an_epoch(train_samples, batch_size):
+    assert len(train_samples) == 47
+    loader = _train(train_samples, batch_size=batch_size)
+    for epoch in range(2):
+        batches = list(loader.epoch(epoch))
+        assert len(batches) == len(loader) == -(-47 // batch_size)
+        assert sorted(torch.cat([batch.rows for batch in batches]).tolist()) == list(range(47))
+        sizes = [len(batch.rows) for batch in batches]
+        assert all(2 <= size <= batch_size for size in sizes)
+        assert [len(batch.images) for batch in batches] == [len(batch.labels) for batch in batches] == sizes
+
+
+@pytest.mark.parametrize("batch_size", [5, 11, 12, 64])
+def test_validation_comes_in_shard_order_lone_tail_included(val_samples, batch_size):
+    rows = [batch.rows for batch in eval_loader(val_samples, shape=_shape(batch_size=batch_size)).epoch()]
+    assert torch.equal(torch.cat(rows), torch.arange(len(val_samples)))
+    assert {len(part) for part in rows[:-1]} <= {batch_size}
+
+
+def test_every_epoch_has_another_order_and_other_views(train_samples):
+    loader = _train(train_samples)
+    epochs = [list(loader.epoch(epoch)) for epoch in range(4)]
+    orders = [tuple(torch.cat([batch.rows for batch in batches]).tolist()) for batches in epochs]
+    assert len(set(orders)) == 4
+    row = orders[0][0]
+    views = {
+        _pixels(batch)[batch.rows.tolist().index(row)].tobytes()
+        for batches in epochs
+        for batch in batches
+        if row in batch.rows.tolist()
+    }
+    assert len(views) > 1
+
+
+@pytest.mark.parametrize("packed", [True, False], ids=["packed", "files"])
+def test_the_same_seed_gives_the_same_batches_for_any_number_of_threads(train_samples, packed):
+    first = list(_train(train_samples, packed=packed, threads=1).epoch(0))
+    for threads in (1, 2, 3):
+        assert _same(first, _train(train_samples, packed=packed, threads=threads).epoch(0))
+
+
+def test_another_seed_gives_other_batches(train_samples):
+    assert not _same(_train(train_samples, seed=1).epoch(0), _train(train_samples, seed=2).epoch(0))
+
+
+def test_any_epoch_can_be_the_first(train_samples):
+    running = _train(train_samples)
+    epochs = [list(running.epoch()) for _ in range(4)]
+    for epoch, batches in enumerate(epochs):
+        assert _same(_train(train_samples).epoch(epoch), batches)
+
+
+def test_epochs_may_be_asked_for_in_any_order(train_samples):
+    loader = _train(train_samples)
+    expected = {epoch: list(_train(train_samples).epoch(epoch)) for epoch in range(3)}
+    for epoch in (2, 0, 0, 1, 2):
+        assert _same(loader.epoch(epoch), expected[epoch])
+
+
+@pytest.mark.parametrize("taken", [0, 1, 3])
+def test_breaking_off_does_not_disturb_the_epochs_after(train_samples, taken):
+    expected = [list(_train(train_samples).epoch(epoch)) for epoch in range(3)]
+    loader = _train(train_samples)
+    assert _same(islice(loader.epoch(0), taken), expected[0][:taken])
+    assert _same(loader.epoch(1), expected[1])
+    assert _same(loader.epoch(2), expected[2])
+
+
+def test_the_next_epoch_after_one_broken_off_is_its_successor(train_samples):
+    loader = _train(train_samples)
+    list(loader.epoch(3))
+    list(islice(loader.epoch(4), 2))
+    assert _same(loader.epoch(), _train(train_samples).epoch(5))
+
+
+def test_a_loader_knows_how_much_it_holds(train_samples):
+    loader = _train(train_samples)
+    assert loader.images == 47
+    assert loader.packed_bytes == 47 * PACKED * PACKED * 3
+
+
+# Validation has no randomness
+
+
+def test_validation_is_the_same_on_every_pass(val_samples):
+    loader = eval_loader(val_samples, shape=_shape())
+    first = list(loader.epoch())
+    assert _same(first, loader.epoch())
+    assert _same(first, loader.epoch(7))
+    assert _same(first, eval_loader(val_samples, shape=_shape(threads=2)).epoch())
+
+
+def test_no_policy_and_no_seed_can_be_given_to_validation(val_samples):
+    assert set(inspect.signature(eval_loader).parameters) == {"samples", "shape"}
+    for forbidden in ({"policy": "basic"}, {"seed": 1}, {"shuffle": True}):
+        with pytest.raises(TypeError):
+            eval_loader(val_samples, shape=_shape(), **forbidden)
+
+
+def test_validation_uses_no_random_numbers(val_samples, monkeypatch):
+    expected = list(eval_loader(val_samples, shape=_shape()).epoch())
+
+    class Refusing:
+        def __getattr__(self, name):
+            raise AssertionError(f"{name} was drawn")
+
+    monkeypatch.setattr(np.random, "default_rng", lambda *_: Refusing())
+    before = torch.get_rng_state()
+    assert _same(eval_loader(val_samples, shape=_shape()).epoch(), expected)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_the_window_is_the_one_of_the_reference():
+    assert round(256 * WINDOW) == 224
+
+
+def test_a_missing_file_is_an_error(train_samples, tmp_path):
+    gone = replace(train_samples, paths=tuple(str(tmp_path / "none.png") for _ in train_samples.paths))
+    with pytest.raises(RuntimeError, match=r"none\.png"):
+        list(_train(gone, packed=False).epoch(0))

@@ -1,0 +1,171 @@
+"""What this machine is asked to do, and that every decision has a reason."""
+
+import json
+import os
+
+import pytest
+import torch
+
+from hemafast.engine import machine as module
+from hemafast.engine.machine import Choice, choose_machine, cpu_flags, machine_facts, tune_allocator
+from hemafast.errors import HemafastError
+
+AMX = frozenset({"sse2", "avx2", "amx_bf16", "avx512_bf16"})
+OLD = frozenset({"sse2", "avx2", "avx512f"})
+
+
+@pytest.fixture(autouse=True)
+def torch_threads(monkeypatch):
+    """What torch's number of threads is set to, kept from the other tests of this process."""
+    told = []
+    monkeypatch.setattr(torch, "set_num_threads", told.append)
+    return told
+
+
+@pytest.fixture
+def without_gpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+
+
+@pytest.fixture
+def with_gpu(monkeypatch):
+    """Pretend that there is a GPU of the compute capability that the test sets."""
+
+    def pretend(*capability):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a pretended GPU")
+
+    return pretend
+
+
+def _flags(monkeypatch, flags):
+    monkeypatch.setattr(module, "cpu_flags", lambda: flags)
+
+
+def _choose(**asked):
+    return choose_machine(**{"device": "auto", "amp": "auto", "compiled": "auto", "threads": None, **asked})
+
+
+def test_a_machine_without_gpu_trains_on_its_cpu(without_gpu, monkeypatch, torch_threads):
+    _flags(monkeypatch, OLD)
+    machine = _choose()
+    assert (machine.device, machine.loader_device, machine.precision, machine.compiled) == ("cpu", "cpu", "fp32", False)
+    assert [machine.torch_threads] == torch_threads == [len(os.sched_getaffinity(0))]
+
+
+@pytest.mark.parametrize("device", ["auto", "cpu"])
+def test_the_real_machine_can_be_chosen_for(device):
+    machine = _choose(device=device)
+    assert machine.precision in ("fp32", "bf16", "fp16")
+    assert machine.device in ("cpu", "cuda")
+
+
+def test_every_choice_has_a_reason(without_gpu):
+    machine = _choose(allocator=tune_allocator())
+    names = [choice.name for choice in machine.choices]
+    assert names == ["allocator", "device", "precision", "layout", "torch.compile", "loader threads"]
+    assert all(choice.value and choice.reason for choice in machine.choices)
+
+
+@pytest.mark.parametrize(
+    ("flags", "precision"),
+    [
+        (AMX, "bf16"),
+        (frozenset({"avx512_bf16"}), "bf16"),
+        (frozenset({"amx_bf16"}), "bf16"),
+        (OLD, "fp32"),
+        (frozenset(), "fp32"),
+    ],
+)
+def test_a_cpu_computes_in_bf16_where_it_has_it(without_gpu, monkeypatch, flags, precision):
+    _flags(monkeypatch, flags)
+    assert _choose().precision == precision
+
+
+def test_bf16_may_be_asked_for_where_the_cpu_has_it(without_gpu, monkeypatch):
+    _flags(monkeypatch, AMX)
+    assert _choose(amp="bf16").precision == "bf16"
+    assert _choose(amp="off").precision == "fp32"
+
+
+@pytest.mark.parametrize(("amp", "flags"), [("bf16", OLD), ("bf16", frozenset()), ("fp16", OLD), ("fp16", AMX)])
+def test_a_precision_that_the_cpu_lacks_is_refused(without_gpu, monkeypatch, amp, flags):
+    _flags(monkeypatch, flags)
+    with pytest.raises(HemafastError, match=f"--amp {amp}") as caught:
+        _choose(amp=amp)
+    assert "--amp auto" in caught.value.remedy
+
+
+def test_a_gpu_that_is_not_there_is_refused(without_gpu):
+    with pytest.raises(HemafastError, match="no CUDA device") as caught:
+        _choose(device="cuda")
+    assert "--device" in caught.value.remedy
+
+
+@pytest.mark.parametrize(("capability", "precision"), [((7, 5), "fp16"), ((8, 0), "bf16"), ((9, 0), "bf16")])
+def test_a_gpu_is_taken_and_computes_in_what_it_has(with_gpu, capability, precision):
+    with_gpu(*capability)
+    machine = _choose()
+    assert (machine.device, machine.loader_device, machine.precision) == ("cuda", "gpu", precision)
+    assert machine.compiled
+    assert machine.facts["gpu"] == "a pretended GPU"
+
+
+def test_a_gpu_does_what_it_is_asked_for(with_gpu):
+    with_gpu(9, 0)
+    assert _choose(amp="fp16").precision == "fp16"
+    assert _choose(amp="off").precision == "fp32"
+    assert _choose(device="cpu").device == "cpu"
+    assert not _choose(compiled="off").compiled
+
+
+def test_an_older_gpu_is_not_asked_for_bf16(with_gpu):
+    with_gpu(7, 5)
+    with pytest.raises(HemafastError, match="--amp bf16"):
+        _choose(amp="bf16")
+
+
+def test_compiling_may_be_asked_for_on_a_cpu(without_gpu):
+    assert _choose(compiled="on").compiled
+
+
+def test_loader_threads_are_as_asked_for_or_as_many_as_cores(without_gpu):
+    assert _choose(threads=3).loader_threads == 3
+    assert _choose().loader_threads == min(len(os.sched_getaffinity(0)), 8)
+
+
+def test_a_machine_is_plain_data(without_gpu):
+    content = json.loads(json.dumps(_choose().to_json()))
+    assert content["device"] == "cpu"
+    assert content["choices"][0] == {"name": "device", "value": "cpu", "reason": "no CUDA device found"}
+
+
+def test_facts_name_the_processor_and_versions():
+    facts = machine_facts("cpu")
+    assert {"processor", "cores", "memory", "system", "python", "hemafast", "torch", "timm"} <= facts.keys()
+    assert "gpu" not in facts
+    assert all(facts.values())
+
+
+def test_flags_are_read_from_cpuinfo(monkeypatch, tmp_path):
+    cpuinfo = tmp_path / "cpuinfo"
+    cpuinfo.write_text("processor\t: 0\nmodel name\t: A CPU\nflags\t\t: fpu avx2 amx_bf16\nvmx flags\t: vnmi\n")
+    monkeypatch.setattr(module, "Path", lambda _: cpuinfo)
+    assert cpu_flags() == {"fpu", "avx2", "amx_bf16"}
+    assert machine_facts("cpu")["processor"] == "A CPU"
+    cpuinfo.unlink()
+    assert cpu_flags() == frozenset()
+
+
+def test_tuning_the_allocator_says_what_came_of_it(monkeypatch):
+    choice = tune_allocator()
+    assert isinstance(choice, Choice)
+    assert choice.name == "allocator"
+    assert choice.reason
+
+    def missing(name):
+        raise OSError(name)
+
+    monkeypatch.setattr(module.ctypes, "CDLL", missing)
+    assert tune_allocator().value == "system default"

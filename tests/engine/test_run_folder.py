@@ -1,0 +1,114 @@
+"""What a run leaves on disk, and what it refuses before it writes anything."""
+
+import json
+from datetime import datetime
+
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from hemafast.config import TrainConfig, checked
+from hemafast.engine import trainer
+from hemafast.engine.checkpoint import load_best, load_last
+from hemafast.engine.journal import read_rows
+from hemafast.engine.trainer import read_config, train
+from hemafast.errors import HemafastError
+
+SPLITS = {"train": "training", "val": "validation"}
+
+
+def test_a_run_folder_holds_settings_machine_logs_and_both_checkpoints(settings, console, dataset):
+    config = settings(epochs=2)
+    folder = train(config, console)
+    assert folder.parent == config.output
+    assert {path.name for path in folder.iterdir()} == {
+        "config.json",
+        "machine.json",
+        "train.log",
+        "training_log.csv",
+        "tb",
+        "best_model.safetensors",
+        "last_model.ckpt",
+    }
+    assert checked(TrainConfig, json.loads((folder / "config.json").read_text(encoding="utf-8"))) == config
+    assert read_config(folder) == config
+    machine = json.loads((folder / "machine.json").read_text(encoding="utf-8"))
+    assert machine["device"] == "cpu"
+    assert {"device", "precision", "torch.compile"} <= {choice["name"] for choice in machine["choices"]}
+
+    rows = read_rows(folder)
+    assert [row["epoch"] for row in rows] == [1, 2]
+    assert {"lr", "train_loss", "val_loss", "val_macro_f1_Acevedo_20", "val_macro_f1_Matek_19"} <= set(rows[0])
+    events = EventAccumulator(str(folder / "tb")).Reload()
+    assert [event.step for event in events.Scalars("val_macro_f1")] == [1, 2]
+    assert [event.value for event in events.Scalars("train_loss")] == pytest.approx([row["train_loss"] for row in rows])
+    log = (folder / "train.log").read_text(encoding="utf-8")
+    images = " and ".join(f"{dataset.counts(split).sum()} {name}" for split, name in SPLITS.items())
+    assert f"{images} images of Acevedo_20, Matek_19" in log
+    assert "epoch 2/2" in log
+
+
+def test_the_best_model_is_that_of_the_epoch_with_the_highest_macro_f1(settings, console):
+    folder = train(settings(epochs=3), console)
+    scores = [row["val_macro_f1"] for row in read_rows(folder)]
+    assert load_best(folder / "best_model.safetensors")[1].epoch == 1 + scores.index(max(scores))
+    progress = load_last(folder / "last_model.ckpt")["progress"]
+    assert progress["best_f1"] == max(scores)
+    assert progress["epochs_done"] == 3
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"model": "no_such_network"}, {"weights": "missing.safetensors"}, {"data": "missing"}],
+    ids=["model", "weights", "data"],
+)
+def test_what_cannot_be_trained_is_refused_before_a_folder_is_made(settings, console, changes):
+    config = settings(**changes)
+    with pytest.raises(HemafastError):
+        train(config, console)
+    assert list(config.output.iterdir()) == []
+
+
+def test_two_runs_that_begin_in_the_same_second_get_two_folders(settings, console, monkeypatch):
+    class Frozen(datetime):
+        @classmethod
+        def now(cls, tz=None):
+            return cls(2026, 1, 2, 3, 4, 5, tzinfo=tz)
+
+    monkeypatch.setattr(trainer, "datetime", Frozen)
+    config = settings()
+    folders = [train(config, console) for _ in range(2)]
+    assert folders[0] != folders[1]
+    assert all(len(read_rows(folder)) == 1 for folder in folders)
+
+
+def test_an_output_that_is_a_file_is_refused(settings, console, tmp_path):
+    (tmp_path / "runs").write_text("in the way", encoding="utf-8")
+    with pytest.raises(HemafastError, match="Choose another --output"):
+        train(settings(output=tmp_path / "runs"), console)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(settings, console):
+    config = settings(lr=1e30)
+    with pytest.raises(HemafastError, match="--lr"):
+        train(config, console)
+    (folder,) = config.output.iterdir()
+    state = load_last(folder / "last_model.ckpt")
+    assert state["progress"]["epochs_done"] == 0
+    assert all(tensor.isfinite().all() for tensor in state["model"].values())
+    assert "stopped" in (folder / "train.log").read_text(encoding="utf-8")
+
+
+def test_weights_that_the_last_step_of_an_epoch_ruined_never_reach_the_checkpoint(settings, console):
+    config = settings(lr=1e30, epochs=2, batch_size=64)  # one step an epoch: its loss is that of the sound weights
+    with pytest.raises(HemafastError, match="--lr"):
+        train(config, console)
+    (folder,) = config.output.iterdir()
+    weights = load_last(folder / "last_model.ckpt")["model"].values()
+    assert all(tensor.abs().max() < 1e6 for tensor in weights if tensor.is_floating_point())
+
+
+def test_the_log_is_whole_whoever_calls(settings, console, monkeypatch):
+    monkeypatch.setattr(trainer.logger, "level", 0)
+    trainer.logger.manager._clear_cache()
+    folder = train(settings(), console)
+    assert "epoch 1/1" in (folder / "train.log").read_text(encoding="utf-8")

@@ -1,0 +1,521 @@
+"""Preparing from start to end: what is written, what is refused, and what is left behind."""
+
+import hashlib
+import io
+import json
+import shutil
+import zipfile
+from itertools import chain
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from hemafast.config import PrepareConfig
+from hemafast.data.dataset import open_dataset
+from hemafast.errors import HemafastError
+from hemafast.prepare import publish
+from hemafast.prepare.archive import open_archive
+from hemafast.prepare.build import prepare
+from hemafast.prepare.pixels import SquareDecoder
+from hemafast.prepare.reader import read_prepared
+from hemafast.prepare.schema import MANIFEST_COLUMNS, SCHEMA, packed_file
+from hemafast.taxonomy import CHALLENGE_CLASSES
+
+COUNTS = {"basophil": 5, "monocyte": 4}
+
+
+def _prepare(source: Path, **options):
+    return prepare(PrepareConfig(**{"source": source, "output": source / "prepared", "packed_size": 64, **options}))
+
+
+def _manifest(folder: Path) -> pd.DataFrame:
+    return pd.read_parquet(folder / "manifest.parquet")
+
+
+def _snapshot(folder: Path) -> dict:
+    """Every file below `folder`, with what changes when it is written anew."""
+    return {
+        path: (path.stat().st_mtime_ns, path.stat().st_ino, hashlib.sha256(path.read_bytes()).hexdigest())
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def _originals(path: Path) -> dict[str, bytes]:
+    archive = open_archive(path)
+    with archive.reader() as read:
+        return {f"{archive.domain}/{m.label}/{m.file}": read(m) for m in archive.members}
+
+
+@pytest.fixture
+def source(tmp_path, make_archive):
+    make_archive(tmp_path / "source" / "Matek_19.zip", COUNTS, kind="PNG")
+    return tmp_path / "source"
+
+
+# What is written
+
+
+def test_the_manifest_has_the_columns_of_the_schema(prepared):
+    manifest = _manifest(prepared.folder)
+    assert list(manifest.columns) == list(MANIFEST_COLUMNS)
+    assert manifest.dtypes.astype(str).to_dict() == MANIFEST_COLUMNS
+
+
+def test_the_manifest_stands_in_order_of_split(prepared):
+    splits = _manifest(prepared.folder)["split"]
+    assert list(splits) == sorted(splits, key=["train", "val", ""].index)
+    assert set(splits) == {"train", "val"}
+
+
+def test_every_image_of_the_archives_is_in_the_manifest_with_its_header(prepared):
+    source = prepared.folder.parent
+    names = {f"images/{n}" for zipped in ("Acevedo_20.zip", "Matek_19.zip") for n in _originals(source / zipped)}
+    manifest = _manifest(prepared.folder)
+    assert set(manifest["path"]) == names
+    assert len(manifest) == 58
+    shapes = manifest.groupby("domain")[["width", "height", "mode"]].agg(set).to_dict("index")
+    assert shapes == {
+        "Acevedo_20": {"width": {76}, "height": {72}, "mode": {"RGB"}},
+        "Matek_19": {"width": {64}, "height": {80}, "mode": {"RGB"}},
+    }
+
+
+def test_the_original_bytes_are_kept(prepared):
+    source = prepared.folder.parent
+    manifest = _manifest(prepared.folder).set_index("path")
+    for zipped in ("Acevedo_20.zip", "Matek_19.zip"):
+        for name, data in _originals(source / zipped).items():
+            row = manifest.loc[f"images/{name}"]
+            assert (prepared.folder / f"images/{name}").read_bytes() == data
+            assert (row["sha256"], row["bytes"]) == (hashlib.sha256(data).hexdigest(), len(data))
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_shards_in_turn_are_the_manifest_with_its_labels(prepared, split):
+    lists = sorted(prepared.folder.glob(f"shards/{split}-*.txt"))
+    assert [path.name for path in lists] == [f"{split}-{n:05d}-of-00003.txt" for n in range(3)]
+    parts = [path.read_text().splitlines() for path in lists]
+    lengths = [len(part) for part in parts]
+    assert max(lengths) - min(lengths) <= 1
+    manifest = _manifest(prepared.folder)
+    images = manifest[manifest["split"] == split]
+    expected = [
+        f"{path} {CHALLENGE_CLASSES.index(label)}" for path, label in zip(images["path"], images["label"], strict=True)
+    ]
+    assert list(chain.from_iterable(parts)) == expected
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_packed_rows_are_the_decoded_files(prepared, split):
+    packed = np.load(prepared.folder / packed_file(split, 64), mmap_mode="r")
+    manifest = _manifest(prepared.folder)
+    images = manifest[manifest["split"] == split]
+    assert packed.shape == (len(images), 64, 64, 3)
+    fresh = SquareDecoder(64, 64, 1).decode([(prepared.folder / path).read_bytes() for path in images["path"]])
+    np.testing.assert_array_equal(packed, fresh)
+    means = images[["mean_red", "mean_green", "mean_blue"]].to_numpy()
+    np.testing.assert_allclose(means, np.asarray(fresh).mean(axis=(1, 2)), rtol=1e-6)
+
+
+def test_the_description_counts_what_is_there(prepared):
+    info = prepared.info
+    assert prepared.fresh
+    assert info.schema_version == SCHEMA
+    assert info.classes == CHALLENGE_CLASSES
+    assert {name: domain.um_per_pixel for name, domain in info.domains.items()} == {
+        "Acevedo_20": 0.100,
+        "Matek_19": 0.0725,
+    }
+    assert {name: domain.images for name, domain in info.domains.items()} == {"Acevedo_20": 28, "Matek_19": 30}
+    manifest = _manifest(prepared.folder)
+    for (split, domain, label), count in manifest.groupby(["split", "domain", "label"]).size().items():
+        assert info.counts[split][domain][label] == count
+    assert sum(n for split in info.counts.values() for domain in split.values() for n in domain.values()) == 58
+    assert read_prepared(prepared.folder).info == info
+
+
+def test_nothing_else_is_left_in_the_prepared_data_set(prepared):
+    assert {path.name for path in prepared.folder.iterdir()} == {
+        "dataset.json",
+        "manifest.parquet",
+        "images",
+        "packed",
+        "shards",
+    }
+    assert not [path for path in prepared.folder.parent.iterdir() if path.name.startswith(".")]
+
+
+def test_an_unknown_domain_has_no_scale_and_a_drawn_one_says_so(tmp_path, make_archive):
+    make_archive(tmp_path / "Elsewhere", COUNTS, extra={"DRAWN.txt": b"drawn", "notes.md": b"x"})
+    make_archive(tmp_path / "Matek_19.zip", COUNTS, seed=1)
+    info = _prepare(tmp_path).info
+    elsewhere, matek = info.domains["Elsewhere"], info.domains["Matek_19"]
+    assert (elsewhere.um_per_pixel, elsewhere.drawn, elsewhere.ignored) == (None, True, 1)
+    assert (matek.um_per_pixel, matek.drawn, matek.ignored) == (0.0725, False, 0)
+    assert info.drawn
+
+
+def test_nothing_is_drawn_unless_marked(prepared):
+    assert not prepared.info.drawn
+
+
+def test_a_folder_prepares_to_the_same_pixels_as_its_zip(tmp_path, make_archive):
+    folders = []
+    for kind, name in (("zip", "D.zip"), ("folder", "D")):
+        make_archive(tmp_path / kind / name, COUNTS)
+        folders.append(_prepare(tmp_path / kind).folder)
+    first, second = (open_dataset(folder) for folder in folders)
+    assert first.info.fingerprint == second.info.fingerprint
+    for split in ("train", "val"):
+        np.testing.assert_array_equal(first.samples(split).packed, second.samples(split).packed)
+
+
+def test_two_preparations_of_the_same_archives_are_the_same(source, tmp_path):
+    first = _prepare(source, output=tmp_path / "one")
+    second = _prepare(source, output=tmp_path / "two")
+    assert first.info.fingerprint == second.info.fingerprint
+    pd.testing.assert_frame_equal(_manifest(first.folder), _manifest(second.folder))
+
+
+def test_more_shards_than_images_leave_some_empty(source):
+    folder = _prepare(source, shards=20).folder
+    assert len(list(folder.glob("shards/train-*-of-00020.txt"))) == 20
+
+
+def test_a_class_with_one_image_only_trains(tmp_path, make_archive):
+    make_archive(tmp_path / "D.zip", {"basophil": 1, "monocyte": 1})
+    prepared = _prepare(tmp_path)
+    assert prepared.info.counts == {"train": {"D": {"basophil": 1, "monocyte": 1}}, "val": {}}
+    assert len(open_dataset(prepared.folder).samples("val")) == 0
+
+
+def test_pixels_are_never_held_in_memory_as_a_whole(source, monkeypatch):
+    kinds = []
+    write = prepare.__globals__["write_packed"]
+
+    def spy(folder, manifest, pixels, rows, size):
+        kinds.append(type(pixels))
+        write(folder, manifest, pixels, rows, size)
+
+    monkeypatch.setitem(prepare.__globals__, "write_packed", spy)
+    samples = open_dataset(_prepare(source).folder).samples("train")
+    assert kinds == [np.memmap]
+    assert isinstance(samples.packed, np.memmap)
+
+
+# Duplicates and contradictions
+
+
+def test_duplicates_stay_on_one_side(tmp_path, make_archive, draw, encode):
+    same = encode(draw(99))
+    extra = {f"basophil/copy_{n}.png": same for n in range(6)}
+    make_archive(tmp_path / "A.zip", COUNTS, extra=extra)
+    make_archive(tmp_path / "B.zip", COUNTS, seed=1, extra=extra)
+    manifest = _manifest(_prepare(tmp_path, val_fraction=0.5).folder)
+    copies = manifest[manifest["path"].str.contains("copy_")]
+    assert len(copies) == 12
+    assert copies["group"].nunique() == copies["split"].nunique() == 1
+
+
+def test_one_image_under_two_labels_is_quarantined(tmp_path, make_archive, draw, encode):
+    same = encode(draw(99))
+    make_archive(tmp_path / "A.zip", COUNTS, extra={"basophil/x.png": same})
+    make_archive(tmp_path / "B.zip", COUNTS, seed=1, extra={"monocyte/y.png": same})
+    prepared = _prepare(tmp_path)
+    manifest = _manifest(prepared.folder)
+    left = manifest[manifest["verdict"] == "quarantined"].set_index("path")
+    assert sorted(left.index) == ["quarantined/A/basophil/x.png", "quarantined/B/monocyte/y.png"]
+    assert list(manifest["path"][-2:]) == list(left.index)
+    assert set(left["split"]) == {""}
+    assert "B/monocyte/y.png" in left.loc["quarantined/A/basophil/x.png", "reason"]
+    assert "A/basophil/x.png" in left.loc["quarantined/B/monocyte/y.png", "reason"]
+    for path in left.index:
+        assert (prepared.folder / path).read_bytes() == same
+        assert not (prepared.folder / path.replace("quarantined", "images", 1)).exists()
+    assert {name: domain.quarantined for name, domain in prepared.info.domains.items()} == {"A": 1, "B": 1}
+    assert len(open_dataset(prepared.folder).samples("train")) + len(open_dataset(prepared.folder).samples("val")) == 18
+
+
+# Images that cannot be read
+
+
+def _overwrite_member(path: Path, name: str, offset: int, new: bytes) -> None:
+    """Damage a zip: overwrite bytes of a member's stored form."""
+    with zipfile.ZipFile(path) as file:
+        start = file.getinfo(name).header_offset + 30 + len(name) + offset
+    content = bytearray(path.read_bytes())
+    content[start : start + len(new)] = new
+    path.write_bytes(content)
+
+
+def _bad_archive(kind: str, folder: Path, make_archive) -> Path:
+    """An archive with one image, basophil/bad.png, that cannot be read."""
+    if kind == "garbage":
+        return make_archive(folder / "D.zip", COUNTS, extra={"basophil/bad.png": b"garbage" * 100})
+    if kind == "garbage in a folder":
+        return make_archive(folder / "D", COUNTS, extra={"basophil/bad.png": b"garbage" * 100})
+    sound = io.BytesIO()
+    Image.radial_gradient("L").save(sound, "PNG")
+    path = make_archive(folder / "D.zip", COUNTS, extra={"basophil/bad.png": sound.getvalue()})
+    if kind == "CRC":
+        _overwrite_member(path, "basophil/bad.png", 200, b"damage")
+    if kind == "deflate stream":
+        with zipfile.ZipFile(path) as old, zipfile.ZipFile(path.with_suffix(".new"), "w") as new:
+            for name in old.namelist():
+                new.writestr(name, old.read(name), zipfile.ZIP_DEFLATED)
+        path.with_suffix(".new").replace(path)
+        _overwrite_member(path, "basophil/bad.png", 0, b"\x07")  # a kind of block that does not exist
+    if kind == "compression method":
+        content = bytearray(path.read_bytes())
+        for signature, offset, name_at in ((b"PK\x03\x04", 8, 30), (b"PK\x01\x02", 10, 46)):
+            at = content.index(b"basophil/bad.png", content.index(signature)) - name_at
+            while content[at : at + 4] != signature:
+                at = content.index(b"basophil/bad.png", at + name_at + 1) - name_at
+            content[at + offset : at + offset + 2] = b"\x09\x00"  # Deflate64, as Windows writes large archives
+        path.write_bytes(content)
+    return path
+
+
+KINDS = [
+    "garbage",
+    "garbage in a folder",
+    "CRC",
+    "deflate stream",
+    "compression method",
+]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_unreadable_image_stops_and_leaves_nothing(tmp_path, make_archive, kind):
+    _bad_archive(kind, tmp_path, make_archive)
+    before = set(tmp_path.iterdir())
+    with pytest.raises(HemafastError) as caught:
+        _prepare(tmp_path)
+    assert "D: basophil/bad.png" in caught.value.problem
+    assert "--unreadable quarantine" in caught.value.remedy
+    assert set(tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_unreadable_image_can_be_left_out(tmp_path, make_archive, kind):
+    _bad_archive(kind, tmp_path, make_archive)
+    prepared = _prepare(tmp_path, unreadable="quarantine")
+    manifest = _manifest(prepared.folder)
+    (bad,) = manifest[manifest["verdict"] != "accepted"].to_dict("records")
+    assert (bad["path"], bad["split"], bad["width"]) == ("quarantined/D/basophil/bad.png", "", 0)
+    assert bad["reason"]
+    assert prepared.info.domains["D"].quarantined == 1
+    assert (manifest["verdict"] == "accepted").sum() == 9
+    dataset = open_dataset(prepared.folder)
+    for split in ("train", "val"):
+        samples = dataset.samples(split)
+        fresh = SquareDecoder(64, 64, 1).decode([Path(path).read_bytes() for path in samples.paths])
+        np.testing.assert_array_equal(samples.packed, fresh)
+
+
+def test_the_bytes_of_an_image_left_out_are_kept_for_a_look(tmp_path, make_archive):
+    _bad_archive("garbage", tmp_path, make_archive)
+    folder = _prepare(tmp_path, unreadable="quarantine").folder
+    assert (folder / "quarantined/D/basophil/bad.png").read_bytes() == b"garbage" * 100
+
+
+def test_two_unreadable_images_are_not_taken_for_duplicates(tmp_path, make_archive):
+    make_archive(tmp_path / "D.zip", COUNTS, extra={"basophil/a.png": b"", "monocyte/b.png": b""})
+    manifest = _manifest(_prepare(tmp_path, unreadable="quarantine").folder)
+    left = manifest[manifest["verdict"] == "quarantined"]
+    assert left["group"].nunique() == 2
+    assert not left["reason"].str.contains("contradictory").any()
+
+
+def test_archives_of_nothing_readable_are_refused(tmp_path, make_archive):
+    make_archive(tmp_path / "D.zip", {}, extra={"basophil/a.png": b"x", "monocyte/b.png": b"y"})
+    with pytest.raises(HemafastError, match="No image"):
+        _prepare(tmp_path, unreadable="quarantine")
+    assert [path.name for path in tmp_path.iterdir()] == ["D.zip"]
+
+
+def test_a_failure_leaves_an_older_data_set_as_it_was(source, make_archive):
+    folder = _prepare(source).folder
+    before = _snapshot(folder)
+    make_archive(source / "Worse.zip", COUNTS, extra={"basophil/bad.png": b"garbage"})
+    with pytest.raises(HemafastError):
+        _prepare(source)
+    assert _snapshot(folder) == before
+    assert {path.name for path in source.iterdir()} == {"Matek_19.zip", "Worse.zip", "prepared"}
+
+
+# A second time
+
+
+def test_a_second_run_changes_nothing(source):
+    first = _prepare(source)
+    before = _snapshot(source)
+    second = _prepare(source)
+    assert (first.fresh, second.fresh) == (True, False)
+    assert second.info == first.info
+    assert _snapshot(source) == before
+
+
+def test_a_changed_archive_is_prepared_anew(source, make_archive):
+    first = _prepare(source)
+    make_archive(source / "Matek_19.zip", COUNTS, seed=5)
+    second = _prepare(source)
+    assert second.fresh
+    assert second.info.fingerprint != first.info.fingerprint
+    assert not _prepare(source).fresh
+
+
+@pytest.mark.parametrize("change", [{"seed": 7}, {"packed_size": 48}, {"val_fraction": 0.5}, {"shards": 2}])
+def test_other_settings_prepare_anew(source, change):
+    _prepare(source)
+    assert _prepare(source, **change).fresh
+
+
+def test_a_data_set_of_another_version_is_replaced(source):
+    info = _prepare(source).folder / "dataset.json"
+    content = json.loads(info.read_text())
+    info.write_text(json.dumps({**content, "schema_version": SCHEMA + 1}))
+    with pytest.raises(HemafastError, match="schema"):
+        read_prepared(info.parent)
+    assert _prepare(source).fresh
+    assert read_prepared(info.parent).info.schema_version == SCHEMA
+
+
+@pytest.mark.parametrize("damage", ["cut", "missing", "manifest"])
+def test_a_damaged_data_set_is_prepared_anew(source, damage):
+    folder = _prepare(source).folder
+    packed = folder / packed_file("train", 64)
+    if damage == "cut":
+        packed.write_bytes(packed.read_bytes()[:-100])
+    elif damage == "missing":
+        packed.unlink()
+    else:
+        (folder / "manifest.parquet").write_bytes(b"")
+    _prepare(source)
+    assert len(open_dataset(folder).samples("train")) == 7
+
+
+# What is refused
+
+
+def test_a_class_that_the_challenge_does_not_know_is_refused(tmp_path, make_archive):
+    make_archive(tmp_path / "D.zip", {**COUNTS, "blast": 2})
+    with pytest.raises(HemafastError, match="'blast'") as caught:
+        _prepare(tmp_path)
+    assert "--classes from-data" in caught.value.remedy
+    assert not (tmp_path / "prepared").exists()
+
+
+def test_classes_can_be_taken_from_the_data(tmp_path, make_archive):
+    make_archive(tmp_path / "D.zip", {"blast": 3, "artefact": 3})
+    prepared = _prepare(tmp_path, classes="from-data")
+    assert prepared.info.classes == ("artefact", "blast")
+    lines = "".join(path.read_text() for path in sorted(prepared.folder.glob("shards/*.txt"))).splitlines()
+    assert {(line.split("/")[2], line[-1]) for line in lines} == {("artefact", "0"), ("blast", "1")}
+
+
+@pytest.mark.parametrize("kind", ["folder", "file"])
+def test_what_hemafast_did_not_write_is_never_replaced(source, kind):
+    foreign = source / "prepared"
+    if kind == "folder":
+        foreign.mkdir()
+        (foreign / "thesis.tex").write_text("three years of work")
+    else:
+        foreign.write_text("three years of work")
+    before = _snapshot(source)
+    with pytest.raises(HemafastError, match="not written by hemafast"):
+        _prepare(source)
+    assert _snapshot(source) == before
+
+
+def test_archives_inside_the_output_are_never_deleted(tmp_path, make_archive):
+    make_archive(tmp_path / "first" / "A.zip", COUNTS)
+    output = _prepare(tmp_path / "first", output=tmp_path / "out").folder
+    archive = make_archive(output / "more" / "B.zip", COUNTS, seed=3)
+    with pytest.raises(HemafastError):
+        _prepare(output / "more", output=output)
+    assert archive.is_file()
+
+
+def test_an_empty_folder_may_be_the_output(source):
+    (source / "prepared").mkdir()
+    assert _prepare(source).fresh
+
+
+def test_the_output_may_lie_in_folders_yet_to_be_made(source, tmp_path):
+    assert open_dataset(_prepare(source, output=tmp_path / "a" / "b" / "c").folder).info.classes == CHALLENGE_CLASSES
+
+
+def test_the_current_folder_may_be_the_output(source, tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    assert _prepare(source, output=Path()).fresh
+
+
+# Interruptions
+
+
+@pytest.mark.parametrize("older", [False, True])
+def test_ctrl_c_leaves_nothing_behind(source, older):
+    if older:
+        _prepare(source, seed=1)
+    before = _snapshot(source)
+
+    def interrupt(done, total):
+        raise KeyboardInterrupt
+
+    config = PrepareConfig(source=source, output=source / "prepared", packed_size=64)
+    with pytest.raises(KeyboardInterrupt):
+        prepare(config, interrupt)
+    assert _snapshot(source) == before
+    assert not [path for path in source.iterdir() if path.name.startswith(".")]
+
+
+def test_progress_counts_to_the_end(tmp_path, make_archive):
+    make_archive(tmp_path / "D.zip", {"basophil": 70}, size=(20, 20))
+    told = []
+    prepare(
+        PrepareConfig(source=tmp_path, output=tmp_path / "prepared", packed_size=32),
+        lambda done, total: told.append((done, total)),
+    )
+    assert told == [(64, 70), (70, 70)]
+
+
+def test_debris_of_a_crash_is_cleared(source):
+    debris = source / ".prepared-new-xyz" / "images"
+    debris.mkdir(parents=True)
+    (debris / "half.png").write_bytes(b"half")
+    _prepare(source)
+    assert {path.name for path in source.iterdir()} == {"Matek_19.zip", "prepared"}
+
+
+def test_debris_of_another_output_is_left_alone(source):
+    (source / ".prepared2-new-xyz").mkdir()
+    _prepare(source)
+    assert (source / ".prepared2-new-xyz").is_dir()
+
+
+def test_a_crash_between_old_and_new_loses_neither(source):
+    folder = _prepare(source, seed=1).folder
+    before = {path.relative_to(folder): state for path, state in _snapshot(folder).items()}
+    folder.rename(source / ".prepared-old")
+    # This run fails, so that what it put back can be looked at.
+    with pytest.raises(RuntimeError), publish.published_whole(folder, "dataset.json"):
+        raise RuntimeError("crash")
+    assert {path.relative_to(folder): state for path, state in _snapshot(folder).items()} == before
+    assert {path.name for path in source.iterdir()} == {"Matek_19.zip", "prepared"}
+
+
+def test_an_old_folder_that_was_replaced_is_cleared(source):
+    folder = _prepare(source, seed=1).folder
+    shutil.copytree(folder, source / ".prepared-old")
+    assert _prepare(source, seed=2).fresh
+    assert {path.name for path in source.iterdir()} == {"Matek_19.zip", "prepared"}
+
+
+def test_a_prepared_data_set_may_be_read_by_others(source):
+    assert _prepare(source).folder.stat().st_mode & 0o777 == 0o755
