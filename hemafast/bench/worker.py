@@ -52,10 +52,10 @@ class Worker:
 
     def run(self, seconds: float) -> Round:
         """Work for at least `seconds` in whole batches, and measure. Raises HemafastError if the station fails."""
-        self._connection.send(seconds)
         try:
+            self._connection.send(seconds)
             answer = self._connection.recv()
-        except EOFError:
+        except (EOFError, OSError):
             answer = "its process died"
         if isinstance(answer, str):
             raise HemafastError(f"The station {self._station!r} failed: {answer}.", "Run it again with -v.")

@@ -61,7 +61,7 @@ def load_best(file: Path) -> tuple[Classifier, ModelCard]:
 
 def save_last(file: Path, state: dict[str, Any]) -> None:
     """Write the whole state of a run: tensors, numbers and strings only, whole or not at all."""
-    _write_whole(file, lambda part: torch.save(state, part))
+    _write_whole(file, lambda part: torch.save({"format": _FORMAT, **state}, part))
 
 
 def load_last(file: Path) -> dict[str, Any]:
@@ -74,9 +74,10 @@ def load_last(file: Path) -> dict[str, Any]:
         ) from error
     except Exception as error:  # whatever a damaged or hostile file provokes
         raise HemafastError(f"{file} cannot be read ({type(error).__name__}).", "Start the run anew.") from error
-    if not isinstance(state, dict):
-        raise HemafastError(f"{file} is not a checkpoint of hemafast.", "Name a run folder with --resume.")
-    return state
+    known = isinstance(state, dict) and state.get("format") == _FORMAT
+    if not known:
+        raise HemafastError(f"{file} is not a checkpoint of this version of hemafast.", "Start the run anew.")
+    return dict(state)
 
 
 def _write_whole(file: Path, write: Callable[[Path], object]) -> None:

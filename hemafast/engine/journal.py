@@ -33,6 +33,9 @@ class Journal:
         self._handler = logging.FileHandler(folder / LOG, encoding="utf-8")
         self._handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         logger.addHandler(self._handler)
+        self._level = logger.level
+        if logger.getEffectiveLevel() > logging.INFO:
+            logger.setLevel(logging.INFO)  # nobody has asked for news on the terminal; the file gets them all the same
 
     def __enter__(self) -> Journal:
         return self
@@ -46,6 +49,7 @@ class Journal:
             )
         self._board.close()
         logger.removeHandler(self._handler)
+        logger.setLevel(self._level)
         self._handler.close()
 
     def epoch(self, row: dict[str, Any]) -> None:

@@ -13,8 +13,8 @@ from hemafast.data.loader import eval_loader
 from hemafast.engine.checkpoint import BEST, ModelCard, load_best
 from hemafast.engine.journal import read_rows
 from hemafast.engine.machine import choose_machine, tune_allocator
+from hemafast.engine.run import DRAWN_WARNING, graph_shape, read_config
 from hemafast.engine.step import Steps, Totals
-from hemafast.engine.trainer import DRAWN_WARNING, graph_shape, read_config
 from hemafast.engine.validate import Outcome, validate
 from hemafast.errors import HemafastError
 from hemafast.evaluate.plots import plot_confusions
@@ -52,10 +52,13 @@ def evaluate_run(folder: Path, *, data: Path | None = None, device: Device = "au
 
 def read_metrics(folder: Path) -> Metrics:
     """metrics.json of a run. Raises HemafastError if there is none."""
+    remedy = f"Run `hemafast evaluate {folder}`."
     try:
         metrics: Metrics = json.loads((folder / METRICS).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise HemafastError(f"{folder} holds no readable {METRICS}.", f"Run `hemafast evaluate {folder}`.") from error
+        raise HemafastError(f"{folder} holds no readable {METRICS}.", remedy) from error
+    if metrics.get("schema") != SCHEMA:
+        raise HemafastError(f"{folder / METRICS} was not written by this version of hemafast.", remedy)
     return metrics
 
 

@@ -22,7 +22,8 @@ def plot_confusions(target: Path | IO[bytes], confusions: Mapping[str, Confusion
     figure, axes = _subplots(len(confusions), width=6.2, height=6.0, columns=2)
     for axis, (name, confusion) in zip(axes, confusions.items(), strict=True):
         _draw_confusion(axis, confusion, classes)
-        axis.set_title(f"{name}: macro-F1 {macro_f1(confusion):.3f}, {int(confusion.sum())} images")
+        title = f"{name}: macro-F1 {macro_f1(confusion):.3f}, {int(confusion.sum())} images"
+        axis.set_title(title, parse_math=False)
     _save(figure, target)
 
 
@@ -67,8 +68,9 @@ def _draw_confusion(axis: Any, confusion: Confusion, classes: Sequence[str]) -> 
     shares = confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)
     axis.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     ticks = range(len(classes))
-    axis.set_xticks(ticks, classes, rotation=45, ha="right", rotation_mode="anchor", fontsize=8)
-    axis.set_yticks(ticks, classes, fontsize=8)
+    # parse_math: names are the user's, and a dollar sign in one starts no formula.
+    axis.set_xticks(ticks, classes, rotation=45, ha="right", rotation_mode="anchor", fontsize=8, parse_math=False)
+    axis.set_yticks(ticks, classes, fontsize=8, parse_math=False)
     axis.set_xlabel("predicted")
     axis.set_ylabel("true")
     for row, column in zip(*np.nonzero(confusion), strict=True):

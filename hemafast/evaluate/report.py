@@ -12,7 +12,8 @@ from typing import IO, Any
 import numpy as np
 
 from hemafast.engine.journal import read_rows
-from hemafast.engine.trainer import CONFIG, MACHINE
+from hemafast.engine.run import CONFIG, MACHINE
+from hemafast.errors import HemafastError
 from hemafast.evaluate.evaluate import read_metrics
 from hemafast.evaluate.plots import plot_confusions, plot_curves
 
@@ -20,7 +21,7 @@ REPORT = "report.html"
 
 
 def write_report(folder: Path) -> Path:
-    """Write report.html from what the run folder holds. Raises HemafastError if the run was not evaluated yet."""
+    """Write report.html from what the run folder holds. Raises HemafastError if files are missing there."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     metrics, rows = read_metrics(folder), read_rows(folder)
@@ -50,7 +51,10 @@ def _sets(metrics: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def _read_json(file: Path) -> dict[str, Any]:
-    content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    try:
+        content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise HemafastError(f"{file} cannot be read ({error}).", "A report needs the whole run folder.") from error
     return content
 
 

@@ -157,18 +157,20 @@ class Waits(TorchDispatchMode):
             self.found.append(name)
         return func(*args, **kwargs)
 
+    def watched(self, name, method):
+        def call(tensor, *arguments, **options):
+            self.found.append(name)
+            return method(tensor, *arguments, **options)
+
+        return call
+
 
 @pytest.fixture
 def waits(monkeypatch):
     """Waits of the block under it; on a CPU some never reach the dispatcher, so the methods are watched too."""
     mode = Waits()
     for name in ("cpu", "numpy", "tolist", "item", "__bool__", "__float__", "__int__", "__index__", "__array__"):
-
-        def watched(self, *arguments, _name=name, _original=getattr(torch.Tensor, name), **options):
-            mode.found.append(_name)
-            return _original(self, *arguments, **options)
-
-        monkeypatch.setattr(torch.Tensor, name, watched)
+        monkeypatch.setattr(torch.Tensor, name, mode.watched(name, getattr(torch.Tensor, name)))
     return mode
 
 

@@ -1,0 +1,43 @@
+"""Short runs on the first CUDA device."""
+
+import logging
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from hemafast.config import TrainConfig, checked
+from hemafast.prepare.build import Prepared
+
+
+@pytest.fixture(autouse=True)
+def _hear_everything() -> Iterator[None]:
+    """What the command line does before a run: the package's log is on."""
+    logger = logging.getLogger("hemafast")
+    before = logger.level
+    logger.setLevel(logging.DEBUG)
+    yield
+    logger.setLevel(before)
+
+
+@pytest.fixture
+def settings(prepared: Prepared, tmp_path) -> Callable[..., TrainConfig]:
+    """`settings(**changes)`: a short run on the GPU."""
+
+    def make(**changes) -> TrainConfig:
+        small = {
+            "data": prepared.folder,
+            "output": tmp_path / "runs",
+            "model": "test_resnet",
+            "pretrained": "no",
+            "epochs": 2,
+            "batch_size": 8,
+            "image_size": 56,
+            "lr": 1e-3,
+            "amp": "off",
+            "compile": "off",
+            "device": "cuda",
+            "threads": 2,
+        }
+        return checked(TrainConfig, small | changes)
+
+    return make

@@ -1,0 +1,113 @@
+"""The two public archives, where HEMAFAST_REAL_ARCHIVES names a folder that holds (parts of) them."""
+
+import dataclasses
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from hemafast.config import PrepareConfig
+from hemafast.data.dataset import open_dataset
+from hemafast.data.graph import GraphShape
+from hemafast.data.loader import eval_loader
+from hemafast.prepare.build import prepare
+
+FOLDER = os.environ.get("HEMAFAST_REAL_ARCHIVES", "")
+FILES = ("Acevedo_20.zip", "Matek_19.zip")
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        not FOLDER or not all((Path(FOLDER) / file).is_file() for file in FILES),
+        reason=f"HEMAFAST_REAL_ARCHIVES names no folder with {' and '.join(FILES)}",
+    ),
+]
+
+TWINS = (
+    ("BA_20201", "BA_809918"),
+    ("BA_225540", "BA_786369"),
+    ("BA_251042", "BA_988506"),
+    ("BA_381452", "BA_80990"),
+    ("BA_435917", "BA_858229"),
+    ("BA_546746", "BA_685720"),
+)
+"""Images of Acevedo_20 whose bytes are the same."""
+CONTRADICTION = {"EO_225902", "BNE_191112"}
+"""One image of Acevedo_20 in two class folders."""
+
+
+@pytest.fixture(scope="module")
+def real(tmp_path_factory):
+    """The archives prepared with the default settings; linked, so that nothing is written beside them."""
+    source = tmp_path_factory.mktemp("real")
+    for file in FILES:
+        (source / file).symlink_to(Path(FOLDER).absolute() / file)
+    return open_dataset(prepare(PrepareConfig(source=source, output=source / "prepared")).folder)
+
+
+@pytest.fixture(scope="module")
+def images(real):
+    """The manifest by the stem of each file's name."""
+    return real.manifest.set_index(real.manifest["path"].map(lambda path: Path(path).stem))
+
+
+def test_every_image_is_counted(real):
+    domains = real.info.domains
+    assert (domains["Acevedo_20"].images, domains["Acevedo_20"].quarantined) == (2867, 2)
+    assert (domains["Matek_19"].images, domains["Matek_19"].quarantined) == (120, 0)
+    assert not real.info.drawn
+    assert real.counts("train").sum() + real.counts("val").sum() == 2867 + 120 - 2
+
+
+def test_an_image_with_two_labels_is_quarantined(images):
+    refused = images[images["verdict"] == "quarantined"]
+    assert set(refused.index) == CONTRADICTION
+    assert (refused["split"] == "").all()
+    assert refused["sha256"].nunique() == 1
+
+
+@pytest.mark.parametrize("twins", TWINS, ids="=".join)
+def test_twins_never_stand_on_both_sides_of_the_split(images, twins):
+    pair = images.loc[list(twins)]
+    assert pair["sha256"].nunique() == 1
+    assert pair["split"].nunique() == 1
+    assert set(pair["split"]) <= {"train", "val"}
+
+
+def test_no_bytes_stand_on_both_sides_of_the_split(images):
+    accepted = images[images["verdict"] == "accepted"]
+    assert (accepted.groupby("sha256")["split"].nunique() == 1).all()
+
+
+def test_every_class_of_each_domain_validates(real):
+    for domain, classes in (("Acevedo_20", 10), ("Matek_19", 11)):
+        assert len(real.info.counts["train"][domain]) == len(real.info.counts["val"][domain]) == classes
+
+
+@pytest.mark.parametrize("domain", ["Acevedo_20", "Matek_19"])
+def test_packed_pixels_are_those_of_the_files(real, domain):
+    samples = real.samples("train")
+    rows = np.flatnonzero(samples.domains == domain)[:100]
+    assert len(rows) > 90
+    some = dataclasses.replace(
+        samples,
+        paths=tuple(samples.paths[row] for row in rows),
+        labels=samples.labels[rows],
+        domains=samples.domains[rows],
+        packed=samples.packed[rows],
+    )
+    packed, files = (
+        np.concatenate(
+            [
+                batch.images.numpy()
+                for batch in eval_loader(
+                    some,
+                    shape=GraphShape("cpu", packed=kind, packed_size=256, image_size=224, batch_size=25, threads=2),
+                ).epoch()
+            ]
+        )
+        for kind in (True, False)
+    )
+    assert np.array_equal(packed, files)
+    assert packed.std() > 10
