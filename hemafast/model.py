@@ -49,9 +49,7 @@ def build_model(name: str, classes: int, image_size: int) -> Classifier:
         hint = f"Did you mean {', '.join(near)}?" if near else "`timm.list_models()` lists what there is."
         raise HemafastError(f"timm has no model {name!r}.", hint)
     try:
-        # Transformers are built for one input size; convolutional networks take any and know no such argument.
-        sized: dict[str, Any] = {"img_size": image_size} if _has_fixed_size(name) else {}
-        backbone = timm.create_model(name, num_classes=classes, **sized)
+        backbone = timm.create_model(name, num_classes=classes, **sized_options(name, image_size))
         model = Classifier(backbone, tuple(backbone.pretrained_cfg["mean"]), tuple(backbone.pretrained_cfg["std"]))
         _try_out(model, image_size)
     except Exception as error:  # timm's models check little, and each in its own way
@@ -77,8 +75,12 @@ def build_initial_model(
     return model, load_initial_weights(model.backbone, name, pretrained=pretrained, file=weights)
 
 
-def _has_fixed_size(name: str) -> bool:
+def sized_options(name: str, image_size: int) -> dict[str, Any]:
+    """Options of `timm.create_model` for this image size.
+
+    Transformers are built for one input size; convolutional networks take any, and know no such option.
+    """
     import timm
 
     config = timm.get_pretrained_cfg(name)
-    return bool(config is not None and config.fixed_input_size)
+    return {"img_size": image_size} if config is not None and config.fixed_input_size else {}

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from hemafast.config import PrepareConfig
@@ -60,6 +61,12 @@ def _write_archive(
             (path / name).parent.mkdir(parents=True, exist_ok=True)
             (path / name).write_bytes(data)
     return path
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _one_thread() -> None:
+    """Networks this small are slower on several threads, and far slower where others compute beside them."""
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

@@ -52,7 +52,7 @@ def run_bench(
     stations = {name: _summary(found) for name, found in measured.items()}
     return {
         "schema": SCHEMA,
-        "bench": {key: str(value) if key == "data" else value for key, value in asdict(bench).items()},
+        "bench": {key: value for key, value in asdict(bench).items() if key != "data"},
         "data": {"fingerprint": info.fingerprint, "drawn": info.drawn, "domains": list(info.domains)},
         "machine": _machine_facts(bench),
         "rounds": rounds,

@@ -92,9 +92,12 @@ def plain_step(bench: Bench) -> Station:
     import timm
     import torch
 
+    from hemafast.model import sized_options
+
     device = _machine(bench).device
     classes = len(open_dataset(bench.data).info.classes)
-    model = timm.create_model(bench.model, num_classes=classes).to(device).train()
+    sized = sized_options(bench.model, bench.image_size)
+    model = timm.create_model(bench.model, num_classes=classes, **sized).to(device).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
     loss_of = torch.nn.CrossEntropyLoss()
     images = torch.randn(bench.batch_size, 3, bench.image_size, bench.image_size, device=device)

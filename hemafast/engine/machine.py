@@ -34,7 +34,6 @@ class Machine:
     """ "cpu" or "cuda"."""
     precision: Precision
     compiled: bool
-    torch_threads: int
     loader_threads: int
     choices: tuple[Choice, ...]
     facts: dict[str, str]
@@ -83,13 +82,13 @@ def choose_machine(
         "as asked for" if threads else f"{cores} cores may be used here",
     )
     layout = Choice("layout", "channels_last", "convolutions read NHWC, as the loader delivers it, without a copy")
-    torch.set_num_threads(cores)
-    chosen = (on, precision, layout, compiler, loader)
+    # Not set here: torch counts the cores it may use by itself, and OMP_NUM_THREADS is how users tell it otherwise.
+    threads_of_torch = Choice("torch threads", str(torch.get_num_threads()), "torch's own count, or OMP_NUM_THREADS")
+    chosen = (on, precision, layout, compiler, threads_of_torch, loader)
     return Machine(
         device=on.value,
         precision=precision.value,  # type: ignore[arg-type] # _choose_precision yields nothing else
         compiled=compiler.value == "on",
-        torch_threads=cores,
         loader_threads=int(loader.value),
         choices=(allocator, *chosen) if allocator else chosen,
         facts=machine_facts(on.value),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 
@@ -25,6 +26,7 @@ def train(config: TrainConfig, console: Console) -> Path:
 
     Raises HemafastError for what cannot be done (before anything is written), StoppedError on Ctrl-C.
     """
+    config = replace(config, data=config.data.absolute())  # a run is resumed and evaluated from anywhere
     run = set_up(config, state=None)
     folder = _new_folder(config)
     (folder / CONFIG).write_text(to_json(config), encoding="utf-8")

@@ -89,7 +89,7 @@ def _metrics(folder: Path, config: TrainConfig, dataset: Dataset, card: ModelCar
         "pooled": _scores(outcome.pooled, info.classes),
         "domains": {name: _scores(confusion, info.classes) for name, confusion in outcome.domains.items()},
         "log_loss": outcome.loss,
-        "model": {**asdict(card), "file": BEST},
+        "model": {**asdict(card), "classes": list(card.classes), "file": BEST},
         "data": {
             "folder": str(dataset.folder),
             "fingerprint": info.fingerprint,

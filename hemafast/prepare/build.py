@@ -49,6 +49,7 @@ def prepare(config: PrepareConfig, progress: Progress = lambda done, total: None
         if accepted.empty:
             raise HemafastError(f"No image in {config.source} can be read.", "Check the archives.")
         split = assign_split(accepted, val_fraction=config.val_fraction, seed=config.seed)
+        _refuse_empty_side(split, config)
         images["split"] = split.reindex(images.index, fill_value="")
         order = shard_order(images, config.seed)
         manifest = images.iloc[order].reset_index(drop=True)
@@ -68,6 +69,15 @@ def _refuse_source_within(config: PrepareConfig) -> None:
             f"The archives in {config.source} lie within the output {config.output}, which is replaced as a whole.",
             "Choose another --output.",
         )
+
+
+def _refuse_empty_side(split: pd.Series[str], config: PrepareConfig) -> None:
+    for side in SPLITS:
+        if side not in set(split):
+            raise HemafastError(
+                f"{config.source} holds too few images: none would be left for {side}.",
+                "A class in a domain needs two different images to stand on both sides.",
+            )
 
 
 def _existing(folder: Path) -> schema.DatasetInfo | None:

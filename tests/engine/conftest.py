@@ -7,7 +7,6 @@ from itertools import count
 from pathlib import Path
 
 import pytest
-import torch
 from rich.console import Console
 
 from hemafast.config import PrepareConfig, TrainConfig, checked, to_plain
@@ -23,17 +22,6 @@ def _hear_everything() -> Iterator[None]:
     logger.setLevel(logging.DEBUG)
     yield
     logger.setLevel(before)
-
-
-@pytest.fixture(autouse=True, scope="session")
-def _one_thread() -> Iterator[None]:
-    """Networks this small are slower on several threads, and far slower where others compute beside them."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch, "set_num_threads", lambda _: None)
-        yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture

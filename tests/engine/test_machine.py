@@ -14,14 +14,6 @@ AMX = frozenset({"sse2", "avx2", "amx_bf16", "avx512_bf16"})
 OLD = frozenset({"sse2", "avx2", "avx512f"})
 
 
-@pytest.fixture(autouse=True)
-def torch_threads(monkeypatch):
-    """What torch's number of threads is set to, kept from the other tests of this process."""
-    told = []
-    monkeypatch.setattr(torch, "set_num_threads", told.append)
-    return told
-
-
 @pytest.fixture
 def without_gpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
@@ -47,11 +39,10 @@ def _choose(**asked):
     return choose_machine(**{"device": "auto", "amp": "auto", "compiled": "auto", "threads": None, **asked})
 
 
-def test_a_machine_without_gpu_trains_on_its_cpu(without_gpu, monkeypatch, torch_threads):
+def test_a_machine_without_gpu_trains_on_its_cpu(without_gpu, monkeypatch):
     _flags(monkeypatch, OLD)
     machine = _choose()
     assert (machine.device, machine.loader_device, machine.precision, machine.compiled) == ("cpu", "cpu", "fp32", False)
-    assert [machine.torch_threads] == torch_threads == [len(os.sched_getaffinity(0))]
 
 
 @pytest.mark.parametrize("device", ["auto", "cpu"])

@@ -2,11 +2,10 @@
 
 import logging
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
 from rich.console import Console
 
 from hemafast.config import TrainConfig, checked
@@ -15,17 +14,6 @@ from hemafast.evaluate.evaluate import evaluate_run
 from hemafast.prepare.build import Prepared
 
 TrainOn = Callable[..., Path]
-
-
-@pytest.fixture(autouse=True, scope="session")
-def _one_thread() -> Iterator[None]:
-    """Networks this small are slower on several threads, and far slower where others compute beside them."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch, "set_num_threads", lambda _: None)
-        yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")
