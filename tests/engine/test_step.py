@@ -18,7 +18,7 @@ from hemafast.engine.step import Steps, Totals, build_optimizer
 from hemafast.model import build_model
 from hemafast.objective import build_loss
 
-CPU = Machine("cpu", "fp32", False, 1, 1, (), {})
+CPU = Machine("cpu", "fp32", False, 1, (), {})
 CLASSES = 5
 COUNTS = np.array([9, 3, 1, 0, 7])
 
@@ -203,7 +203,7 @@ def moved_to_fake_cuda(module: nn.Module) -> nn.Module:
 def test_the_forward_fits_a_gpu_in_devices_and_types(model, loss, monkeypatch, precision, dtype):
     monkeypatch.setattr(torch.cuda.amp.common, "amp_definitely_not_available", lambda: False)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda *_: True)
-    machine = Machine("cuda", precision, False, 1, 1, (), {})
+    machine = Machine("cuda", precision, False, 1, (), {})
     with FakeTensorMode():
         network, objective = moved_to_fake_cuda(model), moved_to_fake_cuda(loss)
         totals = Totals(CLASSES, "cuda")

@@ -13,7 +13,7 @@ from hemafast.engine.validate import validate
 from hemafast.model import build_model
 from hemafast.objective import build_loss
 
-CPU = Machine("cpu", "fp32", False, 1, 1, (), {})
+CPU = Machine("cpu", "fp32", False, 1, (), {})
 
 
 def centre_windows(samples):

@@ -187,10 +187,16 @@ def test_more_shards_than_images_leave_some_empty(source):
 
 
 def test_a_class_with_one_image_only_trains(tmp_path, make_archive):
-    make_archive(tmp_path / "D.zip", {"basophil": 1, "monocyte": 1})
+    make_archive(tmp_path / "D.zip", {"basophil": 1, "monocyte": 4})
     prepared = _prepare(tmp_path)
-    assert prepared.info.counts == {"train": {"D": {"basophil": 1, "monocyte": 1}}, "val": {}}
-    assert len(open_dataset(prepared.folder).samples("val")) == 0
+    assert prepared.info.counts == {"train": {"D": {"basophil": 1, "monocyte": 3}}, "val": {"D": {"monocyte": 1}}}
+
+
+def test_data_that_leaves_nothing_to_validate_on_is_refused(tmp_path, make_archive):
+    make_archive(tmp_path / "D.zip", {"basophil": 1, "monocyte": 1})
+    with pytest.raises(HemafastError, match="too few images"):
+        _prepare(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["D.zip"]
 
 
 def test_pixels_are_never_held_in_memory_as_a_whole(source, monkeypatch):
