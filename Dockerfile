@@ -4,7 +4,7 @@
 #   docker build --tag hemafast .
 #   docker run --rm --gpus all --shm-size 1g --user "$(id -u):$(id -g)" \
 #     --volume "$PWD/Source:/work/Source" --volume "$PWD/runs:/work/runs" hemafast train --preset quick
-FROM python:3.12-slim-bookworm
+FROM python:3.11-slim-bookworm
 
 ENV PIP_NO_CACHE_DIR=1 PYTHONUNBUFFERED=1 \
     NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=compute,utility,video

@@ -12,7 +12,8 @@ from hemafast.config import PrepareConfig, to_plain
 from hemafast.errors import HemafastError
 from hemafast.prepare import schema
 from hemafast.prepare.archive import Archive, find_archives, open_archive
-from hemafast.prepare.ingest import ARRIVAL, Progress, ingest
+from hemafast.prepare.ingest import Progress, ingest
+from hemafast.prepare.pixels import SquareFile
 from hemafast.prepare.publish import published_whole
 from hemafast.prepare.reader import read_prepared
 from hemafast.prepare.shards import digest, fingerprint, shard_order, write_manifest, write_packed, write_shards
@@ -42,21 +43,15 @@ def prepare(config: PrepareConfig, progress: Progress = lambda done, total: None
     existing = _existing(config.output)
     if existing is not None and existing.inputs == inputs:
         return Prepared(config.output, existing, fresh=False)
-    with published_whole(config.output, schema.INFO) as folder:
-        images, pixels = ingest(archives, folder, config, progress)
+    with published_whole(config.output, schema.INFO) as folder, SquareFile(folder, config.packed_size) as squares:
+        images = ingest(archives, folder, squares, config, progress)
         images = _quarantine_contradictions(images, folder)
-        accepted = images[images["verdict"] == schema.ACCEPTED]
-        if accepted.empty:
-            raise HemafastError(f"No image in {config.source} can be read.", "Check the archives.")
-        split = assign_split(accepted, val_fraction=config.val_fraction, seed=config.seed)
-        _refuse_empty_side(split, config)
-        images["split"] = split.reindex(images.index, fill_value="")
+        images["split"] = _assign_split(images, config)
         order = shard_order(images, config.seed)
         manifest = images.iloc[order].reset_index(drop=True)
         write_manifest(folder, manifest)
         write_shards(folder, manifest, classes, config.shards)
-        write_packed(folder, manifest, pixels, order, config.packed_size)
-        (folder / ARRIVAL).unlink()
+        write_packed(folder, manifest, squares, order, config.packed_size)
         info = _describe(archives, classes, manifest, inputs, config)
         (folder / schema.INFO).write_text(info.model_dump_json(indent=2) + "\n", encoding="utf-8")
     return Prepared(config.output, info, fresh=True)
@@ -71,13 +66,19 @@ def _refuse_source_within(config: PrepareConfig) -> None:
         )
 
 
-def _refuse_empty_side(split: pd.Series[str], config: PrepareConfig) -> None:
+def _assign_split(images: pd.DataFrame, config: PrepareConfig) -> pd.Series[str]:
+    """The split of every image, "" for quarantined ones. Raises HemafastError if either side would be empty."""
+    accepted = images[images["verdict"] == schema.ACCEPTED]
+    if accepted.empty:
+        raise HemafastError(f"No image in {config.source} can be read.", "Check the archives.")
+    split = assign_split(accepted, val_fraction=config.val_fraction, seed=config.seed)
     for side in SPLITS:
         if side not in set(split):
             raise HemafastError(
                 f"{config.source} holds too few images: none would be left for {side}.",
                 "A class in a domain needs two different images to stand on both sides.",
             )
+    return split.reindex(images.index, fill_value="")
 
 
 def _existing(folder: Path) -> schema.DatasetInfo | None:

@@ -20,7 +20,7 @@ from hemafast.config import PrepareConfig
 from hemafast.errors import HemafastError
 from hemafast.prepare import schema
 from hemafast.prepare.archive import Archive, Member
-from hemafast.prepare.pixels import Pixels, SquareDecoder
+from hemafast.prepare.pixels import Pixels, SquareDecoder, SquareFile
 from hemafast.prepare.verify import Header, UnreadableImageError, strict_decoders, verify_image
 
 Progress = Callable[[int, int], None]
@@ -29,9 +29,6 @@ Progress = Callable[[int, int], None]
 Read = tuple[str, Member, bytes | UnreadableImageError]
 """Domain, member, and its bytes or the reason why there are none."""
 
-ARRIVAL = "arrival.npy"
-"""Where the packed pixels lie, in the order in which they were read, until the split is known."""
-
 # What reading a damaged archive raises, by the way its members are compressed.
 _DAMAGED = (OSError, EOFError, NotImplementedError, zipfile.BadZipFile, zlib.error, lzma.LZMAError)
 
@@ -39,25 +36,23 @@ _BATCH = 64  # images in memory at once
 
 
 def ingest(
-    archives: list[Archive], folder: Path, config: PrepareConfig, progress: Progress
-) -> tuple[pd.DataFrame, np.memmap[Any, np.dtype[np.uint8]]]:
-    """Read, verify, store and decode every image, a batch at a time.
+    archives: list[Archive], folder: Path, squares: SquareFile, config: PrepareConfig, progress: Progress
+) -> pd.DataFrame:
+    """Read, verify, decode every image, a batch at a time; store its bytes in `folder`, its pixels in `squares`.
 
-    Returns a row an image (columns of the manifest but for split) and, in the same order, uint8 pixels (images, size,
-    size, 3) that lie on disk in `folder`; rows of quarantined images are undefined.
+    Returns a row an image (columns of the manifest but for split), in the order of the numbers in `squares`; numbers
+    of quarantined images may hold nothing.
     """
     total = sum(len(archive.members) for archive in archives)
-    size = config.packed_size
     threads = len(os.sched_getaffinity(0))
-    decoder = SquareDecoder(size, _BATCH, threads)
-    pixels = np.lib.format.open_memmap(folder / ARRIVAL, mode="w+", dtype=np.uint8, shape=(total, size, size, 3))
+    decoder = SquareDecoder(config.packed_size, _BATCH, threads)
     rows: list[dict[str, Any]] = []
     with ThreadPoolExecutor(threads) as pool:
         for batch in _batches(chain.from_iterable(_read(archive) for archive in archives)):
             with strict_decoders():
                 headers = list(pool.map(_verify, (data for _, _, data in batch)))
-            squares = _decode(decoder, batch, headers)
-            for (domain, member, data), header, square in zip(batch, headers, squares, strict=True):
+            decoded = _decode(decoder, batch, headers)
+            for (domain, member, data), header, square in zip(batch, headers, decoded, strict=True):
                 row = _row(domain, member, data, header, square)
                 if row["verdict"] == schema.REFUSED and config.unreadable == "stop":
                     raise HemafastError(
@@ -66,10 +61,10 @@ def ingest(
                     )
                 _store(folder / row["path"], data)
                 if isinstance(square, np.ndarray):
-                    pixels[len(rows)] = square
+                    squares.write(len(rows), square)
                 rows.append(row)
             progress(len(rows), total)
-    return pd.DataFrame(rows), pixels
+    return pd.DataFrame(rows)
 
 
 def _read(archive: Archive) -> Iterator[Read]:

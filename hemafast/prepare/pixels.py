@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tempfile
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -57,6 +59,33 @@ class SquareDecoder:
             encoded = fn.external_source(name="encoded", no_copy=True)
             pipeline.set_outputs(decode_to_square(encoded, self._size, "cpu"))
         return pipeline
+
+
+class SquareFile:
+    """Squares in a temporary file of their own, written and read by number.
+
+    Plain reads and writes, no memory map: pages of a map count as memory of the process, and grow with the images.
+    """
+
+    def __init__(self, folder: Path, size: int) -> None:
+        self._file = tempfile.TemporaryFile(dir=folder, buffering=0)  # noqa: SIM115 - closed by __exit__
+        self._bytes = 3 * size * size
+
+    def __enter__(self) -> SquareFile:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def write(self, number: int, square: Pixels) -> None:
+        """Keep a uint8 (size, size, 3) square under `number`."""
+        self._file.seek(number * self._bytes)
+        self._file.write(square.tobytes())
+
+    def read(self, number: int) -> bytes:
+        """The bytes of the square that was written under `number`."""
+        self._file.seek(number * self._bytes)
+        return self._file.read(self._bytes)
 
 
 def _first_line_of_cause(error: RuntimeError) -> str:

@@ -12,11 +12,9 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from hemafast.prepare.pixels import Pixels
+from hemafast.prepare.pixels import SquareFile
 from hemafast.prepare.schema import MANIFEST, MANIFEST_COLUMNS, PACKED, SHARDS, in_split, packed_file, shard_file
 from hemafast.prepare.split import SPLITS
-
-_COPY_ROWS = 256  # rows moved at a time while packing: 50 MB at 256 px
 
 
 def shard_order(images: pd.DataFrame, seed: int) -> npt.NDArray[np.int64]:
@@ -48,19 +46,21 @@ def write_shards(folder: Path, manifest: pd.DataFrame, classes: Sequence[str], c
             (folder / shard_file(split, index, count)).write_text(text, encoding="utf-8")
 
 
-def write_packed(folder: Path, manifest: pd.DataFrame, pixels: Pixels, rows: npt.NDArray[np.int64], size: int) -> None:
-    """Write the pixels of each split in manifest order.
+def write_packed(
+    folder: Path, manifest: pd.DataFrame, squares: SquareFile, numbers: npt.NDArray[np.int64], size: int
+) -> None:
+    """Write the pixels of each split in manifest order, one square at a time.
 
-    `pixels` is uint8 (images read, size, size, 3), `rows` the row in it of each manifest row. Memory stays flat.
+    `numbers` is (manifest rows,): the number in `squares` of each row's pixels.
     """
     (folder / PACKED).mkdir()
     for split in SPLITS:
-        wanted = rows[in_split(manifest, split).index.to_numpy()]
-        path = folder / packed_file(split, size)
-        packed = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=(len(wanted), size, size, 3))
-        for start in range(0, len(wanted), _COPY_ROWS):
-            packed[start : start + _COPY_ROWS] = pixels[wanted[start : start + _COPY_ROWS]]
-        packed.flush()
+        wanted = numbers[in_split(manifest, split).index.to_numpy()]
+        header = {"descr": "|u1", "fortran_order": False, "shape": (len(wanted), size, size, 3)}
+        with (folder / packed_file(split, size)).open("wb") as file:
+            np.lib.format.write_array_header_1_0(file, header)
+            for number in wanted:
+                file.write(squares.read(number))
 
 
 def fingerprint(manifest: pd.DataFrame, classes: Sequence[str], packed_size: int) -> str:

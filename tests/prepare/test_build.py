@@ -4,6 +4,8 @@ import hashlib
 import io
 import json
 import shutil
+import subprocess
+import sys
 import zipfile
 from itertools import chain
 from pathlib import Path
@@ -199,18 +201,28 @@ def test_data_that_leaves_nothing_to_validate_on_is_refused(tmp_path, make_archi
     assert [path.name for path in tmp_path.iterdir()] == ["D.zip"]
 
 
-def test_pixels_are_never_held_in_memory_as_a_whole(source, monkeypatch):
-    kinds = []
-    write = prepare.__globals__["write_packed"]
+def test_memory_does_not_grow_with_the_number_of_images(tmp_path, make_archive):
+    """Peak resident memory of whole processes, mapped pages included, at 40 and 1,240 images of 256 px packed."""
+    script = (
+        "import resource, sys\n"
+        "from pathlib import Path\n"
+        "from hemafast.config import PrepareConfig\n"
+        "from hemafast.prepare.build import prepare\n"
+        "prepare(PrepareConfig(source=Path(sys.argv[1]), output=Path(sys.argv[1], 'prepared')))\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)\n"
+    )
+    peaks = []
+    for name, more in (("few", 0), ("many", 1200)):
+        make_archive(tmp_path / name / "D.zip", {"basophil": 20, "monocyte": 20 + more}, size=(32, 32))
+        command = [sys.executable, "-c", script, str(tmp_path / name)]
+        peaks.append(int(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[-1]))
+    packed = 1200 * 3 * 256 * 256 // 2**20
+    assert packed > 200
+    assert peaks[1] - peaks[0] < packed / 3
 
-    def spy(folder, manifest, pixels, rows, size):
-        kinds.append(type(pixels))
-        write(folder, manifest, pixels, rows, size)
 
-    monkeypatch.setitem(prepare.__globals__, "write_packed", spy)
-    samples = open_dataset(_prepare(source).folder).samples("train")
-    assert kinds == [np.memmap]
-    assert isinstance(samples.packed, np.memmap)
+def test_training_maps_the_pixels_instead_of_reading_them(prepared):
+    assert isinstance(open_dataset(prepared.folder).samples("train").packed, np.memmap)
 
 
 # Duplicates and contradictions
