@@ -3,7 +3,7 @@
 #
 #   docker build --tag hemafast .
 #   docker run --rm --gpus all --shm-size 1g --user "$(id -u):$(id -g)" \
-#     --volume "$PWD/Source:/work/Source" --volume "$PWD/runs:/work/runs" hemafast train --preset quick
+#     --volume "$PWD/Source:/data/Source" --volume "$PWD/runs:/data/runs" hemafast train --preset quick
 FROM python:3.11-slim-bookworm
 
 ENV PIP_NO_CACHE_DIR=1 PYTHONUNBUFFERED=1 \
@@ -17,10 +17,10 @@ COPY pyproject.toml constraints.txt README.md LICENSE ./
 COPY hemafast ./hemafast
 RUN pip install --constraint constraints.txt '.[weights]'
 
-RUN useradd --create-home hemafast && mkdir -p /work/Source /work/runs && chown -R hemafast /work
+RUN useradd --create-home hemafast && mkdir -p /data/Source /data/runs && chown -R hemafast /data
 USER hemafast
 ENV HOME=/home/hemafast TORCHINDUCTOR_CACHE_DIR=/home/hemafast/.cache/inductor
-WORKDIR /work
+WORKDIR /data
 
 ENTRYPOINT ["hemafast"]
 CMD ["--help"]
