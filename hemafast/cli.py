@@ -144,7 +144,9 @@ def prepare(
     "[bold]hemafast train --resume runs/NAME --epochs 50[/bold]"
 )
 def train(
-    preset: Annotated[str, typer.Option(help=f"Settings to start from: {', '.join(PRESETS)}.")] = "seed",
+    preset: Annotated[
+        str, typer.Option(help=f"Settings to start from: {', '.join(PRESETS)}.")
+    ] = _TRAIN_DEFAULTS.preset,
     data: Annotated[Path | None, _trains("data", "Prepared data set.")] = None,
     output: Annotated[Path | None, _trains("output", "Folder for the run folder.")] = None,
     model: Annotated[str | None, _trains("model", "Any timm image model.")] = None,
@@ -209,9 +211,10 @@ def train(
     settings = config.train_config(preset, **asked)
 
     from hemafast.engine import trainer
+    from hemafast.engine.run import read_config
 
     folder = trainer.resume(resume, console, epochs=epochs) if resume else trainer.train(settings, console)
-    _evaluate(folder, None, settings.device, console, as_json=as_json)
+    _evaluate(folder, None, read_config(folder).device, as_json=as_json)
 
 
 @app.command(epilog="Example: [bold]hemafast evaluate runs/NAME[/bold]")
@@ -229,7 +232,8 @@ def evaluate(
 
     Writes metrics.json, confusion_matrix.png and report.html into the run folder.
     """
-    _evaluate(run, data, device, _console(verbose=verbose, quiet=quiet or as_json), as_json=as_json)
+    _console(verbose=verbose, quiet=quiet or as_json)
+    _evaluate(run, data, device, as_json=as_json)
 
 
 @app.command(epilog="Example: [bold]hemafast bench --json bench.json[/bold]")
@@ -297,7 +301,7 @@ def _root(
     """Options of the command as a whole."""
 
 
-def _evaluate(folder: Path, data: Path | None, device: config.Device, console: Console, *, as_json: bool) -> None:
+def _evaluate(folder: Path, data: Path | None, device: config.Device, *, as_json: bool) -> None:
     from hemafast.evaluate.evaluate import evaluate_run
     from hemafast.evaluate.report import write_report
     from hemafast.tables import score_table, training_lines
@@ -315,7 +319,9 @@ def _evaluate(folder: Path, data: Path | None, device: config.Device, console: C
 
 
 def _refuse_changes(preset: str, asked: dict[str, Any]) -> None:
-    given = [name for name, value in asked.items() if value is not None] + (["preset"] if preset != "seed" else [])
+    given = [name for name, value in asked.items() if value is not None] + (
+        ["preset"] if preset != _TRAIN_DEFAULTS.preset else []
+    )
     if given:
         raise HemafastError(
             f"--{given[0].replace('_', '-')} cannot be changed on --resume.",
@@ -324,7 +330,7 @@ def _refuse_changes(preset: str, asked: dict[str, Any]) -> None:
 
 
 def _console(*, verbose: bool, quiet: bool) -> Console:
-    """A console for progress and news on standard error, and a log that writes to it."""
+    """Send the log to standard error, and return a console for progress there."""
     from rich.logging import RichHandler
 
     console = _wide_console(stderr=True, quiet=quiet)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 Confusion = npt.NDArray[np.int64]
+
+Part = TypeVar("Part")
 
 _RESAMPLES = 1000
 
@@ -74,6 +78,11 @@ def class_scores(confusion: Confusion, classes: tuple[str, ...]) -> dict[str, Cl
         for i, name in enumerate(classes)
         if actual[i]
     }
+
+
+def with_pooled(domains: Mapping[str, Part], pooled: Part) -> dict[str, Part]:
+    """What there is to show: each domain, and all of them pooled where there are several."""
+    return {**domains, "pooled": pooled} if len(domains) > 1 else dict(domains)
 
 
 def count_confusion(actual: npt.NDArray[np.int64], predicted: npt.NDArray[np.int64], classes: int) -> Confusion:

@@ -6,6 +6,7 @@ from typing import Any
 
 from rich.table import Table
 
+from hemafast.metrics import with_pooled
 from hemafast.prepare.schema import DatasetInfo
 
 
@@ -33,9 +34,7 @@ def score_table(metrics: dict[str, Any]) -> Table:
     table.add_column("images of")
     for column in ("macro-F1", "95 % interval", "accuracy", "classes", "images"):
         table.add_column(column, justify="right")
-    domains = metrics["domains"]
-    rows = {**domains, "pooled": metrics["pooled"]} if len(domains) > 1 else domains
-    for name, scores in rows.items():
+    for name, scores in with_pooled(metrics["domains"], metrics["pooled"]).items():
         low, high = scores["macro_f1_ci95"]
         table.add_row(
             name,

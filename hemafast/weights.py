@@ -98,7 +98,8 @@ def _from_hub(backbone: nn.Module, name: str) -> Origin | str:
     """Weights by timm's own way, or why there are none."""
     import timm
 
-    hub_id = (timm.get_pretrained_cfg(name) or _NoHub()).hf_hub_id
+    known = timm.get_pretrained_cfg(name)
+    hub_id = known.hf_hub_id if known else None
     if not hub_id:
         return "timm knows no weights for it"
     overlay = {}
@@ -169,10 +170,6 @@ def _fill(backbone: nn.Module, content: StateDict, source: str) -> None:
 def _head_names(backbone: nn.Module) -> tuple[str, ...]:
     named: Any = getattr(backbone, "pretrained_cfg", {}).get("classifier", ())
     return (named,) if isinstance(named, str) else tuple(named or ())
-
-
-class _NoHub:
-    hf_hub_id = None
 
 
 def _cached_file(hub_id: str) -> Path | None:

@@ -66,7 +66,6 @@ class Steps:
     """The two steps over one model; built once, they hold everything that may be compiled."""
 
     def __init__(self, model: nn.Module, loss: nn.Module, machine: Machine) -> None:
-        self._model, self._machine = model, machine
         self._forward = _maybe_compiled(_forward(model, loss, machine), machine)
         # Only fp16 underflows; bf16 has the range of fp32.
         self.scaler = torch.amp.GradScaler(machine.device, enabled=machine.precision == "fp16")

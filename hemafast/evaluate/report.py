@@ -16,6 +16,7 @@ from hemafast.engine.run import CONFIG, MACHINE
 from hemafast.errors import HemafastError
 from hemafast.evaluate.evaluate import read_metrics
 from hemafast.evaluate.plots import plot_confusions, plot_curves
+from hemafast.metrics import with_pooled
 
 REPORT = "report.html"
 
@@ -28,7 +29,7 @@ def write_report(folder: Path) -> Path:
     environment = Environment(
         loader=PackageLoader("hemafast", "evaluate"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
-    sets = _sets(metrics)
+    sets = with_pooled(metrics["domains"], metrics["pooled"])
     confusions = {name: np.array(scores["confusion"]) for name, scores in sets.items()}
     page = environment.get_template("report.html.j2").render(
         run=folder.name,
@@ -42,12 +43,6 @@ def write_report(folder: Path) -> Path:
     path = folder / REPORT
     path.write_text(page, encoding="utf-8")
     return path
-
-
-def _sets(metrics: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """The sets of images to show: each domain, and all pooled where there are several."""
-    domains: dict[str, dict[str, Any]] = metrics["domains"]
-    return {**domains, "pooled": metrics["pooled"]} if len(domains) > 1 else domains
 
 
 def _read_json(file: Path) -> dict[str, Any]:

@@ -1,6 +1,5 @@
 """Runs of tiny networks on the small prepared data set."""
 
-import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import count
@@ -12,16 +11,6 @@ from rich.console import Console
 from hemafast.config import PrepareConfig, TrainConfig, checked, to_plain
 from hemafast.engine.step import Steps
 from hemafast.prepare.build import Prepared, prepare
-
-
-@pytest.fixture(autouse=True)
-def _hear_everything() -> Iterator[None]:
-    """What the command line does before a run: the package's log is on."""
-    logger = logging.getLogger("hemafast")
-    before = logger.level
-    logger.setLevel(logging.DEBUG)
-    yield
-    logger.setLevel(before)
 
 
 @pytest.fixture

@@ -1,22 +1,11 @@
 """Short runs on the first CUDA device."""
 
-import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 
 from hemafast.config import TrainConfig, checked
 from hemafast.prepare.build import Prepared
-
-
-@pytest.fixture(autouse=True)
-def _hear_everything() -> Iterator[None]:
-    """What the command line does before a run: the package's log is on."""
-    logger = logging.getLogger("hemafast")
-    before = logger.level
-    logger.setLevel(logging.DEBUG)
-    yield
-    logger.setLevel(before)
 
 
 @pytest.fixture
