@@ -7,6 +7,7 @@ import logging
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -88,7 +89,10 @@ def demo(
     console.print(f"Drew {images} cells into {' and '.join(str(path) for path in paths)}. They are no photographs.")
 
 
-@app.command(epilog="Example: [bold]hemafast prepare --source Source --output Source/prepared[/bold]")
+@app.command(
+    epilog="Examples: [bold]hemafast prepare[/bold], [bold]hemafast prepare --folds 5[/bold], "
+    "[bold]hemafast prepare --field-of-view 25 --um-per-pixel MyLab=0.11 --classes from-data[/bold]"
+)
 def prepare(
     source: Annotated[Path, typer.Option(help="Folder of zips or folders, one a domain.")] = _DEFAULTS.source,
     output: Annotated[Path | None, typer.Option(help="Where to write.", show_default="SOURCE/prepared")] = None,
@@ -96,20 +100,40 @@ def prepare(
         config.Classes, typer.Option(help="The 11 classes of the challenge, or the class folders as they are.")
     ] = _DEFAULTS.classes,
     val_fraction: Annotated[float, typer.Option(help="Share that validates.")] = _DEFAULTS.val_fraction,
+    folds: Annotated[int | None, typer.Option(help="Write this many folds for cross-validation.")] = None,
+    holdout_domain: Annotated[str | None, typer.Option(help="Domain that validates as a whole.")] = None,
+    split_file: Annotated[Path | None, typer.Option(help="Published split: CSV of path, split.")] = None,
+    groups: Annotated[Path | None, typer.Option(help="Patients or slides to keep whole: CSV of path, group.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of the split.")] = _DEFAULTS.seed,
-    packed_size: Annotated[int, typer.Option(help="Side of the packed squares in pixels.")] = _DEFAULTS.packed_size,
+    checksums: Annotated[Path | None, typer.Option(help="sha256 sums of archives or images.")] = None,
+    field_of_view: Annotated[
+        float | None,
+        typer.Option(help="Micrometres of each image to keep, as a centre square.", show_default="all that fits"),
+    ] = None,
+    um_per_pixel: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=UM", help="Scale of a domain; may be repeated.")
+    ] = None,
+    pack_size: Annotated[list[int], typer.Option(help="Side of the packed squares in pixels; may be repeated.")] = list(
+        _DEFAULTS.pack_sizes
+    ),
     shards: Annotated[int, typer.Option(help="File lists a split.")] = _DEFAULTS.shards,
-    unreadable: Annotated[
-        config.Unreadable, typer.Option(help="Stop at an image that cannot be read, or leave it out and say so.")
-    ] = _DEFAULTS.unreadable,
+    format: Annotated[
+        config.Format, typer.Option(help="File lists alone, or WebDataset tars with an index beside them.")
+    ] = _DEFAULTS.format,
+    strict: Annotated[bool, typer.Option("--strict", help="Quarantine nothing: what would be is an error.")] = False,
+    max_quarantined: Annotated[
+        float, typer.Option(help="Stop if a larger share would be quarantined.")
+    ] = _DEFAULTS.max_quarantined,
+    workers: Annotated[int | None, typer.Option(min=1, help="Threads.", show_default="the cores")] = None,
     as_json: Json = False,
     verbose: Verbose = False,
     quiet: Quiet = False,
 ) -> None:
     """Turn the archives into a verified data set: manifest, split, file lists, packed pixels.
 
-    Every image is decoded and checked. The result appears whole or not at all; running it again changes nothing unless
-    the archives or the settings have changed.
+    Every image is decoded and checked; what cannot be trusted is quarantined with a reason. The result appears whole or
+    not at all. Running it again changes nothing unless the archives or the settings have changed; after a kill it goes
+    on where it was.
     """
     from hemafast.prepare.build import prepare as prepare_dataset
 
@@ -121,21 +145,61 @@ def prepare(
             "output": output or source / "prepared",
             "classes": classes,
             "val_fraction": val_fraction,
+            "folds": folds,
+            "holdout_domain": holdout_domain,
+            "split_file": split_file,
+            "groups": groups,
             "seed": seed,
-            "packed_size": packed_size,
+            "checksums": checksums,
+            "field_of_view": field_of_view,
+            "um_per_pixel": dict(_named_number(text) for text in um_per_pixel or []),
+            "pack_sizes": tuple(pack_size or _DEFAULTS.pack_sizes),
             "shards": shards,
-            "unreadable": unreadable,
+            "format": format,
+            "strict": strict,
+            "max_quarantined": max_quarantined,
         },
     )
     with _progress(console, "reading images") as advance:
-        prepared = prepare_dataset(settings, advance)
+        prepared = prepare_dataset(settings, advance, workers=workers)
     if as_json:
         typer.echo(prepared.info.model_dump_json(indent=2))
         return
-    from hemafast.tables import dataset_table
+    from hemafast.tables import dataset_table, quarantine_table
 
     console.print(dataset_table(prepared.info))
+    if prepared.quarantine:
+        console.print(quarantine_table(prepared.quarantine))
+    for note in prepared.info.notes:
+        console.print(f"note: {note}", highlight=False)
     console.print(f"{prepared.folder}: {'written' if prepared.fresh else 'already up to date, nothing changed'}.")
+
+
+@app.command(epilog="Example: [bold]hemafast verify Source/prepared[/bold]")
+def verify(
+    data: Annotated[Path, typer.Argument(help="Prepared data set.")] = _TRAIN_DEFAULTS.data,
+    as_json: Json = False,
+    verbose: Verbose = False,
+    quiet: Quiet = False,
+) -> None:
+    """Hash a prepared data set again: every image, every packed pixel, every list. Exit code 1 if anything differs."""
+    from hemafast.prepare.check import check
+
+    console = _console(verbose=verbose, quiet=quiet or as_json)
+    with _progress(console, "hashing images") as advance:
+        found = check(data, advance)
+    if as_json:
+        typer.echo(json.dumps(asdict(found), indent=2))
+    else:
+        results = _wide_console()
+        for problem in found.problems:
+            results.print(f"{problem.file}: {problem.problem}", highlight=False, markup=False)
+        results.print(
+            f"{data}: {found.images} images and {found.files} other files hashed, {len(found.problems)} problems.",
+            highlight=False,
+        )
+    if found.problems:
+        raise typer.Exit(1)
 
 
 @app.command(
@@ -148,6 +212,9 @@ def train(
         str, typer.Option(help=f"Settings to start from: {', '.join(PRESETS)}.")
     ] = _TRAIN_DEFAULTS.preset,
     data: Annotated[Path | None, _trains("data", "Prepared data set.")] = None,
+    fold: Annotated[
+        int | None, typer.Option(help="Fold that validates, of data prepared with --folds.", show_default="fold 0")
+    ] = None,
     output: Annotated[Path | None, _trains("output", "Folder for the run folder.")] = None,
     model: Annotated[str | None, _trains("model", "Any timm image model.")] = None,
     epochs: Annotated[int | None, _trains("epochs", "Passes over the training images.")] = None,
@@ -185,6 +252,7 @@ def train(
     """Train a classifier, evaluate its best epoch and write a report."""
     asked = {
         "data": data,
+        "fold": fold,
         "output": output,
         "model": model,
         "epochs": epochs,
@@ -286,6 +354,14 @@ def bench(
     results.print(result["bound_by"], highlight=False)
 
 
+def _named_number(text: str) -> tuple[str, str]:
+    """`NAME=NUMBER` as a pair; whether the number is one is for the settings to check."""
+    name, equals, number = text.rpartition("=")
+    if not equals or not name:
+        raise HemafastError(f"--um-per-pixel {text!r} is no NAME=UM.", "Write --um-per-pixel Acevedo_20=0.1.")
+    return name, number
+
+
 def _print_version(asked: bool) -> None:
     if asked:
         typer.echo(f"hemafast {__version__}")
@@ -352,10 +428,16 @@ def _wide_console(*, stderr: bool = False, quiet: bool = False) -> Console:
 
 @contextmanager
 def _progress(console: Console, what: str) -> Iterator[Callable[[int, int], None]]:
-    """A progress bar; yields a function of images done and images in all."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    """A progress bar with images a second; yields a function of images done and images in all."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn
+    from rich.progress import TimeRemainingColumn as Remaining
+    from rich.text import Text
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    class Rate(ProgressColumn):
+        def render(self, task: Task) -> Text:
+            return Text(f"{task.speed:,.0f} images/s" if task.speed else "")
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), Rate(), Remaining())
     with Progress(*columns, console=console, transient=True, disable=console.quiet or not console.is_terminal) as bar:
         task = bar.add_task(what, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)

@@ -6,11 +6,11 @@ pydantic does the checking; it is imported when there is something to check, so 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
-from annotated_types import Ge, Gt, Le, Lt
+from annotated_types import Ge, Gt, Le, Len, Lt
 
 from hemafast.errors import HemafastError
 
@@ -18,13 +18,15 @@ if TYPE_CHECKING:
     from pydantic import TypeAdapter
 
 Classes = Literal["challenge", "from-data"]
-Unreadable = Literal["stop", "quarantine"]
+Format = Literal["lists", "webdataset"]
 Amp = Literal["auto", "bf16", "fp16", "off"]
 Compile = Literal["auto", "on", "off"]
 Pretrained = Literal["auto", "yes", "no"]
 Input = Literal["auto", "packed", "files"]
 Device = Literal["auto", "cpu", "cuda"]
 PolicyName = Literal["basic", "none"]
+
+PackSize = Annotated[int, Ge(32), Le(1024)]
 
 Settings = TypeVar("Settings", "PrepareConfig", "TrainConfig")
 
@@ -43,16 +45,44 @@ class PrepareConfig:
     """Folder that will hold the prepared data set; replaced as a whole."""
     classes: Classes = "challenge"
     """The eleven classes of the challenge, or whatever class folders the archives hold."""
-    val_fraction: Annotated[float, Gt(0), Lt(1)] = 0.2
-    """Share of each class in each domain that validates."""
+    val_fraction: Annotated[float, Ge(0), Lt(1)] = 0.2
+    """Share of each class in each domain that validates; 0 only beside `holdout_domain`."""
+    folds: Annotated[int, Ge(2), Le(100)] | None = None
+    """Cut the images into this many folds for cross-validation instead; fold 0 is the default validation split."""
+    holdout_domain: str | None = None
+    """A domain that validates as a whole, so that training never sees it."""
+    split_file: Path | None = None
+    """A published split to use instead: CSV with the columns path and split."""
+    groups: Path | None = None
+    """Patients or slides that must not cross the split: CSV with the columns path and group."""
+    checksums: Path | None = None
+    """sha256 sums of archives or images, as `sha256sum` writes them; what does not match is refused."""
     seed: Annotated[int, Ge(0)] = 42
-    """Seed of the split and of the order of the shards."""
-    packed_size: Annotated[int, Ge(32), Le(1024)] = 256
-    """Side in pixels of the packed squares."""
+    """Seed of the split."""
+    pack_sizes: Annotated[tuple[PackSize, ...], Len(1)] = (256,)
+    """Sides in pixels of the packed squares."""
+    field_of_view: Annotated[float, Gt(0)] | None = None
+    """Side in micrometres of the centre square that is kept of each image; the largest square if None."""
+    um_per_pixel: dict[str, Annotated[float, Gt(0)]] = field(default_factory=dict)
+    """Micrometres a pixel spans, by domain; goes before what is known of the challenge's domains."""
     shards: Annotated[int, Ge(1), Le(9999)] = 8
     """How many file lists each split is cut into."""
-    unreadable: Unreadable = "stop"
-    """What happens when an image cannot be read: stop with an error, or leave it out and say so in the manifest."""
+    format: Format = "lists"
+    """Write file lists alone, or tar files of the WebDataset format beside them."""
+    strict: bool = False
+    """Any image that would be quarantined is an error."""
+    max_quarantined: Annotated[float, Ge(0), Le(1)] = 0.05
+    """Stop if a larger share of the images would be quarantined."""
+
+    def __post_init__(self) -> None:
+        ways = {"folds": self.folds, "holdout_domain": self.holdout_domain, "split_file": self.split_file}
+        chosen = [name for name, value in ways.items() if value is not None]
+        if len(chosen) > 1:
+            raise HemafastError(f"{' and '.join(chosen)} exclude each other.", "Choose one way to split.")
+        if self.split_file is not None and self.groups is not None:
+            raise HemafastError("groups have no say in a published split.", "Leave out --groups or --split-file.")
+        if self.val_fraction == 0 and self.holdout_domain is None:
+            raise HemafastError("val_fraction = 0 leaves nothing to validate on.", "Name a --holdout-domain with it.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +95,8 @@ class TrainConfig:
     """Name of the preset that the other fields started from."""
     data: Path = Path("Source/prepared")
     """Prepared data set."""
+    fold: Annotated[int, Ge(0)] | None = None
+    """Fold that validates, of a data set prepared with folds; by default fold 0."""
     output: Path = Path("runs")
     """Folder in which the run folder is made."""
     model: str = "resnet18"

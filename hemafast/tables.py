@@ -2,29 +2,46 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from rich.table import Table
+from rich.text import Text
 
 from hemafast.metrics import with_pooled
-from hemafast.prepare.schema import DatasetInfo
+from hemafast.prepare.schema import QUARANTINE, DatasetInfo, Refused
+
+_MOST_REFUSED = 20  # lines of a table; quarantine.csv has them all
 
 
 def dataset_table(info: DatasetInfo) -> Table:
     """Images of each domain, by split."""
     table = Table(title=f"{len(info.classes)} classes, fingerprint {info.fingerprint[:12]}", title_justify="left")
     table.add_column("domain")
-    for column in ("train", "val", "quarantined", "files ignored", "um/px"):
+    for column in ("train", "val", "converted", "quarantined", "files ignored", "um/px"):
         table.add_column(column, justify="right")
     for name, domain in info.domains.items():
         split = {split: sum(counts.get(name, {}).values()) for split, counts in info.counts.items()}
         table.add_row(
             f"{name} (drawn)" if domain.drawn else name,
             *(str(images) for images in split.values()),
+            str(domain.converted),
             str(domain.quarantined),
             str(domain.ignored),
             "unknown" if domain.um_per_pixel is None else str(domain.um_per_pixel),
         )
+    return table
+
+
+def quarantine_table(refused: Sequence[Refused]) -> Table:
+    """What was left out and why: file, verdict, reason."""
+    shown = refused[:_MOST_REFUSED]
+    more = f"; {len(shown)} of {len(refused)} shown, all in {QUARANTINE}" if len(shown) < len(refused) else ""
+    table = Table(title=f"quarantined{more}", title_justify="left")
+    for column in ("file", "verdict", "reason"):
+        table.add_column(column, overflow="fold")
+    for image in shown:
+        table.add_row(Text(image.file), image.kind, Text(image.reason))
     return table
 
 

@@ -144,7 +144,7 @@ class _Files:
 
 
 def _samples(bench: Bench) -> Samples:
-    return open_dataset(bench.data).samples(TRAIN)
+    return open_dataset(bench.data).samples(TRAIN, bench.image_size)
 
 
 def _machine(bench: Bench, *, tuned: bool = False) -> Machine:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,9 +10,11 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from hemafast.data.augment import window_side
+from hemafast.errors import HemafastError
 from hemafast.prepare import schema
-from hemafast.prepare.pixels import Pixels
-from hemafast.prepare.reader import PreparedFiles, read_prepared
+from hemafast.prepare.pixels import Windows, centre_windows
+from hemafast.prepare.reader import PackedPixels, PreparedFiles, read_prepared
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,8 +27,10 @@ class Samples:
     """Index of each image's class."""
     domains: npt.NDArray[np.str_]
     """Name of each image's domain."""
-    packed: Pixels
-    """uint8 (images, size, size, 3), memory-mapped."""
+    windows: Windows
+    """(images, 4): the part of each file that the packed square shows."""
+    packed: PackedPixels
+    """uint8 (size, size, 3) for each image, memory-mapped."""
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -33,7 +38,7 @@ class Samples:
     @property
     def packed_size(self) -> int:
         """Side of the packed squares in pixels."""
-        return int(self.packed.shape[1])
+        return self.packed.size
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +47,8 @@ class Dataset:
 
     folder: Path
     files: PreparedFiles
+    fold: int | None = None
+    """Which fold validates; None for the split that the data set was prepared with."""
 
     @property
     def info(self) -> schema.DatasetInfo:
@@ -53,23 +60,38 @@ class Dataset:
         """One row an image."""
         return self.files.manifest
 
-    def samples(self, split: str) -> Samples:
-        """The images of `split` ("train" or "val")."""
-        images = schema.in_split(self.manifest, split)
+    def samples(self, split: str, image_size: int = 0) -> Samples:
+        """The images of `split` ("train" or "val"), packed at a size that suits views of `image_size` pixels."""
+        images = schema.in_split(self.manifest, split, self.fold)
+        packed = self.files.packed[choose_pack_size(self.info.pack_sizes, image_size)]
         index = {label: position for position, label in enumerate(self.info.classes)}
         return Samples(
             paths=tuple(str(self.folder.absolute() / path) for path in images["path"]),
             labels=np.array([index[label] for label in images["label"]], dtype=np.int64),
             domains=images["domain"].to_numpy(dtype=np.str_),
-            packed=self.files.packed[split],
+            windows=centre_windows(*(images[name].to_numpy() for name in ("width", "height", "window"))),
+            packed=packed.select(images.index.to_numpy()),
         )
 
     def counts(self, split: str) -> npt.NDArray[np.int64]:
         """(classes,): images of each class in `split`."""
-        labels = schema.in_split(self.manifest, split)["label"].value_counts()
+        labels = schema.in_split(self.manifest, split, self.fold)["label"].value_counts()
         return np.array([labels.get(name, 0) for name in self.info.classes], dtype=np.int64)
 
 
-def open_dataset(folder: Path) -> Dataset:
-    """Open the prepared data set at `folder`. Raises HemafastError if there is none, or if it is not whole."""
-    return Dataset(folder, read_prepared(folder))
+def open_dataset(folder: Path, fold: int | None = None) -> Dataset:
+    """Open the prepared data set at `folder`; with `fold`, the split where that fold validates.
+
+    Raises HemafastError if there is no data set, if it is not whole, or if it has no such fold.
+    """
+    files = read_prepared(folder)
+    if fold is not None and fold >= (files.info.folds or 0):
+        there = f"folds 0 to {files.info.folds - 1}" if files.info.folds else "no folds"
+        raise HemafastError(f"{folder} has {there}, and no fold {fold}.", "Prepare it with --folds.")
+    return Dataset(folder, files, fold)
+
+
+def choose_pack_size(sizes: Sequence[int], image_size: int) -> int:
+    """The smallest packed size whose window is at least the view, so that no pixel is made up; else the largest."""
+    enough = [size for size in sizes if window_side(size) >= image_size]
+    return min(enough) if enough else max(sizes)

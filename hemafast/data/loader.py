@@ -69,7 +69,8 @@ class Loader:
             for rows, views in self._stream.epoch(epoch):
                 matrices = warp_matrices(views, shape.packed_size, shape.image_size)
                 corners = (views.corner,) if shape.scaled else ()
-                yield self._pixels(rows), matrices, self._samples.labels[rows], rows, *corners
+                kept = () if shape.packed else (self._samples.windows[rows],)
+                yield self._pixels(rows), matrices, self._samples.labels[rows], rows, *corners, *kept
 
     def _pixels(self, rows: np.ndarray[Any, np.dtype[np.int64]]) -> list[Any]:
         if self._shape.packed:

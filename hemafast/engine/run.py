@@ -78,8 +78,8 @@ def set_up(config: TrainConfig, state: dict[str, Any] | None) -> Run:
     machine = choose_machine(
         device=config.device, amp=config.amp, compiled=config.compile, threads=config.threads, allocator=allocator
     )
-    dataset = open_dataset(config.data)
-    train_samples, val_samples = dataset.samples(TRAIN), dataset.samples(VAL)
+    dataset = open_dataset(config.data, config.fold)
+    train_samples, val_samples = (dataset.samples(split, config.image_size) for split in (TRAIN, VAL))
     torch.manual_seed(config.seed)
     classes = dataset.info.classes
     if state is None:

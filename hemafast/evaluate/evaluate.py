@@ -41,8 +41,8 @@ def evaluate_run(folder: Path, *, data: Path | None = None, device: Device = "au
         config = replace(config, data=data)
     if not (folder / BEST).is_file():
         raise HemafastError(f"{folder} holds no {BEST}.", "Let the run end its first epoch: hemafast train --resume.")
-    dataset = open_dataset(config.data)
-    samples = dataset.samples(VAL)
+    dataset = open_dataset(config.data, config.fold)
+    samples = dataset.samples(VAL, config.image_size)
     outcome, card = _classify(folder, config, dataset, samples, device)
     metrics = _metrics(folder, config, dataset, card, outcome)
     (folder / METRICS).write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
@@ -94,8 +94,8 @@ def _metrics(folder: Path, config: TrainConfig, dataset: Dataset, card: ModelCar
             "folder": str(dataset.folder),
             "fingerprint": info.fingerprint,
             "drawn": info.drawn,
-            "split_seed": info.settings.seed,
-            "val_fraction": info.settings.val_fraction,
+            "split_seed": info.settings["seed"],
+            "val_fraction": info.settings["val_fraction"],
             "domains": {name: domain.model_dump() for name, domain in info.domains.items()},
         },
         "training": _training(folder, config),

@@ -11,15 +11,21 @@ from pathlib import Path, PurePosixPath
 
 from hemafast.errors import HemafastError
 from hemafast.prepare.schema import INFO
+from hemafast.prepare.verify import FORMATS
 
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp"})
 DRAWN_MARKER = "DRAWN.txt"
 """A file of this name at the root of an archive says that its cells are drawn, not photographed."""
 MAX_IMAGE_BYTES = 256 * 2**20
 """No single-cell image comes near this; a member that declares more is refused before it is unpacked."""
+MAX_RATIO = 200
+"""Unpacked bytes for each packed byte, over the archive and over each member of more than a mebibyte. Deflate reaches
+1,032 on zeros; uncompressed TIFF of a real cell packs to a fifth at best."""
 
 _CLUTTER = frozenset({"__MACOSX", "Thumbs.db", "desktop.ini"})
+_ARCHIVES = frozenset({".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar"})
 _ENCRYPTED = 0x1  # general purpose bit 0 of a zip entry
+_SYMLINK, _FILE_TYPE = 0o120000, 0o170000  # Unix modes, in the upper half of a zip entry's external attributes
+_METHODS = {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +61,10 @@ class Archive:
         """The class folders that hold at least one image."""
         return {member.label for member in self.members}
 
+    def names(self) -> list[str]:
+        """The name `domain/class/file` of every image."""
+        return [f"{self.domain}/{member.label}/{member.file}" for member in self.members]
+
     @contextmanager
     def reader(self) -> Iterator[Callable[[Member], bytes]]:
         """A function that reads one member's bytes.
@@ -65,7 +75,16 @@ class Archive:
             yield lambda member: (self.path / member.entry.name).read_bytes()
             return
         with zipfile.ZipFile(self.path) as file:
-            yield lambda member: file.read(member.entry.name)
+            yield lambda member: _read_member(file, member.entry)
+
+
+def _read_member(file: zipfile.ZipFile, entry: Entry) -> bytes:
+    """Inflate no more than the entry declares, whatever the data behind it would unpack to."""
+    with file.open(entry.name) as member:
+        data = member.read(entry.size)
+        if len(data) != entry.size or member.read(1):
+            raise zipfile.BadZipFile(f"{len(data)} bytes instead of the {entry.size} that are declared")
+    return data
 
 
 def find_archives(source: Path, output: Path) -> list[Path]:
@@ -139,6 +158,9 @@ def _folder_entries(path: Path) -> Iterator[Entry]:
             whole = Path(folder, name)
             relative, status = whole.relative_to(path).as_posix(), whole.stat()
             _refuse_unprintable(path, relative)
+            _refuse_nested(path, relative)
+            if not whole.is_file():
+                raise HemafastError(f"{whole} is no plain file.", "Remove it.")
             yield Entry(relative, status.st_size, f"{status.st_mtime_ns}")
 
 
@@ -151,25 +173,65 @@ def _zip_entries(path: Path) -> Iterator[Entry]:
     except (zipfile.BadZipFile, OSError) as error:
         raise HemafastError(f"{path} cannot be listed ({error}).", "Download it again, or remove it.") from error
     for info in listing:
+        _refuse_unsafe_name(path, info.filename)
         if not info.is_dir():
             _refuse_unsafe(path, info)
+    _refuse_ratio(path, sum(info.file_size for info in listing), path.stat().st_size)
+    _refuse_repeated(path, [info.filename for info in listing])
+    for info in listing:
+        if not info.is_dir():
             yield Entry(info.filename, info.file_size, f"{info.CRC:08x}")
 
 
-def _refuse_unsafe(path: Path, info: zipfile.ZipInfo) -> None:
-    parts = PurePosixPath(info.filename).parts
-    _refuse_unprintable(path, info.filename)
-    if not parts or info.filename.startswith("/") or ".." in parts or "\\" in info.filename or ":" in parts[0]:
+def _refuse_unsafe_name(path: Path, name: str) -> None:
+    parts = PurePosixPath(name).parts
+    _refuse_unprintable(path, name)
+    if not parts or name.startswith("/") or ".." in parts or "\\" in name or ":" in parts[0]:
         raise HemafastError(
-            f"{path}: the name {info.filename!r} points outside the archive.", "Do not trust this archive; remove it."
+            f"{path}: the name {name!r} points outside the archive.", "Do not trust this archive; remove it."
         )
+
+
+def _refuse_unsafe(path: Path, info: zipfile.ZipInfo) -> None:
+    name = info.filename
+    if (info.external_attr >> 16) & _FILE_TYPE == _SYMLINK:
+        raise HemafastError(f"{path}: {name} is a symbolic link.", "Pack the file that it points to.")
     if info.flag_bits & _ENCRYPTED:
-        raise HemafastError(f"{path}: {info.filename} is encrypted.", "Unpack it yourself and use the folder.")
+        raise HemafastError(f"{path}: {name} is encrypted.", "Unpack it yourself and use the folder.")
+    if info.compress_type not in _METHODS:
+        raise HemafastError(
+            f"{path}: {name} is compressed by method {info.compress_type}, which cannot be unpacked in bounded memory.",
+            "Pack it again with the usual one (deflate), or unpack it yourself and use the folder.",
+        )
     if info.file_size > MAX_IMAGE_BYTES:
         raise HemafastError(
-            f"{path}: {info.filename} would unpack to {info.file_size / 2**20:,.0f} MiB.",
+            f"{path}: {name} would unpack to {info.file_size / 2**20:,.0f} MiB.",
             f"Images of more than {MAX_IMAGE_BYTES // 2**20} MiB are refused; remove it from the archive.",
         )
+    if info.file_size > 2**20:
+        _refuse_ratio(path, info.file_size, info.compress_size, f": {name}")
+    _refuse_nested(path, name)
+
+
+def _refuse_ratio(path: Path, unpacked: int, packed: int, what: str = "") -> None:
+    if unpacked > MAX_RATIO * max(packed, 1):
+        raise HemafastError(
+            f"{path}{what} would unpack to {unpacked / 2**20:,.0f} MiB, over {MAX_RATIO} times its size.",
+            "That is no archive of photographs; do not trust it.",
+        )
+
+
+def _refuse_nested(path: Path, name: str) -> None:
+    """An archive in an archive would be passed over as no image, and its cells with it."""
+    if PurePosixPath(name).suffix.lower() in _ARCHIVES and not _is_clutter(name):
+        raise HemafastError(f"{path} holds another archive, {name}.", "Unpack it and lay it beside the others.")
+
+
+def _refuse_repeated(path: Path, names: list[str]) -> None:
+    """Two members of one name: which of the two a reader gets is chance."""
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise HemafastError(f"{path} holds {twice} twice.", "Pack it again.")
 
 
 def _refuse_unprintable(path: Path, name: str) -> None:
@@ -183,7 +245,7 @@ def _is_clutter(name: str) -> bool:
 
 
 def _is_image(name: str) -> bool:
-    return PurePosixPath(name).suffix.lower() in IMAGE_SUFFIXES
+    return PurePosixPath(name).suffix.lower() in FORMATS
 
 
 def _top_folder(images: list[str]) -> str:

@@ -1,24 +1,29 @@
-"""The preparation from start to end: list the archives, read every image once, split, write, publish."""
+"""The preparation from start to end: list the archives, read every image once, judge, write, publish."""
 
 from __future__ import annotations
 
+import os
+import shutil
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 
 import pandas as pd
 
-from hemafast.config import PrepareConfig, to_plain
+from hemafast.config import PrepareConfig
 from hemafast.errors import HemafastError
-from hemafast.prepare import schema
-from hemafast.prepare.archive import Archive, find_archives, open_archive
+from hemafast.prepare import lists, schema
 from hemafast.prepare.ingest import Progress, ingest
-from hemafast.prepare.pixels import SquareFile
-from hemafast.prepare.publish import published_whole
-from hemafast.prepare.reader import read_prepared
-from hemafast.prepare.shards import digest, fingerprint, shard_order, write_manifest, write_packed, write_shards
-from hemafast.prepare.split import SPLITS, assign_split, find_contradictions
-from hemafast.taxonomy import CHALLENGE_CLASSES, UM_PER_PIXEL
+from hemafast.prepare.judge import judge, refuse_excess
+from hemafast.prepare.pixels import rows_per_file
+from hemafast.prepare.plan import Plan, choose_sums, make_plan
+from hemafast.prepare.publish import published_whole, refuse_foreign, refuse_too_little_room
+from hemafast.prepare.reader import PreparedFiles, read_prepared, seal
+from hemafast.prepare.shards import fingerprint, write_manifest, write_quarantine, write_shards, write_split
+from hemafast.prepare.split import SPLITS
+from hemafast.prepare.webdataset import write_webdataset
+from hemafast.prepare.worklog import WORKLOG
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,35 +31,46 @@ class Prepared:
     """A prepared data set, where it lies, and whether it was already there."""
 
     folder: Path
-    info: schema.DatasetInfo
+    files: PreparedFiles
     fresh: bool
 
+    @property
+    def quarantine(self) -> list[schema.Refused]:
+        """What was left out, and why."""
+        return schema.refused(self.files.manifest)
 
-def prepare(config: PrepareConfig, progress: Progress = lambda done, total: None) -> Prepared:
+    @property
+    def info(self) -> schema.DatasetInfo:
+        """What dataset.json says."""
+        return self.files.info
+
+
+def prepare(
+    config: PrepareConfig, progress: Progress = lambda done, total: None, *, workers: int | None = None
+) -> Prepared:
     """Turn the archives in `config.source` into a prepared data set at `config.output`.
 
-    If it is already there, made from the same archives with the same settings, nothing changes. Raises HemafastError
-    for input that cannot be used; then nothing is written.
+    If it is already there, made from the same archives with the same settings, nothing changes. The result does not
+    depend on `workers`, the number of threads (by default one a core). Raises HemafastError for input that cannot be
+    used; then nothing is written.
     """
     _refuse_source_within(config)
-    archives = [open_archive(path) for path in find_archives(config.source, config.output)]
-    classes = _choose_classes(archives, config)
-    inputs = _inputs_digest(archives, config)
+    refuse_foreign(config.output.resolve(), schema.INFO)
+    plan = make_plan(config)
     existing = _existing(config.output)
-    if existing is not None and existing.inputs == inputs:
+    if existing is not None and existing.info.inputs == plan.inputs:
+        refuse_excess(existing.manifest, config)
         return Prepared(config.output, existing, fresh=False)
-    with published_whole(config.output, schema.INFO) as folder, SquareFile(folder, config.packed_size) as squares:
-        images = ingest(archives, folder, squares, config, progress)
-        images = _quarantine_contradictions(images, folder)
-        images["split"] = _assign_split(images, config)
-        order = shard_order(images, config.seed)
-        manifest = images.iloc[order].reset_index(drop=True)
-        write_manifest(folder, manifest)
-        write_shards(folder, manifest, classes, config.shards)
-        write_packed(folder, manifest, squares, order, config.packed_size)
-        info = _describe(archives, classes, manifest, inputs, config)
-        (folder / schema.INFO).write_text(info.model_dump_json(indent=2) + "\n", encoding="utf-8")
-    return Prepared(config.output, info, fresh=True)
+    sums, notes = choose_sums(plan, config.checksums)
+    with published_whole(config.output, schema.INFO, plan.ingest_key) as folder:
+        refuse_too_little_room(folder, _needed_bytes(plan, config, folder))
+        images = ingest(plan, sums, folder, workers=workers or len(os.sched_getaffinity(0)), progress=progress)
+        manifest, more = judge(images, config)
+        _move_quarantined(folder, images, manifest)
+        _write_lists(folder, manifest, plan, config)
+        _write_info(folder, manifest, plan, (*notes, *more), config)
+        (folder / WORKLOG).unlink()
+    return Prepared(config.output, read_prepared(config.output), fresh=True)
 
 
 def _refuse_source_within(config: PrepareConfig) -> None:
@@ -66,89 +82,83 @@ def _refuse_source_within(config: PrepareConfig) -> None:
         )
 
 
-def _assign_split(images: pd.DataFrame, config: PrepareConfig) -> pd.Series[str]:
-    """The split of every image, "" for quarantined ones. Raises HemafastError if either side would be empty."""
-    accepted = images[images["verdict"] == schema.ACCEPTED]
-    if accepted.empty:
-        raise HemafastError(f"No image in {config.source} can be read.", "Check the archives.")
-    split = assign_split(accepted, val_fraction=config.val_fraction, seed=config.seed)
-    for side in SPLITS:
-        if side not in set(split):
-            raise HemafastError(
-                f"{config.source} holds too few images: none would be left for {side}.",
-                "A class in a domain needs two different images to stand on both sides.",
-            )
-    return split.reindex(images.index, fill_value="")
-
-
-def _existing(folder: Path) -> schema.DatasetInfo | None:
-    """What the data set at `folder` says of itself, or None if there is none that is whole."""
+def _existing(folder: Path) -> PreparedFiles | None:
+    """The data set at `folder`, or None if there is none that is whole."""
     try:
-        return read_prepared(folder).info
+        return read_prepared(folder)
     except HemafastError:
         return None
 
 
-def _choose_classes(archives: list[Archive], config: PrepareConfig) -> tuple[str, ...]:
-    if config.classes == "from-data":
-        return tuple(sorted(set.union(*(archive.classes for archive in archives))))
-    for archive in archives:
-        unknown = sorted(archive.classes - set(CHALLENGE_CLASSES))
-        if unknown:
-            raise HemafastError(
-                f"{archive.path}: {unknown[0]!r} is none of the {len(CHALLENGE_CLASSES)} challenge classes.",
-                "Rename it, or take the class folders as they are with --classes from-data.",
-            )
-    return CHALLENGE_CLASSES
+def _needed_bytes(plan: Plan, config: PrepareConfig, folder: Path) -> int:
+    """Room for images, packed squares and tar files, less what an interrupted call has left there."""
+    tars = 1 + (config.folds or 0) if config.format == "webdataset" else 0
+    there = sum(path.stat().st_blocks * 512 for path in folder.rglob("*") if path.is_file())
+    return max(0, plan.needed_bytes(1 + tars) - there)
 
 
-def _inputs_digest(archives: list[Archive], config: PrepareConfig) -> str:
-    listing = [
-        [archive.domain, archive.drawn, [[m.entry.name, m.entry.size, m.entry.stamp] for m in archive.members]]
-        for archive in archives
-    ]
-    settings = {name: value for name, value in to_plain(config).items() if name not in ("source", "output")}
-    return digest([schema.SCHEMA, listing, settings])
+def _move_quarantined(folder: Path, images: pd.DataFrame, manifest: pd.DataFrame) -> None:
+    """Move the files of images that were quarantined after they were stored."""
+    for before, after in zip(images["path"], manifest["path"], strict=True):
+        if before != after:
+            (folder / after).parent.mkdir(parents=True, exist_ok=True)
+            (folder / before).rename(folder / after)
 
 
-def _quarantine_contradictions(images: pd.DataFrame, folder: Path) -> pd.DataFrame:
-    """Take out the images whose bytes stand in two class folders: nobody can say which label is right."""
-    reasons = find_contradictions(images[images["verdict"] == schema.ACCEPTED])
-    paths = images.loc[reasons.index, "path"]
-    moved = paths.str.replace(schema.IMAGES, schema.QUARANTINED, n=1)
-    for path, target in zip(paths, moved, strict=True):
-        (folder / target).parent.mkdir(parents=True, exist_ok=True)
-        (folder / path).rename(folder / target)
-    changes = pd.DataFrame({"path": moved, "verdict": schema.REFUSED, "reason": reasons})
-    changed = images.copy()
-    changed.update(changes)
-    return changed
+def _write_lists(folder: Path, manifest: pd.DataFrame, plan: Plan, config: PrepareConfig) -> None:
+    for name in (schema.SHARDS, schema.WEBDATASET):  # an interrupted call may have left other ones
+        shutil.rmtree(folder / name, ignore_errors=True)
+    write_manifest(folder, manifest)
+    write_quarantine(folder, manifest)
+    write_split(folder, manifest)
+    write_shards(folder, manifest, plan.classes, folds=config.folds, count=config.shards)
+    if config.format == "webdataset":
+        write_webdataset(folder, manifest, plan.classes, folds=config.folds, count=config.shards)
 
 
-def _describe(
-    archives: list[Archive], classes: tuple[str, ...], manifest: pd.DataFrame, inputs: str, config: PrepareConfig
-) -> schema.DatasetInfo:
-    refused = manifest[manifest["verdict"] == schema.REFUSED]["domain"].value_counts()
-    return schema.DatasetInfo(
+def _write_info(folder: Path, manifest: pd.DataFrame, plan: Plan, notes: Sequence[str], config: PrepareConfig) -> None:
+    info = schema.DatasetInfo(
         schema_version=schema.SCHEMA,
-        fingerprint=fingerprint(manifest, classes, config.packed_size),
-        inputs=inputs,
-        classes=classes,
-        domains={
-            archive.domain: schema.DomainInfo(
-                archive=archive.path.name,
-                um_per_pixel=UM_PER_PIXEL.get(archive.domain),
-                drawn=archive.drawn,
-                images=len(archive.members),
-                quarantined=int(refused.get(archive.domain, 0)),
-                ignored=len(archive.ignored),
-            )
-            for archive in archives
-        },
+        fingerprint=fingerprint(manifest, plan.classes, plan.sizes),
+        inputs=plan.inputs,
+        classes=plan.classes,
+        domains=_describe_domains(manifest, plan),
         counts={split: _count(schema.in_split(manifest, split)) for split in SPLITS},
-        settings=config,
-        versions={name: version(name) for name in ("hemafast", "nvidia-dali-cuda120", "pillow", "simplejpeg")},
+        pack_sizes=plan.sizes,
+        rows_per_file={str(size): rows_per_file(size) for size in plan.sizes},
+        folds=config.folds,
+        notes=tuple(notes),
+        settings=dict(plan.settings),
+        versions=schema.versions(),
+        files=_hash_files(folder),
+        seal="",
     )
+    sealed = info.model_copy(update={"seal": seal(info)})
+    (folder / schema.INFO).write_text(sealed.model_dump_json(indent=2) + "\n", encoding="utf-8")
+
+
+def _describe_domains(manifest: pd.DataFrame, plan: Plan) -> dict[str, schema.DomainInfo]:
+    verdicts = Counter(zip(manifest["domain"], manifest["verdict"], strict=True))
+    return {
+        archive.domain: schema.DomainInfo(
+            archive=archive.path.name,
+            um_per_pixel=plan.um_per_pixel[archive.domain],
+            drawn=archive.drawn,
+            images=len(archive.members),
+            converted=verdicts[archive.domain, schema.CONVERTED],
+            quarantined=verdicts[archive.domain, schema.REFUSED],
+            ignored=len(archive.ignored),
+        )
+        for archive in plan.archives
+    }
+
+
+def _hash_files(folder: Path) -> dict[str, str]:
+    """sha256 of every file but images and packed squares, whose hashes the manifest holds."""
+    names = [schema.MANIFEST, schema.QUARANTINE, schema.SPLIT]
+    for room in (schema.SHARDS, schema.WEBDATASET):
+        names += sorted(path.relative_to(folder).as_posix() for path in (folder / room).glob("*"))
+    return {name: lists.sha256_of(folder / name) for name in names}
 
 
 def _count(images: pd.DataFrame) -> dict[str, dict[str, int]]:

@@ -4,141 +4,229 @@ from __future__ import annotations
 
 import hashlib
 import lzma
-import os
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from itertools import chain, islice
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 import numpy as np
 import pandas as pd
 
-from hemafast.config import PrepareConfig
-from hemafast.errors import HemafastError
 from hemafast.prepare import schema
-from hemafast.prepare.archive import Archive, Member
-from hemafast.prepare.pixels import Pixels, SquareDecoder, SquareFile
-from hemafast.prepare.verify import Header, UnreadableImageError, strict_decoders, verify_image
+from hemafast.prepare.archive import Member
+from hemafast.prepare.duplicates import perceptual_hash, thumbnail, to_hex
+from hemafast.prepare.pixels import Decoded, SquareDecoder, SquareFiles, centre_windows, runs_within
+from hemafast.prepare.plan import Plan
+from hemafast.prepare.verify import POLICIES, Header, Pixels, UnreadableImageError, strict_decoders, verify_image
+from hemafast.prepare.worklog import Row, WorkLog, hash_squares
 
 Progress = Callable[[int, int], None]
 """Called with images done and images in all."""
 
-Read = tuple[str, Member, bytes | UnreadableImageError]
-"""Domain, member, and its bytes or the reason why there are none."""
+Item = TypeVar("Item")
 
 # What reading a damaged archive raises, by the way its members are compressed.
-_DAMAGED = (OSError, EOFError, NotImplementedError, zipfile.BadZipFile, zlib.error, lzma.LZMAError)
+_DAMAGED = (OSError, EOFError, NotImplementedError, RuntimeError, zipfile.BadZipFile, zlib.error, lzma.LZMAError)
 
-_BATCH = 64  # images in memory at once
+_BATCH = 64  # images in memory at once, ...
+_BATCH_BYTES = 64 * 2**20  # ... and fewer where they are large
+_TOLERANCE = 1.0  # mean difference between DALI's pixels and the reference, of 255: rounding, and no more
 
 
-def ingest(
-    archives: list[Archive], folder: Path, squares: SquareFile, config: PrepareConfig, progress: Progress
-) -> pd.DataFrame:
-    """Read, verify, decode every image, a batch at a time; store its bytes in `folder`, its pixels in `squares`.
+@dataclass(slots=True)
+class _Image:
+    """One image on its way through the stations."""
 
-    Returns a row an image (columns of the manifest but for split), in the order of the numbers in `squares`; numbers
-    of quarantined images may hold nothing.
+    row: int
+    domain: str
+    member: Member
+    data: bytes = b""
+    sha256: str = ""
+    header: Header | None = None
+    side: int = 0
+    error: UnreadableImageError | None = None
+    thumbnail: Pixels | None = None
+    pixels_sha256: str = ""
+
+    @property
+    def name(self) -> str:
+        return f"{self.domain}/{self.member.label}/{self.member.file}"
+
+
+def ingest(plan: Plan, sums: Mapping[str, str], folder: Path, *, workers: int, progress: Progress) -> pd.DataFrame:
+    """Read, verify, decode every image, a batch at a time; store its bytes and its packed pixels in `folder`.
+
+    `sums` holds the sha256 that an image must have, by its name; images that are not there may have any. Returns a row
+    an image (columns of the manifest but for split, fold and groups) in the order of the manifest. What an earlier call
+    has left in `folder` is used if it is sound. Raises OSError if the disk is full.
     """
-    total = sum(len(archive.members) for archive in archives)
-    threads = len(os.sched_getaffinity(0))
-    decoder = SquareDecoder(config.packed_size, _BATCH, threads)
-    rows: list[dict[str, Any]] = []
-    with ThreadPoolExecutor(threads) as pool:
-        for batch in _batches(chain.from_iterable(_read(archive) for archive in archives)):
-            with strict_decoders():
-                headers = list(pool.map(_verify, (data for _, _, data in batch)))
-            decoded = _decode(decoder, batch, headers)
-            for (domain, member, data), header, square in zip(batch, headers, decoded, strict=True):
-                row = _row(domain, member, data, header, square)
-                if row["verdict"] == schema.REFUSED and config.unreadable == "stop":
-                    raise HemafastError(
-                        f"{domain}: {member.entry.name} cannot be read: {row['reason']}.",
-                        "Repair or remove it, or leave unreadable images out with --unreadable quarantine.",
-                    )
-                _store(folder / row["path"], data)
-                if isinstance(square, np.ndarray):
-                    squares.write(len(rows), square)
-                rows.append(row)
-            progress(len(rows), total)
-    return pd.DataFrame(rows)
+    rows = plan.rows()
+    (folder / schema.PACKED).mkdir(exist_ok=True)
+    with ExitStack() as stack:
+        squares = [stack.enter_context(SquareFiles(folder / schema.PACKED, size, plan.images)) for size in plan.sizes]
+        log = stack.enter_context(WorkLog(folder))
+        pool = stack.enter_context(ThreadPoolExecutor(workers))
+        ahead = stack.enter_context(ThreadPoolExecutor(1))
+        done = log.sound_rows(squares)
+        progress(len(done), plan.images)
+        decoder = SquareDecoder(plan.sizes, _BATCH, workers)
+        stack.enter_context(strict_decoders())
+        for batch in _one_ahead(_verified(_read(plan, rows, frozenset(done)), sums, plan.windows, pool), ahead):
+            _decode(batch, decoder, folder, squares, pool)
+            fresh = dict(_describe(batch))
+            log.append(fresh.items())
+            done |= fresh
+            progress(len(done), plan.images)
+    return pd.DataFrame([done[row] for row in range(plan.images)])
 
 
-def _read(archive: Archive) -> Iterator[Read]:
-    with archive.reader() as read:
-        for member in archive.members:
-            try:
-                yield archive.domain, member, read(member)
-            except _DAMAGED as error:
-                yield archive.domain, member, UnreadableImageError(str(error))
-
-
-def _batches(images: Iterator[Read]) -> Iterator[list[Read]]:
-    while batch := list(islice(images, _BATCH)):
+def _verified(
+    images: Iterator[_Image], sums: Mapping[str, str], windows: Mapping[str, int], pool: Executor
+) -> Iterator[list[_Image]]:
+    """Batches of images, hashed and verified."""
+    for batch in _batches(images):
+        list(pool.map(lambda image: _verify(image, sums, windows), batch))
         yield batch
 
 
-def _verify(data: bytes | UnreadableImageError) -> Header | UnreadableImageError:
-    if isinstance(data, UnreadableImageError):
-        return data
+def _read(plan: Plan, rows: Mapping[str, int], done: frozenset[int]) -> Iterator[_Image]:
+    for archive in plan.archives:
+        with archive.reader() as read:
+            for member in archive.members:
+                image = _Image(rows[f"{archive.domain}/{member.label}/{member.file}"], archive.domain, member)
+                if image.row in done:
+                    continue
+                try:
+                    image.data = read(member)
+                except _DAMAGED as error:
+                    image.error = UnreadableImageError("archive damaged", str(error))
+                yield image
+
+
+def _batches(images: Iterator[_Image]) -> Iterator[list[_Image]]:
+    batch: list[_Image] = []
+    for image in images:
+        batch.append(image)
+        if len(batch) == _BATCH or sum(len(waiting.data) for waiting in batch) >= _BATCH_BYTES:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+def _one_ahead(items: Iterator[Item], ahead: Executor) -> Iterator[Item]:
+    """The same items, each made while the one before it is worked on."""
+    end = object()
+    waiting = ahead.submit(next, items, end)
+    while (item := waiting.result()) is not end:
+        waiting = ahead.submit(next, items, end)
+        yield item  # type: ignore[misc]
+
+
+def _verify(image: _Image, sums: Mapping[str, str], windows: Mapping[str, int]) -> None:
+    image.sha256 = hashlib.sha256(image.data).hexdigest()
+    if image.error is not None:
+        return
     try:
-        return verify_image(data)
+        if sums.get(image.name, image.sha256) != image.sha256:
+            raise UnreadableImageError("checksum", f"its sha256 is {image.sha256}, not {sums[image.name]}")
+        image.header = header = verify_image(image.data, image.member.file)
+        shorter = min(header.width, header.height)
+        image.side = windows.get(image.domain, shorter)
+        if image.side > shorter:
+            raise UnreadableImageError(
+                "field of view", f"{header.width} x {header.height} px, less than the {image.side} px to be kept"
+            )
     except UnreadableImageError as error:
-        return error
+        image.error = error
 
 
 def _decode(
-    decoder: SquareDecoder, batch: Sequence[Read], headers: Sequence[Header | UnreadableImageError]
-) -> list[Pixels | UnreadableImageError]:
-    """Pixels of each image of the batch; an image that failed verification keeps its error and is not decoded."""
-    sound = [
-        data
-        for (_, _, data), header in zip(batch, headers, strict=True)
-        if isinstance(data, bytes) and isinstance(header, Header)
-    ]
-    decoded = iter(decoder.decode(sound))
-    return [next(decoded) if isinstance(header, Header) else header for header in headers]
+    batch: Sequence[_Image], decoder: SquareDecoder, folder: Path, squares: Sequence[SquareFiles], pool: Executor
+) -> None:
+    """Decode what was verified, and store everything."""
+    sound = [(image, image.header) for image in batch if image.error is None and image.header is not None]
+    for run in runs_within([header.width * header.height for _, header in sound]):
+        images = [image for image, _ in sound[run]]
+        headers = [header for _, header in sound[run]]
+        windows = centre_windows(
+            [header.width for header in headers],
+            [header.height for header in headers],
+            [image.side for image in images],
+        )
+        decoded = decoder.decode([image.data for image in images], windows)
+        list(pool.map(lambda image, result: _keep_squares(image, result, squares), images, decoded))
+    list(pool.map(lambda image: _keep_bytes(image, folder), batch))
 
 
-def _row(
-    domain: str,
-    member: Member,
-    data: bytes | UnreadableImageError,
-    header: Header | UnreadableImageError,
-    square: Pixels | UnreadableImageError,
-) -> dict[str, Any]:
-    """One row of the manifest, but for the split."""
-    known = header if isinstance(header, Header) else Header(0, 0, "", "")
-    content = data if isinstance(data, bytes) else b""
-    sha256 = hashlib.sha256(content).hexdigest()
-    failure = str(square) if isinstance(square, UnreadableImageError) else ""
-    # Rows first: numpy adds whole rows at once, and one channel after the other over ten times slower.
-    red, green, blue = (np.nan,) * 3 if isinstance(square, UnreadableImageError) else square.mean(axis=0).mean(axis=0)
-    room = schema.QUARANTINED if failure else schema.IMAGES
-    return {
-        "path": f"{room}/{domain}/{member.label}/{member.file}",
-        "label": member.label,
-        "domain": domain,
-        "width": known.width,
-        "height": known.height,
-        "mode": known.mode,
-        "bytes": len(content),
-        "sha256": sha256,
-        # An image that was not read whole is like no other, whatever is left of its bytes.
-        "group": sha256[:16] if not failure else f"unreadable:{domain}/{member.label}/{member.file}",
-        "verdict": schema.REFUSED if failure else schema.ACCEPTED,
-        "reason": failure,
-        "mean_red": red,
-        "mean_green": green,
-        "mean_blue": blue,
-    }
+def _keep_squares(image: _Image, decoded: Decoded | UnreadableImageError, squares: Sequence[SquareFiles]) -> None:
+    if isinstance(decoded, UnreadableImageError):
+        image.error = decoded
+        return
+    difference = _difference(image.header.reference, decoded.full) if image.header else 0.0
+    if difference > _TOLERANCE:
+        image.error = UnreadableImageError("decoders disagree", f"they differ by {difference:.1f} of 255 on average")
+        return
+    image.pixels_sha256 = hash_squares(decoded.squares)
+    image.thumbnail = thumbnail(decoded.squares[0])
+    for file, square in zip(squares, decoded.squares, strict=True):
+        file.write(image.row, square)
 
 
-def _store(path: Path, data: bytes | UnreadableImageError) -> None:
+def _difference(reference: Pixels | None, pixels: Pixels) -> float:
+    """Mean absolute difference; infinite if the shapes differ, zero without a reference."""
+    if reference is None:
+        return 0.0
+    if reference.shape != pixels.shape:
+        return float("inf")
+    if np.array_equal(reference, pixels):
+        return 0.0
+    return float(np.abs(reference.astype(np.int16) - pixels).mean())
+
+
+def _keep_bytes(image: _Image, folder: Path) -> None:
     """Keep the original bytes; there are none if the archive could not give them."""
-    if isinstance(data, bytes):
+    if image.data:
+        path = folder / _path(image)
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(data)
+        path.write_bytes(image.data)
+
+
+def _path(image: _Image) -> str:
+    return f"{schema.QUARANTINED if image.error else schema.IMAGES}/{image.name}"
+
+
+def _describe(batch: Sequence[_Image]) -> Iterator[tuple[int, Row]]:
+    """The rows of the manifest, by number."""
+    thumbnails = [image.thumbnail for image in batch if image.thumbnail is not None]
+    hashes = iter(to_hex(perceptual_hash(np.stack(thumbnails))) if thumbnails else [])
+    for image in batch:
+        yield image.row, _row(image, next(hashes) if image.thumbnail is not None else "")
+
+
+def _row(image: _Image, phash: str) -> Row:
+    header = image.header or Header(0, 0, "", "")
+    means = [None] * 3 if image.thumbnail is None else image.thumbnail.reshape(-1, 3).mean(axis=0).tolist()
+    kinds = (image.error.kind,) if image.error else header.kinds
+    return {
+        "path": _path(image),
+        "label": image.member.label,
+        "domain": image.domain,
+        "width": header.width,
+        "height": header.height,
+        "window": image.side,
+        "mode": header.mode,
+        "format": header.format,
+        "bytes": len(image.data),
+        "sha256": image.sha256,
+        "pixels_sha256": image.pixels_sha256,
+        "phash": phash,
+        "verdict": schema.REFUSED if image.error else schema.CONVERTED if kinds else schema.ACCEPTED,
+        "kind": "+".join(kinds),
+        "reason": str(image.error) if image.error else "; ".join(POLICIES[kind].meaning for kind in kinds),
+        **dict(zip(("mean_red", "mean_green", "mean_blue"), means, strict=True)),
+    }

@@ -2,90 +2,196 @@
 
 from __future__ import annotations
 
-import tempfile
+import io
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from hemafast.prepare.verify import UnreadableImageError
+from hemafast.prepare.verify import Pixels, UnreadableImageError
 
-Pixels = npt.NDArray[np.uint8]
 Node = Any  # nvidia.dali.data_node.DataNode; DALI ships no usable annotations
+Windows = npt.NDArray[np.float32]
+"""(n, 4): top, left, bottom and right of the part of each image that is kept, in pixels of the image."""
+
+MAX_PACKED_BYTES = 2 * 10**9
+"""A file of packed squares holds no more: object stores and older file systems like it, and so do partial copies."""
+_MAX_BATCH_PIXELS = 128 * 10**6  # decoded at once: 384 MB
 
 
-def decode_to_square(encoded: Node, size: int, device: str) -> Node:
-    """DALI ops from encoded bytes to RGB pixels: the short side is scaled to `size`, then the centre square is kept.
+def centre_windows(width: npt.ArrayLike, height: npt.ArrayLike, side: npt.ArrayLike) -> Windows:
+    """Centre squares of `side` pixels in images of `width` by `height`."""
+    edges = np.stack([np.asarray(height), np.asarray(width)], axis=1).astype(np.int64)
+    sides = np.asarray(side, dtype=np.int64)[:, None]
+    start = (edges - sides) // 2
+    return np.concatenate([start, start + sides], axis=1).astype(np.float32)
 
-    Returns a node of uint8 (size, size, 3) on `device` ("cpu" or "gpu"). Scaling is bilinear with antialiasing.
+
+def decode_image(encoded: Node, device: str) -> Node:
+    """DALI op from encoded bytes to upright RGB pixels: uint8 (height, width, 3) on `device` ("cpu" or "gpu")."""
+    from nvidia.dali import fn, types
+
+    return fn.decoders.image(encoded, device="mixed" if device == "gpu" else "cpu", output_type=types.RGB)
+
+
+def resize_window(pixels: Node, window: Node, size: int) -> Node:
+    """DALI op from an image to the square of `size` pixels that shows its window (a row of Windows).
+
+    Returns a node of uint8 (size, size, 3). Scaling is bilinear with antialiasing.
     """
     from nvidia.dali import fn, types
 
-    pixels = fn.decoders.image(encoded, device="mixed" if device == "gpu" else "cpu", output_type=types.RGB)
-    pixels = fn.resize(pixels, resize_shorter=size, interp_type=types.INTERP_LINEAR, antialias=True)
-    return fn.crop(pixels, crop=(size, size))
+    return fn.resize(
+        pixels,
+        roi_start=window[0:2],
+        roi_end=window[2:4],
+        size=(size, size),
+        interp_type=types.INTERP_LINEAR,
+        antialias=True,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Decoded:
+    """One image as DALI sees it."""
+
+    full: Pixels
+    """uint8 (height, width, 3)"""
+    squares: tuple[Pixels, ...]
+    """uint8 (size, size, 3) for each packed size."""
 
 
 class SquareDecoder:
     """Decodes lists of encoded images with DALI on the CPU, and says which of them it cannot decode."""
 
-    def __init__(self, size: int, batch_size: int, threads: int) -> None:
-        self._size, self._batch_size, self._threads = size, batch_size, threads
+    def __init__(self, sizes: Sequence[int], batch_size: int, threads: int) -> None:
+        self._sizes, self._batch_size, self._threads = tuple(sizes), batch_size, threads
         self._pipeline = self._build()
 
-    def decode(self, encoded: list[bytes]) -> list[Pixels | UnreadableImageError]:
-        """Pixels of each image as uint8 (size, size, 3), or why there are none. Takes at most batch_size images."""
-        if not encoded:
+    def decode(self, encoded: Sequence[bytes], windows: Windows) -> list[Decoded | UnreadableImageError]:
+        """The squares of each image, or why there are none. Takes at most batch_size images of any size.
+
+        The arrays are DALI's own memory: they are valid until the next call.
+        """
+        if len(encoded) == 0:
             return []
         try:
-            return list(self._run(encoded))
+            return list(self._run(encoded, windows))
         except RuntimeError as error:
             # One bad image fails its whole batch and kills the pipeline: build a new one and go one by one.
             self._pipeline = self._build()
-            if len(encoded) > 1:
-                return [result for data in encoded for result in self.decode([data])]
-            return [UnreadableImageError(_first_line_of_cause(error))]
+            if len(encoded) == 1:
+                return [UnreadableImageError("decoders disagree", _first_line_of_cause(error))]
+        return [
+            _copied(result)
+            for index, data in enumerate(encoded)
+            for result in self.decode([data], windows[index : index + 1])
+        ]
 
-    def _run(self, encoded: list[bytes]) -> Pixels:
+    def _run(self, encoded: Sequence[bytes], windows: Windows) -> list[Decoded]:
         self._pipeline.feed_input("encoded", [np.frombuffer(data, dtype=np.uint8) for data in encoded])
-        (pixels,) = self._pipeline.run()
-        return np.asarray(pixels.as_tensor())
+        self._pipeline.feed_input("window", windows)
+        full, *squares = self._pipeline.run()
+        tensors = [np.asarray(output.as_tensor()) for output in squares]
+        return [
+            Decoded(np.asarray(full.at(index)), tuple(tensor[index] for tensor in tensors))
+            for index in range(len(encoded))
+        ]
 
     def _build(self) -> Any:
         from nvidia.dali import Pipeline, fn
 
         with Pipeline(self._batch_size, self._threads, device_id=None, prefetch_queue_depth=1) as pipeline:
             encoded = fn.external_source(name="encoded", no_copy=True)
-            pipeline.set_outputs(decode_to_square(encoded, self._size, "cpu"))
+            window = fn.external_source(name="window", ndim=1)
+            full = decode_image(encoded, "cpu")
+            pipeline.set_outputs(full, *(resize_window(full, window, size) for size in self._sizes))
         return pipeline
 
 
-class SquareFile:
-    """Squares in a temporary file of their own, written and read by number.
+def runs_within(pixels: Sequence[int]) -> list[slice]:
+    """Cut images of so many pixels into runs that can be decoded at once without filling the memory."""
+    cuts, total = [0], 0
+    for index, count in enumerate(pixels):
+        total += count
+        if total > _MAX_BATCH_PIXELS and index > cuts[-1]:
+            cuts.append(index)
+            total = count
+    return [slice(start, stop) for start, stop in zip(cuts, [*cuts[1:], len(pixels)], strict=True)]
 
-    Plain reads and writes, no memory map: pages of a map count as memory of the process, and grow with the images.
+
+class SquareFiles:
+    """Packed squares of one size as .npy files of at most MAX_PACKED_BYTES, written in any order by any thread.
+
+    Plain writes, no memory map: pages of a map count as memory of the process, and grow with the images. Rows that
+    were never written are zero.
     """
 
-    def __init__(self, folder: Path, size: int) -> None:
-        self._file = tempfile.TemporaryFile(dir=folder, buffering=0)  # noqa: SIM115 - closed by __exit__
-        self._bytes = 3 * size * size
+    def __init__(self, folder: Path, size: int, rows: int) -> None:
+        self._square_bytes = 3 * size * size
+        self._rows_per_file = rows_per_file(size)
+        self._headers: list[bytes] = []
+        self._files: list[int] = []
+        for index, start in enumerate(range(0, rows, self._rows_per_file)):
+            header = packed_header(min(self._rows_per_file, rows - start), size)
+            file = os.open(folder / packed_name(size, index), os.O_RDWR | os.O_CREAT, 0o644)
+            self._files.append(file)
+            self._headers.append(header)
+            os.pwrite(file, header, 0)
+            os.ftruncate(file, len(header) + self._square_bytes * min(self._rows_per_file, rows - start))
 
-    def __enter__(self) -> SquareFile:
+    def __enter__(self) -> SquareFiles:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._file.close()
+        for file in self._files:
+            os.close(file)
 
-    def write(self, number: int, square: Pixels) -> None:
-        """Keep a uint8 (size, size, 3) square under `number`."""
-        self._file.seek(number * self._bytes)
-        self._file.write(square.tobytes())
+    def write(self, row: int, square: Pixels) -> None:
+        """Keep a uint8 (size, size, 3) square as row `row`. Raises OSError if the disk is full."""
+        file, offset = self._place(row)
+        view = memoryview(square.tobytes())
+        while view:
+            written = os.pwrite(file, view, offset)
+            view, offset = view[written:], offset + written
 
-    def read(self, number: int) -> bytes:
-        """The bytes of the square that was written under `number`."""
-        self._file.seek(number * self._bytes)
-        return self._file.read(self._bytes)
+    def read(self, row: int) -> bytes:
+        """The bytes of the square at row `row`."""
+        file, offset = self._place(row)
+        return os.pread(file, self._square_bytes, offset)
+
+    def _place(self, row: int) -> tuple[int, int]:
+        index, within = divmod(row, self._rows_per_file)
+        return self._files[index], len(self._headers[index]) + within * self._square_bytes
+
+
+def packed_name(size: int, index: int) -> str:
+    """Name of one file of packed squares."""
+    return f"{size}-{index:05d}.npy"
+
+
+def rows_per_file(size: int) -> int:
+    """How many squares one file of packed squares holds."""
+    return max(1, MAX_PACKED_BYTES // (3 * size * size))
+
+
+def packed_header(rows: int, size: int) -> bytes:
+    """The bytes before the pixels in a .npy file of uint8 (rows, size, size, 3)."""
+    stream = io.BytesIO()
+    np.lib.format.write_array_header_1_0(
+        stream, {"descr": "|u1", "fortran_order": False, "shape": (rows, size, size, 3)}
+    )
+    return stream.getvalue()
+
+
+def _copied(result: Decoded | UnreadableImageError) -> Decoded | UnreadableImageError:
+    if isinstance(result, UnreadableImageError):
+        return result
+    return Decoded(result.full.copy(), tuple(square.copy() for square in result.squares))
 
 
 def _first_line_of_cause(error: RuntimeError) -> str:

@@ -1,69 +1,145 @@
-"""A folder that appears whole or not at all."""
+"""A folder that appears whole or not at all, whoever kills the process and whenever."""
 
 from __future__ import annotations
 
+import ctypes
+import errno
+import fcntl
 import os
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import psutil
-
 from hemafast.errors import HemafastError
+
+_RENAME_EXCHANGE = 2  # linux/fs.h
+_AT_FDCWD = -100  # fcntl.h: paths count from the working directory
+_NO_SUCH_CALL = {errno.ENOSYS, errno.EINVAL, errno.ENOTSUP}
 
 
 @contextmanager
-def published_whole(target: Path, marker: str) -> Iterator[Path]:
-    """A new empty folder beside `target` that takes its place when the block ends well, and vanishes when it does not.
+def published_whole(target: Path, marker: str, key: str) -> Iterator[Path]:
+    """A folder beside `target` that takes its place when the block ends well.
 
-    An older `target` is replaced only if it holds `marker` (or nothing), so that no foreign folder is ever deleted.
-    Raises HemafastError if it must not be replaced.
+    When the block raises a HemafastError or an OSError, the folder vanishes: the user has to mend something first. When
+    it is killed or interrupted, the folder stays, and the next call with the same `key` goes on in it. An older
+    `target` is replaced only if it holds `marker` (or nothing), so that no foreign folder is ever deleted.
+
+    Raises HemafastError if `target` must not be replaced, if another process is writing it, or if the disk is full.
     """
     target = target.resolve()
-    _refuse_foreign(target, marker)
+    refuse_foreign(target, marker)
     target.parent.mkdir(parents=True, exist_ok=True)
-    _clear_debris(target, marker)
-    staging = Path(tempfile.mkdtemp(prefix=f".{target.name}-new-{os.getpid()}-", dir=target.parent))
-    try:
-        yield staging
-        staging.chmod(0o755)  # mkdtemp makes private folders
-        _swap(staging, target)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
+    with _locked(target):
+        _put_back(target, marker)
+        staging = target.with_name(f".{target.name}-new-{key}")
+        _clear_debris(target, but=staging)
+        try:
+            staging.mkdir(exist_ok=True)
+            yield staging
+            _sync(staging)
+            _swap(staging, target)
+        except HemafastError:
+            shutil.rmtree(staging, ignore_errors=True)
+            raise
+        except OSError as error:
+            shutil.rmtree(staging, ignore_errors=True)
+            raise _explained(error, target) from error
+        _clear_debris(target)
 
 
-def _refuse_foreign(target: Path, marker: str) -> None:
+def refuse_foreign(target: Path, marker: str) -> None:
+    """Raise HemafastError if `target` holds anything that hemafast has not written."""
     if not target.exists() or (target / marker).is_file():
         return
     if not target.is_dir() or any(target.iterdir()):
         raise HemafastError(f"{target} exists and was not written by hemafast.", "Move it, or choose another --output.")
 
 
+def refuse_too_little_room(target: Path, needed: int) -> None:
+    """Raise HemafastError if the disk of `target` has less than `needed` bytes free."""
+    there = next(folder for folder in (target.resolve(), *target.resolve().parents) if folder.exists())
+    free = shutil.disk_usage(there).free
+    if needed > free:
+        raise HemafastError(
+            f"{target} needs {needed / 1e9:,.1f} GB, and its disk has {free / 1e9:,.1f} GB free.",
+            "Make room, or name another --output.",
+        )
+
+
+@contextmanager
+def _locked(target: Path) -> Iterator[None]:
+    """Hold the lock of `target`; it falls with the process, however that ends."""
+    path = target.with_name(f".{target.name}.lock")
+    with path.open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            file.seek(0)
+            process = file.read().strip() or "unknown"
+            raise HemafastError(
+                f"Another hemafast (process {process}) is writing {target}.", "Wait for it, or stop it."
+            ) from error
+        file.truncate(0)
+        file.write(f"{os.getpid()}\n")
+        file.flush()
+        yield
+
+
 def _old(target: Path) -> Path:
     return target.with_name(f".{target.name}-old")
 
 
-def _clear_debris(target: Path, marker: str) -> None:
-    """What a crash left: an old folder is put back if its successor never arrived; unfinished ones are removed."""
+def _put_back(target: Path, marker: str) -> None:
+    """Where folders cannot be exchanged, a kill between two renames leaves the old one aside."""
     old = _old(target)
     if (old / marker).is_file() and not target.exists():
         old.rename(target)
-    shutil.rmtree(old, ignore_errors=True)
-    for unfinished in target.parent.glob(f".{target.name}-new-*"):
-        if not _is_at_work(unfinished.name.split("-")[-2]):
-            shutil.rmtree(unfinished, ignore_errors=True)
 
 
-def _is_at_work(process: str) -> bool:
-    """Whether the process that began a folder still runs, as far as its number tells."""
-    return process.isdecimal() and psutil.pid_exists(int(process))
+def _clear_debris(target: Path, but: Path | None = None) -> None:
+    """Remove what kills have left."""
+    for folder in (_old(target), *target.parent.glob(f".{target.name}-new-*")):
+        if folder != but:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _sync(folder: Path) -> None:
+    """Wait until everything in `folder` is on the disk, so that no rename can come before what it names."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        if ctypes.CDLL(None, use_errno=True).syncfs(descriptor) != 0:
+            raise OSError(ctypes.get_errno(), "the disk did not take everything", str(folder))
+    finally:
+        os.close(descriptor)
 
 
 def _swap(staging: Path, target: Path) -> None:
-    old = _old(target)
-    if target.exists():
+    """Put `staging` in the place of `target`: in one step where the file system can exchange two folders."""
+    if not target.exists():
+        staging.rename(target)
+    elif not _exchanged(staging, target):
+        old = _old(target)
         target.rename(old)
-    os.replace(staging, target)  # noqa: PTH105 - named for what it is
-    shutil.rmtree(old, ignore_errors=True)
+        staging.rename(target)
+    _sync(target.parent)
+
+
+def _exchanged(first: Path, second: Path) -> bool:
+    """Whether the two folders have changed places; False if the file system or the C library cannot do it."""
+    try:
+        call = ctypes.CDLL(None, use_errno=True).renameat2
+    except AttributeError:
+        return False
+    if call(_AT_FDCWD, os.fsencode(first), _AT_FDCWD, os.fsencode(second), _RENAME_EXCHANGE) == 0:
+        return True
+    if ctypes.get_errno() in _NO_SUCH_CALL:
+        return False
+    raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), str(second))
+
+
+def _explained(error: OSError, target: Path) -> HemafastError:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return HemafastError(f"The disk of {target} is full.", "Make room, or name another --output.")
+    return HemafastError(f"{target} cannot be written ({error}).", "Check the disk and its permissions.")

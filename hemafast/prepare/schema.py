@@ -2,44 +2,65 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 from pydantic import BaseModel, ConfigDict
 
-from hemafast.config import PrepareConfig
-
-SCHEMA = 1
+SCHEMA = 2
 """Raised when a reader of the older form would misread the newer one."""
 
 INFO = "dataset.json"
 MANIFEST = "manifest.parquet"
+QUARANTINE = "quarantine.csv"
+SPLIT = "split.csv"
 IMAGES = "images"
 QUARANTINED = "quarantined"
 SHARDS = "shards"
 PACKED = "packed"
+WEBDATASET = "webdataset"
 
 MANIFEST_COLUMNS = {
     "path": "str",  # relative to the prepared data set
     "label": "str",  # class folder it came from
     "domain": "str",  # archive it came from
     "split": "str",  # train or val; empty when quarantined
-    "width": "int64",  # px, of the file; 0 when unreadable
+    "fold": "int64",  # from 0; -1 without folds, or when quarantined
+    "width": "int64",  # px, upright; 0 when unreadable
     "height": "int64",
+    "window": "int64",  # px: side of the centre square that is kept
     "mode": "str",  # Pillow's name of the pixel layout in the file
+    "format": "str",  # JPEG, PNG, TIFF or BMP, by its bytes
     "bytes": "int64",
     "sha256": "str",  # of the file's bytes
-    "group": "str",  # images that are one image share it
-    "verdict": "str",  # accepted or quarantined
-    "reason": "str",  # why it was quarantined
+    "pixels_sha256": "str",  # of the packed squares of all sizes, one after the other
+    "phash": "str",  # perceptual hash, 64 hexadecimal digits
+    "duplicate_group": "str",  # images that show one picture share it
+    "group": "str",  # images that must not cross the split share it: one picture, patient or slide
+    "verdict": "str",  # accepted, converted or quarantined
+    "kind": "str",  # what it was converted or quarantined for, names of policies joined by +
+    "reason": "str",  # the same in words
     "mean_red": "float64",  # 0 to 255, over the packed square
     "mean_green": "float64",
     "mean_blue": "float64",
 }
-"""Columns of the manifest and their types. Rows: training images in shard order, then validation, then quarantined."""
+"""Columns of the manifest and their types. Row i is row i of the packed pixels."""
 
 ACCEPTED = "accepted"
+CONVERTED = "converted"
 REFUSED = "quarantined"
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """One image that was left out."""
+
+    file: str
+    kind: str
+    reason: str
 
 
 class Record(BaseModel):
@@ -55,6 +76,7 @@ class DomainInfo(Record):
     um_per_pixel: float | None
     drawn: bool
     images: int
+    converted: int
     quarantined: int
     ignored: int
 
@@ -64,15 +86,26 @@ class DatasetInfo(Record):
 
     schema_version: int
     fingerprint: str
-    """sha256 over classes, packed size, and the manifest's rows in order (what of them: `shards.fingerprint`)."""
+    """sha256 over classes, packed sizes, and the manifest's rows in order (what of them: `shards.fingerprint`)."""
     inputs: str
     """sha256 over the listing of the archives and the settings: what must change for a new preparation."""
     classes: tuple[str, ...]
     domains: dict[str, DomainInfo]
     counts: dict[str, dict[str, dict[str, int]]]
     """Images by split, domain and class."""
-    settings: PrepareConfig
+    pack_sizes: tuple[int, ...]
+    rows_per_file: dict[str, int]
+    """By packed size: squares in each file but the last."""
+    folds: int | None
+    notes: tuple[str, ...]
+    """What a user should know of the split and of the lists that were handed in."""
+    settings: dict[str, Any]
+    """What was asked for; files by their content."""
     versions: dict[str, str]
+    files: dict[str, str]
+    """sha256 of every file that the manifest does not vouch for."""
+    seal: str
+    """sha256 over all other fields."""
 
     @property
     def drawn(self) -> bool:
@@ -80,16 +113,30 @@ class DatasetInfo(Record):
         return any(domain.drawn for domain in self.domains.values())
 
 
-def packed_file(split: str, size: int) -> Path:
-    """Where the packed pixels of a split lie: uint8 (images, size, size, 3), rows in shard order."""
-    return Path(PACKED) / f"{split}-{size}.npy"
+def refused(manifest: pd.DataFrame) -> list[Refused]:
+    """The images that were left out, by file."""
+    rows = manifest[manifest["verdict"] == REFUSED].sort_values("path")
+    return [Refused(*row) for row in rows[["path", "kind", "reason"]].itertuples(index=False)]
 
 
-def shard_file(split: str, index: int, count: int) -> Path:
-    """Where one file list of a split lies."""
-    return Path(SHARDS) / f"{split}-{index:05d}-of-{count:05d}.txt"
+def versions() -> dict[str, str]:
+    """The programs that decide about pixels and verdicts."""
+    return {name: version(name) for name in ("hemafast", "nvidia-dali-cuda120", "pillow", "simplejpeg")}
 
 
-def in_split(manifest: pd.DataFrame, split: str) -> pd.DataFrame:
-    """The accepted images of a split, in shard order."""
-    return manifest[(manifest["verdict"] == ACCEPTED) & (manifest["split"] == split)]
+def shard_file(split: str, index: int, count: int, *, folder: str = SHARDS, suffix: str = ".txt") -> Path:
+    """Where one shard of a split lies."""
+    return Path(folder) / f"{split}-{index:05d}-of-{count:05d}{suffix}"
+
+
+def accepted(manifest: pd.DataFrame) -> pd.DataFrame:
+    """The images that are not quarantined, in the order of the manifest."""
+    return manifest[manifest["verdict"] != REFUSED]
+
+
+def in_split(manifest: pd.DataFrame, split: str, fold: int | None = None) -> pd.DataFrame:
+    """The images of a split, in the order of the manifest; with `fold`, of the split where that fold validates."""
+    images = accepted(manifest)
+    if fold is None:
+        return images[images["split"] == split]
+    return images[(images["fold"] == fold) == (split == "val")]

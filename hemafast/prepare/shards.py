@@ -1,31 +1,29 @@
-"""Write the files of a prepared data set: manifest, sharded file lists, packed pixels."""
+"""Write the files of a prepared data set that name its images: manifest, quarantine, split, sharded file lists."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 
-from hemafast.prepare.pixels import SquareFile
-from hemafast.prepare.schema import MANIFEST, MANIFEST_COLUMNS, PACKED, SHARDS, in_split, packed_file, shard_file
+from hemafast.prepare.schema import (
+    IMAGES,
+    MANIFEST,
+    MANIFEST_COLUMNS,
+    QUARANTINE,
+    SHARDS,
+    SPLIT,
+    accepted,
+    in_split,
+    refused,
+    shard_file,
+)
 from hemafast.prepare.split import SPLITS
-
-
-def shard_order(images: pd.DataFrame, seed: int) -> npt.NDArray[np.int64]:
-    """Positions of all rows in the order of the manifest: training, validation, quarantined; each one well mixed.
-
-    The order is a hash of the seed and the path, so it depends on neither the order of the input nor the platform.
-    """
-    rank = images["split"].map({split: index for index, split in enumerate(SPLITS)}).fillna(len(SPLITS))
-    draw = images["path"].map(lambda path: hashlib.sha256(f"{seed}:{path}".encode()).hexdigest())
-    order: npt.NDArray[np.int64] = np.lexsort((draw.to_numpy(dtype=str), rank.to_numpy(dtype=np.int64)))
-    return order
 
 
 def write_manifest(folder: Path, manifest: pd.DataFrame) -> None:
@@ -33,40 +31,55 @@ def write_manifest(folder: Path, manifest: pd.DataFrame) -> None:
     manifest[list(MANIFEST_COLUMNS)].astype(MANIFEST_COLUMNS).to_parquet(folder / MANIFEST, index=False)
 
 
-def write_shards(folder: Path, manifest: pd.DataFrame, classes: Sequence[str], count: int) -> None:
-    """Cut each split into `count` file lists of `relative/path label`, in manifest order, of near equal length."""
-    (folder / SHARDS).mkdir()
-    for split in SPLITS:
-        images = in_split(manifest, split)
-        lines = [
-            f"{path} {classes.index(label)}\n" for path, label in zip(images["path"], images["label"], strict=True)
-        ]
-        for index, part in enumerate(np.array_split(np.arange(len(lines)), count)):
-            text = "".join(lines[row] for row in part)
-            (folder / shard_file(split, index, count)).write_text(text, encoding="utf-8")
+def write_quarantine(folder: Path, manifest: pd.DataFrame) -> None:
+    """Write quarantine.csv: file, verdict (a kind of verify.POLICIES) and reason of every image that was left out."""
+    rows = [(image.file, image.kind, image.reason) for image in refused(manifest)]
+    table = pd.DataFrame(rows, columns=["file", "verdict", "reason"])
+    table.to_csv(folder / QUARANTINE, index=False, lineterminator="\n")
 
 
-def write_packed(
-    folder: Path, manifest: pd.DataFrame, squares: SquareFile, numbers: npt.NDArray[np.int64], size: int
-) -> None:
-    """Write the pixels of each split in manifest order, one square at a time.
+def write_split(folder: Path, manifest: pd.DataFrame) -> None:
+    """Write split.csv: path (domain/class/file), split and fold, in the form that --split-file reads."""
+    images = accepted(manifest)
+    names = images["path"].str.removeprefix(f"{IMAGES}/")
+    split = pd.DataFrame({"path": names, "split": images["split"], "fold": images["fold"]}).sort_values("path")
+    split.to_csv(folder / SPLIT, index=False, lineterminator="\n")
 
-    `numbers` is (manifest rows,): the number in `squares` of each row's pixels.
+
+def split_names(folds: int | None) -> dict[str, tuple[str, int | None]]:
+    """Every split there are file lists of, by its name: which split, of which fold."""
+    names: dict[str, tuple[str, int | None]] = {split: (split, None) for split in SPLITS}
+    for fold in range(folds or 0):
+        names |= {f"fold{fold}-{split}": (split, fold) for split in SPLITS}
+    return names
+
+
+def shard_parts(manifest: pd.DataFrame, folds: int | None, count: int) -> Iterator[tuple[str, int, pd.DataFrame]]:
+    """Name of the split, number of the shard, and its images: each split cut into `count` parts of near equal length.
+
+    The manifest is in an order of which every stretch is a fair sample, and so is every part.
     """
-    (folder / PACKED).mkdir()
-    for split in SPLITS:
-        wanted = numbers[in_split(manifest, split).index.to_numpy()]
-        header = {"descr": "|u1", "fortran_order": False, "shape": (len(wanted), size, size, 3)}
-        with (folder / packed_file(split, size)).open("wb") as file:
-            np.lib.format.write_array_header_1_0(file, header)
-            for number in wanted:
-                file.write(squares.read(number))
+    for name, (split, fold) in split_names(folds).items():
+        images = in_split(manifest, split, fold)
+        for index, part in enumerate(np.array_split(np.arange(len(images)), count)):
+            yield name, index, images.iloc[part]
 
 
-def fingerprint(manifest: pd.DataFrame, classes: Sequence[str], packed_size: int) -> str:
-    """sha256 over what training depends on: classes, packed size, and the images in the order of their pixels."""
-    images = manifest[["path", "label", "domain", "split", "sha256", "verdict"]]
-    return digest([list(classes), packed_size, images.to_numpy().tolist()])
+def write_shards(
+    folder: Path, manifest: pd.DataFrame, classes: Sequence[str], *, folds: int | None, count: int
+) -> None:
+    """Write file lists in DALI's format, lines of `relative/path label`."""
+    (folder / SHARDS).mkdir(exist_ok=True)
+    index_of = {name: index for index, name in enumerate(classes)}
+    for split, index, images in shard_parts(manifest, folds, count):
+        lines = [f"{path} {index_of[label]}\n" for path, label in zip(images["path"], images["label"], strict=True)]
+        (folder / shard_file(split, index, count)).write_text("".join(lines), encoding="utf-8")
+
+
+def fingerprint(manifest: pd.DataFrame, classes: Sequence[str], pack_sizes: Sequence[int]) -> str:
+    """sha256 over what training depends on: classes, packed sizes, and the images in the order of their pixels."""
+    columns = ["path", "label", "domain", "split", "fold", "window", "sha256", "pixels_sha256", "verdict"]
+    return digest([list(classes), list(pack_sizes), manifest[columns].to_numpy().tolist()])
 
 
 def digest(content: Any) -> str:

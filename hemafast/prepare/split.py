@@ -1,48 +1,165 @@
-"""Which images train and which validate: stratified by class and domain, duplicates together, seeded."""
+"""Which images train and which validate: stratified by class and domain, groups kept whole, seeded.
+
+The assignment is greedy iterative stratification (after Sechidis, Tsoumakas and Vlahavas 2011, "On the stratification
+of multi-label data"), where a group is what has several labels: its images may belong to several strata. Groups are
+taken from the largest to the smallest, in an order drawn by hash, and each goes where its strata lack most.
+"""
 
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
 
+import numpy as np
 import pandas as pd
 
 TRAIN, VAL = "train", "val"
 SPLITS = (TRAIN, VAL)
+NO_FOLD = -1
+
+Stratum = tuple[str, str]
+"""Domain and label."""
+
+
+def draw(seed: int | str, name: str) -> str:
+    """A random rank of `name`: the same on every machine, whatever else there is."""
+    return hashlib.sha256(f"{seed}:{name}".encode()).hexdigest()
 
 
 def assign_split(images: pd.DataFrame, *, val_fraction: float, seed: int) -> pd.Series[str]:
     """Name the split of every image.
 
     `images` has the columns domain, label, group. Every stratum (a class in a domain) sends `val_fraction` of its
-    groups to validation, and keeps at least one on each side where it has two. The draw orders groups by a hash of the
-    seed and the group's name, so it depends on neither the order of the files nor the platform.
+    images to validation, and keeps at least one on each side where it has two groups and they allow it.
     """
-    groups = images.sort_values(["domain", "label"]).drop_duplicates("group")
-    draw = groups["group"].map(lambda group: hashlib.sha256(f"{seed}:{group}".encode()).hexdigest())
-    chosen: set[str] = set()
-    for _, stratum in groups.assign(draw=draw).sort_values("draw").groupby(["domain", "label"]):
-        chosen.update(stratum["group"].head(_share(len(stratum), val_fraction)))
-    return images["group"].isin(chosen).map({True: VAL, False: TRAIN}).rename("split")
+    parts = _assign(images, (1 - val_fraction, val_fraction), seed)
+    return parts.map({0: TRAIN, 1: VAL}).rename("split")
 
 
-def _share(groups: int, fraction: float) -> int:
-    """How many of `groups` validate: the nearest whole number that leaves neither side empty."""
-    return min(max(round(groups * fraction), 1), groups - 1)
+def assign_folds(images: pd.DataFrame, *, folds: int, seed: int) -> pd.Series[int]:
+    """Number the fold of every image, from 0; `images` as for `assign_split`. Folds are of near equal size."""
+    return _assign(images, (1 / folds,) * folds, seed).rename("fold")
 
 
-def find_contradictions(images: pd.DataFrame) -> pd.Series[str]:
-    """A reason for every image whose bytes stand elsewhere under another label; the other images are left out.
+def missing_strata(images: pd.DataFrame, part: str, parts: Sequence[Hashable]) -> list[str]:
+    """Sentences about the classes in a domain that some part holds no image of; parts are values of column `part`."""
+    sentences = []
+    for (domain, label), stratum in images.groupby(["domain", "label"]):
+        present = set(stratum[part])
+        absent = [str(name) for name in parts if name not in present]
+        if absent:
+            groups = stratum["group"].nunique()
+            sentences.append(
+                f"{domain}, {label}: {len(stratum)} images in {groups} group{'s' * (groups != 1)}, none in "
+                f"{part} {', '.join(absent)}"
+            )
+    return sentences
 
-    `images` has the columns path, label, group; the result keeps its index.
+
+@dataclass(slots=True)
+class _Part:
+    """One side of the split while it is filled."""
+
+    share: float
+    images: int = 0
+    held: Counter[Stratum] = field(default_factory=Counter)
+
+
+def _assign(images: pd.DataFrame, shares: Sequence[float], seed: int) -> pd.Series[int]:
+    """The number of the part of every image."""
+    strata = list(zip(images["domain"], images["label"], strict=True))
+    groups: dict[str, Counter[Stratum]] = {}
+    for group, stratum in zip(images["group"], strata, strict=True):
+        groups.setdefault(group, Counter())[stratum] += 1
+    totals, rooms = Counter(strata), Counter(stratum for held in groups.values() for stratum in held)
+    targets = {stratum: _targets(totals[stratum], rooms[stratum], shares) for stratum in totals}
+    parts = [_Part(share) for share in shares]
+    chosen: dict[str, int] = {}
+    for group in sorted(groups, key=lambda name: (-groups[name].total(), draw(seed, name))):
+        held = groups[group]
+        chosen[group] = _neediest(parts, held, targets, totals)
+        parts[chosen[group]].held.update(held)
+        parts[chosen[group]].images += held.total()
+    _fill_empty(parts, groups, chosen, rooms)
+    return images["group"].map(chosen)
+
+
+def _targets(images: int, groups: int, shares: Sequence[float]) -> tuple[float, ...]:
+    """How many images of a stratum each part should hold.
+
+    Two parts get whole numbers, neither of them zero where there are two groups and both have a share; more parts get
+    fractions, so that which of them are one larger balances out over the strata.
     """
-    labels = images.groupby("group")["label"].transform("nunique")
-    suspects = images[labels > 1]
+    if len(shares) != 2 or 0 in shares:
+        return tuple(images * share for share in shares)
+    second = round(images * shares[1])
+    if groups >= 2:
+        second = min(max(second, 1), images - 1)
+    return (images - second, second)
 
-    def reason(row: pd.Series[str]) -> str:
-        others = suspects[(suspects["group"] == row["group"]) & (suspects["label"] != row["label"])]
-        named = ", ".join(path.partition("/")[2] for path in others["path"])
-        return f"contradictory labels: the same image is {named}"
 
-    if suspects.empty:
-        return pd.Series([], dtype=str, index=suspects.index)
-    return suspects.apply(reason, axis=1)
+def _neediest(
+    parts: Sequence[_Part],
+    held: Counter[Stratum],
+    targets: Mapping[Stratum, tuple[float, ...]],
+    totals: Counter[Stratum],
+) -> int:
+    """The part whose strata lack most of what the group holds; the smaller part for its share if they lack the same.
+
+    Adding c images to a part that lacks d of n lowers the squared relative error of the stratum by (2 c d - c c) / n.
+    """
+
+    def need(number: int) -> tuple[float, float]:
+        part = parts[number]
+        lack = sum(
+            count * (2 * (targets[stratum][number] - part.held[stratum]) - count) / totals[stratum]
+            for stratum, count in held.items()
+        )
+        return round(lack, 9), -part.images / part.share if part.share else float("-inf")
+
+    return max(range(len(parts)), key=lambda number: (need(number), -number))
+
+
+def _fill_empty(
+    parts: Sequence[_Part], groups: Mapping[str, Counter[Stratum]], chosen: dict[str, int], rooms: Counter[Stratum]
+) -> None:
+    """Move groups into parts that hold nothing of a stratum, where another part can spare one whole group of it."""
+    for stratum in sorted((stratum for stratum in rooms if rooms[stratum] >= len(parts)), key=str):
+        for number, part in enumerate(parts):
+            if part.held[stratum] or not part.share:
+                continue
+            spare = [
+                group for group, held in groups.items() if held[stratum] and _can_spare(parts[chosen[group]], held)
+            ]
+            if spare:
+                _move(min(spare, key=lambda name: (groups[name].total(), name)), number, parts, groups, chosen)
+
+
+def _can_spare(part: _Part, held: Counter[Stratum]) -> bool:
+    return all(part.held[stratum] > count for stratum, count in held.items())
+
+
+def _move(
+    group: str, number: int, parts: Sequence[_Part], groups: Mapping[str, Counter[Stratum]], chosen: dict[str, int]
+) -> None:
+    held = groups[group]
+    parts[chosen[group]].held.subtract(held)
+    parts[number].held.update(held)
+    chosen[group] = number
+
+
+def fair_order(images: pd.DataFrame, key: str = "path") -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+    """Positions of all rows in an order of which every stretch is a fair sample of classes and domains.
+
+    `images` has the columns domain, label and `key`, which names a row. Each stratum is shuffled and laid out evenly
+    from start to end, so a stretch of any length holds its share of it to within one image. The order is a hash of the
+    names: it depends on neither the order of the rows nor the platform.
+    """
+    rank = images[key].map(lambda name: draw("order", name))
+    strata = images.groupby(["domain", "label"])
+    place = rank.groupby([images["domain"], images["label"]]).rank(method="first") - 1
+    offset = strata[key].transform("min").map(lambda name: int(draw("offset", name)[:8], 16) / 2**32)
+    position = (place + offset) / strata[key].transform("size")
+    return np.lexsort((rank.to_numpy(dtype=str), position.to_numpy()))

@@ -1,0 +1,118 @@
+"""Hash a prepared data set again and name everything that is not what it was."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from hemafast.errors import HemafastError
+from hemafast.prepare import schema
+from hemafast.prepare.ingest import Progress
+from hemafast.prepare.lists import sha256_of
+from hemafast.prepare.pixels import packed_header
+from hemafast.prepare.reader import PreparedFiles, packed_files, read_info, read_prepared
+from hemafast.prepare.worklog import hash_squares
+
+_CHUNK = 512  # images between two reports of progress
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One file that is not what it was."""
+
+    file: str
+    problem: str
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """What a check found."""
+
+    images: int
+    """Images whose bytes and pixels were hashed."""
+    files: int
+    """Other files that were hashed."""
+    problems: tuple[Problem, ...]
+
+
+def check(folder: Path, progress: Progress = lambda done, total: None) -> Check:
+    """Hash every image, every packed square and every other file of the prepared data set at `folder`.
+
+    Raises HemafastError if there is no data set, or if dataset.json is not as it was written: nothing else can be
+    judged then.
+    """
+    info = read_info(folder)
+    problems = [*_check_files(folder, info)]
+    if problems and any(problem.file == schema.MANIFEST for problem in problems):
+        return Check(0, len(info.files), tuple(problems))
+    try:
+        files = read_prepared(folder)
+    except HemafastError as error:
+        return Check(0, len(info.files), (*problems, Problem(schema.PACKED, error.problem)))
+    problems += _check_packed_files(folder, files)
+    problems += _check_images(folder, files, progress)
+    problems += _find_strangers(folder, files)
+    return Check(len(files.manifest), len(info.files), tuple(problems))
+
+
+def _check_files(folder: Path, info: schema.DatasetInfo) -> Iterator[Problem]:
+    for name, expected in info.files.items():
+        problem = _compare(folder / name, expected)
+        if problem:
+            yield Problem(name, problem)
+
+
+def _compare(path: Path, expected: str) -> str:
+    """What is wrong with a file, or nothing."""
+    try:
+        found = sha256_of(path)
+    except OSError as error:
+        return error.strerror or "it cannot be read"
+    return "" if found == expected else f"its sha256 is {found}, not {expected}"
+
+
+def _check_packed_files(folder: Path, files: PreparedFiles) -> Iterator[Problem]:
+    """Everything in them but the pixels."""
+    for size in files.info.pack_sizes:
+        for name, rows in packed_files(files.info, len(files.manifest), size):
+            path, header = folder / schema.PACKED / name, packed_header(rows, size)
+            with path.open("rb") as file:
+                if file.read(len(header)) != header:
+                    yield Problem(f"{schema.PACKED}/{name}", "its header was changed")
+            if path.stat().st_size != len(header) + rows * 3 * size**2:
+                yield Problem(f"{schema.PACKED}/{name}", "it has another length")
+
+
+def _check_images(folder: Path, files: PreparedFiles, progress: Progress) -> Iterator[Problem]:
+    def check_image(number: int, path: str, size: int, sha256: str, pixels_sha256: str) -> list[Problem]:
+        problem = _compare(folder / path, sha256) if size else ""
+        found = [Problem(path, problem)] if problem else []
+        squares = [np.ascontiguousarray(packed[number]) for packed in files.packed.values()]
+        empty = not any(square.any() for square in squares)  # of an image that could not be decoded
+        sound = hash_squares(squares) == pixels_sha256 if pixels_sha256 else empty
+        return found if sound else [*found, Problem(path, f"its packed pixels (row {number}) were changed")]
+
+    manifest = files.manifest
+    columns = (manifest[name] for name in ("path", "bytes", "sha256", "pixels_sha256"))
+    rows = list(zip(range(len(manifest)), *columns, strict=True))
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        for start in range(0, len(rows), _CHUNK):
+            chunk = rows[start : start + _CHUNK]
+            for problems in pool.map(lambda row: check_image(*row), chunk):
+                yield from problems
+            progress(start + len(chunk), len(rows))
+
+
+def _find_strangers(folder: Path, files: PreparedFiles) -> Iterator[Problem]:
+    known = {schema.INFO, *files.info.files, *files.manifest["path"]}
+    for size in files.info.pack_sizes:
+        known |= {f"{schema.PACKED}/{name}" for name, _ in packed_files(files.info, len(files.manifest), size)}
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        if not path.is_dir() and name not in known:
+            yield Problem(name, "it does not belong to the data set")

@@ -1,0 +1,129 @@
+"""What becomes of each image that was read: which show one picture, which are left out, which train and validate."""
+
+from __future__ import annotations
+
+from collections import Counter
+from itertools import chain
+
+import numpy as np
+import pandas as pd
+
+from hemafast.config import PrepareConfig
+from hemafast.errors import HemafastError
+from hemafast.prepare import lists, schema
+from hemafast.prepare.duplicates import find_contradictions, group_duplicates, smallest_in_component
+from hemafast.prepare.split import NO_FOLD, SPLITS, TRAIN, VAL, assign_folds, assign_split, missing_strata
+
+_NAMED = 3  # images that an error message lists
+
+
+def judge(images: pd.DataFrame, config: PrepareConfig) -> tuple[pd.DataFrame, tuple[str, ...]]:
+    """The manifest of what was read, and what there is to say about the split.
+
+    Raises HemafastError if more would be left out than the user accepts, or if either side of the split would be empty.
+    """
+    manifest = images.assign(split="", fold=NO_FOLD, duplicate_group="", group="")
+    good = schema.accepted(manifest)
+    manifest.loc[good.index, "duplicate_group"] = group_duplicates(good)
+    _quarantine(manifest, "contradiction", find_contradictions(schema.accepted(manifest)))
+    notes = _take_split(manifest, config) if config.split_file else _draw_split(manifest, config)
+    refuse_excess(manifest, config)
+    for side in SPLITS:
+        if schema.in_split(manifest, side).empty:
+            raise HemafastError(
+                f"{config.source} holds too few images: none would be left for {side}.",
+                "A class in a domain needs two different images to stand on both sides.",
+            )
+    return manifest, notes
+
+
+def refuse_excess(manifest: pd.DataFrame, config: PrepareConfig) -> None:
+    """Raise HemafastError if more is quarantined than the user accepts."""
+    refused = schema.refused(manifest)
+    if len(refused) <= (0 if config.strict else config.max_quarantined * len(manifest)):
+        return
+    by_kind = ", ".join(f"{count} {kind}" for kind, count in sorted(Counter(image.kind for image in refused).items()))
+    examples = "; ".join(f"{image.file.partition('/')[2]} ({image.reason})" for image in refused[:_NAMED])
+    more = f" and {len(refused) - _NAMED} more" if len(refused) > _NAMED else ""
+    remedy = (
+        "or leave out --strict."
+        if config.strict
+        else f"or accept more than {config.max_quarantined:.0%} with --max-quarantined."
+    )
+    raise HemafastError(
+        f"{len(refused)} of {len(manifest)} images would be quarantined: {by_kind}: {examples}{more}.",
+        f"Repair or remove them, {remedy}",
+    )
+
+
+def _quarantine(manifest: pd.DataFrame, kind: str, reasons: pd.Series[str]) -> None:
+    """Take out the rows of `reasons`, in place."""
+    rows = reasons.index
+    moved = manifest.loc[rows, "path"].str.replace(schema.IMAGES, schema.QUARANTINED, n=1)
+    changes = {"path": moved, "verdict": schema.REFUSED, "kind": kind, "reason": reasons}
+    for column, value in (changes | {"split": "", "fold": NO_FOLD, "group": ""}).items():
+        manifest.loc[rows, column] = value
+
+
+def _draw_split(manifest: pd.DataFrame, config: PrepareConfig) -> tuple[str, ...]:
+    """Fill in group, split and fold, in place. Returns what there is to say."""
+    good = schema.accepted(manifest)
+    groups, notes = _groups(good, config)
+    good = good.assign(group=groups)
+    if config.folds is not None:
+        good["fold"] = assign_folds(good, folds=config.folds, seed=config.seed)
+        good["split"] = (good["fold"] == 0).map({True: VAL, False: TRAIN})
+        missing = missing_strata(good, "fold", range(config.folds))
+    else:
+        good["split"] = _sides(good, config)
+        missing = missing_strata(good, "split", SPLITS)
+    manifest.loc[good.index, ["group", "split", "fold"]] = good[["group", "split", "fold"]]
+    return (*notes, *missing)
+
+
+def _sides(good: pd.DataFrame, config: PrepareConfig) -> pd.Series[str]:
+    """The split of every image: a held-out domain validates with all that shares a group with it."""
+    held_out = good["group"].isin(good.loc[good["domain"] == config.holdout_domain, "group"])
+    split, others = pd.Series(VAL, index=good.index), good[~held_out]
+    if config.val_fraction == 0:
+        split[others.index] = TRAIN
+    else:
+        split[others.index] = assign_split(others, val_fraction=config.val_fraction, seed=config.seed)
+    return split
+
+
+def _groups(good: pd.DataFrame, config: PrepareConfig) -> tuple[pd.Series[str], tuple[str, ...]]:
+    """What must not cross the split: one picture, and whatever the user's list holds together."""
+    pictures = good["duplicate_group"]
+    if config.groups is None:
+        return pictures, ()
+    names = _names(good)
+    listed = names.map(lists.read_groups(config.groups, names)).dropna()
+    together = chain(pictures.groupby(pictures), listed.groupby(listed))
+    links = [np.stack([rows.index[:-1], rows.index[1:]], axis=1) for _, rows in together]
+    unlisted = len(good) - len(listed)
+    notes = (f"{unlisted} images are in no group of {config.groups.name}",) if unlisted else ()
+    return smallest_in_component(pictures, np.concatenate(links)), notes
+
+
+def _take_split(manifest: pd.DataFrame, config: PrepareConfig) -> tuple[str, ...]:
+    """Split as a published list says, in place. Returns what there is to say.
+
+    An image that the list does not name is left out, and so is one that it trains on while the same picture validates.
+    """
+    assert config.split_file is not None
+    file, good = config.split_file, schema.accepted(manifest)
+    names = _names(good)
+    split = names.map(lists.read_split(file, names)).fillna("")
+    manifest.loc[good.index, "split"] = split
+    manifest.loc[good.index, "group"] = good["duplicate_group"]
+    validating = set(good.loc[split == VAL, "duplicate_group"])
+    twins = good.index[(split == TRAIN) & good["duplicate_group"].isin(validating)]
+    missing = good.index[split == ""]
+    _quarantine(manifest, "twin validates", pd.Series(f"{file.name} validates on the same picture", index=twins))
+    _quarantine(manifest, "not in the split", pd.Series(f"{file.name} does not name it", index=missing))
+    return tuple(missing_strata(schema.accepted(manifest), "split", SPLITS))
+
+
+def _names(images: pd.DataFrame) -> pd.Series[str]:
+    return images["path"].str.removeprefix(f"{schema.IMAGES}/")

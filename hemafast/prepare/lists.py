@@ -1,0 +1,121 @@
+"""Lists that a user hands in beside the archives: checksums, groups of patients, published splits."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from pathlib import Path
+
+import pandas as pd
+
+from hemafast.errors import HemafastError
+from hemafast.prepare.split import SPLITS
+
+_MAX_BYTES = 256 * 2**20
+_SHA256_DIGITS = 64
+
+
+def read_checksums(file: Path) -> dict[str, str]:
+    """sha256 in lower case by name, from lines of `<64 hexadecimal digits> <space or *><name>`, as sha256sum writes.
+
+    Raises HemafastError for a line of another form, or a name with two sums.
+    """
+    sums: dict[str, str] = {}
+    for number, line in enumerate(_read_text(file).splitlines(), start=1):
+        if not line.strip() or line.startswith("#"):
+            continue
+        digits, _, name = line.partition(" ")
+        name = _plain(name.lstrip(" *"))
+        if len(digits) != _SHA256_DIGITS or set(digits.lower()) - set("0123456789abcdef") or not name:
+            raise HemafastError(f"{file}, line {number}: no `sha256  name`.", "Write it with `sha256sum FILES`.")
+        if sums.setdefault(name, digits.lower()) != digits.lower():
+            raise HemafastError(f"{file}, line {number}: a second sum for {name}.", "Remove one of the two.")
+    if not sums:
+        raise HemafastError(f"{file} holds no checksums.", "Write it with `sha256sum FILES`.")
+    return sums
+
+
+def read_groups(file: Path, names: Iterable[str]) -> dict[str, str]:
+    """The group (patient, slide) of each image that `file` lists, by the image's name `domain/class/file`."""
+    return _read_values(file, "group", names)
+
+
+def read_split(file: Path, names: Iterable[str]) -> dict[str, str]:
+    """The split of each image that `file` lists, by the image's name `domain/class/file`."""
+    split = _read_values(file, "split", names)
+    for name, value in split.items():
+        if value not in SPLITS:
+            raise HemafastError(
+                f"{file}: {name} has the split {value!r}.", f"A split is one of {' and '.join(SPLITS)}."
+            )
+    return split
+
+
+def sha256_of(path: Path) -> str:
+    """sha256 of a file, in hexadecimal digits. Raises OSError if it cannot be read."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _read_values(file: Path, column: str, names: Iterable[str]) -> dict[str, str]:
+    table = _read_table(file, column)
+    resolved = resolve(file, zip(table["path"], table[column], strict=True), names)
+    if not resolved:
+        raise HemafastError(
+            f"{file} names none of the images.", "Paths are domain/class/file, such as Acevedo_20/basophil/BA_1.jpg."
+        )
+    return resolved
+
+
+def _read_table(file: Path, column: str) -> pd.DataFrame:
+    import io
+
+    try:
+        table = pd.read_csv(io.StringIO(_read_text(file)), dtype=str, keep_default_na=False)
+    except ValueError as error:  # pandas: empty, or rows of different lengths
+        raise HemafastError(f"{file} is no CSV ({error}).", f"It needs the columns path and {column}.") from error
+    missing = {"path", column} - set(table.columns)
+    if missing:
+        raise HemafastError(
+            f"{file} has no column {' and no column '.join(sorted(missing))}.", f"It needs path and {column}."
+        )
+    blank = table.index[(table["path"] == "") | (table[column] == "")]
+    if len(blank):
+        raise HemafastError(f"{file}, line {blank[0] + 2}: path or {column} is empty.", "Fill it in.")
+    return table
+
+
+def resolve(file: Path, values: Iterable[tuple[str, str]], names: Iterable[str]) -> dict[str, str]:
+    """Values by the images' full names `domain/class/file`, from pairs of path and value that `file` lists.
+
+    A path may leave out the domain, or all but the file name, where that is unique; one that no image has is passed
+    over. Raises HemafastError if a path fits several images, or an image has two values.
+    """
+    endings: dict[str, list[str]] = {}
+    for name in names:
+        domain_class_file = name.split("/")
+        for start in range(len(domain_class_file)):
+            endings.setdefault("/".join(domain_class_file[start:]), []).append(name)
+    resolved: dict[str, str] = {}
+    for path, value in values:
+        found = endings.get(_plain(path), [])
+        if len(found) > 1:
+            raise HemafastError(f"{file}: {path} may be {' or '.join(found[:2])}.", "Write domain/class/file.")
+        for name in found:
+            if resolved.setdefault(name, value) != value:
+                raise HemafastError(f"{file}: {path} is {resolved[name]} and {value}.", "Remove one of the two.")
+    return resolved
+
+
+def _plain(name: str) -> str:
+    """`domain/class/file` of a name that may come from a prepared data set."""
+    return name.strip().removeprefix("./").removeprefix("images/").removeprefix("quarantined/")
+
+
+def _read_text(file: Path) -> str:
+    try:
+        if file.stat().st_size > _MAX_BYTES:
+            raise HemafastError(f"{file} is larger than {_MAX_BYTES // 2**20} MiB.", "That is no list of images.")
+        return file.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise HemafastError(f"{file} cannot be read ({error}).", "Name a text file.") from error

@@ -1,0 +1,58 @@
+"""Write shards as tar files of the WebDataset format, each with the index that DALI's reader wants.
+
+A sample is two members, `<domain>/<class>/<stem>.<suffix>` and the same with `.cls`: the original bytes, and the number
+of the class. The index has a line for the number of samples, then one a sample of `suffix offset bytes name` for each
+member (DALI's wds2idx, version v1.2).
+"""
+
+from __future__ import annotations
+
+import io
+import tarfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path, PurePosixPath
+
+import pandas as pd
+
+from hemafast.prepare.schema import IMAGES, WEBDATASET, shard_file
+from hemafast.prepare.shards import shard_parts
+
+_SUFFIXES = {"JPEG": "jpg", "PNG": "png", "TIFF": "tiff", "BMP": "bmp"}
+_INDEX_VERSION = "v1.2"
+
+
+def write_webdataset(
+    folder: Path, manifest: pd.DataFrame, classes: Sequence[str], *, folds: int | None, count: int
+) -> None:
+    """Write a tar and its index for every shard of every split."""
+    (folder / WEBDATASET).mkdir(exist_ok=True)
+    index_of = {name: index for index, name in enumerate(classes)}
+    for split, index, images in shard_parts(manifest, folds, count):
+        path = folder / shard_file(split, index, count, folder=WEBDATASET, suffix=".tar")
+        lines = list(_write_tar(path, folder, images, index_of))
+        text = "\n".join([f"{_INDEX_VERSION} {len(lines)}", *lines]) + "\n"
+        path.with_suffix(".idx").write_text(text, encoding="utf-8")
+
+
+def _write_tar(path: Path, folder: Path, images: pd.DataFrame, index_of: dict[str, int]) -> Iterator[str]:
+    """Write one tar; yields the line of the index for each sample."""
+    with tarfile.open(path, "w", format=tarfile.GNU_FORMAT) as tar:
+        for image, label, kind in zip(images["path"], images["label"], images["format"], strict=True):
+            key, suffix = _key(image), _SUFFIXES[kind]
+            parts = ((suffix, (folder / image).read_bytes()), ("cls", str(index_of[label]).encode()))
+            yield " ".join(_add(tar, key, extension, data) for extension, data in parts)
+
+
+def _add(tar: tarfile.TarFile, key: str, extension: str, data: bytes) -> str:
+    """Add a member whose header holds nothing but name and size, and describe where its data lies."""
+    member = tarfile.TarInfo(f"{key}.{extension}")
+    member.size = len(data)
+    tar.addfile(member, io.BytesIO(data))
+    offset = tar.offset - -(-len(data) // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
+    return f"{extension} {offset} {len(data)} {member.name}"
+
+
+def _key(image: str) -> str:
+    """What a sample is called: no dot in it, for everything after the first one counts as the extension."""
+    name = PurePosixPath(image).relative_to(IMAGES)
+    return str(name).replace(".", "_").replace(" ", "_")
