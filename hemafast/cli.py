@@ -113,9 +113,10 @@ def prepare(
     um_per_pixel: Annotated[
         list[str] | None, typer.Option(metavar="NAME=UM", help="Scale of a domain; may be repeated.")
     ] = None,
-    pack_size: Annotated[list[int], typer.Option(help="Side of the packed squares in pixels; may be repeated.")] = list(
-        _DEFAULTS.pack_sizes
-    ),
+    pack_size: Annotated[
+        list[int] | None,
+        typer.Option(help="Side of the packed squares in pixels; may be repeated.", show_default="256"),
+    ] = None,
     shards: Annotated[int, typer.Option(help="File lists a split.")] = _DEFAULTS.shards,
     format: Annotated[
         config.Format, typer.Option(help="File lists alone, or WebDataset tars with an index beside them.")
