@@ -107,9 +107,12 @@ def prepare(
     seed: Annotated[int, typer.Option(help="Seed of the split.")] = _DEFAULTS.seed,
     checksums: Annotated[Path | None, typer.Option(help="sha256 sums of archives or images.")] = None,
     field_of_view: Annotated[
-        float | None,
-        typer.Option(help="Micrometres of each image to keep, as a centre square.", show_default="all that fits"),
-    ] = None,
+        str,
+        typer.Option(
+            metavar="UM|whole|auto",
+            help="Centre square to keep of each image, in micrometres. auto: 25 where the scale is known.",
+        ),
+    ] = "auto",
     um_per_pixel: Annotated[
         list[str] | None, typer.Option(metavar="NAME=UM", help="Scale of a domain; may be repeated.")
     ] = None,

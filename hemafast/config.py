@@ -26,10 +26,13 @@ Input = Literal["auto", "packed", "files"]
 Device = Literal["auto", "cpu", "cuda"]
 PolicyName = Literal["basic", "none"]
 
+AUTO_FIELD_OF_VIEW = 25.0
+"""Micrometres, as the winners of the challenge chose; what it is worth is in the README."""
 PackSize = Annotated[int, Ge(32), Le(1024)]
 
 Settings = TypeVar("Settings", "PrepareConfig", "TrainConfig")
 
+_UNION_TAGS = ("constrained-", "literal[")  # pydantic: which of several allowed types the value failed on
 _STRICT = {"extra": "forbid", "allow_inf_nan": False}  # pydantic: no unknown key, no number without end
 
 
@@ -61,8 +64,9 @@ class PrepareConfig:
     """Seed of the split."""
     pack_sizes: Annotated[tuple[PackSize, ...], Len(1)] = (256,)
     """Sides in pixels of the packed squares."""
-    field_of_view: Annotated[float, Gt(0)] | None = None
-    """Side in micrometres of the centre square that is kept of each image; the largest square if None."""
+    field_of_view: Annotated[float, Gt(0)] | Literal["auto", "whole"] = "auto"
+    """Side in micrometres of the centre square that is kept of each image. `whole` keeps the largest square; `auto`
+    keeps 25 where the scale is known and the image shows as much, and the largest square elsewhere."""
     um_per_pixel: dict[str, Annotated[float, Gt(0)]] = field(default_factory=dict)
     """Micrometres a pixel spans, by domain; goes before what is known of the challenge's domains."""
     shards: Annotated[int, Ge(1), Le(9999)] = 8
@@ -172,7 +176,7 @@ def checked(kind: type[Settings], fields: dict[str, Any]) -> Settings:
         settings: Settings = _adapter(kind).validate_python(fields)
     except ValidationError as error:
         first = error.errors()[0]
-        name = ".".join(str(part) for part in first["loc"])
+        name = ".".join(str(part) for part in first["loc"] if not str(part).startswith(_UNION_TAGS))
         raise HemafastError(f"{name} = {first['input']!r}: {first['msg']}.", "Correct it and try again.") from error
     return settings
 

@@ -95,7 +95,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
     second = {"basophil": 5, "monocyte": 11, "myeloblast": 8, "promyelocyte": 6}
     _write_archive(source / "Acevedo_20.zip", first, kind="JPEG", size=(76, 72), seed=1)
     _write_archive(source / "Matek_19.zip", second, kind="TIFF", size=(64, 80), seed=2)
-    return prepare(PrepareConfig(source=source, output=source / "prepared", packed_size=64, shards=3))
+    return prepare(PrepareConfig(source=source, output=source / "prepared", pack_sizes=(64,), shards=3))
 
 
 @pytest.fixture(scope="session")

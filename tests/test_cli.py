@@ -1,3 +1,4 @@
+import json
 import os
 import re
 import subprocess
@@ -99,13 +100,48 @@ def test_unknown_class_is_one_line(tmp_path, make_archive):
     assert_is_one_line_error(hemafast("prepare", "--source", tmp_path), "plasma_cell", "--classes from-data")
 
 
-def test_an_unreadable_image_is_one_line_and_nothing_is_written(tmp_path, make_archive):
+def test_too_many_damaged_images_are_one_line_and_nothing_is_written(tmp_path, make_archive):
     make_archive(tmp_path / "Cells", {"basophil": 4})
     broken = next((tmp_path / "Cells").rglob("*.*"))
     broken.write_bytes(broken.read_bytes()[:100])
     result = hemafast("prepare", "--source", tmp_path)
-    assert_is_one_line_error(result, broken.name, "--unreadable quarantine")
-    assert [path.name for path in tmp_path.iterdir()] == ["Cells"]
+    assert_is_one_line_error(result, broken.name, "1 of 4 images", "--max-quarantined")
+    assert {path.name for path in tmp_path.iterdir()} == {"Cells", ".prepared.lock"}
+
+
+def test_the_closing_table_names_what_was_quarantined_and_why(tmp_path, make_archive):
+    make_archive(tmp_path / "Cells", {"basophil": 20})
+    (tmp_path / "Cells" / "basophil" / "none.png").write_bytes(b"")
+    result = hemafast("prepare", "--source", tmp_path)
+    assert result.returncode == 0, result.stderr
+    line = next(line for line in result.stderr.splitlines() if "none.png" in line)
+    assert "quarantined/Cells/basophil/none.png" in line
+    assert "empty" in line
+    assert "no bytes" in line
+    strict = hemafast("prepare", "--source", tmp_path, "--strict")
+    assert_is_one_line_error(strict, "none.png", "--strict")
+
+
+@pytest.mark.parametrize("text", ["Cells", "=0.1", "Cells=wide", "Cells=0", "Other=0.1"])
+def test_a_bad_scale_is_one_line(tmp_path, make_archive, text):
+    make_archive(tmp_path / "Cells", {"basophil": 2})
+    result = hemafast("prepare", "--source", tmp_path, "--um-per-pixel", text)
+    assert_is_one_line_error(result, text.partition("=")[0], "per")
+
+
+def test_verify_says_what_was_changed(tmp_path, make_archive):
+    make_archive(tmp_path / "Cells", {"basophil": 4})
+    assert hemafast("prepare", "--source", tmp_path, "--pack-size", "64", "--pack-size", "32").returncode == 0
+    sound = hemafast("verify", tmp_path / "prepared")
+    assert sound.returncode == 0
+    assert "4 images" in sound.stdout
+    changed = next((tmp_path / "prepared" / "images").rglob("*.png"))
+    changed.write_bytes(changed.read_bytes()[:-1] + b"x")
+    found = hemafast("verify", tmp_path / "prepared", "--json")
+    assert found.returncode == 1
+    assert [problem["file"] for problem in json.loads(found.stdout)["problems"]] == [
+        changed.relative_to(tmp_path / "prepared").as_posix()
+    ]
 
 
 @pytest.mark.parametrize(

@@ -79,16 +79,18 @@ def test_a_value_out_of_range_is_refused_and_its_field_named(field, value):
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("val_fraction", 0),
         ("val_fraction", 1),
         ("val_fraction", float("nan")),
-        ("packed_size", 31),
-        ("packed_size", 1025),
+        ("folds", 1),
+        ("folds", 101),
+        ("max_quarantined", -0.1),
+        ("max_quarantined", 1.1),
+        ("strict", "maybe"),
+        ("format", "tar"),
         ("shards", 0),
         ("shards", 10000),
         ("seed", -1),
         ("classes", "mine"),
-        ("unreadable", "ignore"),
         ("sauce", "Source"),
     ],
 )
@@ -96,6 +98,31 @@ def test_preparing_is_checked_too(field, value):
     with pytest.raises(HemafastError) as caught:
         checked(PrepareConfig, {field: value})
     assert caught.value.problem.startswith(f"{field} = {value!r}")
+
+
+@pytest.mark.parametrize(
+    ("fields", "named"),
+    [
+        ({"pack_sizes": ()}, "pack_sizes"),
+        ({"pack_sizes": (31,)}, "pack_sizes.0"),
+        ({"pack_sizes": (64, 1025)}, "pack_sizes.1"),
+        ({"field_of_view": 0}, "field_of_view"),
+        ({"field_of_view": float("inf")}, "field_of_view"),
+        ({"field_of_view": "wide"}, "field_of_view"),
+        ({"um_per_pixel": {"A": 0}}, "um_per_pixel.A"),
+        ({"um_per_pixel": {"A": "wide"}}, "um_per_pixel.A"),
+        ({"val_fraction": 0}, "val_fraction = 0"),
+        ({"folds": 5, "holdout_domain": "A"}, "folds and holdout_domain"),
+        ({"folds": 5, "split_file": "a.csv"}, "folds and split_file"),
+        ({"holdout_domain": "A", "split_file": "a.csv"}, "holdout_domain and split_file"),
+        ({"groups": "g.csv", "split_file": "a.csv"}, "groups"),
+    ],
+)
+def test_settings_that_cannot_be_are_named(fields, named):
+    with pytest.raises(HemafastError) as caught:
+        checked(PrepareConfig, fields)
+    assert caught.value.problem.startswith(named)
+    assert caught.value.remedy
 
 
 @pytest.mark.parametrize("config", [TrainConfig(), PrepareConfig()])
@@ -110,6 +137,7 @@ def test_settings_are_frozen(config):
         train_config("quick", weights=Path("a.pth"), threads=3, data=Path("elsewhere")),
         train_config("seed"),
         PrepareConfig(source=Path("a"), output=Path("b"), classes="from-data"),
+        PrepareConfig(pack_sizes=(256, 128), um_per_pixel={"A": 0.1}, groups=Path("g.csv"), holdout_domain="A"),
     ],
 )
 def test_settings_come_back_from_json_as_they_were(config):

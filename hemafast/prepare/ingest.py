@@ -75,7 +75,7 @@ def ingest(plan: Plan, sums: Mapping[str, str], folder: Path, *, workers: int, p
         progress(len(done), plan.images)
         decoder = SquareDecoder(plan.sizes, _BATCH, workers)
         stack.enter_context(strict_decoders())
-        for batch in _one_ahead(_verified(_read(plan, rows, frozenset(done)), sums, plan.windows, pool), ahead):
+        for batch in _one_ahead(_verified(_read(plan, rows, frozenset(done)), plan, sums, pool), ahead):
             _decode(batch, decoder, folder, squares, pool)
             fresh = dict(_describe(batch))
             log.append(fresh.items())
@@ -84,12 +84,10 @@ def ingest(plan: Plan, sums: Mapping[str, str], folder: Path, *, workers: int, p
     return pd.DataFrame([done[row] for row in range(plan.images)])
 
 
-def _verified(
-    images: Iterator[_Image], sums: Mapping[str, str], windows: Mapping[str, int], pool: Executor
-) -> Iterator[list[_Image]]:
+def _verified(images: Iterator[_Image], plan: Plan, sums: Mapping[str, str], pool: Executor) -> Iterator[list[_Image]]:
     """Batches of images, hashed and verified."""
     for batch in _batches(images):
-        list(pool.map(lambda image: _verify(image, sums, windows), batch))
+        list(pool.map(lambda image: _verify(image, plan, sums), batch))
         yield batch
 
 
@@ -127,7 +125,7 @@ def _one_ahead(items: Iterator[Item], ahead: Executor) -> Iterator[Item]:
         yield item  # type: ignore[misc]
 
 
-def _verify(image: _Image, sums: Mapping[str, str], windows: Mapping[str, int]) -> None:
+def _verify(image: _Image, plan: Plan, sums: Mapping[str, str]) -> None:
     image.sha256 = hashlib.sha256(image.data).hexdigest()
     if image.error is not None:
         return
@@ -136,10 +134,11 @@ def _verify(image: _Image, sums: Mapping[str, str], windows: Mapping[str, int]) 
             raise UnreadableImageError("checksum", f"its sha256 is {image.sha256}, not {sums[image.name]}")
         image.header = header = verify_image(image.data, image.member.file)
         shorter = min(header.width, header.height)
-        image.side = windows.get(image.domain, shorter)
-        if image.side > shorter:
+        window = plan.windows.get(image.domain, shorter)
+        image.side = min(window, shorter)
+        if image.side < window and plan.windows_required:
             raise UnreadableImageError(
-                "field of view", f"{header.width} x {header.height} px, less than the {image.side} px to be kept"
+                "field of view", f"{header.width} x {header.height} px, less than the {window} px to be kept"
             )
     except UnreadableImageError as error:
         image.error = error

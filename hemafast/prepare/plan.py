@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from hemafast.config import PrepareConfig, to_plain
+from hemafast.config import AUTO_FIELD_OF_VIEW, PrepareConfig, to_plain
 from hemafast.errors import HemafastError
 from hemafast.prepare import lists, schema
 from hemafast.prepare.archive import Archive, find_archives, open_archive
@@ -35,6 +35,8 @@ class Plan:
     """Sides of the packed squares in pixels."""
     windows: Mapping[str, int]
     """By domain: side in pixels of the centre square that is kept; the largest square for a domain that is not here."""
+    windows_required: bool
+    """Whether an image that shows less than its window is quarantined, rather than kept as far as it goes."""
 
     @property
     def images(self) -> int:
@@ -88,11 +90,8 @@ def make_plan(config: PrepareConfig) -> Plan:
         um_per_pixel=scales,
         settings=_settings(config),
         sizes=config.pack_sizes,
-        windows={
-            domain: round(config.field_of_view / scale)
-            for domain, scale in scales.items()
-            if scale is not None and config.field_of_view is not None
-        },
+        windows=_choose_windows(scales, config),
+        windows_required=isinstance(config.field_of_view, float),
     )
 
 
@@ -137,12 +136,33 @@ def _choose_scales(archives: tuple[Archive, ...], config: PrepareConfig) -> dict
     known = UM_PER_PIXEL | config.um_per_pixel
     scales = {archive.domain: known.get(archive.domain) for archive in archives}
     unknown = [domain for domain, scale in scales.items() if scale is None]
-    if config.field_of_view is not None and unknown:
+    if isinstance(config.field_of_view, float) and unknown:
         raise HemafastError(
             f"How many micrometres a pixel of {unknown[0]} spans is not known.",
             f"Say so with --um-per-pixel {unknown[0]}=0.1, or leave out --field-of-view.",
         )
     return scales
+
+
+def _choose_windows(scales: Mapping[str, float | None], config: PrepareConfig) -> dict[str, int]:
+    """The side in pixels of the field of view in each domain whose scale is known."""
+    if config.field_of_view == "whole":
+        return {}
+    field = AUTO_FIELD_OF_VIEW if config.field_of_view == "auto" else config.field_of_view
+    return {domain: round(field / scale) for domain, scale in scales.items() if scale is not None}
+
+
+def scale_notes(manifest: pd.DataFrame, plan: Plan) -> tuple[str, ...]:
+    """What there is to say about domains whose cells may appear in another size than those of the others."""
+    notes = []
+    for domain, images in schema.accepted(manifest).groupby("domain"):
+        window = plan.windows.get(str(domain))
+        if window is None:
+            if len(plan.archives) > 1 and plan.um_per_pixel[str(domain)] is None:
+                notes.append(f"{domain}: um/px unknown, images kept whole; say it with --um-per-pixel {domain}=0.1")
+        elif small := int((images["window"] < window).sum()):
+            notes.append(f"{domain}: {small} images show less than {window} px and are kept as far as they go")
+    return tuple(notes)
 
 
 def _refuse_unknown(domains: Iterable[str], archives: tuple[Archive, ...], option: str) -> None:

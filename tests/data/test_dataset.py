@@ -8,9 +8,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from hemafast.data.dataset import open_dataset
+from hemafast.data.dataset import choose_pack_size, open_dataset
 from hemafast.errors import HemafastError
-from hemafast.prepare.schema import packed_file
 
 
 @pytest.fixture
@@ -29,13 +28,14 @@ def test_samples_are_the_images_of_their_split(dataset):
         assert all(Path(path).is_absolute() and Path(path).is_file() for path in samples.paths)
         assert samples.labels.dtype == np.int64
         assert samples.packed_size == 64
-        assert samples.packed.shape == (len(samples), 64, 64, 3)
+        assert np.asarray(samples.packed).shape == (len(samples), 64, 64, 3)
+        assert samples.packed.nbytes == len(samples) * 64 * 64 * 3
 
 
 def test_packed_pixels_are_a_memory_map_that_cannot_be_written(train_samples):
-    assert isinstance(train_samples.packed, np.memmap)
+    assert isinstance(train_samples.packed[0].base.base, np.memmap)
     with pytest.raises(ValueError, match="read-only"):
-        train_samples.packed[0] = 0
+        train_samples.packed[0][:] = 0
 
 
 def test_a_data_set_may_be_moved_and_opened_by_a_relative_path(copy, monkeypatch):
@@ -69,7 +69,7 @@ def test_a_damaged_description_is_refused(copy, content):
     _refused(copy, "dataset.json")
 
 
-@pytest.mark.parametrize("change", [{"schema_version": 2}, {"schema_version": 0}, {"unheard_of": 1}])
+@pytest.mark.parametrize("change", [{"schema_version": 1}, {"schema_version": 3}, {"unheard_of": 1}, {"folds": 7}])
 def test_a_description_of_another_version_is_refused(copy, change):
     path = copy / "dataset.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
@@ -116,35 +116,47 @@ def test_an_unreadable_manifest_is_refused(copy, content):
     _refused(copy, "manifest.parquet")
 
 
-@pytest.mark.parametrize("split", ["train", "val"])
-@pytest.mark.parametrize(
-    "left",
-    [0, 50, 5000],
-)
-def test_packed_pixels_cut_short_are_refused(copy, split, left):
-    path = copy / packed_file(split, 64)
+PACKED = "packed/64-00000.npy"
+
+
+@pytest.mark.parametrize("left", [0, 50, 5000])
+def test_packed_pixels_cut_short_are_refused(copy, left):
+    path = copy / PACKED
     path.write_bytes(path.read_bytes()[:left])
     _refused(copy, path.name)
 
 
 def test_missing_packed_pixels_are_refused(copy):
-    (copy / packed_file("val", 64)).unlink()
-    _refused(copy, "val-64.npy")
+    (copy / PACKED).unlink()
+    _refused(copy, "64-00000.npy")
 
 
-def test_packed_pixels_of_another_number_of_images_are_refused(copy):
-    path = copy / packed_file("train", 64)
-    np.save(path, np.load(path)[1:])
-    _refused(copy, "train-64.npy")
+CHANGED_PIXELS = {
+    "another number of images": lambda pixels: pixels[1:],
+    "another type": lambda pixels: pixels.astype(np.float32),
+    "objects": lambda pixels: np.array([{"a": 1}], dtype=object),
+}
 
 
-def test_packed_pixels_of_another_type_are_refused(copy):
-    path = copy / packed_file("train", 64)
-    np.save(path, np.load(path).astype(np.float32))
-    _refused(copy, "train-64.npy")
+@pytest.mark.parametrize("change", CHANGED_PIXELS.values(), ids=CHANGED_PIXELS)
+def test_other_packed_pixels_are_refused(copy, change):
+    np.save(copy / PACKED, change(np.load(copy / PACKED)), allow_pickle=True)
+    _refused(copy, "64-00000.npy")
 
 
-def test_packed_pixels_that_hold_objects_are_refused(copy):
-    path = copy / packed_file("train", 64)
-    np.save(path, np.array([{"a": 1}], dtype=object), allow_pickle=True)
-    _refused(copy, "train-64.npy")
+@pytest.mark.parametrize(
+    ("image_size", "chosen"), [(0, 64), (56, 64), (57, 128), (112, 128), (113, 256), (224, 256), (225, 256), (999, 256)]
+)
+def test_the_smallest_packed_size_that_need_not_be_scaled_up_is_taken(image_size, chosen):
+    assert choose_pack_size((128, 256, 64), image_size) == chosen
+
+
+def test_some_of_the_packed_pixels_can_be_selected(train_samples):
+    rows = np.array([5, 0, 3])
+    np.testing.assert_array_equal(train_samples.packed.select(rows), np.asarray(train_samples.packed)[rows])
+
+
+def test_a_fold_that_does_not_exist_is_refused(prepared):
+    with pytest.raises(HemafastError, match="no folds, and no fold 0") as caught:
+        open_dataset(prepared.folder, fold=0)
+    assert "--folds" in caught.value.remedy

@@ -16,7 +16,7 @@ def _define(device: str, packed: bool, image_size: int):
     """The last node of the graph and, by name, the operators above it as (operator, where it runs)."""
     shape = GraphShape(device, packed, 64, image_size, 4, 1)
     with Pipeline(4, 1, 0 if device == "gpu" else None):
-        last = define_graph(*(fn.external_source(name=name) for name in ("source", "corner", "matrix")), shape)
+        last = define_graph(*(fn.external_source(name=name) for name in ("source", "kept", "corner", "matrix")), shape)
     operators, waiting = {}, [last]
     while waiting:
         node = waiting.pop()

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from hemafast.config import PrepareConfig, TrainConfig, checked, to_plain
+from hemafast.config import PrepareConfig, TrainConfig, checked
 from hemafast.engine.step import Steps
 from hemafast.prepare.build import Prepared, prepare
 
@@ -46,7 +46,8 @@ def prepare_again(prepared: Prepared, tmp_path_factory: pytest.TempPathFactory) 
     """`prepare_again(**changes)`: the same archives prepared with other settings."""
 
     def make(**changes) -> Path:
-        fields = to_plain(prepared.info.settings) | {"output": tmp_path_factory.mktemp("other") / "prepared"}
+        folder = tmp_path_factory.mktemp("other") / "prepared"
+        fields = {"source": prepared.folder.parent, "output": folder, "pack_sizes": (64,)}
         return prepare(checked(PrepareConfig, fields | changes)).folder
 
     return make

@@ -17,7 +17,7 @@ CPU = Machine("cpu", "fp32", False, 1, (), {})
 
 
 def centre_windows(samples):
-    return torch.from_numpy(np.ascontiguousarray(samples.packed[:, 4:60, 4:60])).permute(0, 3, 1, 2)
+    return torch.from_numpy(np.ascontiguousarray(np.asarray(samples.packed)[:, 4:60, 4:60])).permute(0, 3, 1, 2)
 
 
 @pytest.fixture(scope="module")

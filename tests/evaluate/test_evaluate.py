@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, log_loss
 
-from hemafast.config import PrepareConfig, checked, to_plain
+from hemafast.config import PrepareConfig, checked
 from hemafast.engine.checkpoint import load_best
 from hemafast.errors import HemafastError
 from hemafast.evaluate.evaluate import evaluate_run, read_metrics
@@ -19,7 +19,7 @@ from hemafast.prepare.build import prepare
 def probabilities(scored, val_samples):
     """Of the run's own model, called on the centre windows without any of the engine."""
     model, _ = load_best(scored / "best_model.safetensors")
-    windows = np.ascontiguousarray(val_samples.packed[:, 4:60, 4:60])
+    windows = np.ascontiguousarray(np.asarray(val_samples.packed)[:, 4:60, 4:60])
     with torch.inference_mode():
         return model.eval()(torch.from_numpy(windows).permute(0, 3, 1, 2)).softmax(dim=1).double().numpy()
 
@@ -92,7 +92,7 @@ def test_the_confusion_plot_is_a_picture(scored):
 
 
 def other(prepared, folder, **changes):
-    fields = to_plain(prepared.info.settings) | {"output": folder} | changes
+    fields = {"source": prepared.folder.parent, "output": folder, "pack_sizes": (64,)} | changes
     return prepare(checked(PrepareConfig, fields)).folder
 
 

@@ -55,7 +55,7 @@ def hostile(tmp_path_factory, make_archive, train_on):
     drawn = {"DRAWN.txt": b"drawn"}
     for seed, domain in enumerate(HOSTILE_DOMAINS):
         make_archive(source / domain, counts, seed=seed, extra=drawn)
-    config = PrepareConfig(source=source, output=source / "prepared", packed_size=64, classes="from-data")
+    config = PrepareConfig(source=source, output=source / "prepared", pack_sizes=(64,), classes="from-data")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HF_HUB_OFFLINE", "1")
         patch.setenv("HF_HOME", str(source / ".cache"))

@@ -1,0 +1,63 @@
+"""What a physical field of view is worth: the same training on whole images and on their central 25 micrometres.
+
+    python benchmarks/field_of_view.py --source DIR_WITH_THE_ARCHIVES --json benchmarks/results/field_of_view.json
+
+Each is prepared twice: with the usual split, and with one domain held out as a whole, which says what carries over to a
+laboratory that training has not seen. Trains `seeds` times each, in turn. Refuses drawn archives.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+from itertools import product
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+FIELDS = ("whole", "25")
+
+
+def main(
+    source: Annotated[Path, typer.Option(help="Folder with real archives.")],
+    json_file: Annotated[Path, typer.Option("--json", help="Where to write the result.")],
+    holdout: Annotated[str, typer.Option(help="Domain to hold out.")] = "Matek_19",
+    seeds: Annotated[int, typer.Option(min=1, help="Trainings of each kind.")] = 3,
+    preset: Annotated[str, typer.Option(help="Preset to train with.")] = "quick",
+) -> None:
+    """Prepare and train in a temporary folder, and write what came of it."""
+    splits = {"usual": [], "held out": ["--holdout-domain", holdout]}
+    runs: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory() as folder:
+        for field, (name, options) in product(FIELDS, splits.items()):
+            output = ["--output", f"{folder}/{field}-{name}"]
+            info = _run(["prepare", "--source", str(source), "--field-of-view", field, *output, *options])
+            if any(domain["drawn"] for domain in info["domains"].values()):
+                sys.exit(f"{source} holds drawn cells; no score on them is worth keeping.")
+        for seed, field, name in product(range(1, seeds + 1), FIELDS, splits):
+            data = ["--data", f"{folder}/{field}-{name}", "--output", f"{folder}/runs"]
+            metrics = _run(["train", "--preset", preset, "--seed", str(seed), *data])
+            scores = {
+                domain: {key: part[key] for key in ("macro_f1", "classes", "images")}
+                for domain, part in metrics["domains"].items()
+            }
+            runs.append({"field_of_view": field, "split": name, "seed": seed, "domains": scores})
+            machine = json.loads((Path(metrics["run"]) / "machine.json").read_text(encoding="utf-8"))["facts"]
+    result = {"preset": preset, "holdout": holdout, "machine": machine, "runs": runs}
+    json_file.parent.mkdir(parents=True, exist_ok=True)
+    json_file.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+
+
+def _run(arguments: list[str]) -> dict[str, Any]:
+    """What `hemafast` prints as JSON."""
+    command = [sys.executable, "-m", "hemafast", *arguments, "--quiet", "--json"]
+    done = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True)
+    result: dict[str, Any] = json.loads(done.stdout)
+    return result
+
+
+if __name__ == "__main__":
+    typer.run(main)
