@@ -217,7 +217,7 @@ def train(
     ] = _TRAIN_DEFAULTS.preset,
     data: Annotated[Path | None, _trains("data", "Prepared data set.")] = None,
     fold: Annotated[
-        int | None, typer.Option(help="Fold that validates, of data prepared with --folds.", show_default="fold 0")
+        int | None, typer.Option(help="Fold that validates, of data prepared in folds.", show_default="fold 0")
     ] = None,
     output: Annotated[Path | None, _trains("output", "Folder for the run folder.")] = None,
     model: Annotated[str | None, _trains("model", "Any timm image model.")] = None,

@@ -63,11 +63,20 @@ def test_every_command_has_help_with_an_example(command):
     assert f"hemafast {command}" in result.output.split("Example")[1]
 
 
+def _options_of(command: str) -> set[str]:
+    said = CliRunner().invoke(app, [command, "--help"], env={"COLUMNS": "250", "TERM": "dumb"}).output
+    options = set(re.findall(r"--([a-z][a-z-]+)", said)) - {"json", "verbose", "quiet", "help"}
+    return {name for name in options if not name.startswith("no-")}
+
+
 def test_training_options_are_the_fields_of_the_config():
-    said = CliRunner().invoke(app, ["train", "--help"], env={"COLUMNS": "250", "TERM": "dumb"}).output
-    options = set(re.findall(r"--([a-z][a-z-]+)", said)) - {"resume", "json", "verbose", "quiet", "help"}
-    options = {name for name in options if not name.startswith("no-")}
-    assert options == {name.replace("_", "-") for name in config.TrainConfig.__dataclass_fields__}
+    fields = {name.replace("_", "-") for name in config.TrainConfig.__dataclass_fields__}
+    assert _options_of("train") - {"resume"} == fields
+
+
+def test_preparing_options_are_the_fields_of_the_config():
+    fields = {name.replace("_", "-") for name in config.PrepareConfig.__dataclass_fields__}
+    assert _options_of("prepare") - {"workers"} == (fields - {"pack-sizes"}) | {"pack-size"}
 
 
 def test_help_shows_the_default_of_each_preset():

@@ -28,7 +28,7 @@ def workplace(tmp_path_factory):
     """A folder with drawn archives, prepared, and one finished run."""
     folder = tmp_path_factory.mktemp("workplace")
     hemafast("demo", "--images", "130", cwd=folder)
-    hemafast("prepare", "--packed-size", "64", cwd=folder)
+    hemafast("prepare", "--pack-size", "64", cwd=folder)
     said = json.loads(hemafast("train", *TINY, "--epochs", "2", "--onecycle", "--json", cwd=folder))
     return folder, said
 
@@ -79,7 +79,7 @@ def test_a_second_demo_and_a_second_prepare_change_nothing(workplace):
     source = folder / "Source"
     before = {path: path.stat().st_mtime_ns for path in source.rglob("*")}
     assert "nothing drawn" in subprocess_stderr("demo", cwd=folder)
-    assert "nothing changed" in subprocess_stderr("prepare", "--packed-size", "64", cwd=folder)
+    assert "nothing changed" in subprocess_stderr("prepare", "--pack-size", "64", cwd=folder)
     assert {path: path.stat().st_mtime_ns for path in source.rglob("*")} == before
 
 
@@ -108,7 +108,7 @@ def test_every_command_of_the_readme_runs(tmp_path):
     """As written, in order; only made small by options at the end, and with a real run for NAME."""
     shrunk = {
         "demo": ("--images", "130"),
-        "prepare": ("--packed-size", "64"),
+        "prepare": ("--pack-size", "64"),
         "train": (*TINY, "--epochs", "1"),
         "bench": ("--model", "test_resnet", "--image-size", "32", "--rounds", "3", "--seconds", "0.1"),
     }

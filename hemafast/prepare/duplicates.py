@@ -29,7 +29,8 @@ _BLOCK = 1024  # rows of the distance matrix in memory at once
 
 def thumbnail(square: Pixels) -> Pixels:
     """The mean colours of an image in 32 x 32 fields: uint8 (32, 32, 3) of uint8 (size, size, 3)."""
-    image = Image.fromarray(square).resize((_THUMBNAIL, _THUMBNAIL), Image.Resampling.BOX)
+    # reducing_gap: whole steps by plain means first, at half the cost.
+    image = Image.fromarray(square).resize((_THUMBNAIL, _THUMBNAIL), Image.Resampling.BOX, reducing_gap=1.0)
     return np.asarray(image)
 
 

@@ -69,25 +69,29 @@ def ingest(plan: Plan, sums: Mapping[str, str], folder: Path, *, workers: int, p
     with ExitStack() as stack:
         squares = [stack.enter_context(SquareFiles(folder / schema.PACKED, size, plan.images)) for size in plan.sizes]
         log = stack.enter_context(WorkLog(folder))
-        pool = stack.enter_context(ThreadPoolExecutor(workers))
-        ahead = stack.enter_context(ThreadPoolExecutor(1))
+        pool = stack.enter_context(_Pool(workers))
+        ahead, behind = (stack.enter_context(ThreadPoolExecutor(1)) for _ in range(2))
         done = log.sound_rows(squares)
         progress(len(done), plan.images)
         decoder = SquareDecoder(plan.sizes, _BATCH, workers)
+        written_back = behind.submit(_write_back, squares)
         stack.enter_context(strict_decoders())
         for batch in _one_ahead(_verified(_read(plan, rows, frozenset(done)), plan, sums, pool), ahead):
             _decode(batch, decoder, folder, squares, pool)
             fresh = dict(_describe(batch))
             log.append(fresh.items())
             done |= fresh
+            if written_back.done():
+                written_back.result()
+                written_back = behind.submit(_write_back, squares)
             progress(len(done), plan.images)
     return pd.DataFrame([done[row] for row in range(plan.images)])
 
 
-def _verified(images: Iterator[_Image], plan: Plan, sums: Mapping[str, str], pool: Executor) -> Iterator[list[_Image]]:
+def _verified(images: Iterator[_Image], plan: Plan, sums: Mapping[str, str], pool: _Pool) -> Iterator[list[_Image]]:
     """Batches of images, hashed and verified."""
     for batch in _batches(images):
-        list(pool.map(lambda image: _verify(image, plan, sums), batch))
+        pool.each(lambda image: _verify(image, plan, sums), batch)
         yield batch
 
 
@@ -114,6 +118,29 @@ def _batches(images: Iterator[_Image]) -> Iterator[list[_Image]]:
             batch = []
     if batch:
         yield batch
+
+
+class _Pool(ThreadPoolExecutor):
+    """Threads that share a batch evenly: one task a thread, for a task an image costs more than some of the work."""
+
+    def __init__(self, workers: int) -> None:
+        super().__init__(workers)
+        self._workers = workers
+
+    def each(self, work: Callable[[Item], None], items: Sequence[Item]) -> None:
+        """Do `work` on every item. Raises what it raises."""
+
+        def work_on(share: Sequence[Item]) -> None:
+            for item in share:
+                work(item)
+
+        list(self.map(work_on, [items[start :: self._workers] for start in range(self._workers)]))
+
+
+def _write_back(squares: Sequence[SquareFiles]) -> None:
+    """Have the disk take pixels while others are decoded, so that publishing need not wait for all of them."""
+    for file in squares:
+        file.sync()
 
 
 def _one_ahead(items: Iterator[Item], ahead: Executor) -> Iterator[Item]:
@@ -145,7 +172,7 @@ def _verify(image: _Image, plan: Plan, sums: Mapping[str, str]) -> None:
 
 
 def _decode(
-    batch: Sequence[_Image], decoder: SquareDecoder, folder: Path, squares: Sequence[SquareFiles], pool: Executor
+    batch: Sequence[_Image], decoder: SquareDecoder, folder: Path, squares: Sequence[SquareFiles], pool: _Pool
 ) -> None:
     """Decode what was verified, and store everything."""
     sound = [(image, image.header) for image in batch if image.error is None and image.header is not None]
@@ -158,8 +185,8 @@ def _decode(
             [image.side for image in images],
         )
         decoded = decoder.decode([image.data for image in images], windows)
-        list(pool.map(lambda image, result: _keep_squares(image, result, squares), images, decoded))
-    list(pool.map(lambda image: _keep_bytes(image, folder), batch))
+        pool.each(lambda pair: _keep_squares(*pair, squares), list(zip(images, decoded, strict=True)))
+    pool.each(lambda image: _keep_bytes(image, folder), batch)
 
 
 def _keep_squares(image: _Image, decoded: Decoded | UnreadableImageError, squares: Sequence[SquareFiles]) -> None:
@@ -191,8 +218,11 @@ def _keep_bytes(image: _Image, folder: Path) -> None:
     """Keep the original bytes; there are none if the archive could not give them."""
     if image.data:
         path = folder / _path(image)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(image.data)
+        try:
+            path.write_bytes(image.data)
+        except FileNotFoundError:  # the first image of its class; asking for every one costs as much as a small write
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(image.data)
 
 
 def _path(image: _Image) -> str:

@@ -159,6 +159,11 @@ class SquareFiles:
             written = os.pwrite(file, view, offset)
             view, offset = view[written:], offset + written
 
+    def sync(self) -> None:
+        """Wait until the disk has what was written."""
+        for file in self._files:
+            os.fdatasync(file)
+
     def read(self, row: int) -> bytes:
         """The bytes of the square at row `row`."""
         file, offset = self._place(row)

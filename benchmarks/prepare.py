@@ -1,0 +1,185 @@
+"""What preparing costs beside decoding alone, and how time and memory grow with the number of images.
+
+    python benchmarks/prepare.py --source DIR_WITH_THE_ARCHIVES --json benchmarks/results/prepare.json
+
+Speed: `hemafast prepare` (reading, hashing, strict verification, decoding, near duplicates, writing, waiting for the
+disk) and DALI's decoding and resizing of the same files from memory, in turn, in one process, with the same threads.
+Growth: archives of 300, 3,000 and 30,000 images, each prepared in a process of its own. The images are the real ones
+turned, flipped, enlarged and encoded again as JPEG of quality 95, so that no two show the same picture. Refuses drawn
+archives.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import zipfile
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+from PIL import Image
+
+from hemafast.config import PrepareConfig
+from hemafast.engine.machine import machine_facts
+from hemafast.prepare.archive import Archive, find_archives, open_archive
+from hemafast.prepare.build import prepare
+from hemafast.prepare.pixels import SquareDecoder, centre_windows
+
+_BATCH = 64
+_ENLARGED = 0.85  # share of the side that is kept
+
+
+def main(
+    source: Annotated[Path, typer.Option(help="Folder with real archives.")],
+    json_file: Annotated[Path, typer.Option("--json", help="Where to write the result.")],
+    rounds: Annotated[int, typer.Option(min=3, help="Measurements of each side.")] = 5,
+    sizes: Annotated[list[int] | None, typer.Option(help="Images to measure growth at.")] = None,
+) -> None:
+    """Measure, and write what came of it."""
+    archives = [open_archive(path) for path in find_archives(source, source / "prepared")]
+    if any(archive.drawn for archive in archives):
+        sys.exit(f"{source} holds drawn cells; no speed on them is worth keeping.")
+    result = {
+        "machine": machine_facts("cpu"),
+        "rounds": rounds,
+        "speed": {archive.domain: _speed(archive, rounds) for archive in archives},
+        "growth": _growth(max(archives, key=lambda archive: len(archive.members)), sizes or [300, 3_000, 30_000]),
+    }
+    json_file.parent.mkdir(parents=True, exist_ok=True)
+    json_file.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+
+
+def _speed(archive: Archive, rounds: int) -> dict[str, Any]:
+    """Images a second, and a CPU-second, of both sides."""
+    with archive.reader() as read:
+        encoded = [read(member) for member in archive.members]
+    size = np.array([Image.open(io.BytesIO(data)).size for data in encoded])
+    windows = centre_windows(size[:, 0], size[:, 1], size.min(axis=1))
+    threads = len(os.sched_getaffinity(0))
+    decoder = SquareDecoder((256,), _BATCH, threads)
+
+    def decode() -> None:
+        for start in range(0, len(encoded), _BATCH):
+            decoder.decode(encoded[start : start + _BATCH], windows[start : start + _BATCH])
+
+    def prepare_all() -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            (Path(folder) / archive.path.name).symlink_to(archive.path.resolve())
+            prepare(PrepareConfig(source=Path(folder), output=Path(folder, "prepared"), field_of_view="whole"))
+
+    sides = {"prepare": prepare_all, "decode and resize alone": decode}
+    for side in sides.values():
+        side()  # caches, first allocations; not counted
+    measured: dict[str, list[tuple[float, float]]] = {name: [] for name in sides}
+    for _ in range(rounds):
+        for name, side in sides.items():
+            measured[name].append(_timed(side))
+    images = len(encoded)
+    ratios = [alone / whole for (whole, _), (alone, _) in zip(*measured.values(), strict=True)]
+    cpu_ratios = [alone / whole for (_, whole), (_, alone) in zip(*measured.values(), strict=True)]
+    return {
+        "images": images,
+        "sides": {
+            name: {
+                "images_per_second": _spread([images / wall for wall, _ in times]),
+                "images_per_cpu_second": _spread([images / cpu for _, cpu in times]),
+            }
+            for name, times in measured.items()
+        },
+        "ratio": _spread(ratios),
+        "cpu_ratio": _spread(cpu_ratios),
+    }
+
+
+def _timed(work: Callable[[], None]) -> tuple[float, float]:
+    """Wall-clock and CPU seconds of this process."""
+    wall, cpu = time.perf_counter(), time.process_time()
+    work()
+    return time.perf_counter() - wall, time.process_time() - cpu
+
+
+def _spread(values: list[float]) -> dict[str, float]:
+    return {"median": statistics.median(values), "min": min(values), "max": max(values)}
+
+
+def _growth(archive: Archive, sizes: list[int]) -> list[dict[str, float]]:
+    """Seconds and peak memory of preparing so many images, each in a process of its own."""
+    grown = []
+    for size in sizes:
+        with tempfile.TemporaryDirectory() as folder:
+            source = Path(folder, "source")
+            source.mkdir()
+            _write_variants(archive, source / archive.path.name, size)
+            grown.append({"images": size, **_measured(["prepare", "--source", str(source), "--json"])})
+            shutil.rmtree(source)
+    return grown
+
+
+def _measured(arguments: list[str]) -> dict[str, float]:
+    """Seconds, CPU seconds and the peak of the resident memory of one command."""
+    started, peak = time.perf_counter(), 0
+    process = subprocess.Popen([sys.executable, "-m", "hemafast", *arguments], stdout=subprocess.DEVNULL)
+    while True:
+        peak = max(peak, _peak_kib(process.pid))
+        finished, status, usage = os.wait4(process.pid, os.WNOHANG)
+        if finished:
+            break
+        time.sleep(0.05)
+    if status != 0:
+        sys.exit(f"hemafast {' '.join(arguments)} failed.")
+    return {
+        "seconds": time.perf_counter() - started,
+        "cpu_seconds": usage.ru_utime + usage.ru_stime,
+        "peak_memory_mb": peak / 1024,
+    }
+
+
+def _peak_kib(process: int) -> int:
+    """The high-water mark that the kernel keeps; os.wait4's would count what was there before the command began."""
+    try:
+        status = Path(f"/proc/{process}/status").read_text(encoding="utf-8")
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM")), 0)
+
+
+def _write_variants(archive: Archive, path: Path, count: int) -> None:
+    """A zip of `count` images, none like another."""
+    members = archive.members
+    with archive.reader() as read, zipfile.ZipFile(path, "w") as file, ThreadPoolExecutor() as pool:
+        for start in range(0, count, _BATCH):
+            numbers = range(start, min(start + _BATCH, count))
+            chosen = [members[number % len(members)] for number in numbers]
+            data = [read(member) for member in chosen]
+            turns = [number // len(members) for number in numbers]
+            for number, member, encoded in zip(numbers, chosen, pool.map(_variant, data, turns), strict=True):
+                file.writestr(f"{member.label}/{number:06d}.jpg", encoded)
+
+
+def _variant(data: bytes, number: int) -> bytes:
+    """One of eight turns and flips, enlarged from the ninth on."""
+    image = Image.open(io.BytesIO(data)).convert("RGB")
+    if number >= 8:
+        width, height = image.size
+        edge = (1 - _ENLARGED) / 2
+        box = (edge * width, edge * height, (1 - edge) * width, (1 - edge) * height)
+        image = image.resize(image.size, Image.Resampling.BICUBIC, box=box)
+    pixels = np.rot90(np.asarray(image), number % 4)
+    stream = io.BytesIO()
+    Image.fromarray(pixels[:, ::-1] if number % 8 >= 4 else pixels).save(stream, "JPEG", quality=95)
+    return stream.getvalue()
+
+
+if __name__ == "__main__":
+    typer.run(main)
