@@ -1,7 +1,7 @@
-"""Write the README's tables from benchmarks/results, so that no figure in it is typed by hand.
+"""Write the tables of the READMEs from benchmarks/results and from the code, so that no figure is typed by hand.
 
 python tools/render_readme.py           # write
-python tools/render_readme.py --check   # exit 1 if the README is out of date
+python tools/render_readme.py --check   # exit 1 if a README is out of date
 """
 
 from __future__ import annotations
@@ -13,19 +13,26 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from hemafast.prepare.verify import POLICIES
 from hemafast.tables import spread
 
 ROOT = Path(__file__).resolve().parent.parent
-README = ROOT / "README.md"
+READMES = (ROOT / "README.md", ROOT / "hemafast" / "prepare" / "README.md")
 RESULTS = ROOT / "benchmarks" / "results"
+
+FULL = {"Acevedo_20": 14_291, "Matek_19": 18_321}
+"""Images of the whole challenge archives."""
+FULL_GB = 11.2
+"""Their size: 0.24 GB of JPEG and about 11 GB of TIFF."""
 
 
 def render(text: str) -> str:
-    """The README with every block `<!-- table: NAME -->` ... `<!-- end -->` filled from its result file."""
+    """A README with every block `<!-- table: NAME -->` ... `<!-- end -->` filled from its result file or the code."""
 
     def fill(match: re.Match[str]) -> str:
         name = match["name"]
-        table = TABLES[name](json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8")))
+        file = RESULTS / f"{name}.json"
+        table = policies_table() if name == "policies" else TABLES[name](json.loads(file.read_text(encoding="utf-8")))
         return f"<!-- table: {name} -->\n{table}\n<!-- end -->"
 
     return re.sub(r"<!-- table: (?P<name>\w+) -->.*?<!-- end -->", fill, text, flags=re.DOTALL)
@@ -80,7 +87,103 @@ def bench_table(result: dict[str, Any]) -> str:
     )
 
 
-TABLES: dict[str, Callable[[dict[str, Any]], str]] = {"quick": quick_table, "bench": bench_table}
+def policies_table() -> str:
+    """What prepare does with each kind of image."""
+    rows = [f"| {kind} | {policy.action} | {policy.meaning} |" for kind, policy in POLICIES.items()]
+    return "\n".join(["| kind | what happens | what it is |", "|---|---|---|", *rows])
+
+
+def prepare_table(result: dict[str, Any]) -> str:
+    """What preparing costs beside decoding alone, and how it grows."""
+    speed = [
+        f"| {domain} | {name} | {spread(side['images_per_second'])} | {spread(side['images_per_cpu_second'])} "
+        f"| {_percent(part['shares'].get(name))} |"
+        for domain, part in result["speed"].items()
+        for name, side in part["sides"].items()
+    ]
+    counts = " and ".join(f"{part['images']:,} of {domain}" for domain, part in result["speed"].items())
+    growth = [
+        f"| {part['images']:,} | {part['seconds']:.1f} | {1000 * part['cpu_seconds'] / part['images']:.1f} "
+        f"| {part['peak_memory_mb']:,.0f} |"
+        for part in result["growth"]
+    ]
+    return "\n".join(
+        [
+            "| images of | | images/s | images per CPU-second | prepare reaches |",
+            "|---|---|---|---|---|",
+            *speed,
+            "",
+            f"Real images ({counts}) at 256 px, whole field of view; {result['rounds']} rounds in turn, "
+            f"median (min to max). {_machine(result['machine'])}.",
+            "",
+            "| images | seconds, imports included | CPU milliseconds an image | peak memory, MB |",
+            "|---|---|---|---|",
+            *growth,
+            "",
+            "Real images turned, flipped, enlarged and encoded again, so that no two are alike; one process each.",
+            "",
+            _projection(result),
+        ]
+    )
+
+
+def _percent(share: dict[str, float] | None) -> str:
+    if share is None:
+        return ""
+    low, high = 100 * share["min"], 100 * share["max"]
+    return f"**{100 * share['median']:.0f} %** ({low:.0f} to {high:.0f}) of it"
+
+
+def _projection(result: dict[str, Any]) -> str:
+    """What the whole archives would take at the measured rates."""
+    seconds = {
+        domain: images / result["speed"][domain]["sides"]["prepare"]["images_per_second"]["median"]
+        for domain, images in FULL.items()
+    }
+    parts = ", ".join(f"{domain} {value:.0f} s" for domain, value in seconds.items())
+    disk = FULL_GB + sum(FULL.values()) * 3 * 256**2 / 1e9
+    return (
+        f"> **Projection**, not a measurement: the full archives ({sum(FULL.values()):,} images, {FULL_GB:.0f} GB) at "
+        f"these rates would take {sum(seconds.values()) / 60:.1f} minutes on this machine ({parts}), if the disk keeps "
+        f"up, and {disk:.0f} GB of disk."
+    )
+
+
+def field_of_view_table(result: dict[str, Any]) -> str:
+    """Scores of trainings on whole images and on a physical field of view."""
+    runs, rows = result["runs"], []
+    seeds = len({run["seed"] for run in runs})
+    for split, domain in (("usual", "Acevedo_20"), ("usual", "Matek_19"), ("held out", result["holdout"])):
+        cells = []
+        for field in ("whole", "25"):
+            scores = [
+                run["domains"][domain]["macro_f1"]
+                for run in runs
+                if (run["split"], run["field_of_view"]) == (split, field)
+            ]
+            listed = ", ".join(f"{score:.3f}" for score in scores)
+            cells.append(f"**{sum(scores) / len(scores):.3f}** ({listed})")
+        some = next(run for run in runs if run["split"] == split)["domains"][domain]
+        asked = "held out as a whole" if split == "held out" else "usual split"
+        rows.append(f"| {domain}, {asked} | {some['images']} | {some['classes']} | {' | '.join(cells)} |")
+    return "\n".join(
+        [
+            "| macro-F1 on validation images of | images | classes | whole image | central 25 um |",
+            "|---|---|---|---|---|",
+            *rows,
+            "",
+            f"Mean of {seeds} training seeds (each of them in brackets), `--preset {result['preset']}`, real images, "
+            f"split seed 42. {_machine(result['machine'])}.",
+        ]
+    )
+
+
+TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
+    "quick": quick_table,
+    "bench": bench_table,
+    "prepare": prepare_table,
+    "field_of_view": field_of_view_table,
+}
 
 
 def _machine(facts: dict[str, str]) -> str:
@@ -90,13 +193,15 @@ def _machine(facts: dict[str, str]) -> str:
 
 
 def main() -> int:
-    """Write or check the README; the exit code is 1 if a check finds it out of date."""
-    before = README.read_text(encoding="utf-8")
-    after = render(before)
-    if "--check" in sys.argv[1:]:
-        return int(before != after)
-    README.write_text(after, encoding="utf-8")
-    return 0
+    """Write or check the READMEs; the exit code is 1 if a check finds one out of date."""
+    stale = False
+    for readme in READMES:
+        before = readme.read_text(encoding="utf-8")
+        after = render(before)
+        stale |= before != after
+        if "--check" not in sys.argv[1:]:
+            readme.write_text(after, encoding="utf-8")
+    return int(stale and "--check" in sys.argv[1:])
 
 
 if __name__ == "__main__":

@@ -154,7 +154,7 @@ class SquareFiles:
     def write(self, row: int, square: Pixels) -> None:
         """Keep a uint8 (size, size, 3) square as row `row`. Raises OSError if the disk is full."""
         file, offset = self._place(row)
-        view = memoryview(square.tobytes())
+        view = np.ascontiguousarray(square).data.cast("B")
         while view:
             written = os.pwrite(file, view, offset)
             view, offset = view[written:], offset + written
