@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import lzma
-import os
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -218,23 +217,12 @@ def _difference(reference: Pixels | None, pixels: Pixels) -> float:
 def _keep_bytes(image: _Image, folder: Path) -> None:
     """Keep the original bytes; there are none if the archive could not give them."""
     if image.data:
-        path = f"{folder}/{_path(image)}"
+        path = folder / _path(image)
         try:
-            _write(path, image.data)
+            path.write_bytes(image.data)
         except FileNotFoundError:  # the first image of its class
-            Path(path).parent.mkdir(parents=True, exist_ok=True)
-            _write(path, image.data)
-
-
-def _write(path: str, data: bytes) -> None:
-    """Three calls of the system instead of the seven behind Path.write_bytes: most of what a small file costs."""
-    file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
-    try:
-        view = memoryview(data)
-        while view:
-            view = view[os.write(file, view) :]
-    finally:
-        os.close(file)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(image.data)
 
 
 def _path(image: _Image) -> str:
