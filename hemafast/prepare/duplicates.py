@@ -29,8 +29,9 @@ _BLOCK = 1024  # rows of the distance matrix in memory at once
 
 def thumbnail(square: Pixels) -> Pixels:
     """The mean colours of an image in 32 x 32 fields: uint8 (32, 32, 3) of uint8 (size, size, 3)."""
-    # reducing_gap: whole steps by plain means first, at half the cost.
-    image = Image.fromarray(square).resize((_THUMBNAIL, _THUMBNAIL), Image.Resampling.BOX, reducing_gap=1.0)
+    # Every second pixel of every second row, and reducing_gap: means of whole fields first. A third of the cost.
+    coarse = Image.fromarray(square[::2, ::2])
+    image = coarse.resize((_THUMBNAIL, _THUMBNAIL), Image.Resampling.BOX, reducing_gap=1.0)
     return np.asarray(image)
 
 
@@ -70,13 +71,13 @@ def find_near(hashes: Hashes, max_distance: int = MAX_DISTANCE) -> npt.NDArray[n
 def group_duplicates(images: pd.DataFrame) -> pd.Series[str]:
     """One name for all images that show one picture: the same bytes, the same pixels, or nearly the same picture.
 
-    `images` has the columns sha256, pixels_sha256, and phash (hexadecimal). The name is the smallest sha256 in the
+    `images` has the columns sha256, pixels_xxh128, and phash (hexadecimal). The name is the smallest sha256 in the
     group, cut to 16 digits, so it depends on the images alone.
     """
     # Copies need no comparison: one of each picture stands for all, and the matrix stays small.
-    first = images.drop_duplicates("pixels_sha256")
+    first = images.drop_duplicates("pixels_xxh128")
     pairs = first.index.to_numpy()[find_near(from_hex(first["phash"]))]
-    links = [pairs, *(_chains(images[column]) for column in ("sha256", "pixels_sha256"))]
+    links = [pairs, *(_chains(images[column]) for column in ("sha256", "pixels_xxh128"))]
     return smallest_in_component(images["sha256"].str[:16], np.concatenate(links))
 
 

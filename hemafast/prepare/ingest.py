@@ -6,6 +6,7 @@ import hashlib
 import lzma
 import zipfile
 import zlib
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import ExitStack
@@ -33,6 +34,7 @@ Item = TypeVar("Item")
 _DAMAGED = (OSError, EOFError, NotImplementedError, RuntimeError, zipfile.BadZipFile, zlib.error, lzma.LZMAError)
 
 _BATCH = 64  # images in memory at once, ...
+_AHEAD = 2  # batches that wait to be decoded
 _BATCH_BYTES = 64 * 2**20  # ... and fewer where they are large
 _TOLERANCE = 1.0  # mean difference between DALI's pixels and the reference, of 255: rounding, and no more
 
@@ -50,7 +52,7 @@ class _Image:
     side: int = 0
     error: UnreadableImageError | None = None
     thumbnail: Pixels | None = None
-    pixels_sha256: str = ""
+    pixels_xxh128: str = ""
 
     @property
     def name(self) -> str:
@@ -76,7 +78,7 @@ def ingest(plan: Plan, sums: Mapping[str, str], folder: Path, *, workers: int, p
         decoder = SquareDecoder(plan.sizes, _BATCH, workers)
         written_back = behind.submit(_write_back, squares)
         stack.enter_context(strict_decoders())
-        for batch in _one_ahead(_verified(_read(plan, rows, frozenset(done)), plan, sums, pool), ahead):
+        for batch in _made_ahead(_verified(_read(plan, rows, frozenset(done)), plan, sums, pool), ahead):
             _decode(batch, decoder, folder, squares, pool)
             fresh = dict(_describe(batch))
             log.append(fresh.items())
@@ -143,12 +145,12 @@ def _write_back(squares: Sequence[SquareFiles]) -> None:
         file.sync()
 
 
-def _one_ahead(items: Iterator[Item], ahead: Executor) -> Iterator[Item]:
-    """The same items, each made while the one before it is worked on."""
+def _made_ahead(items: Iterator[Item], ahead: Executor) -> Iterator[Item]:
+    """The same items, some of them made while the one before them is worked on. `ahead` has one thread."""
     end = object()
-    waiting = ahead.submit(next, items, end)
-    while (item := waiting.result()) is not end:
-        waiting = ahead.submit(next, items, end)
+    waiting = deque(ahead.submit(next, items, end) for _ in range(_AHEAD))
+    while (item := waiting.popleft().result()) is not end:
+        waiting.append(ahead.submit(next, items, end))
         yield item  # type: ignore[misc]
 
 
@@ -197,7 +199,7 @@ def _keep_squares(image: _Image, decoded: Decoded | UnreadableImageError, square
     if difference > _TOLERANCE:
         image.error = UnreadableImageError("decoders disagree", f"they differ by {difference:.1f} of 255 on average")
         return
-    image.pixels_sha256 = hash_squares(decoded.squares)
+    image.pixels_xxh128 = hash_squares(decoded.squares)
     image.thumbnail = thumbnail(decoded.squares[0])
     for file, square in zip(squares, decoded.squares, strict=True):
         file.write(image.row, square)
@@ -252,7 +254,7 @@ def _row(image: _Image, phash: str) -> Row:
         "format": header.format,
         "bytes": len(image.data),
         "sha256": image.sha256,
-        "pixels_sha256": image.pixels_sha256,
+        "pixels_xxh128": image.pixels_xxh128,
         "phash": phash,
         "verdict": schema.REFUSED if image.error else schema.CONVERTED if kinds else schema.ACCEPTED,
         "kind": "+".join(kinds),

@@ -36,7 +36,7 @@ MANIFEST_COLUMNS = {
     "format": "str",  # JPEG, PNG, TIFF or BMP, by its bytes
     "bytes": "int64",
     "sha256": "str",  # of the file's bytes
-    "pixels_sha256": "str",  # of the packed squares of all sizes, one after the other
+    "pixels_xxh128": "str",  # XXH3, 128 bits, of the packed squares of all sizes, one after the other
     "phash": "str",  # perceptual hash, 64 hexadecimal digits
     "duplicate_group": "str",  # images that show one picture share it
     "group": "str",  # images that must not cross the split share it: one picture, patient or slide

@@ -78,7 +78,7 @@ def write_shards(
 
 def fingerprint(manifest: pd.DataFrame, classes: Sequence[str], pack_sizes: Sequence[int]) -> str:
     """sha256 over what training depends on: classes, packed sizes, and the images in the order of their pixels."""
-    columns = ["path", "label", "domain", "split", "fold", "window", "sha256", "pixels_sha256", "verdict"]
+    columns = ["path", "label", "domain", "split", "fold", "window", "sha256", "pixels_xxh128", "verdict"]
     return digest([list(classes), list(pack_sizes), manifest[columns].to_numpy().tolist()])
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
+
+import xxhash
 
 from hemafast.prepare.lists import sha256_of
 from hemafast.prepare.pixels import SquareFiles
@@ -71,13 +72,16 @@ class WorkLog:
                 return False
         except OSError:
             return False
-        pixels_sha256: str = row["pixels_sha256"]
-        return hash_squares(file.read(line["number"]) for file in squares) == pixels_sha256
+        pixels_xxh128: str = row["pixels_xxh128"]
+        return hash_squares(file.read(line["number"]) for file in squares) == pixels_xxh128
 
 
 def hash_squares(squares: Iterable[Any]) -> str:
-    """sha256 over the pixels of squares, one after the other."""
-    digest = hashlib.sha256()
+    """XXH3 (128 bits) over the pixels of squares, one after the other.
+
+    It notices damage as sha256 does, at a tenth of the time; against forgery, the sha256 of the original bytes stands.
+    """
+    digest = xxhash.xxh3_128()
     for square in squares:
         digest.update(square)
     return digest.hexdigest()

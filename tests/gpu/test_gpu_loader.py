@@ -72,5 +72,5 @@ def test_batches_stay_valid_while_later_ones_are_read(train_samples):
 def test_validation_on_the_gpu_is_the_centre_window_in_shard_order(val_samples):
     batches = list(eval_loader(val_samples, shape=shape_on("gpu", packed=True)).epoch())
     images = torch.cat([batch.images for batch in batches]).permute(0, 2, 3, 1).cpu().numpy()
-    assert np.array_equal(images, val_samples.packed[:, 4:60, 4:60])
+    assert np.array_equal(images, np.asarray(val_samples.packed)[:, 4:60, 4:60])
     assert torch.cat([batch.rows for batch in batches]).tolist() == list(range(len(val_samples)))
