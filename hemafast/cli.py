@@ -16,7 +16,7 @@ from rich.console import Console
 
 from hemafast import __version__, config
 from hemafast.config import PRESETS, PrepareConfig, TrainConfig
-from hemafast.errors import HemafastError
+from hemafast.errors import HemafastError, StoppedError
 
 app = typer.Typer(
     name="hemafast",
@@ -164,8 +164,11 @@ def prepare(
             "max_quarantined": max_quarantined,
         },
     )
-    with _progress(console, "reading images") as advance:
-        prepared = prepare_dataset(settings, advance, workers=workers)
+    try:
+        with _progress(console, "reading images") as advance:
+            prepared = prepare_dataset(settings, advance, workers=workers)
+    except KeyboardInterrupt as error:
+        raise StoppedError("Stopped. What was verified is kept.", "Run the same command to go on.") from error
     if as_json:
         typer.echo(prepared.info.model_dump_json(indent=2))
         return

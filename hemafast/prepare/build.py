@@ -55,14 +55,15 @@ def prepare(
     used; then nothing is written.
     """
     _refuse_source_within(config)
-    refuse_foreign(config.output.resolve(), schema.INFO)
+    whole = config.output.resolve()  # a relative name would mean the old folder where that is the current one
+    refuse_foreign(whole, schema.INFO)
     plan = make_plan(config)
     existing = _existing(config.output)
     if existing is not None and existing.info.inputs == plan.inputs:
         refuse_excess(existing.manifest, config)
         return Prepared(config.output, existing, fresh=False)
     sums, notes = choose_sums(plan, config.checksums)
-    with published_whole(config.output, schema.INFO, plan.ingest_key) as folder:
+    with published_whole(whole, schema.INFO, plan.ingest_key) as folder:
         refuse_too_little_room(folder, _needed_bytes(plan, config, folder))
         images = ingest(plan, sums, folder, workers=workers or len(os.sched_getaffinity(0)), progress=progress)
         manifest, more = judge(images, config)
@@ -70,7 +71,7 @@ def prepare(
         _write_lists(folder, manifest, plan, config)
         _write_info(folder, manifest, plan, (*notes, *more, *scale_notes(manifest, plan)), config)
         (folder / WORKLOG).unlink()
-    return Prepared(config.output, read_prepared(config.output), fresh=True)
+    return Prepared(config.output, read_prepared(whole), fresh=True)
 
 
 def _refuse_source_within(config: PrepareConfig) -> None:

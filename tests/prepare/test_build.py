@@ -3,7 +3,6 @@
 import hashlib
 import io
 import json
-import shutil
 import subprocess
 import sys
 import zipfile
@@ -18,19 +17,18 @@ from PIL import Image
 from hemafast.config import PrepareConfig
 from hemafast.data.dataset import open_dataset
 from hemafast.errors import HemafastError
-from hemafast.prepare import publish
 from hemafast.prepare.archive import open_archive
 from hemafast.prepare.build import prepare
-from hemafast.prepare.pixels import SquareDecoder
+from hemafast.prepare.pixels import SquareDecoder, centre_windows
 from hemafast.prepare.reader import read_prepared
-from hemafast.prepare.schema import MANIFEST_COLUMNS, SCHEMA, packed_file
+from hemafast.prepare.schema import MANIFEST_COLUMNS, SCHEMA
 from hemafast.taxonomy import CHALLENGE_CLASSES
 
 COUNTS = {"basophil": 5, "monocyte": 4}
 
 
 def _prepare(source: Path, **options):
-    return prepare(PrepareConfig(**{"source": source, "output": source / "prepared", "packed_size": 64, **options}))
+    return prepare(PrepareConfig(**{"source": source, "output": source / "prepared", "pack_sizes": (64,), **options}))
 
 
 def _manifest(folder: Path) -> pd.DataFrame:
@@ -52,6 +50,11 @@ def _originals(path: Path) -> dict[str, bytes]:
         return {f"{archive.domain}/{m.label}/{m.file}": read(m) for m in archive.members}
 
 
+def left_in(folder: Path) -> set[str]:
+    """What lies in a folder, but for the lock."""
+    return {path.name for path in folder.iterdir()} - {".prepared.lock"}
+
+
 @pytest.fixture
 def source(tmp_path, make_archive):
     make_archive(tmp_path / "source" / "Matek_19.zip", COUNTS, kind="PNG")
@@ -65,12 +68,6 @@ def test_the_manifest_has_the_columns_of_the_schema(prepared):
     manifest = _manifest(prepared.folder)
     assert list(manifest.columns) == list(MANIFEST_COLUMNS)
     assert manifest.dtypes.astype(str).to_dict() == MANIFEST_COLUMNS
-
-
-def test_the_manifest_stands_in_order_of_split(prepared):
-    splits = _manifest(prepared.folder)["split"]
-    assert list(splits) == sorted(splits, key=["train", "val", ""].index)
-    assert set(splits) == {"train", "val"}
 
 
 def test_every_image_of_the_archives_is_in_the_manifest_with_its_header(prepared):
@@ -111,16 +108,20 @@ def test_shards_in_turn_are_the_manifest_with_its_labels(prepared, split):
     assert list(chain.from_iterable(parts)) == expected
 
 
-@pytest.mark.parametrize("split", ["train", "val"])
-def test_packed_rows_are_the_decoded_files(prepared, split):
-    packed = np.load(prepared.folder / packed_file(split, 64), mmap_mode="r")
+def decoded(folder: Path, manifest: pd.DataFrame) -> np.ndarray:
+    """The squares of some images, decoded anew from their files."""
+    windows = centre_windows(*(manifest[name] for name in ("width", "height", "window")))
+    data = [(folder / path).read_bytes() for path in manifest["path"]]
+    return np.stack([found.squares[0] for found in SquareDecoder((64,), 64, 1).decode(data, windows)])
+
+
+def test_packed_rows_are_the_decoded_files_in_the_order_of_the_manifest(prepared):
+    packed = np.load(prepared.folder / "packed" / "64-00000.npy")
     manifest = _manifest(prepared.folder)
-    images = manifest[manifest["split"] == split]
-    assert packed.shape == (len(images), 64, 64, 3)
-    fresh = SquareDecoder(64, 64, 1).decode([(prepared.folder / path).read_bytes() for path in images["path"]])
+    fresh = decoded(prepared.folder, manifest)
     np.testing.assert_array_equal(packed, fresh)
-    means = images[["mean_red", "mean_green", "mean_blue"]].to_numpy()
-    np.testing.assert_allclose(means, np.asarray(fresh).mean(axis=(1, 2)), rtol=1e-6)
+    means = manifest[["mean_red", "mean_green", "mean_blue"]].to_numpy()
+    np.testing.assert_allclose(means, fresh.mean(axis=(1, 2)), atol=3)
 
 
 def test_the_description_counts_what_is_there(prepared):
@@ -146,9 +147,11 @@ def test_nothing_else_is_left_in_the_prepared_data_set(prepared):
         "manifest.parquet",
         "images",
         "packed",
+        "quarantine.csv",
         "shards",
+        "split.csv",
     }
-    assert not [path for path in prepared.folder.parent.iterdir() if path.name.startswith(".")]
+    assert [path.name for path in prepared.folder.parent.iterdir() if path.name.startswith(".")] == [".prepared.lock"]
 
 
 def test_an_unknown_domain_has_no_scale_and_a_drawn_one_says_so(tmp_path, make_archive):
@@ -173,7 +176,7 @@ def test_a_folder_prepares_to_the_same_pixels_as_its_zip(tmp_path, make_archive)
     first, second = (open_dataset(folder) for folder in folders)
     assert first.info.fingerprint == second.info.fingerprint
     for split in ("train", "val"):
-        np.testing.assert_array_equal(first.samples(split).packed, second.samples(split).packed)
+        np.testing.assert_array_equal(np.asarray(first.samples(split).packed), np.asarray(second.samples(split).packed))
 
 
 def test_two_preparations_of_the_same_archives_are_the_same(source, tmp_path):
@@ -198,7 +201,7 @@ def test_data_that_leaves_nothing_to_validate_on_is_refused(tmp_path, make_archi
     make_archive(tmp_path / "D.zip", {"basophil": 1, "monocyte": 1})
     with pytest.raises(HemafastError, match="too few images"):
         _prepare(tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == ["D.zip"]
+    assert left_in(tmp_path) == {"D.zip"}
 
 
 def test_memory_does_not_grow_with_the_number_of_images(tmp_path, make_archive):
@@ -222,7 +225,7 @@ def test_memory_does_not_grow_with_the_number_of_images(tmp_path, make_archive):
 
 
 def test_training_maps_the_pixels_instead_of_reading_them(prepared):
-    assert isinstance(open_dataset(prepared.folder).samples("train").packed, np.memmap)
+    assert isinstance(open_dataset(prepared.folder).samples("train").packed[0].base.base, np.memmap)
 
 
 # Duplicates and contradictions
@@ -243,11 +246,10 @@ def test_one_image_under_two_labels_is_quarantined(tmp_path, make_archive, draw,
     same = encode(draw(99))
     make_archive(tmp_path / "A.zip", COUNTS, extra={"basophil/x.png": same})
     make_archive(tmp_path / "B.zip", COUNTS, seed=1, extra={"monocyte/y.png": same})
-    prepared = _prepare(tmp_path)
+    prepared = _prepare(tmp_path, max_quarantined=1)
     manifest = _manifest(prepared.folder)
     left = manifest[manifest["verdict"] == "quarantined"].set_index("path")
     assert sorted(left.index) == ["quarantined/A/basophil/x.png", "quarantined/B/monocyte/y.png"]
-    assert list(manifest["path"][-2:]) == list(left.index)
     assert set(left["split"]) == {""}
     assert "B/monocyte/y.png" in left.loc["quarantined/A/basophil/x.png", "reason"]
     assert "A/basophil/x.png" in left.loc["quarantined/B/monocyte/y.png", "reason"]
@@ -287,14 +289,6 @@ def _bad_archive(kind: str, folder: Path, make_archive) -> Path:
                 new.writestr(name, old.read(name), zipfile.ZIP_DEFLATED)
         path.with_suffix(".new").replace(path)
         _overwrite_member(path, "basophil/bad.png", 0, b"\x07")  # a kind of block that does not exist
-    if kind == "compression method":
-        content = bytearray(path.read_bytes())
-        for signature, offset, name_at in ((b"PK\x03\x04", 8, 30), (b"PK\x01\x02", 10, 46)):
-            at = content.index(b"basophil/bad.png", content.index(signature)) - name_at
-            while content[at : at + 4] != signature:
-                at = content.index(b"basophil/bad.png", at + name_at + 1) - name_at
-            content[at + offset : at + offset + 2] = b"\x09\x00"  # Deflate64, as Windows writes large archives
-        path.write_bytes(content)
     return path
 
 
@@ -303,25 +297,24 @@ KINDS = [
     "garbage in a folder",
     "CRC",
     "deflate stream",
-    "compression method",
 ]
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_an_unreadable_image_stops_and_leaves_nothing(tmp_path, make_archive, kind):
+def test_too_many_unreadable_images_stop_it_and_nothing_is_left(tmp_path, make_archive, kind):
     _bad_archive(kind, tmp_path, make_archive)
-    before = set(tmp_path.iterdir())
     with pytest.raises(HemafastError) as caught:
         _prepare(tmp_path)
-    assert "D: basophil/bad.png" in caught.value.problem
-    assert "--unreadable quarantine" in caught.value.remedy
-    assert set(tmp_path.iterdir()) == before
+    assert "1 of 10 images" in caught.value.problem
+    assert "D/basophil/bad.png" in caught.value.problem
+    assert "--max-quarantined" in caught.value.remedy
+    assert left_in(tmp_path) <= {"D", "D.zip"}
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_unreadable_image_can_be_left_out(tmp_path, make_archive, kind):
     _bad_archive(kind, tmp_path, make_archive)
-    prepared = _prepare(tmp_path, unreadable="quarantine")
+    prepared = _prepare(tmp_path, max_quarantined=1)
     manifest = _manifest(prepared.folder)
     (bad,) = manifest[manifest["verdict"] != "accepted"].to_dict("records")
     assert (bad["path"], bad["split"], bad["width"]) == ("quarantined/D/basophil/bad.png", "", 0)
@@ -331,29 +324,29 @@ def test_an_unreadable_image_can_be_left_out(tmp_path, make_archive, kind):
     dataset = open_dataset(prepared.folder)
     for split in ("train", "val"):
         samples = dataset.samples(split)
-        fresh = SquareDecoder(64, 64, 1).decode([Path(path).read_bytes() for path in samples.paths])
-        np.testing.assert_array_equal(samples.packed, fresh)
+        names = [str(Path(path).relative_to(prepared.folder)) for path in samples.paths]
+        fresh = decoded(prepared.folder, manifest.set_index("path").loc[names].reset_index())
+        np.testing.assert_array_equal(np.asarray(samples.packed), fresh)
 
 
 def test_the_bytes_of_an_image_left_out_are_kept_for_a_look(tmp_path, make_archive):
     _bad_archive("garbage", tmp_path, make_archive)
-    folder = _prepare(tmp_path, unreadable="quarantine").folder
+    folder = _prepare(tmp_path, max_quarantined=1).folder
     assert (folder / "quarantined/D/basophil/bad.png").read_bytes() == b"garbage" * 100
 
 
 def test_two_unreadable_images_are_not_taken_for_duplicates(tmp_path, make_archive):
     make_archive(tmp_path / "D.zip", COUNTS, extra={"basophil/a.png": b"", "monocyte/b.png": b""})
-    manifest = _manifest(_prepare(tmp_path, unreadable="quarantine").folder)
+    manifest = _manifest(_prepare(tmp_path, max_quarantined=1).folder)
     left = manifest[manifest["verdict"] == "quarantined"]
-    assert left["group"].nunique() == 2
-    assert not left["reason"].str.contains("contradictory").any()
+    assert set(left["kind"]) == {"empty"}
 
 
 def test_archives_of_nothing_readable_are_refused(tmp_path, make_archive):
     make_archive(tmp_path / "D.zip", {}, extra={"basophil/a.png": b"x", "monocyte/b.png": b"y"})
-    with pytest.raises(HemafastError, match="No image"):
-        _prepare(tmp_path, unreadable="quarantine")
-    assert [path.name for path in tmp_path.iterdir()] == ["D.zip"]
+    with pytest.raises(HemafastError, match="too few images"):
+        _prepare(tmp_path, max_quarantined=1)
+    assert left_in(tmp_path) == {"D.zip"}
 
 
 def test_a_failure_leaves_an_older_data_set_as_it_was(source, make_archive):
@@ -363,7 +356,7 @@ def test_a_failure_leaves_an_older_data_set_as_it_was(source, make_archive):
     with pytest.raises(HemafastError):
         _prepare(source)
     assert _snapshot(folder) == before
-    assert {path.name for path in source.iterdir()} == {"Matek_19.zip", "Worse.zip", "prepared"}
+    assert left_in(source) == {"Matek_19.zip", "Worse.zip", "prepared"}
 
 
 # A second time
@@ -387,7 +380,17 @@ def test_a_changed_archive_is_prepared_anew(source, make_archive):
     assert not _prepare(source).fresh
 
 
-@pytest.mark.parametrize("change", [{"seed": 7}, {"packed_size": 48}, {"val_fraction": 0.5}, {"shards": 2}])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"seed": 7},
+        {"pack_sizes": (48,)},
+        {"field_of_view": "whole"},
+        {"folds": 2},
+        {"val_fraction": 0.5},
+        {"shards": 2},
+    ],
+)
 def test_other_settings_prepare_anew(source, change):
     _prepare(source)
     assert _prepare(source, **change).fresh
@@ -406,7 +409,7 @@ def test_a_data_set_of_another_version_is_replaced(source):
 @pytest.mark.parametrize("damage", ["cut", "missing", "manifest"])
 def test_a_damaged_data_set_is_prepared_anew(source, damage):
     folder = _prepare(source).folder
-    packed = folder / packed_file("train", 64)
+    packed = folder / "packed" / "64-00000.npy"
     if damage == "cut":
         packed.write_bytes(packed.read_bytes()[:-100])
     elif damage == "missing":
@@ -477,62 +480,20 @@ def test_the_current_folder_may_be_the_output(source, tmp_path, monkeypatch):
 # Interruptions
 
 
-@pytest.mark.parametrize("older", [False, True])
-def test_ctrl_c_leaves_nothing_behind(source, older):
-    if older:
-        _prepare(source, seed=1)
-    before = _snapshot(source)
-
-    def interrupt(done, total):
-        raise KeyboardInterrupt
-
-    config = PrepareConfig(source=source, output=source / "prepared", packed_size=64)
-    with pytest.raises(KeyboardInterrupt):
-        prepare(config, interrupt)
-    assert _snapshot(source) == before
-    assert not [path for path in source.iterdir() if path.name.startswith(".")]
-
-
 def test_progress_counts_to_the_end(tmp_path, make_archive):
     make_archive(tmp_path / "D.zip", {"basophil": 70}, size=(20, 20))
     told = []
     prepare(
-        PrepareConfig(source=tmp_path, output=tmp_path / "prepared", packed_size=32),
+        PrepareConfig(source=tmp_path, output=tmp_path / "prepared", pack_sizes=(32,)),
         lambda done, total: told.append((done, total)),
     )
-    assert told == [(64, 70), (70, 70)]
-
-
-def test_debris_of_a_crash_is_cleared(source):
-    debris = source / ".prepared-new-xyz" / "images"
-    debris.mkdir(parents=True)
-    (debris / "half.png").write_bytes(b"half")
-    _prepare(source)
-    assert {path.name for path in source.iterdir()} == {"Matek_19.zip", "prepared"}
+    assert told == [(0, 70), (64, 70), (70, 70)]
 
 
 def test_debris_of_another_output_is_left_alone(source):
     (source / ".prepared2-new-xyz").mkdir()
     _prepare(source)
     assert (source / ".prepared2-new-xyz").is_dir()
-
-
-def test_a_crash_between_old_and_new_loses_neither(source):
-    folder = _prepare(source, seed=1).folder
-    before = {path.relative_to(folder): state for path, state in _snapshot(folder).items()}
-    folder.rename(source / ".prepared-old")
-    # This run fails, so that what it put back can be looked at.
-    with pytest.raises(RuntimeError), publish.published_whole(folder, "dataset.json"):
-        raise RuntimeError("crash")
-    assert {path.relative_to(folder): state for path, state in _snapshot(folder).items()} == before
-    assert {path.name for path in source.iterdir()} == {"Matek_19.zip", "prepared"}
-
-
-def test_an_old_folder_that_was_replaced_is_cleared(source):
-    folder = _prepare(source, seed=1).folder
-    shutil.copytree(folder, source / ".prepared-old")
-    assert _prepare(source, seed=2).fresh
-    assert {path.name for path in source.iterdir()} == {"Matek_19.zip", "prepared"}
 
 
 def test_a_prepared_data_set_may_be_read_by_others(source):

@@ -4,12 +4,32 @@ import io
 
 import numpy as np
 import pytest
-from PIL import Image, ImageFilter
+from PIL import Image, ImageFilter, ImageOps, UnidentifiedImageError
 
-from hemafast.prepare.pixels import SquareDecoder
+from hemafast.prepare.pixels import SquareDecoder as Decoder
+from hemafast.prepare.pixels import centre_windows
 from hemafast.prepare.verify import UnreadableImageError
 
 SIZE, BATCH = 64, 8
+
+
+class SquareDecoder:
+    """Decodes to the largest centre square at one size."""
+
+    def __init__(self, size: int, batch: int, threads: int) -> None:
+        self._decoder = Decoder((size,), batch, threads)
+
+    def decode(self, data):
+        sizes = np.array([_size(image) for image in data]).reshape(-1, 2)
+        found = self._decoder.decode(data, centre_windows(sizes[:, 0], sizes[:, 1], sizes.min(axis=1, initial=9999)))
+        return [one if isinstance(one, UnreadableImageError) else one.squares[0].copy() for one in found]
+
+
+def _size(data: bytes) -> tuple[int, int]:
+    try:
+        return ImageOps.exif_transpose(Image.open(io.BytesIO(data))).size
+    except UnidentifiedImageError:
+        return (SIZE, SIZE)
 
 
 @pytest.fixture(scope="module")
