@@ -7,6 +7,8 @@ tell them apart.
 
 from __future__ import annotations
 
+from itertools import combinations_with_replacement
+
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
@@ -24,7 +26,7 @@ bits, half resolution 4, 10 % brighter 12, shifted by 2 of 256 px 42, cut by 2 %
 
 _THUMBNAIL = 32  # px; what the transform sees
 _FREQUENCIES = 16
-_BLOCK = 1024  # rows of the distance matrix in memory at once
+_BLOCK = 512  # side of the part of the distance matrix that is in memory at once, and stays in the cache
 
 
 def thumbnail(square: Pixels) -> Pixels:
@@ -56,16 +58,15 @@ def find_near(hashes: Hashes, max_distance: int = MAX_DISTANCE) -> npt.NDArray[n
 
     Every pair is compared, in blocks of bounded memory: 33,000 images are 5.4e8 comparisons.
     """
-    pairs = []
-    for start in range(0, len(hashes), _BLOCK):
-        block = hashes[start : start + _BLOCK]
-        others = hashes[start:]
-        distance = np.zeros((len(block), len(others)), dtype=np.uint16)
+    pairs = [np.empty((0, 2), dtype=np.int64)]
+    for top, left in combinations_with_replacement(range(0, len(hashes), _BLOCK), 2):
+        block, others = hashes[top : top + _BLOCK], hashes[left : left + _BLOCK]
+        distance = np.zeros((len(block), len(others)), dtype=np.uint8)  # at most 255: the first bit is always 0
         for word in range(hashes.shape[1]):
             distance += np.bitwise_count(block[:, word, None] ^ others[None, :, word])
-        near = np.argwhere(distance <= max_distance)
-        pairs.append(near[near[:, 0] < near[:, 1]] + start)
-    return np.concatenate(pairs) if pairs else np.empty((0, 2), dtype=np.int64)
+        near = np.argwhere(distance <= max_distance) + np.array([top, left])
+        pairs.append(near[near[:, 0] < near[:, 1]])
+    return np.concatenate(pairs)
 
 
 def group_duplicates(images: pd.DataFrame) -> pd.Series[str]:

@@ -89,14 +89,12 @@ def _assign(images: pd.DataFrame, shares: Sequence[float], seed: int) -> pd.Seri
 def _targets(images: int, groups: int, shares: Sequence[float]) -> tuple[float, ...]:
     """How many images of a stratum each part should hold.
 
-    Two parts get whole numbers, neither of them zero where there are two groups and both have a share; more parts get
-    fractions, so that which of them are one larger balances out over the strata.
+    Two parts get whole numbers, neither of them zero where there are two groups and both have a share, and a lone group
+    goes to the first; more parts get fractions, so that which of them are one larger balances out over the strata.
     """
     if len(shares) != 2 or 0 in shares:
         return tuple(images * share for share in shares)
-    second = round(images * shares[1])
-    if groups >= 2:
-        second = min(max(second, 1), images - 1)
+    second = min(max(round(images * shares[1]), 1), images - 1) if groups >= 2 else 0
     return (images - second, second)
 
 
