@@ -1,7 +1,7 @@
 """Write shards as tar files of the WebDataset format, each with the index that DALI's reader wants.
 
-A sample is two members, `<domain>/<class>/<stem>.<suffix>` and the same with `.cls`: the original bytes, and the number
-of the class. The index has a line for the number of samples, then one a sample of `suffix offset bytes name` for each
+A sample is two members, `<domain>/<class>/<stem>-<row>.<suffix>` and the same with `.cls`: the original bytes, and the
+number of the class. The index has a line for the number of samples, then one a sample of `suffix offset bytes name` for each
 member (DALI's wds2idx, version v1.2).
 """
 
@@ -37,8 +37,9 @@ def write_webdataset(
 def _write_tar(path: Path, folder: Path, images: pd.DataFrame, index_of: dict[str, int]) -> Iterator[str]:
     """Write one tar; yields the line of the index for each sample."""
     with tarfile.open(path, "w", format=tarfile.GNU_FORMAT) as tar:
-        for image, label, kind in zip(images["path"], images["label"], images["format"], strict=True):
-            key, suffix = _key(image), _SUFFIXES[kind]
+        rows = zip(images.index, images["path"], images["label"], images["format"], strict=True)
+        for row, image, label, kind in rows:
+            key, suffix = _key(image, row), _SUFFIXES[kind]
             parts = ((suffix, (folder / image).read_bytes()), ("cls", str(index_of[label]).encode()))
             yield " ".join(_add(tar, key, extension, data) for extension, data in parts)
 
@@ -52,7 +53,11 @@ def _add(tar: tarfile.TarFile, key: str, extension: str, data: bytes) -> str:
     return f"{extension} {offset} {len(data)} {member.name}"
 
 
-def _key(image: str) -> str:
-    """What a sample is called: no dot in it, for everything after the first one counts as the extension."""
-    name = PurePosixPath(image).relative_to(IMAGES)
-    return str(name).replace(".", "_").replace(" ", "_")
+def _key(image: str, row: int) -> str:
+    """What a sample is called: `<domain>/<class>/<stem>-<row of the manifest>`.
+
+    There is no dot in it, for everything after the first one counts as the extension, and no space, for spaces divide
+    the columns of the index; the row keeps apart what that would make one.
+    """
+    name = PurePosixPath(image).relative_to(IMAGES).with_suffix("")
+    return f"{name}-{row}".replace(".", "_").replace(" ", "_")

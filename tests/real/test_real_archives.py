@@ -12,6 +12,8 @@ from hemafast.data.dataset import open_dataset
 from hemafast.data.graph import GraphShape
 from hemafast.data.loader import eval_loader
 from hemafast.prepare.build import prepare
+from hemafast.prepare.check import check
+from hemafast.prepare.verify import UnreadableImageError, strict_decoders, verify_image
 
 FOLDER = os.environ.get("HEMAFAST_REAL_ARCHIVES", "")
 FILES = ("Acevedo_20.zip", "Matek_19.zip")
@@ -31,6 +33,7 @@ TWINS = (
     ("BA_381452", "BA_80990"),
     ("BA_435917", "BA_858229"),
     ("BA_546746", "BA_685720"),
+    ("MO_145357", "MO_997225"),
 )
 """Images of Acevedo_20 whose bytes are the same."""
 CONTRADICTION = {"EO_225902", "BNE_191112"}
@@ -75,8 +78,43 @@ def test_twins_never_stand_on_both_sides_of_the_split(images, twins):
     assert set(pair["split"]) <= {"train", "val"}
 
 
+def test_no_other_images_are_taken_for_one_picture(images):
+    """Whether near duplicates are found is tested on copies; here, that different cells are told apart."""
+    groups = images[images["verdict"] != "quarantined"].groupby("duplicate_group")
+    found = {frozenset(group.index) for _, group in groups if len(group) > 1}
+    assert found == {frozenset(pair) for pair in TWINS}
+
+
+def test_the_field_of_view_is_25_um_in_both_domains(images):
+    assert images.groupby("domain")["window"].agg(set).to_dict() == {"Acevedo_20": {250}, "Matek_19": {345}}
+
+
+def test_flipped_bytes_in_real_images_are_noticed_and_no_clean_one_is_refused(real, images):
+    generator = np.random.default_rng(0)
+    jpegs = images[images["format"] == "JPEG"].sort_index().iloc[::14].head(200)
+    data = [(real.folder / path).read_bytes() for path in jpegs["path"]]
+    assert len(data) == 200
+    caught = 0
+    with strict_decoders():
+        for image in data:
+            verify_image(image, "a.jpg")
+            content = np.frombuffer(image, np.uint8).copy()
+            places = generator.choice(len(content), 200, replace=False)
+            content[places] ^= generator.integers(1, 256, 200, dtype=np.uint8)
+            try:
+                verify_image(content.tobytes(), "a.jpg")
+            except UnreadableImageError:
+                caught += 1
+    assert caught >= 196
+
+
+def test_the_data_set_verifies(real):
+    found = check(real.folder)
+    assert (found.images, found.problems) == (2987, ())
+
+
 def test_no_bytes_stand_on_both_sides_of_the_split(images):
-    accepted = images[images["verdict"] == "accepted"]
+    accepted = images[images["verdict"] != "quarantined"]
     assert (accepted.groupby("sha256")["split"].nunique() == 1).all()
 
 
@@ -95,7 +133,8 @@ def test_packed_pixels_are_those_of_the_files(real, domain):
         paths=tuple(samples.paths[row] for row in rows),
         labels=samples.labels[rows],
         domains=samples.domains[rows],
-        packed=samples.packed[rows],
+        packed=samples.packed.select(rows),
+        windows=samples.windows[rows],
     )
     packed, files = (
         np.concatenate(
