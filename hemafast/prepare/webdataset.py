@@ -1,8 +1,8 @@
 """Write shards as tar files of the WebDataset format, each with the index that DALI's reader wants.
 
 A sample is two members, `<domain>/<class>/<stem>-<row>.<suffix>` and the same with `.cls`: the original bytes, and the
-number of the class. The index has a line for the number of samples, then one a sample of `suffix offset bytes name` for each
-member (DALI's wds2idx, version v1.2).
+number of the class. The index has a line for the number of samples, then one a sample of `suffix offset bytes name` for
+each member (DALI's wds2idx, version v1.2).
 """
 
 from __future__ import annotations
