@@ -209,6 +209,30 @@ def verify(
         raise typer.Exit(1)
 
 
+@app.command(epilog="Example: [bold]hemafast eda --data Source/prepared --output runs/eda[/bold]")
+def eda(
+    data: Data = _TRAIN_DEFAULTS.data,
+    output: Annotated[Path, typer.Option(help="Folder for the page and its pictures.")] = Path("runs/eda"),
+    images_per_class: Annotated[int, typer.Option(min=1, max=50, help="Cells to show of each class.")] = 8,
+    as_json: Json = False,
+    verbose: Verbose = False,
+    quiet: Quiet = False,
+) -> None:
+    """Draw a prepared data set on one page: classes, sizes, colours, samples, copies, quarantine, split.
+
+    The page needs no other file and no network; its plots lie beside it as PNG for papers.
+    """
+    from hemafast.eda.page import write_eda
+
+    console = _console(verbose=verbose, quiet=quiet or as_json)
+    with console.status("drawing"):
+        page = write_eda(data, output, images_per_class=images_per_class)
+    if as_json:
+        typer.echo(json.dumps({"page": str(page), "pictures": sorted(str(path) for path in output.glob("*.png"))}))
+    else:
+        _wide_console().print(str(page), highlight=False, soft_wrap=True)
+
+
 @app.command(
     epilog="Examples: [bold]hemafast train --preset quick[/bold], "
     "[bold]hemafast train --model efficientnet_b0 --onecycle[/bold], "

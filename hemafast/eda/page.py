@@ -1,0 +1,126 @@
+"""One self-contained HTML page about a prepared data set, with its pictures beside it."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from hemafast.data.dataset import Dataset, open_dataset
+from hemafast.eda import measure, plots
+from hemafast.errors import HemafastError
+from hemafast.pages import render
+from hemafast.pictures import data_address, embedded_pixels
+from hemafast.prepare import schema
+from hemafast.prepare.reader import PackedPixels
+
+PAGE = "eda.html"
+_CELL, _DENSE = 96, 72  # px: side of a cell on the page
+_MOST_COPIES, _MOST_REFUSED = 30, 200  # shown; the manifest and quarantine.csv have all
+
+
+def write_eda(data: Path, output: Path, *, images_per_class: int = 8) -> Path:
+    """Write eda.html and its pictures (PNG, 200 dpi) into `output`; returns the page.
+
+    Raises HemafastError if there is no prepared data set at `data`, or if `output` cannot be written.
+    """
+    dataset = open_dataset(data)
+    packed = dataset.files.packed[max(dataset.info.pack_sizes)]
+    samples = measure.choose_samples(dataset, images_per_class)
+    counts, parts, files = measure.count_classes(dataset), measure.count_parts(dataset), measure.count_files(dataset)
+    pictures: dict[str, Callable[[Path], None]] = {
+        "class_balance": partial(plots.plot_balance, counts=counts),
+        "image_sizes": partial(plots.plot_sizes, files=files),
+        "colours": partial(
+            plots.plot_colours, means=measure.mean_colours(dataset), pixels=measure.sample_pixels(dataset)
+        ),
+        "samples": partial(plots.plot_samples, samples=samples, packed=packed),
+        "split": partial(plots.plot_split, parts=parts),
+    }
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        addresses = {name: _draw(output / f"{name}.png", draw) for name, draw in pictures.items()}
+        page = render(
+            "eda/eda.html.j2",
+            name=str(data),
+            info=dataset.info,
+            headline=_headline(dataset),
+            warnings=measure.warnings_about(dataset),
+            plots=addresses,
+            counts=_rows(counts),
+            totals=counts.sum().tolist(),
+            files=files.to_dict("records"),
+            samples={label: _cells(dataset, packed, chosen) for label, chosen in samples.items()},
+            copies=_copies(dataset, packed),
+            copies_found=len(measure.find_copies(dataset)),
+            refused=_refused(dataset, packed),
+            parts={name: _rows(part) for name, part in parts.items()},
+            part_totals={name: part.sum().tolist() for name, part in parts.items()},
+        )
+        _replace(output / PAGE, lambda path: path.write_text(page, encoding="utf-8"))
+    except OSError as error:
+        raise HemafastError(f"{output} cannot be written ({error}).", "Name another --output.") from error
+    return output / PAGE
+
+
+def _draw(path: Path, draw: Callable[[Path], None]) -> str:
+    """Draw a picture to a file, and return it as an address for the page."""
+    _replace(path, draw)
+    return data_address(path.read_bytes(), "png")
+
+
+def _replace(path: Path, write: Callable[[Path], Any]) -> None:
+    """Write a file whole or not at all."""
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
+    os.close(handle)
+    try:
+        write(Path(name))
+        Path(name).chmod(0o644)
+        Path(name).replace(path)
+    finally:
+        Path(name).unlink(missing_ok=True)
+
+
+def _headline(dataset: Dataset) -> dict[str, int]:
+    manifest = dataset.manifest
+    good = schema.accepted(manifest)
+    return {
+        "images": len(manifest),
+        "domains": len(dataset.info.domains),
+        "classes": good["label"].nunique(),
+        "converted": int((manifest["verdict"] == schema.CONVERTED).sum()),
+        "quarantined": len(manifest) - len(good),
+        "pictures found more than once": len(measure.find_copies(dataset)),
+        "groups that stay on one side": good["group"].nunique(),
+    }
+
+
+def _rows(counts: Any) -> list[tuple[str, list[int]]]:
+    return [(str(label), row.tolist()) for label, row in counts.iterrows()]
+
+
+def _cells(dataset: Dataset, packed: PackedPixels, chosen: dict[str, list[int]]) -> dict[str, list[tuple[str, str]]]:
+    """By domain: address and file of each cell."""
+    paths = dataset.manifest["path"]
+    return {
+        domain: [(embedded_pixels(packed[row], _DENSE), str(paths[row])) for row in rows]
+        for domain, rows in chosen.items()
+    }
+
+
+def _copies(dataset: Dataset, packed: PackedPixels) -> list[tuple[str, tuple[str, ...]]]:
+    shown = measure.find_copies(dataset)[:_MOST_COPIES]
+    return [(embedded_pixels(packed[copies.row], _CELL), copies.paths) for copies in shown]
+
+
+def _refused(dataset: Dataset, packed: PackedPixels) -> list[tuple[str | None, schema.Refused]]:
+    """What was left out, with its picture where there is one."""
+    rows = {path: row for row, path in enumerate(dataset.manifest["path"])}
+    readable = dataset.manifest["pixels_xxh128"] != ""
+    return [
+        (embedded_pixels(packed[rows[image.file]], _CELL) if readable[rows[image.file]] else None, image)
+        for image in schema.refused(dataset.manifest)[:_MOST_REFUSED]
+    ]

@@ -1,0 +1,141 @@
+"""Pictures of a data set, each on its own for a paper."""
+
+from __future__ import annotations
+
+import colorsys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from hemafast.pictures import DOMAIN_COLOURS, TRAIN_COLOUR, VAL_COLOUR, save, subplots
+from hemafast.prepare.reader import PackedPixels
+
+DPI = 200
+_LONGEST = 28  # letters of a name; the tables of the page have it whole
+_LOG_FROM = 20  # largest class over smallest from which a linear axis hides the small ones
+
+Target = Path | IO[bytes]
+Colours = Mapping[str, npt.NDArray[Any]]
+
+
+def plot_balance(target: Target, counts: pd.DataFrame) -> None:
+    """Images of each class in each domain."""
+    bars = {_short(str(domain)): counts[domain].to_numpy() for domain in counts.columns}
+    _plot_bars(target, bars, [str(label) for label in counts.index], DOMAIN_COLOURS)
+
+
+def plot_split(target: Target, parts: Mapping[str, pd.DataFrame]) -> None:
+    """Images of each class in each part of the split, all domains together."""
+    bars = {name: counts.sum(axis=1).to_numpy() for name, counts in parts.items()}
+    classes = [str(label) for label in next(iter(parts.values())).index]
+    _plot_bars(target, bars, classes, (TRAIN_COLOUR, VAL_COLOUR, *DOMAIN_COLOURS))
+
+
+def plot_sizes(target: Target, files: pd.DataFrame) -> None:
+    """Width and height of the images; the area of a disc is the number of images."""
+    figure, (axis,) = subplots(1, width=6.0, height=4.5, columns=1)
+    for index, (domain, part) in enumerate(files.groupby("domain")):
+        area = 30 + 600 * part["images"] / files["images"].max()
+        colour = DOMAIN_COLOURS[index % len(DOMAIN_COLOURS)]
+        axis.scatter(part["width"], part["height"], s=area, color=colour, alpha=0.6, label=_plain(str(domain)))
+    axis.set_xlabel("width, px")
+    axis.set_ylabel("height, px")
+    axis.margins(0.25)
+    axis.grid(alpha=0.3)
+    _add_legend(axis)
+    save(figure, target, DPI)
+
+
+def plot_colours(target: Target, means: Colours, pixels: Colours) -> None:
+    """Densities of red, green and blue over pixels, densities of the images' means, and hue against saturation."""
+    figure, axes = subplots(6, width=4.2, height=3.0, columns=3)
+    for axis, channel, name in zip(axes[:3], range(3), ("red", "green", "blue"), strict=True):
+        _plot_densities(axis, {domain: values[:, channel] for domain, values in pixels.items()}, np.arange(0, 257, 4))
+        axis.set_title(f"{name}, of pixels")
+    brightness = {domain: values.mean(axis=1) for domain, values in means.items()}
+    _plot_densities(axes[3], brightness, np.arange(0, 257, 4))
+    axes[3].set_title("brightness, means of images")
+    _plot_hues(axes[4], means)
+    axes[5].axis("off")
+    handles, labels = axes[0].get_legend_handles_labels()
+    axes[5].legend(handles, labels, loc="center", frameon=False)
+    save(figure, target, DPI)
+
+
+def plot_samples(target: Target, samples: Mapping[str, Mapping[str, Sequence[int]]], packed: PackedPixels) -> None:
+    """A row of cells for each class in each domain."""
+    rows = [(label, domain, chosen) for label, domains in samples.items() for domain, chosen in domains.items()]
+    columns = max(len(chosen) for _, _, chosen in rows)
+    figure, axes = subplots(len(rows) * columns, width=0.9, height=0.9, columns=columns)
+    for axis in axes:
+        axis.axis("off")
+    for number, (label, domain, chosen) in enumerate(rows):
+        for place, row in enumerate(chosen):
+            axes[number * columns + place].imshow(packed[row])
+        title = f"{_short(label)}, {_short(domain)}"
+        axes[number * columns].set_title(title, fontsize=6, loc="left", pad=2, parse_math=False)
+    save(figure, target, DPI)
+
+
+def _plot_bars(
+    target: Target, bars: Mapping[str, npt.NDArray[Any]], names: Sequence[str], colours: Sequence[str]
+) -> None:
+    """Horizontal bars in groups, the number at the end of each."""
+    thickness = 0.8 / len(bars)
+    figure, (axis,) = subplots(1, width=7.5, height=1.2 + 0.17 * len(names) * (len(bars) + 1), columns=1)
+    values = np.stack(list(bars.values()))
+    smallest = values[values > 0].min(initial=1)
+    logarithmic = values.max() > _LOG_FROM * smallest
+    for index, (name, lengths) in enumerate(bars.items()):
+        places = np.arange(len(names)) + (index - (len(bars) - 1) / 2) * thickness
+        drawn = axis.barh(places, lengths, thickness, color=colours[index % len(colours)], label=_plain(name))
+        axis.bar_label(drawn, labels=[f"{length:,}" for length in lengths], padding=2, fontsize=7)
+    axis.set_yticks(range(len(names)), [_short(name) for name in names], fontsize=8, parse_math=False)
+    axis.invert_yaxis()
+    if logarithmic:
+        axis.set_xscale("log")
+        axis.set_xlim(left=0.5, right=values.max() * 3)
+    else:
+        axis.set_xlim(right=max(1, values.max()) * 1.12)
+    axis.set_xlabel("images, logarithmic" if logarithmic else "images")
+    axis.grid(axis="x", alpha=0.3)
+    _add_legend(axis)
+    save(figure, target, DPI)
+
+
+def _plot_densities(axis: Any, values: Mapping[str, npt.NDArray[Any]], bins: npt.NDArray[np.int64]) -> None:
+    for index, (domain, numbers) in enumerate(values.items()):
+        colour = DOMAIN_COLOURS[index % len(DOMAIN_COLOURS)]
+        axis.hist(numbers, bins, density=True, histtype="step", linewidth=1.5, color=colour, label=_plain(domain))
+    axis.set_yticks([])
+    axis.set_xlim(0, 256)
+    axis.grid(alpha=0.3)
+
+
+def _plot_hues(axis: Any, means: Colours) -> None:
+    for index, (domain, colours) in enumerate(means.items()):
+        chosen = colours[:: max(1, len(colours) // 1000)] / 255
+        points = np.array([colorsys.rgb_to_hsv(*colour) for colour in chosen])
+        colour = DOMAIN_COLOURS[index % len(DOMAIN_COLOURS)]
+        axis.scatter(points[:, 0] * 360, points[:, 1], s=4, alpha=0.5, color=colour, label=_plain(domain))
+    axis.set_title("means of images")
+    axis.set_xlabel("hue, degrees")
+    axis.set_ylabel("saturation")
+    axis.grid(alpha=0.3)
+
+
+def _add_legend(axis: Any) -> None:
+    axis.legend(fontsize=8, loc="upper left", bbox_to_anchor=(0, -0.12), ncols=4, frameon=False)
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= _LONGEST else name[: _LONGEST - 3] + "..."
+
+
+def _plain(name: str) -> str:
+    """A name for a legend, which reads dollar signs as formulas and passes over what begins with an underscore."""
+    return _short(name).lstrip("_").replace("$", r"\$")
