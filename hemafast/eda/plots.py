@@ -16,6 +16,8 @@ from hemafast.prepare.reader import PackedPixels
 
 DPI = 200
 _LONGEST = 28  # letters of a name; the tables of the page have it whole
+_CELL = 0.9  # inches; a cell among the samples
+_DISC = 40  # square points; a disc in the legend
 _LOG_FROM = 20  # largest class over smallest from which a linear axis hides the small ones
 
 Target = Path | IO[bytes]
@@ -46,7 +48,8 @@ def plot_sizes(target: Target, files: pd.DataFrame) -> None:
     axis.set_ylabel("height, px")
     axis.margins(0.25)
     axis.grid(alpha=0.3)
-    _add_legend(axis)
+    for disc in _add_legend(axis).legend_handles:
+        disc.set_sizes([_DISC])
     save(figure, target, DPI)
 
 
@@ -70,14 +73,13 @@ def plot_samples(target: Target, samples: Mapping[str, Mapping[str, Sequence[int
     """A row of cells for each class in each domain."""
     rows = [(label, domain, chosen) for label, domains in samples.items() for domain, chosen in domains.items()]
     columns = max(len(chosen) for _, _, chosen in rows)
-    figure, axes = subplots(len(rows) * columns, width=0.9, height=0.9, columns=columns)
-    for axis in axes:
+    figure, axes = subplots(len(rows), width=_CELL * columns, height=_CELL + 0.15, columns=1)
+    for axis, (label, domain, chosen) in zip(axes, rows, strict=True):
+        strip = np.full((packed.size, columns * packed.size, 3), 255, dtype=np.uint8)
+        strip[:, : len(chosen) * packed.size] = np.concatenate([packed[row] for row in chosen], axis=1)
+        axis.imshow(strip, interpolation="antialiased")
         axis.axis("off")
-    for number, (label, domain, chosen) in enumerate(rows):
-        for place, row in enumerate(chosen):
-            axes[number * columns + place].imshow(packed[row])
-        title = f"{_short(label)}, {_short(domain)}"
-        axes[number * columns].set_title(title, fontsize=6, loc="left", pad=2, parse_math=False)
+        axis.set_title(f"{_short(label)}, {_short(domain)}", fontsize=6, loc="left", pad=2, parse_math=False)
     save(figure, target, DPI)
 
 
@@ -128,8 +130,8 @@ def _plot_hues(axis: Any, means: Colours) -> None:
     axis.grid(alpha=0.3)
 
 
-def _add_legend(axis: Any) -> None:
-    axis.legend(fontsize=8, loc="upper left", bbox_to_anchor=(0, -0.12), ncols=4, frameon=False)
+def _add_legend(axis: Any) -> Any:
+    return axis.legend(fontsize=8, loc="upper left", bbox_to_anchor=(0, -0.12), ncols=4, frameon=False)
 
 
 def _short(name: str) -> str:

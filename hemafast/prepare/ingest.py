@@ -219,12 +219,17 @@ def _difference(reference: Pixels | None, pixels: Pixels) -> float:
 def _keep_bytes(image: _Image, folder: Path) -> None:
     """Keep the original bytes; there are none if the archive could not give them."""
     if image.data:
-        path = folder / _path(image)
+        path = f"{folder}/{_path(image)}"  # no Path: it would cost as much as writing does
         try:
-            path.write_bytes(image.data)
+            _write(path, image.data)
         except FileNotFoundError:  # the first image of its class
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(image.data)
+            Path(path).parent.mkdir(parents=True, exist_ok=True)
+            _write(path, image.data)
+
+
+def _write(path: str, data: bytes) -> None:
+    with open(path, "wb") as file:  # noqa: PTH123 - see above
+        file.write(data)
 
 
 def _path(image: _Image) -> str:

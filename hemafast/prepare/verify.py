@@ -154,8 +154,9 @@ def _verify(data: bytes, name: str) -> Header:
         kinds = _kinds(image, data, name, orientation)
         plain_jpeg = image.format == "JPEG" and orientation == 1
         if image.format == "JPEG":
-            # Grey: the entropy decoder, which notices damage, sees all channels, and their colours cost nothing.
-            simplejpeg.decode_jpeg(data, colorspace="GRAY", strict=True)
+            # Grey and an eighth of the size: damage is noticed by the entropy decoder, which reads every channel whole
+            # in any case; of what comes after it, this is the least.
+            simplejpeg.decode_jpeg(data, colorspace="GRAY", min_height=1, min_width=1, min_factor=8, strict=True)
         width, height = image.size
         if orientation in _TURNED and image.format != "TIFF":  # Pillow turns TIFF by itself
             width, height = height, width

@@ -1,0 +1,103 @@
+"""Read a page as a browser would, without one and with one."""
+
+import os
+import re
+import shutil
+import subprocess
+from dataclasses import dataclass
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
+needs_browser = pytest.mark.skipif(BROWSER is None, reason="no Chromium here")
+
+_LOOK = """<script>
+addEventListener("load", () => {
+  const images = [...document.images];
+  const broken = images.filter(image => !image.complete || image.naturalWidth === 0);
+  const wide = document.documentElement.scrollWidth > innerWidth;
+  document.title = `SEEN ${images.length} ${broken.length} ${wide} ${performance.getEntriesByType("resource").length}`;
+});
+</script>"""
+
+
+class Page(HTMLParser):
+    """Tags, addresses and text of a page."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.source = text
+        self.tags: list[str] = []
+        self.handlers: list[str] = []
+        self.addresses: list[str] = []
+        self.text = ""
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.handlers += [name for name, _ in attrs if name.startswith("on")]
+        self.addresses += [value for name, value in attrs if name in {"src", "href", "srcset", "data", "action"}]
+
+    def handle_data(self, data):
+        self.text += data
+
+    def handle_endtag(self, tag):
+        self.text += " " if tag in {"td", "th"} else ""
+
+    @property
+    def is_alone(self) -> bool:
+        """Whether it needs no other file and no network, and runs no script."""
+        return (
+            all(re.match(r"data:image/(png|jpeg);base64,", address) for address in self.addresses)
+            and not {"script", "link", "iframe", "object", "base", "form"} & set(self.tags)
+            and not self.handlers
+            and "@import" not in self.source
+            and "url(" not in self.source
+        )
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What a browser made of a page."""
+
+    console: list[str]
+    images: int
+    broken: int
+    sideways: bool
+    """Whether it must be scrolled to the right."""
+    fetched: int
+    """Resources that were asked for by address."""
+
+
+def open_in_browser(page: Path, room: Path, *, width: int = 1200) -> Seen:
+    """Load a page in a headless browser that has no network."""
+    copy = room / "looked-at.html"
+    copy.write_text(page.read_text(encoding="utf-8").replace("</body>", f"{_LOOK}</body>"), encoding="utf-8")
+    done = subprocess.run(
+        [
+            str(BROWSER),
+            "--headless",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--disable-dev-shm-usage",
+            "--host-resolver-rules=MAP * ~NOTFOUND",
+            f"--user-data-dir={room / 'browser'}",
+            f"--window-size={width},900",
+            "--enable-logging=stderr",
+            "--virtual-time-budget=20000",
+            "--dump-dom",
+            copy.as_uri(),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+        env=os.environ | {"HOME": str(room)},
+    )
+    found = re.search(r"<title>SEEN (\d+) (\d+) (\w+) (\d+)</title>", done.stdout)
+    assert found, done.stderr
+    images, broken, sideways, fetched = found.groups()
+    console = [line for line in done.stderr.splitlines() if ":CONSOLE" in line]
+    return Seen(console, int(images), int(broken), sideways == "true", int(fetched))
