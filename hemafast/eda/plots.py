@@ -72,12 +72,12 @@ def plot_colours(target: Target, means: Colours, pixels: Colours) -> None:
 def plot_samples(target: Target, samples: Mapping[str, Mapping[str, Sequence[int]]], packed: PackedPixels) -> None:
     """A row of cells for each class in each domain."""
     rows = [(label, domain, chosen) for label, domains in samples.items() for domain, chosen in domains.items()]
-    columns = max(len(chosen) for _, _, chosen in rows)
+    columns, gap = max(len(chosen) for _, _, chosen in rows), packed.size // 32
     figure, axes = subplots(len(rows), width=_CELL * columns, height=_CELL + 0.15, columns=1)
     for axis, (label, domain, chosen) in zip(axes, rows, strict=True):
-        strip = np.full((packed.size, columns * packed.size, 3), 255, dtype=np.uint8)
-        strip[:, : len(chosen) * packed.size] = np.concatenate([packed[row] for row in chosen], axis=1)
-        axis.imshow(strip, interpolation="antialiased")
+        cells = [np.pad(packed[row], ((0, 0), (0, gap), (0, 0)), constant_values=255) for row in chosen]
+        absent = [np.full_like(cells[0], 255)] * (columns - len(cells))
+        axis.imshow(np.concatenate([*cells, *absent], axis=1))
         axis.axis("off")
         axis.set_title(f"{_short(label)}, {_short(domain)}", fontsize=6, loc="left", pad=2, parse_math=False)
     save(figure, target, DPI)
