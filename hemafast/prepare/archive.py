@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+import posixpath
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from hemafast.errors import HemafastError
 from hemafast.prepare.schema import INFO
@@ -124,8 +125,8 @@ def open_archive(path: Path) -> Archive:
     top = _top_folder([entry.name for entry in kept if _is_image(entry.name)])
     members, ignored, drawn = [], [], False
     for entry in kept:
-        parts = PurePosixPath(entry.name.removeprefix(top)).parts
-        if parts == (DRAWN_MARKER,):
+        parts = _parts(entry.name.removeprefix(top))
+        if parts == [DRAWN_MARKER]:
             drawn = True
         elif len(parts) == 2 and _is_image(entry.name):
             members.append(Member(label=parts[0], file=parts[1], entry=entry))
@@ -184,7 +185,7 @@ def _zip_entries(path: Path) -> Iterator[Entry]:
 
 
 def _refuse_unsafe_name(path: Path, name: str) -> None:
-    parts = PurePosixPath(name).parts
+    parts = _parts(name)
     _refuse_unprintable(path, name)
     if not parts or name.startswith("/") or ".." in parts or "\\" in name or ":" in parts[0]:
         raise HemafastError(
@@ -223,7 +224,7 @@ def _refuse_ratio(path: Path, unpacked: int, packed: int, what: str = "") -> Non
 
 def _refuse_nested(path: Path, name: str) -> None:
     """An archive in an archive would be passed over as no image, and its cells with it."""
-    if PurePosixPath(name).suffix.lower() in _ARCHIVES and not _is_clutter(name):
+    if _suffix(name) in _ARCHIVES and not _is_clutter(name):
         raise HemafastError(f"{path} holds another archive, {name}.", "Unpack it and lay it beside the others.")
 
 
@@ -241,11 +242,20 @@ def _refuse_unprintable(path: Path, name: str) -> None:
 
 
 def _is_clutter(name: str) -> bool:
-    return any(part in _CLUTTER or part.startswith(".") for part in PurePosixPath(name).parts)
+    return any(part in _CLUTTER or part.startswith(".") for part in _parts(name))
 
 
 def _is_image(name: str) -> bool:
-    return PurePosixPath(name).suffix.lower() in FORMATS
+    return _suffix(name) in FORMATS
+
+
+def _parts(name: str) -> list[str]:
+    """The parts of a name, as pathlib sees them; its objects would take half the time of listing an archive."""
+    return [part for part in name.split("/") if part not in ("", ".")]
+
+
+def _suffix(name: str) -> str:
+    return posixpath.splitext(name)[1].lower()
 
 
 def _top_folder(images: list[str]) -> str:

@@ -34,9 +34,10 @@ Item = TypeVar("Item")
 _DAMAGED = (OSError, EOFError, NotImplementedError, RuntimeError, zipfile.BadZipFile, zlib.error, lzma.LZMAError)
 
 _BATCH = 64  # images in memory at once, ...
-_AHEAD = 2  # batches that wait to be decoded
+_AHEAD = 2  # batches that wait at most between two stations
 _BATCH_BYTES = 64 * 2**20  # ... and fewer where they are large
 _TOLERANCE = 1.0  # mean difference between DALI's pixels and the reference, of 255: rounding, and no more
+_UNKNOWN = Header(0, 0, "", "")
 
 
 @dataclass(slots=True)
@@ -48,9 +49,10 @@ class _Image:
     member: Member
     data: bytes = b""
     sha256: str = ""
-    header: Header | None = None
+    header: Header = _UNKNOWN
     side: int = 0
     error: UnreadableImageError | None = None
+    decoded: Decoded | None = None
     thumbnail: Pixels | None = None
     pixels_xxh128: str = ""
 
@@ -72,20 +74,24 @@ def ingest(plan: Plan, sums: Mapping[str, str], folder: Path, *, workers: int, p
         squares = [stack.enter_context(SquareFiles(folder / schema.PACKED, size, plan.images)) for size in plan.sizes]
         log = stack.enter_context(WorkLog(folder))
         pool = stack.enter_context(_Pool(workers))
-        ahead, behind = (stack.enter_context(ThreadPoolExecutor(1)) for _ in range(2))
+        disk, *stations = (stack.enter_context(ThreadPoolExecutor(1)) for _ in range(3))
         done = log.sound_rows(squares)
         progress(len(done), plan.images)
-        decoder = SquareDecoder(plan.sizes, _BATCH, workers)
-        written_back = behind.submit(_write_back, squares)
         stack.enter_context(strict_decoders())
-        for batch in _made_ahead(_verified(_read(plan, rows, frozenset(done)), plan, sums, pool), ahead):
-            _decode(batch, decoder, folder, squares, pool)
+        verified = _made_ahead(_verified(_read(plan, rows, frozenset(done)), plan, sums, pool), stations[0])
+        decoder = SquareDecoder(plan.sizes, _BATCH, workers)
+        decoded = _made_ahead(_decoded(verified, decoder), stations[1])
+        written_back = disk.submit(_write_back, squares)
+        for batch in decoded:
+            pool.each(_judge_pixels, batch)
+            _keep_squares(batch, squares)
+            pool.each(lambda image: _keep_bytes(image, folder), batch)
             fresh = dict(_describe(batch))
             log.append(fresh.items())
             done |= fresh
             if written_back.done():
                 written_back.result()
-                written_back = behind.submit(_write_back, squares)
+                written_back = disk.submit(_write_back, squares)
             progress(len(done), plan.images)
     return pd.DataFrame([done[row] for row in range(plan.images)])
 
@@ -145,13 +151,20 @@ def _write_back(squares: Sequence[SquareFiles]) -> None:
         file.sync()
 
 
-def _made_ahead(items: Iterator[Item], ahead: Executor) -> Iterator[Item]:
-    """The same items, some of them made while the one before them is worked on. `ahead` has one thread."""
+def _made_ahead(items: Iterator[Item], station: Executor) -> Iterator[Item]:
+    """The same items, some of them made while the one before them is worked on; the first ones at once.
+
+    `station` has one thread.
+    """
     end = object()
-    waiting = deque(ahead.submit(next, items, end) for _ in range(_AHEAD))
-    while (item := waiting.popleft().result()) is not end:
-        waiting.append(ahead.submit(next, items, end))
-        yield item  # type: ignore[misc]
+    waiting = deque(station.submit(next, items, end) for _ in range(_AHEAD))
+
+    def take() -> Iterator[Item]:
+        while (item := waiting.popleft().result()) is not end:
+            waiting.append(station.submit(next, items, end))
+            yield item  # type: ignore[misc]
+
+    return take()
 
 
 def _verify(image: _Image, plan: Plan, sums: Mapping[str, str]) -> None:
@@ -173,36 +186,47 @@ def _verify(image: _Image, plan: Plan, sums: Mapping[str, str]) -> None:
         image.error = error
 
 
-def _decode(
-    batch: Sequence[_Image], decoder: SquareDecoder, folder: Path, squares: Sequence[SquareFiles], pool: _Pool
-) -> None:
-    """Decode what was verified, and store everything."""
-    sound = [(image, image.header) for image in batch if image.error is None and image.header is not None]
-    for run in runs_within([header.width * header.height for _, header in sound]):
-        images = [image for image, _ in sound[run]]
-        headers = [header for _, header in sound[run]]
-        windows = centre_windows(
-            [header.width for header in headers],
-            [header.height for header in headers],
-            [image.side for image in images],
-        )
-        decoded = decoder.decode([image.data for image in images], windows)
-        pool.each(lambda pair: _keep_squares(*pair, squares), list(zip(images, decoded, strict=True)))
-    pool.each(lambda image: _keep_bytes(image, folder), batch)
+def _decoded(batches: Iterator[list[_Image]], decoder: SquareDecoder) -> Iterator[list[_Image]]:
+    """The same images decoded, in batches that fit the memory; what cannot be decoded apart from the others."""
+    for batch in batches:
+        sound = [image for image in batch if image.error is None]
+        if len(sound) < len(batch):
+            yield [image for image in batch if image.error is not None]
+        for run in runs_within([image.header.width * image.header.height for image in sound]):
+            images = sound[run]
+            windows = centre_windows(
+                [image.header.width for image in images],
+                [image.header.height for image in images],
+                [image.side for image in images],
+            )
+            results = decoder.decode([image.data for image in images], windows)
+            for image, result in zip(images, results, strict=True):
+                if isinstance(result, UnreadableImageError):
+                    image.error = result
+                else:
+                    image.decoded = result
+            yield images
 
 
-def _keep_squares(image: _Image, decoded: Decoded | UnreadableImageError, squares: Sequence[SquareFiles]) -> None:
-    if isinstance(decoded, UnreadableImageError):
-        image.error = decoded
+def _judge_pixels(image: _Image) -> None:
+    """Compare and hash what was decoded."""
+    if image.decoded is None:
         return
-    difference = _difference(image.header.reference, decoded.full) if image.header else 0.0
+    difference = _difference(image.header.reference, image.decoded.full)
     if difference > _TOLERANCE:
         image.error = UnreadableImageError("decoders disagree", f"they differ by {difference:.1f} of 255 on average")
         return
-    image.pixels_xxh128 = hash_squares(decoded.squares)
-    image.thumbnail = thumbnail(decoded.squares[0])
-    for file, square in zip(squares, decoded.squares, strict=True):
-        file.write(image.row, square)
+    image.pixels_xxh128 = hash_squares(image.decoded.squares)
+    image.thumbnail = thumbnail(image.decoded.squares[0])
+
+
+def _keep_squares(batch: Sequence[_Image], squares: Sequence[SquareFiles]) -> None:
+    """Write the squares of images that passed; in one thread, for two would wait for each other, busily."""
+    for image in batch:
+        if image.error is None and image.decoded is not None:
+            for file, square in zip(squares, image.decoded.squares, strict=True):
+                file.write(image.row, square)
+        image.decoded = None
 
 
 def _difference(reference: Pixels | None, pixels: Pixels) -> float:
@@ -245,7 +269,7 @@ def _describe(batch: Sequence[_Image]) -> Iterator[tuple[int, Row]]:
 
 
 def _row(image: _Image, phash: str) -> Row:
-    header = image.header or Header(0, 0, "", "")
+    header = image.header
     means = [None] * 3 if image.thumbnail is None else image.thumbnail.reshape(-1, 3).mean(axis=0).tolist()
     kinds = (image.error.kind,) if image.error else header.kinds
     return {

@@ -20,7 +20,7 @@ Windows = npt.NDArray[np.float32]
 
 MAX_PACKED_BYTES = 2 * 10**9
 """A file of packed squares holds no more: object stores and older file systems like it, and so do partial copies."""
-_MAX_BATCH_PIXELS = 128 * 10**6  # decoded at once: 384 MB
+_MAX_BATCH_PIXELS = 64 * 10**6  # decoded at once: 192 MB
 
 
 def centre_windows(width: npt.ArrayLike, height: npt.ArrayLike, side: npt.ArrayLike) -> Windows:
@@ -75,7 +75,7 @@ class SquareDecoder:
     def decode(self, encoded: Sequence[bytes], windows: Windows) -> list[Decoded | UnreadableImageError]:
         """The squares of each image, or why there are none. Takes at most batch_size images of any size.
 
-        The arrays are DALI's own memory: they are valid until the next call.
+        The arrays are DALI's own memory, which it does not use again while they are held.
         """
         if len(encoded) == 0:
             return []
@@ -87,9 +87,7 @@ class SquareDecoder:
             if len(encoded) == 1:
                 return [UnreadableImageError("decoders disagree", _first_line_of_cause(error))]
         return [
-            _copied(result)
-            for index, data in enumerate(encoded)
-            for result in self.decode([data], windows[index : index + 1])
+            result for index, data in enumerate(encoded) for result in self.decode([data], windows[index : index + 1])
         ]
 
     def _run(self, encoded: Sequence[bytes], windows: Windows) -> list[Decoded]:
@@ -105,7 +103,9 @@ class SquareDecoder:
     def _build(self) -> Any:
         from nvidia.dali import Pipeline, fn
 
-        with Pipeline(self._batch_size, self._threads, device_id=None, prefetch_queue_depth=1) as pipeline:
+        # Dynamic: outputs belong to whoever holds them.
+        executor = {"prefetch_queue_depth": 1, "exec_dynamic": True}
+        with Pipeline(self._batch_size, self._threads, device_id=None, **executor) as pipeline:
             encoded = fn.external_source(name="encoded", no_copy=True)
             window = fn.external_source(name="window", ndim=1)
             full = decode_image(encoded, "cpu")
@@ -191,12 +191,6 @@ def packed_header(rows: int, size: int) -> bytes:
         stream, {"descr": "|u1", "fortran_order": False, "shape": (rows, size, size, 3)}
     )
     return stream.getvalue()
-
-
-def _copied(result: Decoded | UnreadableImageError) -> Decoded | UnreadableImageError:
-    if isinstance(result, UnreadableImageError):
-        return result
-    return Decoded(result.full.copy(), tuple(square.copy() for square in result.squares))
 
 
 def _first_line_of_cause(error: RuntimeError) -> str:

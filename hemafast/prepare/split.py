@@ -69,9 +69,9 @@ class _Part:
 
 def _assign(images: pd.DataFrame, shares: Sequence[float], seed: int) -> pd.Series[int]:
     """The number of the part of every image."""
-    strata = list(zip(images["domain"], images["label"], strict=True))
+    strata = list(zip(images["domain"].tolist(), images["label"].tolist(), strict=True))
     groups: dict[str, Counter[Stratum]] = {}
-    for group, stratum in zip(images["group"], strata, strict=True):
+    for group, stratum in zip(images["group"].tolist(), strata, strict=True):
         groups.setdefault(group, Counter())[stratum] += 1
     totals, rooms = Counter(strata), Counter(stratum for held in groups.values() for stratum in held)
     targets = {stratum: _targets(totals[stratum], rooms[stratum], shares) for stratum in totals}

@@ -105,7 +105,7 @@ def test_the_hash_of_a_ramp_is_what_it_was():
     assert digits == FROZEN
 
 
-FROZEN = "00022aadd5562eadd156aca95356aca95b56a5a95a56a5a95ad6a5295ad6b56b"
+FROZEN = "00242e8ad1752e8b5175ae8b5974a48b5b76a48b5b76a4895b76b4c94a76b5cd"
 
 
 def test_links_are_transitive_and_the_smallest_name_stands_for_all():

@@ -161,3 +161,18 @@ def test_an_orientation_tag_turns_the_pixels(decoder, draw, encode):
     data = encode(image, "JPEG", exif=exif, quality=95, subsampling=0)
     (square,) = decoder.decode([data])
     np.testing.assert_array_equal(square, np.rot90(_by_pillow(data), -1))
+
+
+def test_what_was_decoded_stays_while_others_are_decoded_and_after_a_broken_image(draw, encode):
+    decoder = Decoder((SIZE,), BATCH, 2)
+    data = [encode(draw(seed, 90, 80), "JPEG") for seed in range(3 * BATCH)]
+    windows = centre_windows([90] * BATCH, [80] * BATCH, [80] * BATCH)
+    held = [decoder.decode(data[start : start + BATCH], windows) for start in (0, BATCH)]
+    copies = [[one.squares[0].copy() for one in batch] for batch in held]
+    for _ in range(5):
+        decoder.decode(data[2 * BATCH :], windows)
+    decoder.decode([data[0][:200]], windows[:1])
+    decoder.decode(data[2 * BATCH :], windows)
+    for batch, before in zip(held, copies, strict=True):
+        for one, square in zip(batch, before, strict=True):
+            np.testing.assert_array_equal(one.squares[0], square)
