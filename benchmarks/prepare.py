@@ -4,10 +4,13 @@
 
 Speed: `hemafast prepare` (reading, hashing, strict verification, decoding, near duplicates, writing, waiting for the
 disk) and DALI's decoding and resizing of the same files from memory, in turn, in one process, with the same threads;
-once in the way of DALI's documentation, and once by the operators that prepare uses, which are faster.
+once in the way of DALI's documentation, and once by the operators that prepare uses. An archive of few images is
+measured with its images turned and flipped besides.
 Growth: archives of 300, 3,000 and 30,000 images, each prepared in a process of its own. The images are the real ones
-turned, flipped, enlarged and encoded again as JPEG of quality 95, so that no two show the same picture. Refuses drawn
-archives.
+turned, flipped, enlarged and encoded again (JPEG of quality 95), so that no two show the same picture.
+Whatever is written stays to the end: ext4 looks through the files deleted in the last five minutes at every new one,
+which makes writing ten times slower. So begin on a disk that has been left alone for that long, with 20 GB to spare.
+Refuses drawn archives.
 """
 
 from __future__ import annotations
@@ -15,7 +18,6 @@ from __future__ import annotations
 import io
 import json
 import os
-import shutil
 import statistics
 import subprocess
 import sys
@@ -40,6 +42,8 @@ from hemafast.prepare.pixels import SquareDecoder, centre_windows
 
 PREPARE, PLAIN, OURS = "prepare", "DALI, shorter side to 256 and centre crop", "DALI, the operators of prepare"
 _BATCH = 64
+_ENOUGH = 900  # images; of fewer, the cost of starting would be most of what is measured
+_TURNS = 8
 _ENLARGED = 0.85  # share of the side that is kept
 
 
@@ -53,17 +57,36 @@ def main(
     archives = [open_archive(path) for path in find_archives(source, source / "prepared")]
     if any(archive.drawn for archive in archives):
         sys.exit(f"{source} holds drawn cells; no speed on them is worth keeping.")
-    result = {
-        "machine": machine_facts("cpu"),
-        "rounds": rounds,
-        "speed": {archive.domain: _speed(archive, rounds) for archive in archives},
-        "growth": _growth(max(archives, key=lambda archive: len(archive.members)), sizes or [300, 3_000, 30_000]),
-    }
+    largest = max(archives, key=lambda archive: len(archive.members))
+    with tempfile.TemporaryDirectory() as folder:
+        room = Path(folder)
+        result = {
+            "machine": machine_facts("cpu"),
+            "rounds": rounds,
+            "speed": {
+                archive.domain: {
+                    "originals": len(archive.members),
+                    **_speed(_enough(archive, room), rounds, room),
+                }
+                for archive in archives
+            },
+            "growth": [_growth(largest, size, room) for size in sizes or [300, 3_000, 30_000]],
+        }
     json_file.parent.mkdir(parents=True, exist_ok=True)
     json_file.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
 
 
-def _speed(archive: Archive, rounds: int) -> dict[str, Any]:
+def _enough(archive: Archive, room: Path) -> Archive:
+    """The archive, or where it is small, one of all turns and flips of its images."""
+    images = len(archive.members)
+    if images >= _ENOUGH:
+        return archive
+    path = Path(tempfile.mkdtemp(dir=room), archive.path.name)
+    _write_variants(archive, path, images * min(_TURNS, -(-_ENOUGH // images)))
+    return open_archive(path)
+
+
+def _speed(archive: Archive, rounds: int, room: Path) -> dict[str, Any]:
     """Images a second, and a CPU-second, of both sides."""
     with archive.reader() as read:
         encoded = [read(member) for member in archive.members]
@@ -89,14 +112,11 @@ def _speed(archive: Archive, rounds: int) -> dict[str, Any]:
         OURS: lambda folder: decode(),
     }
     measured: dict[str, list[tuple[float, float]]] = {name: [] for name in sides}
-    with tempfile.TemporaryDirectory() as room:
-        for number in range(rounds + 1):
-            for name, side in sides.items():
-                # Kept to the end: ext4 looks through recently deleted files at every new one, ten times slower.
-                folder = Path(tempfile.mkdtemp(dir=room))
-                time_taken = _timed(partial(side, folder))
-                if number:  # the first round fills caches
-                    measured[name].append(time_taken)
+    for number in range(rounds + 1):
+        for name, side in sides.items():
+            time_taken = _timed(partial(side, Path(tempfile.mkdtemp(dir=room))))
+            if number:  # the first round fills caches
+                measured[name].append(time_taken)
     images = len(encoded)
     return {
         "images": images,
@@ -143,17 +163,11 @@ def _spread(values: list[float]) -> dict[str, float]:
     return {"median": statistics.median(values), "min": min(values), "max": max(values)}
 
 
-def _growth(archive: Archive, sizes: list[int]) -> list[dict[str, float]]:
-    """Seconds and peak memory of preparing so many images, each in a process of its own."""
-    grown = []
-    for size in sizes:
-        with tempfile.TemporaryDirectory() as folder:
-            source = Path(folder, "source")
-            source.mkdir()
-            _write_variants(archive, source / archive.path.name, size)
-            grown.append({"images": size, **_measured(["prepare", "--source", str(source), "--json"])})
-            shutil.rmtree(source)
-    return grown
+def _growth(archive: Archive, size: int, room: Path) -> dict[str, float]:
+    """Seconds and peak memory of preparing so many images in a process of its own."""
+    source = Path(tempfile.mkdtemp(dir=room))
+    _write_variants(archive, source / archive.path.name, size)
+    return {"images": size, **_measured(["prepare", "--source", str(source), "--json"])}
 
 
 def _measured(arguments: list[str]) -> dict[str, float]:
@@ -194,20 +208,19 @@ def _write_variants(archive: Archive, path: Path, count: int) -> None:
             data = [read(member) for member in chosen]
             turns = [number // len(members) for number in numbers]
             for number, member, encoded in zip(numbers, chosen, pool.map(_variant, data, turns), strict=True):
-                file.writestr(f"{member.label}/{number:06d}.jpg", encoded)
+                file.writestr(f"{member.label}/{number:06d}{Path(member.file).suffix}", encoded)
 
 
 def _variant(data: bytes, number: int) -> bytes:
-    """One of eight turns and flips, enlarged from the ninth on."""
-    image = Image.open(io.BytesIO(data)).convert("RGB")
-    if number >= 8:
-        width, height = image.size
-        edge = (1 - _ENLARGED) / 2
-        box = (edge * width, edge * height, (1 - edge) * width, (1 - edge) * height)
-        image = image.resize(image.size, Image.Resampling.BICUBIC, box=box)
-    pixels = np.rot90(np.asarray(image), number % 4)
+    """One of eight turns and flips, enlarged from the ninth on, in the format and layout that it had."""
+    image = Image.open(io.BytesIO(data))
+    width, height = image.size
+    edge = (1 - _ENLARGED) / 2 if number >= _TURNS else 0
+    box = (edge * width, edge * height, (1 - edge) * width, (1 - edge) * height)
+    pixels = np.rot90(np.asarray(image.resize(image.size, Image.Resampling.BICUBIC, box=box)), number % 4)
+    flipped = pixels[:, ::-1] if number % _TURNS >= _TURNS // 2 else pixels
     stream = io.BytesIO()
-    Image.fromarray(pixels[:, ::-1] if number % 8 >= 4 else pixels).save(stream, "JPEG", quality=95)
+    Image.fromarray(flipped).save(stream, image.format, **({"quality": 95} if image.format == "JPEG" else {}))
     return stream.getvalue()
 
 

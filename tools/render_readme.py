@@ -101,7 +101,11 @@ def prepare_table(result: dict[str, Any]) -> str:
         for domain, part in result["speed"].items()
         for name, side in part["sides"].items()
     ]
-    counts = " and ".join(f"{part['images']:,} of {domain}" for domain, part in result["speed"].items())
+    counts = " and ".join(
+        f"{part['images']:,} of {domain}"
+        + (f", {part['originals']} with their turns and flips" if part["images"] > part["originals"] else "")
+        for domain, part in result["speed"].items()
+    )
     growth = [
         f"| {part['images']:,} | {part['seconds']:.1f} | {1000 * part['cpu_seconds'] / part['images']:.1f} "
         f"| {part['peak_memory_mb']:,.0f} |"

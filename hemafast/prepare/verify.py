@@ -196,8 +196,6 @@ def _reference(image: Image.Image) -> Pixels:
     if upright.mode.startswith("I;16"):
         grey = (np.asarray(upright).astype(np.uint32) + 128) // 257
         return np.repeat(grey.astype(np.uint8)[..., None], 3, axis=2)
-    if upright.mode in ("RGBA", "RGBX"):  # a view costs less than Pillow's conversion
-        return np.asarray(upright)[..., :3]
     return np.asarray(upright.convert("RGB"))
 
 
