@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from hemafast import config
 from hemafast.cli import app
 
-COMMANDS = ("demo", "prepare", "train", "evaluate", "bench")
+COMMANDS = ("demo", "prepare", "verify", "eda", "train", "evaluate", "bench")
 
 
 def hemafast(*arguments, cwd=None, timeout=120):

@@ -13,6 +13,7 @@ import pytest
 from hemafast.prepare.schema import MANIFEST_COLUMNS
 
 ROOT = Path(__file__).resolve().parent.parent
+COMMANDS = ("demo", "prepare", "verify", "eda", "train", "evaluate", "bench")
 TINY = ("--model", "test_resnet", "--pretrained", "no", "--image-size", "32", "--batch-size", "32")
 
 
@@ -113,7 +114,7 @@ def test_every_command_of_the_readme_runs(tmp_path):
         "bench": ("--model", "test_resnet", "--image-size", "32", "--rounds", "3", "--seconds", "0.1"),
     }
     commands = readme_commands()
-    assert {shlex.split(line)[1] for line in commands} == {"demo", "prepare", "train", "evaluate", "bench"}
+    assert {shlex.split(line)[1] for line in commands} == set(COMMANDS)
     for line in commands:
         _, command, *options = shlex.split(line)
         runs = sorted((tmp_path / "runs").glob("*"))

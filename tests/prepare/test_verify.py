@@ -97,7 +97,7 @@ def test_overlapping_calls_leave_the_filters_of_warnings_as_they_were(monkeypatc
     entered, leave = [threading.Event(), threading.Event()], [threading.Event(), threading.Event()]
     turns = iter(range(2))
 
-    def slowly(data, colorspace, strict):
+    def slowly(data, **options):
         turn = next(turns)
         entered[turn].set()
         assert leave[turn].wait(10)
