@@ -134,7 +134,9 @@ def test_too_little_room_is_said_before_anything_is_written(source, monkeypatch)
     assert tree(source / "prepared") == before
 
 
-@pytest.mark.parametrize("call", ["os.pwrite", "hemafast.prepare.ingest._write", "hemafast.prepare.build.write_manifest"])
+@pytest.mark.parametrize(
+    "call", ["os.pwrite", "hemafast.prepare.ingest._write", "hemafast.prepare.build.write_manifest"]
+)
 def test_a_disk_that_fills_up_on_the_way_is_said_and_the_old_set_stays(source, monkeypatch, call):
     before = tree(_prepare(source).folder)
 
