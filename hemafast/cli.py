@@ -104,6 +104,10 @@ def prepare(
     holdout_domain: Annotated[str | None, typer.Option(help="Domain that validates as a whole.")] = None,
     split_file: Annotated[Path | None, typer.Option(help="Published split: CSV of path, split.")] = None,
     groups: Annotated[Path | None, typer.Option(help="Patients or slides to keep whole: CSV of path, group.")] = None,
+    group_pattern: Annotated[
+        str | None,
+        typer.Option(metavar="REGEX", help="The same from file names: what the first brackets match names the group."),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the split.")] = _DEFAULTS.seed,
     checksums: Annotated[Path | None, typer.Option(help="sha256 sums of archives or images.")] = None,
     field_of_view: Annotated[
@@ -153,6 +157,7 @@ def prepare(
             "holdout_domain": holdout_domain,
             "split_file": split_file,
             "groups": groups,
+            "group_pattern": group_pattern,
             "seed": seed,
             "checksums": checksums,
             "field_of_view": field_of_view,

@@ -6,6 +6,7 @@ pydantic does the checking; it is imported when there is something to check, so 
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
@@ -58,6 +59,8 @@ class PrepareConfig:
     """A published split to use instead: CSV with the columns path and split."""
     groups: Path | None = None
     """Patients or slides that must not cross the split: CSV with the columns path and group."""
+    group_pattern: str | None = None
+    """The same from file names: a regular expression whose first group names the patient, slide or cell of a domain."""
     checksums: Path | None = None
     """sha256 sums of archives or images, as `sha256sum` writes them; what does not match is refused."""
     seed: Annotated[int, Ge(0)] = 42
@@ -83,8 +86,12 @@ class PrepareConfig:
         chosen = [name for name, value in ways.items() if value is not None]
         if len(chosen) > 1:
             raise HemafastError(f"{' and '.join(chosen)} exclude each other.", "Choose one way to split.")
-        if self.split_file is not None and self.groups is not None:
-            raise HemafastError("groups have no say in a published split.", "Leave out --groups or --split-file.")
+        if self.split_file is not None and (self.groups or self.group_pattern):
+            raise HemafastError("groups have no say in a published split.", "Leave out the groups, or --split-file.")
+        if self.groups is not None and self.group_pattern is not None:
+            raise HemafastError("groups and group_pattern exclude each other.", "Leave out one of them.")
+        if self.group_pattern is not None:
+            _refuse_bad_pattern(self.group_pattern)
         if self.val_fraction == 0 and self.holdout_domain is None:
             raise HemafastError("val_fraction = 0 leaves nothing to validate on.", "Name a --holdout-domain with it.")
 
@@ -166,6 +173,15 @@ def train_config(preset: str, **asked: Any) -> TrainConfig:
         raise HemafastError(f"There is no preset {preset!r}.", f"Choose one of: {', '.join(PRESETS)}.")
     given = {name: value for name, value in asked.items() if value is not None}
     return checked(TrainConfig, {"preset": preset, **PRESETS[preset], **given})
+
+
+def _refuse_bad_pattern(pattern: str) -> None:
+    try:
+        captures = re.compile(pattern).groups
+    except re.error as error:
+        raise HemafastError(f"group_pattern = {pattern!r}: {error}.", "Correct it and try again.") from error
+    if not captures:
+        raise HemafastError(f"group_pattern = {pattern!r} captures nothing.", "Put what names the group in brackets.")
 
 
 def checked(kind: type[Settings], fields: dict[str, Any]) -> Settings:

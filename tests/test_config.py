@@ -116,6 +116,10 @@ def test_preparing_is_checked_too(field, value):
         ({"folds": 5, "split_file": "a.csv"}, "folds and split_file"),
         ({"holdout_domain": "A", "split_file": "a.csv"}, "holdout_domain and split_file"),
         ({"groups": "g.csv", "split_file": "a.csv"}, "groups"),
+        ({"group_pattern": "(.)", "split_file": "a.csv"}, "groups"),
+        ({"group_pattern": "(.)", "groups": "g.csv"}, "groups and group_pattern"),
+        ({"group_pattern": "(."}, "group_pattern"),
+        ({"group_pattern": "[0-9]+"}, "group_pattern = '[0-9]+' captures nothing"),
     ],
 )
 def test_settings_that_cannot_be_are_named(fields, named):

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import os
 import posixpath
+import unicodedata
 import zipfile
-from collections.abc import Callable, Iterable, Iterator
+import zlib
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +30,9 @@ _ARCHIVES = frozenset({".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".ra
 _ENCRYPTED = 0x1  # general purpose bit 0 of a zip entry
 _SYMLINK, _FILE_TYPE = 0o120000, 0o170000  # Unix modes, in the upper half of a zip entry's external attributes
 _METHODS = {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}
+
+# What reading a damaged archive raises, by the place of the damage.
+_DAMAGED = (OSError, EOFError, NotImplementedError, RuntimeError, zipfile.BadZipFile, zlib.error)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,13 +76,25 @@ class Archive:
     def reader(self) -> Iterator[Callable[[Member], bytes]]:
         """A function that reads one member's bytes.
 
-        The function raises OSError or zipfile.BadZipFile if they cannot be read whole (a zip's CRC is checked).
+        The function raises HemafastError if they are not there whole: a damaged archive is refused, for what else of it
+        is damaged cannot be known. A zip's CRC is checked, and that a member is as long as its header says.
         """
         if self.path.is_dir():
-            yield lambda member: (self.path / member.entry.name).read_bytes()
+            yield lambda member: self._whole(member, (self.path / member.entry.name).read_bytes)
             return
         with zipfile.ZipFile(self.path) as file:
-            yield lambda member: _read_member(file, member.entry)
+            yield lambda member: self._whole(member, lambda: _read_member(file, member.entry))
+
+    def _whole(self, member: Member, read: Callable[[], bytes]) -> bytes:
+        try:
+            return read()
+        except _DAMAGED as error:
+            remedy = "Check the disk and the file's permissions, or remove it."
+            if self.path.is_file():
+                remedy = (
+                    "Download it again, or unpack it yourself and use the folder: each image is verified there too."
+                )
+            raise HemafastError(f"{self.path}: {member.entry.name} is damaged ({error}).", remedy) from error
 
 
 def _read_member(file: zipfile.ZipFile, entry: Entry) -> bytes:
@@ -101,13 +119,23 @@ def find_archives(source: Path, output: Path) -> list[Path]:
             f"{source} holds no archive.",
             "Put Acevedo_20.zip, Matek_19.zip or a folder of class folders there, or draw a demo with `hemafast demo`.",
         )
-    domains = [path.stem if path.is_file() else path.name for path in found]
-    twice = {name for name in domains if domains.count(name) > 1}
+    twice = find_collision(_domain(path) for path in found)
     if twice:
         raise HemafastError(
-            f"{source} holds both a zip and a folder named {', '.join(sorted(twice))}.", "Remove one of the two."
+            f"{source} holds two archives named {' and '.join(twice)}.", "Remove or rename one of the two."
         )
     return found
+
+
+def find_collision(names: Iterable[str]) -> tuple[str, str] | None:
+    """The first two names that would be one on some file system: they differ in case or Unicode form, or not at all."""
+    seen: dict[str, str] = {}
+    for name in names:
+        key = unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
+        if key in seen:
+            return seen[key], name
+        seen[key] = name
+    return None
 
 
 def list_archives(source: Path) -> list[Path]:
@@ -138,9 +166,12 @@ def open_archive(path: Path) -> Archive:
             "It should hold a folder for each class, such as basophil/BA_1.jpg; if it is not data, move it elsewhere.",
         )
     _refuse_collisions(path, members)
-    domain = path.name if path.is_dir() else path.stem
     members.sort(key=lambda member: (member.label, member.file))
-    return Archive(path=path, domain=domain, members=tuple(members), ignored=tuple(sorted(ignored)), drawn=drawn)
+    return Archive(path=path, domain=_domain(path), members=tuple(members), ignored=tuple(sorted(ignored)), drawn=drawn)
+
+
+def _domain(path: Path) -> str:
+    return path.name if path.is_dir() else path.stem
 
 
 def _is_archive(path: Path) -> bool:
@@ -230,9 +261,9 @@ def _refuse_nested(path: Path, name: str) -> None:
 
 def _refuse_repeated(path: Path, names: list[str]) -> None:
     """Two members of one name: which of the two a reader gets is chance."""
-    if len(set(names)) < len(names):
-        twice = next(name for name in names if names.count(name) > 1)
-        raise HemafastError(f"{path} holds {twice} twice.", "Pack it again.")
+    name, times = Counter(names).most_common(1)[0] if names else ("", 0)
+    if times > 1:
+        raise HemafastError(f"{path} holds {name} {times} times.", "Pack it again.")
 
 
 def _refuse_unprintable(path: Path, name: str) -> None:
@@ -265,11 +296,9 @@ def _top_folder(images: list[str]) -> str:
     return f"{tops.pop()}/" if len(tops) == 1 and depths == {2} else ""
 
 
-def _refuse_collisions(path: Path, members: Iterable[Member]) -> None:
-    """Two names that differ in nothing but case would be one file on some machines."""
-    seen: dict[tuple[str, str], str] = {}
-    for member in members:
-        key = (member.label.casefold(), member.file.casefold())
-        if key in seen:
-            raise HemafastError(f"{path} holds both {seen[key]} and {member.entry.name}.", "Rename one of the two.")
-        seen[key] = member.entry.name
+def _refuse_collisions(path: Path, members: Sequence[Member]) -> None:
+    """Two names that differ in case alone would be one file, or one class, on some machines and two on others."""
+    files = find_collision(f"{member.label}/{member.file}" for member in members)
+    twice = files or find_collision(dict.fromkeys(member.label for member in members))
+    if twice:
+        raise HemafastError(f"{path} holds both {twice[0]} and {twice[1]}.", "Rename one of the two.")

@@ -89,8 +89,8 @@ def _check_packed_files(folder: Path, files: PreparedFiles) -> Iterator[Problem]
 
 
 def _check_images(folder: Path, files: PreparedFiles, progress: Progress) -> Iterator[Problem]:
-    def check_image(number: int, path: str, size: int, sha256: str, pixels_xxh128: str) -> list[Problem]:
-        problem = _compare(folder / path, sha256) if size else ""
+    def check_image(number: int, path: str, sha256: str, pixels_xxh128: str) -> list[Problem]:
+        problem = _compare(folder / path, sha256)
         found = [Problem(path, problem)] if problem else []
         squares = [np.ascontiguousarray(packed[number]) for packed in files.packed.values()]
         empty = not any(square.any() for square in squares)  # of an image that could not be decoded
@@ -98,7 +98,7 @@ def _check_images(folder: Path, files: PreparedFiles, progress: Progress) -> Ite
         return found if sound else [*found, Problem(path, f"its packed pixels (row {number}) were changed")]
 
     manifest = files.manifest
-    columns = (manifest[name] for name in ("path", "bytes", "sha256", "pixels_xxh128"))
+    columns = (manifest[name] for name in ("path", "sha256", "pixels_xxh128"))
     rows = list(zip(range(len(manifest)), *columns, strict=True))
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
         for start in range(0, len(rows), _CHUNK):

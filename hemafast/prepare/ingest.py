@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import lzma
-import zipfile
-import zlib
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
@@ -29,9 +26,6 @@ Progress = Callable[[int, int], None]
 """Called with images done and images in all."""
 
 Item = TypeVar("Item")
-
-# What reading a damaged archive raises, by the way its members are compressed.
-_DAMAGED = (OSError, EOFError, NotImplementedError, RuntimeError, zipfile.BadZipFile, zlib.error, lzma.LZMAError)
 
 _BATCH = 64  # images in memory at once, ...
 _AHEAD = 2  # batches that wait at most between two stations
@@ -66,7 +60,9 @@ def ingest(plan: Plan, sums: Mapping[str, str], folder: Path, *, workers: int, p
 
     `sums` holds the sha256 that an image must have, by its name; images that are not there may have any. Returns a row
     an image (columns of the manifest but for split, fold and groups) in the order of the manifest. What an earlier call
-    has left in `folder` is used if it is sound. Raises OSError if the disk is full.
+    has left in `folder` is used if it is sound.
+
+    Raises HemafastError if an archive is damaged, OSError if the disk is full.
     """
     rows = plan.rows()
     (folder / schema.PACKED).mkdir(exist_ok=True)
@@ -110,10 +106,7 @@ def _read(plan: Plan, rows: Mapping[str, int], done: frozenset[int]) -> Iterator
                 image = _Image(rows[f"{archive.domain}/{member.label}/{member.file}"], archive.domain, member)
                 if image.row in done:
                     continue
-                try:
-                    image.data = read(member)
-                except _DAMAGED as error:
-                    image.error = UnreadableImageError("archive damaged", str(error))
+                image.data = read(member)
                 yield image
 
 
@@ -169,8 +162,6 @@ def _made_ahead(items: Iterator[Item], station: Executor) -> Iterator[Item]:
 
 def _verify(image: _Image, plan: Plan, sums: Mapping[str, str]) -> None:
     image.sha256 = hashlib.sha256(image.data).hexdigest()
-    if image.error is not None:
-        return
     try:
         if sums.get(image.name, image.sha256) != image.sha256:
             raise UnreadableImageError("checksum", f"its sha256 is {image.sha256}, not {sums[image.name]}")
@@ -241,14 +232,13 @@ def _difference(reference: Pixels | None, pixels: Pixels) -> float:
 
 
 def _keep_bytes(image: _Image, folder: Path) -> None:
-    """Keep the original bytes; there are none if the archive could not give them."""
-    if image.data:
-        path = f"{folder}/{_path(image)}"  # no Path: it would cost as much as writing does
-        try:
-            _write(path, image.data)
-        except FileNotFoundError:  # the first image of its class
-            Path(path).parent.mkdir(parents=True, exist_ok=True)
-            _write(path, image.data)
+    """Keep the original bytes."""
+    path = f"{folder}/{_path(image)}"  # no Path: it would cost as much as writing does
+    try:
+        _write(path, image.data)
+    except FileNotFoundError:  # the first image of its class
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        _write(path, image.data)
 
 
 def _write(path: str, data: bytes) -> None:

@@ -93,17 +93,33 @@ def _sides(good: pd.DataFrame, config: PrepareConfig) -> pd.Series[str]:
 
 
 def _groups(good: pd.DataFrame, config: PrepareConfig) -> tuple[pd.Series[str], tuple[str, ...]]:
-    """What must not cross the split: one picture, and whatever the user's list holds together."""
+    """What must not cross the split: one picture, and whatever the user holds together."""
     pictures = good["duplicate_group"]
-    if config.groups is None:
+    listed = _listed_groups(good, config)
+    if listed is None:
         return pictures, ()
-    names = _names(good)
-    listed = names.map(lists.read_groups(config.groups, names)).dropna()
-    together = chain(pictures.groupby(pictures), listed.groupby(listed))
+    named = listed.dropna()
+    together = chain(pictures.groupby(pictures), named.groupby(named))
     links = [np.stack([rows.index[:-1], rows.index[1:]], axis=1) for _, rows in together]
-    unlisted = len(good) - len(listed)
-    notes = (f"{unlisted} images are in no group of {config.groups.name}",) if unlisted else ()
+    rest = len(good) - len(named)
+    source = config.groups.name if config.groups else config.group_pattern
+    notes = (f"{rest} images are in no group of {source}",) if rest else ()
     return smallest_in_component(pictures, np.concatenate(links)), notes
+
+
+def _listed_groups(good: pd.DataFrame, config: PrepareConfig) -> pd.Series[str] | None:
+    """The patient, slide or cell of each image, missing where it has none; None if the user names no groups."""
+    names = _names(good)
+    if config.groups is not None:
+        return names.map(lists.read_groups(config.groups, names))
+    if config.group_pattern is not None:
+        named = names.str.rpartition("/")[2].str.extract(config.group_pattern).iloc[:, 0]
+        if named.isna().all():
+            raise HemafastError(
+                f"group_pattern = {config.group_pattern!r} fits no file name.", f"They look like {names.iloc[0]}."
+            )
+        return good["domain"] + "/" + named
+    return None
 
 
 def _take_split(manifest: pd.DataFrame, config: PrepareConfig) -> tuple[str, ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,13 +12,14 @@ import pandas as pd
 from hemafast.config import AUTO_FIELD_OF_VIEW, PrepareConfig, to_plain
 from hemafast.errors import HemafastError
 from hemafast.prepare import lists, schema
-from hemafast.prepare.archive import Archive, find_archives, open_archive
+from hemafast.prepare.archive import Archive, find_archives, find_collision, open_archive
 from hemafast.prepare.shards import digest
 from hemafast.prepare.split import fair_order
 from hemafast.taxonomy import CHALLENGE_CLASSES, UM_PER_PIXEL
 
 _NOT_INPUT = ("source", "output", "strict", "max_quarantined")  # settings that change nothing in the result
 _FILES = ("split_file", "groups", "checksums")
+_SAME_SIZE = 1.05  # largest over smallest side in one domain; more looks as if some images had been resampled
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +120,12 @@ def choose_sums(plan: Plan, file: Path | None) -> tuple[dict[str, str], tuple[st
 
 def _choose_classes(archives: tuple[Archive, ...], config: PrepareConfig) -> tuple[str, ...]:
     if config.classes == "from-data":
-        return tuple(sorted(set.union(*(archive.classes for archive in archives))))
+        classes = tuple(sorted(set.union(*(archive.classes for archive in archives))))
+        if twice := find_collision(classes):
+            raise HemafastError(
+                f"There are classes {twice[0]} and {twice[1]}.", "Give a class one name in all archives."
+            )
+        return classes
     for archive in archives:
         unknown = sorted(archive.classes - set(CHALLENGE_CLASSES))
         if unknown:
@@ -154,15 +160,24 @@ def _choose_windows(scales: Mapping[str, float | None], config: PrepareConfig) -
 
 def scale_notes(manifest: pd.DataFrame, plan: Plan) -> tuple[str, ...]:
     """What there is to say about domains whose cells may appear in another size than those of the others."""
-    notes = []
-    for domain, images in schema.accepted(manifest).groupby("domain"):
-        window = plan.windows.get(str(domain))
-        if window is None:
-            if len(plan.archives) > 1 and plan.um_per_pixel[str(domain)] is None:
-                notes.append(f"{domain}: um/px unknown, images kept whole; say it with --um-per-pixel {domain}=0.1")
-        elif small := int((images["window"] < window).sum()):
-            notes.append(f"{domain}: {small} images show less than {window} px and are kept as far as they go")
-    return tuple(notes)
+    by_domain = schema.accepted(manifest).groupby("domain")
+    return tuple(note for domain, images in by_domain for note in _scale_notes(str(domain), images, plan))
+
+
+def _scale_notes(domain: str, images: pd.DataFrame, plan: Plan) -> Iterator[str]:
+    window = plan.windows.get(domain)
+    if window is None:
+        if len(plan.archives) > 1 and plan.um_per_pixel[domain] is None:
+            yield f"{domain}: um/px unknown, images kept whole; say it with --um-per-pixel {domain}=0.1"
+        return
+    if small := int((images["window"] < window).sum()):
+        yield f"{domain}: {small} images show less than {window} px and are kept as far as they go"
+    sides = images[["width", "height"]].min(axis=1)
+    if sides.max() > _SAME_SIZE * sides.min():
+        yield (
+            f"{domain}: images of {sides.min()} to {sides.max()} px; {plan.um_per_pixel[domain]} um/px is taken to "
+            "hold for all, which is wrong for those that were resampled"
+        )
 
 
 def _refuse_unknown(domains: Iterable[str], archives: tuple[Archive, ...], option: str) -> None:

@@ -3,14 +3,17 @@
 import os
 import re
 import struct
+import tracemalloc
 import warnings
 import zipfile
 from pathlib import Path
 
 import pytest
 
+from hemafast.config import PrepareConfig
 from hemafast.errors import HemafastError
 from hemafast.prepare.archive import MAX_IMAGE_BYTES, find_archives, open_archive
+from hemafast.prepare.build import prepare
 
 COUNTS = {"basophil": 3, "monocyte": 2}
 
@@ -199,12 +202,170 @@ def test_a_member_that_would_unpack_to_too_much_is_refused(tmp_path):
         ("basophil/a.png", "basophil/A.png"),
         ("basophil/a.png", "Basophil/a.png"),
         ("basophil/a.png", "basophil/a.PNG"),
-        ("basophil/a.png", "basophil/a.png"),
+        ("basophil/a.png", "Basophil/b.png"),
+        ("basophil/\u00e4.png", "basophil/a\u0308.png"),
     ],
 )
 def test_names_that_differ_in_case_alone_are_refused(tmp_path, pair):
     path = _zip(tmp_path / "d.zip", *pair)
-    _refusal(lambda: open_archive(path), str(path), *pair)
+    both = _refusal(lambda: open_archive(path), str(path)).problem
+    assert all(name in both or name.partition("/")[0] in both for name in pair)
+
+
+@pytest.mark.parametrize("name", ["basophil/a.png", "notes.txt"])
+def test_a_name_that_occurs_twice_is_refused(tmp_path, name):
+    path = _zip(tmp_path / "d.zip", "basophil/b.png", name, name)
+    _refusal(lambda: open_archive(path), str(path), name, "2 times")
+
+
+def _packed(path: Path, name: str, data: bytes, method: int = zipfile.ZIP_DEFLATED, mode: int = 0o100644) -> Path:
+    """A zip of one sound image and one member as it is asked for."""
+    with zipfile.ZipFile(path, "w") as file:
+        file.writestr("basophil/a.png", b"a")
+        info = zipfile.ZipInfo(name)
+        info.compress_type, info.external_attr = method, mode << 16
+        file.writestr(info, data)
+    return path
+
+
+def test_a_symbolic_link_in_a_zip_is_refused(tmp_path):
+    path = _packed(tmp_path / "d.zip", "basophil/link.png", b"/etc/passwd", mode=0o120777)
+    _refusal(lambda: open_archive(path), str(path), "basophil/link.png", "symbolic link")
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_a_compression_without_bounds_is_refused(tmp_path, method):
+    path = _packed(tmp_path / "d.zip", "basophil/b.png", b"b" * 100, method=method)
+    _refusal(lambda: open_archive(path), str(path), "basophil/b.png", "compressed by method")
+
+
+@pytest.mark.parametrize("suffix", [".zip", ".tar", ".tgz", ".ZIP", ".7z", ".rar"])
+@pytest.mark.parametrize("where", ["", "basophil/"])
+@pytest.mark.parametrize("name", ["d.zip", "d"])
+def test_an_archive_within_an_archive_is_refused_by_its_name(tmp_path, make_archive, name, where, suffix):
+    inner = f"{where}inner{suffix}"
+    path = make_archive(tmp_path / name, COUNTS, extra={inner: b"x"})
+    _refusal(lambda: open_archive(path), str(path), inner)
+
+
+@pytest.mark.parametrize("name", ["basophil/b.png", "notes.txt"])
+def test_a_member_that_packs_too_well_is_refused(tmp_path, name):
+    path = _packed(tmp_path / "d.zip", name, bytes(4 * 2**20))
+    _refusal(lambda: open_archive(path), str(path), name, "times its size")
+
+
+def test_many_small_members_that_pack_too_well_are_refused(tmp_path):
+    path = tmp_path / "d.zip"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
+        for number in range(50):
+            file.writestr(f"basophil/{number}.png", bytes(2**20))
+    _refusal(lambda: open_archive(path), str(path), "times its size")
+
+
+def test_members_that_share_their_bytes_are_counted_each(tmp_path):
+    """The directory of a zip may name one stretch of it many times: each is small, together they are a bomb."""
+    path = tmp_path / "d.zip"
+    with zipfile.ZipFile(path, "w") as file:
+        file.writestr("basophil/00000.png", os.urandom(2**16))
+        first = file.filelist[0]
+        for number in range(1, 5000):
+            twin = zipfile.ZipInfo(f"basophil/{number:05d}.png")
+            for field in ("header_offset", "compress_size", "file_size", "CRC"):
+                setattr(twin, field, getattr(first, field))
+            file.filelist.append(twin)
+    _refusal(lambda: open_archive(path), str(path), "times its size")
+
+
+# Members that are not what the directory says: nothing shows it before they are read.
+
+
+def _stored(path: Path, data: bytes) -> Path:
+    return _packed(path, "basophil/b.png", data, method=zipfile.ZIP_STORED)
+
+
+def _overwrite(path: Path, old: bytes, new: bytes) -> None:
+    content = path.read_bytes()
+    assert content.count(old) == 1
+    path.write_bytes(content.replace(old, new))
+
+
+def _break_crc(path: Path) -> None:
+    _overwrite(_stored(path, b"what the checksum is of"), b"checksum", b"checkers")
+
+
+def _break_deflate(path: Path) -> None:
+    data = os.urandom(1000)
+    _packed(path, "basophil/b.png", data)
+    content = bytearray(path.read_bytes())
+    content[content.index(b"basophil/b.png") + len("basophil/b.png")] = 0x07  # a kind of block that does not exist
+    path.write_bytes(content)
+
+
+def _declare(path: Path, data: bytes, size: int) -> None:
+    """A deflated member of which both headers say another size than it unpacks to."""
+    _packed(path, "basophil/b.png", data)
+    content, real = path.read_bytes(), struct.pack("<I", len(data))
+    assert content.count(real) == 2
+    path.write_bytes(content.replace(real, struct.pack("<I", size)))
+
+
+def _cut_out(path: Path) -> None:
+    _stored(path, b"bytes that lie elsewhere")
+    content = bytearray(path.read_bytes())
+    at = content.rindex(b"PK\x01\x02") + 42  # where the local header is said to lie
+    content[at : at + 4] = struct.pack("<I", 7)
+    path.write_bytes(content)
+
+
+DAMAGE = {
+    "CRC": _break_crc,
+    "deflate stream": _break_deflate,
+    "larger than declared": lambda path: _declare(path, os.urandom(100_000), 1_000),
+    "smaller than declared": lambda path: _declare(path, os.urandom(1_003), 100_000),
+    "no local header": _cut_out,
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
+def test_a_damaged_member_refuses_the_archive_when_it_is_read(tmp_path, damage):
+    path = tmp_path / "d.zip"
+    damage(path)
+    archive = open_archive(path)
+    with archive.reader() as read:
+        assert read(archive.members[0]) == b"a"
+        error = _refusal(lambda: read(archive.members[1]), str(path), "basophil/b.png", "damaged")
+    assert "folder" in error.remedy
+
+
+def test_a_bomb_is_inflated_no_further_than_it_declares(tmp_path):
+    path = tmp_path / "d.zip"
+    _declare(path, bytes(64 * 2**20 + 13), 5_000)  # 64 MiB of zeros
+    content = bytearray(path.read_bytes())
+    for mark, offset in ((b"PK\x03\x04", 18), (b"PK\x01\x02", 20)):  # and too little packed for the caps to see it
+        assert struct.unpack_from("<I", content, content.rindex(mark) + offset)[0] > 5_000
+    archive = open_archive(path)
+    tracemalloc.start()
+    with archive.reader() as read:
+        _refusal(lambda: read(archive.members[1]), "basophil/b.png")
+    assert tracemalloc.get_traced_memory()[1] < 4 * 2**20
+    tracemalloc.stop()
+
+
+def test_a_file_of_a_folder_that_has_gone_is_an_error(tmp_path, make_archive):
+    archive = open_archive(make_archive(tmp_path / "d", COUNTS))
+    (tmp_path / "d" / "basophil" / "BAS_000.png").unlink()
+    with archive.reader() as read:
+        error = _refusal(lambda: read(archive.members[0]), "basophil/BAS_000.png")
+    assert "Check the disk" in error.remedy
+
+
+def test_nothing_of_a_refused_archive_is_written(tmp_path, make_archive):
+    make_archive(tmp_path / "source" / "sound.zip", {"basophil": 70, "monocyte": 5})
+    _break_crc(tmp_path / "source" / "d.zip")
+    config = PrepareConfig(source=tmp_path / "source", output=tmp_path / "out" / "prepared", pack_sizes=(32,))
+    with pytest.raises(HemafastError, match=r"basophil/b\.png is damaged"):
+        prepare(config)
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {".prepared.lock"}
 
 
 def test_a_linked_image_in_a_folder_is_refused(tmp_path, make_archive):
@@ -248,10 +409,11 @@ def test_a_source_without_archives_is_refused(tmp_path, file):
     _refusal(lambda: find_archives(tmp_path, tmp_path / "prepared"), str(tmp_path))
 
 
-def test_a_zip_and_a_folder_of_one_name_are_refused(tmp_path):
+@pytest.mark.parametrize("zipped", ["Twice.zip", "twice.zip"])
+def test_two_archives_of_one_name_are_refused(tmp_path, zipped):
     (tmp_path / "Twice").mkdir()
-    (tmp_path / "Twice.zip").touch()
-    error = _refusal(lambda: find_archives(tmp_path, tmp_path / "prepared"), str(tmp_path), "Twice")
+    (tmp_path / zipped).touch()
+    error = _refusal(lambda: find_archives(tmp_path, tmp_path / "prepared"), str(tmp_path), "Twice", zipped[:-4])
     assert re.search("[Rr]emove", error.remedy)
 
 

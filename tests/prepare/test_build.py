@@ -1,18 +1,15 @@
 """Preparing from start to end: what is written, what is refused, and what is left behind."""
 
 import hashlib
-import io
 import json
 import subprocess
 import sys
-import zipfile
 from itertools import chain
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
-from PIL import Image
 
 from hemafast.config import PrepareConfig
 from hemafast.data.dataset import open_dataset
@@ -263,41 +260,13 @@ def test_one_image_under_two_labels_is_quarantined(tmp_path, make_archive, draw,
 # Images that cannot be read
 
 
-def _overwrite_member(path: Path, name: str, offset: int, new: bytes) -> None:
-    """Damage a zip: overwrite bytes of a member's stored form."""
-    with zipfile.ZipFile(path) as file:
-        start = file.getinfo(name).header_offset + 30 + len(name) + offset
-    content = bytearray(path.read_bytes())
-    content[start : start + len(new)] = new
-    path.write_bytes(content)
-
-
 def _bad_archive(kind: str, folder: Path, make_archive) -> Path:
     """An archive with one image, basophil/bad.png, that cannot be read."""
-    if kind == "garbage":
-        return make_archive(folder / "D.zip", COUNTS, extra={"basophil/bad.png": b"garbage" * 100})
-    if kind == "garbage in a folder":
-        return make_archive(folder / "D", COUNTS, extra={"basophil/bad.png": b"garbage" * 100})
-    sound = io.BytesIO()
-    Image.radial_gradient("L").save(sound, "PNG")
-    path = make_archive(folder / "D.zip", COUNTS, extra={"basophil/bad.png": sound.getvalue()})
-    if kind == "CRC":
-        _overwrite_member(path, "basophil/bad.png", 200, b"damage")
-    if kind == "deflate stream":
-        with zipfile.ZipFile(path) as old, zipfile.ZipFile(path.with_suffix(".new"), "w") as new:
-            for name in old.namelist():
-                new.writestr(name, old.read(name), zipfile.ZIP_DEFLATED)
-        path.with_suffix(".new").replace(path)
-        _overwrite_member(path, "basophil/bad.png", 0, b"\x07")  # a kind of block that does not exist
-    return path
+    name = {"a zip": "D.zip", "a folder": "D"}[kind]
+    return make_archive(folder / name, COUNTS, extra={"basophil/bad.png": b"garbage" * 100})
 
 
-KINDS = [
-    "garbage",
-    "garbage in a folder",
-    "CRC",
-    "deflate stream",
-]
+KINDS = ["a zip", "a folder"]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -330,7 +299,7 @@ def test_an_unreadable_image_can_be_left_out(tmp_path, make_archive, kind):
 
 
 def test_the_bytes_of_an_image_left_out_are_kept_for_a_look(tmp_path, make_archive):
-    _bad_archive("garbage", tmp_path, make_archive)
+    _bad_archive("a zip", tmp_path, make_archive)
     folder = _prepare(tmp_path, max_quarantined=1).folder
     assert (folder / "quarantined/D/basophil/bad.png").read_bytes() == b"garbage" * 100
 

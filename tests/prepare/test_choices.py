@@ -172,6 +172,28 @@ def test_patients_and_copies_stay_whole(source, make_archive, draw, encode, tmp_
     assert "21 images are in no group of list.csv" in prepared.info.notes
 
 
+@pytest.mark.parametrize("pattern", [r"^[A-Z]+_(\d+)", r"_00(?P<patient>\d)(\.png)"])
+def test_patients_can_be_named_by_the_files(source, pattern):
+    prepared = _prepare(source, group_pattern=pattern)
+    manifest = prepared.files.manifest
+    patient = manifest["domain"] + manifest["path"].str.extract(r"_(\d+)\.png$")[0]
+    assert (manifest.groupby(patient)["group"].nunique() == 1).all()
+    assert (manifest.groupby(patient)["split"].nunique() == 1).all()
+    assert (manifest.groupby("group")["domain"].nunique() == 1).all()  # the same number elsewhere is somebody else
+
+
+def test_files_that_a_pattern_does_not_fit_are_counted(source, make_archive, encode, draw):
+    make_archive(source / "A.zip", {"basophil": 9, "monocyte": 9}, extra={"basophil/odd.png": encode(draw(77))})
+    prepared = _prepare(source, group_pattern=r"_(\d+)\.")
+    assert r"1 images are in no group of _(\d+)\." in prepared.info.notes
+
+
+def test_a_pattern_that_fits_no_file_is_refused(source):
+    error = _refusal(source, group_pattern="^(patient)")
+    assert "fits no file name" in error.problem
+    assert ".png" in error.remedy
+
+
 # Checksums
 
 
@@ -265,6 +287,15 @@ def test_a_field_of_view_needs_a_scale(source):
 def test_unknown_scales_are_said(source):
     notes = _prepare(source, um_per_pixel={"A": 1.0}).info.notes
     assert any(note.startswith("B: um/px unknown") for note in notes)
+
+
+@pytest.mark.parametrize("side", [62, 70])
+def test_images_of_one_domain_that_look_resampled_are_said(tmp_path, make_archive, encode, draw, side):
+    extra = {"basophil/odd.png": encode(draw(7, side, side))}
+    make_archive(tmp_path / "A", {"basophil": 4}, size=(60, 64), extra=extra)
+    said = [note for note in _prepare(tmp_path, um_per_pixel={"A": 1.0}).info.notes if "resampled" in note]
+    assert len(said) == (side == 70)
+    assert all(note.startswith("A: images of 60 to 70 px; 1.0 um/px") for note in said)
 
 
 def test_a_scale_of_no_archive_is_refused(source):
