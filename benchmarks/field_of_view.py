@@ -9,6 +9,7 @@ laboratory that training has not seen. Trains `seeds` times each, in turn. Refus
 from __future__ import annotations
 
 import json
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -27,14 +28,16 @@ def main(
     holdout: Annotated[str, typer.Option(help="Domain to hold out.")] = "Matek_19",
     seeds: Annotated[int, typer.Option(min=1, help="Trainings of each kind.")] = 3,
     preset: Annotated[str, typer.Option(help="Preset to train with.")] = "quick",
+    group_pattern: Annotated[str | None, typer.Option(help="As for `hemafast prepare`.")] = None,
 ) -> None:
     """Prepare and train in a temporary folder, and write what came of it."""
+    groups = ["--group-pattern", group_pattern] if group_pattern else []
     splits = {"usual": [], "held out": ["--holdout-domain", holdout]}
     runs: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
         for field, (name, options) in product(FIELDS, splits.items()):
             output = ["--output", f"{folder}/{field}-{name}"]
-            info = _run(["prepare", "--source", str(source), "--field-of-view", field, *output, *options])
+            info = _run(["prepare", "--source", str(source), "--field-of-view", field, *output, *options, *groups])
             if any(domain["drawn"] for domain in info["domains"].values()):
                 sys.exit(f"{source} holds drawn cells; no score on them is worth keeping.")
         for seed, field, name in product(range(1, seeds + 1), FIELDS, splits):
@@ -46,7 +49,13 @@ def main(
             }
             runs.append({"field_of_view": field, "split": name, "seed": seed, "domains": scores})
             machine = json.loads((Path(metrics["run"]) / "machine.json").read_text(encoding="utf-8"))["facts"]
-    result = {"preset": preset, "holdout": holdout, "machine": machine, "runs": runs}
+    result = {
+        "prepared_by": shlex.join(["hemafast", "prepare", *groups]),
+        "preset": preset,
+        "holdout": holdout,
+        "machine": machine,
+        "runs": runs,
+    }
     json_file.parent.mkdir(parents=True, exist_ok=True)
     json_file.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
 

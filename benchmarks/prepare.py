@@ -4,8 +4,8 @@
 
 Speed: `hemafast prepare` (reading, hashing, strict verification, decoding, near duplicates, writing, waiting for the
 disk) and DALI's decoding and resizing of the same files from memory, in turn, in one process, with the same threads;
-once in the way of DALI's documentation, and once by the operators that prepare uses. An archive of few images is
-measured with its images turned and flipped besides.
+once in the way of DALI's documentation, and once by the operators that prepare uses. All archives together, and each on
+its own; an archive of few images then with its images turned and flipped besides.
 Growth: archives of 300, 3,000 and 30,000 images, each prepared in a process of its own. The images are the real ones
 turned, flipped, enlarged and encoded again (JPEG of quality 95), so that no two show the same picture.
 Whatever is written stays to the end: ext4 looks through the files deleted in the last five minutes at every new one,
@@ -24,7 +24,7 @@ import sys
 import tempfile
 import time
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -41,6 +41,7 @@ from hemafast.prepare.build import prepare
 from hemafast.prepare.pixels import SquareDecoder, centre_windows
 
 PREPARE, PLAIN, OURS = "prepare", "DALI, shorter side to 256 and centre crop", "DALI, the operators of prepare"
+ALL = "all archives, as they are"
 _BATCH = 64
 _ENOUGH = 900  # images; of fewer, the cost of starting would be most of what is measured
 _TURNS = 8
@@ -64,11 +65,11 @@ def main(
             "machine": machine_facts("cpu"),
             "rounds": rounds,
             "speed": {
-                archive.domain: {
-                    "originals": len(archive.members),
-                    **_speed(_enough(archive, room), rounds, room),
+                name: {
+                    "originals": sum(len(archive.members) for archive in chosen),
+                    **_speed([_enough(archive, room) for archive in chosen] if name != ALL else chosen, rounds, room),
                 }
-                for archive in archives
+                for name, chosen in ({ALL: archives} | {archive.domain: [archive] for archive in archives}).items()
             },
             "growth": [_growth(largest, size, room) for size in sizes or [300, 3_000, 30_000]],
         }
@@ -86,10 +87,12 @@ def _enough(archive: Archive, room: Path) -> Archive:
     return open_archive(path)
 
 
-def _speed(archive: Archive, rounds: int, room: Path) -> dict[str, Any]:
+def _speed(archives: Sequence[Archive], rounds: int, room: Path) -> dict[str, Any]:
     """Images a second, and a CPU-second, of both sides."""
-    with archive.reader() as read:
-        encoded = [read(member) for member in archive.members]
+    encoded: list[bytes] = []
+    for archive in archives:
+        with archive.reader() as read:
+            encoded += [read(member) for member in archive.members]
     size = np.array([Image.open(io.BytesIO(data)).size for data in encoded])
     windows = centre_windows(size[:, 0], size[:, 1], size.min(axis=1))
     threads = len(os.sched_getaffinity(0))
@@ -107,7 +110,7 @@ def _speed(archive: Archive, rounds: int, room: Path) -> dict[str, Any]:
             plain.run()
 
     sides = {
-        PREPARE: lambda folder: _prepare(archive, folder),
+        PREPARE: lambda folder: _prepare(archives, folder),
         PLAIN: lambda folder: decode_plainly(),
         OURS: lambda folder: decode(),
     }
@@ -135,8 +138,9 @@ def _speed(archive: Archive, rounds: int, room: Path) -> dict[str, Any]:
     }
 
 
-def _prepare(archive: Archive, folder: Path) -> None:
-    (folder / archive.path.name).symlink_to(archive.path.resolve())
+def _prepare(archives: Sequence[Archive], folder: Path) -> None:
+    for archive in archives:
+        (folder / archive.path.name).symlink_to(archive.path.resolve())
     prepare(PrepareConfig(source=folder, output=folder / "prepared", field_of_view="whole"))
 
 

@@ -8,6 +8,7 @@ Writes machine, versions, command, seconds and metrics. Refuses drawn archives: 
 from __future__ import annotations
 
 import json
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -22,17 +23,20 @@ def main(
     source: Annotated[Path, typer.Option(help="Folder with real archives.")],
     json_file: Annotated[Path, typer.Option("--json", help="Where to write the result.")],
     preset: Annotated[str, typer.Option(help="Preset to train with.")] = "quick",
+    group_pattern: Annotated[str | None, typer.Option(help="As for `hemafast prepare`.")] = None,
 ) -> None:
     """Prepare and train in a temporary folder, and write what came of it."""
+    groups = ["--group-pattern", group_pattern] if group_pattern else []
     with tempfile.TemporaryDirectory() as folder:
         prepared, runs = Path(folder, "prepared"), Path(folder, "runs")
-        _, prepare_seconds = _run(["prepare", "--source", str(source), "--output", str(prepared), "--json"])
+        _, prepare_seconds = _run(["prepare", "--source", str(source), "--output", str(prepared), "--json", *groups])
         train = ["train", "--preset", preset, "--data", str(prepared), "--output", str(runs), "--json"]
         metrics, train_seconds = _run(train)
         machine = json.loads((Path(metrics["run"]) / "machine.json").read_text(encoding="utf-8"))
     if metrics["data"]["drawn"]:
         sys.exit(f"{source} holds drawn cells; no score on them is worth keeping.")
     result = {
+        "prepared_by": shlex.join(["hemafast", "prepare", *groups]),
         "command": f"hemafast train --preset {preset}",
         "machine": machine["facts"],
         "prepare_seconds": prepare_seconds,

@@ -54,9 +54,10 @@ def quick_table(result: dict[str, Any]) -> str:
             "|---|---|---|---|---|---|",
             *rows,
             "",
-            f"`{result['command']}` on {images:,} real images ({', '.join(data['domains'])}; "
-            f"{100 * data['val_fraction']:.0f} % validation, split seed {data['split_seed']}, training seed "
-            f"{training['seed']}), started from {metrics['model']['started_from']}. Preparation "
+            f"`{result['prepared_by']}` and `{result['command']}` on {images:,} real images "
+            f"({', '.join(data['domains'])}; {100 * data['val_fraction']:.0f} % validation, split seed "
+            f"{data['split_seed']}, training seed {training['seed']}), started from "
+            f"{metrics['model']['started_from']}. Preparation "
             f"{result['prepare_seconds']:.0f} s; {training['epochs']} epochs in {training['total_seconds']:.0f} s, "
             f"validation included; {training['train_images_per_second']:.0f} images/s. {_machine(result['machine'])}.",
         ]
@@ -105,6 +106,7 @@ def prepare_table(result: dict[str, Any]) -> str:
         f"{part['images']:,} of {domain}"
         + (f", {part['originals']} with their turns and flips" if part["images"] > part["originals"] else "")
         for domain, part in result["speed"].items()
+        if domain in FULL
     )
     growth = [
         f"| {part['images']:,} | {part['seconds']:.1f} | {1000 * part['cpu_seconds'] / part['images']:.1f} "
@@ -177,7 +179,7 @@ def field_of_view_table(result: dict[str, Any]) -> str:
             *rows,
             "",
             f"Mean of {seeds} training seeds (each of them in brackets), `--preset {result['preset']}`, real images, "
-            f"split seed 42. {_machine(result['machine'])}.",
+            f"split seed 42, `{result['prepared_by']}`. {_machine(result['machine'])}.",
         ]
     )
 

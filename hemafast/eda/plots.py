@@ -122,10 +122,11 @@ def _plot_hues(axis: Any, means: Colours) -> None:
     for index, (domain, colours) in enumerate(means.items()):
         chosen = colours[:: max(1, len(colours) // 1000)] / 255
         points = np.array([colorsys.rgb_to_hsv(*colour) for colour in chosen])
+        hues = (points[:, 0] * 360 + 180) % 360 - 180  # stained cells are pink and violet: do not cut the circle at red
         colour = DOMAIN_COLOURS[index % len(DOMAIN_COLOURS)]
-        axis.scatter(points[:, 0] * 360, points[:, 1], s=4, alpha=0.5, color=colour, label=_plain(domain))
+        axis.scatter(hues, points[:, 1], s=4, alpha=0.5, color=colour, label=_plain(domain))
     axis.set_title("means of images")
-    axis.set_xlabel("hue, degrees")
+    axis.set_xlabel("hue, degrees from red")
     axis.set_ylabel("saturation")
     axis.grid(alpha=0.3)
 

@@ -84,11 +84,14 @@ def _refuse_source_within(config: PrepareConfig) -> None:
 
 
 def _existing(folder: Path) -> PreparedFiles | None:
-    """The data set at `folder`, or None if there is none that is whole."""
+    """The data set at `folder`, or None if there is none that is whole; every file counts, but none is hashed."""
     try:
-        return read_prepared(folder)
-    except HemafastError:
+        files = read_prepared(folder)
+        lists_there = all((folder / name).is_file() for name in files.info.files)
+        sizes = [(folder / path).stat().st_size for path in files.manifest["path"]]
+    except (HemafastError, OSError):
         return None
+    return files if lists_there and sizes == files.manifest["bytes"].tolist() else None
 
 
 def _needed_bytes(plan: Plan, config: PrepareConfig, folder: Path) -> int:

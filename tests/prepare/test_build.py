@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 import subprocess
 import sys
 from itertools import chain
@@ -16,6 +17,7 @@ from hemafast.data.dataset import open_dataset
 from hemafast.errors import HemafastError
 from hemafast.prepare.archive import open_archive
 from hemafast.prepare.build import prepare
+from hemafast.prepare.check import check
 from hemafast.prepare.pixels import SquareDecoder, centre_windows
 from hemafast.prepare.reader import read_prepared
 from hemafast.prepare.schema import MANIFEST_COLUMNS, SCHEMA
@@ -375,18 +377,26 @@ def test_a_data_set_of_another_version_is_replaced(source):
     assert read_prepared(info.parent).info.schema_version == SCHEMA
 
 
-@pytest.mark.parametrize("damage", ["cut", "missing", "manifest"])
+def _cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+DAMAGE = {
+    "pixels cut": lambda folder: _cut(folder / "packed" / "64-00000.npy"),
+    "pixels gone": lambda folder: (folder / "packed" / "64-00000.npy").unlink(),
+    "manifest empty": lambda folder: (folder / "manifest.parquet").write_bytes(b""),
+    "image cut": lambda folder: _cut(next((folder / "images").rglob("*.png"))),
+    "images gone": lambda folder: shutil.rmtree(folder / "images"),
+    "list gone": lambda folder: next((folder / "shards").iterdir()).unlink(),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
 def test_a_damaged_data_set_is_prepared_anew(source, damage):
     folder = _prepare(source).folder
-    packed = folder / "packed" / "64-00000.npy"
-    if damage == "cut":
-        packed.write_bytes(packed.read_bytes()[:-100])
-    elif damage == "missing":
-        packed.unlink()
-    else:
-        (folder / "manifest.parquet").write_bytes(b"")
-    _prepare(source)
-    assert len(open_dataset(folder).samples("train")) == 7
+    damage(folder)
+    assert _prepare(source).fresh
+    assert check(folder).problems == ()
 
 
 # What is refused
