@@ -18,12 +18,11 @@ from hemafast.prepare.ingest import Progress, ingest
 from hemafast.prepare.judge import judge, refuse_excess
 from hemafast.prepare.pixels import rows_per_file
 from hemafast.prepare.plan import Plan, choose_sums, make_plan, scale_notes
-from hemafast.prepare.publish import published_whole, refuse_foreign, refuse_too_little_room
+from hemafast.prepare.publish import published_whole, recover, refuse_foreign, refuse_too_little_room
 from hemafast.prepare.reader import PreparedFiles, read_prepared, seal
 from hemafast.prepare.shards import fingerprint, write_manifest, write_quarantine, write_shards, write_split
 from hemafast.prepare.split import SPLITS
 from hemafast.prepare.webdataset import write_webdataset
-from hemafast.prepare.worklog import WORKLOG
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +56,7 @@ def prepare(
     _refuse_source_within(config)
     whole = config.output.resolve()  # a relative name would mean the old folder where that is the current one
     refuse_foreign(whole, schema.INFO)
+    recover(whole, schema.INFO)
     plan = make_plan(config)
     existing = _existing(config.output)
     if existing is not None and existing.info.inputs == plan.inputs:
@@ -70,7 +70,6 @@ def prepare(
         _move_quarantined(folder, images, manifest)
         _write_lists(folder, manifest, plan, config)
         _write_info(folder, manifest, plan, (*notes, *more, *scale_notes(manifest, plan)), config)
-        (folder / WORKLOG).unlink()
     return Prepared(config.output, read_prepared(whole), fresh=True)
 
 

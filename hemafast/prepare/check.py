@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 
 from hemafast.errors import HemafastError
 from hemafast.prepare import schema
 from hemafast.prepare.ingest import Progress
 from hemafast.prepare.lists import sha256_of
-from hemafast.prepare.pixels import packed_header
-from hemafast.prepare.reader import PreparedFiles, packed_files, read_info, read_prepared
+from hemafast.prepare.reader import (
+    PackedPixels,
+    open_packed,
+    open_squares,
+    packed_files,
+    read_info,
+    read_manifest,
+)
 from hemafast.prepare.worklog import hash_squares
 
 _CHUNK = 512  # images between two reports of progress
@@ -48,16 +55,15 @@ def check(folder: Path, progress: Progress = lambda done, total: None) -> Check:
     """
     info = read_info(folder)
     problems = [*_check_files(folder, info)]
-    if problems and any(problem.file == schema.MANIFEST for problem in problems):
+    if any(problem.file == schema.MANIFEST for problem in problems):
         return Check(0, len(info.files), tuple(problems))
-    try:
-        files = read_prepared(folder)
-    except HemafastError as error:
-        return Check(0, len(info.files), (*problems, Problem(schema.PACKED, error.problem)))
-    problems += _check_packed_files(folder, files)
-    problems += _check_images(folder, files, progress)
-    problems += _find_strangers(folder, files)
-    return Check(len(files.manifest), len(info.files), tuple(problems))
+    manifest = read_manifest(folder, info)
+    broken = [*_check_packed_files(folder, info, len(manifest))]
+    packed = [] if broken else [open_packed(folder, info, len(manifest), size) for size in info.pack_sizes]
+    problems += broken
+    problems += _check_images(folder, manifest, packed, progress)
+    problems += _find_strangers(folder, info, manifest)
+    return Check(len(manifest), len(info.files), tuple(problems))
 
 
 def _check_files(folder: Path, info: schema.DatasetInfo) -> Iterator[Problem]:
@@ -76,28 +82,31 @@ def _compare(path: Path, expected: str) -> str:
     return "" if found == expected else f"its sha256 is {found}, not {expected}"
 
 
-def _check_packed_files(folder: Path, files: PreparedFiles) -> Iterator[Problem]:
+def _check_packed_files(folder: Path, info: schema.DatasetInfo, images: int) -> Iterator[Problem]:
     """Everything in them but the pixels."""
-    for size in files.info.pack_sizes:
-        for name, rows in packed_files(files.info, len(files.manifest), size):
-            path, header = folder / schema.PACKED / name, packed_header(rows, size)
-            with path.open("rb") as file:
-                if file.read(len(header)) != header:
-                    yield Problem(f"{schema.PACKED}/{name}", "its header was changed")
-            if path.stat().st_size != len(header) + rows * 3 * size**2:
-                yield Problem(f"{schema.PACKED}/{name}", "it has another length")
+    for size in info.pack_sizes:
+        for name, rows in packed_files(info, images, size):
+            try:
+                open_squares(folder / schema.PACKED / name, rows, size)
+            except HemafastError as error:
+                yield Problem(f"{schema.PACKED}/{name}", error.problem)
 
 
-def _check_images(folder: Path, files: PreparedFiles, progress: Progress) -> Iterator[Problem]:
+def _check_images(
+    folder: Path, manifest: pd.DataFrame, packed: Sequence[PackedPixels], progress: Progress
+) -> Iterator[Problem]:
+    """The bytes of every image, and its packed squares if there are any to look at."""
+
     def check_image(number: int, path: str, sha256: str, pixels_xxh128: str) -> list[Problem]:
         problem = _compare(folder / path, sha256)
         found = [Problem(path, problem)] if problem else []
-        squares = [np.ascontiguousarray(packed[number]) for packed in files.packed.values()]
+        squares = [np.ascontiguousarray(sized[number]) for sized in packed]
         empty = not any(square.any() for square in squares)  # of an image that could not be decoded
         sound = hash_squares(squares) == pixels_xxh128 if pixels_xxh128 else empty
-        return found if sound else [*found, Problem(path, f"its packed pixels (row {number}) were changed")]
+        return (
+            found if sound or not squares else [*found, Problem(path, f"its packed pixels (row {number}) were changed")]
+        )
 
-    manifest = files.manifest
     columns = (manifest[name] for name in ("path", "sha256", "pixels_xxh128"))
     rows = list(zip(range(len(manifest)), *columns, strict=True))
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
@@ -108,10 +117,10 @@ def _check_images(folder: Path, files: PreparedFiles, progress: Progress) -> Ite
             progress(start + len(chunk), len(rows))
 
 
-def _find_strangers(folder: Path, files: PreparedFiles) -> Iterator[Problem]:
-    known = {schema.INFO, *files.info.files, *files.manifest["path"]}
-    for size in files.info.pack_sizes:
-        known |= {f"{schema.PACKED}/{name}" for name, _ in packed_files(files.info, len(files.manifest), size)}
+def _find_strangers(folder: Path, info: schema.DatasetInfo, manifest: pd.DataFrame) -> Iterator[Problem]:
+    known = {schema.INFO, *info.files, *manifest["path"]}
+    for size in info.pack_sizes:
+        known |= {f"{schema.PACKED}/{name}" for name, _ in packed_files(info, len(manifest), size)}
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
         if not path.is_dir() and name not in known:

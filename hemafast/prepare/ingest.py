@@ -71,7 +71,7 @@ def ingest(plan: Plan, sums: Mapping[str, str], folder: Path, *, workers: int, p
         log = stack.enter_context(WorkLog(folder))
         pool = stack.enter_context(_Pool(workers))
         disk, *stations = (stack.enter_context(ThreadPoolExecutor(1)) for _ in range(3))
-        done = log.sound_rows(squares)
+        done = log.sound_rows(squares, pool)
         progress(len(done), plan.images)
         stack.enter_context(strict_decoders())
         verified = _made_ahead(_verified(_read(plan, rows, frozenset(done)), plan, sums, pool), stations[0])
@@ -89,6 +89,7 @@ def ingest(plan: Plan, sums: Mapping[str, str], folder: Path, *, workers: int, p
                 written_back.result()
                 written_back = disk.submit(_write_back, squares)
             progress(len(done), plan.images)
+        written_back.result()
     return pd.DataFrame([done[row] for row in range(plan.images)])
 
 

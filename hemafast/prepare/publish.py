@@ -8,7 +8,7 @@ import fcntl
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from hemafast.errors import HemafastError
@@ -23,34 +23,61 @@ def published_whole(target: Path, marker: str, key: str) -> Iterator[Path]:
     """A folder beside `target` that takes its place when the block ends well.
 
     When the block raises a HemafastError or an OSError, the folder vanishes: the user has to mend something first. When
-    it is killed or interrupted, the folder stays, and the next call with the same `key` goes on in it. An older
-    `target` is replaced only if it holds `marker` (or nothing), so that no foreign folder is ever deleted.
+    it is killed or interrupted and has a work log (`log_of`), both stay, and the next call with the same `key` goes on
+    in it. An older `target` is replaced only if it holds `marker` (or nothing), so that no foreign folder is ever
+    deleted.
 
     Raises HemafastError if `target` must not be replaced, if another process is writing it, or if the disk is full.
     """
     target = target.resolve()
     refuse_foreign(target, marker)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with _locked(target):
-        _put_back(target, marker)
-        staging = target.with_name(f".{target.name}-new-{key}")
-        _clear_debris(target, but=staging)
-        try:
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with _locked(target):
+            staging = target.with_name(f".{target.name}-new-{key}")
+            _clear_debris(target, but=staging.name)
+            if not log_of(staging).exists():
+                shutil.rmtree(staging, ignore_errors=True)
             staging.mkdir(exist_ok=True)
-            yield staging
-            _sync(staging)
-            _swap(staging, target)
-        except HemafastError:
-            shutil.rmtree(staging, ignore_errors=True)
-            raise
-        except OSError as error:
-            shutil.rmtree(staging, ignore_errors=True)
-            raise _explained(error, target) from error
-        _clear_debris(target)
+            try:
+                yield staging
+                _sync(staging)
+                # First the log, then the folder: from here on, what lies under this name is the older data set.
+                log_of(staging).unlink(missing_ok=True)
+                _swap(staging, target)
+            except (HemafastError, OSError):
+                _clear_debris(target)
+                raise
+            _clear_debris(target)
+    except OSError as error:
+        raise _explained(error, target) from error
+
+
+def log_of(folder: Path) -> Path:
+    """Where the log of the work in a folder lies: beside it, for it is no part of what is published."""
+    return folder.with_name(f"{folder.name}.jsonl")
+
+
+def recover(target: Path, marker: str) -> None:
+    """Tidy up after a kill while `target` was published: nothing is lost, and nothing old is left.
+
+    Where folders cannot be exchanged, a kill between two renames leaves the old one aside: it is put back. Elsewhere
+    the old one may not have been deleted yet. Does nothing while another process is writing.
+    """
+    target = target.resolve()
+    old = _old(target)
+    if not old.exists():
+        return
+    with suppress(HemafastError, OSError), _locked(target):
+        if (old / marker).is_file() and not target.exists():
+            old.rename(target)
+        shutil.rmtree(old, ignore_errors=True)
 
 
 def refuse_foreign(target: Path, marker: str) -> None:
-    """Raise HemafastError if `target` holds anything that hemafast has not written."""
+    """Raise HemafastError if `target` holds anything that hemafast has not written, or cannot be renamed."""
+    if target.is_mount():
+        raise HemafastError(f"{target} is a mount point, which cannot be replaced.", "Name a folder within it.")
     if not target.exists() or (target / marker).is_file():
         return
     if not target.is_dir() or any(target.iterdir()):
@@ -91,18 +118,15 @@ def _old(target: Path) -> Path:
     return target.with_name(f".{target.name}-old")
 
 
-def _put_back(target: Path, marker: str) -> None:
-    """Where folders cannot be exchanged, a kill between two renames leaves the old one aside."""
-    old = _old(target)
-    if (old / marker).is_file() and not target.exists():
-        old.rename(target)
-
-
-def _clear_debris(target: Path, but: Path | None = None) -> None:
-    """Remove what kills have left."""
-    for folder in (_old(target), *target.parent.glob(f".{target.name}-new-*")):
-        if folder != but:
-            shutil.rmtree(folder, ignore_errors=True)
+def _clear_debris(target: Path, but: str = "nothing") -> None:
+    """Remove what kills have left, all but what begins with the name `but`."""
+    for path in (_old(target), *target.parent.glob(f".{target.name}-new-*")):
+        if path.name.startswith(but):
+            continue
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def _sync(folder: Path) -> None:
@@ -117,10 +141,12 @@ def _sync(folder: Path) -> None:
 
 def _swap(staging: Path, target: Path) -> None:
     """Put `staging` in the place of `target`: in one step where the file system can exchange two folders."""
+    old = _old(target)
     if not target.exists():
         staging.rename(target)
-    elif not _exchanged(staging, target):
-        old = _old(target)
+    elif _exchanged(staging, target):
+        staging.rename(old)
+    else:
         target.rename(old)
         staging.rename(target)
     _sync(target.parent)

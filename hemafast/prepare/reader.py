@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +16,8 @@ from pydantic import ValidationError
 
 from hemafast.errors import HemafastError
 from hemafast.prepare import schema
-from hemafast.prepare.pixels import packed_name
-from hemafast.prepare.shards import digest, fingerprint
+from hemafast.prepare.pixels import packed_header, packed_name
+from hemafast.prepare.shards import digest
 from hemafast.prepare.verify import Pixels
 
 _REMEDY = "Run `hemafast prepare` again."
@@ -65,12 +68,12 @@ class PreparedFiles:
 def read_prepared(folder: Path) -> PreparedFiles:
     """Open the prepared data set at `folder`.
 
-    Raises HemafastError if there is none, if its manifest is not the one that its fingerprint was taken of, or if
-    packed pixels are missing or cut.
+    Raises HemafastError if there is none, if its manifest is not the one that dataset.json describes, or if packed
+    pixels are missing or cut.
     """
     info = read_info(folder)
-    manifest = _read_manifest(folder, info)
-    packed = {size: _open_packed(folder, info, len(manifest), size) for size in info.pack_sizes}
+    manifest = read_manifest(folder, info)
+    packed = {size: open_packed(folder, info, len(manifest), size) for size in info.pack_sizes}
     return PreparedFiles(info, manifest, packed)
 
 
@@ -105,30 +108,39 @@ def packed_files(info: schema.DatasetInfo, images: int, size: int) -> Sequence[t
     ]
 
 
-def _read_manifest(folder: Path, info: schema.DatasetInfo) -> pd.DataFrame:
+def read_manifest(folder: Path, info: schema.DatasetInfo) -> pd.DataFrame:
+    """One row an image. Raises HemafastError if it is not the manifest that dataset.json describes."""
     path = folder / schema.MANIFEST
     try:
-        manifest = pd.read_parquet(path)
-        found = fingerprint(manifest, info.classes, info.pack_sizes)
-    except (OSError, ValueError, KeyError) as error:
-        raise HemafastError(f"{path} cannot be read: {error}.", _REMEDY) from error
-    if found != info.fingerprint:
-        raise HemafastError(f"{path} does not match the fingerprint in {schema.INFO}.", _REMEDY)
-    return manifest
+        content = path.read_bytes()
+    except OSError as error:
+        raise HemafastError(f"{path} cannot be read ({error.strerror}).", _REMEDY) from error
+    if hashlib.sha256(content).hexdigest() != info.files[schema.MANIFEST]:
+        raise HemafastError(f"{path} is not the one that {schema.INFO} describes.", _REMEDY)
+    return pd.read_parquet(io.BytesIO(content))
 
 
-def _open_packed(folder: Path, info: schema.DatasetInfo, images: int, size: int) -> PackedPixels:
+def open_packed(folder: Path, info: schema.DatasetInfo, images: int, size: int) -> PackedPixels:
+    """The squares of one size. Raises HemafastError if one of their files is missing, cut or no such file."""
     files = tuple(
-        _open_squares(folder / schema.PACKED / name, rows, size) for name, rows in packed_files(info, images, size)
+        open_squares(folder / schema.PACKED / name, rows, size) for name, rows in packed_files(info, images, size)
     )
     return PackedPixels(files, info.rows_per_file[str(size)], np.arange(images), size)
 
 
-def _open_squares(path: Path, rows: int, size: int) -> Pixels:
+def open_squares(path: Path, rows: int, size: int) -> Pixels:
+    """One file of squares as a memory map: uint8 (rows, size, size, 3).
+
+    Its header is compared, not parsed: there is but one that it may be. Raises HemafastError if it is another, or if
+    the file is missing or of another length.
+    """
+    header, shape = packed_header(rows, size), (rows, size, size, 3)
     try:
-        squares: Pixels = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise HemafastError(f"{path} cannot be read: {error}.", _REMEDY) from error
-    if squares.shape != (rows, size, size, 3) or squares.dtype != np.uint8:
-        raise HemafastError(f"{path} holds {squares.shape} {squares.dtype}, not {rows} images of {size} px.", _REMEDY)
-    return np.asarray(squares)  # the same map; indexing a plain array costs a third of indexing a np.memmap
+        with path.open("rb") as file:
+            sound = file.read(len(header)) == header and path.stat().st_size == len(header) + math.prod(shape)
+        if sound:
+            # A plain array over the map: indexing it costs a third of indexing a np.memmap.
+            return np.asarray(np.memmap(path, np.uint8, mode="r", offset=len(header), shape=shape))
+    except OSError as error:
+        raise HemafastError(f"{path} cannot be read ({error.strerror}).", _REMEDY) from error
+    raise HemafastError(f"{path} does not hold {rows} images of {size} px: it was cut or changed.", _REMEDY)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Executor
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,8 @@ import xxhash
 
 from hemafast.prepare.lists import sha256_of
 from hemafast.prepare.pixels import SquareFiles
+from hemafast.prepare.publish import log_of
 from hemafast.prepare.schema import IMAGES, QUARANTINED, REFUSED
-
-WORKLOG = "worklog.jsonl"
 
 Row = dict[str, Any]
 
@@ -26,9 +26,9 @@ class WorkLog:
     """
 
     def __init__(self, folder: Path) -> None:
-        self._folder, self._path = folder, folder / WORKLOG
+        self._folder, self._path = folder, log_of(folder)
         self._lines = self._whole_lines()
-        self._file = self._path.open("w", encoding="utf-8")
+        self._file = self._path.open("a", encoding="utf-8")
 
     def __enter__(self) -> WorkLog:
         return self
@@ -36,15 +36,23 @@ class WorkLog:
     def __exit__(self, *_: object) -> None:
         self._file.close()
 
-    def sound_rows(self, squares: Sequence[SquareFiles]) -> dict[int, Row]:
-        """Rows of an earlier preparation by number, those whose files and squares are still what they were."""
-        rows = {line["number"]: line["row"] for line in self._lines if self._is_sound(line, squares)}
-        self.append(rows.items())
+    def sound_rows(self, squares: Sequence[SquareFiles], pool: Executor) -> dict[int, Row]:
+        """Rows of an earlier preparation by number, those whose files and squares are still what they were.
+
+        The log then names these alone; until it does, the old one stands.
+        """
+        sound = pool.map(lambda line: self._is_sound(line, squares), self._lines)
+        rows = {line["number"]: line["row"] for line, good in zip(self._lines, sound, strict=True) if good}
+        fresh = self._path.with_name(f"{self._path.name}.tmp")
+        fresh.write_text("".join(_lines_of(rows.items())), encoding="utf-8")
+        self._file.close()
+        fresh.replace(self._path)
+        self._file = self._path.open("a", encoding="utf-8")
         return rows
 
     def append(self, rows: Iterable[tuple[int, Row]]) -> None:
         """Add rows under their numbers; what they vouch for must have been written."""
-        self._file.writelines(json.dumps({"number": number, "row": row}) + "\n" for number, row in rows)
+        self._file.writelines(_lines_of(rows))
         self._file.flush()
 
     def _whole_lines(self) -> list[dict[str, Any]]:
@@ -74,6 +82,10 @@ class WorkLog:
             return False
         pixels_xxh128: str = row["pixels_xxh128"]
         return hash_squares(file.read(line["number"]) for file in squares) == pixels_xxh128
+
+
+def _lines_of(rows: Iterable[tuple[int, Row]]) -> Iterator[str]:
+    return (json.dumps({"number": number, "row": row}) + "\n" for number, row in rows)
 
 
 def hash_squares(squares: Iterable[Any]) -> str:

@@ -40,6 +40,15 @@ def source(tmp_path_factory, make_archive, draw, encode) -> Path:
 
 
 @pytest.fixture(scope="module")
+def other_source(source, tmp_path_factory, make_archive) -> Path:
+    """The same archive without some of its images, and another one."""
+    folder = tmp_path_factory.mktemp("killed-too")
+    make_archive(folder / "A.zip", COUNTS | {"eosinophil": 8}, kind="JPEG")
+    make_archive(folder / "B.zip", {"basophil": 40, "myeloblast": 30}, kind="JPEG", seed=3)
+    return folder
+
+
+@pytest.fixture(scope="module")
 def clean(source, tmp_path_factory) -> dict[int, dict[str, str]]:
     """What undisturbed preparations with two seeds look like."""
     folder = tmp_path_factory.mktemp("clean")
@@ -47,13 +56,17 @@ def clean(source, tmp_path_factory) -> dict[int, dict[str, str]]:
 
 
 @pytest.mark.slow
-def test_after_many_kills_the_data_set_is_that_of_a_clean_run(source, clean, tmp_path):
+def test_after_many_kills_the_data_set_is_that_of_a_clean_run(source, other_source, clean, tmp_path):
+    other = tree(prepare(_config(other_source, tmp_path / "other", 1)).folder)
+    shutil.rmtree(tmp_path / "other")
+    # Another split of the same images, then other images, under the same output: each replaces the one before.
+    wanted = [(source, 1, clean[1]), (source, 2, clean[2]), (other_source, 1, other)]
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["hemafast.prepare.build", "nvidia.dali.fn", "scipy.sparse.csgraph"])
     output, generator, kills, ends, longest = tmp_path / "prepared", random.Random(0), 0, 0, 0.5
     while kills < KILLS:
-        seed = 1 + ends % 2  # once one is there, another one replaces it
-        process = context.Process(target=_run, args=(source, output, seed))
+        archives, seed, expected = wanted[ends % len(wanted)]
+        process = context.Process(target=_run, args=(archives, output, seed))
         started = time.monotonic()
         process.start()
         process.join(generator.uniform(0, longest))
@@ -65,16 +78,17 @@ def test_after_many_kills_the_data_set_is_that_of_a_clean_run(source, clean, tmp
             ends += 1
             # Later kills shall come before the end, and as often in publishing as in reading.
             longest = 0.9 * longest + 0.1 * (time.monotonic() - started)
-            assert tree(output) == clean[seed]
+            assert tree(output) == expected
         else:
             longest *= 1.03
-            assert not output.exists() or tree(output) in clean.values()
+            assert not output.exists() or tree(output) in [trees for _, _, trees in wanted]
             assert output.exists() or ends == 0
-    assert ends >= 2
-    for seed in (1, 2):
-        prepare(_config(source, output, seed))
-        assert tree(output) == clean[seed]
-    assert {path.name for path in tmp_path.iterdir()} == {"prepared", ".prepared.lock"}
+    assert ends >= 3
+    for archives, seed, expected in wanted:
+        prepare(_config(archives, output, seed))
+        assert tree(output) == expected
+    left = {path.name for path in tmp_path.iterdir()}
+    assert left == {"prepared", ".prepared.lock", ".other.lock"}
 
 
 def _interrupted(source: Path, output: Path, after: int) -> Path:
@@ -86,7 +100,7 @@ def _interrupted(source: Path, output: Path, after: int) -> Path:
 
     with pytest.raises(KeyboardInterrupt):
         prepare(_config(source, output, 1), stop)
-    (staging,) = output.parent.glob(".prepared-new-*")
+    (staging,) = (path for path in output.parent.glob(".prepared-new-*") if path.is_dir())
     return staging
 
 
@@ -115,11 +129,7 @@ def test_another_split_goes_on_with_the_same_pixels(source, clean, interrupted, 
 
 
 def _worklog(staging: Path) -> Path:
-    return staging / "worklog.jsonl"
-
-
-def _row(staging: Path, number: int = 3) -> dict:
-    return json.loads(_worklog(staging).read_text().splitlines()[number])
+    return staging.with_name(f"{staging.name}.jsonl")
 
 
 def _tear(staging: Path) -> None:
@@ -154,11 +164,7 @@ def _foreign_lists(staging: Path) -> None:
 
 def _moved(staging: Path) -> None:
     """As if it had been killed while contradictions were being taken out."""
-    (path,) = (
-        staging.glob("images/A/*/twin.png")
-        if len(list(staging.glob("images/A/*/twin.png"))) == 1
-        else (next(staging.glob("images/A/*/twin.png")),)
-    )
+    path = next(staging.glob("images/A/*/twin.png"))
     target = staging / "quarantined" / path.relative_to(staging / "images")
     target.parent.mkdir(parents=True, exist_ok=True)
     path.rename(target)

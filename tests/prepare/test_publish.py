@@ -15,7 +15,7 @@ from hemafast.config import PrepareConfig
 from hemafast.errors import HemafastError
 from hemafast.prepare import publish
 from hemafast.prepare.build import prepare
-from hemafast.prepare.publish import published_whole
+from hemafast.prepare.publish import log_of, published_whole, recover
 
 MARKER = "dataset.json"
 
@@ -56,14 +56,60 @@ def test_two_folders_change_places_in_one_step_here(tmp_path):
 
 def test_a_kill_between_two_renames_loses_neither(target):
     target.rename(target.with_name(".prepared-old"))
-    with pytest.raises(KeyboardInterrupt), published_whole(target, MARKER, "k"):
-        raise KeyboardInterrupt
+    recover(target, MARKER)
     assert (target / MARKER).read_text() == "old"
+    assert _left(target) == {"prepared"}
+
+
+def test_a_kill_before_the_old_folder_was_deleted_leaves_the_new_one(target):
+    shutil.copytree(target, target.with_name(".prepared-old"))
+    (target / MARKER).write_text("new")
+    recover(target, MARKER)
+    assert (target / MARKER).read_text() == "new"
+    assert _left(target) == {"prepared"}
+
+
+def test_nothing_is_tidied_up_while_another_process_writes(target):
+    old = target.with_name(".prepared-old")
+    with published_whole(target, MARKER, "k") as folder:
+        old.mkdir()
+        recover(target, MARKER)
+        assert old.exists()
+        (folder / MARKER).write_text("new")
+    assert _left(target) == {"prepared"}
+
+
+def test_a_kill_while_folders_change_places_mixes_nothing(target, monkeypatch):
+    """The older data set lies under the name of the work then; it must not be taken for work."""
+    with published_whole(target, MARKER, "k") as folder:
+        log_of(folder).write_text("verified")
+        (folder / MARKER).write_text("new")
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(Path, "rename", _interrupt)
+            publish._sync(folder)
+            log_of(folder).unlink()
+            publish._swap(folder, target)
+        assert (folder / MARKER).read_text() == "old"
+        assert (target / MARKER).read_text() == "new"
+        folder.rename(folder.with_name("kept"))  # what a kill would leave
+        folder.mkdir()
+        (folder / MARKER).write_text("newer")
+    target.with_name("kept").rename(target.with_name(".prepared-new-k"))
+    with published_whole(target, MARKER, "k") as folder:
+        assert not list(folder.iterdir())
+        (folder / MARKER).write_text("newest")
+    assert (target / MARKER).read_text() == "newest"
+    assert _left(target) == {"prepared"}
+
+
+def _interrupt(*arguments):
+    raise KeyboardInterrupt
 
 
 def test_an_interrupted_folder_is_gone_on_with_under_the_same_key_only(target):
     with pytest.raises(KeyboardInterrupt), published_whole(target, MARKER, "k") as folder:
         (folder / "half").write_text("x")
+        log_of(folder).write_text("half is done")
         raise KeyboardInterrupt
     with pytest.raises(KeyboardInterrupt), published_whole(target, MARKER, "k") as folder:
         assert (folder / "half").exists()
