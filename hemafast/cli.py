@@ -175,16 +175,21 @@ def prepare(
     except KeyboardInterrupt as error:
         raise StoppedError("Stopped. What was verified is kept.", "Run the same command to go on.") from error
     if as_json:
-        typer.echo(prepared.info.model_dump_json(indent=2))
+        quarantine = [
+            {"file": image.file, "verdict": image.kind, "reason": image.reason} for image in prepared.quarantine
+        ]
+        said = {"folder": str(prepared.folder), "fresh": prepared.fresh, **prepared.info.model_dump(mode="json")}
+        typer.echo(json.dumps(said | {"quarantine": quarantine}, indent=2))
         return
     from hemafast.tables import dataset_table, quarantine_table
 
-    console.print(dataset_table(prepared.info))
+    results = _wide_console()
+    results.print(dataset_table(prepared.info))
     if prepared.quarantine:
-        console.print(quarantine_table(prepared.quarantine))
-    for note in prepared.info.notes:
-        console.print(f"note: {note}", highlight=False)
-    console.print(f"{prepared.folder}: {'written' if prepared.fresh else 'already up to date, nothing changed'}.")
+        results.print(quarantine_table(prepared.quarantine))
+    written = "written" if prepared.fresh else "already up to date, nothing changed"
+    for line in (*(f"note: {note}" for note in prepared.info.notes), f"{prepared.folder}: {written}."):
+        results.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 @app.command(epilog="Example: [bold]hemafast verify Source/prepared[/bold]")

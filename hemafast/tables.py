@@ -23,7 +23,7 @@ def dataset_table(info: DatasetInfo) -> Table:
     for name, domain in info.domains.items():
         split = {split: sum(counts.get(name, {}).values()) for split, counts in info.counts.items()}
         table.add_row(
-            f"{name} (drawn)" if domain.drawn else name,
+            Text(f"{name} (drawn)" if domain.drawn else name),
             *(str(images) for images in split.values()),
             str(domain.converted),
             str(domain.quarantined),

@@ -123,12 +123,33 @@ def test_the_closing_table_names_what_was_quarantined_and_why(tmp_path, make_arc
     (tmp_path / "Cells" / "basophil" / "none.png").write_bytes(b"")
     result = hemafast("prepare", "--source", tmp_path)
     assert result.returncode == 0, result.stderr
-    line = next(line for line in result.stderr.splitlines() if "none.png" in line)
+    line = next(line for line in result.stdout.splitlines() if "none.png" in line)
     assert "quarantined/Cells/basophil/none.png" in line
     assert "empty" in line
     assert "no bytes" in line
+    said = json.loads(hemafast("prepare", "--source", tmp_path, "--json").stdout)
+    assert (said["fresh"], said["folder"]) == (False, str(tmp_path / "prepared"))
+    assert said["quarantine"] == [
+        {"file": "quarantined/Cells/basophil/none.png", "verdict": "empty", "reason": "no bytes"}
+    ]
     strict = hemafast("prepare", "--source", tmp_path, "--strict")
     assert_is_one_line_error(strict, "none.png", "--strict")
+
+
+def test_names_and_patterns_in_square_brackets_are_shown_as_they_are(tmp_path, make_archive):
+    make_archive(tmp_path / "[bold]Cells[", {"basophil": 20}, extra={"basophil/odd.png": b""})
+    result = hemafast("prepare", "--source", tmp_path, "--group-pattern", "^([A-Z]+_[0-9]1)", "--quiet")
+    assert result.returncode == 0, result.stderr
+    assert "[bold]Cells[" in result.stdout
+    assert "note: 10 images are in no group of ^([A-Z]+_[0-9]1)" in result.stdout
+
+
+@pytest.mark.parametrize("output", ["taken/prepared", "taken"])
+def test_an_output_that_cannot_be_made_is_one_line(tmp_path, make_archive, output):
+    make_archive(tmp_path / "source" / "Cells", {"basophil": 4})
+    (tmp_path / "taken").write_text("mine")
+    result = hemafast("prepare", "--source", tmp_path / "source", "--output", tmp_path / output)
+    assert_is_one_line_error(result, "taken", "--output" if output == "taken" else "disk")
 
 
 @pytest.mark.parametrize("text", ["Cells", "=0.1", "Cells=wide", "Cells=0", "Other=0.1"])

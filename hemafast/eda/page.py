@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
+import io
 import tempfile
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from hemafast.data.dataset import Dataset, open_dataset
 from hemafast.eda import measure, plots
@@ -31,7 +31,7 @@ def write_eda(data: Path, output: Path, *, images_per_class: int = 8) -> Path:
     packed = dataset.files.packed[max(dataset.info.pack_sizes)]
     samples = measure.choose_samples(dataset, images_per_class)
     counts, parts, files = measure.count_classes(dataset), measure.count_parts(dataset), measure.count_files(dataset)
-    pictures: dict[str, Callable[[Path], None]] = {
+    pictures: dict[str, Callable[[IO[bytes]], None]] = {
         "class_balance": partial(plots.plot_balance, counts=counts),
         "image_sizes": partial(plots.plot_sizes, files=files),
         "colours": partial(
@@ -42,14 +42,14 @@ def write_eda(data: Path, output: Path, *, images_per_class: int = 8) -> Path:
     }
     try:
         output.mkdir(parents=True, exist_ok=True)
-        addresses = {name: _draw(output / f"{name}.png", draw) for name, draw in pictures.items()}
+        drawn = {f"{name}.png": _drawn(draw) for name, draw in pictures.items()}
         page = render(
             "eda/eda.html.j2",
             name=str(data),
             info=dataset.info,
             headline=_headline(dataset),
             warnings=measure.warnings_about(dataset),
-            plots=addresses,
+            plots={name: data_address(drawn[f"{name}.png"], "png") for name in pictures},
             counts=_rows(counts),
             totals=counts.sum().tolist(),
             files=files.to_dict("records"),
@@ -60,28 +60,25 @@ def write_eda(data: Path, output: Path, *, images_per_class: int = 8) -> Path:
             parts={name: _rows(part) for name, part in parts.items()},
             part_totals={name: part.sum().tolist() for name, part in parts.items()},
         )
-        _replace(output / PAGE, lambda path: path.write_text(page, encoding="utf-8"))
+        _write_together(output, {**drawn, PAGE: page.encode()})
     except OSError as error:
         raise HemafastError(f"{output} cannot be written ({error}).", "Name another --output.") from error
     return output / PAGE
 
 
-def _draw(path: Path, draw: Callable[[Path], None]) -> str:
-    """Draw a picture to a file, and return it as an address for the page."""
-    _replace(path, draw)
-    return data_address(path.read_bytes(), "png")
+def _drawn(draw: Callable[[IO[bytes]], None]) -> bytes:
+    picture = io.BytesIO()
+    draw(picture)
+    return picture.getvalue()
 
 
-def _replace(path: Path, write: Callable[[Path], Any]) -> None:
-    """Write a file whole or not at all."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
-    os.close(handle)
-    try:
-        write(Path(name))
-        Path(name).chmod(0o644)
-        Path(name).replace(path)
-    finally:
-        Path(name).unlink(missing_ok=True)
+def _write_together(folder: Path, files: dict[str, bytes]) -> None:
+    """Write files of one look at the data: all of them, or where the disk is full, none."""
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".eda-") as room:
+        for name, content in files.items():
+            Path(room, name).write_bytes(content)
+        for name in files:
+            Path(room, name).replace(folder / name)
 
 
 def _headline(dataset: Dataset) -> dict[str, int]:

@@ -31,8 +31,8 @@ _ENCRYPTED = 0x1  # general purpose bit 0 of a zip entry
 _SYMLINK, _FILE_TYPE = 0o120000, 0o170000  # Unix modes, in the upper half of a zip entry's external attributes
 _METHODS = {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}
 
-# What reading a damaged archive raises, by the place of the damage.
-_DAMAGED = (OSError, EOFError, NotImplementedError, RuntimeError, zipfile.BadZipFile, zlib.error)
+# What reading a damaged archive raises, by the place of the damage; ValueError for names that are no text.
+_DAMAGED = (OSError, EOFError, KeyError, ValueError, RuntimeError, zipfile.BadZipFile, zlib.error)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +64,11 @@ class Archive:
     drawn: bool
 
     @property
+    def misplaced(self) -> list[str]:
+        """Images that lie elsewhere than in a class folder, and are ignored for that."""
+        return [name for name in self.ignored if _is_image(name)]
+
+    @property
     def classes(self) -> set[str]:
         """The class folders that hold at least one image."""
         return {member.label for member in self.members}
@@ -80,9 +85,13 @@ class Archive:
         is damaged cannot be known. A zip's CRC is checked, and that a member is as long as its header says.
         """
         if self.path.is_dir():
-            yield lambda member: self._whole(member, (self.path / member.entry.name).read_bytes)
+            yield lambda member: self._whole(member, lambda: _read_file(self.path, member.entry))
             return
-        with zipfile.ZipFile(self.path) as file:
+        try:
+            file = zipfile.ZipFile(self.path)
+        except _DAMAGED as error:
+            raise HemafastError(f"{self.path} cannot be opened ({error}).", "It was there a moment ago.") from error
+        with file:
             yield lambda member: self._whole(member, lambda: _read_member(file, member.entry))
 
     def _whole(self, member: Member, read: Callable[[], bytes]) -> bytes:
@@ -97,8 +106,19 @@ class Archive:
             raise HemafastError(f"{self.path}: {member.entry.name} is damaged ({error}).", remedy) from error
 
 
+def _read_file(folder: Path, entry: Entry) -> bytes:
+    """No more than the file held when it was listed."""
+    with (folder / entry.name).open("rb") as file:
+        data = file.read(entry.size + 1)
+    if len(data) != entry.size:
+        raise OSError(f"it has changed since it was listed with {entry.size} bytes")
+    return data
+
+
 def _read_member(file: zipfile.ZipFile, entry: Entry) -> bytes:
     """Inflate no more than the entry declares, whatever the data behind it would unpack to."""
+    if _stamp(file.getinfo(entry.name)) != entry.stamp:
+        raise zipfile.BadZipFile("it has changed since it was listed")
     with file.open(entry.name) as member:
         data = member.read(entry.size)
         if len(data) != entry.size or member.read(1):
@@ -181,7 +201,7 @@ def _is_archive(path: Path) -> bool:
 
 
 def _folder_entries(path: Path) -> Iterator[Entry]:
-    for folder, folders, files in os.walk(path):
+    for folder, folders, files in os.walk(path, onerror=_refuse_unlisted):
         for name in (*folders, *files):
             whole = Path(folder, name)
             if whole.is_symlink():
@@ -193,7 +213,13 @@ def _folder_entries(path: Path) -> Iterator[Entry]:
             _refuse_nested(path, relative)
             if not whole.is_file():
                 raise HemafastError(f"{whole} is no plain file.", "Remove it.")
+            _refuse_large(path, relative, status.st_size)
             yield Entry(relative, status.st_size, f"{status.st_mtime_ns}")
+
+
+def _refuse_unlisted(error: OSError) -> None:
+    """os.walk passes over folders that it cannot read, and with them their cells."""
+    raise HemafastError(f"{error.filename} cannot be listed ({error.strerror}).", "Make it readable, or remove it.")
 
 
 def _zip_entries(path: Path) -> Iterator[Entry]:
@@ -202,7 +228,7 @@ def _zip_entries(path: Path) -> Iterator[Entry]:
     try:
         with zipfile.ZipFile(path) as file:
             listing = file.infolist()
-    except (zipfile.BadZipFile, OSError) as error:
+    except _DAMAGED as error:
         raise HemafastError(f"{path} cannot be listed ({error}).", "Download it again, or remove it.") from error
     for info in listing:
         _refuse_unsafe_name(path, info.filename)
@@ -212,7 +238,11 @@ def _zip_entries(path: Path) -> Iterator[Entry]:
     _refuse_repeated(path, [info.filename for info in listing])
     for info in listing:
         if not info.is_dir():
-            yield Entry(info.filename, info.file_size, f"{info.CRC:08x}")
+            yield Entry(info.filename, info.file_size, _stamp(info))
+
+
+def _stamp(info: zipfile.ZipInfo) -> str:
+    return f"{info.CRC:08x}"
 
 
 def _refuse_unsafe_name(path: Path, name: str) -> None:
@@ -235,14 +265,18 @@ def _refuse_unsafe(path: Path, info: zipfile.ZipInfo) -> None:
             f"{path}: {name} is compressed by method {info.compress_type}, which cannot be unpacked in bounded memory.",
             "Pack it again with the usual one (deflate), or unpack it yourself and use the folder.",
         )
-    if info.file_size > MAX_IMAGE_BYTES:
-        raise HemafastError(
-            f"{path}: {name} would unpack to {info.file_size / 2**20:,.0f} MiB.",
-            f"Images of more than {MAX_IMAGE_BYTES // 2**20} MiB are refused; remove it from the archive.",
-        )
+    _refuse_large(path, name, info.file_size)
     if info.file_size > 2**20:
         _refuse_ratio(path, info.file_size, info.compress_size, f": {name}")
     _refuse_nested(path, name)
+
+
+def _refuse_large(path: Path, name: str, size: int) -> None:
+    if size > MAX_IMAGE_BYTES:
+        raise HemafastError(
+            f"{path}: {name} has {size / 2**20:,.0f} MiB.",
+            f"Files of more than {MAX_IMAGE_BYTES // 2**20} MiB are refused; remove it.",
+        )
 
 
 def _refuse_ratio(path: Path, unpacked: int, packed: int, what: str = "") -> None:

@@ -17,7 +17,7 @@ from hemafast.prepare import lists, schema
 from hemafast.prepare.ingest import Progress, ingest
 from hemafast.prepare.judge import judge, refuse_excess
 from hemafast.prepare.pixels import rows_per_file
-from hemafast.prepare.plan import Plan, choose_sums, make_plan, scale_notes
+from hemafast.prepare.plan import Plan, choose_sums, layout_notes, make_plan, scale_notes
 from hemafast.prepare.publish import published_whole, recover, refuse_foreign, refuse_too_little_room
 from hemafast.prepare.reader import PreparedFiles, read_prepared, seal
 from hemafast.prepare.shards import fingerprint, write_manifest, write_quarantine, write_shards, write_split
@@ -69,7 +69,7 @@ def prepare(
         manifest, more = judge(images, config)
         _move_quarantined(folder, images, manifest)
         _write_lists(folder, manifest, plan, config)
-        _write_info(folder, manifest, plan, (*notes, *more, *scale_notes(manifest, plan)), config)
+        _write_info(folder, manifest, plan, (*notes, *more, *scale_notes(manifest, plan), *layout_notes(plan)), config)
     return Prepared(config.output, read_prepared(whole), fresh=True)
 
 

@@ -23,7 +23,12 @@ MAX_DISTANCE = 40
 at 0 bits, the closest pair of different cells at 68 (of 4.5 million). Copies of real cells: JPEG at quality 30 up to 8
 bits, half resolution 4, 10 % brighter 12, shifted by 2 of 256 px 30, cut by 2 % 32 (the most of 300 each)."""
 
+HASHED_SIZE = 256
+"""px: side of the packed squares that the distance was measured on; of several sizes, the nearest is hashed."""
+
+_FLAT = "0" * 64  # hash of an image of one colour, whichever it is: such images are compared by their pixels alone
 _THUMBNAIL = 32  # px; what the transform sees
+_NAMED = 5  # copies that a reason lists
 _PLACES = 4  # along each side of a field of the thumbnail, in even steps; all pixels would cost twice the time
 _FREQUENCIES = 16
 _BLOCK = 512  # side of the part of the distance matrix that is in memory at once, and stays in the cache
@@ -84,6 +89,7 @@ def group_duplicates(images: pd.DataFrame) -> pd.Series[str]:
     """
     # Copies need no comparison: one of each picture stands for all, and the matrix stays small.
     first = images.drop_duplicates("pixels_xxh128")
+    first = first[first["phash"] != _FLAT]
     pairs = first.index.to_numpy()[find_near(from_hex(first["phash"]))]
     links = [pairs, *(_chains(images[column]) for column in ("sha256", "pixels_xxh128"))]
     return smallest_in_component(images["sha256"].str[:16], np.concatenate(links))
@@ -110,8 +116,9 @@ def find_contradictions(images: pd.DataFrame) -> pd.Series[str]:
 
     def reason(row: pd.Series[str]) -> str:
         others = suspects[(suspects["duplicate_group"] == row["duplicate_group"]) & (suspects["label"] != row["label"])]
-        named = ", ".join(sorted(path.partition("/")[2] for path in others["path"]))
-        return f"the same picture is {named}"
+        named = sorted(path.partition("/")[2] for path in others["path"])
+        more = f" and {len(named) - _NAMED} more" if len(named) > _NAMED else ""
+        return f"the same picture is {', '.join(named[:_NAMED])}{more}"
 
     if suspects.empty:
         return pd.Series([], dtype=str, index=suspects.index)

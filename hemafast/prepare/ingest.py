@@ -16,10 +16,18 @@ import pandas as pd
 
 from hemafast.prepare import schema
 from hemafast.prepare.archive import Member
-from hemafast.prepare.duplicates import perceptual_hash, thumbnail, to_hex
+from hemafast.prepare.duplicates import HASHED_SIZE, perceptual_hash, thumbnail, to_hex
 from hemafast.prepare.pixels import Decoded, SquareDecoder, SquareFiles, centre_windows, runs_within
 from hemafast.prepare.plan import Plan
-from hemafast.prepare.verify import POLICIES, Header, Pixels, UnreadableImageError, strict_decoders, verify_image
+from hemafast.prepare.verify import (
+    POLICIES,
+    Header,
+    Pixels,
+    UnreadableImageError,
+    decode_reference,
+    strict_decoders,
+    verify_image,
+)
 from hemafast.prepare.worklog import Row, WorkLog, hash_squares
 
 Progress = Callable[[int, int], None]
@@ -30,7 +38,7 @@ Item = TypeVar("Item")
 _BATCH = 64  # images in memory at once, ...
 _AHEAD = 2  # batches that wait at most between two stations
 _BATCH_BYTES = 64 * 2**20  # ... and fewer where they are large
-_TOLERANCE = 1.0  # mean difference between DALI's pixels and the reference, of 255: rounding, and no more
+_TOLERANCE = 1  # largest difference between DALI's pixels and the reference, of 255: rounding, and no more
 _UNKNOWN = Header(0, 0, "", "")
 
 
@@ -204,12 +212,14 @@ def _judge_pixels(image: _Image) -> None:
     """Compare and hash what was decoded."""
     if image.decoded is None:
         return
-    difference = _difference(image.header.reference, image.decoded.full)
-    if difference > _TOLERANCE:
-        image.error = UnreadableImageError("decoders disagree", f"they differ by {difference:.1f} of 255 on average")
-        return
+    if image.header.compared:
+        reference = image.header.reference
+        difference = _difference(decode_reference(image.data) if reference is None else reference, image.decoded.full)
+        if difference > _TOLERANCE:
+            image.error = UnreadableImageError("decoders disagree", f"they differ by up to {difference} of 255")
+            return
     image.pixels_xxh128 = hash_squares(image.decoded.squares)
-    image.thumbnail = thumbnail(image.decoded.squares[0])
+    image.thumbnail = thumbnail(min(image.decoded.squares, key=lambda square: abs(len(square) - HASHED_SIZE)))
 
 
 def _keep_squares(batch: Sequence[_Image], squares: Sequence[SquareFiles]) -> None:
@@ -221,15 +231,13 @@ def _keep_squares(batch: Sequence[_Image], squares: Sequence[SquareFiles]) -> No
         image.decoded = None
 
 
-def _difference(reference: Pixels | None, pixels: Pixels) -> float:
-    """Mean absolute difference; infinite if the shapes differ, zero without a reference."""
-    if reference is None:
-        return 0.0
+def _difference(reference: Pixels, pixels: Pixels) -> int:
+    """The largest absolute difference; 255 if the shapes differ."""
     if reference.shape != pixels.shape:
-        return float("inf")
+        return 255
     if np.array_equal(reference, pixels):
-        return 0.0
-    return float(np.abs(reference.astype(np.int16) - pixels).mean())
+        return 0
+    return int(np.abs(reference.astype(np.int16) - pixels).max())
 
 
 def _keep_bytes(image: _Image, folder: Path) -> None:

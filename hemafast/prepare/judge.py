@@ -26,6 +26,9 @@ def judge(images: pd.DataFrame, config: PrepareConfig) -> tuple[pd.DataFrame, tu
     good = schema.accepted(manifest)
     manifest.loc[good.index, "duplicate_group"] = group_duplicates(good)
     _quarantine(manifest, "contradiction", find_contradictions(schema.accepted(manifest)))
+    refuse_excess(manifest, config)
+    if schema.accepted(manifest).empty:
+        raise HemafastError(f"None of the {len(manifest)} images in {config.source} can be used.", "Look at them.")
     notes = _take_split(manifest, config) if config.split_file else _draw_split(manifest, config)
     refuse_excess(manifest, config)
     for side in SPLITS:

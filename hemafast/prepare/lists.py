@@ -25,7 +25,7 @@ def read_checksums(file: Path) -> dict[str, str]:
         if not line.strip() or line.startswith("#"):
             continue
         digits, _, name = line.partition(" ")
-        name = _plain(name.lstrip(" *"))
+        name = name.lstrip(" *").strip()
         if len(digits) != _SHA256_DIGITS or set(digits.lower()) - set("0123456789abcdef") or not name:
             raise HemafastError(f"{file}, line {number}: no `sha256  name`.", "Write it with `sha256sum FILES`.")
         if sums.setdefault(name, digits.lower()) != digits.lower():
@@ -88,8 +88,8 @@ def _read_table(file: Path, column: str) -> pd.DataFrame:
 def resolve(file: Path, values: Iterable[tuple[str, str]], names: Iterable[str]) -> dict[str, str]:
     """Values by the images' full names `domain/class/file`, from pairs of path and value that `file` lists.
 
-    A path may leave out the domain, or all but the file name, where that is unique; one that no image has is passed
-    over. Raises HemafastError if a path fits several images, or an image has two values.
+    A path may leave out the domain, or all but the file name, where that is unique, or have folders before them; one
+    that no image has is passed over. Raises HemafastError if a path fits several images, or an image has two values.
     """
     endings: dict[str, list[str]] = {}
     for name in names:
@@ -108,8 +108,9 @@ def resolve(file: Path, values: Iterable[tuple[str, str]], names: Iterable[str])
 
 
 def _plain(name: str) -> str:
-    """`domain/class/file` of a name that may come from a prepared data set."""
-    return name.strip().removeprefix("./").removeprefix("images/").removeprefix("quarantined/")
+    """The last three parts of a name, `domain/class/file`, whatever folders it was listed with and on what system."""
+    parts = [part for part in name.strip().replace("\\", "/").split("/") if part not in ("", ".")]
+    return "/".join(parts[-3:])
 
 
 def _read_text(file: Path) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import pandas as pd
@@ -19,6 +19,8 @@ from hemafast.taxonomy import CHALLENGE_CLASSES, UM_PER_PIXEL
 
 _NOT_INPUT = ("source", "output", "strict", "max_quarantined")  # settings that change nothing in the result
 _FILES = ("split_file", "groups", "checksums")
+_NAMED = 3  # files that a note lists
+_SMALLEST_WINDOW = 16  # px
 _SAME_SIZE = 1.05  # largest over smallest side in one domain; more looks as if some images had been resampled
 
 
@@ -90,7 +92,7 @@ def make_plan(config: PrepareConfig) -> Plan:
         classes=classes,
         um_per_pixel=scales,
         settings=_settings(config),
-        sizes=config.pack_sizes,
+        sizes=tuple(sorted(set(config.pack_sizes), reverse=True)),
         windows=_choose_windows(scales, config),
         windows_required=isinstance(config.field_of_view, float),
     )
@@ -104,14 +106,16 @@ def choose_sums(plan: Plan, file: Path | None) -> tuple[dict[str, str], tuple[st
     if file is None:
         return {}, ()
     listed = lists.read_checksums(file)
-    loose = []
+    loose, archives = [], 0
     for archive in plan.archives:
-        expected = listed.pop(archive.path.name, None) if archive.path.is_file() else None
-        if expected is None:
-            loose += archive.names()
-        elif lists.sha256_of(archive.path) != expected:
+        own = [name for name in listed if PurePosixPath(name).name == archive.path.name and archive.path.is_file()]
+        archives += len(own)
+        if any(listed.pop(name) != lists.sha256_of(archive.path) for name in own):
             raise HemafastError(f"{archive.path} is not the archive that {file} lists.", "Download it again.")
+        loose += [] if own else archive.names()
     sums = lists.resolve(file, listed.items(), plan.names())
+    if not archives and not sums:
+        raise HemafastError(f"{file} names neither an archive nor an image here.", "Is it the right list?")
     unlisted, strange = sum(name not in sums for name in loose), len(listed) - len(sums)
     notes = [f"{unlisted} images are not in {file.name}"] if unlisted else []
     notes += [f"{strange} entries of {file.name} are no image here"] if strange > 0 else []
@@ -155,7 +159,24 @@ def _choose_windows(scales: Mapping[str, float | None], config: PrepareConfig) -
     if config.field_of_view == "whole":
         return {}
     field = AUTO_FIELD_OF_VIEW if config.field_of_view == "auto" else config.field_of_view
-    return {domain: round(field / scale) for domain, scale in scales.items() if scale is not None}
+    windows = {domain: round(field / scale) for domain, scale in scales.items() if scale is not None}
+    for domain, side in windows.items():
+        if side < _SMALLEST_WINDOW:
+            raise HemafastError(
+                f"{field:g} um are {side} pixels of {domain} at {scales[domain]:g} um/px: too few to show a cell.",
+                "Check --um-per-pixel and --field-of-view; both are in micrometres.",
+            )
+    return windows
+
+
+def layout_notes(plan: Plan) -> tuple[str, ...]:
+    """What there is to say about images that no class folder holds, and that are ignored for that."""
+    notes = []
+    for archive in plan.archives:
+        if lost := archive.misplaced:
+            named = ", ".join(lost[:_NAMED]) + (f" and {len(lost) - _NAMED} more" if len(lost) > _NAMED else "")
+            notes.append(f"{archive.domain}: {len(lost)} images are in no class folder and were ignored: {named}")
+    return tuple(notes)
 
 
 def scale_notes(manifest: pd.DataFrame, plan: Plan) -> tuple[str, ...]:
@@ -190,6 +211,7 @@ def _refuse_unknown(domains: Iterable[str], archives: tuple[Archive, ...], optio
 def _settings(config: PrepareConfig) -> dict[str, Any]:
     """What the result depends on; files by their content, for a list may change under its name."""
     settings = {name: value for name, value in to_plain(config).items() if name not in _NOT_INPUT}
+    settings["pack_sizes"] = sorted(set(settings["pack_sizes"]), reverse=True)
     for name in _FILES:
         file: Path | None = getattr(config, name)
         if file is not None:

@@ -9,7 +9,7 @@ import io
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 from typing import Any, Literal
 
@@ -78,6 +78,7 @@ _LAYOUTS = {
 }
 """Kinds that each pixel layout (Pillow's mode) stands for; all others are quarantined."""
 
+_KEPT_PIXELS = 10**6  # a reference of more is not kept from one station to the next: 64 of them might fill the memory
 _ORIENTATION = 0x0112  # EXIF and TIFF tag
 _BITS_PER_SAMPLE = 0x0102  # TIFF tag
 _TURNED = frozenset({5, 6, 7, 8})  # orientations that swap width and height
@@ -104,8 +105,10 @@ class Header:
     """JPEG, PNG, TIFF or BMP, by its bytes."""
     kinds: tuple[str, ...] = ()
     """Keys of POLICIES: what is converted."""
+    compared: bool = False
+    """Whether DALI's pixels must be those of the reference decoder; not for plain JPEG: both use libjpeg-turbo."""
     reference: Pixels | None = None
-    """uint8 (height, width, 3) that DALI's pixels must equal; None for plain JPEG, where both use libjpeg-turbo."""
+    """uint8 (height, width, 3) to compare with. None for an image so large that it is better decoded again."""
 
 
 def verify_image(data: bytes, name: str) -> Header:
@@ -117,7 +120,7 @@ def verify_image(data: bytes, name: str) -> Header:
         raise UnreadableImageError("empty")
     try:
         return _verify(data, name)
-    except UnreadableImageError:
+    except (UnreadableImageError, MemoryError):
         raise
     except UnidentifiedImageError as error:
         raise UnreadableImageError("not an image") from error
@@ -134,12 +137,13 @@ def strict_decoders() -> Iterator[None]:
     Filters of warnings belong to the process, not to a thread, so this goes around a pool of threads, never into one.
     """
     with warnings.catch_warnings():
-        warnings.filterwarnings("error", module=r"PIL\b")
+        for category in (UserWarning, Image.DecompressionBombWarning):
+            warnings.filterwarnings("error", category=category, module=r"PIL\b")
         yield
 
 
 def _verify(data: bytes, name: str) -> Header:
-    with Image.open(io.BytesIO(data), formats=sorted(set(FORMATS.values()))) as image:
+    with _open(data) as image:
         if image.width * image.height > MAX_PIXELS:
             raise UnreadableImageError("too large", f"{image.width} x {image.height} px by its header")
         frames = getattr(image, "n_frames", 1)
@@ -159,13 +163,26 @@ def _verify(data: bytes, name: str) -> Header:
         width, height = image.size
         if orientation in _TURNED and image.format != "TIFF":  # Pillow turns TIFF by itself
             width, height = height, width
-        reference = None if plain_jpeg else _reference(image, orientation)
-        return Header(width, height, image.mode, image.format or "", kinds, reference)
+        header = Header(width, height, image.mode, image.format or "", kinds, compared=not plain_jpeg)
+        if plain_jpeg:
+            return header
+        reference = _reference(image)
+        return replace(header, reference=reference) if width * height <= _KEPT_PIXELS else header
+
+
+def decode_reference(data: bytes) -> Pixels:
+    """The pixels of a verified image as the reference decoder sees them: uint8 (height, width, 3), upright."""
+    with _open(data) as image:
+        return _reference(image)
+
+
+def _open(data: bytes) -> Image.Image:
+    return Image.open(io.BytesIO(data), formats=sorted(set(FORMATS.values())))
 
 
 def _kinds(image: Image.Image, data: bytes, name: str, orientation: int) -> tuple[str, ...]:
     kinds = list(_LAYOUTS[image.mode])
-    if image.mode == "P" and "transparency" in image.info:
+    if "transparency" in image.info:
         kinds.append("alpha")
     if "16-bit" not in kinds and _has_16_bits(image, data):
         kinds.append("16-bit")
@@ -184,14 +201,16 @@ def _has_16_bits(image: Any, data: bytes) -> bool:
 
 
 def _orientation(image: Any) -> int:
-    if image.format == "TIFF":
-        return int(image.tag_v2.get(_ORIENTATION, 1))
-    return int(image.getexif().get(_ORIENTATION, 1))
+    """2 to 8 if the image is to be flipped or turned, 1 if it is upright or says nothing that has a meaning."""
+    tags = image.tag_v2 if image.format == "TIFF" else image.getexif()
+    found = tags.get(_ORIENTATION, 1)
+    return found if found in range(2, 9) else 1
 
 
-def _reference(image: Image.Image, orientation: int) -> Pixels:
+def _reference(image: Image.Image) -> Pixels:
     """The pixels as RGB, upright; copied no more than needed, for that is what costs most in a file of plain pixels."""
-    upright: Image.Image = image if orientation == 1 else ImageOps.exif_transpose(image)
+    image.info.pop("transparency", None)  # dropped, as alpha is; Pillow would warn of some forms of it
+    upright: Image.Image = image if _orientation(image) == 1 else ImageOps.exif_transpose(image)
     if upright.mode.startswith("I;16"):
         grey = (np.asarray(upright).astype(np.uint32) + 128) // 257
         return np.repeat(grey.astype(np.uint8)[..., None], 3, axis=2)

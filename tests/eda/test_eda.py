@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from hemafast.cli import app
 from hemafast.config import PrepareConfig
 from hemafast.data.dataset import open_dataset
-from hemafast.eda import measure
+from hemafast.eda import measure, plots
 from hemafast.eda.page import write_eda
 from hemafast.errors import HemafastError
 from hemafast.prepare import schema
@@ -198,12 +198,15 @@ def test_an_old_page_stands_until_the_new_one_is_whole(mixed, tmp_path, monkeypa
     old = write_eda(mixed, tmp_path)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
 
-    def fail(*_, **__):
+    draw = plots.plot_colours
+
+    def fail(target, **values):
+        draw(target, **values)
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("hemafast.eda.plots.save", fail)
+    monkeypatch.setattr(plots, "plot_colours", fail)  # after another picture has been drawn
     with pytest.raises(HemafastError, match="No space left on device"):
-        write_eda(mixed, old.parent)
+        write_eda(mixed, old.parent, images_per_class=2)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 

@@ -15,6 +15,7 @@ import pytest
 from hemafast.config import PrepareConfig
 from hemafast.data.dataset import open_dataset
 from hemafast.errors import HemafastError
+from hemafast.prepare import pixels
 from hemafast.prepare.archive import open_archive
 from hemafast.prepare.build import prepare
 from hemafast.prepare.check import check
@@ -223,6 +224,22 @@ def test_memory_does_not_grow_with_the_number_of_images(tmp_path, make_archive):
     assert peaks[1] - peaks[0] < packed / 3
 
 
+def test_pixels_are_cut_into_files_of_bounded_size(tmp_path, make_archive, monkeypatch):
+    make_archive(tmp_path / "D.zip", COUNTS)
+    whole = _prepare(tmp_path, output=tmp_path / "whole").files.packed[64]
+    monkeypatch.setattr(pixels, "MAX_PACKED_BYTES", 4 * 3 * 64**2 + 100)
+    prepared = _prepare(tmp_path, output=tmp_path / "cut")
+    assert [np.load(path).shape[0] for path in sorted((prepared.folder / "packed").iterdir())] == [4, 4, 1]
+    np.testing.assert_array_equal(np.asarray(prepared.files.packed[64]), np.asarray(whole))
+    assert check(prepared.folder).problems == ()
+    dataset = open_dataset(prepared.folder)
+    for split in ("train", "val"):  # which take squares from all of the files
+        np.testing.assert_array_equal(
+            np.asarray(dataset.samples(split).packed),
+            np.asarray(open_dataset(tmp_path / "whole").samples(split).packed),
+        )
+
+
 def test_training_maps_the_pixels_instead_of_reading_them(prepared):
     assert isinstance(open_dataset(prepared.folder).samples("train").packed[0].base.base, np.memmap)
 
@@ -315,7 +332,7 @@ def test_two_unreadable_images_are_not_taken_for_duplicates(tmp_path, make_archi
 
 def test_archives_of_nothing_readable_are_refused(tmp_path, make_archive):
     make_archive(tmp_path / "D.zip", {}, extra={"basophil/a.png": b"x", "monocyte/b.png": b"y"})
-    with pytest.raises(HemafastError, match="too few images"):
+    with pytest.raises(HemafastError, match="None of the 2 images"):
         _prepare(tmp_path, max_quarantined=1)
     assert left_in(tmp_path) == {"D.zip"}
 

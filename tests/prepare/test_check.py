@@ -10,6 +10,7 @@ from hemafast.config import PrepareConfig
 from hemafast.errors import HemafastError
 from hemafast.prepare.build import prepare
 from hemafast.prepare.check import check
+from hemafast.prepare.reader import read_prepared
 
 
 @pytest.fixture(scope="module")
@@ -69,6 +70,17 @@ def test_a_flipped_bit_is_noticed_in_every_file(folder):
                 assert path.relative_to(folder).as_posix() in found[0]
         path.write_bytes(before)
     assert not _problems(folder)
+
+
+@pytest.mark.parametrize("bit", [0, 6])
+def test_every_byte_of_a_header_is_compared(folder, bit):
+    path = folder / "packed" / "32-00000.npy"
+    before = path.read_bytes()
+    for at in range(128):
+        path.write_bytes(before[:at] + bytes([before[at] ^ (1 << bit)]) + before[at + 1 :])
+        assert _problems(folder)[0] == "packed/32-00000.npy"
+        with pytest.raises(HemafastError, match="cut or changed"):
+            read_prepared(folder)
 
 
 def test_every_packed_pixel_is_hashed(folder):

@@ -2,11 +2,13 @@
 
 import hashlib
 import io
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
+from trees import tree
 
 from hemafast.config import PrepareConfig, checked
 from hemafast.data.dataset import open_dataset
@@ -233,7 +235,28 @@ def test_a_bad_list_of_checksums_is_refused(source, tmp_path, text):
 def test_checksums_are_read_as_sha256sum_writes_them(tmp_path):
     one, two = "a" * 64, "B" * 64
     found = lists.read_checksums(_listed(tmp_path, f"{one}  a b.png\n{two} *./images/D/x.png\n\n# c\n"))
-    assert found == {"a b.png": one, "D/x.png": two.lower()}
+    assert found == {"a b.png": one, "./images/D/x.png": two.lower()}
+
+
+@pytest.mark.parametrize("folder", ["Source/", "/data/Source/", "./"])
+def test_archives_may_be_listed_with_their_folders(source, tmp_path, folder):
+    sound = {folder + name: (source / name).read_bytes() for name in ("A.zip", "B.zip")}
+    notes = _prepare(source, checksums=_sums(source, tmp_path, sound), output=tmp_path / "o").info.notes
+    assert not any("list.csv" in note for note in notes)
+    error = _refusal(source, checksums=_sums(source, tmp_path, sound | {f"{folder}A.zip": b"other"}))
+    assert "A.zip is not the archive" in error.problem
+
+
+def test_a_list_of_other_things_checks_nothing_and_is_refused(source, tmp_path):
+    error = _refusal(source, checksums=_sums(source, tmp_path, {"C.zip": b"x", "A/basophil/no.png": b"y"}))
+    assert "list.csv names neither" in error.problem
+
+
+@pytest.mark.parametrize("prefix", ["", "./", "Source/prepared/images/", "C:\\data\\images\\"])
+def test_images_may_be_listed_with_the_folders_they_lay_in(prefix):
+    names = ["A/basophil/x.png", "B/basophil/x.png"]
+    path = prefix + ("A\\basophil\\x.png" if "\\" in prefix else "A/basophil/x.png")
+    assert lists.resolve(Path("list.csv"), [(path, "P1")], names) == {"A/basophil/x.png": "P1"}
 
 
 # Physical scale
@@ -298,6 +321,13 @@ def test_images_of_one_domain_that_look_resampled_are_said(tmp_path, make_archiv
     assert all(note.startswith("A: images of 60 to 70 px; 1.0 um/px") for note in said)
 
 
+@pytest.mark.parametrize("scale", [2.0, 100.0])
+def test_a_scale_that_leaves_no_pixels_is_refused(source, scale):
+    error = _refusal(source, um_per_pixel={"A": scale})
+    assert f"{round(25 / scale)} pixels of A at {scale:g} um/px" in error.problem
+    assert "--um-per-pixel" in error.remedy
+
+
 def test_a_scale_of_no_archive_is_refused(source):
     assert "C" in _refusal(source, um_per_pixel={"C": 0.1}).problem
 
@@ -326,6 +356,31 @@ def test_strict_allows_none_even_if_the_data_set_is_there(tmp_path, make_archive
 def test_what_is_tolerated_is_no_reason_to_prepare_anew(source):
     assert _prepare(source).fresh
     assert not _prepare(source, max_quarantined=0.5).fresh
+
+
+def test_sizes_count_once_and_in_any_order(source, tmp_path):
+    trees = [
+        tree(_prepare(source, pack_sizes=sizes, output=tmp_path / f"{number}").folder)
+        for number, sizes in enumerate([(64, 32), (32, 64), (32, 64, 32)])
+    ]
+    assert trees[0] == trees[1] == trees[2]
+
+
+def test_images_in_no_class_folder_are_named(source, make_archive, encode, draw):
+    image = encode(draw(1))
+    extra = {f"basophil/patient{n}/x.png": image for n in range(4)} | {"stray.png": image, "basophil/notes.txt": b"x"}
+    make_archive(source / "A.zip", {"basophil": 10, "monocyte": 9}, extra=extra)
+    prepared = _prepare(source)
+    (note,) = (note for note in prepared.info.notes if "no class folder" in note)
+    assert note.startswith("A: 5 images are in no class folder and were ignored: basophil/patient0/x.png, ")
+    assert note.endswith(" and 2 more")
+    assert prepared.info.domains["A"].ignored == 6
+
+
+def test_nothing_readable_is_an_error_whatever_else_was_asked(tmp_path, make_archive):
+    make_archive(tmp_path / "A", {}, extra={f"basophil/{n}.png": b"bad" for n in range(4)})
+    with pytest.raises(HemafastError, match="None of the 4 images"):
+        _prepare(tmp_path, group_pattern="(.)")
 
 
 def test_pictures_can_be_looked_at_in_several_sizes(source):

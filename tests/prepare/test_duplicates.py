@@ -15,6 +15,7 @@ from hemafast.prepare.archive import open_archive
 from hemafast.prepare.build import prepare
 from hemafast.prepare.duplicates import (
     MAX_DISTANCE,
+    find_contradictions,
     find_near,
     from_hex,
     group_duplicates,
@@ -165,3 +166,20 @@ def test_near_copies_under_three_labels_are_all_quarantined_and_all_named(tmp_pa
     reason = left["quarantined/D/monocyte/c.jpg"].reason
     assert all(name in reason for name in ("D/basophil/a.png", "D/basophil/b.png", "D/eosinophil/d.png"))
     assert "b.png" not in left["quarantined/D/basophil/a.png"].reason
+
+
+def test_images_of_one_colour_are_copies_only_if_it_is_the_same_colour(tmp_path, make_archive, encode):
+    grey, white = (np.full((64, 64, 3), colour, np.uint8) for colour in (128, 255))
+    extra = {"basophil/1.png": encode(grey), "basophil/2.bmp": encode(grey, "BMP"), "monocyte/3.png": encode(white)}
+    make_archive(tmp_path / "D", {"monocyte": 6, "basophil": 4}, extra=extra)
+    prepared = _prepared(tmp_path)
+    group = prepared.files.manifest.set_index("path")["duplicate_group"]
+    assert prepared.quarantine == []
+    assert group["images/D/basophil/1.png"] == group["images/D/basophil/2.bmp"] != group["images/D/monocyte/3.png"]
+
+
+def test_a_reason_names_a_few_of_many_copies():
+    rows = [(f"images/D/{label}/{n}.png", label, "g") for label in ("a", "b") for n in range(9)]
+    reasons = find_contradictions(pd.DataFrame(rows, columns=["path", "label", "duplicate_group"]))
+    assert len(reasons) == 18
+    assert reasons[0] == "the same picture is D/b/0.png, D/b/1.png, D/b/2.png, D/b/3.png, D/b/4.png and 4 more"

@@ -2,16 +2,14 @@
 
 import io
 import struct
-import threading
 import warnings
 import zlib
 
 import numpy as np
 import pytest
-import simplejpeg
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
-from hemafast.prepare.verify import UnreadableImageError, strict_decoders, verify_image
+from hemafast.prepare.verify import UnreadableImageError, decode_reference, strict_decoders, verify_image
 
 
 @pytest.mark.parametrize("share", [0.02, 0.3, 0.6, 0.95])
@@ -93,29 +91,37 @@ def _with_cut_tag(data: bytes) -> bytes:
     return bytes(content)
 
 
-def test_overlapping_calls_leave_the_filters_of_warnings_as_they_were(monkeypatch, draw, encode):
-    entered, leave = [threading.Event(), threading.Event()], [threading.Event(), threading.Event()]
-    turns = iter(range(2))
+def test_a_deprecation_in_the_decoder_is_no_damage(monkeypatch, draw, encode):
+    load = PngImagePlugin.PngImageFile.load
 
-    def slowly(data, **options):
-        turn = next(turns)
-        entered[turn].set()
-        assert leave[turn].wait(10)
+    def deprecated(self):
+        warnings.warn_explicit("old", DeprecationWarning, "Image.py", 1, module="PIL.Image")
+        return load(self)
 
-    monkeypatch.setattr(simplejpeg, "decode_jpeg", slowly)
-    data = encode(draw(0), "JPEG")
+    monkeypatch.setattr(PngImagePlugin.PngImageFile, "load", deprecated)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        before = list(warnings.filters)
-        threads = []
-        for turn in range(2):
-            threads.append(threading.Thread(target=verify_image, args=(data, "a.jpg")))
-            threads[-1].start()
-            assert entered[turn].wait(10)
-        for turn in range(2):  # the first to enter is the first to leave
-            leave[turn].set()
-            threads[turn].join(10)
-        assert warnings.filters == before
+        with strict_decoders():
+            verify_image(encode(draw(0)), "a.png")
+
+
+def test_a_lack_of_memory_is_not_taken_for_damage(monkeypatch, draw, encode):
+    def fail(self):
+        raise MemoryError
+
+    monkeypatch.setattr(PngImagePlugin.PngImageFile, "load", fail)
+    with pytest.raises(MemoryError):
+        verify_image(encode(draw(0)), "a.png")
+
+
+def test_the_reference_of_a_large_image_is_not_kept_but_can_be_had_again(draw, encode):
+    small, large = encode(draw(0, 60, 50)), encode(np.zeros((1001, 1000, 3), np.uint8))
+    kept, dropped = verify_image(small, "a.png"), verify_image(large, "a.png")
+    assert kept.compared
+    np.testing.assert_array_equal(kept.reference, decode_reference(small))
+    assert dropped.compared
+    assert dropped.reference is None
+    assert decode_reference(large).shape == (1001, 1000, 3)
 
 
 def test_a_refusal_reads_the_same_each_time():
