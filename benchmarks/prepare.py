@@ -7,7 +7,8 @@ disk) and DALI's decoding and resizing of the same files from memory, in turn, i
 once in the way of DALI's documentation, and once by the operators that prepare uses. All archives together, and each on
 its own; an archive of few images then with its images turned and flipped besides.
 Growth: archives of 300, 3,000 and 30,000 images, each prepared in a process of its own. The images are the real ones
-turned, flipped, enlarged and encoded again (JPEG of quality 95), so that no two show the same picture.
+turned, flipped, enlarged and encoded again (JPEG of quality 95), so that no two show the same picture. Each is prepared
+a second time, which must change nothing; and the comparison of 33,000 perceptual hashes is timed alone.
 Whatever is written stays to the end: ext4 looks through the files deleted in the last five minutes at every new one,
 which makes writing ten times slower. So begin on a disk that has been left alone for that long, with 20 GB to spare.
 Refuses drawn archives.
@@ -34,11 +35,13 @@ import numpy as np
 import typer
 from PIL import Image
 
-from hemafast.config import PrepareConfig
+from hemafast.config import AUTO_FIELD_OF_VIEW, PrepareConfig
 from hemafast.engine.machine import machine_facts
 from hemafast.prepare.archive import Archive, find_archives, open_archive
 from hemafast.prepare.build import prepare
+from hemafast.prepare.duplicates import find_near
 from hemafast.prepare.pixels import SquareDecoder, centre_windows
+from hemafast.taxonomy import UM_PER_PIXEL
 
 PREPARE, PLAIN, OURS = "prepare", "DALI, shorter side to 256 and centre crop", "DALI, the operators of prepare"
 ALL = "all archives, as they are"
@@ -72,6 +75,7 @@ def main(
                 for name, chosen in ({ALL: archives} | {archive.domain: [archive] for archive in archives}).items()
             },
             "growth": [_growth(largest, size, room) for size in sizes or [300, 3_000, 30_000]],
+            "comparison": _comparison(33_000),
         }
     json_file.parent.mkdir(parents=True, exist_ok=True)
     json_file.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
@@ -94,7 +98,8 @@ def _speed(archives: Sequence[Archive], rounds: int, room: Path) -> dict[str, An
         with archive.reader() as read:
             encoded += [read(member) for member in archive.members]
     size = np.array([Image.open(io.BytesIO(data)).size for data in encoded])
-    windows = centre_windows(size[:, 0], size[:, 1], size.min(axis=1))
+    sides = np.minimum([window for archive in archives for window in _windows(archive)], size.min(axis=1))
+    windows = centre_windows(size[:, 0], size[:, 1], sides)
     threads = len(os.sched_getaffinity(0))
     decoder = SquareDecoder((256,), _BATCH, threads)
 
@@ -109,15 +114,15 @@ def _speed(archives: Sequence[Archive], rounds: int, room: Path) -> dict[str, An
             plain.feed_input("encoded", [np.frombuffer(data, np.uint8) for data in encoded[start : start + _BATCH]])
             plain.run()
 
-    sides = {
+    contestants = {
         PREPARE: lambda folder: _prepare(archives, folder),
         PLAIN: lambda folder: decode_plainly(),
         OURS: lambda folder: decode(),
     }
-    measured: dict[str, list[tuple[float, float]]] = {name: [] for name in sides}
+    measured: dict[str, list[tuple[float, float]]] = {name: [] for name in contestants}
     for number in range(rounds + 1):
-        for name, side in sides.items():
-            time_taken = _timed(partial(side, Path(tempfile.mkdtemp(dir=room))))
+        for name, work in contestants.items():
+            time_taken = _timed(partial(work, Path(tempfile.mkdtemp(dir=room))))
             if number:  # the first round fills caches
                 measured[name].append(time_taken)
     images = len(encoded)
@@ -138,10 +143,16 @@ def _speed(archives: Sequence[Archive], rounds: int, room: Path) -> dict[str, An
     }
 
 
+def _windows(archive: Archive) -> list[int]:
+    """Side in pixels of what prepare keeps of each image by default, where the image shows as much."""
+    scale = UM_PER_PIXEL.get(archive.domain)
+    return [round(AUTO_FIELD_OF_VIEW / scale) if scale else sys.maxsize] * len(archive.members)
+
+
 def _prepare(archives: Sequence[Archive], folder: Path) -> None:
     for archive in archives:
         (folder / archive.path.name).symlink_to(archive.path.resolve())
-    prepare(PrepareConfig(source=folder, output=folder / "prepared", field_of_view="whole"))
+    prepare(PrepareConfig(source=folder, output=folder / "prepared"))
 
 
 def _plain_pipeline(threads: int) -> Any:
@@ -168,10 +179,19 @@ def _spread(values: list[float]) -> dict[str, float]:
 
 
 def _growth(archive: Archive, size: int, room: Path) -> dict[str, float]:
-    """Seconds and peak memory of preparing so many images in a process of its own."""
+    """Seconds and peak memory of preparing so many images in a process of its own, and seconds of doing so again."""
     source = Path(tempfile.mkdtemp(dir=room))
     _write_variants(archive, source / archive.path.name, size)
-    return {"images": size, **_measured(["prepare", "--source", str(source), "--json"])}
+    command = ["prepare", "--source", str(source), "--json"]
+    return {"images": size, **_measured(command), "seconds_again": _measured(command)["seconds"]}
+
+
+def _comparison(images: int) -> dict[str, float]:
+    """Seconds of comparing the perceptual hashes of so many images, each with each."""
+    hashes = np.random.default_rng(0).integers(0, 2**63, (images, 4), dtype=np.uint64)
+    started = time.perf_counter()
+    find_near(hashes)
+    return {"images": images, "seconds": time.perf_counter() - started}
 
 
 def _measured(arguments: list[str]) -> dict[str, float]:

@@ -44,8 +44,15 @@ def main() -> None:
         app()
     except HemafastError as error:
         logging.getLogger("hemafast").debug("raised here", exc_info=error)
-        typer.secho(f"error: {error}", fg=typer.colors.RED, err=True)
-        sys.exit(error.exit_code)
+        _exit(str(error), error.exit_code)
+    except OSError as error:  # a disk or a permission that nobody foresaw
+        logging.getLogger("hemafast").debug("raised here", exc_info=error)
+        _exit(f"{error}. Check that it is there, and that you may read or write it.", HemafastError.exit_code)
+
+
+def _exit(message: str, code: int) -> None:
+    typer.secho(f"error: {' '.join(message.split())}", fg=typer.colors.RED, err=True)
+    sys.exit(code)
 
 
 def _by_preset(field: str) -> str:
@@ -132,7 +139,7 @@ def prepare(
     max_quarantined: Annotated[
         float, typer.Option(help="Stop if a larger share would be quarantined.")
     ] = _DEFAULTS.max_quarantined,
-    workers: Annotated[int | None, typer.Option(min=1, help="Threads.", show_default="the cores")] = None,
+    workers: Annotated[int | None, typer.Option(min=1, max=256, help="Threads.", show_default="the cores")] = None,
     as_json: Json = False,
     verbose: Verbose = False,
     quiet: Quiet = False,

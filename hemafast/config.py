@@ -67,10 +67,10 @@ class PrepareConfig:
     """Seed of the split."""
     pack_sizes: Annotated[tuple[PackSize, ...], Len(1)] = (256,)
     """Sides in pixels of the packed squares."""
-    field_of_view: Annotated[float, Gt(0)] | Literal["auto", "whole"] = "auto"
+    field_of_view: Annotated[float, Gt(0), Le(100_000)] | Literal["auto", "whole"] = "auto"
     """Side in micrometres of the centre square that is kept of each image. `whole` keeps the largest square; `auto`
     keeps 25 where the scale is known and the image shows as much, and the largest square elsewhere."""
-    um_per_pixel: dict[str, Annotated[float, Gt(0)]] = field(default_factory=dict)
+    um_per_pixel: dict[str, Annotated[float, Ge(0.001), Le(100)]] = field(default_factory=dict)
     """Micrometres a pixel spans, by domain; goes before what is known of the challenge's domains."""
     shards: Annotated[int, Ge(1), Le(9999)] = 8
     """How many file lists each split is cut into."""

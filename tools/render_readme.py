@@ -108,9 +108,10 @@ def prepare_table(result: dict[str, Any]) -> str:
         for domain, part in result["speed"].items()
         if domain in FULL
     )
+    compared = result["comparison"]
     growth = [
         f"| {part['images']:,} | {part['seconds']:.1f} | {1000 * part['cpu_seconds'] / part['images']:.1f} "
-        f"| {part['peak_memory_mb']:,.0f} |"
+        f"| {part['peak_memory_mb']:,.0f} | {part['seconds_again']:.1f} |"
         for part in result["growth"]
     ]
     return "\n".join(
@@ -119,14 +120,15 @@ def prepare_table(result: dict[str, Any]) -> str:
             "|---|---|---|---|---|",
             *speed,
             "",
-            f"Real images ({counts}) at 256 px, whole field of view; {result['rounds']} rounds in turn, "
+            f"Real images ({counts}), packed at 256 px; {result['rounds']} rounds in turn, "
             f"median (min to max). {_machine(result['machine'])}.",
             "",
-            "| images | seconds, imports included | CPU milliseconds an image | peak memory, MB |",
-            "|---|---|---|---|",
+            "| images | seconds, imports included | CPU milliseconds an image | peak memory, MB | a second call, s |",
+            "|---|---|---|---|---|",
             *growth,
             "",
-            "Real images turned, flipped, enlarged and encoded again, so that no two are alike; one process each.",
+            "Real images turned, flipped, enlarged and encoded again, so that no two are alike; one process each. "
+            f"Comparing {compared['images']:,} perceptual hashes, each with each, takes {compared['seconds']:.1f} s.",
             "",
             _projection(result),
         ]

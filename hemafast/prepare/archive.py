@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hemafast.errors import HemafastError
-from hemafast.prepare.schema import INFO
+from hemafast.prepare.schema import is_prepared
 from hemafast.prepare.verify import FORMATS
 
 DRAWN_MARKER = "DRAWN.txt"
@@ -25,8 +25,9 @@ MAX_RATIO = 200
 """Unpacked bytes for each packed byte, over the archive and over each member of more than a mebibyte. Deflate reaches
 1,032 on zeros; uncompressed TIFF of a real cell packs to a fifth at best."""
 
-_CLUTTER = frozenset({"__MACOSX", "Thumbs.db", "desktop.ini"})
+_CLUTTER = frozenset({"__MACOSX", "Thumbs.db", "desktop.ini", "Icon\r"})
 _ARCHIVES = frozenset({".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar"})
+_UNPRINTABLE = {"Cc", "Cs", "Zl", "Zp"}  # Unicode's control characters, lone surrogates, line and paragraph breaks
 _ENCRYPTED = 0x1  # general purpose bit 0 of a zip entry
 _SYMLINK, _FILE_TYPE = 0o120000, 0o170000  # Unix modes, in the upper half of a zip entry's external attributes
 _METHODS = {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}
@@ -134,6 +135,9 @@ def find_archives(source: Path, output: Path) -> list[Path]:
     if not source.is_dir():
         raise HemafastError(f"There is no folder {source}.", "Name the folder of your archives with --source.")
     found = [path for path in list_archives(source) if path.resolve() != output.resolve()]
+    around = next((path for path in found if path.is_dir() and output.resolve().is_relative_to(path.resolve())), None)
+    if around is not None:
+        raise HemafastError(f"The output {output} lies within the archive {around}.", "Name another --output.")
     if not found:
         raise HemafastError(
             f"{source} holds no archive.",
@@ -168,6 +172,7 @@ def open_archive(path: Path) -> Archive:
 
     Raises HemafastError if it is not a zip, is encrypted, names files outside itself, or holds no class folders.
     """
+    _refuse_unprintable(path, path.name)
     entries = list(_folder_entries(path) if path.is_dir() else _zip_entries(path))
     kept = [entry for entry in entries if not _is_clutter(entry.name)]
     top = _top_folder([entry.name for entry in kept if _is_image(entry.name)])
@@ -197,7 +202,7 @@ def _domain(path: Path) -> str:
 def _is_archive(path: Path) -> bool:
     if path.name.startswith("."):
         return False
-    return path.suffix.lower() == ".zip" or (path.is_dir() and not (path / INFO).is_file())
+    return path.suffix.lower() == ".zip" or (path.is_dir() and not is_prepared(path))
 
 
 def _folder_entries(path: Path) -> Iterator[Entry]:
@@ -223,8 +228,8 @@ def _refuse_unlisted(error: OSError) -> None:
 
 
 def _zip_entries(path: Path) -> Iterator[Entry]:
-    if not zipfile.is_zipfile(path):
-        raise HemafastError(f"{path} is not a zip archive.", "Download it again, or remove it from the source folder.")
+    if path.exists() and not path.is_file():
+        raise HemafastError(f"{path} is no plain file.", "Remove it.")
     try:
         with zipfile.ZipFile(path) as file:
             listing = file.infolist()
@@ -302,8 +307,8 @@ def _refuse_repeated(path: Path, names: list[str]) -> None:
 
 def _refuse_unprintable(path: Path, name: str) -> None:
     """Names go into lists of one name a line; line breaks and bytes that are no text have no place there."""
-    if not name.isprintable():
-        raise HemafastError(f"{path}: the name {name!r} holds unprintable characters.", "Rename the file.")
+    if any(unicodedata.category(letter) in _UNPRINTABLE for letter in name) and not _is_clutter(name):
+        raise HemafastError(f"{path}: the name {name!r} holds unprintable characters.", "Rename it.")
 
 
 def _is_clutter(name: str) -> bool:

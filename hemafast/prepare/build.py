@@ -55,16 +55,16 @@ def prepare(
     """
     _refuse_source_within(config)
     whole = config.output.resolve()  # a relative name would mean the old folder where that is the current one
-    refuse_foreign(whole, schema.INFO)
-    recover(whole, schema.INFO)
+    refuse_foreign(whole, schema.is_prepared)
+    recover(whole, schema.is_prepared)
     plan = make_plan(config)
     existing = _existing(config.output)
     if existing is not None and existing.info.inputs == plan.inputs:
         refuse_excess(existing.manifest, config)
         return Prepared(config.output, existing, fresh=False)
     sums, notes = choose_sums(plan, config.checksums)
-    with published_whole(whole, schema.INFO, plan.ingest_key) as folder:
-        refuse_too_little_room(folder, _needed_bytes(plan, config, folder))
+    with published_whole(whole, schema.is_prepared, plan.ingest_key) as folder:
+        refuse_too_little_room(whole, _needed_bytes(plan, config, folder))
         images = ingest(plan, sums, folder, workers=workers or len(os.sched_getaffinity(0)), progress=progress)
         manifest, more = judge(images, config)
         _move_quarantined(folder, images, manifest)

@@ -75,6 +75,8 @@ def _check_files(folder: Path, info: schema.DatasetInfo) -> Iterator[Problem]:
 
 def _compare(path: Path, expected: str) -> str:
     """What is wrong with a file, or nothing."""
+    if path.is_symlink() or (path.exists() and not path.is_file()):
+        return "it is no plain file"
     try:
         found = sha256_of(path)
     except OSError as error:

@@ -212,8 +212,12 @@ def _judge_pixels(image: _Image) -> None:
     """Compare and hash what was decoded."""
     if image.decoded is None:
         return
-    if image.header.compared:
-        reference = image.header.reference
+    header = image.header
+    if image.decoded.full.shape != (header.height, header.width, 3):
+        image.error = UnreadableImageError("decoders disagree", f"DALI reads an image of {image.decoded.full.shape}")
+        return
+    if header.compared:
+        reference = header.reference
         difference = _difference(decode_reference(image.data) if reference is None else reference, image.decoded.full)
         if difference > _TOLERANCE:
             image.error = UnreadableImageError("decoders disagree", f"they differ by up to {difference} of 255")
@@ -232,9 +236,7 @@ def _keep_squares(batch: Sequence[_Image], squares: Sequence[SquareFiles]) -> No
 
 
 def _difference(reference: Pixels, pixels: Pixels) -> int:
-    """The largest absolute difference; 255 if the shapes differ."""
-    if reference.shape != pixels.shape:
-        return 255
+    """The largest absolute difference of two images of one shape."""
     if np.array_equal(reference, pixels):
         return 0
     return int(np.abs(reference.astype(np.int16) - pixels).max())

@@ -75,6 +75,11 @@ def _draw_split(manifest: pd.DataFrame, config: PrepareConfig) -> tuple[str, ...
     good = good.assign(group=groups)
     if config.folds is not None:
         good["fold"] = assign_folds(good, folds=config.folds, seed=config.seed)
+        if good["fold"].nunique() < config.folds:
+            raise HemafastError(
+                f"{config.source} holds too few images for {config.folds} folds: some would be empty.",
+                f"Ask for at most {good['fold'].nunique()}.",
+            )
         good["split"] = (good["fold"] == 0).map({True: VAL, False: TRAIN})
         missing = missing_strata(good, "fold", range(config.folds))
     else:
@@ -86,6 +91,8 @@ def _draw_split(manifest: pd.DataFrame, config: PrepareConfig) -> tuple[str, ...
 
 def _sides(good: pd.DataFrame, config: PrepareConfig) -> pd.Series[str]:
     """The split of every image: a held-out domain validates with all that shares a group with it."""
+    if config.holdout_domain is not None and config.holdout_domain not in set(good["domain"]):
+        raise HemafastError(f"No image of {config.holdout_domain} can be used: none would validate.", "Look at them.")
     held_out = good["group"].isin(good.loc[good["domain"] == config.holdout_domain, "group"])
     split, others = pd.Series(VAL, index=good.index), good[~held_out]
     if config.val_fraction == 0:

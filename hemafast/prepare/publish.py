@@ -6,8 +6,9 @@ import ctypes
 import errno
 import fcntl
 import os
+import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -19,18 +20,18 @@ _NO_SUCH_CALL = {errno.ENOSYS, errno.EINVAL, errno.ENOTSUP}
 
 
 @contextmanager
-def published_whole(target: Path, marker: str, key: str) -> Iterator[Path]:
+def published_whole(target: Path, ours: Callable[[Path], bool], key: str) -> Iterator[Path]:
     """A folder beside `target` that takes its place when the block ends well.
 
     When the block raises a HemafastError or an OSError, the folder vanishes: the user has to mend something first. When
     it is killed or interrupted and has a work log (`log_of`), both stay, and the next call with the same `key` goes on
-    in it. An older `target` is replaced only if it holds `marker` (or nothing), so that no foreign folder is ever
-    deleted.
+    in it. An older `target` is replaced only if it is `ours` or empty, so that no foreign folder is ever deleted. `key`
+    is 16 hexadecimal digits.
 
     Raises HemafastError if `target` must not be replaced, if another process is writing it, or if the disk is full.
     """
     target = target.resolve()
-    refuse_foreign(target, marker)
+    refuse_foreign(target, ours)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with _locked(target):
@@ -58,7 +59,7 @@ def log_of(folder: Path) -> Path:
     return folder.with_name(f"{folder.name}.jsonl")
 
 
-def recover(target: Path, marker: str) -> None:
+def recover(target: Path, ours: Callable[[Path], bool]) -> None:
     """Tidy up after a kill while `target` was published: nothing is lost, and nothing old is left.
 
     Where folders cannot be exchanged, a kill between two renames leaves the old one aside: it is put back. Elsewhere
@@ -69,16 +70,16 @@ def recover(target: Path, marker: str) -> None:
     if not old.exists():
         return
     with suppress(HemafastError, OSError), _locked(target):
-        if (old / marker).is_file() and not target.exists():
+        if ours(old) and not target.exists():
             old.rename(target)
         shutil.rmtree(old, ignore_errors=True)
 
 
-def refuse_foreign(target: Path, marker: str) -> None:
+def refuse_foreign(target: Path, ours: Callable[[Path], bool]) -> None:
     """Raise HemafastError if `target` holds anything that hemafast has not written, or cannot be renamed."""
     if target.is_mount():
         raise HemafastError(f"{target} is a mount point, which cannot be replaced.", "Name a folder within it.")
-    if not target.exists() or (target / marker).is_file():
+    if not target.exists() or ours(target):
         return
     if not target.is_dir() or any(target.iterdir()):
         raise HemafastError(f"{target} exists and was not written by hemafast.", "Move it, or choose another --output.")
@@ -90,7 +91,7 @@ def refuse_too_little_room(target: Path, needed: int) -> None:
     free = shutil.disk_usage(there).free
     if needed > free:
         raise HemafastError(
-            f"{target} needs {needed / 1e9:,.1f} GB, and its disk has {free / 1e9:,.1f} GB free.",
+            f"{target} needs {needed / 1e6:,.0f} MB, and its disk has {free / 1e6:,.0f} MB free.",
             "Make room, or name another --output.",
         )
 
@@ -120,7 +121,8 @@ def _old(target: Path) -> Path:
 
 def _clear_debris(target: Path, but: str = "nothing") -> None:
     """Remove what kills have left, all but what begins with the name `but`."""
-    for path in (_old(target), *target.parent.glob(f".{target.name}-new-*")):
+    work = re.compile(rf"\.{re.escape(target.name)}-new-[0-9a-f]{{16}}(\.jsonl(\.tmp)?)?")
+    for path in (_old(target), *(path for path in target.parent.iterdir() if work.fullmatch(path.name))):
         if path.name.startswith(but):
             continue
         if path.is_dir():

@@ -113,6 +113,14 @@ class DatasetInfo(Record):
         return any(domain.drawn for domain in self.domains.values())
 
 
+def is_prepared(folder: Path) -> bool:
+    """Whether hemafast has written `folder`. A dataset.json alone says nothing: other tools write one too."""
+    try:
+        return (folder / MANIFEST).is_file() and b'"schema_version"' in (folder / INFO).read_bytes()
+    except OSError:
+        return False
+
+
 def refused(manifest: pd.DataFrame) -> list[Refused]:
     """The images that were left out, by file."""
     rows = manifest[manifest["verdict"] == REFUSED].sort_values("path")

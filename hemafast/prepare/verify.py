@@ -146,9 +146,8 @@ def _verify(data: bytes, name: str) -> Header:
     with _open(data) as image:
         if image.width * image.height > MAX_PIXELS:
             raise UnreadableImageError("too large", f"{image.width} x {image.height} px by its header")
-        frames = getattr(image, "n_frames", 1)
-        if frames != 1:
-            raise UnreadableImageError("several frames", f"{frames} frames")
+        if _has_several_frames(image):
+            raise UnreadableImageError("several frames")
         if image.mode == "CMYK":
             raise UnreadableImageError("CMYK")
         if image.mode not in _LAYOUTS:
@@ -178,6 +177,16 @@ def decode_reference(data: bytes) -> Pixels:
 
 def _open(data: bytes) -> Image.Image:
     return Image.open(io.BytesIO(data), formats=sorted(set(FORMATS.values())))
+
+
+def _has_several_frames(image: Any) -> bool:
+    if image.format != "TIFF":
+        return bool(getattr(image, "n_frames", 1) != 1)
+    try:
+        image.seek(1)  # to count them all takes longer than linear time
+    except EOFError:
+        return False
+    return True
 
 
 def _kinds(image: Image.Image, data: bytes, name: str, orientation: int) -> tuple[str, ...]:

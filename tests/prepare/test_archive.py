@@ -426,6 +426,22 @@ def test_nothing_of_a_refused_archive_is_written(tmp_path, make_archive):
     assert {path.name for path in (tmp_path / "out").iterdir()} == {".prepared.lock"}
 
 
+@pytest.mark.parametrize("name", ["Lab\nB", "Lab\x85B", "Lab\u2028B"])
+def test_a_domain_that_would_break_a_list_is_refused(tmp_path, make_archive, name):
+    folder = make_archive(tmp_path / name, COUNTS)
+    assert "unprintable" in _refusal(lambda: open_archive(folder)).problem
+
+
+def test_spaces_of_any_kind_and_clutter_of_any_name_are_no_reason_to_refuse(tmp_path, make_archive):
+    extra = {"basophil/a\u00a0b c.png": b"x", "basophil/Icon\r": b""}
+    assert len(open_archive(make_archive(tmp_path / "d", COUNTS, extra=extra)).members) == 6
+
+
+def test_a_pipe_in_the_place_of_a_zip_is_refused_without_waiting_for_it(tmp_path):
+    os.mkfifo(tmp_path / "d.zip")
+    _refusal(lambda: open_archive(tmp_path / "d.zip"), "d.zip is no plain file")
+
+
 def test_a_linked_image_in_a_folder_is_refused(tmp_path, make_archive):
     folder = make_archive(tmp_path / "d", COUNTS)
     link = folder / "basophil" / "link.png"

@@ -486,10 +486,31 @@ def test_progress_counts_to_the_end(tmp_path, make_archive):
     assert told == [(0, 70), (64, 70), (70, 70)]
 
 
-def test_debris_of_another_output_is_left_alone(source):
-    (source / ".prepared2-new-xyz").mkdir()
+@pytest.mark.parametrize(
+    "name", [".prepared2-new-" + "0" * 16, ".prepared-new-mine", ".prepared-new-b-new-" + "0" * 16]
+)
+def test_what_only_looks_like_debris_is_left_alone(source, name):
+    (source / name).mkdir()
     _prepare(source)
-    assert (source / ".prepared2-new-xyz").is_dir()
+    assert (source / name).is_dir()
+
+
+def test_a_folder_of_another_tool_with_a_dataset_json_is_not_taken_for_ours(source, make_archive):
+    (source / "prepared").mkdir()
+    (source / "prepared" / "dataset.json").write_text('{"name": "a data set for nnU-Net"}')
+    make_archive(source / "Other", {"basophil": 4}, seed=5)
+    (source / "Other" / "dataset.json").write_text("{}")
+    with pytest.raises(HemafastError, match="not written by hemafast"):
+        _prepare(source)
+    shutil.rmtree(source / "prepared")
+    assert "Other" in _prepare(source).info.domains
+
+
+def test_an_output_within_an_archive_is_refused(source, make_archive):
+    folder = make_archive(source / "Other", {"basophil": 4}, seed=5)
+    with pytest.raises(HemafastError, match="lies within the archive"):
+        _prepare(source, output=folder / "prepared")
+    assert {path.name for path in folder.iterdir()} == {"basophil"}
 
 
 def test_a_prepared_data_set_may_be_read_by_others(source):

@@ -107,6 +107,13 @@ def test_a_file_that_does_not_belong_there_is_noticed(folder):
     assert _problems(folder) == ["images/A/extra.png"]
 
 
+def test_a_link_to_the_same_bytes_is_noticed(folder, tmp_path):
+    path = next((folder / "images").rglob("*.png"))
+    path.rename(tmp_path / "elsewhere.png")
+    path.symlink_to(tmp_path / "elsewhere.png")
+    assert _problems(folder) == [path.relative_to(folder).as_posix()]
+
+
 def test_what_is_no_data_set_is_refused(tmp_path):
     with pytest.raises(HemafastError, match="not a prepared data set"):
         check(tmp_path)

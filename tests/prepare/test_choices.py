@@ -93,6 +93,17 @@ def test_a_picture_that_the_held_out_domain_shares_does_not_train(source, make_a
     assert _manifest(source, holdout_domain="B", val_fraction=0).loc["A/basophil/twin.png", "split"] == "val"
 
 
+def test_a_domain_of_which_nothing_is_left_cannot_be_held_out(source, make_archive):
+    make_archive(source / "B.zip", {}, extra={f"basophil/{n}.png": b"bad" for n in range(3)})
+    assert "No image of B can be used" in _refusal(source, holdout_domain="B").problem
+
+
+def test_more_folds_than_images_are_refused(source):
+    error = _refusal(source, folds=60)
+    assert "60 folds" in error.problem
+    assert "at most 31" in error.remedy
+
+
 def test_an_unknown_domain_cannot_be_held_out(source):
     assert "A, B" in _refusal(source, holdout_domain="C").remedy
 

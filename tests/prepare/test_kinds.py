@@ -240,6 +240,24 @@ def test_what_cannot_be_trusted_is_quarantined_by_its_kind(draw, encode, name):
     assert "\n" not in str(caught.value)
 
 
+def _with_two_orientations(draw) -> bytes:
+    """A JPEG whose two EXIF blocks contradict each other: decoders differ in which they believe."""
+    first, second = (_oriented(draw(0, 90, 70), "JPEG", orientation) for orientation in (1, 6))
+    start = second.index(b"\xff\xe1")
+    block = second[start : start + 2 + int.from_bytes(second[start + 2 : start + 4], "big")]
+    start = first.index(b"\xff\xe1")
+    after = start + 2 + int.from_bytes(first[start + 2 : start + 4], "big")
+    return first[:after] + block + first[after:]
+
+
+def test_an_image_that_dali_reads_in_another_shape_is_quarantined(tmp_path, draw, make_archive):
+    extra = {"basophil/two.jpg": _with_two_orientations(draw)}
+    make_archive(tmp_path / "D", {"monocyte": 9}, extra=extra)
+    config = PrepareConfig(source=tmp_path, output=tmp_path / "prepared", pack_sizes=(32,), max_quarantined=1)
+    (left,) = prepare(config).quarantine
+    assert (left.file, left.kind) == ("quarantined/D/basophil/two.jpg", "decoders disagree")
+
+
 def test_file_verdict_and_reason_stand_in_the_quarantine_list(tmp_path, draw, encode, make_archive):
     extra = {f"basophil/{name}.png": make(draw, encode) for name, (_, make) in QUARANTINED.items()}
     make_archive(tmp_path / "D", {"monocyte": 4}, extra=extra)

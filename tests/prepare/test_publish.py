@@ -18,6 +18,11 @@ from hemafast.prepare.build import prepare
 from hemafast.prepare.publish import log_of, published_whole, recover
 
 MARKER = "dataset.json"
+KEY, OTHER_KEY = "0123456789abcdef", "f" * 16
+
+
+def ours(folder: Path) -> bool:
+    return (folder / MARKER).is_file()
 
 
 @pytest.fixture
@@ -28,8 +33,8 @@ def target(tmp_path) -> Path:
     return folder
 
 
-def _publish(target: Path, text: str, key: str = "k") -> None:
-    with published_whole(target, MARKER, key) as folder:
+def _publish(target: Path, text: str, key: str = KEY) -> None:
+    with published_whole(target, ours, key) as folder:
         (folder / MARKER).write_text(text)
 
 
@@ -56,7 +61,7 @@ def test_two_folders_change_places_in_one_step_here(tmp_path):
 
 def test_a_kill_between_two_renames_loses_neither(target):
     target.rename(target.with_name(".prepared-old"))
-    recover(target, MARKER)
+    recover(target, ours)
     assert (target / MARKER).read_text() == "old"
     assert _left(target) == {"prepared"}
 
@@ -64,16 +69,16 @@ def test_a_kill_between_two_renames_loses_neither(target):
 def test_a_kill_before_the_old_folder_was_deleted_leaves_the_new_one(target):
     shutil.copytree(target, target.with_name(".prepared-old"))
     (target / MARKER).write_text("new")
-    recover(target, MARKER)
+    recover(target, ours)
     assert (target / MARKER).read_text() == "new"
     assert _left(target) == {"prepared"}
 
 
 def test_nothing_is_tidied_up_while_another_process_writes(target):
     old = target.with_name(".prepared-old")
-    with published_whole(target, MARKER, "k") as folder:
+    with published_whole(target, ours, KEY) as folder:
         old.mkdir()
-        recover(target, MARKER)
+        recover(target, ours)
         assert old.exists()
         (folder / MARKER).write_text("new")
     assert _left(target) == {"prepared"}
@@ -81,7 +86,7 @@ def test_nothing_is_tidied_up_while_another_process_writes(target):
 
 def test_a_kill_while_folders_change_places_mixes_nothing(target, monkeypatch):
     """The older data set lies under the name of the work then; it must not be taken for work."""
-    with published_whole(target, MARKER, "k") as folder:
+    with published_whole(target, ours, KEY) as folder:
         log_of(folder).write_text("verified")
         (folder / MARKER).write_text("new")
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
@@ -94,8 +99,8 @@ def test_a_kill_while_folders_change_places_mixes_nothing(target, monkeypatch):
         folder.rename(folder.with_name("kept"))  # what a kill would leave
         folder.mkdir()
         (folder / MARKER).write_text("newer")
-    target.with_name("kept").rename(target.with_name(".prepared-new-k"))
-    with published_whole(target, MARKER, "k") as folder:
+    target.with_name("kept").rename(target.with_name(f".prepared-new-{KEY}"))
+    with published_whole(target, ours, KEY) as folder:
         assert not list(folder.iterdir())
         (folder / MARKER).write_text("newest")
     assert (target / MARKER).read_text() == "newest"
@@ -107,14 +112,14 @@ def _interrupt(*arguments):
 
 
 def test_an_interrupted_folder_is_gone_on_with_under_the_same_key_only(target):
-    with pytest.raises(KeyboardInterrupt), published_whole(target, MARKER, "k") as folder:
+    with pytest.raises(KeyboardInterrupt), published_whole(target, ours, KEY) as folder:
         (folder / "half").write_text("x")
         log_of(folder).write_text("half is done")
         raise KeyboardInterrupt
-    with pytest.raises(KeyboardInterrupt), published_whole(target, MARKER, "k") as folder:
+    with pytest.raises(KeyboardInterrupt), published_whole(target, ours, KEY) as folder:
         assert (folder / "half").exists()
         raise KeyboardInterrupt
-    with published_whole(target, MARKER, "other") as folder:
+    with published_whole(target, ours, OTHER_KEY) as folder:
         assert not list(folder.iterdir())
         (folder / MARKER).write_text("new")
     assert _left(target) == {"prepared"}
@@ -122,7 +127,7 @@ def test_an_interrupted_folder_is_gone_on_with_under_the_same_key_only(target):
 
 @pytest.mark.parametrize("error", [HemafastError("a", "b"), OSError(errno.EACCES, "no")])
 def test_an_error_leaves_the_old_folder_and_nothing_else(target, error):
-    with pytest.raises(HemafastError), published_whole(target, MARKER, "k"):
+    with pytest.raises(HemafastError), published_whole(target, ours, KEY):
         raise error
     assert (target / MARKER).read_text() == "old"
     assert _left(target) == {"prepared"}
@@ -136,7 +141,7 @@ def test_a_folder_that_was_not_written_by_us_is_not_replaced(tmp_path):
 
 
 def test_a_second_process_is_told_who_is_writing(target):
-    with published_whole(target, MARKER, "k") as folder:
+    with published_whole(target, ours, KEY) as folder:
         with pytest.raises(HemafastError, match=rf"process {os.getpid()}\) is writing"):
             _publish(target, "other")
         (folder / MARKER).write_text("new")
@@ -147,7 +152,7 @@ def test_the_lock_of_a_killed_process_does_not_block(target):
     script = (
         "import sys, time; from pathlib import Path\n"
         "from hemafast.prepare.publish import published_whole\n"
-        "with published_whole(Path(sys.argv[1]), 'dataset.json', 'k'):\n"
+        "with published_whole(Path(sys.argv[1]), lambda folder: True, '0' * 16):\n"
         "    print('in', flush=True); time.sleep(60)\n"
     )
     with subprocess.Popen([sys.executable, "-c", script, str(target)], stdout=subprocess.PIPE) as process:
@@ -175,7 +180,7 @@ def _prepare(source: Path, **options):
 def test_too_little_room_is_said_before_anything_is_written(source, monkeypatch):
     before = tree(_prepare(source).folder)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 10**9 - 1000, 1000))
-    with pytest.raises(HemafastError, match=r"needs 0\.\d GB, and its disk has 0\.0 GB free"):
+    with pytest.raises(HemafastError, match=r"needs \d+ MB, and its disk has 0 MB free"):
         _prepare(source, field_of_view="whole", seed=1, um_per_pixel={"A": 0.2})
     assert tree(source / "prepared") == before
 
