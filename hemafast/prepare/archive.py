@@ -3,34 +3,20 @@
 from __future__ import annotations
 
 import os
-import posixpath
-import unicodedata
 import zipfile
 import zlib
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from hemafast.errors import HemafastError
+from hemafast.prepare import safety
 from hemafast.prepare.schema import is_prepared
 from hemafast.prepare.verify import FORMATS
 
 DRAWN_MARKER = "DRAWN.txt"
 """A file of this name at the root of an archive says that its cells are drawn, not photographed."""
-MAX_IMAGE_BYTES = 256 * 2**20
-"""No single-cell image comes near this; a member that declares more is refused before it is unpacked."""
-MAX_RATIO = 200
-"""Unpacked bytes for each packed byte, over the archive and over each member of more than a mebibyte. Deflate reaches
-1,032 on zeros; uncompressed TIFF of a real cell packs to a fifth at best."""
-
-_CLUTTER = frozenset({"__MACOSX", "Thumbs.db", "desktop.ini", "Icon\r"})
-_ARCHIVES = frozenset({".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar"})
-_UNPRINTABLE = {"Cc", "Cs", "Zl", "Zp"}  # Unicode's control characters, lone surrogates, line and paragraph breaks
-_ENCRYPTED = 0x1  # general purpose bit 0 of a zip entry
-_SYMLINK, _FILE_TYPE = 0o120000, 0o170000  # Unix modes, in the upper half of a zip entry's external attributes
-_METHODS = {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}
 
 # What reading a damaged archive raises, by the place of the damage; ValueError for names that are no text.
 _DAMAGED = (OSError, EOFError, KeyError, ValueError, RuntimeError, zipfile.BadZipFile, zlib.error)
@@ -143,23 +129,12 @@ def find_archives(source: Path, output: Path) -> list[Path]:
             f"{source} holds no archive.",
             "Put Acevedo_20.zip, Matek_19.zip or a folder of class folders there, or draw a demo with `hemafast demo`.",
         )
-    twice = find_collision(_domain(path) for path in found)
+    twice = safety.find_collision(_domain(path) for path in found)
     if twice:
         raise HemafastError(
             f"{source} holds two archives named {' and '.join(twice)}.", "Remove or rename one of the two."
         )
     return found
-
-
-def find_collision(names: Iterable[str]) -> tuple[str, str] | None:
-    """The first two names that would be one on some file system: they differ in case or Unicode form, or not at all."""
-    seen: dict[str, str] = {}
-    for name in names:
-        key = unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
-        if key in seen:
-            return seen[key], name
-        seen[key] = name
-    return None
 
 
 def list_archives(source: Path) -> list[Path]:
@@ -172,13 +147,13 @@ def open_archive(path: Path) -> Archive:
 
     Raises HemafastError if it is not a zip, is encrypted, names files outside itself, or holds no class folders.
     """
-    _refuse_unprintable(path, path.name)
+    safety.refuse_unprintable(path, path.name)
     entries = list(_folder_entries(path) if path.is_dir() else _zip_entries(path))
-    kept = [entry for entry in entries if not _is_clutter(entry.name)]
+    kept = [entry for entry in entries if not safety.is_clutter(entry.name)]
     top = _top_folder([entry.name for entry in kept if _is_image(entry.name)])
     members, ignored, drawn = [], [], False
     for entry in kept:
-        parts = _parts(entry.name.removeprefix(top))
+        parts = safety.parts_of(entry.name.removeprefix(top))
         if parts == [DRAWN_MARKER]:
             drawn = True
         elif len(parts) == 2 and _is_image(entry.name):
@@ -214,11 +189,11 @@ def _folder_entries(path: Path) -> Iterator[Entry]:
         for name in files:
             whole = Path(folder, name)
             relative, status = whole.relative_to(path).as_posix(), whole.stat()
-            _refuse_unprintable(path, relative)
-            _refuse_nested(path, relative)
+            safety.refuse_unprintable(path, relative)
+            safety.refuse_nested(path, relative)
             if not whole.is_file():
                 raise HemafastError(f"{whole} is no plain file.", "Remove it.")
-            _refuse_large(path, relative, status.st_size)
+            safety.refuse_large(path, relative, status.st_size)
             yield Entry(relative, status.st_size, f"{status.st_mtime_ns}")
 
 
@@ -236,11 +211,11 @@ def _zip_entries(path: Path) -> Iterator[Entry]:
     except _DAMAGED as error:
         raise HemafastError(f"{path} cannot be listed ({error}).", "Download it again, or remove it.") from error
     for info in listing:
-        _refuse_unsafe_name(path, info.filename)
+        safety.refuse_unsafe_name(path, info.filename)
         if not info.is_dir():
-            _refuse_unsafe(path, info)
-    _refuse_ratio(path, sum(info.file_size for info in listing), path.stat().st_size)
-    _refuse_repeated(path, [info.filename for info in listing])
+            safety.refuse_unsafe(path, info)
+    safety.refuse_ratio(path, sum(info.file_size for info in listing), path.stat().st_size)
+    safety.refuse_repeated(path, [info.filename for info in listing])
     for info in listing:
         if not info.is_dir():
             yield Entry(info.filename, info.file_size, _stamp(info))
@@ -250,82 +225,8 @@ def _stamp(info: zipfile.ZipInfo) -> str:
     return f"{info.CRC:08x}"
 
 
-def _refuse_unsafe_name(path: Path, name: str) -> None:
-    parts = _parts(name)
-    _refuse_unprintable(path, name)
-    if not parts or name.startswith("/") or ".." in parts or "\\" in name or ":" in parts[0]:
-        raise HemafastError(
-            f"{path}: the name {name!r} points outside the archive.", "Do not trust this archive; remove it."
-        )
-
-
-def _refuse_unsafe(path: Path, info: zipfile.ZipInfo) -> None:
-    name = info.filename
-    if (info.external_attr >> 16) & _FILE_TYPE == _SYMLINK:
-        raise HemafastError(f"{path}: {name} is a symbolic link.", "Pack the file that it points to.")
-    if info.flag_bits & _ENCRYPTED:
-        raise HemafastError(f"{path}: {name} is encrypted.", "Unpack it yourself and use the folder.")
-    if info.compress_type not in _METHODS:
-        raise HemafastError(
-            f"{path}: {name} is compressed by method {info.compress_type}, which cannot be unpacked in bounded memory.",
-            "Pack it again with the usual one (deflate), or unpack it yourself and use the folder.",
-        )
-    _refuse_large(path, name, info.file_size)
-    if info.file_size > 2**20:
-        _refuse_ratio(path, info.file_size, info.compress_size, f": {name}")
-    _refuse_nested(path, name)
-
-
-def _refuse_large(path: Path, name: str, size: int) -> None:
-    if size > MAX_IMAGE_BYTES:
-        raise HemafastError(
-            f"{path}: {name} has {size / 2**20:,.0f} MiB.",
-            f"Files of more than {MAX_IMAGE_BYTES // 2**20} MiB are refused; remove it.",
-        )
-
-
-def _refuse_ratio(path: Path, unpacked: int, packed: int, what: str = "") -> None:
-    if unpacked > MAX_RATIO * max(packed, 1):
-        raise HemafastError(
-            f"{path}{what} would unpack to {unpacked / 2**20:,.0f} MiB, over {MAX_RATIO} times its size.",
-            "That is no archive of photographs; do not trust it.",
-        )
-
-
-def _refuse_nested(path: Path, name: str) -> None:
-    """An archive in an archive would be passed over as no image, and its cells with it."""
-    if _suffix(name) in _ARCHIVES and not _is_clutter(name):
-        raise HemafastError(f"{path} holds another archive, {name}.", "Unpack it and lay it beside the others.")
-
-
-def _refuse_repeated(path: Path, names: list[str]) -> None:
-    """Two members of one name: which of the two a reader gets is chance."""
-    name, times = Counter(names).most_common(1)[0] if names else ("", 0)
-    if times > 1:
-        raise HemafastError(f"{path} holds {name} {times} times.", "Pack it again.")
-
-
-def _refuse_unprintable(path: Path, name: str) -> None:
-    """Names go into lists of one name a line; line breaks and bytes that are no text have no place there."""
-    if any(unicodedata.category(letter) in _UNPRINTABLE for letter in name) and not _is_clutter(name):
-        raise HemafastError(f"{path}: the name {name!r} holds unprintable characters.", "Rename it.")
-
-
-def _is_clutter(name: str) -> bool:
-    return any(part in _CLUTTER or part.startswith(".") for part in _parts(name))
-
-
 def _is_image(name: str) -> bool:
-    return _suffix(name) in FORMATS
-
-
-def _parts(name: str) -> list[str]:
-    """The parts of a name, as pathlib sees them; its objects would take half the time of listing an archive."""
-    return [part for part in name.split("/") if part not in ("", ".")]
-
-
-def _suffix(name: str) -> str:
-    return posixpath.splitext(name)[1].lower()
+    return safety.suffix_of(name) in FORMATS
 
 
 def _top_folder(images: list[str]) -> str:
@@ -337,7 +238,7 @@ def _top_folder(images: list[str]) -> str:
 
 def _refuse_collisions(path: Path, members: Sequence[Member]) -> None:
     """Two names that differ in case alone would be one file, or one class, on some machines and two on others."""
-    files = find_collision(f"{member.label}/{member.file}" for member in members)
-    twice = files or find_collision(dict.fromkeys(member.label for member in members))
+    files = safety.find_collision(f"{member.label}/{member.file}" for member in members)
+    twice = files or safety.find_collision(dict.fromkeys(member.label for member in members))
     if twice:
         raise HemafastError(f"{path} holds both {twice[0]} and {twice[1]}.", "Rename one of the two.")

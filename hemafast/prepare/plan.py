@@ -12,7 +12,8 @@ import pandas as pd
 from hemafast.config import AUTO_FIELD_OF_VIEW, PrepareConfig, to_plain
 from hemafast.errors import HemafastError
 from hemafast.prepare import lists, schema
-from hemafast.prepare.archive import Archive, find_archives, find_collision, open_archive
+from hemafast.prepare.archive import Archive, find_archives, open_archive
+from hemafast.prepare.safety import find_collision
 from hemafast.prepare.shards import digest
 from hemafast.prepare.split import fair_order
 from hemafast.taxonomy import CHALLENGE_CLASSES, UM_PER_PIXEL

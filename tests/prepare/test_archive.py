@@ -13,8 +13,9 @@ import pytest
 
 from hemafast.config import PrepareConfig
 from hemafast.errors import HemafastError
-from hemafast.prepare.archive import MAX_IMAGE_BYTES, find_archives, open_archive
+from hemafast.prepare.archive import find_archives, open_archive
 from hemafast.prepare.build import prepare
+from hemafast.prepare.safety import MAX_IMAGE_BYTES
 
 COUNTS = {"basophil": 3, "monocyte": 2}
 

@@ -1,0 +1,118 @@
+"""What an archive must not hold. Each refusal is a HemafastError, after which nothing of the archive is written."""
+
+from __future__ import annotations
+
+import posixpath
+import unicodedata
+import zipfile
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from hemafast.errors import HemafastError
+
+MAX_IMAGE_BYTES = 256 * 2**20
+"""No single-cell image comes near this; a member that declares more is refused before it is unpacked."""
+MAX_RATIO = 200
+"""Unpacked bytes for each packed byte, over the archive and over each member of more than a mebibyte. Deflate reaches
+1,032 on zeros; uncompressed TIFF of a real cell packs to a fifth at best."""
+
+_CLUTTER = frozenset({"__MACOSX", "Thumbs.db", "desktop.ini", "Icon\r"})
+_ARCHIVES = frozenset({".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar"})
+_UNPRINTABLE = {"Cc", "Cs", "Zl", "Zp"}  # Unicode's control characters, lone surrogates, line and paragraph breaks
+_ENCRYPTED = 0x1  # general purpose bit 0 of a zip entry
+_SYMLINK, _FILE_TYPE = 0o120000, 0o170000  # Unix modes, in the upper half of a zip entry's external attributes
+_METHODS = {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}
+
+
+def is_clutter(name: str) -> bool:
+    """Whether an operating system has left this file, not a person."""
+    return any(part in _CLUTTER or part.startswith(".") for part in parts_of(name))
+
+
+def parts_of(name: str) -> list[str]:
+    """The parts of a name, as pathlib sees them; its objects would take half the time of listing an archive."""
+    return [part for part in name.split("/") if part not in ("", ".")]
+
+
+def suffix_of(name: str) -> str:
+    """The suffix of a name in lower case, with its dot."""
+    return posixpath.splitext(name)[1].lower()
+
+
+def find_collision(names: Iterable[str]) -> tuple[str, str] | None:
+    """The first two names that would be one on some file system: they differ in case or Unicode form, or not at all."""
+    seen: dict[str, str] = {}
+    for name in names:
+        key = unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
+        if key in seen:
+            return seen[key], name
+        seen[key] = name
+    return None
+
+
+def refuse_unprintable(path: Path, name: str) -> None:
+    """Names go into lists of one name a line; line breaks and bytes that are no text have no place there."""
+    if name.isprintable() or is_clutter(name):
+        return
+    if any(unicodedata.category(letter) in _UNPRINTABLE for letter in name):
+        raise HemafastError(f"{path}: the name {name!r} holds unprintable characters.", "Rename it.")
+
+
+def refuse_nested(path: Path, name: str) -> None:
+    """An archive in an archive would be passed over as no image, and its cells with it."""
+    if suffix_of(name) in _ARCHIVES and not is_clutter(name):
+        raise HemafastError(f"{path} holds another archive, {name}.", "Unpack it and lay it beside the others.")
+
+
+def refuse_large(path: Path, name: str, size: int) -> None:
+    """Raise HemafastError for a file larger than any image of a single cell."""
+    if size > MAX_IMAGE_BYTES:
+        raise HemafastError(
+            f"{path}: {name} has {size / 2**20:,.0f} MiB.",
+            f"Files of more than {MAX_IMAGE_BYTES // 2**20} MiB are refused; remove it.",
+        )
+
+
+def refuse_unsafe_name(path: Path, name: str) -> None:
+    """Raise HemafastError for a name that would lead out of the archive: absolute, upwards, or of another drive."""
+    parts = parts_of(name)
+    refuse_unprintable(path, name)
+    if not parts or name.startswith("/") or ".." in parts or "\\" in name or ":" in parts[0]:
+        raise HemafastError(
+            f"{path}: the name {name!r} points outside the archive.", "Do not trust this archive; remove it."
+        )
+
+
+def refuse_unsafe(path: Path, info: zipfile.ZipInfo) -> None:
+    """Raise HemafastError for a member of a zip that is no plain file of bounded size."""
+    name = info.filename
+    if (info.external_attr >> 16) & _FILE_TYPE == _SYMLINK:
+        raise HemafastError(f"{path}: {name} is a symbolic link.", "Pack the file that it points to.")
+    if info.flag_bits & _ENCRYPTED:
+        raise HemafastError(f"{path}: {name} is encrypted.", "Unpack it yourself and use the folder.")
+    if info.compress_type not in _METHODS:
+        raise HemafastError(
+            f"{path}: {name} is compressed by method {info.compress_type}, which cannot be unpacked in bounded memory.",
+            "Pack it again with the usual one (deflate), or unpack it yourself and use the folder.",
+        )
+    refuse_large(path, name, info.file_size)
+    if info.file_size > 2**20:
+        refuse_ratio(path, info.file_size, info.compress_size, f": {name}")
+    refuse_nested(path, name)
+
+
+def refuse_ratio(path: Path, unpacked: int, packed: int, what: str = "") -> None:
+    """Raise HemafastError for more `unpacked` bytes than `packed` ones can honestly hold; `what` follows the path."""
+    if unpacked > MAX_RATIO * max(packed, 1):
+        raise HemafastError(
+            f"{path}{what} would unpack to {unpacked / 2**20:,.0f} MiB, over {MAX_RATIO} times its size.",
+            "That is no archive of photographs; do not trust it.",
+        )
+
+
+def refuse_repeated(path: Path, names: Sequence[str]) -> None:
+    """Two members of one name: which of the two a reader gets is chance."""
+    name, times = Counter(names).most_common(1)[0] if names else ("", 0)
+    if times > 1:
+        raise HemafastError(f"{path} holds {name} {times} times.", "Pack it again.")
