@@ -20,12 +20,12 @@ from hemafast.errors import HemafastError, StoppedError
 
 app = typer.Typer(
     name="hemafast",
-    help="Train classifiers of single-cell blood images, fast. Start with [bold]hemafast prepare[/bold].",
+    help="Train classifiers of single-cell blood images, fast. Start with `hemafast prepare`.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
-    rich_markup_mode="rich",
+    rich_markup_mode="markdown",
 )
 
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Say more.")]
@@ -69,7 +69,7 @@ def _trains(field: str, text: str, name: str | None = None, **more: Any) -> Any:
     return typer.Option(*([name] if name else []), help=text, show_default=_by_preset(field), **more)
 
 
-@app.command(epilog="Example: [bold]hemafast demo --source Source[/bold]")
+@app.command(epilog="Example: `hemafast demo --source Source`")
 def demo(
     source: Annotated[Path, typer.Option(help="Folder to draw into.")] = Path("Source"),
     images: Annotated[int, typer.Option(min=120, help="Cells to draw in all.")] = 400,
@@ -97,8 +97,8 @@ def demo(
 
 
 @app.command(
-    epilog="Examples: [bold]hemafast prepare[/bold], [bold]hemafast prepare --folds 5[/bold], "
-    "[bold]hemafast prepare --field-of-view 25 --um-per-pixel MyLab=0.11 --classes from-data[/bold]"
+    epilog="Examples: `hemafast prepare`, `hemafast prepare --folds 5`, "
+    "`hemafast prepare --field-of-view 25 --um-per-pixel MyLab=0.11 --classes from-data`"
 )
 def prepare(
     source: Annotated[Path, typer.Option(help="Folder of zips or folders, one a domain.")] = _DEFAULTS.source,
@@ -199,7 +199,7 @@ def prepare(
         results.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
-@app.command(epilog="Example: [bold]hemafast verify Source/prepared[/bold]")
+@app.command(epilog="Example: `hemafast verify Source/prepared`")
 def verify(
     data: Annotated[Path, typer.Argument(help="Prepared data set.")] = _TRAIN_DEFAULTS.data,
     as_json: Json = False,
@@ -226,7 +226,7 @@ def verify(
         raise typer.Exit(1)
 
 
-@app.command(epilog="Example: [bold]hemafast eda --data Source/prepared --output runs/eda[/bold]")
+@app.command(epilog="Example: `hemafast eda --data Source/prepared --output runs/eda`")
 def eda(
     data: Data = _TRAIN_DEFAULTS.data,
     output: Annotated[Path, typer.Option(help="Folder for the page and its pictures.")] = Path("runs/eda"),
@@ -251,9 +251,9 @@ def eda(
 
 
 @app.command(
-    epilog="Examples: [bold]hemafast train --preset quick[/bold], "
-    "[bold]hemafast train --model efficientnet_b0 --onecycle[/bold], "
-    "[bold]hemafast train --resume runs/NAME --epochs 50[/bold]"
+    epilog="Examples: `hemafast train --preset quick`, "
+    "`hemafast train --model efficientnet_b0 --onecycle`, "
+    "`hemafast train --resume runs/NAME --epochs 50`"
 )
 def train(
     preset: Annotated[
@@ -333,7 +333,7 @@ def train(
     _evaluate(folder, None, read_config(folder).device, as_json=as_json)
 
 
-@app.command(epilog="Example: [bold]hemafast evaluate runs/NAME[/bold]")
+@app.command(epilog="Example: `hemafast evaluate runs/NAME`")
 def evaluate(
     run: Annotated[Path, typer.Argument(help="Run folder.")],
     data: Annotated[
@@ -352,7 +352,7 @@ def evaluate(
     _evaluate(run, data, device, as_json=as_json)
 
 
-@app.command(epilog="Example: [bold]hemafast bench --json bench.json[/bold]")
+@app.command(epilog="Example: `hemafast bench --json bench.json`")
 def bench(
     data: Data = _TRAIN_DEFAULTS.data,
     model: Annotated[str, typer.Option(help="Any timm image model.")] = "efficientnet_b0",
