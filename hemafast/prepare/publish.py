@@ -36,6 +36,7 @@ def published_whole(target: Path, ours: Callable[[Path], bool], key: str) -> Ite
         target.parent.mkdir(parents=True, exist_ok=True)
         with _locked(target):
             staging = target.with_name(f".{target.name}-new-{key}")
+            _put_back(target, ours)
             _clear_debris(target, but=staging.name)
             if not log_of(staging).exists():
                 shutil.rmtree(staging, ignore_errors=True)
@@ -66,13 +67,9 @@ def recover(target: Path, ours: Callable[[Path], bool]) -> None:
     the old one may not have been deleted yet. Does nothing while another process is writing.
     """
     target = target.resolve()
-    old = _old(target)
-    if not old.exists():
-        return
-    with suppress(HemafastError, OSError), _locked(target):
-        if ours(old) and not target.exists():
-            old.rename(target)
-        shutil.rmtree(old, ignore_errors=True)
+    if _old(target).exists():
+        with suppress(HemafastError, OSError), _locked(target):
+            _put_back(target, ours)
 
 
 def refuse_foreign(target: Path, ours: Callable[[Path], bool]) -> None:
@@ -117,6 +114,13 @@ def _locked(target: Path) -> Iterator[None]:
 
 def _old(target: Path) -> Path:
     return target.with_name(f".{target.name}-old")
+
+
+def _put_back(target: Path, ours: Callable[[Path], bool]) -> None:
+    old = _old(target)
+    if ours(old) and not target.exists():
+        old.rename(target)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def _clear_debris(target: Path, but: str = "nothing") -> None:

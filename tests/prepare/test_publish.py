@@ -66,6 +66,13 @@ def test_a_kill_between_two_renames_loses_neither(target):
     assert _left(target) == {"prepared"}
 
 
+def test_publishing_itself_puts_back_what_a_kill_left_aside(target):
+    target.rename(target.with_name(".prepared-old"))
+    with pytest.raises(HemafastError), published_whole(target, ours, KEY):
+        raise HemafastError("mend", "this")
+    assert (target / MARKER).read_text() == "old"
+
+
 def test_a_kill_before_the_old_folder_was_deleted_leaves_the_new_one(target):
     shutil.copytree(target, target.with_name(".prepared-old"))
     (target / MARKER).write_text("new")
