@@ -51,7 +51,7 @@ def main() -> None:
 
 
 def _exit(message: str, code: int) -> None:
-    typer.secho(f"error: {' '.join(message.split())}", fg=typer.colors.RED, err=True)
+    typer.secho(f"error: {' '.join(message.splitlines())}", fg=typer.colors.RED, err=True)
     sys.exit(code)
 
 
@@ -182,9 +182,7 @@ def prepare(
     except KeyboardInterrupt as error:
         raise StoppedError("Stopped. What was verified is kept.", "Run the same command to go on.") from error
     if as_json:
-        quarantine = [
-            {"file": image.file, "verdict": image.kind, "reason": image.reason} for image in prepared.quarantine
-        ]
+        quarantine = [image.row() for image in prepared.quarantine]
         said = {"folder": str(prepared.folder), "fresh": prepared.fresh, **prepared.info.model_dump(mode="json")}
         typer.echo(json.dumps(said | {"quarantine": quarantine}, indent=2))
         return

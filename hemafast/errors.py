@@ -1,5 +1,15 @@
 """Errors that a user can mend: one line that names what is wrong and what to do about it."""
 
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+def name_some(names: Sequence[str], most: int, separator: str = ", ") -> str:
+    """The first `most` of the names, and how many more there are."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return separator.join(names[:most]) + more
+
 
 class HemafastError(Exception):
     """A mistake in the input or the request. The command line prints it as one line and exits with `exit_code`."""

@@ -37,11 +37,16 @@ def save(figure: Any, target: Path | IO[bytes], dpi: int = _DPI) -> None:
         figure.savefig(target, format="png", dpi=dpi)
 
 
-def embedded(draw: Callable[[IO[bytes]], None]) -> str:
-    """A PNG as a data address, so that a page needs no other file."""
+def drawn(draw: Callable[[IO[bytes]], None]) -> bytes:
+    """The bytes of the picture that `draw` writes."""
     picture = io.BytesIO()
     draw(picture)
-    return data_address(picture.getvalue(), "png")
+    return picture.getvalue()
+
+
+def embedded(draw: Callable[[IO[bytes]], None]) -> str:
+    """A PNG as a data address, so that a page needs no other file."""
+    return data_address(drawn(draw), "png")
 
 
 def embedded_pixels(pixels: npt.NDArray[np.uint8], side: int) -> str:

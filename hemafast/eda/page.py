@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import tempfile
 from collections.abc import Callable
 from functools import partial
@@ -13,7 +12,7 @@ from hemafast.data.dataset import Dataset, open_dataset
 from hemafast.eda import measure, plots
 from hemafast.errors import HemafastError
 from hemafast.pages import render
-from hemafast.pictures import data_address, embedded_pixels
+from hemafast.pictures import data_address, drawn, embedded_pixels
 from hemafast.prepare import schema
 from hemafast.prepare.reader import PackedPixels
 
@@ -42,14 +41,14 @@ def write_eda(data: Path, output: Path, *, images_per_class: int = 8) -> Path:
     }
     try:
         output.mkdir(parents=True, exist_ok=True)
-        drawn = {f"{name}.png": _drawn(draw) for name, draw in pictures.items()}
+        pngs = {name: drawn(draw) for name, draw in pictures.items()}
         page = render(
             "eda/eda.html.j2",
             name=str(data),
             info=dataset.info,
             headline=_headline(dataset),
             warnings=measure.warnings_about(dataset),
-            plots={name: data_address(drawn[f"{name}.png"], "png") for name in pictures},
+            plots={name: data_address(png, "png") for name, png in pngs.items()},
             counts=_rows(counts),
             totals=counts.sum().tolist(),
             files=files.to_dict("records"),
@@ -60,16 +59,10 @@ def write_eda(data: Path, output: Path, *, images_per_class: int = 8) -> Path:
             parts={name: _rows(part) for name, part in parts.items()},
             part_totals={name: part.sum().tolist() for name, part in parts.items()},
         )
-        _write_together(output, {**drawn, PAGE: page.encode()})
+        _write_together(output, {f"{name}.png": png for name, png in pngs.items()} | {PAGE: page.encode()})
     except OSError as error:
         raise HemafastError(f"{output} cannot be written ({error}).", "Name another --output.") from error
     return output / PAGE
-
-
-def _drawn(draw: Callable[[IO[bytes]], None]) -> bytes:
-    picture = io.BytesIO()
-    draw(picture)
-    return picture.getvalue()
 
 
 def _write_together(folder: Path, files: dict[str, bytes]) -> None:

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from hemafast.errors import name_some
 from hemafast.prepare.verify import Pixels
 
 Hashes = npt.NDArray[np.uint64]
@@ -117,8 +118,7 @@ def find_contradictions(images: pd.DataFrame) -> pd.Series[str]:
     def reason(row: pd.Series[str]) -> str:
         others = suspects[(suspects["duplicate_group"] == row["duplicate_group"]) & (suspects["label"] != row["label"])]
         named = sorted(path.partition("/")[2] for path in others["path"])
-        more = f" and {len(named) - _NAMED} more" if len(named) > _NAMED else ""
-        return f"the same picture is {', '.join(named[:_NAMED])}{more}"
+        return f"the same picture is {name_some(named, _NAMED)}"
 
     if suspects.empty:
         return pd.Series([], dtype=str, index=suspects.index)

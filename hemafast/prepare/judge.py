@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from hemafast.config import PrepareConfig
-from hemafast.errors import HemafastError
+from hemafast.errors import HemafastError, name_some
 from hemafast.prepare import lists, schema
 from hemafast.prepare.duplicates import find_contradictions, group_duplicates, smallest_in_component
 from hemafast.prepare.split import NO_FOLD, SPLITS, TRAIN, VAL, assign_folds, assign_split, missing_strata
@@ -30,7 +30,6 @@ def judge(images: pd.DataFrame, config: PrepareConfig) -> tuple[pd.DataFrame, tu
     if schema.accepted(manifest).empty:
         raise HemafastError(f"None of the {len(manifest)} images in {config.source} can be used.", "Look at them.")
     notes = _take_split(manifest, config) if config.split_file else _draw_split(manifest, config)
-    refuse_excess(manifest, config)
     for side in SPLITS:
         if schema.in_split(manifest, side).empty:
             raise HemafastError(
@@ -46,15 +45,14 @@ def refuse_excess(manifest: pd.DataFrame, config: PrepareConfig) -> None:
     if len(refused) <= (0 if config.strict else config.max_quarantined * len(manifest)):
         return
     by_kind = ", ".join(f"{count} {kind}" for kind, count in sorted(Counter(image.kind for image in refused).items()))
-    examples = "; ".join(f"{image.file.partition('/')[2]} ({image.reason})" for image in refused[:_NAMED])
-    more = f" and {len(refused) - _NAMED} more" if len(refused) > _NAMED else ""
+    examples = name_some([f"{image.file.partition('/')[2]} ({image.reason})" for image in refused], _NAMED, "; ")
     remedy = (
         "or leave out --strict."
         if config.strict
         else f"or accept more than {config.max_quarantined:.0%} with --max-quarantined."
     )
     raise HemafastError(
-        f"{len(refused)} of {len(manifest)} images would be quarantined: {by_kind}: {examples}{more}.",
+        f"{len(refused)} of {len(manifest)} images would be quarantined: {by_kind}: {examples}.",
         f"Repair or remove them, {remedy}",
     )
 
@@ -148,6 +146,7 @@ def _take_split(manifest: pd.DataFrame, config: PrepareConfig) -> tuple[str, ...
     missing = good.index[split == ""]
     _quarantine(manifest, "twin validates", pd.Series(f"{file.name} validates on the same picture", index=twins))
     _quarantine(manifest, "not in the split", pd.Series(f"{file.name} does not name it", index=missing))
+    refuse_excess(manifest, config)
     return tuple(missing_strata(schema.accepted(manifest), "split", SPLITS))
 
 

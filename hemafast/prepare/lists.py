@@ -73,8 +73,7 @@ def _read_table(file: Path, column: str) -> pd.DataFrame:
     try:
         table = pd.read_csv(io.StringIO(_read_text(file)), dtype=str, keep_default_na=False)
     except ValueError as error:  # pandas: empty, or rows of different lengths
-        reason = " ".join(str(error).split())
-        raise HemafastError(f"{file} is no CSV ({reason}).", f"It needs the columns path and {column}.") from error
+        raise HemafastError(f"{file} is no CSV ({error}).", f"It needs the columns path and {column}.") from error
     missing = {"path", column} - set(table.columns)
     if missing:
         raise HemafastError(

@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 
 from hemafast.config import AUTO_FIELD_OF_VIEW, PrepareConfig, to_plain
-from hemafast.errors import HemafastError
+from hemafast.errors import HemafastError, name_some
 from hemafast.prepare import lists, schema
 from hemafast.prepare.archive import Archive, find_archives, open_archive
 from hemafast.prepare.safety import find_collision
@@ -88,12 +88,13 @@ def make_plan(config: PrepareConfig) -> Plan:
     scales = _choose_scales(archives, config)
     if config.holdout_domain is not None:
         _refuse_unknown([config.holdout_domain], archives, "--holdout-domain")
+    settings = _settings(config)
     return Plan(
         archives=archives,
         classes=classes,
         um_per_pixel=scales,
-        settings=_settings(config),
-        sizes=tuple(sorted(set(config.pack_sizes), reverse=True)),
+        settings=settings,
+        sizes=tuple(settings["pack_sizes"]),
         windows=_choose_windows(scales, config),
         windows_required=isinstance(config.field_of_view, float),
     )
@@ -175,7 +176,7 @@ def layout_notes(plan: Plan) -> tuple[str, ...]:
     notes = []
     for archive in plan.archives:
         if lost := archive.misplaced:
-            named = ", ".join(lost[:_NAMED]) + (f" and {len(lost) - _NAMED} more" if len(lost) > _NAMED else "")
+            named = name_some(lost, _NAMED)
             notes.append(f"{archive.domain}: {len(lost)} images are in no class folder and were ignored: {named}")
     return tuple(notes)
 

@@ -123,11 +123,11 @@ def _put_back(target: Path, ours: Callable[[Path], bool]) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _clear_debris(target: Path, but: str = "nothing") -> None:
+def _clear_debris(target: Path, but: str = "") -> None:
     """Remove what kills have left, all but what begins with the name `but`."""
     work = re.compile(rf"\.{re.escape(target.name)}-new-[0-9a-f]{{16}}(\.jsonl(\.tmp)?)?")
     for path in (_old(target), *(path for path in target.parent.iterdir() if work.fullmatch(path.name))):
-        if path.name.startswith(but):
+        if but and path.name.startswith(but):
             continue
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)

@@ -62,6 +62,10 @@ class Refused:
     kind: str
     reason: str
 
+    def row(self) -> dict[str, str]:
+        """What quarantine.csv says of it; its verdict is the kind of the manifest."""
+        return {"file": self.file, "verdict": self.kind, "reason": self.reason}
+
 
 class Record(BaseModel):
     """Base of what dataset.json holds: frozen, and a key it does not know is refused."""

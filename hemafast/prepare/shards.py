@@ -33,7 +33,7 @@ def write_manifest(folder: Path, manifest: pd.DataFrame) -> None:
 
 def write_quarantine(folder: Path, manifest: pd.DataFrame) -> None:
     """Write quarantine.csv: file, verdict (a kind of verify.POLICIES) and reason of every image that was left out."""
-    rows = [(image.file, image.kind, image.reason) for image in refused(manifest)]
+    rows = [image.row() for image in refused(manifest)]
     table = pd.DataFrame(rows, columns=["file", "verdict", "reason"])
     table.to_csv(folder / QUARANTINE, index=False, lineterminator="\n")
 
