@@ -69,6 +69,11 @@ def _trains(field: str, text: str, name: str | None = None, **more: Any) -> Any:
     return typer.Option(*([name] if name else []), help=text, show_default=_by_preset(field), **more)
 
 
+def _changes(text: str) -> Any:
+    """A training option that changes one thing about the policy."""
+    return typer.Option(help=text, show_default="the policy's own", rich_help_panel="Changes to the policy")
+
+
 @app.command(epilog="Example: `hemafast demo --source Source`")
 def demo(
     source: Annotated[Path, typer.Option(help="Folder to draw into.")] = Path("Source"),
@@ -275,7 +280,24 @@ def train(
         bool | None, _trains("weighted_loss", "Weigh rare classes more.", "--weighted-loss/--no-weighted-loss")
     ] = None,
     label_smoothing: Annotated[float | None, _trains("label_smoothing", "Share spread over all classes.")] = None,
-    policy: Annotated[config.PolicyName | None, _trains("policy", "Augmentation of the training images.")] = None,
+    policy: Annotated[
+        config.PolicyName | None,
+        _trains("policy", "Augmentation of the training images; `hemafast augment-preview` shows it."),
+    ] = None,
+    crop_area: Annotated[tuple[float, float] | None, _changes("Least and largest share of the square to cut.")] = None,
+    zoom: Annotated[float | None, _changes("How much the window may grow or shrink, as 0.1.")] = None,
+    symmetry: Annotated[config.Symmetry | None, _changes("Mirror, or all eight flips and quarter turns.")] = None,
+    rotation: Annotated[float | None, _changes("Largest angle in degrees.")] = None,
+    randaugment_ops: Annotated[int | None, _changes("Operations of RandAugment an image.")] = None,
+    randaugment_magnitude: Annotated[int | None, _changes("Their strength, 0 to 30.")] = None,
+    stain: Annotated[float | None, _changes("How much the absorption of each stain varies, as 0.05.")] = None,
+    erase: Annotated[float | None, _changes("Share of the images with a rectangle blanked.")] = None,
+    sampler: Annotated[
+        str | None,
+        _trains(
+            "sampler", "How often images come: natural, balanced, or mixed:SHARE as mixed:0.66.", metavar="SAMPLER"
+        ),
+    ] = None,
     seed: Annotated[int | None, _trains("seed", "Seed of weights, order and augmentation.")] = None,
     pretrained: Annotated[
         config.Pretrained | None, _trains("pretrained", "Pretrained weights: if they can be had, always, never.")
@@ -283,7 +305,9 @@ def train(
     weights: Annotated[Path | None, _trains("weights", "Weights file to start from.")] = None,
     amp: Annotated[config.Amp | None, _trains("amp", "Autocast precision.")] = None,
     compile: Annotated[config.Compile | None, _trains("compile", "torch.compile.")] = None,
-    input: Annotated[config.Input | None, _trains("input", "Packed pixels, or files decoded each epoch.")] = None,
+    input: Annotated[
+        config.Input | None, _trains("input", "Where pixels come from; auto takes the first that fits into memory.")
+    ] = None,
     device: Annotated[config.Device | None, _trains("device", "Where the model runs.")] = None,
     threads: Annotated[
         int | None, typer.Option(help="Threads of the input pipeline.", show_default="the cores, at most 8")
@@ -310,6 +334,15 @@ def train(
         "weighted_loss": weighted_loss,
         "label_smoothing": label_smoothing,
         "policy": policy,
+        "crop_area": crop_area,
+        "zoom": zoom,
+        "symmetry": symmetry,
+        "rotation": rotation,
+        "randaugment_ops": randaugment_ops,
+        "randaugment_magnitude": randaugment_magnitude,
+        "stain": stain,
+        "erase": erase,
+        "sampler": sampler,
         "seed": seed,
         "pretrained": pretrained,
         "weights": weights,

@@ -23,9 +23,10 @@ Format = Literal["lists", "webdataset"]
 Amp = Literal["auto", "bf16", "fp16", "off"]
 Compile = Literal["auto", "on", "off"]
 Pretrained = Literal["auto", "yes", "no"]
-Input = Literal["auto", "packed", "files"]
+Input = Literal["auto", "resident", "packed", "files", "webdataset"]
 Device = Literal["auto", "cpu", "cuda"]
-PolicyName = Literal["basic", "none"]
+PolicyName = Literal["seed", "basic", "strong", "lineage", "none"]
+Symmetry = Literal["none", "mirror", "eight"]
 
 AUTO_FIELD_OF_VIEW = 25.0
 """Micrometres, as the winners of the challenge chose; what it is worth is in the README."""
@@ -98,7 +99,8 @@ class PrepareConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """How a prepared data set becomes a model. The defaults are the reference pipeline's (preset `seed`)."""
+    """How a prepared data set becomes a model. The defaults are the reference pipeline's (preset `seed`), but for the
+    augmentation: that one is the policy `seed`."""
 
     __pydantic_config__ = _STRICT
 
@@ -123,9 +125,28 @@ class TrainConfig:
     image_size: Annotated[int, Ge(32), Le(1024)] = 224
     """Side in pixels of what the network sees."""
     policy: PolicyName = "basic"
-    """Augmentation of the training images; validation has none."""
+    """Augmentation of the training images; validation has none. The fields below change one thing about it each."""
+    crop_area: tuple[Annotated[float, Gt(0), Le(1)], Annotated[float, Gt(0), Le(1)]] | None = None
+    """Least and largest share of the packed square that is cut out and scaled."""
+    zoom: Annotated[float, Ge(0), Le(0.5)] | None = None
+    """Share by which a window of fixed size may grow or shrink; without meaning beside `crop_area`."""
+    symmetry: Symmetry | None = None
+    """Swap left and right, or draw one of the eight flips and quarter turns."""
+    rotation: Annotated[float, Ge(0), Le(180)] | None = None
+    """Largest angle in degrees, either way."""
+    randaugment_ops: Annotated[int, Ge(0), Le(8)] | None = None
+    """Operations of RandAugment that one image goes through."""
+    randaugment_magnitude: Annotated[int, Ge(0), Le(30)] | None = None
+    """Strength of these operations."""
+    stain: Annotated[float, Ge(0), Le(0.5)] | None = None
+    """How much the absorption of each stain varies."""
+    erase: Annotated[float, Ge(0), Le(1)] | None = None
+    """Share of the images of which a rectangle is blanked."""
+    sampler: str = "natural"
+    """Every image once an epoch; or as often from each class (`balanced`); or a mixture, as `mixed:0.66`."""
     input: Input = "auto"
-    """Where pixels come from: packed squares, or encoded files decoded each epoch."""
+    """Where pixels come from: packed squares that lie on the device or in a memory map, or encoded files or members of
+    WebDataset tars that are decoded each epoch. `auto` takes the first of them that memory has room for."""
     lr: Annotated[float, Gt(0)] = 1e-4
     """Learning rate of AdamW; the peak of it under `onecycle`."""
     weight_decay: Annotated[float, Ge(0)] = 0.01
@@ -146,6 +167,13 @@ class TrainConfig:
     """Threads of the input pipeline; by default chosen for this machine."""
     seed: Annotated[int, Ge(0)] = 42
     """Seed of initial weights, order, augmentation and dropout."""
+
+    def __post_init__(self) -> None:
+        from hemafast.data.sampling import balanced_share
+
+        balanced_share(self.sampler)
+        if self.crop_area is not None and self.crop_area[0] > self.crop_area[1]:
+            raise HemafastError(f"crop_area = {self.crop_area} begins above its end.", "Give the smaller share first.")
 
 
 PRESETS: dict[str, dict[str, Any]] = {

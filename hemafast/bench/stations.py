@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hemafast.config import Amp, Compile, Device
+from hemafast.data.augment import POLICIES
 from hemafast.data.dataset import Samples, open_dataset
-from hemafast.data.graph import GraphShape
+from hemafast.data.graph import GraphShape, Source
 from hemafast.data.loader import Loader, train_loader
 from hemafast.engine.machine import Machine, choose_machine, tune_allocator
 from hemafast.prepare.split import TRAIN
@@ -43,12 +44,12 @@ class Bench:
 
 def packed_loader(bench: Bench) -> Station:
     """Our loader alone, from packed pixels, policy basic, to uint8."""
-    return _drained(_loader(bench, _machine(bench), packed=True, batch_size=bench.loader_batch_size))
+    return _drained(_loader(bench, _machine(bench), "packed", bench.loader_batch_size))
 
 
 def files_loader(bench: Bench) -> Station:
     """Our loader alone, from encoded files, policy basic, to uint8."""
-    return _drained(_loader(bench, _machine(bench), packed=False, batch_size=bench.loader_batch_size))
+    return _drained(_loader(bench, _machine(bench), "files", bench.loader_batch_size))
 
 
 def torchvision_loader(bench: Bench) -> Station:
@@ -82,7 +83,7 @@ def torchvision_loader(bench: Bench) -> Station:
 def step(bench: Bench) -> Station:
     """Our training step alone, on batches that lie ready on the device."""
     machine = _machine(bench, tuned=True)
-    batches = _loader(bench, machine, packed=True, batch_size=bench.batch_size).epoch(0)
+    batches = _loader(bench, machine, "packed", bench.batch_size).epoch(0)
     ready = [batch for batch, _ in zip(batches, range(4), strict=False)]
     return _trained(bench, machine, cycle(ready))
 
@@ -113,7 +114,7 @@ def plain_step(bench: Bench) -> Station:
 def end_to_end(bench: Bench) -> Station:
     """Our loader and our training step together, as `hemafast train` runs them."""
     machine = _machine(bench, tuned=True)
-    loader = _loader(bench, machine, packed=True, batch_size=bench.batch_size)
+    loader = _loader(bench, machine, "packed", bench.batch_size)
     return _trained(bench, machine, (batch for epoch in count() for batch in loader.epoch(epoch)))
 
 
@@ -155,17 +156,17 @@ def _machine(bench: Bench, *, tuned: bool = False) -> Machine:
     )
 
 
-def _loader(bench: Bench, machine: Machine, *, packed: bool, batch_size: int) -> Loader:
+def _loader(bench: Bench, machine: Machine, source: Source, batch_size: int) -> Loader:
     samples = _samples(bench)
     shape = GraphShape(
         device=machine.loader_device,
-        packed=packed,
+        source=source,
         packed_size=samples.packed_size,
         image_size=bench.image_size,
         batch_size=batch_size,
         threads=machine.loader_threads,
     )
-    return train_loader(samples, policy="basic", seed=0, shape=shape)
+    return train_loader(samples, policy=POLICIES["basic"], seed=0, shape=shape)
 
 
 def _drained(loader: Loader) -> Station:

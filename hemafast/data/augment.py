@@ -1,113 +1,213 @@
-"""The named policies: what is drawn at random for each image, and the DALI ops that act on the draws.
+"""The named policies: what is drawn at random for each image.
 
-All randomness is drawn here with numpy and fed to the graph, so that a batch is a function of (seed, epoch, position)
-alone: the same on a CPU and a GPU, from packed pixels and from files, for any number of threads, after any restart.
+A policy is data: ranges to draw from. All randomness is drawn here with numpy and fed to the graph, so that a batch is
+a function of (seed, epoch, position) alone: the same on a CPU and a GPU, from packed pixels and from files, for any
+number of threads, after any restart.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
-Node = Any  # nvidia.dali.data_node.DataNode
+from hemafast.data import geometry
+from hemafast.data.geometry import Boxes
 
-WINDOW = 7 / 8
-"""Side of the window that the network sees, as a share of the packed square: 224 of 256, as in the reference."""
+Symmetry = Literal["none", "mirror", "eight"]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Policy:
-    """What is random about the view of an image."""
+    """What is random about the view of an image; what is left at its default does not happen, and costs nothing."""
 
-    random_window: bool
-    """The window lies anywhere in the square, rather than in its centre."""
-    symmetries: bool
-    """One of the eight flips and quarter turns, at equal odds: a cell on a slide has no up."""
+    crop_area: tuple[float, float] | None = None
+    """Least and largest share of the square that is seen, scaled to the view; None for a window of fixed size."""
+    crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    """Least and largest width over height of it."""
+    shift: bool = False
+    """The window of fixed size lies anywhere in the square, rather than in its centre."""
+    zoom: float = 0.0
+    """Share by which the side of that window may grow or shrink."""
+    symmetry: Symmetry = "none"
+    """ "mirror" swaps left and right half the time; "eight" draws one of the flips and quarter turns at equal odds."""
+    rotation: float = 0.0
+    """Largest angle in degrees, either way."""
+    randaugment_ops: int = 0
+    """How many operations of RandAugment one image goes through."""
+    randaugment_magnitude: int = 9
+    """How strong these are, from 0 to 30."""
+    stain: float = 0.0
+    """How much the absorption of each stain varies, as a share of it and as an offset in natural optical density."""
+    erase: float = 0.0
+    """Share of the images of which a rectangle is blanked."""
+
+    def to_plain(self) -> dict[str, Any]:
+        """The fields as JSON has them."""
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
+
+    @property
+    def sees_fixed_windows(self) -> bool:
+        """Whether all windows have the same side, in whole pixels of the square."""
+        return self.crop_area is None and not self.zoom
+
+    @property
+    def moves_whole_pixels(self) -> bool:
+        """Whether turning an image makes no new place between its pixels."""
+        return not self.rotation and not self.randaugment_ops
+
+    @property
+    def turns(self) -> bool:
+        """Whether an image is turned at all."""
+        return self.symmetry != "none" or not self.moves_whole_pixels
 
 
 POLICIES = {
-    "basic": Policy(random_window=True, symmetries=True),
-    "none": Policy(random_window=False, symmetries=False),
+    "seed": Policy(crop_area=(0.08, 1.0), symmetry="mirror", rotation=10),
+    "basic": Policy(shift=True, symmetry="eight"),
+    "strong": Policy(crop_area=(0.08, 1.0), symmetry="mirror", randaugment_ops=2, erase=0.5),
+    "lineage": Policy(shift=True, zoom=0.1, symmetry="eight", stain=0.05),
+    "none": Policy(),
 }
+"""The policies by name; hemafast/data/README.md says what each is for, and shows it."""
 
-SYMMETRIES: npt.NDArray[np.float32] = np.array(
-    [[[x, 0], [0, y]] for x in (1, -1) for y in (1, -1)] + [[[0, x], [y, 0]] for x in (1, -1) for y in (1, -1)],
-    dtype=np.float32,
+
+def named_policy(name: str, **changes: Any) -> Policy:
+    """The policy of that name, with every one of `changes` that is not None in place of its own value."""
+    return replace(POLICIES[name], **{field: value for field, value in changes.items() if value is not None})
+
+
+ENHANCEMENTS = (
+    "as it is",
+    "brightness",
+    "color",
+    "contrast",
+    "sharpness",
+    "posterize",
+    "solarize",
+    "auto_contrast",
+    "equalize",
 )
-"""The symmetries of the square as (8, 2, 2) matrices on (x, y); the first is the identity."""
+"""What RandAugment does to colours, by the index that is drawn."""
+
+_GEOMETRIC = ("shear_x", "shear_y", "translate_x", "translate_y", "rotate")
+RANDAUGMENT = ("as it is", *_GEOMETRIC, *ENHANCEMENTS[1:])
+"""The operations of RandAugment: those of torchvision, which are those of the paper (arXiv 1909.13719)."""
+MAGNITUDES = 31
+"""How many steps the magnitude has."""
+_FULL_SHEAR, _FULL_SHIFT, _FULL_ANGLE = 0.3, 150 / 331, 30.0  # torchvision's, at the largest magnitude
+
+# Ruifrok and Johnston, "Quantification of histochemical staining by color deconvolution" (2001): how much haematoxylin,
+# eosin and a third stain absorb of red, green and blue. Giemsa's azure and eosin lie close to the first two.
+_STAINS: npt.NDArray[np.float64] = np.array([[0.65, 0.70, 0.29], [0.07, 0.99, 0.11], [0.27, 0.57, 0.78]])
+_STAINS /= np.linalg.norm(_STAINS, axis=1, keepdims=True)
+
+_ERASED_AREA, _ERASED_RATIO = (0.02, 0.33), (1 / 3.3, 1 / 0.3)  # torchvision's; its ratio is height over width
 
 
 @dataclass(frozen=True, slots=True)
 class Views:
     """How each of n images is seen."""
 
-    corner: npt.NDArray[np.float32]
-    """(n, 2): top and left of the window in the packed square, in whole pixels."""
-    symmetry: npt.NDArray[np.int64]
-    """(n,): index into SYMMETRIES."""
+    window: Boxes
+    """(n, 4): the part of the packed square that is scaled to the view."""
+    turn: npt.NDArray[np.float32]
+    """(n, 2, 3): maps (x, y, 1) of the view to the place in the scaled window that is seen there."""
+    enhance: npt.NDArray[np.int32]
+    """(n, operations): indices into ENHANCEMENTS, one after the other."""
+    weaken: npt.NDArray[np.int32]
+    """(n, operations): 1 where an enhancement that has two directions takes the lesser one."""
+    stain: npt.NDArray[np.float32]
+    """(n, 3, 4): maps (red, green, blue, 1) in natural optical density to those of the view."""
+    erase: Boxes
+    """(n, 4): the part of the view that is blanked; empty where nothing is."""
 
     def __getitem__(self, rows: slice) -> Views:
-        return Views(self.corner[rows], self.symmetry[rows])
+        return Views(*(getattr(self, field.name)[rows] for field in fields(self)))
 
 
-def window_side(packed_size: int) -> int:
-    """Side of the window in pixels of the packed square."""
-    return round(packed_size * WINDOW)
-
-
-def draw_views(policy: Policy, packed_size: int, images: int, generator: np.random.Generator) -> Views:
-    """Draw how each of `images` images is seen under `policy`."""
-    room = packed_size - window_side(packed_size)
-    if policy.random_window:
-        corner = generator.integers(0, room, size=(images, 2), endpoint=True)
-    else:
-        corner = np.full((images, 2), room // 2)
-    symmetry = generator.integers(0, len(SYMMETRIES), size=images) if policy.symmetries else np.zeros(images, np.int64)
-    return Views(corner.astype(np.float32), symmetry)
-
-
-def warp_matrices(views: Views, packed_size: int, image_size: int) -> npt.NDArray[np.float32]:
-    """(n, 2, 3) maps from (x, y, 1) of the output to the input of the warp, as `fn.warp_affine` takes them.
-
-    Where window and output have the same size, the warp also cuts out the window; else a resize has done so before.
-    """
-    centre = np.full((1, 2, 1), image_size / 2, dtype=np.float32)
-    turn = SYMMETRIES[views.symmetry]
-    shift = centre - turn @ centre
-    if window_is_exact(packed_size, image_size):
-        shift = shift + views.corner[:, ::-1, None]  # (top, left) to (x, y)
-    return np.concatenate([turn, shift], axis=2)
-
-
-def apply_views(pixels: Node, corner: Node, matrix: Node, *, packed_size: int, image_size: int) -> Node:
-    """DALI ops from packed squares to views: uint8 (packed_size, packed_size, 3) to (image_size, image_size, 3).
-
-    `corner` is read only where the window has another size than the view, and may be None otherwise.
-
-    One nearest-neighbour warp does window, flip and quarter turn at once: these move whole pixels, so it is exact, and
-    it is faster than crop, flip and transpose one after the other. Another output size is scaled to first, with
-    antialiasing.
-    """
-    from nvidia.dali import fn, types
-
-    if not window_is_exact(packed_size, image_size):
-        side = float(window_side(packed_size))
-        pixels = fn.resize(
-            pixels,
-            roi_start=corner,
-            roi_end=corner + side,
-            size=(image_size, image_size),
-            interp_type=types.INTERP_LINEAR,
-            antialias=True,
-        )
-    return fn.warp_affine(
-        pixels, matrix=matrix, size=(image_size, image_size), interp_type=types.INTERP_NN, fill_value=0
+def draw_views(policy: Policy, packed_size: int, image_size: int, images: int, generator: np.random.Generator) -> Views:
+    """Draw how each of `images` images is seen under `policy`, in views of `image_size` pixels."""
+    window = _draw_windows(policy, packed_size, images, generator)
+    turn = geometry.about_centre(_draw_turns(policy, images, generator), image_size)
+    drawn, sign = _draw_operations(policy.randaugment_ops, images, generator)
+    for operation in range(policy.randaugment_ops):
+        step = _geometric(drawn[:, operation], sign[:, operation], policy.randaugment_magnitude, image_size)
+        turn = geometry.compose(turn, step)
+    return Views(
+        window=window,
+        turn=turn,
+        enhance=np.maximum(drawn - len(_GEOMETRIC), 0).astype(np.int32),
+        weaken=(sign < 0).astype(np.int32),
+        stain=_draw_stains(policy.stain, images, generator),
+        erase=_draw_erased(policy.erase, image_size, images, generator),
     )
 
 
-def window_is_exact(packed_size: int, image_size: int) -> bool:
-    """Whether the window of the packed square has the size of the view already, so that nothing is scaled."""
-    return window_side(packed_size) == image_size
+def _draw_windows(policy: Policy, packed_size: int, images: int, generator: np.random.Generator) -> Boxes:
+    if policy.crop_area is not None:
+        return geometry.random_resized_windows(packed_size, images, policy.crop_area, policy.crop_ratio, generator)
+    if policy.shift:
+        return geometry.shifted_windows(packed_size, images, policy.zoom, generator)
+    return geometry.centre_windows(packed_size, images)
+
+
+def _draw_turns(policy: Policy, images: int, generator: np.random.Generator) -> geometry.Linear:
+    chosen = np.zeros(images, np.int64)
+    if policy.symmetry == "mirror":
+        chosen = geometry.MIRROR * generator.integers(2, size=images)
+    elif policy.symmetry == "eight":
+        chosen = generator.integers(len(geometry.SYMMETRIES), size=images)
+    turns: geometry.Linear = geometry.SYMMETRIES[chosen]
+    if not policy.rotation:
+        return turns
+    angles = generator.uniform(-policy.rotation, policy.rotation, images)
+    rotated: geometry.Linear = turns @ geometry.rotations(angles)
+    return rotated
+
+
+def _draw_operations(
+    operations: int, images: int, generator: np.random.Generator
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """(n, operations): indices into RANDAUGMENT, and a sign for each."""
+    if not operations:
+        return np.zeros((images, 0), np.int64), np.zeros((images, 0), np.int64)
+    drawn = generator.integers(len(RANDAUGMENT), size=(images, operations))
+    return drawn, 2 * generator.integers(2, size=drawn.shape) - 1
+
+
+def _geometric(
+    drawn: npt.NDArray[np.int64], sign: npt.NDArray[np.int64], magnitude: int, side: int
+) -> npt.NDArray[np.float32]:
+    """(n, 2, 3) maps of the geometric operations of RandAugment; the identity for all others."""
+    share = sign * magnitude / (MAGNITUDES - 1)
+    amount = {name: np.where(drawn == index, share, 0.0) for index, name in enumerate(RANDAUGMENT)}
+    maps = geometry.about_centre(geometry.rotations(_FULL_ANGLE * amount["rotate"]), side)
+    maps[:, 0, 1] += _FULL_SHEAR * amount["shear_x"]
+    maps[:, 1, 0] += _FULL_SHEAR * amount["shear_y"]
+    maps[:, 0, 2] += np.trunc(_FULL_SHIFT * side * amount["translate_x"])
+    maps[:, 1, 2] += np.trunc(_FULL_SHIFT * side * amount["translate_y"])
+    return maps
+
+
+def _draw_stains(strength: float, images: int, generator: np.random.Generator) -> npt.NDArray[np.float32]:
+    """Vary each stain by a factor and an offset, as Tellez et al. do (arXiv 1902.06543), in natural optical density."""
+    if not strength:
+        return np.zeros((images, 3, 4), np.float32)
+    factor = generator.uniform(1 - strength, 1 + strength, (images, 3))
+    offset = generator.uniform(-strength, strength, (images, 3))
+    unmix = np.linalg.inv(_STAINS)
+    # Rows of a pixel: density = amounts @ _STAINS. As a map on columns it is transposed.
+    scaled = np.einsum("cs,ns,sd->ndc", unmix, factor, _STAINS)
+    return np.concatenate([scaled, (offset @ _STAINS)[:, :, None]], axis=2).astype(np.float32)
+
+
+def _draw_erased(share: float, side: int, images: int, generator: np.random.Generator) -> Boxes:
+    """Rectangles as torchvision's RandomErasing draws them; nothing where ten draws leave the image."""
+    if not share:
+        return np.zeros((images, 4), np.float32)
+    boxes, fits = geometry.random_boxes(side, images, _ERASED_AREA, _ERASED_RATIO, generator)
+    chosen = (generator.uniform(0, 1, images) < share) & fits
+    return np.where(chosen[:, None], boxes, np.float32(0))

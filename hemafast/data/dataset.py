@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,11 +10,12 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from hemafast.data.augment import window_side
+from hemafast.data.geometry import window_side
 from hemafast.errors import HemafastError
 from hemafast.prepare import schema
 from hemafast.prepare.pixels import Windows, centre_windows
 from hemafast.prepare.reader import PackedPixels, PreparedFiles, read_prepared
+from hemafast.prepare.webdataset import Members, read_members
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +32,14 @@ class Samples:
     """(images, 4): the part of each file that the packed square shows."""
     packed: PackedPixels
     """uint8 (size, size, 3) for each image, memory-mapped."""
+    file_bytes: int
+    """Size of the encoded files together."""
+    split: str
+    """ "train" or "val", of a fold where there is one: "fold0-train"."""
+    fingerprint: str
+    """Of the data set."""
+    members: Callable[[], Members]
+    """Where the encoded bytes lie in the tars of the data set. Raises HemafastError if it has none."""
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -65,12 +74,17 @@ class Dataset:
         images = schema.in_split(self.manifest, split, self.fold)
         packed = self.files.packed[choose_pack_size(self.info.pack_sizes, image_size)]
         index = {label: position for position, label in enumerate(self.info.classes)}
+        name = split if self.fold is None else f"fold{self.fold}-{split}"
         return Samples(
             paths=tuple(str(self.folder.absolute() / path) for path in images["path"]),
             labels=np.array([index[label] for label in images["label"]], dtype=np.int64),
             domains=images["domain"].to_numpy(dtype=np.str_),
             windows=centre_windows(*(images[name].to_numpy() for name in ("width", "height", "window"))),
             packed=packed.select(images.index.to_numpy()),
+            file_bytes=int(images["bytes"].sum()),
+            split=name,
+            fingerprint=self.info.fingerprint,
+            members=lambda: read_members(self.folder, images, name, self.info.settings["shards"]),
         )
 
     def counts(self, split: str) -> npt.NDArray[np.int64]:

@@ -1,15 +1,20 @@
-"""The input graph: one DALI pipeline for CPU and GPU, training and validation, packed pixels and files."""
+"""The input graph: one DALI pipeline for CPU and GPU, training and validation, whatever the source of its images."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
-from hemafast.data.augment import apply_views, window_is_exact
-from hemafast.prepare.pixels import decode_image, resize_window
+from hemafast.data import operators
+from hemafast.data.augment import Policy
+from hemafast.data.geometry import window_side
+from hemafast.prepare.pixels import decode_image
 
 Node = Any  # nvidia.dali.data_node.DataNode
+Feeds = Iterator[tuple[Any, ...]]
+
+Source = Literal["resident", "packed", "files", "webdataset"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,8 +23,8 @@ class GraphShape:
 
     device: str
     """ "cpu" or "gpu": where decoding and augmentation run."""
-    packed: bool
-    """The source yields packed squares rather than names of files."""
+    source: Source
+    """Where images come from: squares that lie on the device, squares of a memory map, files, or members of tars."""
     packed_size: int
     image_size: int
     batch_size: int
@@ -27,43 +32,88 @@ class GraphShape:
     threads: int
 
     @property
-    def scaled(self) -> bool:
-        """Whether views are scaled, rather than cut out of the square as they are."""
-        return not window_is_exact(self.packed_size, self.image_size)
+    def encoded(self) -> bool:
+        """Whether images have to be decoded."""
+        return self.source in ("files", "webdataset")
+
+    def inputs(self, policy: Policy) -> tuple[str, ...]:
+        """What a batch of draws must name beside its images: fields of `augment.Views` that have an effect.
+
+        Where windows of fixed size have the size of the view, they are not scaled, and `turn` cuts them out too.
+        """
+        scaled = self.encoded or not policy.sees_fixed_windows or window_side(self.packed_size) != self.image_size
+        needed = {
+            "window": scaled,
+            "turn": policy.turns or not scaled,
+            "enhance": policy.randaugment_ops > 0,
+            "weaken": policy.randaugment_ops > 0,
+            "stain": policy.stain > 0,
+            "erase": policy.erase > 0,
+        }
+        return tuple(name for name, does in needed.items() if does)
 
 
-def define_graph(pixels_or_paths: Node, kept: Node, corner: Node, matrix: Node, shape: GraphShape) -> Node:
-    """DALI ops from the source to views: uint8 (image_size, image_size, 3) on the graph's device.
+def define_graph(images: Node, views: dict[str, Node], shape: GraphShape, policy: Policy) -> Node:
+    """DALI ops from images and draws to views: uint8 (image_size, image_size, 3) on the graph's device.
 
-    `kept`, the part of each file that its square shows, is read only for files; `corner` only where views are scaled.
+    `images` are squares of pixels, names of files, or encoded bytes; `views` has the nodes that `shape.inputs` names.
     """
+    size, compiled = shape.image_size, shape.device == "cpu"
+    pixels = _pixels(images, shape)
+    if "window" in views:
+        pixels = operators.cut_window(pixels, views["window"], size, compiled=compiled)
+    if "turn" in views:
+        whole = policy.moves_whole_pixels
+        pixels = operators.turn(pixels, views["turn"], size, whole=whole, compiled=compiled)
+    if "enhance" in views:
+        count, magnitude = policy.randaugment_ops, policy.randaugment_magnitude
+        pixels = operators.enhance(pixels, views["enhance"], views["weaken"], count, magnitude)
+    if "stain" in views:
+        pixels = operators.stain(pixels, views["stain"], size)
+    if "erase" in views:
+        pixels = operators.erase(pixels, views["erase"])
+    return pixels
+
+
+def _pixels(images: Node, shape: GraphShape) -> Node:
     from nvidia.dali import fn
 
-    if shape.packed:
-        squares = pixels_or_paths.gpu() if shape.device == "gpu" else pixels_or_paths
-    else:
-        whole = decode_image(fn.io.file.read(pixels_or_paths), shape.device)
-        squares = resize_window(whole, kept, shape.packed_size)
-    return apply_views(squares, corner, matrix, packed_size=shape.packed_size, image_size=shape.image_size)
+    if shape.source == "files":
+        images = fn.io.file.read(images)
+    if shape.encoded:
+        return decode_image(images, shape.device)
+    return images.gpu() if shape.device == "gpu" and images.device == "cpu" else images
 
 
-def build_graph(source: Iterator[tuple[Any, ...]], shape: GraphShape) -> Any:
+def build_graph(images: Feeds, draws: Feeds, shape: GraphShape, policy: Policy) -> Any:
     """A pipeline whose outputs are views (uint8 NHWC), labels (int64) and rows (int64) of one batch after the other.
 
-    `source` yields, without end, (squares or encoded paths, matrices, labels, rows) of a batch, then its corners where
-    views are scaled, then the parts to keep where it yields paths. It is read ahead of the outputs by two batches.
-    Raises RuntimeError if `shape.device` is "gpu" and there is none.
+    Both feeds are without end and in step. `images` yields one-element tuples of the images of a batch; `draws` yields
+    labels, rows, and the arrays that `shape.inputs(policy)` names. They are read ahead of the outputs by two batches.
+    Views and labels lie on the graph's device, rows on the host. Raises RuntimeError if there is no such device.
     """
-    from nvidia.dali import Pipeline, fn
+    from nvidia.dali import fn, pipeline_def
 
-    device_id = 0 if shape.device == "gpu" else None
-    pipeline = Pipeline(shape.batch_size, shape.threads, device_id, prefetch_queue_depth=2)
-    with pipeline:
-        # no_copy: the rows of the memory map outlive the pipeline, and the other arrays are never written again.
-        outputs = 4 + shape.scaled + (not shape.packed)
-        inputs = list(fn.external_source(source=source, num_outputs=outputs, no_copy=True))
-        kept = None if shape.packed else inputs.pop()
-        corner = inputs.pop() if shape.scaled else None
-        pixels_or_paths, matrix, labels, rows = inputs
-        pipeline.set_outputs(define_graph(pixels_or_paths, kept, corner, matrix, shape), labels, rows)
-    return pipeline
+    on_gpu = shape.device == "gpu"
+    lies_on_gpu = on_gpu and shape.source == "resident"
+    names = shape.inputs(policy)
+
+    # enable_conditionals: RandAugment sends each image through the operations that were drawn for it.
+    @pipeline_def(enable_conditionals=policy.randaugment_ops > 0)  # type: ignore[untyped-decorator]
+    def graph() -> tuple[Node, Node, Node]:
+        # no_copy: memory maps outlive the pipeline, and other arrays are never written again. For a GPU, DALI's own
+        # page-locked copy is what makes the transfer overlap.
+        (source,) = fn.external_source(
+            source=images, num_outputs=1, device="gpu" if lies_on_gpu else "cpu", no_copy=not on_gpu
+        )
+        labels, rows, *drawn = fn.external_source(source=draws, num_outputs=2 + len(names), no_copy=True)
+        views = {name: drawn[index] for index, name in enumerate(names)}  # DALI's conditionals know no strict zip
+        seen = define_graph(source, views, shape, policy)
+        return seen, labels.gpu() if on_gpu else labels, rows
+
+    return graph(
+        batch_size=shape.batch_size,
+        num_threads=shape.threads,
+        device_id=0 if on_gpu else None,
+        prefetch_queue_depth=2,
+    )

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import count
-from typing import TYPE_CHECKING, Any
+from itertools import count, tee
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from hemafast.data.augment import POLICIES, warp_matrices
+from hemafast.data.augment import POLICIES, Policy, Views
 from hemafast.data.dataset import Samples
 from hemafast.data.graph import GraphShape, build_graph
-from hemafast.data.stream import BatchStream
+from hemafast.data.sampling import balanced_share
+from hemafast.data.source import Images, open_source
+from hemafast.data.stream import ALONE, BatchStream, Draw, Process
+from hemafast.errors import HemafastError
 
 if TYPE_CHECKING:
     import torch
@@ -30,82 +33,165 @@ class Batch:
     """int64 (n,) on the host: which images of the split these are."""
 
 
+class Position(NamedTuple):
+    """A place between two batches."""
+
+    epoch: int
+    batch: int
+    """Of that epoch, how many have been delivered."""
+
+
 class Loader:
-    """Batches of one split. Each epoch holds every image exactly once and can be asked for by its number."""
+    """Batches of one split. An epoch can be asked for by its number, and gone on with from any of its batches."""
 
     def __init__(self, samples: Samples, stream: BatchStream, shape: GraphShape) -> None:
         self._samples, self._stream, self._shape = samples, stream, shape
-        self._pipeline: Any = None  # stands at the start of the next epoch
-        self._next_epoch = 0
+        self._images: Images | None = None
+        self._pipeline: Any = None
+        self._pipeline_at: Position | None = None
+        self._delivered = self._next = Position(0, 0)
 
     def __len__(self) -> int:
         return len(self._stream)
 
     @property
     def images(self) -> int:
-        """Images an epoch."""
+        """Images an epoch, of all processes together."""
         return len(self._samples)
 
-    @property
-    def packed_bytes(self) -> int:
-        """Size of the packed pixels of the split."""
-        return self._samples.packed.nbytes
-
     def epoch(self, epoch: int | None = None) -> Iterator[Batch]:
-        """The batches of epoch `epoch`, or of the next one. Epochs asked for in turn follow without a pause."""
-        epoch = self._next_epoch if epoch is None else epoch
-        pipeline = self._pipeline if epoch == self._next_epoch else None
+        """The batches of epoch `epoch` from its first; or of the next one, which a loaded state may have begun.
+
+        Epochs asked for in turn follow without a pause. One that is broken off counts as over.
+        """
+        start = self._next if epoch is None else Position(epoch, 0)
+        pipeline = self._pipeline if start == self._pipeline_at else None
         if pipeline is None:
-            pipeline = build_graph(self._feed(epoch), self._shape)
-        self._next_epoch = epoch + 1
-        self._pipeline = None  # until this epoch is through, the pipeline stands in its midst
-        for _ in range(len(self)):
-            yield self._to_batch(*pipeline.run())
-        self._pipeline = pipeline
+            pipeline = self._build(start)
+        self._next = Position(start.epoch + 1, 0)
+        self._pipeline, self._pipeline_at = None, None  # until this epoch is through, the pipeline stands in its midst
+        for batch in range(start.batch, len(self)):
+            ready = self._to_batch(*pipeline.run())
+            self._delivered = Position(start.epoch, batch + 1)
+            yield ready
+        self._delivered = self._next
+        self._pipeline, self._pipeline_at = pipeline, self._next
 
-    def _feed(self, start: int) -> Iterator[tuple[Any, ...]]:
-        shape = self._shape
-        for epoch in count(start):
-            for rows, views in self._stream.epoch(epoch):
-                matrices = warp_matrices(views, shape.packed_size, shape.image_size)
-                corners = (views.corner,) if shape.scaled else ()
-                kept = () if shape.packed else (self._samples.windows[rows],)
-                yield self._pixels(rows), matrices, self._samples.labels[rows], rows, *corners, *kept
+    def state_dict(self) -> dict[str, Any]:
+        """Which batches have been delivered, and of what; plain numbers and strings."""
+        epoch, batch = self._delivered
+        epoch, batch = (epoch + 1, 0) if batch >= len(self) else (epoch, batch)
+        return {"epoch": epoch, "batch": batch, **self._identity()}
 
-    def _pixels(self, rows: np.ndarray[Any, np.dtype[np.int64]]) -> list[Any]:
-        if self._shape.packed:
-            return [self._samples.packed[row] for row in rows]
-        return [np.frombuffer(self._samples.paths[row].encode(), dtype=np.uint8) for row in rows]
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on behind the batches that `state` says were delivered: `epoch()` gives the rest of that epoch.
+
+        Raises HemafastError, and changes nothing, if the state is of other batches than this loader's.
+        """
+        for name, ours in self._identity().items():
+            if name not in state or state[name] != ours:
+                raise HemafastError(
+                    f"The saved position is one of {name} = {state.get(name)!r}, and this loader has {ours!r}.",
+                    "Go on with the settings and the data the run began with.",
+                )
+        epoch, batch = state.get("epoch"), state.get("batch")
+        if not (isinstance(epoch, int) and isinstance(batch, int) and epoch >= 0 and 0 <= batch < max(len(self), 1)):
+            raise HemafastError(f"The saved position is epoch {epoch!r}, batch {batch!r}.", "Start the run anew.")
+        self._delivered = self._next = Position(epoch, batch)
+
+    def _identity(self) -> dict[str, Any]:
+        """All that decides what is in a batch. Where pixels come from does not, nor which process this is."""
+        stream, samples = self._stream, self._samples
+        return {
+            "split": samples.split,
+            "data_fingerprint": samples.fingerprint,
+            "batch_size": stream.batch_size,
+            "world_size": stream.process.world_size,
+            "policy": stream.policy.to_plain(),
+            "balanced": stream.balanced,
+            "shuffle": stream.shuffle,
+            "seed": stream.seed,
+            "image_size": stream.image_size,
+            "packed_size": stream.packed_size,
+        }
+
+    def _build(self, start: Position) -> Any:
+        if self._images is None:
+            self._images = open_source(self._samples, self._shape)
+        first, second = tee(self._draws(start))
+        images = ((self._images(draw.rows),) for draw in first)
+        return build_graph(images, map(self._feed, second), self._shape, self._stream.policy)
+
+    def _draws(self, start: Position) -> Iterator[Draw]:
+        yield from self._stream.epoch(start.epoch, start.batch)
+        for epoch in count(start.epoch + 1):
+            yield from self._stream.epoch(epoch)
+
+    def _feed(self, draw: Draw) -> tuple[Any, ...]:
+        names = self._shape.inputs(self._stream.policy)
+        views = self._placed(draw.rows, draw.views, cut="window" not in names)
+        return self._samples.labels[draw.rows], draw.rows, *(np.ascontiguousarray(views[name]) for name in names)
+
+    def _placed(self, rows: np.ndarray[Any, np.dtype[np.int64]], views: Views, *, cut: bool) -> dict[str, Any]:
+        """The arrays of `views`, with windows in pixels of what the source yields.
+
+        Of a file the packed square shows a part only, and has scaled it. Where nothing is scaled, turning cuts the
+        window out, so that its corner is part of the shift.
+        """
+        placed = {name: getattr(views, name) for name in Views.__slots__}
+        if self._shape.encoded:
+            kept = self._samples.windows[rows]
+            scale = (kept[:, 2:] - kept[:, :2]) / self._stream.packed_size
+            placed["window"] = np.tile(kept[:, :2], 2) + views.window * np.tile(scale, 2)
+        if cut:
+            placed["turn"] = views.turn.copy()
+            placed["turn"][:, :, 2] += views.window[:, 1::-1]  # (top, left) to (x, y)
+        return placed
 
     def _to_batch(self, images: Any, labels: Any, rows: Any) -> Batch:
         from torch.utils.dlpack import from_dlpack
 
         # The outputs own their memory (DALI's dynamic executor), so the tensors stay valid for as long as they live.
-        nhwc = from_dlpack(images.as_tensor())
         return Batch(
-            images=nhwc.permute(0, 3, 1, 2),
-            labels=from_dlpack(labels.as_tensor()).to(nhwc.device, non_blocking=True),
+            images=from_dlpack(images.as_tensor()).permute(0, 3, 1, 2),
+            labels=from_dlpack(labels.as_tensor()),
             rows=from_dlpack(rows.as_tensor()),
         )
 
 
-def train_loader(samples: Samples, *, policy: str, seed: int, shape: GraphShape) -> Loader:
-    """Shuffled batches of the training split under the named policy."""
-    return _loader(samples, policy=policy, shuffle=True, seed=seed, shape=shape)
-
-
-def eval_loader(samples: Samples, *, shape: GraphShape) -> Loader:
-    """Batches in shard order without any randomness; there is no way to ask for augmentation here."""
-    return _loader(samples, policy="none", shuffle=False, seed=0, shape=shape)
-
-
-def _loader(samples: Samples, *, policy: str, shuffle: bool, seed: int, shape: GraphShape) -> Loader:
+def train_loader(
+    samples: Samples,
+    *,
+    policy: Policy,
+    seed: int,
+    shape: GraphShape,
+    sampler: str = "natural",
+    process: Process = ALONE,
+) -> Loader:
+    """Shuffled batches of the training split under a policy; `sampler` as `sampling.balanced_share` reads it."""
     stream = BatchStream(
-        images=len(samples),
+        labels=samples.labels,
         batch_size=shape.batch_size,
         packed_size=shape.packed_size,
-        policy=POLICIES[policy],
-        shuffle=shuffle,
+        image_size=shape.image_size,
+        policy=policy,
+        shuffle=True,
+        balanced=balanced_share(sampler),
         seed=seed,
+        process=process,
+    )
+    return Loader(samples, stream, shape)
+
+
+def eval_loader(samples: Samples, *, shape: GraphShape, process: Process = ALONE) -> Loader:
+    """Batches in shard order without any randomness; there is no way to ask for augmentation here."""
+    stream = BatchStream(
+        labels=samples.labels,
+        batch_size=shape.batch_size,
+        packed_size=shape.packed_size,
+        image_size=shape.image_size,
+        policy=POLICIES["none"],
+        shuffle=False,
+        process=process,
     )
     return Loader(samples, stream, shape)

@@ -9,12 +9,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from hemafast.config import Amp, Compile, Device
+from hemafast.config import Amp, Compile, Device, Input
 from hemafast.errors import HemafastError
 
 Precision = Literal["fp32", "bf16", "fp16"]
 
 _AMPERE = (8, 0)
+_GPU_SHARE = 0.4  # of the free memory of a GPU that pixels may take; network and activations want the rest
+_HOST_SHARE = 0.8  # of the available memory of the host that the page cache may be expected to keep
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +95,27 @@ def choose_machine(
         choices=(allocator, *chosen) if allocator else chosen,
         facts=machine_facts(on.value),
     )
+
+
+def choose_input(asked: Input, machine: Machine, *, packed_bytes: int, file_bytes: int) -> Choice:
+    """Decide where pixels come from: squares that take `packed_bytes`, or encoded files that take `file_bytes`."""
+    import psutil
+
+    squares, files = f"{packed_bytes / 2**20:,.0f} MiB of squares", f"{file_bytes / 2**20:,.0f} MiB of encoded images"
+    if asked != "auto":
+        size = files if asked in ("files", "webdataset") else squares
+        return Choice("input", asked, f"as asked for; {size}")
+    if machine.device == "cuda":
+        import torch
+
+        free, _ = torch.cuda.mem_get_info()
+        if packed_bytes <= _GPU_SHARE * free:
+            return Choice("input", "resident", f"{squares} fit into the {free / 2**20:,.0f} MiB free on the GPU")
+    available = psutil.virtual_memory().available
+    memory = f"the {available / 2**20:,.0f} MiB of memory that are available"
+    if packed_bytes <= _HOST_SHARE * available:
+        return Choice("input", "packed", f"{squares}, memory-mapped, fit into {memory}")
+    return Choice("input", "files", f"{squares} do not fit into {memory}; {files} are decoded each epoch")
 
 
 def machine_facts(device: str) -> dict[str, str]:

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from hemafast.config import TrainConfig, checked
+from hemafast.config import Device, TrainConfig, checked
+from hemafast.data.augment import Policy, named_policy
 from hemafast.data.dataset import Dataset, Samples, open_dataset
 from hemafast.data.graph import GraphShape
 from hemafast.data.loader import Loader, eval_loader, train_loader
 from hemafast.engine.checkpoint import ModelCard
-from hemafast.engine.machine import Machine, choose_machine, tune_allocator
+from hemafast.engine.machine import Machine, choose_input, choose_machine, tune_allocator
 from hemafast.engine.schedule import Schedule, constant, one_cycle
 from hemafast.engine.step import Steps, build_optimizer
 from hemafast.errors import HemafastError
@@ -74,12 +75,9 @@ def read_config(folder: Path) -> TrainConfig:
 
 def set_up(config: TrainConfig, state: dict[str, Any] | None) -> Run:
     """Build everything the loop needs, from scratch or from a checkpoint's state; writes nothing."""
-    allocator = tune_allocator()
-    machine = choose_machine(
-        device=config.device, amp=config.amp, compiled=config.compile, threads=config.threads, allocator=allocator
-    )
     dataset = open_dataset(config.data, config.fold)
     train_samples, val_samples = (dataset.samples(split, config.image_size) for split in (TRAIN, VAL))
+    machine, shape = machine_for(config, config.device, train_samples, val_samples)
     torch.manual_seed(config.seed)
     classes = dataset.info.classes
     if state is None:
@@ -93,8 +91,9 @@ def set_up(config: TrainConfig, state: dict[str, Any] | None) -> Run:
     model.to(machine.device)
     counts = dataset.counts(TRAIN)
     loss = build_loss(counts, weighted=config.weighted_loss, label_smoothing=config.label_smoothing).to(machine.device)
-    shape = graph_shape(config, machine, train_samples.packed_size)
-    batches = train_loader(train_samples, policy=config.policy, seed=config.seed, shape=shape)
+    batches = train_loader(
+        train_samples, policy=policy_of(config), seed=config.seed, shape=shape, sampler=config.sampler
+    )
     steps = config.epochs * len(batches)
     run = Run(
         config=config,
@@ -115,16 +114,36 @@ def set_up(config: TrainConfig, state: dict[str, Any] | None) -> Run:
     return run
 
 
-def graph_shape(config: TrainConfig, machine: Machine, packed_size: int) -> GraphShape:
-    """The input graph that `config` asks for; `auto` input takes packed pixels, which cost no decoding."""
-    return GraphShape(
+def policy_of(config: TrainConfig) -> Policy:
+    """The augmentation that `config` asks for."""
+    changes = {field.name: getattr(config, field.name, None) for field in fields(Policy)}
+    return named_policy(config.policy, **changes)
+
+
+def machine_for(config: TrainConfig, device: Device, *splits: Samples) -> tuple[Machine, GraphShape]:
+    """How to run here under `config` but on `device`, and the input graph for `splits`."""
+    machine = choose_machine(
+        device=device,
+        amp=config.amp,
+        compiled=config.compile,
+        threads=config.threads,
+        allocator=tune_allocator(),
+    )
+    source = choose_input(
+        config.input,
+        machine,
+        packed_bytes=sum(samples.packed.nbytes for samples in splits),
+        file_bytes=sum(samples.file_bytes for samples in splits),
+    )
+    shape = GraphShape(
         device=machine.loader_device,
-        packed=config.input != "files",
-        packed_size=packed_size,
+        source=source.value,  # type: ignore[arg-type] # choose_input yields nothing else
+        packed_size=splits[0].packed_size,
         image_size=config.image_size,
         batch_size=config.batch_size,
         threads=machine.loader_threads,
     )
+    return replace(machine, choices=(*machine.choices, source)), shape
 
 
 def state_of(run: Run) -> dict[str, Any]:

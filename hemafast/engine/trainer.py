@@ -170,9 +170,6 @@ def _announce(run: Run, folder: Path) -> None:
     logger.info("run folder %s", folder)
     for choice in run.machine.choices:
         logger.info("%s: %s (%s)", choice.name, choice.value, choice.reason)
-    source = "encoded files" if config.input == "files" else "packed pixels, memory-mapped"
-    size = (run.train_batches.packed_bytes + run.val_batches.packed_bytes) / 2**20
-    logger.info("input: %s (%.0f MiB packed)", source, size)
     logger.info(
         "%d training and %d validation images of %s, %d classes, fingerprint %s",
         run.train_batches.images,

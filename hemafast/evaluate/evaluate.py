@@ -12,8 +12,7 @@ from hemafast.data.dataset import Dataset, Samples, open_dataset
 from hemafast.data.loader import eval_loader
 from hemafast.engine.checkpoint import BEST, ModelCard, load_best
 from hemafast.engine.journal import read_rows
-from hemafast.engine.machine import choose_machine, tune_allocator
-from hemafast.engine.run import DRAWN_WARNING, graph_shape, read_config
+from hemafast.engine.run import DRAWN_WARNING, machine_for, read_config
 from hemafast.engine.step import Steps, Totals
 from hemafast.engine.validate import Outcome, validate
 from hemafast.errors import HemafastError
@@ -65,8 +64,7 @@ def read_metrics(folder: Path) -> Metrics:
 def _classify(
     folder: Path, config: TrainConfig, dataset: Dataset, samples: Samples, device: Device
 ) -> tuple[Outcome, ModelCard]:
-    allocator = tune_allocator()
-    machine = choose_machine(device=device, amp=config.amp, compiled="off", threads=config.threads, allocator=allocator)
+    machine, shape = machine_for(replace(config, compile="off"), device, samples)
     model, card = load_best(folder / BEST)
     if card.classes != dataset.info.classes:
         raise HemafastError(
@@ -75,7 +73,7 @@ def _classify(
         )
     model.to(machine.device)
     loss = build_loss(dataset.counts(VAL), weighted=False, label_smoothing=0.0)
-    batches = eval_loader(samples, shape=graph_shape(config, machine, samples.packed_size))
+    batches = eval_loader(samples, shape=shape)
     totals = Totals(len(card.classes), machine.device)
     return validate(model, Steps(model, loss, machine), batches, samples, totals), card
 

@@ -10,15 +10,71 @@ from __future__ import annotations
 import io
 import tarfile
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+import numpy as np
+import numpy.typing as npt
 import pandas as pd
 
+from hemafast.errors import HemafastError
 from hemafast.prepare.schema import IMAGES, WEBDATASET, shard_file
 from hemafast.prepare.shards import shard_parts
 
 _SUFFIXES = {"JPEG": "jpg", "PNG": "png", "TIFF": "tiff", "BMP": "bmp"}
 _INDEX_VERSION = "v1.2"
+
+
+@dataclass(frozen=True, slots=True)
+class Members:
+    """Where the encoded bytes of each of n images lie."""
+
+    paths: tuple[str, ...]
+    """(n,): tar files, absolute."""
+    offsets: npt.NDArray[np.int64]
+    """(n,): bytes from the beginning of the tar."""
+    sizes: npt.NDArray[np.int64]
+    """(n,): bytes."""
+
+
+def read_members(folder: Path, images: pd.DataFrame, split: str, count: int) -> Members:
+    """Find `images`, rows of the manifest that make up the split of that name, in the tars of a prepared data set.
+
+    Raises HemafastError if there are none, or if an index does not list just these images in this order.
+    """
+    if not (folder / WEBDATASET).is_dir():
+        raise HemafastError(f"{folder} holds no WebDataset tars.", "Prepare it with --format webdataset.")
+    paths: list[str] = []
+    places: list[tuple[int, int]] = []
+    for index in range(count):
+        tar = folder.absolute() / shard_file(split, index, count, folder=WEBDATASET, suffix=".tar")
+        found = _read_index(tar.with_suffix(".idx"))
+        part = images.iloc[len(places) : len(places) + len(found)]
+        expected = [
+            (_key(path, row), size) for row, path, size in zip(part.index, part["path"], part["bytes"], strict=True)
+        ]
+        whole = tar.is_file() and all(begin + size <= tar.stat().st_size for _, begin, size in found)
+        if not whole or expected != [(key, size) for key, _, size in found]:
+            raise HemafastError(f"{tar} or its index is not what was prepared.", "Run `hemafast prepare` again.")
+        paths += [str(tar)] * len(found)
+        places += [(begin, size) for _, begin, size in found]
+    if len(places) != len(images):
+        raise HemafastError(f"The tars of {split} in {folder} lack images.", "Run `hemafast prepare` again.")
+    offsets, sizes = np.array(places, dtype=np.int64).reshape(-1, 2).T
+    return Members(tuple(paths), offsets, sizes)
+
+
+def _read_index(path: Path) -> list[tuple[str, int, int]]:
+    """Key, offset and size of the image of each sample."""
+    try:
+        head, *lines = path.read_text(encoding="utf-8").splitlines()
+        samples = [line.split(" ") for line in lines]
+        found = [(name.removesuffix(f".{suffix}"), int(begin), int(size)) for suffix, begin, size, name, *_ in samples]
+    except (OSError, ValueError) as error:
+        raise HemafastError(f"{path} cannot be read ({error}).", "Run `hemafast prepare` again.") from error
+    if head != f"{_INDEX_VERSION} {len(found)}" or any(begin < 0 or size < 0 for _, begin, size in found):
+        raise HemafastError(f"{path} was cut or changed.", "Run `hemafast prepare` again.")
+    return found
 
 
 def write_webdataset(

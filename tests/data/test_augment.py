@@ -1,65 +1,192 @@
-"""The policies and the draws behind them; the pixels they lead to are held in test_loader."""
+"""The policies and the draws behind them; the pixels they lead to are held in test_operators and test_loader."""
+
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
+import torch
+from scipy.stats import chisquare, ks_2samp
+from torchvision import transforms
 
-from hemafast.data.augment import POLICIES, SYMMETRIES, Views, draw_views, warp_matrices, window_side
+from hemafast.config import TrainConfig
+from hemafast.data.augment import ENHANCEMENTS, POLICIES, RANDAUGMENT, Policy, draw_views, named_policy
+from hemafast.data.geometry import SYMMETRIES
 
-
-def test_the_symmetries_are_the_eight_of_the_square():
-    assert len({matrix.tobytes() for matrix in SYMMETRIES + 0.0}) == 8  # + 0.0: no negative zeros
-    np.testing.assert_array_equal(SYMMETRIES[0], np.eye(2))
-    for matrix in SYMMETRIES:
-        np.testing.assert_array_equal(matrix @ matrix.T, np.eye(2))
-        assert abs(np.linalg.det(matrix)) == pytest.approx(1)
-
-
-def test_the_symmetries_are_a_group():
-    known = {(matrix + 0.0).tobytes() for matrix in SYMMETRIES}
-    assert {(a @ b + 0.0).tobytes() for a in SYMMETRIES for b in SYMMETRIES} == known
+DRAWS = 6000
 
 
-def test_the_window_is_seven_eighths():
-    assert (window_side(256), window_side(64)) == (224, 56)
+def _draw(policy: Policy, images: int = DRAWS, packed_size: int = 256, image_size: int = 224, seed: int = 0):
+    return draw_views(policy, packed_size, image_size, images, np.random.default_rng(seed))
 
 
-def test_basic_draws_every_window_and_symmetry_at_even_odds():
-    views = draw_views(POLICIES["basic"], 64, 9000, np.random.default_rng(0))
-    for axis in range(2):
-        counts = np.bincount(views.corner[:, axis].astype(int), minlength=9)
-        assert len(counts) == 9
-        assert counts.min() > 850
-        assert counts.max() < 1150
-    counts = np.bincount(views.symmetry, minlength=8)
-    assert len(counts) == 8
-    assert counts.min() > 1000
-    assert counts.max() < 1250
+def _same_distribution(ours, theirs) -> bool:
+    return ks_2samp(ours, theirs).pvalue > 0.001
+
+
+# What each policy draws
+
+
+def test_basic_draws_every_symmetry_at_even_odds():
+    views = _draw(POLICIES["basic"], 8000)
+    linear = views.turn[:, :, :2]
+    counts = [int((linear == matrix).all(axis=(1, 2)).sum()) for matrix in SYMMETRIES]
+    assert sum(counts) == 8000
+    assert chisquare(counts).pvalue > 0.001
 
 
 def test_none_is_the_centre_as_it_is_and_draws_nothing():
     generator = np.random.default_rng(0)
     before = generator.bit_generator.state
-    views = draw_views(POLICIES["none"], 64, 5, generator)
-    np.testing.assert_array_equal(views.corner, np.full((5, 2), 4))
-    np.testing.assert_array_equal(views.symmetry, np.zeros(5))
+    views = draw_views(POLICIES["none"], 64, 56, 5, generator)
+    np.testing.assert_array_equal(views.window, np.tile([4, 4, 60, 60], (5, 1)))
+    np.testing.assert_array_equal(views.turn, np.tile(np.eye(2, 3), (5, 1, 1)))
     assert generator.bit_generator.state == before
 
 
-@pytest.mark.parametrize("packed_size", [32, 33, 64, 100, 256])
-def test_the_window_never_leaves_the_square(packed_size):
-    for policy in POLICIES.values():
-        corner = draw_views(policy, packed_size, 500, np.random.default_rng(1)).corner
-        assert corner.min() >= 0
-        assert corner.max() + window_side(packed_size) <= packed_size
+@pytest.mark.parametrize("name", POLICIES)
+def test_what_a_policy_says_of_itself_holds_for_its_draws(name):
+    policy = POLICIES[name]
+    views = _draw(policy, 500)
+    sides = views.window[:, 2:] - views.window[:, :2]
+    assert policy.sees_fixed_windows == bool((sides == 224).all())
+    whole = np.isin(views.turn[:, :, :2], (-1, 0, 1)).all()
+    assert policy.moves_whole_pixels == whole
+    assert policy.turns == (len(np.unique(views.turn, axis=0)) > 1)
+    assert (policy.randaugment_ops > 0) == bool(views.enhance.any())
+    assert (policy.erase > 0) == bool(views.erase.any())
+    assert (policy.stain > 0) == bool(views.stain.any())
 
 
-@pytest.mark.parametrize("image_size", [56, 40, 41])
-def test_warps_map_the_output_square_onto_the_window(image_size):
-    views = Views(np.full((8, 2), [3, 5], np.float32), np.arange(8))
-    matrices = warp_matrices(views, 64, image_size)
-    assert matrices.dtype == np.float32
-    corners = np.array([[x, y, 1] for x in (0, image_size) for y in (0, image_size)], np.float32)
-    shift = np.array([5, 3]) if image_size == 56 else np.zeros(2)  # (x, y), of (top, left) = (3, 5)
-    expected = {tuple(corner[:2] + shift) for corner in corners}
-    for matrix in matrices:
-        assert {tuple(point) for point in corners @ matrix.T} == expected
+@pytest.mark.parametrize("name", POLICIES)
+def test_draws_belong_to_their_image_however_many_there_are_of_them(name):
+    """A slice of the draws of an epoch is what a batch sees."""
+    views = _draw(POLICIES[name], 50)
+    part = views[10:20]
+    for field in fields(views):
+        np.testing.assert_array_equal(getattr(part, field.name), getattr(views, field.name)[10:20])
+
+
+def test_changes_to_a_policy_leave_the_rest_of_it_alone():
+    changed = named_policy("basic", rotation=15.0, stain=None)
+    assert changed == replace(POLICIES["basic"], rotation=15.0)
+    assert named_policy("strong") == POLICIES["strong"]
+
+
+def test_every_field_of_a_policy_but_one_can_be_asked_for():
+    asked = {field.name for field in fields(TrainConfig)}
+    assert {field.name for field in fields(Policy)} - asked == {"crop_ratio", "shift"}
+
+
+def test_every_policy_is_one_that_can_be_asked_for():
+    from typing import get_args
+
+    from hemafast.config import PolicyName
+
+    assert set(get_args(PolicyName)) == set(POLICIES)
+
+
+# `seed` is the reference
+
+
+def test_crops_of_seed_are_distributed_as_torchvision_crops():
+    window = _draw(POLICIES["seed"]).window
+    torch.manual_seed(0)
+    image = torch.zeros(3, 256, 256)
+    theirs = np.array(
+        [transforms.RandomResizedCrop.get_params(image, (0.08, 1.0), (3 / 4, 4 / 3)) for _ in range(DRAWS)]
+    )
+    top, left, height, width = theirs.T
+    ours_height, ours_width = (window[:, 2:] - window[:, :2]).T
+    assert _same_distribution(window[:, 0], top)
+    assert _same_distribution(window[:, 1], left)
+    assert _same_distribution(ours_height, height)
+    assert _same_distribution(ours_width, width)
+    assert _same_distribution(ours_height * ours_width, height * width)
+    assert _same_distribution(ours_width / ours_height, width / height)
+
+
+def test_angles_and_flips_of_seed_are_distributed_as_torchvision_draws_them():
+    linear = _draw(POLICIES["seed"]).turn[:, :, :2]
+    flipped = np.linalg.det(linear) < 0
+    assert 0.47 < flipped.mean() < 0.53
+    unflipped = np.where(flipped[:, None, None], SYMMETRIES[2] @ linear, linear)
+    angles = np.rad2deg(np.arctan2(unflipped[:, 1, 0], unflipped[:, 0, 0]))
+    torch.manual_seed(0)
+    theirs = [transforms.RandomRotation.get_params([-10, 10]) for _ in range(DRAWS)]
+    assert _same_distribution(angles, theirs)
+    assert np.abs(angles).max() <= 10
+
+
+# `strong` is torchvision's RandAugment and RandomErasing
+
+
+def test_rectangles_are_erased_as_torchvision_erases_them():
+    boxes = _draw(replace(POLICIES["none"], erase=0.5)).erase
+    shown = boxes[boxes.any(axis=1)]
+    assert 0.47 < len(shown) / len(boxes) < 0.53
+    torch.manual_seed(0)
+    image = torch.zeros(3, 224, 224)
+    theirs = np.array(
+        [transforms.RandomErasing.get_params(image, (0.02, 0.33), (0.3, 3.3), [0])[:4] for _ in range(DRAWS)]
+    )
+    top, left, height, width = theirs.T
+    ours_height, ours_width = (shown[:, 2:] - shown[:, :2]).T
+    for ours, expected in ((shown[:, 0], top), (shown[:, 1], left), (ours_height, height), (ours_width, width)):
+        assert _same_distribution(ours, expected)
+
+
+def test_the_operations_of_randaugment_are_those_of_torchvision():
+    theirs = transforms.RandAugment()._augmentation_space(31, (224, 224))
+    names = {name.lower().replace("identity", "as it is").replace("autocontrast", "auto_contrast") for name in theirs}
+    spelled = {name.replace("shearx", "shear_x").replace("sheary", "shear_y") for name in names}
+    spelled = {name.replace("translatex", "translate_x").replace("translatey", "translate_y") for name in spelled}
+    assert spelled == set(RANDAUGMENT)
+
+
+def test_every_operation_of_randaugment_is_drawn_at_even_odds():
+    views = _draw(replace(POLICIES["none"], randaugment_ops=1), 14_000)
+    counts = np.bincount(views.enhance[:, 0], minlength=len(ENHANCEMENTS))
+    assert counts[0] == pytest.approx(6000, abs=250)  # the identity and the five geometric ones
+    assert chisquare(counts[1:]).pvalue > 0.001
+    assert views.weaken.mean() == pytest.approx(0.5, abs=0.02)
+
+
+@pytest.mark.parametrize("magnitude", [0, 9, 30])
+def test_geometric_operations_are_as_strong_as_those_of_torchvision(magnitude):
+    space = transforms.RandAugment()._augmentation_space(31, (224, 224))
+    strength = {name: float(values[magnitude]) if values.ndim else 0.0 for name, (values, _) in space.items()}
+    policy = replace(POLICIES["none"], randaugment_ops=1, randaugment_magnitude=magnitude)
+    turn = _draw(policy, 3000).turn
+    shear_x, shear_y = np.abs(turn[:, 0, 1]), np.abs(turn[:, 1, 0])
+    rotated = (turn[:, 0, 0] != 1) & (shear_x > 0)
+    assert shear_x[~rotated].max() == pytest.approx(strength["ShearX"], abs=1e-5)
+    assert shear_y[~rotated].max() == pytest.approx(strength["ShearY"], abs=1e-5)
+    assert np.abs(turn[~rotated, 0, 2]).max() == int(strength["TranslateX"])
+    assert np.abs(turn[~rotated, 1, 2]).max() == int(strength["TranslateY"])
+    angles = np.rad2deg(np.arctan2(turn[rotated, 1, 0], turn[rotated, 0, 0]))
+    if magnitude:
+        assert np.abs(angles).max() == pytest.approx(strength["Rotate"], abs=1e-3)
+        assert {-1, 1} == set(np.sign(angles))
+
+
+# `lineage` is mild
+
+
+def test_stains_vary_by_no_more_than_was_asked_for():
+    stain = _draw(replace(POLICIES["none"], stain=0.05)).stain
+    density = np.array([0.2, 0.9, 0.4, 1.0])  # of a purple nucleus
+    changed = stain @ density
+    assert not np.allclose(changed, density[:3])
+    assert np.abs(changed / density[:3] - 1).max() < 0.5
+    np.testing.assert_allclose(changed.mean(axis=0), density[:3], atol=0.01)
+
+
+def test_one_stain_keeps_its_colour_when_its_amount_varies():
+    """More haematoxylin is a darker haematoxylin, not another hue."""
+    stain = _draw(replace(POLICIES["none"], stain=0.2), 200).stain
+    haematoxylin = np.array([0.65, 0.70, 0.29]) / np.linalg.norm([0.65, 0.70, 0.29])
+    changed = stain[:, :, :3] @ haematoxylin
+    factor = changed @ haematoxylin
+    np.testing.assert_allclose(changed, factor[:, None] * haematoxylin, atol=1e-5)
+    assert factor.min() > 0.8 - 1e-6
+    assert factor.max() < 1.2 + 1e-6

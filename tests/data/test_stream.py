@@ -1,4 +1,6 @@
-"""Batches before they have pixels: every image once an epoch, no lone image to train on."""
+"""Batches before they have pixels: every image once an epoch, for any number of processes, and no lone image."""
+
+from itertools import islice
 
 import numpy as np
 import pytest
@@ -6,24 +8,49 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hemafast.data.augment import POLICIES
-from hemafast.data.stream import BatchStream
+from hemafast.data.stream import BatchStream, Process
+from hemafast.errors import HemafastError
 
 
-def _stream(images, batch_size, *, shuffle=True, seed=0, policy="basic"):
-    return BatchStream(images, batch_size, 64, POLICIES[policy], shuffle, seed)
+def _stream(images, batch_size, *, shuffle=True, seed=0, policy="basic", rank=0, world_size=1, balanced=0.0):
+    return BatchStream(
+        labels=np.arange(images) % 3,
+        batch_size=batch_size,
+        packed_size=64,
+        image_size=56,
+        policy=POLICIES[policy],
+        shuffle=shuffle,
+        balanced=balanced,
+        seed=seed,
+        process=Process(rank, world_size),
+    )
 
 
-@settings(max_examples=60, deadline=None, database=None, derandomize=True)
-@given(images=st.integers(0, 200), batch_size=st.integers(2, 70), shuffle=st.booleans(), epoch=st.integers(0, 9))
-def test_an_epoch_holds_every_image_once_in_batches_that_fit(images, batch_size, shuffle, epoch):
-    stream = _stream(images, batch_size, shuffle=shuffle)
-    draws = list(stream.epoch(epoch))
-    assert len(draws) == len(stream)
-    rows = np.concatenate([draw.rows for draw in draws]) if draws else np.array([])
-    assert sorted(rows) == list(range(images))
+@settings(max_examples=100, deadline=None, database=None, derandomize=True)
+@given(
+    images=st.integers(0, 200),
+    batch_size=st.integers(2, 40),
+    shuffle=st.booleans(),
+    epoch=st.integers(0, 9),
+    world_size=st.integers(1, 5),
+)
+def test_an_epoch_holds_every_image_once_in_batches_that_fit(images, batch_size, shuffle, epoch, world_size):
+    if shuffle and images < world_size:
+        return
+    ranks = [
+        _stream(images, batch_size, shuffle=shuffle, rank=rank, world_size=world_size) for rank in range(world_size)
+    ]
+    epochs = [list(stream.epoch(epoch)) for stream in ranks]
+    draws = [draw for batches in epochs for draw in batches]
+    assert sorted(row for draw in draws for row in draw.rows) == list(range(images))
+    assert [len(batches) for batches in epochs] == [len(stream) for stream in ranks]
     for draw in draws:
         assert 1 <= len(draw.rows) <= batch_size
-        assert len(draw.rows) == len(draw.views.corner) == len(draw.views.symmetry)
+        assert len(draw.rows) == len(draw.views.window) == len(draw.views.turn)
+    if shuffle:
+        assert len({len(batches) for batches in epochs}) <= 1  # or processes would wait for each other for ever
+        if batch_size >= 4 and images >= 2 * world_size:
+            assert all(len(draw.rows) >= 2 for draw in draws)
 
 
 @pytest.mark.parametrize(("images", "batch_size"), [(9, 8), (33, 8), (4, 3), (7, 3), (65, 32)])
@@ -37,6 +64,25 @@ def test_validation_keeps_its_batches_full():
     assert [len(draw.rows) for draw in _stream(9, 8, shuffle=False).epoch(0)] == [8, 1]
 
 
+def test_too_few_images_for_the_processes_are_refused():
+    with pytest.raises(HemafastError, match="3 training images cannot be shared by 4 processes"):
+        _stream(3, 8, world_size=4)
+
+
+@pytest.mark.parametrize("balanced", [0.0, 0.66])
+@pytest.mark.parametrize("world_size", [2, 3])
+def test_processes_together_see_the_batches_of_one_with_as_many_images(balanced, world_size):
+    """Two processes of batch size 8 are one of batch size 16, in images and in views."""
+    alone = list(_stream(56, 8 * world_size, balanced=balanced).epoch(1))
+    parts = [
+        list(_stream(56, 8, rank=rank, world_size=world_size, balanced=balanced).epoch(1))
+        for rank in range(world_size)
+    ]
+    for whole, *shared in zip(alone, *parts, strict=True):
+        np.testing.assert_array_equal(whole.rows, np.concatenate([part.rows for part in shared]))
+        np.testing.assert_array_equal(whole.views.turn, np.concatenate([part.views.turn for part in shared]))
+
+
 def test_epochs_and_seeds_differ_and_repeat():
     def rows(seed, epoch):
         return [list(draw.rows) for draw in _stream(50, 8, seed=seed).epoch(epoch)]
@@ -45,6 +91,13 @@ def test_epochs_and_seeds_differ_and_repeat():
     assert rows(1, 0) != rows(1, 1)
     assert rows(1, 0) != rows(2, 0)
     assert rows(1, 2) != rows(2, 1)
+
+
+@pytest.mark.parametrize("first", range(8))
+def test_an_epoch_may_begin_at_any_of_its_batches(first):
+    stream = _stream(50, 8)
+    expected = [list(draw.rows) for draw in islice(stream.epoch(2), first, None)]
+    assert [list(draw.rows) for draw in stream.epoch(2, first)] == expected
 
 
 def test_order_does_not_depend_on_the_batch_size_nor_the_policy():
@@ -57,7 +110,7 @@ def test_order_does_not_depend_on_the_batch_size_nor_the_policy():
 
 
 def test_a_view_belongs_to_its_position_whatever_the_batch_size():
-    def corners(batch_size):
-        return np.concatenate([draw.views.corner for draw in _stream(50, batch_size).epoch(3)])
+    def windows(batch_size):
+        return np.concatenate([draw.views.window for draw in _stream(50, batch_size).epoch(3)])
 
-    np.testing.assert_array_equal(corners(8), corners(13))
+    np.testing.assert_array_equal(windows(8), windows(13))

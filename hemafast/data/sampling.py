@@ -1,0 +1,76 @@
+"""Which images make up an epoch, and in which order: every one once, or rare classes more often than frequent ones."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import numpy.typing as npt
+
+from hemafast.errors import HemafastError
+
+Rows = npt.NDArray[np.int64]
+
+_MIXED = re.compile(r"mixed:(0?\.\d+|0|1|1\.0*)")
+
+
+def balanced_share(sampler: str) -> float:
+    """The share of an epoch that is drawn evenly from the classes: "natural" is 0, "balanced" 1, "mixed:0.66" 0.66.
+
+    Raises HemafastError for anything else.
+    """
+    named = {"natural": 0.0, "balanced": 1.0}
+    if sampler in named:
+        return named[sampler]
+    match = _MIXED.fullmatch(sampler)
+    if match is None:
+        raise HemafastError(
+            f"There is no sampler {sampler!r}.", "Choose natural, balanced, or mixed:SHARE as mixed:0.66."
+        )
+    return float(match[1])
+
+
+def epoch_order(
+    labels: npt.NDArray[np.int64], share: float, seed: int, epoch: int, generator: np.random.Generator
+) -> Rows:
+    """Rows of one epoch, as many as there are labels, in random order.
+
+    With a `share` of 0 it is a permutation. Otherwise each class has a quota, and fills it from permutations of its
+    images that go on from epoch to epoch: no image of a class comes again before all others of the class have come.
+    """
+    if not share:
+        return generator.permutation(len(labels))
+    classes = np.unique(labels)
+    quotas = _quotas(labels, classes, share)
+    taken, after = (_whole(quotas * number) for number in (epoch, epoch + 1))
+    parts = [
+        _stream(np.flatnonzero(labels == label), int(label), start, stop, seed)
+        for label, start, stop in zip(classes, taken, after, strict=True)
+    ]
+    return generator.permutation(np.concatenate(parts))
+
+
+def _quotas(labels: npt.NDArray[np.int64], classes: npt.NDArray[np.int64], share: float) -> npt.NDArray[np.float64]:
+    """(classes,): images of each class in an epoch, not rounded; they add up to the number of labels."""
+    counts = np.array([(labels == label).sum() for label in classes], dtype=np.float64)
+    return share * len(labels) / len(classes) + (1 - share) * counts
+
+
+def _whole(quotas: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
+    """Whole numbers near the quotas, with the same sum: what rounding down leaves goes to the largest remainders."""
+    down = np.floor(quotas + 1e-9)
+    left = round(float((quotas - down).sum()))
+    order = np.argsort(down - quotas, kind="stable")
+    down[order[:left]] += 1
+    return down.astype(np.int64)
+
+
+def _stream(members: Rows, label: int, start: int, stop: int, seed: int) -> Rows:
+    """Elements `start` to `stop` of permutations of `members`, one after the other without end."""
+    first, last = start // len(members), -(-stop // len(members))
+    rounds = [
+        np.random.default_rng(np.random.SeedSequence([seed, number], spawn_key=(label,))).permutation(members)
+        for number in range(first, last)
+    ]
+    begin = start - first * len(members)
+    return np.concatenate([*rounds, members[:0]])[begin : begin + stop - start]

@@ -1,0 +1,176 @@
+"""What the operators do to pixels: the compiled ones as DALI's own, and all of them as their references."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from nvidia.dali import fn, pipeline_def
+from PIL import Image, ImageEnhance, ImageOps
+from torchvision import transforms
+
+from hemafast.data import operators
+from hemafast.data.augment import ENHANCEMENTS, POLICIES, draw_views
+from hemafast.data.geometry import SYMMETRIES, about_centre, random_resized_windows, rotations
+
+
+def _run(operate, images, *parameters, conditionals=False):
+    """The outputs of `operate(images, *parameters)` in a pipeline on the CPU."""
+
+    @pipeline_def(enable_conditionals=conditionals)
+    def graph():
+        inputs = [fn.external_source(name=f"input {index}") for index in range(1 + len(parameters))]
+        return operate(*inputs)
+
+    pipeline = graph(batch_size=len(images), num_threads=2, device_id=None)
+    pipeline.feed_input("input 0", [np.ascontiguousarray(image) for image in images], layout="HWC")
+    for index, parameter in enumerate(parameters, 1):
+        pipeline.feed_input(f"input {index}", [np.ascontiguousarray(row) for row in parameter])
+    (output,) = pipeline.run()
+    return [np.array(output.at(index)) for index in range(len(images))]
+
+
+def _both(operate, images, parameters):
+    """Outputs of the compiled operator and of DALI's own."""
+    return [
+        np.array(_run(lambda *nodes, form=form: operate(*nodes, compiled=form), images, parameters))
+        for form in (True, False)
+    ]
+
+
+# Compiled operators and DALI's own
+
+
+@pytest.mark.parametrize("size", [56, 40])
+@pytest.mark.parametrize(("height", "width"), [(64, 64), (180, 150), (60, 41)])
+def test_the_compiled_cut_is_that_of_dali_and_of_pillow(draw, height, width, size):
+    images = [draw(seed, width, height) for seed in range(24)]
+    side = min(height, width)
+    windows = random_resized_windows(side, 24, (0.08, 1.0), (3 / 4, 4 / 3), np.random.default_rng(size))
+    windows[0] = 0, 0, height, width  # all of it, edges included
+    windows[1] = 3.25, 4.5, 33.25, 34.5  # between pixels
+    compiled, own = _both(lambda pixels, window, **form: operators.cut_window(pixels, window, size, **form), images, windows)
+    difference = np.abs(compiled.astype(int) - own)
+    assert difference.max() <= 2
+    assert difference.mean() < 0.3
+    for image, window, cut in zip(images, windows, compiled, strict=True):
+        top, left, bottom, right = (float(edge) for edge in window)
+        expected = Image.fromarray(image).resize((size, size), Image.Resampling.BILINEAR, box=(left, top, right, bottom))
+        assert np.abs(cut.astype(int) - np.asarray(expected)).max() <= 1
+
+
+def test_a_window_of_the_size_of_the_view_is_copied(draw):
+    images = [draw(seed, 64, 64) for seed in range(4)]
+    windows = np.array([[0, 0, 40, 40], [24, 24, 64, 64], [3, 7, 43, 47], [20, 0, 60, 40]], np.float32)
+    for outputs in _both(lambda pixels, window, **form: operators.cut_window(pixels, window, 40, **form), images, windows):
+        for image, (top, left, bottom, right), output in zip(images, windows.astype(int), outputs, strict=True):
+            np.testing.assert_array_equal(output, image[top:bottom, left:right])
+
+
+@pytest.mark.parametrize("size", [40, 64])
+def test_the_compiled_whole_turns_are_those_of_dali(draw, size):
+    images = [draw(seed, 64, 64) for seed in range(8)]
+    matrices = about_centre(SYMMETRIES, size)
+    matrices[:, :, 2] += np.random.default_rng(0).integers(0, 64 - size, (8, 2), endpoint=True)
+    compiled, own = _both(
+        lambda pixels, matrix, **form: operators.turn(pixels, matrix, size, whole=True, **form), images, matrices
+    )
+    np.testing.assert_array_equal(compiled, own)
+    general = _run(lambda *nodes: operators.turn(*nodes, size, whole=False, compiled=True), images, matrices)
+    np.testing.assert_array_equal(general, own)
+
+
+def test_the_compiled_rotations_are_those_of_dali(draw):
+    images = [draw(seed, 61, 61) for seed in range(16)]
+    matrices = about_centre(rotations(np.linspace(-180, 170, 16)), 61)
+    compiled, own = _both(
+        lambda pixels, matrix, **form: operators.turn(pixels, matrix, 61, whole=False, **form), images, matrices
+    )
+    assert (compiled != own).any(axis=3).mean() < 1e-3  # ties between two pixels
+
+
+def test_what_lies_outside_is_black(draw):
+    far = np.array([[[1, 0, 1000], [0, 1, 0]], [[1, 0, 0], [0, 1, -1000]], [[1, 0, 1e7], [0, 1, 1e7]]], np.float32)
+    images = [draw(seed, 30, 30) for seed in range(3)]
+    for outputs in _both(
+        lambda pixels, matrix, **form: operators.turn(pixels, matrix, 30, whole=False, **form), images, far
+    ):
+        assert not outputs.any()
+
+
+# Colours
+
+
+def _pillow(name: str, magnitude: int, sign: int, image: Image.Image) -> Image.Image:
+    """One operation of torchvision's RandAugment."""
+    values, signed = transforms.RandAugment()._augmentation_space(31, (56, 56)).get(
+        {"auto_contrast": "AutoContrast"}.get(name, name.capitalize()), (torch.tensor(0.0), False)
+    )
+    value = float(values[magnitude]) * (sign if signed else 1) if values.ndim else 0.0
+    enhancers = {
+        "brightness": ImageEnhance.Brightness,
+        "color": ImageEnhance.Color,
+        "contrast": ImageEnhance.Contrast,
+        "sharpness": ImageEnhance.Sharpness,
+    }
+    if name in enhancers:
+        return enhancers[name](image).enhance(1 + value)
+    return {
+        "as it is": lambda: image,
+        "posterize": lambda: ImageOps.posterize(image, int(value)),
+        "solarize": lambda: ImageOps.solarize(image, value),
+        "auto_contrast": lambda: ImageOps.autocontrast(image),
+        "equalize": lambda: ImageOps.equalize(image),
+    }[name]()
+
+
+@pytest.mark.parametrize("magnitude", [9, 25])
+@pytest.mark.parametrize("weaken", [0, 1])
+def test_enhancements_are_those_of_torchvision(draw, magnitude, weaken):
+    images = [draw(seed, 56, 56) for seed in range(len(ENHANCEMENTS))]
+    operations = np.arange(len(ENHANCEMENTS), dtype=np.int32)[:, None]
+    signs = np.full_like(operations, weaken)
+    outputs = _run(
+        lambda pixels, drawn, sign: operators.enhance(pixels, drawn, sign, 1, magnitude),
+        images,
+        operations,
+        signs,
+        conditionals=True,
+    )
+    for name, image, output in zip(ENHANCEMENTS, images, outputs, strict=True):
+        expected = np.asarray(_pillow(name, magnitude, 1 - 2 * weaken, Image.fromarray(image)))
+        inner = np.abs(output.astype(int) - expected)[1:-1, 1:-1]  # Pillow leaves the rim when it sharpens
+        # DALI equalizes histograms as OpenCV does, which is not quite Pillow's way.
+        assert inner.mean() < (6 if name == "equalize" else 1), name
+
+
+def test_stains_of_nothing_leave_an_image_as_it_is(draw):
+    images = [draw(seed, 40, 40) for seed in range(3)] + [np.arange(4800, dtype=np.uint8).reshape(40, 40, 3)]
+    same = np.tile(np.eye(3, 4, dtype=np.float32), (4, 1, 1))
+    np.testing.assert_array_equal(_run(lambda pixels, matrix: operators.stain(pixels, matrix, 40), images, same), images)
+
+
+def test_stains_are_mixed_in_optical_density(draw):
+    images = [draw(seed, 40, 40) for seed in range(8)]
+    stain = draw_views(POLICIES["lineage"], 64, 40, 8, np.random.default_rng(0)).stain
+    outputs = _run(lambda pixels, matrix: operators.stain(pixels, matrix, 40), images, stain)
+    for image, matrix, output in zip(images, stain.astype(np.float64), outputs, strict=True):
+        density = -np.log((image + 1.0) / 256)
+        expected = 256 * np.exp(-(density @ matrix[:, :3].T + matrix[:, 3])) - 1
+        assert np.abs(output - expected.clip(0, 255)).max() < 0.6
+        assert np.abs(output.astype(int) - image).mean() < 25
+
+
+def test_erasing_blanks_the_box_and_nothing_else(draw):
+    images = [draw(seed, 40, 40) for seed in range(3)]
+    boxes = np.array([[0, 0, 0, 0], [3, 5, 20, 11], [0, 0, 40, 40]], np.float32)
+    for image, (top, left, bottom, right), output in zip(
+        images, boxes.astype(int), _run(operators.erase, images, boxes), strict=True
+    ):
+        expected = image.copy()
+        expected[top:bottom, left:right] = operators.ERASED
+        np.testing.assert_array_equal(output, expected)
+
+
+def test_the_blank_is_the_mean_of_imagenet():
+    assert tuple(math.floor(255 * mean + 0.5) for mean in (0.485, 0.456, 0.406)) == operators.ERASED
