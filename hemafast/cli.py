@@ -33,6 +33,21 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but warn
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output.")]
 Data = Annotated[Path, typer.Option(help="Prepared data set.")]
 
+
+def _changes(text: str) -> Any:
+    """A training option that changes one thing about the policy."""
+    return typer.Option(help=text, show_default="the policy's own", rich_help_panel="Changes to the policy")
+
+
+CropArea = Annotated[tuple[float, float] | None, _changes("Least and largest share of the square to cut out.")]
+Zoom = Annotated[float | None, _changes("How much the window may grow or shrink, as 0.1.")]
+Symmetry = Annotated[config.Symmetry | None, _changes("Mirror, or all eight flips and quarter turns.")]
+Rotation = Annotated[float | None, _changes("Largest angle in degrees.")]
+RandAugmentOps = Annotated[int | None, _changes("Operations of RandAugment an image.")]
+RandAugmentMagnitude = Annotated[int | None, _changes("Their strength, 0 to 30.")]
+Stain = Annotated[float | None, _changes("How much the absorption of each stain varies, as 0.05.")]
+Erase = Annotated[float | None, _changes("Share of the images with a rectangle blanked.")]
+
 _DEFAULTS = PrepareConfig()
 _TRAIN_DEFAULTS = TrainConfig()
 _PIPE_WIDTH = 160
@@ -67,11 +82,6 @@ def _by_preset(field: str) -> str:
 def _trains(field: str, text: str, name: str | None = None, **more: Any) -> Any:
     """A training option whose default comes from the preset."""
     return typer.Option(*([name] if name else []), help=text, show_default=_by_preset(field), **more)
-
-
-def _changes(text: str) -> Any:
-    """A training option that changes one thing about the policy."""
-    return typer.Option(help=text, show_default="the policy's own", rich_help_panel="Changes to the policy")
 
 
 @app.command(epilog="Example: `hemafast demo --source Source`")
@@ -254,6 +264,58 @@ def eda(
 
 
 @app.command(
+    epilog="Examples: `hemafast augment-preview`, `hemafast augment-preview --policy lineage --stain 0.2 --draws 4`"
+)
+def augment_preview(
+    data: Data = _TRAIN_DEFAULTS.data,
+    output: Annotated[Path, typer.Option(help="PNG to write.")] = Path("runs/augment-preview.png"),
+    policy: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="Policies to show; may be repeated.", show_default="all"),
+    ] = None,
+    crop_area: CropArea = None,
+    zoom: Zoom = None,
+    symmetry: Symmetry = None,
+    rotation: Rotation = None,
+    randaugment_ops: RandAugmentOps = None,
+    randaugment_magnitude: RandAugmentMagnitude = None,
+    stain: Stain = None,
+    erase: Erase = None,
+    cells: Annotated[int, typer.Option(min=1, max=50, help="Images to show, of all classes in turn.")] = 8,
+    draws: Annotated[int, typer.Option(min=1, max=20, help="Rows of each policy.")] = 2,
+    image_size: Annotated[int, typer.Option(min=32, max=1024, help="Side of the views in pixels.")] = 224,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the draws.")] = _TRAIN_DEFAULTS.seed,
+    as_json: Json = False,
+    verbose: Verbose = False,
+    quiet: Quiet = False,
+) -> None:
+    """Draw the same cells under each augmentation policy, as training would see them."""
+    from hemafast.data.augment import POLICIES, named_policy
+    from hemafast.data.preview import write_preview
+
+    console = _console(verbose=verbose, quiet=quiet or as_json)
+    changes = {
+        "crop_area": crop_area,
+        "zoom": zoom,
+        "symmetry": symmetry,
+        "rotation": rotation,
+        "randaugment_ops": randaugment_ops,
+        "randaugment_magnitude": randaugment_magnitude,
+        "stain": stain,
+        "erase": erase,
+    }
+    config.train_config("seed", **changes)  # the same checks as for training
+    policies = {name: named_policy(name, **changes) for name in policy or POLICIES}
+    with console.status("drawing"):
+        write_preview(data, output, policies, cells=cells, draws=draws, image_size=image_size, seed=seed)
+    if as_json:
+        plain = {name: chosen.to_plain() for name, chosen in policies.items()}
+        typer.echo(json.dumps({"picture": str(output), "policies": plain}, indent=2))
+    else:
+        _wide_console().print(str(output), highlight=False, soft_wrap=True)
+
+
+@app.command(
     epilog="Examples: `hemafast train --preset quick`, "
     "`hemafast train --model efficientnet_b0 --onecycle`, "
     "`hemafast train --resume runs/NAME --epochs 50`"
@@ -284,14 +346,14 @@ def train(
         config.PolicyName | None,
         _trains("policy", "Augmentation of the training images; `hemafast augment-preview` shows it."),
     ] = None,
-    crop_area: Annotated[tuple[float, float] | None, _changes("Least and largest share of the square to cut.")] = None,
-    zoom: Annotated[float | None, _changes("How much the window may grow or shrink, as 0.1.")] = None,
-    symmetry: Annotated[config.Symmetry | None, _changes("Mirror, or all eight flips and quarter turns.")] = None,
-    rotation: Annotated[float | None, _changes("Largest angle in degrees.")] = None,
-    randaugment_ops: Annotated[int | None, _changes("Operations of RandAugment an image.")] = None,
-    randaugment_magnitude: Annotated[int | None, _changes("Their strength, 0 to 30.")] = None,
-    stain: Annotated[float | None, _changes("How much the absorption of each stain varies, as 0.05.")] = None,
-    erase: Annotated[float | None, _changes("Share of the images with a rectangle blanked.")] = None,
+    crop_area: CropArea = None,
+    zoom: Zoom = None,
+    symmetry: Symmetry = None,
+    rotation: Rotation = None,
+    randaugment_ops: RandAugmentOps = None,
+    randaugment_magnitude: RandAugmentMagnitude = None,
+    stain: Stain = None,
+    erase: Erase = None,
     sampler: Annotated[
         str | None,
         _trains(

@@ -169,9 +169,10 @@ class TrainConfig:
     """Seed of initial weights, order, augmentation and dropout."""
 
     def __post_init__(self) -> None:
-        from hemafast.data.sampling import balanced_share
+        if self.sampler != "natural":  # numpy is slow to import, and --help has no need of it
+            from hemafast.data.sampling import balanced_share
 
-        balanced_share(self.sampler)
+            balanced_share(self.sampler)
         if self.crop_area is not None and self.crop_area[0] > self.crop_area[1]:
             raise HemafastError(f"crop_area = {self.crop_area} begins above its end.", "Give the smaller share first.")
 

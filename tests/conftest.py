@@ -111,3 +111,12 @@ def train_samples(dataset: Dataset) -> Samples:
 @pytest.fixture(scope="session")
 def val_samples(dataset: Dataset) -> Samples:
     return dataset.samples("val")
+
+
+@pytest.fixture(scope="session")
+def tarred_samples(prepared: Prepared, tmp_path_factory: pytest.TempPathFactory) -> Samples:
+    """The training images of `prepared`, which lie in WebDataset tars too."""
+    folder = tmp_path_factory.mktemp("tarred") / "prepared"
+    source = prepared.folder.parent
+    settings = PrepareConfig(source=source, output=folder, pack_sizes=(64,), shards=3, format="webdataset")
+    return open_dataset(prepare(settings).folder).samples("train")

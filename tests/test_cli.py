@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from hemafast import config
 from hemafast.cli import app
 
-COMMANDS = ("demo", "prepare", "verify", "eda", "train", "evaluate", "bench")
+COMMANDS = ("demo", "prepare", "verify", "eda", "augment-preview", "train", "evaluate", "bench")
 
 
 def hemafast(*arguments, cwd=None, timeout=120):
@@ -77,6 +77,54 @@ def test_training_options_are_the_fields_of_the_config():
 def test_preparing_options_are_the_fields_of_the_config():
     fields = {name.replace("_", "-") for name in config.PrepareConfig.__dataclass_fields__}
     assert _options_of("prepare") - {"workers"} == (fields - {"pack-sizes"}) | {"pack-size"}
+
+
+def test_the_preview_takes_every_change_to_a_policy_that_training_takes():
+    changes = {
+        "crop-area",
+        "zoom",
+        "symmetry",
+        "rotation",
+        "randaugment-ops",
+        "randaugment-magnitude",
+        "stain",
+        "erase",
+    }
+    assert changes <= _options_of("augment-preview")
+    assert changes <= _options_of("train")
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "named"),
+    [
+        ("--sampler", "mixed:2", "sampler"),
+        ("--rotation", "-3", "rotation"),
+        ("--randaugment-magnitude", "31", "randaugment_magnitude"),
+        ("--erase", "1.5", "erase"),
+    ],
+)
+def test_a_policy_out_of_range_is_one_line(tmp_path, option, value, named):
+    assert_is_one_line_error(hemafast("train", option, value, cwd=tmp_path), named)
+
+
+def test_tars_that_are_not_there_are_one_line(tmp_path, prepared):
+    done = hemafast(
+        "train",
+        "--input",
+        "webdataset",
+        "--model",
+        "test_resnet",
+        "--pretrained",
+        "no",
+        "--image-size",
+        32,
+        "--data",
+        prepared.folder,
+        "--output",
+        tmp_path / "runs",
+    )
+    assert_is_one_line_error(done, "no WebDataset tars", "--format webdataset")
+    assert not (tmp_path / "runs").exists()
 
 
 def test_help_shows_the_default_of_each_preset():

@@ -13,7 +13,7 @@ import pytest
 from hemafast.prepare.schema import MANIFEST_COLUMNS
 
 ROOT = Path(__file__).resolve().parent.parent
-COMMANDS = ("demo", "prepare", "verify", "eda", "train", "evaluate", "bench")
+COMMANDS = ("demo", "prepare", "verify", "eda", "augment-preview", "train", "evaluate", "bench")
 TINY = ("--model", "test_resnet", "--pretrained", "no", "--image-size", "32", "--batch-size", "32")
 
 

@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from hemafast.data import geometry
 from hemafast.data.geometry import Boxes
+from hemafast.errors import HemafastError
 
 Symmetry = Literal["none", "mirror", "eight"]
 
@@ -75,7 +76,12 @@ POLICIES = {
 
 
 def named_policy(name: str, **changes: Any) -> Policy:
-    """The policy of that name, with every one of `changes` that is not None in place of its own value."""
+    """The policy of that name, with every one of `changes` that is not None in place of its own value.
+
+    Raises HemafastError if there is none of that name.
+    """
+    if name not in POLICIES:
+        raise HemafastError(f"There is no policy {name!r}.", f"Choose one of: {', '.join(POLICIES)}.")
     return replace(POLICIES[name], **{field: value for field, value in changes.items() if value is not None})
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -43,6 +43,18 @@ class Samples:
 
     def __len__(self) -> int:
         return len(self.paths)
+
+    def select(self, rows: npt.NDArray[np.int64]) -> Samples:
+        """Some of the images, by their place among these."""
+        return replace(
+            self,
+            paths=tuple(self.paths[row] for row in rows),
+            labels=self.labels[rows],
+            domains=self.domains[rows],
+            windows=self.windows[rows],
+            packed=self.packed.select(rows),
+            members=lambda: self.members().select(rows),
+        )
 
     @property
     def packed_size(self) -> int:

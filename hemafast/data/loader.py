@@ -13,7 +13,7 @@ from hemafast.data.augment import POLICIES, Policy, Views
 from hemafast.data.dataset import Samples
 from hemafast.data.graph import GraphShape, build_graph
 from hemafast.data.sampling import balanced_share
-from hemafast.data.source import Images, open_source
+from hemafast.data.source import open_source
 from hemafast.data.stream import ALONE, BatchStream, Draw, Process
 from hemafast.errors import HemafastError
 
@@ -42,11 +42,14 @@ class Position(NamedTuple):
 
 
 class Loader:
-    """Batches of one split. An epoch can be asked for by its number, and gone on with from any of its batches."""
+    """Batches of one split. An epoch can be asked for by its number, and gone on with from any of its batches.
+
+    Raises HemafastError if the data set does not hold its images in the form that `shape.source` names.
+    """
 
     def __init__(self, samples: Samples, stream: BatchStream, shape: GraphShape) -> None:
         self._samples, self._stream, self._shape = samples, stream, shape
-        self._images: Images | None = None
+        self._images = open_source(samples, shape)
         self._pipeline: Any = None
         self._pipeline_at: Position | None = None
         self._delivered = self._next = Position(0, 0)
@@ -116,8 +119,6 @@ class Loader:
         }
 
     def _build(self, start: Position) -> Any:
-        if self._images is None:
-            self._images = open_source(self._samples, self._shape)
         first, second = tee(self._draws(start))
         images = ((self._images(draw.rows),) for draw in first)
         return build_graph(images, map(self._feed, second), self._shape, self._stream.policy)

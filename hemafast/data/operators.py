@@ -31,7 +31,7 @@ def cut_window(pixels: Node, window: Node, size: int, *, compiled: bool) -> Node
     if compiled:
         from hemafast.data import kernels
 
-        return fn.reshape(kernels.operator(kernels.cut_window, size, 1)(pixels, window), layout="HWC")
+        return fn.reshape(kernels.operator(kernels.cut_window, size)(pixels, window), layout="HWC")
     return fn.resize(
         pixels,
         roi_start=window[0:2],
@@ -53,7 +53,7 @@ def turn(pixels: Node, matrix: Node, size: int, *, whole: bool, compiled: bool) 
         from hemafast.data import kernels
 
         kernel = kernels.turn_whole if whole else kernels.turn
-        return fn.reshape(kernels.operator(kernel, size, 2)(pixels, matrix), layout="HWC")
+        return fn.reshape(kernels.operator(kernel, size)(pixels, matrix), layout="HWC")
     return fn.warp_affine(pixels, matrix=matrix, size=(size, size), interp_type=types.INTERP_NN, fill_value=0)
 
 

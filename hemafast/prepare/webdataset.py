@@ -36,6 +36,10 @@ class Members:
     sizes: npt.NDArray[np.int64]
     """(n,): bytes."""
 
+    def select(self, rows: npt.NDArray[np.int64]) -> Members:
+        """Some of them, by their place among these."""
+        return Members(tuple(self.paths[row] for row in rows), self.offsets[rows], self.sizes[rows])
+
 
 def read_members(folder: Path, images: pd.DataFrame, split: str, count: int) -> Members:
     """Find `images`, rows of the manifest that make up the split of that name, in the tars of a prepared data set.

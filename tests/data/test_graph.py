@@ -3,49 +3,93 @@
 Building a pipeline for a GPU needs one; defining its nodes does not, and the definition is what is walked here.
 """
 
+from typing import get_args
+
 import pytest
-from nvidia.dali import Pipeline, fn
+from nvidia.dali import fn, pipeline_def
 from nvidia.dali.ops import _registry
 
-from hemafast.data.graph import GraphShape, define_graph
+from hemafast.data.augment import POLICIES
+from hemafast.data.graph import GraphShape, Source, define_graph
 
 KNOWN = {"cpu": _registry.cpu_ops, "gpu": _registry.gpu_ops, "mixed": _registry.mixed_ops}
 
 
-def _define(device: str, packed: bool, image_size: int):
-    """The last node of the graph and, by name, the operators above it as (operator, where it runs)."""
-    shape = GraphShape(device, packed, 64, image_size, 4, 1)
-    with Pipeline(4, 1, 0 if device == "gpu" else None):
-        last = define_graph(*(fn.external_source(name=name) for name in ("source", "kept", "corner", "matrix")), shape)
-    operators, waiting = {}, [last]
+def _shape(device: str, source: str, image_size: int = 56) -> GraphShape:
+    return GraphShape(device, source, 64, image_size, 4, 1)
+
+
+def _define(device: str, source: str, policy: str, image_size: int = 56):
+    """The last node of the graph, and the operators above it as (operator, where it runs)."""
+    shape = _shape(device, source, image_size)
+    last = None
+
+    @pipeline_def(enable_conditionals=POLICIES[policy].randaugment_ops > 0)
+    def graph():
+        nonlocal last
+        on_gpu = device == "gpu" and source == "resident"
+        images = fn.external_source(name="source", device="gpu" if on_gpu else "cpu")
+        views = {name: fn.external_source(name=name) for name in shape.inputs(POLICIES[policy])}
+        last = define_graph(images, views, shape, POLICIES[policy])
+        return last
+
+    graph(batch_size=4, num_threads=1, device_id=0 if device == "gpu" else None)
+    operators, waiting, seen = [], [last], set()
     while waiting:
         node = waiting.pop()
-        operator = node.source._op
-        operators[node.source.name] = (operator.schema.Name(), operator.device)
-        waiting.extend(node.source.inputs)
+        if node.source.name not in seen:
+            seen.add(node.source.name)
+            operators.append((node.source._op.schema.Name(), node.source._op.device))
+            waiting.extend(node.source.inputs)
     return last, operators
 
 
-@pytest.mark.parametrize("packed", [True, False], ids=["packed", "files"])
 @pytest.mark.parametrize("image_size", [56, 40])
+@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("source", get_args(Source))
+def test_every_operator_of_the_graph_exists_on_a_gpu(source, policy, image_size):
+    last, operators = _define("gpu", source, policy, image_size)
+    assert last.device == "gpu"
+    for name, where in operators:
+        # Splitting and merging for conditionals and arithmetic are operators without a name of their own in `fn`.
+        assert name.lstrip("_") == "ArithmeticGenericOp" or name in KNOWN[where](), (name, where)
+        assert "Numba" not in name
+
+
+def test_no_operator_has_been_invented_for_the_test():
+    assert "WarpAffine" in KNOWN["gpu"]()
+    assert "Nonsense" not in KNOWN["gpu"]()
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("source", get_args(Source))
+def test_on_a_gpu_no_pixel_is_worked_on_by_the_host(source, policy):
+    _, operators = _define("gpu", source, policy, 40)
+    pixels = ("WarpAffine", "Resize", "Erase", "CoordTransform", "LookupTable", "experimental__Equalize")
+    assert {where for name, where in operators if name in pixels} == {"gpu"}
+    assert all(where == "mixed" for name, where in operators if name == "decoders__Image")
+
+
 @pytest.mark.parametrize("device", ["cpu", "gpu"])
-def test_every_operator_of_the_graph_exists_for_its_device(device, packed, image_size):
-    last, operators = _define(device, packed, image_size)
-    assert last.device == device
-    assert {"source", "matrix"} <= operators.keys()
-    for name, where in operators.values():
-        # Arithmetic on the few numbers of a corner is an operator without a name of its own.
-        assert name.lstrip("_") == "ArithmeticGenericOp" or name in KNOWN[where]()
+def test_both_devices_are_fed_the_same(device):
+    for policy in POLICIES.values():
+        assert _shape(device, "packed").inputs(policy) == _shape("cpu", "packed").inputs(policy)
 
 
-def test_pixels_are_worked_on_where_the_graph_runs():
-    for packed in (True, False):
-        where = dict(_define("gpu", packed, 40)[1].values())
-        assert (where["WarpAffine"], where["Resize"]) == ("gpu", "gpu")
-    assert where["decoders__Image"] == "mixed"
+def test_what_a_policy_does_not_do_is_not_in_the_graph():
+    names = {name: [op for op, _ in _define("gpu", "packed", name)[1]] for name in POLICIES}
+    assert "Resize" not in names["none"]
+    assert "Resize" not in names["basic"]
+    assert {"Resize", "WarpAffine"} <= set(names["seed"])
+    for name in ("basic", "seed", "none"):
+        assert not {"Erase", "CoordTransform"} & set(names[name])
+    assert "CoordTransform" in names["lineage"]
+    assert "Erase" in names["strong"]
 
 
-@pytest.mark.parametrize("device", ["cpu", "gpu"])
-def test_a_window_of_the_right_size_is_not_scaled(device):
-    assert "Resize" not in {name for name, _ in _define(device, True, 56)[1].values()}
-    assert "Resize" in {name for name, _ in _define(device, True, 57)[1].values()}
+def test_a_window_of_the_right_size_is_not_scaled():
+    basic, none = POLICIES["basic"], POLICIES["none"]
+    assert _shape("cpu", "packed", 56).inputs(basic) == ("turn",)
+    assert _shape("cpu", "packed", 57).inputs(basic) == ("window", "turn")
+    assert _shape("cpu", "packed", 57).inputs(none) == ("window",)
+    assert _shape("cpu", "files", 56).inputs(none) == ("window",)

@@ -49,20 +49,26 @@ def test_the_compiled_cut_is_that_of_dali_and_of_pillow(draw, height, width, siz
     windows = random_resized_windows(side, 24, (0.08, 1.0), (3 / 4, 4 / 3), np.random.default_rng(size))
     windows[0] = 0, 0, height, width  # all of it, edges included
     windows[1] = 3.25, 4.5, 33.25, 34.5  # between pixels
-    compiled, own = _both(lambda pixels, window, **form: operators.cut_window(pixels, window, size, **form), images, windows)
+    compiled, own = _both(
+        lambda pixels, window, **form: operators.cut_window(pixels, window, size, **form), images, windows
+    )
     difference = np.abs(compiled.astype(int) - own)
     assert difference.max() <= 2
     assert difference.mean() < 0.3
     for image, window, cut in zip(images, windows, compiled, strict=True):
         top, left, bottom, right = (float(edge) for edge in window)
-        expected = Image.fromarray(image).resize((size, size), Image.Resampling.BILINEAR, box=(left, top, right, bottom))
+        expected = Image.fromarray(image).resize(
+            (size, size), Image.Resampling.BILINEAR, box=(left, top, right, bottom)
+        )
         assert np.abs(cut.astype(int) - np.asarray(expected)).max() <= 1
 
 
 def test_a_window_of_the_size_of_the_view_is_copied(draw):
     images = [draw(seed, 64, 64) for seed in range(4)]
     windows = np.array([[0, 0, 40, 40], [24, 24, 64, 64], [3, 7, 43, 47], [20, 0, 60, 40]], np.float32)
-    for outputs in _both(lambda pixels, window, **form: operators.cut_window(pixels, window, 40, **form), images, windows):
+    for outputs in _both(
+        lambda pixels, window, **form: operators.cut_window(pixels, window, 40, **form), images, windows
+    ):
         for image, (top, left, bottom, right), output in zip(images, windows.astype(int), outputs, strict=True):
             np.testing.assert_array_equal(output, image[top:bottom, left:right])
 
@@ -103,8 +109,10 @@ def test_what_lies_outside_is_black(draw):
 
 def _pillow(name: str, magnitude: int, sign: int, image: Image.Image) -> Image.Image:
     """One operation of torchvision's RandAugment."""
-    values, signed = transforms.RandAugment()._augmentation_space(31, (56, 56)).get(
-        {"auto_contrast": "AutoContrast"}.get(name, name.capitalize()), (torch.tensor(0.0), False)
+    values, signed = (
+        transforms.RandAugment()
+        ._augmentation_space(31, (56, 56))
+        .get({"auto_contrast": "AutoContrast"}.get(name, name.capitalize()), (torch.tensor(0.0), False))
     )
     value = float(values[magnitude]) * (sign if signed else 1) if values.ndim else 0.0
     enhancers = {
@@ -147,7 +155,9 @@ def test_enhancements_are_those_of_torchvision(draw, magnitude, weaken):
 def test_stains_of_nothing_leave_an_image_as_it_is(draw):
     images = [draw(seed, 40, 40) for seed in range(3)] + [np.arange(4800, dtype=np.uint8).reshape(40, 40, 3)]
     same = np.tile(np.eye(3, 4, dtype=np.float32), (4, 1, 1))
-    np.testing.assert_array_equal(_run(lambda pixels, matrix: operators.stain(pixels, matrix, 40), images, same), images)
+    np.testing.assert_array_equal(
+        _run(lambda pixels, matrix: operators.stain(pixels, matrix, 40), images, same), images
+    )
 
 
 def test_stains_are_mixed_in_optical_density(draw):

@@ -75,8 +75,7 @@ def test_processes_together_see_the_batches_of_one_with_as_many_images(balanced,
     """Two processes of batch size 8 are one of batch size 16, in images and in views."""
     alone = list(_stream(56, 8 * world_size, balanced=balanced).epoch(1))
     parts = [
-        list(_stream(56, 8, rank=rank, world_size=world_size, balanced=balanced).epoch(1))
-        for rank in range(world_size)
+        list(_stream(56, 8, rank=rank, world_size=world_size, balanced=balanced).epoch(1)) for rank in range(world_size)
     ]
     for whole, *shared in zip(alone, *parts, strict=True):
         np.testing.assert_array_equal(whole.rows, np.concatenate([part.rows for part in shared]))

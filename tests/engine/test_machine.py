@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from hemafast.engine import machine as module
-from hemafast.engine.machine import Choice, choose_machine, cpu_flags, machine_facts, tune_allocator
+from hemafast.engine.machine import Choice, choose_input, choose_machine, cpu_flags, machine_facts, tune_allocator
 from hemafast.errors import HemafastError
 
 AMX = frozenset({"sse2", "avx2", "amx_bf16", "avx512_bf16"})
@@ -160,3 +160,52 @@ def test_tuning_the_allocator_says_what_came_of_it(monkeypatch):
 
     monkeypatch.setattr(module.ctypes, "CDLL", missing)
     assert tune_allocator().value == "system default"
+
+
+# Where pixels come from
+
+MEBI = 2**20
+
+
+def _input(asked="auto", *, device="cpu", packed=100, files=40):
+    machine = module.Machine(device, "fp32", False, 2, (), {})
+    return choose_input(asked, machine, packed_bytes=packed * MEBI, file_bytes=files * MEBI)
+
+
+@pytest.fixture
+def with_memory(monkeypatch):
+    """Pretend that so many MiB are available on the host, and free on a GPU."""
+
+    def pretend(host, gpu=0):
+        monkeypatch.setattr("psutil.virtual_memory", lambda: type("Memory", (), {"available": host * MEBI}))
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (gpu * MEBI, 2 * gpu * MEBI))
+
+    return pretend
+
+
+@pytest.mark.parametrize(
+    ("device", "host", "gpu", "chosen"),
+    [
+        ("cuda", 1000, 250, "resident"),
+        ("cuda", 1000, 249, "packed"),
+        ("cuda", 1, 250, "resident"),
+        ("cuda", 1, 1, "files"),
+        ("cpu", 125, 0, "packed"),
+        ("cpu", 124, 0, "files"),
+    ],
+)
+def test_pixels_come_from_where_there_is_room_for_them(with_memory, device, host, gpu, chosen):
+    with_memory(host, gpu)
+    choice = _input(device=device)
+    assert choice.value == chosen
+    assert "100 MiB of squares" in choice.reason
+
+
+@pytest.mark.parametrize(
+    ("asked", "size"), [("resident", "100 MiB"), ("packed", "100 MiB"), ("files", "40 MiB"), ("webdataset", "40 MiB")]
+)
+def test_an_input_that_is_asked_for_is_taken_and_its_bytes_are_said(with_memory, asked, size):
+    with_memory(1)
+    choice = _input(asked)
+    assert choice.value == asked
+    assert size in choice.reason

@@ -1,5 +1,7 @@
 """The settings reach the optimizer, the loss and the loaders."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -10,7 +12,7 @@ from hemafast.engine import trainer
 from hemafast.engine.journal import read_rows
 from hemafast.engine.schedule import one_cycle
 from hemafast.engine.step import Steps
-from hemafast.engine.trainer import train
+from hemafast.engine.trainer import resume, train
 from hemafast.objective import class_weights
 
 BEST = "best_model.safetensors"
@@ -81,6 +83,33 @@ def test_validation_sees_every_image_whole_and_still_while_training_augments(set
     assert first_epoch != second_epoch
 
 
-def test_the_files_train_the_same_network_as_the_packed_pixels(settings, console):
-    packed, files = (load_file(train(settings(input=kind), console) / BEST) for kind in ("packed", "files"))
-    assert all(torch.equal(packed[name], files[name]) for name in packed)
+@pytest.mark.parametrize("kind", ["auto", "resident"])
+def test_every_place_of_the_squares_trains_the_same_network(settings, console, kind):
+    packed, other = (load_file(train(settings(input=source), console) / BEST) for source in ("packed", kind))
+    assert all(torch.equal(packed[name], other[name]) for name in packed)
+
+
+def test_files_train_nearly_the_network_that_packed_pixels_train(settings, console):
+    """A view of a file is scaled once and rounded once, that of a square may be scaled for the second time."""
+    packed, files = (read_rows(train(settings(input=kind), console)) for kind in ("packed", "files"))
+    for one, other in zip(packed, files, strict=True):
+        assert one["train_loss"] == pytest.approx(other["train_loss"], rel=0.05)
+
+
+def test_the_input_and_its_bytes_are_in_the_log_and_beside_the_run(settings, console):
+    folder = train(settings(input="files"), console)
+    chosen = {choice["name"]: choice for choice in json.loads((folder / "machine.json").read_text())["choices"]}
+    assert chosen["input"]["value"] == "files"
+    assert "MiB of encoded images" in chosen["input"]["reason"]
+    assert "input: files" in (folder / "train.log").read_text(encoding="utf-8")
+
+
+def test_a_run_under_a_changed_policy_and_sampler_trains_and_is_resumed(settings, console):
+    asked = {"policy": "lineage", "stain": 0.1, "erase": 0.2, "sampler": "mixed:0.66"}
+    straight = train(settings(**asked, epochs=2), console)
+    stopped = train(settings(**asked, epochs=1), console)
+    resume(stopped, console, epochs=2)
+    assert all(
+        torch.equal(one, other)
+        for one, other in zip(load_file(straight / BEST).values(), load_file(stopped / BEST).values(), strict=True)
+    )

@@ -30,7 +30,7 @@ def model(dataset, val_samples):
 
 
 def outcome_of(model, dataset, samples, batch_size):
-    shape = GraphShape("cpu", packed=True, packed_size=64, image_size=56, batch_size=batch_size, threads=1)
+    shape = GraphShape("cpu", "packed", packed_size=64, image_size=56, batch_size=batch_size, threads=1)
     loss = build_loss(dataset.counts("val"), weighted=False, label_smoothing=0.0)
     totals = Totals(len(dataset.info.classes), "cpu")
     return validate(model, Steps(model, loss, CPU), eval_loader(samples, shape=shape), samples, totals)

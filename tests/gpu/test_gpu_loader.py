@@ -4,8 +4,10 @@ import numpy as np
 import pytest
 import torch
 
+from hemafast.data.augment import POLICIES
 from hemafast.data.graph import GraphShape
 from hemafast.data.loader import eval_loader, train_loader
+from hemafast.data.static import static_batches
 
 pytestmark = [
     pytest.mark.gpu,
@@ -13,35 +15,56 @@ pytestmark = [
 ]
 
 
-def shape_on(device: str, *, packed: bool, image_size: int = 56) -> GraphShape:
-    return GraphShape(device, packed=packed, packed_size=64, image_size=image_size, batch_size=8, threads=2)
+def shape_on(device: str, source: str = "packed", image_size: int = 56) -> GraphShape:
+    return GraphShape(device, source, packed_size=64, image_size=image_size, batch_size=8, threads=2)
 
 
-def batches_of(samples, shape: GraphShape, epoch: int = 1):
-    """Images (n, size, size, 3), labels and rows of one epoch under the training policy."""
-    batches = list(train_loader(samples, policy="basic", seed=3, shape=shape).epoch(epoch))
+def loader_of(samples, shape: GraphShape, policy: str = "basic"):
+    return train_loader(samples, policy=POLICIES[policy], seed=3, shape=shape)
+
+
+def batches_of(samples, shape: GraphShape, policy: str = "basic", epoch: int = 1):
+    """Images (n, size, size, 3), labels and rows of one epoch."""
+    batches = list(loader_of(samples, shape, policy).epoch(epoch))
     images = torch.cat([batch.images for batch in batches]).permute(0, 2, 3, 1).cpu().numpy()
     labels, rows = (torch.cat([getattr(batch, name) for batch in batches]).cpu().numpy() for name in ("labels", "rows"))
     return images, labels, rows
 
 
-def test_packed_pixels_are_the_same_on_both_devices(train_samples):
-    cpu, gpu = (batches_of(train_samples, shape_on(device, packed=True)) for device in ("cpu", "gpu"))
+@pytest.mark.parametrize("source", ["packed", "resident"])
+@pytest.mark.parametrize("policy", ["basic", "none"])
+def test_whole_pixels_are_the_same_on_both_devices(train_samples, policy, source):
+    cpu = batches_of(train_samples, shape_on("cpu"), policy)
+    gpu = batches_of(train_samples, shape_on("gpu", source), policy)
     for on_cpu, on_gpu in zip(cpu, gpu, strict=True):
         assert np.array_equal(on_cpu, on_gpu)
 
 
+@pytest.mark.parametrize("policy", POLICIES)
 @pytest.mark.parametrize("image_size", [32, 80])
-def test_scaled_pixels_differ_by_rounding_alone(train_samples, image_size):
+def test_scaled_pixels_differ_by_rounding_alone(train_samples, image_size, policy):
     (cpu, *_), (gpu, *_) = (
-        batches_of(train_samples, shape_on(device, packed=True, image_size=image_size)) for device in ("cpu", "gpu")
+        batches_of(train_samples, shape_on(device, image_size=image_size), policy) for device in ("cpu", "gpu")
     )
-    assert np.abs(cpu.astype(int) - gpu).max() <= 2
+    difference = np.abs(cpu.astype(int) - gpu)
+    # Where turning comes to lie between two pixels, and where a colour comes to lie at a threshold, rounding decides.
+    assert np.percentile(difference, 99) <= (2 if policy != "strong" else 12)
+    assert difference.mean() < 1
 
 
-def test_files_differ_by_the_decoder_alone(train_samples):
+def test_resident_squares_are_those_of_the_memory_map_over_many_epochs(train_samples):
+    """The gather of one batch must be done before DALI reads it, and not be written over while it does."""
+    mapped, resident = (loader_of(train_samples, shape_on("gpu", source)) for source in ("packed", "resident"))
+    for epoch in range(20):
+        for one, other in zip(mapped.epoch(epoch), resident.epoch(epoch), strict=True):
+            assert torch.equal(one.images, other.images)
+            assert torch.equal(one.labels, other.labels)
+
+
+@pytest.mark.parametrize("source", ["files", "webdataset"])
+def test_files_differ_by_the_decoder_alone(tarred_samples, source):
     (cpu, *orders), (gpu, *gpu_orders) = (
-        batches_of(train_samples, shape_on(device, packed=False)) for device in ("cpu", "gpu")
+        batches_of(tarred_samples, shape_on(device, source)) for device in ("cpu", "gpu")
     )
     assert all(np.array_equal(one, other) for one, other in zip(orders, gpu_orders, strict=True))
     difference = np.abs(cpu.astype(int) - gpu)
@@ -49,9 +72,9 @@ def test_files_differ_by_the_decoder_alone(train_samples):
     assert np.percentile(difference, 99) <= 12
 
 
-def test_batches_lie_on_the_gpu_in_channels_last(train_samples):
-    loader = train_loader(train_samples, policy="basic", seed=0, shape=shape_on("gpu", packed=True))
-    for batch in loader.epoch(0):
+@pytest.mark.parametrize("source", ["packed", "resident", "files"])
+def test_batches_lie_on_the_gpu_in_channels_last(train_samples, source):
+    for batch in loader_of(train_samples, shape_on("gpu", source)).epoch(0):
         assert batch.images.is_cuda
         assert batch.images.dtype == torch.uint8
         assert batch.images.is_contiguous(memory_format=torch.channels_last)
@@ -61,16 +84,33 @@ def test_batches_lie_on_the_gpu_in_channels_last(train_samples):
 
 
 def test_batches_stay_valid_while_later_ones_are_read(train_samples):
-    shape = shape_on("gpu", packed=True)
-    kept = [batch.images for batch in train_loader(train_samples, policy="none", seed=0, shape=shape).epoch(0)]
-    copies = [
-        batch.images.clone() for batch in train_loader(train_samples, policy="none", seed=0, shape=shape).epoch(0)
-    ]
+    kept = [batch.images for batch in loader_of(train_samples, shape_on("gpu")).epoch(0)]
+    copies = [batch.images.clone() for batch in loader_of(train_samples, shape_on("gpu")).epoch(0)]
     assert all(torch.equal(one, other) for one, other in zip(kept, copies, strict=True))
 
 
+def test_static_batches_lie_at_two_addresses_and_hold_the_same(train_samples):
+    addresses = set()
+    plain = loader_of(train_samples, shape_on("gpu")).epoch(0)
+    for one, other in zip(plain, static_batches(loader_of(train_samples, shape_on("gpu")).epoch(0), 8), strict=True):
+        addresses.add((other.images.data_ptr(), other.labels.data_ptr()))
+        assert torch.equal(one.images, other.images)
+        assert torch.equal(one.labels, other.labels)
+    assert len(addresses) == 2
+
+
 def test_validation_on_the_gpu_is_the_centre_window_in_shard_order(val_samples):
-    batches = list(eval_loader(val_samples, shape=shape_on("gpu", packed=True)).epoch())
+    batches = list(eval_loader(val_samples, shape=shape_on("gpu")).epoch())
     images = torch.cat([batch.images for batch in batches]).permute(0, 2, 3, 1).cpu().numpy()
     assert np.array_equal(images, np.asarray(val_samples.packed)[:, 4:60, 4:60])
     assert torch.cat([batch.rows for batch in batches]).tolist() == list(range(len(val_samples)))
+
+
+def test_a_position_of_the_cpu_is_one_of_the_gpu(train_samples):
+    cpu, gpu = (loader_of(train_samples, shape_on(device)) for device in ("cpu", "gpu"))
+    running = cpu.epoch()
+    next(running), next(running)
+    gpu.load_state_dict(cpu.state_dict())
+    for one, other in zip(running, gpu.epoch(), strict=True):
+        assert torch.equal(one.images, other.images.cpu())
+        assert torch.equal(one.rows, other.rows)

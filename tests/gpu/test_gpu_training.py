@@ -122,7 +122,7 @@ def test_a_compiled_run_in_bf16_trains_and_is_scored(settings):
     )
 
 
-@pytest.mark.parametrize("kind", ["packed", "files"])
+@pytest.mark.parametrize("kind", ["auto", "resident", "packed", "files"])
 def test_a_run_with_every_default_trains(settings, kind):
     folder = train(settings(amp="auto", input=kind), Console(quiet=True))
     rows = read_rows(folder)

@@ -162,7 +162,7 @@ def test_a_turned_jpeg_is_turned_by_both_decoders(draw, orientation):
     assert (header.height, header.width) == expected.shape[:2]
 
 
-def test_every_convertible_image_is_the_same_packed_and_from_its_file(tmp_path, converted, make_archive):
+def test_every_convertible_image_is_alike_packed_and_from_its_file(tmp_path, converted, make_archive):
     extra = {f"basophil/{n:02d}_{file}": data for n, (file, data, *_) in enumerate(converted.values())}
     make_archive(tmp_path / "D", {"monocyte": 4}, extra=extra)
     prepared = prepare(PrepareConfig(source=tmp_path, output=tmp_path / "prepared", pack_sizes=(64,)))
@@ -181,9 +181,9 @@ def test_every_convertible_image_is_the_same_packed_and_from_its_file(tmp_path, 
                     for batch in eval_loader(samples, shape=GraphShape("cpu", kind, 64, 56, 8, 1)).epoch()
                 ]
             )
-            for kind in (True, False)
+            for kind in ("packed", "files")
         )
-        np.testing.assert_array_equal(packed, files)
+        assert np.abs(packed.astype(int) - files).max() <= 2  # a window of a file is scaled at once
 
 
 def _frames(draw, kind: str) -> bytes:

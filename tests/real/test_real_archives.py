@@ -163,11 +163,13 @@ def test_packed_pixels_are_those_of_the_files(real, domain):
                 batch.images.numpy()
                 for batch in eval_loader(
                     some,
-                    shape=GraphShape("cpu", packed=kind, packed_size=256, image_size=224, batch_size=25, threads=2),
+                    shape=GraphShape("cpu", kind, packed_size=256, image_size=224, batch_size=25, threads=2),
                 ).epoch()
             ]
         )
-        for kind in (True, False)
+        for kind in ("packed", "files")
     )
-    assert np.array_equal(packed, files)
+    difference = np.abs(packed.astype(int) - files)
+    assert difference.max() <= 3
+    assert difference.mean() < 0.5
     assert packed.std() > 10

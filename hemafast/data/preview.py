@@ -1,0 +1,85 @@
+"""A picture of what policies do: the same cells under each of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import islice, zip_longest
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from hemafast.data.augment import Policy
+from hemafast.data.dataset import Samples, open_dataset
+from hemafast.data.graph import GraphShape
+from hemafast.data.loader import train_loader
+from hemafast.pictures import save, subplots
+from hemafast.prepare.split import TRAIN
+
+Pixels = npt.NDArray[np.uint8]
+
+_GAP = 4  # white pixels between two cells
+
+
+def write_preview(
+    data: Path, target: Path, policies: Mapping[str, Policy], *, cells: int, draws: int, image_size: int, seed: int
+) -> None:
+    """Draw `draws` rows of the same `cells` training images under each of `policies`, by their names, as a PNG.
+
+    The views are those that training would see: they come from the input graph. Raises HemafastError if `data` is not a
+    prepared data set.
+    """
+    dataset = open_dataset(data)
+    samples = _choose(dataset.samples(TRAIN, image_size), cells)
+    rows = [
+        (name if draw == 0 else "", views)
+        for name, policy in policies.items()
+        for draw, views in enumerate(_views(samples, policy, draws, image_size, seed))
+    ]
+    target.parent.mkdir(parents=True, exist_ok=True)
+    save(_draw(rows, [dataset.info.classes[label] for label in samples.labels]), target)
+
+
+def _choose(samples: Samples, cells: int) -> Samples:
+    """Images of all classes in turn, and of another domain each time, so that few cells show much of the data."""
+    by_class = []
+    for number, label in enumerate(np.unique(samples.labels)):
+        of_domains = [
+            np.flatnonzero((samples.labels == label) & (samples.domains == domain))
+            for domain in np.roll(np.unique(samples.domains), number)
+        ]
+        by_class.append(list(_in_turn(of_domains)))
+    return samples.select(np.array(list(islice(_in_turn(by_class), cells))))
+
+
+def _in_turn(lists: Iterable[Iterable[int]]) -> Iterator[int]:
+    """The first of each, then the second of each, and so on."""
+    for group in zip_longest(*lists):
+        yield from (value for value in group if value is not None)
+
+
+def _views(samples: Samples, policy: Policy, draws: int, image_size: int, seed: int) -> list[Pixels]:
+    """For each of `draws` epochs: uint8 (cells, image_size, image_size, 3) in the order of `samples`."""
+    shape = GraphShape("cpu", "packed", samples.packed_size, image_size, len(samples), 1)
+    loader = train_loader(samples, policy=policy, seed=seed, shape=shape)
+    views = []
+    for _ in range(draws):
+        (batch,) = loader.epoch()
+        ordered = np.empty((len(samples), image_size, image_size, 3), np.uint8)
+        ordered[batch.rows.numpy()] = batch.images.permute(0, 2, 3, 1).numpy()
+        views.append(ordered)
+    return views
+
+
+def _draw(rows: list[tuple[str, Pixels]], classes: list[str]) -> Any:
+    cells, side = rows[0][1].shape[:2]
+    figure, axes = subplots(len(rows), width=1.1 * cells, height=1.15, columns=1)
+    for axis, (name, views) in zip(axes, rows, strict=True):
+        framed = np.pad(views, ((0, 0), (0, 0), (0, _GAP), (0, 0)), constant_values=255)
+        axis.imshow(np.concatenate(list(framed), axis=1), interpolation="lanczos")
+        axis.set_axis_off()
+        axis.text(-0.1 * side, side / 2, name, rotation=90, ha="center", va="center", fontsize=10, weight="bold")
+    for column, label in enumerate(classes):
+        axes[0].text((column + 0.5) * side + column * _GAP, -0.06 * side, label, ha="center", fontsize=7)
+    return figure

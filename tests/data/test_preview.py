@@ -1,0 +1,74 @@
+"""The picture of the policies."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from hemafast.cli import app
+from hemafast.data.augment import POLICIES, named_policy
+from hemafast.data.preview import _choose, _views, write_preview
+from hemafast.errors import HemafastError
+
+
+def test_the_picture_has_a_row_for_every_draw_of_every_policy(prepared, tmp_path):
+    heights = []
+    for draws in (1, 2):
+        target = tmp_path / "new" / f"{draws}.png"
+        write_preview(prepared.folder, target, POLICIES, cells=3, draws=draws, image_size=56, seed=0)
+        with Image.open(target) as picture:
+            heights.append(picture.height)
+    assert heights[1] == pytest.approx(2 * heights[0], rel=0.02)
+
+
+def test_the_views_are_those_of_training(train_samples):
+    """The same cells in the same order under each policy; `none` is the window in the middle."""
+    some = train_samples.select(np.array([4, 0, 9]))
+    for views in _views(some, POLICIES["none"], 2, 56, 0):
+        np.testing.assert_array_equal(views, np.asarray(some.packed)[:, 4:60, 4:60])
+    first, second = _views(some, POLICIES["basic"], 2, 56, 0)
+    assert not np.array_equal(first, second)
+    for view, square in zip(first, np.asarray(some.packed), strict=True):
+        assert abs(float(view.mean()) - float(square.mean())) < 20  # still that cell
+
+
+@pytest.mark.parametrize("cells", [1, 3, 5, 9, 500])
+def test_few_cells_show_many_classes_and_domains(train_samples, cells):
+    chosen = _choose(train_samples, cells)
+    assert len(chosen) == min(cells, 47)
+    assert len(set(chosen.paths)) == len(chosen)
+    assert len(set(chosen.labels.tolist())) == min(cells, 5)
+    if cells >= 5:
+        assert len(set(chosen.domains.tolist())) == 2
+
+
+def test_the_command_writes_it_and_says_what_it_shows(prepared, tmp_path):
+    target = tmp_path / "preview.png"
+    asked = ["--policy", "lineage", "--policy", "basic", "--stain", "0.2", "--cells", "2", "--image-size", "56"]
+    done = CliRunner().invoke(
+        app, ["augment-preview", "--data", str(prepared.folder), "--output", str(target), *asked, "--json"]
+    )
+    assert done.exit_code == 0
+    said = json.loads(done.stdout)
+    assert target.is_file()
+    assert said["picture"] == str(target)
+    assert said["policies"] == {name: named_policy(name, stain=0.2).to_plain() for name in ("lineage", "basic")}
+
+
+@pytest.mark.parametrize(
+    ("asked", "named"),
+    [
+        (["--policy", "wild"], "no policy 'wild'"),
+        (["--stain", "7"], "stain = 7"),
+        (["--crop-area", "0.5", "0.2"], "crop_area"),
+        (["--data", "nowhere"], "nowhere"),
+    ],
+)
+def test_what_cannot_be_shown_is_said(prepared, tmp_path, asked, named):
+    data = [] if "--data" in asked else ["--data", str(prepared.folder)]
+    done = CliRunner().invoke(app, ["augment-preview", "--output", str(tmp_path / "p.png"), *data, *asked])
+    assert isinstance(done.exception, HemafastError)
+    assert named in str(done.exception)
+    assert not (tmp_path / "p.png").exists()
