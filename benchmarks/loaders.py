@@ -54,6 +54,9 @@ TASKS = {
         "torchvision_reference",
         "hemafast_seed_files",
         "hemafast_seed_packed",
+        "dali_two_operators",
+        "dali_one_warp",
+        "grid_sample",
     ),
 }
 NAMES = {
@@ -78,11 +81,13 @@ NAMES = {
     "torchvision_reference": "torchvision v1 + Pillow (the reference)",
     "hemafast_seed_files": "hemafast, files",
     "hemafast_seed_packed": "hemafast, packed",
+    "dali_two_operators": "DALI's resize and warp, packed",
+    "dali_one_warp": "one bilinear warp of DALI, packed",
+    "grid_sample": "torch grid_sample, packed",
 }
 RATIOS = (
     *(("hemafast_files", peer) for peer in TASKS["JPEG, random resized crop and flip, to uint8"][1:]),
     ("hemafast_packed", "torchvision_reference"),
-    ("hemafast_packed", "ffcv_raw"),
     ("hemafast_packed", "ffcv_raw_crop_flip"),
     ("hemafast_packed", "ffcv_raw_crop"),
     ("hemafast_packed_crop", "ffcv_raw_crop"),
@@ -141,6 +146,8 @@ def main(
 ) -> None:
     """Lay out the images for every side, let them race, and write what came of it."""
     threads = threads or len(os.sched_getaffinity(0))
+    if unknown := set(only or ()) - NAMES.keys():
+        sys.exit(f"There is no side {min(unknown)!r}; there are {', '.join(NAMES)}.")
     sides = [side for task in TASKS.values() for side in task if only is None or side in only]
     pythons = {side: str(ffcv_python) if side.startswith("ffcv") else sys.executable for side in sides}
     if ffcv_python is None:
@@ -183,7 +190,7 @@ def _lay_out(archive: Path, data: Path) -> int:
     source.mkdir()
     (source / archive.name).symlink_to(archive.resolve())
     command = ["prepare", "--source", str(source), "--output", str(data / "prepared"), "--format", "webdataset"]
-    # Whole images: what the other sides see.
+    # Whole images, but for the rim of those that are not square: what the other sides see.
     subprocess.run([sys.executable, "-m", "hemafast", *command, "--field-of-view", "whole", "--quiet"], check=True)
     dataset = open_dataset(data / "prepared")
     if dataset.info.drawn:

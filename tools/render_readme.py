@@ -13,11 +13,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from hemafast.data import augment
 from hemafast.prepare.verify import POLICIES
 from hemafast.tables import spread
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "benchmarks"))
+
+import loaders  # a script beside the package, not a part of it
+
 ROOT = Path(__file__).resolve().parent.parent
-READMES = (ROOT / "README.md", ROOT / "hemafast" / "prepare" / "README.md")
+READMES = tuple(ROOT / folder / "README.md" for folder in (".", "hemafast/prepare", "hemafast/data"))
 RESULTS = ROOT / "benchmarks" / "results"
 
 FULL = {"Acevedo_20": 14_291, "Matek_19": 18_321}
@@ -31,8 +36,10 @@ def render(text: str) -> str:
 
     def fill(match: re.Match[str]) -> str:
         name = match["name"]
-        file = RESULTS / f"{name}.json"
-        table = policies_table() if name == "policies" else TABLES[name](json.loads(file.read_text(encoding="utf-8")))
+        if name in TABLES_OF_CODE:
+            table = TABLES_OF_CODE[name]()
+        else:
+            table = TABLES[name](json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8")))
         return f"<!-- table: {name} -->\n{table}\n<!-- end -->"
 
     return re.sub(r"<!-- table: (?P<name>\w+) -->.*?<!-- end -->", fill, text, flags=re.DOTALL)
@@ -92,6 +99,110 @@ def policies_table() -> str:
     """What prepare does with each kind of image."""
     rows = [f"| {kind} | {policy.action} | {policy.meaning} |" for kind, policy in POLICIES.items()]
     return "\n".join(["| kind | what happens | what it is |", "|---|---|---|", *rows])
+
+
+PURPOSES = {
+    "seed": "the reference's augmentation",
+    "basic": "the default: cells have no up, and lie anywhere",
+    "strong": "much data, long training",
+    "lineage": "stains that vary, chromatin that stays readable",
+    "none": "validation",
+}
+
+
+def augmentation_table() -> str:
+    """What each policy draws, by the fields of it that are not at their defaults."""
+    return "\n".join(
+        [
+            "| policy | for | what it draws |",
+            "|---|---|---|",
+            *(f"| `{name}` | {PURPOSES[name]} | {_draws(policy)} |" for name, policy in augment.POLICIES.items()),
+        ]
+    )
+
+
+def _draws(policy: augment.Policy) -> str:
+    symmetries = {"mirror": "left and right swapped half the time", "eight": "one of the eight flips and quarter turns"}
+    low, high = policy.crop_area or (0, 0)
+    said = {
+        f"a window of {100 * low:.0f} to {100 * high:.0f} % of the square, scaled to the view": policy.crop_area,
+        "a window of 7/8 of the side, anywhere in the square": policy.shift,
+        f"{100 * policy.zoom:.0f} % larger or smaller": policy.zoom,
+        symmetries.get(policy.symmetry, ""): policy.symmetry != "none",
+        f"up to {policy.rotation:g} degrees of rotation": policy.rotation,
+        f"RandAugment({policy.randaugment_ops}, {policy.randaugment_magnitude})": policy.randaugment_ops,
+        f"stains by {100 * policy.stain:.0f} %": policy.stain,
+        f"a rectangle erased in {100 * policy.erase:.0f} % of the images": policy.erase,
+    }
+    return ", ".join(text for text, does in said.items() if does) or "nothing: the window in the middle"
+
+
+def loaders_table(result: dict[str, Any]) -> str:
+    """Rates of all loaders, by task, and what ours does against each."""
+    ratios = {(ratio["of"], ratio["to"]): ratio for ratio in result["ratios"]}
+    rows = []
+    for task, (sides, ours) in _tasks(result).items():
+        rows.append(f"| **{task}** | | | |")
+        for side in sides:
+            rates, ratio = result["sides"][side], ratios.get((ours, side))
+            against = "" if ratio is None else f"{ratio['median']:.1f}x ({ratio['min']:.1f} to {ratio['max']:.1f})"
+            rows.append(
+                f"| {loaders.NAMES[side]} | {spread(rates['images_per_second'])} "
+                f"| {spread(rates['images_per_cpu_second'])} | {against} |"
+            )
+    return "\n".join(
+        [
+            "| | images/s | images per CPU-second | ours is faster by |",
+            "|---|---|---|---|",
+            *rows,
+            "",
+            f"Views of 224 px in batches of {result['batch']}, {result['threads']} threads or workers each, "
+            f"{result['images']:,} real images of {result['archive']}, {result['rounds']} rounds in turn, "
+            "median (min to max). "
+            f"{_machine(result['machine'])}, {_versions(result['machine'])}. "
+            "The last column compares the first of our sides in each part, paired by round.",
+            "",
+            *_claims(ratios),
+        ]
+    )
+
+
+def _tasks(result: dict[str, Any]) -> dict[str, tuple[list[str], str]]:
+    """Of each task: the sides that were run, and which of ours the others are compared with."""
+    groups = {task: [side for side in sides if side in result["sides"]] for task, sides in loaders.TASKS.items()}
+    return {
+        task: (sides, next(side for side in sides if side.startswith("hemafast"))) for task, sides in groups.items()
+    }
+
+
+def _claims(ratios: dict[tuple[str, str], dict[str, float]]) -> list[str]:
+    said = {
+        "crop and eight symmetries from packed pixels against the reference's loader from JPEG": (
+            "hemafast_packed",
+            "torchvision_reference",
+        ),
+        "the reference's augmentation from JPEG, against the reference": (
+            "hemafast_seed_files",
+            "torchvision_reference",
+        ),
+        "the reference's augmentation from packed pixels, against the reference": (
+            "hemafast_seed_packed",
+            "torchvision_reference",
+        ),
+        "random resized crop and flip from stored pixels, against FFCV": ("hemafast_packed_resized", "ffcv_raw"),
+        "crop alone from stored pixels, against FFCV": ("hemafast_packed_crop", "ffcv_raw_crop"),
+        "crop and eight symmetries, as a share of copying as many bytes in memory": ("hemafast_packed", "memory_copy"),
+    }
+    return [
+        f"- {text}: **{ratio['median']:.2f}x** ({ratio['min']:.2f} to {ratio['max']:.2f})"
+        for text, pair in said.items()
+        if (ratio := ratios.get(pair)) is not None
+    ]
+
+
+def _versions(facts: dict[str, str]) -> str:
+    names = ("torchvision", "timm", "webdataset", "spdl", "litdata", "ffcv")
+    return ", ".join(f"{name} {facts[name]}" for name in names if name in facts)
 
 
 def prepare_table(result: dict[str, Any]) -> str:
@@ -186,7 +297,9 @@ def field_of_view_table(result: dict[str, Any]) -> str:
     )
 
 
+TABLES_OF_CODE: dict[str, Callable[[], str]] = {"policies": policies_table, "augmentation": augmentation_table}
 TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
+    "loaders": loaders_table,
     "quick": quick_table,
     "bench": bench_table,
     "prepare": prepare_table,

@@ -1,23 +1,22 @@
 """The named policies: what is drawn at random for each image.
 
-A policy is data: ranges to draw from. All randomness is drawn here with numpy and fed to the graph, so that a batch is
-a function of (seed, epoch, position) alone: the same on a CPU and a GPU, from packed pixels and from files, for any
-number of threads, after any restart.
+A policy is data: ranges to draw from. All randomness is drawn with numpy and fed to the graph, so that which images a
+batch has and how each is seen is a function of (seed, epoch, position) alone: the same on a CPU and a GPU, from packed
+pixels and from files, for any number of threads, after any restart.
 """
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, fields, replace
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from hemafast.config import Symmetry
 from hemafast.data import geometry
 from hemafast.data.geometry import Boxes
 from hemafast.errors import HemafastError
-
-Symmetry = Literal["none", "mirror", "eight"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,7 +30,7 @@ class Policy:
     shift: bool = False
     """The window of fixed size lies anywhere in the square, rather than in its centre."""
     zoom: float = 0.0
-    """Share by which the side of that window may grow or shrink."""
+    """Share by which the side of a window of fixed size may grow or shrink, as far as the square reaches."""
     symmetry: Symmetry = "none"
     """ "mirror" swaps left and right half the time; "eight" draws one of the flips and quarter turns at equal odds."""
     rotation: float = 0.0
@@ -48,6 +47,10 @@ class Policy:
     def to_plain(self) -> dict[str, Any]:
         """The fields as JSON has them."""
         return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
+
+    def __post_init__(self) -> None:
+        if self.zoom and self.crop_area is not None:
+            raise HemafastError("zoom has no meaning beside crop_area.", "Leave one of them out.")
 
     @property
     def sees_fixed_windows(self) -> bool:
@@ -155,8 +158,8 @@ def draw_views(policy: Policy, packed_size: int, image_size: int, images: int, g
 def _draw_windows(policy: Policy, packed_size: int, images: int, generator: np.random.Generator) -> Boxes:
     if policy.crop_area is not None:
         return geometry.random_resized_windows(packed_size, images, policy.crop_area, policy.crop_ratio, generator)
-    if policy.shift:
-        return geometry.shifted_windows(packed_size, images, policy.zoom, generator)
+    if policy.shift or policy.zoom:
+        return geometry.shifted_windows(packed_size, images, policy.zoom, generator, centred=not policy.shift)
     return geometry.centre_windows(packed_size, images)
 
 

@@ -32,8 +32,8 @@ class Samples:
     """(images, 4): the part of each file that the packed square shows."""
     packed: PackedPixels
     """uint8 (size, size, 3) for each image, memory-mapped."""
-    file_bytes: int
-    """Size of the encoded files together."""
+    sizes: npt.NDArray[np.int64]
+    """Bytes of each encoded file."""
     split: str
     """ "train" or "val", of a fold where there is one: "fold0-train"."""
     fingerprint: str
@@ -53,6 +53,7 @@ class Samples:
             domains=self.domains[rows],
             windows=self.windows[rows],
             packed=self.packed.select(rows),
+            sizes=self.sizes[rows],
             members=lambda: self.members().select(rows),
         )
 
@@ -93,10 +94,10 @@ class Dataset:
             domains=images["domain"].to_numpy(dtype=np.str_),
             windows=centre_windows(*(images[name].to_numpy() for name in ("width", "height", "window"))),
             packed=packed.select(images.index.to_numpy()),
-            file_bytes=int(images["bytes"].sum()),
+            sizes=images["bytes"].to_numpy(dtype=np.int64),
             split=name,
             fingerprint=self.info.fingerprint,
-            members=lambda: read_members(self.folder, images, name, self.info.settings["shards"]),
+            members=lambda: read_members(self.folder, images, name, self.info),
         )
 
     def counts(self, split: str) -> npt.NDArray[np.int64]:

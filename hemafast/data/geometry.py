@@ -38,17 +38,20 @@ def centre_windows(packed_size: int, images: int) -> Boxes:
     return np.tile(np.array([start, start, start + side, start + side], np.float32), (images, 1))
 
 
-def shifted_windows(packed_size: int, images: int, zoom: float, generator: np.random.Generator) -> Boxes:
-    """Windows that lie anywhere in the square, and are up to `zoom` of their side larger or smaller.
+def shifted_windows(
+    packed_size: int, images: int, zoom: float, generator: np.random.Generator, *, centred: bool = False
+) -> Boxes:
+    """Windows that lie anywhere in the square, or in its centre, and are up to `zoom` of their side larger or smaller.
 
-    Without zoom they lie on whole pixels, every place at the same odds.
+    None is larger than the square. Without zoom they lie on whole pixels, every place at the same odds.
     """
     side = window_side(packed_size)
     if not zoom:
         corner = generator.integers(0, packed_size - side, size=(images, 2), endpoint=True)
         return np.concatenate([corner, corner + side], axis=1).astype(np.float32)
     sides = np.minimum(side * generator.uniform(1 - zoom, 1 + zoom, (images, 1)), packed_size)
-    corner = generator.uniform(0, 1, (images, 2)) * (packed_size - sides)
+    place = np.full((images, 2), 0.5) if centred else generator.uniform(0, 1, (images, 2))
+    corner = place * (packed_size - sides)
     return np.concatenate([corner, corner + sides], axis=1).astype(np.float32)
 
 

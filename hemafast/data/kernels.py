@@ -65,7 +65,7 @@ def _taps(start: float, extent: float, size: int, limit: int) -> tuple[npt.NDArr
     first = np.empty(size, np.int64)
     weights = np.zeros((size, min(math.ceil(2 * reach), limit)), np.float32)
     for index in range(size):
-        centre = start + (index + 0.5) * scale
+        centre = min(max(start + (index + 0.5) * scale, 0.5), limit - 0.5)  # something of the image is always in reach
         low = min(max(math.floor(centre - reach + 0.5), 0), limit - weights.shape[1])
         first[index] = low
         total = 0.0
@@ -147,6 +147,15 @@ def turn_whole(out: Pixels, pixels: Pixels, matrix: Floats) -> None:
     row = math.floor((matrix[1, 0] + matrix[1, 1]) / 2 + matrix[1, 2])
     corner = row * width + column
     last = len(source) // 3 - 1
+    for place in (
+        corner,
+        corner + (size - 1) * right,
+        corner + (size - 1) * down,
+        corner + (size - 1) * (right + down),
+    ):
+        if not 0 <= place <= last:
+            turn(out, pixels, matrix)  # the promise is broken: slower, and black outside
+            return
     # At each pixel of the source a word of 32 bits, whose highest byte is the next pixel's: the last one has none.
     source_words = as_strided(source[:4].view(np.uint32), (last,), (3,))
     words = target[: len(target) // 4 * 4].view(np.uint32)
@@ -252,7 +261,11 @@ def _square_of(size: int) -> Callable[..., None]:
 
 
 class _Operator(NumbaFunction):
-    """DALI's operator around functions that are compiled already."""
+    """DALI's operator around functions that are compiled already, and that it keeps alive."""
+
+    def __init__(self, run_fn: Any, setup_fn: Any, **types_and_shapes: Any) -> None:
+        self._compiled = run_fn, setup_fn
+        super().__init__(run_fn=run_fn, setup_fn=setup_fn, **types_and_shapes)
 
     def _get_run_fn_cpu(self, run_fn: Any, *_: object) -> int:
         return int(run_fn.address)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import count, tee
@@ -44,14 +45,20 @@ class Position(NamedTuple):
 class Loader:
     """Batches of one split. An epoch can be asked for by its number, and gone on with from any of its batches.
 
-    Raises HemafastError if the data set does not hold its images in the form that `shape.source` names.
+    Raises HemafastError if the data set does not hold its images in the form that `shape` names.
     """
 
     def __init__(self, samples: Samples, stream: BatchStream, shape: GraphShape) -> None:
+        if shape.packed_size != samples.packed_size:
+            raise HemafastError(
+                f"The graph is for squares of {shape.packed_size} px, and these have {samples.packed_size}.",
+                "Take the packed size from the samples.",
+            )
         self._samples, self._stream, self._shape = samples, stream, shape
         self._images = open_source(samples, shape)
         self._pipeline: Any = None
         self._pipeline_at: Position | None = None
+        self._running: object = None  # the latest epoch; an earlier one that is still asked no longer counts
         self._delivered = self._next = Position(0, 0)
 
     def __len__(self) -> int:
@@ -65,20 +72,26 @@ class Loader:
     def epoch(self, epoch: int | None = None) -> Iterator[Batch]:
         """The batches of epoch `epoch` from its first; or of the next one, which a loaded state may have begun.
 
-        Epochs asked for in turn follow without a pause. One that is broken off counts as over.
+        Epochs asked for in turn follow without a pause. One that is broken off counts as over here, while the state of
+        the loader stays where it was broken off until the next one begins.
         """
-        start = self._next if epoch is None else Position(epoch, 0)
+        return self._epoch(self._next if epoch is None else Position(epoch, 0))
+
+    def _epoch(self, start: Position) -> Iterator[Batch]:
+        running = self._running = object()
         pipeline = self._pipeline if start == self._pipeline_at else None
         if pipeline is None:
             pipeline = self._build(start)
         self._next = Position(start.epoch + 1, 0)
         self._pipeline, self._pipeline_at = None, None  # until this epoch is through, the pipeline stands in its midst
         for batch in range(start.batch, len(self)):
-            ready = self._to_batch(*pipeline.run())
-            self._delivered = Position(start.epoch, batch + 1)
+            ready = self._to_batch(*pipeline.run(self._stream_of_device()))
+            if self._running is running:
+                self._delivered = Position(start.epoch, batch + 1)
             yield ready
-        self._delivered = self._next
-        self._pipeline, self._pipeline_at = pipeline, self._next
+        if self._running is running:
+            self._delivered = self._next
+            self._pipeline, self._pipeline_at = pipeline, self._next
 
     def state_dict(self) -> dict[str, Any]:
         """Which batches have been delivered, and of what; plain numbers and strings."""
@@ -101,22 +114,33 @@ class Loader:
         if not (isinstance(epoch, int) and isinstance(batch, int) and epoch >= 0 and 0 <= batch < max(len(self), 1)):
             raise HemafastError(f"The saved position is epoch {epoch!r}, batch {batch!r}.", "Start the run anew.")
         self._delivered = self._next = Position(epoch, batch)
+        self._running = None
 
     def _identity(self) -> dict[str, Any]:
-        """All that decides what is in a batch. Where pixels come from does not, nor which process this is."""
+        """All that decides what is in the batches of all processes, by names that the user knows."""
         stream, samples = self._stream, self._samples
         return {
             "split": samples.split,
             "data_fingerprint": samples.fingerprint,
+            "images": hashlib.sha256(samples.packed.rows.tobytes()).hexdigest(),  # of the data set, if not all
+            "pixels": "decoded" if self._shape.encoded else "packed",  # a view of a file is not scaled twice
             "batch_size": stream.batch_size,
             "world_size": stream.process.world_size,
             "policy": stream.policy.to_plain(),
-            "balanced": stream.balanced,
+            "sampler": stream.balanced,
             "shuffle": stream.shuffle,
             "seed": stream.seed,
             "image_size": stream.image_size,
             "packed_size": stream.packed_size,
         }
+
+    def _stream_of_device(self) -> Any:
+        """The stream that torch works on: memory of a batch is not used again before torch is done with it."""
+        if self._shape.device == "cpu":
+            return None
+        import torch
+
+        return torch.cuda.current_stream()
 
     def _build(self, start: Position) -> Any:
         first, second = tee(self._draws(start))

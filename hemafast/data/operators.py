@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from hemafast.data.augment import ENHANCEMENTS, MAGNITUDES
+from hemafast.prepare.pixels import resize_window
 
 Node = Any  # nvidia.dali.data_node.DataNode; DALI ships no usable annotations
 
@@ -26,20 +27,13 @@ def cut_window(pixels: Node, window: Node, size: int, *, compiled: bool) -> Node
 
     Bilinear, with antialiasing where it is made smaller.
     """
-    from nvidia.dali import fn, types
-
     if compiled:
+        from nvidia.dali import fn
+
         from hemafast.data import kernels
 
         return fn.reshape(kernels.operator(kernels.cut_window, size)(pixels, window), layout="HWC")
-    return fn.resize(
-        pixels,
-        roi_start=window[0:2],
-        roi_end=window[2:4],
-        size=(size, size),
-        interp_type=types.INTERP_LINEAR,
-        antialias=True,
-    )
+    return resize_window(pixels, window, size)
 
 
 def turn(pixels: Node, matrix: Node, size: int, *, whole: bool, compiled: bool) -> Node:

@@ -6,7 +6,9 @@ Each source is a function from rows to one batch of the graph's first input.
 from __future__ import annotations
 
 import mmap
+import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,6 +16,7 @@ import numpy.typing as npt
 
 from hemafast.data.dataset import Samples
 from hemafast.data.graph import GraphShape
+from hemafast.errors import HemafastError
 
 if TYPE_CHECKING:
     import torch
@@ -21,6 +24,7 @@ if TYPE_CHECKING:
 Rows = npt.NDArray[np.int64]
 Images = Callable[[Rows], Any]
 
+_REMEDY = "Run `hemafast prepare` again."
 _COPIED_AT_ONCE = 256  # squares: 50 MB at 256 px
 
 
@@ -67,8 +71,15 @@ def copy_squares(samples: Samples, device: str) -> torch.Tensor:
 
 
 def _paths(samples: Samples) -> Images:
-    """Names of files; DALI reads them in its own threads."""
-    paths = [np.frombuffer(path.encode(), dtype=np.uint8) for path in samples.paths]
+    """Names of files, of which none is missing or has another size; DALI reads them in its own threads."""
+    for path, size in zip(samples.paths, samples.sizes, strict=True):
+        try:
+            changed = Path(path).stat().st_size != size
+        except OSError as error:
+            raise HemafastError(f"{path} cannot be read ({error.strerror}).", _REMEDY) from error
+        if changed:
+            raise HemafastError(f"{path} is not the file that was prepared.", _REMEDY)
+    paths = [np.frombuffer(os.fsencode(path), dtype=np.uint8) for path in samples.paths]
     return lambda rows: [paths[row] for row in rows]
 
 
@@ -77,7 +88,7 @@ def _members(samples: Samples) -> Images:
     members = samples.members()
     tars: dict[str, Any] = {}
     for path in dict.fromkeys(members.paths):
-        with open(path, "rb") as file:  # noqa: PTH123 - mmap wants a file descriptor
+        with Path(path).open("rb") as file:
             tars[path] = np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)
 
     def read(rows: Rows) -> list[Any]:

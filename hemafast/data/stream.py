@@ -55,6 +55,8 @@ class BatchStream:
     process: Process = ALONE
 
     def __post_init__(self) -> None:
+        if self.shuffle and self.batch_size < 2:
+            raise HemafastError(f"A batch of {self.batch_size} cannot train.", "Use a batch size of 2 or more.")
         if self.shuffle and 0 < len(self.labels) < self.process.world_size:
             raise HemafastError(
                 f"{len(self.labels)} training images cannot be shared by {self.process.world_size} processes.",

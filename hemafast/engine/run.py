@@ -77,7 +77,7 @@ def set_up(config: TrainConfig, state: dict[str, Any] | None) -> Run:
     """Build everything the loop needs, from scratch or from a checkpoint's state; writes nothing."""
     dataset = open_dataset(config.data, config.fold)
     train_samples, val_samples = (dataset.samples(split, config.image_size) for split in (TRAIN, VAL))
-    machine, shape = machine_for(config, config.device, train_samples, val_samples)
+    machine, shape = machine_for(_same_pixels(config, state), config.device, train_samples, val_samples)
     torch.manual_seed(config.seed)
     classes = dataset.info.classes
     if state is None:
@@ -120,6 +120,15 @@ def policy_of(config: TrainConfig) -> Policy:
     return named_policy(config.policy, **changes)
 
 
+def _same_pixels(config: TrainConfig, state: dict[str, Any] | None) -> TrainConfig:
+    """On resume `auto` stays with the kind of pixels that the run began with, whatever memory is free now."""
+    if state is None or config.input != "auto":
+        return config
+    decoded = state["loader"]["pixels"] == "decoded"
+    on_gpu = torch.cuda.is_available() and config.device != "cpu"
+    return replace(config, input="files" if decoded else "auto" if on_gpu else "packed")
+
+
 def machine_for(config: TrainConfig, device: Device, *splits: Samples) -> tuple[Machine, GraphShape]:
     """How to run here under `config` but on `device`, and the input graph for `splits`."""
     machine = choose_machine(
@@ -133,7 +142,7 @@ def machine_for(config: TrainConfig, device: Device, *splits: Samples) -> tuple[
         config.input,
         machine,
         packed_bytes=sum(samples.packed.nbytes for samples in splits),
-        file_bytes=sum(samples.file_bytes for samples in splits),
+        file_bytes=sum(int(samples.sizes.sum()) for samples in splits),
     )
     shape = GraphShape(
         device=machine.loader_device,
@@ -154,6 +163,7 @@ def state_of(run: Run) -> dict[str, Any]:
         "model": run.model.state_dict(),
         "optimizer": run.optimizer.state_dict(),
         "scaler": run.steps.scaler.state_dict(),
+        "loader": run.train_batches.state_dict(),
         "rng": torch.get_rng_state(),
         "cuda_rng": torch.cuda.get_rng_state_all() if run.machine.device == "cuda" else [],
         "started_from": run.started_from,
@@ -167,6 +177,7 @@ def _restore(run: Run, state: dict[str, Any]) -> None:
         run.model.load_state_dict(state["model"])
         run.optimizer.load_state_dict(state["optimizer"])
         run.steps.scaler.load_state_dict(state["scaler"])
+        run.train_batches.load_state_dict(state["loader"])
         torch.set_rng_state(state["rng"])
         if run.machine.device == "cuda" and state["cuda_rng"]:
             torch.cuda.set_rng_state_all(state["cuda_rng"])

@@ -7,6 +7,7 @@ each member (DALI's wds2idx, version v1.2).
 
 from __future__ import annotations
 
+import hashlib
 import io
 import tarfile
 from collections.abc import Iterator, Sequence
@@ -18,7 +19,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from hemafast.errors import HemafastError
-from hemafast.prepare.schema import IMAGES, WEBDATASET, shard_file
+from hemafast.prepare.schema import IMAGES, WEBDATASET, DatasetInfo, shard_file
 from hemafast.prepare.shards import shard_parts
 
 _SUFFIXES = {"JPEG": "jpg", "PNG": "png", "TIFF": "tiff", "BMP": "bmp"}
@@ -41,23 +42,27 @@ class Members:
         return Members(tuple(self.paths[row] for row in rows), self.offsets[rows], self.sizes[rows])
 
 
-def read_members(folder: Path, images: pd.DataFrame, split: str, count: int) -> Members:
+def read_members(folder: Path, images: pd.DataFrame, split: str, info: DatasetInfo) -> Members:
     """Find `images`, rows of the manifest that make up the split of that name, in the tars of a prepared data set.
 
-    Raises HemafastError if there are none, or if an index does not list just these images in this order.
+    Raises HemafastError if there are none, if an index is not the one that dataset.json describes, or does not list
+    just these images in this order. What the tars themselves hold is for `hemafast verify` to check.
     """
     if not (folder / WEBDATASET).is_dir():
         raise HemafastError(f"{folder} holds no WebDataset tars.", "Prepare it with --format webdataset.")
     paths: list[str] = []
     places: list[tuple[int, int]] = []
+    count = info.settings["shards"]
     for index in range(count):
         tar = folder.absolute() / shard_file(split, index, count, folder=WEBDATASET, suffix=".tar")
-        found = _read_index(tar.with_suffix(".idx"))
+        place = tar.with_suffix(".idx").relative_to(folder.absolute())
+        found = _read_index(tar.with_suffix(".idx"), info.files.get(place.as_posix()))
         part = images.iloc[len(places) : len(places) + len(found)]
         expected = [
             (_key(path, row), size) for row, path, size in zip(part.index, part["path"], part["bytes"], strict=True)
         ]
-        whole = tar.is_file() and all(begin + size <= tar.stat().st_size for _, begin, size in found)
+        length = tar.stat().st_size if tar.is_file() else -1
+        whole = length >= max((begin + size for _, begin, size in found), default=0)
         if not whole or expected != [(key, size) for key, _, size in found]:
             raise HemafastError(f"{tar} or its index is not what was prepared.", "Run `hemafast prepare` again.")
         paths += [str(tar)] * len(found)
@@ -68,15 +73,16 @@ def read_members(folder: Path, images: pd.DataFrame, split: str, count: int) -> 
     return Members(tuple(paths), offsets, sizes)
 
 
-def _read_index(path: Path) -> list[tuple[str, int, int]]:
+def _read_index(path: Path, sha256: str | None) -> list[tuple[str, int, int]]:
     """Key, offset and size of the image of each sample."""
     try:
-        head, *lines = path.read_text(encoding="utf-8").splitlines()
+        content = path.read_bytes()
+        head, *lines = content.decode("utf-8").splitlines()
         samples = [line.split(" ") for line in lines]
         found = [(name.removesuffix(f".{suffix}"), int(begin), int(size)) for suffix, begin, size, name, *_ in samples]
     except (OSError, ValueError) as error:
         raise HemafastError(f"{path} cannot be read ({error}).", "Run `hemafast prepare` again.") from error
-    if head != f"{_INDEX_VERSION} {len(found)}" or any(begin < 0 or size < 0 for _, begin, size in found):
+    if head != f"{_INDEX_VERSION} {len(found)}" or hashlib.sha256(content).hexdigest() != sha256:
         raise HemafastError(f"{path} was cut or changed.", "Run `hemafast prepare` again.")
     return found
 

@@ -11,6 +11,7 @@ from torchvision import transforms
 from hemafast.config import TrainConfig
 from hemafast.data.augment import ENHANCEMENTS, POLICIES, RANDAUGMENT, Policy, draw_views, named_policy
 from hemafast.data.geometry import SYMMETRIES
+from hemafast.errors import HemafastError
 
 DRAWS = 6000
 
@@ -70,6 +71,15 @@ def test_changes_to_a_policy_leave_the_rest_of_it_alone():
     changed = named_policy("basic", rotation=15.0, stain=None)
     assert changed == replace(POLICIES["basic"], rotation=15.0)
     assert named_policy("strong") == POLICIES["strong"]
+
+
+def test_zoom_acts_on_a_window_in_the_centre_too_and_is_refused_beside_crops():
+    window = _draw(named_policy("none", zoom=0.1), 500).window
+    sides = window[:, 2:] - window[:, :2]
+    assert 190 < sides.min() < sides.max() < 247
+    np.testing.assert_allclose(window[:, :2] + window[:, 2:], 256, atol=1e-3)
+    with pytest.raises(HemafastError, match="zoom"):
+        named_policy("seed", zoom=0.1)
 
 
 def test_every_field_of_a_policy_but_one_can_be_asked_for():

@@ -297,12 +297,6 @@ def test_validation_uses_no_random_numbers(val_samples, monkeypatch):
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_a_missing_file_is_an_error(train_samples, tmp_path):
-    gone = replace(train_samples, paths=tuple(str(tmp_path / "none.png") for _ in train_samples.paths))
-    with pytest.raises(RuntimeError, match=r"none\.png"):
-        list(_train(gone, source="files").epoch(0))
-
-
 # Processes and samplers
 
 
@@ -371,9 +365,9 @@ def test_a_loader_that_has_run_can_be_set_to_any_position(train_samples):
     assert _same(loader.epoch(), _train(train_samples).epoch(2))
 
 
-def test_a_position_is_the_same_for_every_process_and_every_source(train_samples):
+def test_a_position_is_the_same_for_every_process_and_wherever_squares_lie(train_samples):
     states = []
-    for rank, source in ((0, "packed"), (1, "files")):
+    for rank, source in ((0, "packed"), (1, "resident")):
         loader = _train(train_samples, batch_size=4, source=source, process=Process(rank, 2))
         next(loader.epoch())
         states.append(loader.state_dict())
@@ -384,7 +378,9 @@ OTHERS = {
     "batch_size": lambda samples: _train(samples, batch_size=9),
     "world_size": lambda samples: _train(samples, process=Process(0, 2)),
     "policy": lambda samples: _train(samples, policy="lineage"),
-    "balanced": lambda samples: _train(samples, sampler="balanced"),
+    "sampler": lambda samples: _train(samples, sampler="balanced"),
+    "pixels": lambda samples: _train(samples, source="files"),
+    "images": lambda samples: _train(samples.select(np.arange(47)[::-1])),
     "seed": lambda samples: _train(samples, seed=2),
     "image_size": lambda samples: _train(samples, image_size=40),
     "split": lambda samples: _train(replace(samples, split="fold0-train")),
@@ -401,6 +397,24 @@ def test_a_position_among_other_batches_is_refused_by_name(train_samples, name):
     with pytest.raises(HemafastError, match=name):
         loader.load_state_dict(state)
     assert loader.state_dict() == before
+
+
+def test_an_epoch_that_goes_on_after_another_position_was_loaded_does_not_count(train_samples):
+    loader = _train(train_samples)
+    old = loader.epoch()
+    next(old)
+    state = loader.state_dict()
+    next(old)
+    loader.load_state_dict(state)
+    next(old)
+    assert loader.state_dict() == state
+    assert _same(loader.epoch(), list(_train(train_samples).epoch(0))[1:])
+
+
+def test_a_graph_for_other_squares_is_refused(train_samples):
+    shape = GraphShape("cpu", "packed", 256, 224, 8, 1)
+    with pytest.raises(HemafastError, match="256 px"):
+        train_loader(train_samples, policy=POLICIES["basic"], seed=0, shape=shape)
 
 
 def test_a_position_of_validation_is_no_position_of_training(train_samples, val_samples):

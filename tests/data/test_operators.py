@@ -73,7 +73,7 @@ def test_a_window_of_the_size_of_the_view_is_copied(draw):
             np.testing.assert_array_equal(output, image[top:bottom, left:right])
 
 
-@pytest.mark.parametrize("size", [40, 64])
+@pytest.mark.parametrize("size", [40, 41, 62, 64])
 def test_the_compiled_whole_turns_are_those_of_dali(draw, size):
     images = [draw(seed, 64, 64) for seed in range(8)]
     matrices = about_centre(SYMMETRIES, size)
@@ -93,6 +93,28 @@ def test_the_compiled_rotations_are_those_of_dali(draw):
         lambda pixels, matrix, **form: operators.turn(pixels, matrix, 61, whole=False, **form), images, matrices
     )
     assert (compiled != own).any(axis=3).mean() < 1e-3  # ties between two pixels
+
+
+def test_a_turn_that_breaks_its_promise_stays_within_the_image(draw):
+    images = [draw(seed, 30, 30) for seed in range(8)]
+    matrices = about_centre(SYMMETRIES, 40)
+    compiled, own = _both(
+        lambda pixels, matrix, **form: operators.turn(pixels, matrix, 40, whole=True, **form), images, matrices
+    )
+    np.testing.assert_array_equal(compiled, own)
+
+
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (1, 7), (3, 2), (2, 300)])
+def test_windows_of_tiny_images_and_beyond_them_are_cut(draw, height, width):
+    """Beyond the image its rim goes on; a file that was replaced by a smaller one must not read what is not there."""
+    images = [draw(0, max(width, 8), max(height, 8))[:height, :width]] * 3
+    windows = np.array([[0, 0, height, width], [0, 0, 1, 1], [50, 400, 90, 480]], np.float32)
+    cut = _run(lambda pixels, window: operators.cut_window(pixels, window, 40, compiled=True), images, windows)
+    low, high = images[0].min(axis=(0, 1)).astype(int), images[0].max(axis=(0, 1)).astype(int)
+    for view in cut:
+        assert view.shape == (40, 40, 3)
+        assert (view.astype(int) >= low - 1).all()
+        assert (view.astype(int) <= high + 1).all()
 
 
 def test_what_lies_outside_is_black(draw):

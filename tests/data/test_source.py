@@ -67,6 +67,13 @@ def _turn_around(index):
     index.write_text("\n".join([head, *reversed(lines)]))
 
 
+def _swap_offsets(index):
+    """Names, sizes and order stay as they are."""
+    head, *lines = (line.split(" ") for line in index.read_text().splitlines())
+    lines[0][1], lines[1][1] = lines[1][1], lines[0][1]
+    index.write_text("\n".join(" ".join(line) for line in [head, *lines]) + "\n")
+
+
 DAMAGE = {
     "tar cut": _cut,
     "tar gone": lambda tar: tar.unlink(),
@@ -76,6 +83,7 @@ DAMAGE = {
     "index of numbers out of range": lambda tar: tar.with_suffix(".idx").write_text(
         tar.with_suffix(".idx").read_text().replace(" 512 ", " 99999999999 ")
     ),
+    "index with two offsets swapped": lambda tar: _swap_offsets(tar.with_suffix(".idx")),
     "index of another order": lambda tar: _turn_around(tar.with_suffix(".idx")),
     "binary": lambda tar: tar.with_suffix(".idx").write_bytes(b"\xff\xfe\x00" * 50),
 }
@@ -111,6 +119,13 @@ def test_a_file_that_is_gone_is_named(train_samples, tmp_path):
     from hemafast.data.augment import POLICIES
 
     gone = replace(train_samples, paths=tuple(str(tmp_path / "none.png") for _ in train_samples.paths))
-    loader = train_loader(gone, policy=POLICIES["none"], seed=0, shape=_shape("files"))
-    with pytest.raises(RuntimeError, match=r"none\.png"):
-        list(loader.epoch(0))
+    with pytest.raises(HemafastError, match=r"none\.png"):
+        train_loader(gone, policy=POLICIES["none"], seed=0, shape=_shape("files"))
+
+
+def test_a_file_that_has_changed_is_named(train_samples, draw, encode, tmp_path):
+    small = tmp_path / "small.png"
+    small.write_bytes(encode(draw(0, 8, 8)))
+    changed = replace(train_samples, paths=(str(small), *train_samples.paths[1:]))
+    with pytest.raises(HemafastError, match=r"small\.png is not the file that was prepared"):
+        open_source(changed, _shape("files"))

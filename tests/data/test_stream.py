@@ -69,6 +69,12 @@ def test_too_few_images_for_the_processes_are_refused():
         _stream(3, 8, world_size=4)
 
 
+def test_a_batch_of_one_is_refused_for_training():
+    with pytest.raises(HemafastError, match="batch of 1"):
+        _stream(9, 1)
+    assert len(_stream(9, 1, shuffle=False)) == 9
+
+
 @pytest.mark.parametrize("balanced", [0.0, 0.66])
 @pytest.mark.parametrize("world_size", [2, 3])
 def test_processes_together_see_the_batches_of_one_with_as_many_images(balanced, world_size):
