@@ -1,6 +1,7 @@
 import json
 import os
 import re
+import select
 import subprocess
 import sys
 import time
@@ -291,3 +292,43 @@ def test_quiet_training_still_fills_the_log(tmp_path, prepared):
     assert "epoch 1/1" in next(tmp_path.glob("*/train.log")).read_text(encoding="utf-8")
     assert "INFO" not in result.stderr
     assert "macro-F1" in result.stdout
+
+
+def test_ctrl_c_on_a_terminal_gives_the_terminal_back(tmp_path, prepared):
+    import pty
+    import termios
+
+    train = ("train", "--model", "test_resnet", "--pretrained", "no", "--image-size", "32", "--epochs", "500")
+    ours, theirs = pty.openpty()
+    before = termios.tcgetattr(theirs)
+    command = [sys.executable, "-m", "hemafast", *train, "--data", str(prepared.folder), "--output", str(tmp_path)]
+    # A session of its own, whose terminal this is: ^C typed there is a signal to the process.
+    with subprocess.Popen(
+        command,
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        start_new_session=True,
+        preexec_fn=_take_terminal,  # noqa: PLW1509 - one system call
+    ) as process:
+        said = b""
+        while b"epoch 2/" not in said:
+            said += os.read(ours, 1024)
+        os.write(ours, b"\x03")
+        said = b""
+        while process.poll() is None:
+            said += os.read(ours, 1024) if select.select([ours], [], [], 0.2)[0] else b""
+    assert process.returncode == 130
+    assert termios.tcgetattr(theirs) == before
+    said += os.read(ours, 65536) if select.select([ours], [], [], 0.2)[0] else b""
+    assert said.count(b"\x1b[?25l") <= said.count(b"\x1b[?25h")  # a cursor that was hidden is shown again
+    os.close(ours)
+    os.close(theirs)
+
+
+def _take_terminal():
+    """Make the standard input the terminal of this session."""
+    import fcntl
+    import termios
+
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)

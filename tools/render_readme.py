@@ -39,7 +39,8 @@ def render(text: str) -> str:
         if name in TABLES_OF_CODE:
             table = TABLES_OF_CODE[name]()
         else:
-            table = TABLES[name](json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8")))
+            file = RESULTS / f"{name.removesuffix('_short')}.json"
+            table = TABLES[name](json.loads(file.read_text(encoding="utf-8")))
         return f"<!-- table: {name} -->\n{table}\n<!-- end -->"
 
     return re.sub(r"<!-- table: (?P<name>\w+) -->.*?<!-- end -->", fill, text, flags=re.DOTALL)
@@ -165,6 +166,47 @@ def loaders_table(result: dict[str, Any]) -> str:
             *_claims(ratios),
         ]
     )
+
+
+def loaders_short_table(result: dict[str, Any]) -> str:
+    """The loader against its best peer at each task."""
+    ratios = {(ratio["of"], ratio["to"]): ratio for ratio in result["ratios"]}
+    pairs = (
+        ("JPEG, random resized crop and flip", "hemafast_files", _best(result, "ffcv_jpeg")),
+        ("stored pixels, random resized crop and flip", "hemafast_packed_resized", "ffcv_raw"),
+        ("stored pixels, crop alone", "hemafast_packed_crop", "ffcv_raw_crop"),
+        ("stored pixels, crop and symmetries (FFCV: one flip)", "hemafast_packed", "ffcv_raw_crop_flip"),
+        ("the reference's augmentation, from JPEG", "hemafast_seed_files", "torchvision_reference"),
+        ("the reference's augmentation, from stored pixels", "hemafast_seed_packed", "torchvision_reference"),
+    )
+    rows = [
+        f"| {task} | {spread(result['sides'][ours]['images_per_second'])} | {loaders.NAMES[theirs].partition(':')[0]} "
+        f"| {spread(result['sides'][theirs]['images_per_second'])} | **{ratio['median']:.1f}x** "
+        f"({ratio['min']:.1f} to {ratio['max']:.1f}) |"
+        for task, ours, theirs in pairs
+        if (ratio := ratios.get((ours, theirs))) is not None
+    ]
+    return "\n".join(
+        [
+            "| views of 224 px | hemafast, images/s | best peer | images/s | |",
+            "|---|---|---|---|---|",
+            *rows,
+            "",
+            f"`benchmarks/loaders.py`, {result['rounds']} rounds in turn, median (min to max); all "
+            f"{len(result['sides'])} sides: [hemafast/data](hemafast/data/README.md#speed).",
+        ]
+    )
+
+
+def _best(result: dict[str, Any], default: str) -> str:
+    """The fastest peer from JPEG."""
+    rates = {
+        side: result["sides"][side]["images_per_second"]["median"]
+        for sides in loaders.TASKS.values()
+        for side in sides
+        if "hemafast_files" in sides and side != "hemafast_files" and side in result["sides"]
+    }
+    return max(rates, key=lambda side: rates[side], default=default)
 
 
 def _tasks(result: dict[str, Any]) -> dict[str, tuple[list[str], str]]:
@@ -300,6 +342,7 @@ def field_of_view_table(result: dict[str, Any]) -> str:
 TABLES_OF_CODE: dict[str, Callable[[], str]] = {"policies": policies_table, "augmentation": augmentation_table}
 TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "loaders": loaders_table,
+    "loaders_short": loaders_short_table,
     "quick": quick_table,
     "bench": bench_table,
     "prepare": prepare_table,
