@@ -1,6 +1,5 @@
 """The two public archives, where HEMAFAST_REAL_ARCHIVES names a folder that holds (parts of) them."""
 
-import dataclasses
 import os
 import zipfile
 from pathlib import Path
@@ -145,18 +144,11 @@ def test_every_class_of_each_domain_validates(real):
 
 
 @pytest.mark.parametrize("domain", ["Acevedo_20", "Matek_19"])
-def test_packed_pixels_are_those_of_the_files(real, domain):
+def test_packed_pixels_are_nearly_those_of_the_files(real, domain):
     samples = real.samples("train")
     rows = np.flatnonzero(samples.domains == domain)[:100]
     assert len(rows) > 90
-    some = dataclasses.replace(
-        samples,
-        paths=tuple(samples.paths[row] for row in rows),
-        labels=samples.labels[rows],
-        domains=samples.domains[rows],
-        packed=samples.packed.select(rows),
-        windows=samples.windows[rows],
-    )
+    some = samples.select(rows)
     packed, files = (
         np.concatenate(
             [
