@@ -34,6 +34,7 @@ PackSize = Annotated[int, Ge(32), Le(1024)]
 
 Settings = TypeVar("Settings", "PrepareConfig", "TrainConfig")
 
+_MIXED = re.compile(r"mixed:(0?\.\d+|0|1|1\.0*)")
 _UNION_TAGS = ("constrained-", "literal[")  # pydantic: which of several allowed types the value failed on
 _STRICT = {"extra": "forbid", "allow_inf_nan": False}  # pydantic: no unknown key, no number without end
 
@@ -169,10 +170,7 @@ class TrainConfig:
     """Seed of initial weights, order, augmentation and dropout."""
 
     def __post_init__(self) -> None:
-        if self.sampler != "natural":  # numpy is slow to import, and --help has no need of it
-            from hemafast.data.sampling import balanced_share
-
-            balanced_share(self.sampler)
+        balanced_share(self.sampler)
         if self.crop_area is not None and self.crop_area[0] > self.crop_area[1]:
             raise HemafastError(f"crop_area = {self.crop_area} begins above its end.", "Give the smaller share first.")
 
@@ -202,6 +200,22 @@ def train_config(preset: str, **asked: Any) -> TrainConfig:
         raise HemafastError(f"There is no preset {preset!r}.", f"Choose one of: {', '.join(PRESETS)}.")
     given = {name: value for name, value in asked.items() if value is not None}
     return checked(TrainConfig, {"preset": preset, **PRESETS[preset], **given})
+
+
+def balanced_share(sampler: str) -> float:
+    """The share of an epoch that is drawn evenly from the classes: "natural" is 0, "balanced" 1, "mixed:0.66" 0.66.
+
+    Raises HemafastError for anything else.
+    """
+    named = {"natural": 0.0, "balanced": 1.0}
+    if sampler in named:
+        return named[sampler]
+    match = _MIXED.fullmatch(sampler)
+    if match is None:
+        raise HemafastError(
+            f"There is no sampler {sampler!r}.", "Choose natural, balanced, or mixed:SHARE as mixed:0.66."
+        )
+    return float(match[1])
 
 
 def _refuse_bad_pattern(pattern: str) -> None:

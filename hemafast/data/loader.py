@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from hemafast.config import balanced_share
 from hemafast.data.augment import POLICIES, Policy, Views
 from hemafast.data.dataset import Samples
 from hemafast.data.graph import GraphShape, build_graph
-from hemafast.data.sampling import balanced_share
 from hemafast.data.source import open_source
 from hemafast.data.stream import ALONE, BatchStream, Draw, Process
 from hemafast.errors import HemafastError
@@ -193,30 +193,23 @@ def train_loader(
     sampler: str = "natural",
     process: Process = ALONE,
 ) -> Loader:
-    """Shuffled batches of the training split under a policy; `sampler` as `sampling.balanced_share` reads it."""
-    stream = BatchStream(
-        labels=samples.labels,
-        batch_size=shape.batch_size,
-        packed_size=shape.packed_size,
-        image_size=shape.image_size,
-        policy=policy,
-        shuffle=True,
-        balanced=balanced_share(sampler),
-        seed=seed,
-        process=process,
-    )
-    return Loader(samples, stream, shape)
+    """Shuffled batches of the training split under a policy; `sampler` as `config.balanced_share` reads it."""
+    draws = {"policy": policy, "shuffle": True, "balanced": balanced_share(sampler), "seed": seed}
+    return _loader(samples, shape, process, **draws)
 
 
 def eval_loader(samples: Samples, *, shape: GraphShape, process: Process = ALONE) -> Loader:
     """Batches in shard order without any randomness; there is no way to ask for augmentation here."""
+    return _loader(samples, shape, process, policy=POLICIES["none"], shuffle=False)
+
+
+def _loader(samples: Samples, shape: GraphShape, process: Process, **draws: Any) -> Loader:
     stream = BatchStream(
         labels=samples.labels,
         batch_size=shape.batch_size,
         packed_size=shape.packed_size,
         image_size=shape.image_size,
-        policy=POLICIES["none"],
-        shuffle=False,
         process=process,
+        **draws,
     )
     return Loader(samples, stream, shape)

@@ -2,32 +2,10 @@
 
 from __future__ import annotations
 
-import re
-
 import numpy as np
 import numpy.typing as npt
 
-from hemafast.errors import HemafastError
-
 Rows = npt.NDArray[np.int64]
-
-_MIXED = re.compile(r"mixed:(0?\.\d+|0|1|1\.0*)")
-
-
-def balanced_share(sampler: str) -> float:
-    """The share of an epoch that is drawn evenly from the classes: "natural" is 0, "balanced" 1, "mixed:0.66" 0.66.
-
-    Raises HemafastError for anything else.
-    """
-    named = {"natural": 0.0, "balanced": 1.0}
-    if sampler in named:
-        return named[sampler]
-    match = _MIXED.fullmatch(sampler)
-    if match is None:
-        raise HemafastError(
-            f"There is no sampler {sampler!r}.", "Choose natural, balanced, or mixed:SHARE as mixed:0.66."
-        )
-    return float(match[1])
 
 
 def epoch_order(

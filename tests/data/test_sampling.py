@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hemafast.data.sampling import balanced_share, epoch_order
+from hemafast.config import balanced_share
+from hemafast.data.sampling import epoch_order
 from hemafast.errors import HemafastError
 
 
