@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,8 +16,9 @@ import typer
 from rich.console import Console
 
 from hemafast import __version__, config
-from hemafast.config import PRESETS, PrepareConfig, TrainConfig
+from hemafast.config import PrepareConfig, TrainConfig
 from hemafast.errors import HemafastError, StoppedError
+from hemafast.presets import PRESETS
 
 app = typer.Typer(
     name="hemafast",
@@ -54,7 +56,7 @@ _PIPE_WIDTH = 160
 
 
 def main() -> None:
-    """Run the command line; an error that a user can mend is one line and exit code 2, Ctrl-C is exit code 130."""
+    """Run the command line; an error that a user can mend is one line and exit code 2, a signal 128 and its number."""
     try:
         app()
     except HemafastError as error:
@@ -73,15 +75,19 @@ def _exit(message: str, code: int) -> None:
 def _by_preset(field: str) -> str:
     """The default of a training option under each preset, for its help."""
     plain = getattr(_TRAIN_DEFAULTS, field)
-    values = {name: preset.get(field, plain) for name, preset in PRESETS.items()}
-    if len(set(values.values())) == 1:
-        return str(plain)
-    return ", ".join(f"{name}: {value}" for name, value in values.items())
+    others = {name: preset()[field] for name, preset in PRESETS.items() if preset().get(field, plain) != plain}
+    return "; ".join([str(plain), *(f"{name}: {value}" for name, value in others.items())])
 
 
 def _trains(field: str, text: str, name: str | None = None, **more: Any) -> Any:
     """A training option whose default comes from the preset."""
-    return typer.Option(*([name] if name else []), help=text, show_default=_by_preset(field), **more)
+    return typer.Option(*([name] if name else []), help=text, **{"show_default": _by_preset(field), **more})
+
+
+_model = partial(_trains, rich_help_panel="The network")
+_learns = partial(_trains, rich_help_panel="How it learns")
+_runs = partial(_trains, rich_help_panel="How it runs")
+_OWN = "the model's own"
 
 
 @app.command(epilog="Example: `hemafast demo --source Source`")
@@ -294,7 +300,7 @@ def augment_preview(
     from hemafast.data.preview import write_preview
 
     console = _console(verbose=verbose, quiet=quiet or as_json)
-    changes = {
+    changes: dict[str, Any] = {
         "crop_area": crop_area,
         "zoom": zoom,
         "symmetry": symmetry,
@@ -304,7 +310,7 @@ def augment_preview(
         "stain": stain,
         "erase": erase,
     }
-    config.train_config("seed", **changes)  # the same checks as for training
+    config.train_config(**changes)  # the same checks as for training
     policies = {name: named_policy(name, **changes) for name in policy or POLICIES}
     with console.status("drawing"):
         write_preview(data, output, policies, cells=cells, draws=draws, image_size=image_size, seed=seed)
@@ -318,30 +324,81 @@ def augment_preview(
 @app.command(
     epilog="Examples: `hemafast train --preset quick`, "
     "`hemafast train --model efficientnet_b0 --onecycle`, "
-    "`hemafast train --resume runs/NAME --epochs 50`"
+    "`hemafast train --resume runs/NAME --epochs 50`, "
+    "`torchrun --nproc-per-node 4 -m hemafast train`"
 )
 def train(
     preset: Annotated[
-        str, typer.Option(help=f"Settings to start from: {', '.join(PRESETS)}.")
-    ] = _TRAIN_DEFAULTS.preset,
+        str | None,
+        typer.Option(
+            help=f"Settings to start from: {', '.join(PRESETS)}.", show_default=_TRAIN_DEFAULTS.preset, metavar="NAME"
+        ),
+    ] = None,
+    config_file: Annotated[
+        Path | None,
+        typer.Option("--config", help="Settings file on top of the preset: TOML, or the config.json of a run."),
+    ] = None,
     data: Annotated[Path | None, _trains("data", "Prepared data set.")] = None,
     fold: Annotated[
         int | None, typer.Option(help="Fold that validates, of data prepared in folds.", show_default="fold 0")
     ] = None,
     output: Annotated[Path | None, _trains("output", "Folder for the run folder.")] = None,
-    model: Annotated[str | None, _trains("model", "Any timm image model.")] = None,
+    seed: Annotated[int | None, _trains("seed", "Seed of weights, order, augmentation and dropout.")] = None,
     epochs: Annotated[int | None, _trains("epochs", "Passes over the training images.")] = None,
-    batch_size: Annotated[int | None, _trains("batch_size", "Images a step.")] = None,
+    batch_size: Annotated[
+        str | None,
+        _trains(
+            "batch_size", "Images a process works on at once; auto tries what fits or is fastest.", metavar="N|auto"
+        ),
+    ] = None,
+    accumulate: Annotated[int | None, _trains("accumulate", "Batches that make one update.")] = None,
     image_size: Annotated[int | None, _trains("image_size", "Side in pixels of what the network sees.")] = None,
-    lr: Annotated[float | None, _trains("lr", "Learning rate; the peak of it with --onecycle.")] = None,
-    weight_decay: Annotated[float | None, _trains("weight_decay", "Weight decay of AdamW.")] = None,
+    input: Annotated[
+        config.Input | None, _trains("input", "Where pixels come from; auto takes the first that fits into memory.")
+    ] = None,
+    sampler: Annotated[
+        str | None,
+        _trains(
+            "sampler", "How often images come: natural, balanced, or mixed:SHARE as mixed:0.66.", metavar="SAMPLER"
+        ),
+    ] = None,
+    model: Annotated[str | None, _model("model", "Any timm image model.")] = None,
+    pretrained: Annotated[
+        config.Pretrained | None, _model("pretrained", "Pretrained weights: if they can be had, always, never.")
+    ] = None,
+    weights: Annotated[Path | None, _model("weights", "Weights file to start from.")] = None,
+    dropout: Annotated[float | None, _model("dropout", "Dropout before the classifier.", show_default=_OWN)] = None,
+    drop_path: Annotated[float | None, _model("drop_path", "Stochastic depth.", show_default=_OWN)] = None,
+    freeze_norm: Annotated[
+        bool | None, _model("freeze_norm", "Leave batch norm as pretrained.", "--freeze-norm/--no-freeze-norm")
+    ] = None,
+    freeze_stages: Annotated[int | None, _model("freeze_stages", "Stages that do not learn, from the stem on.")] = None,
+    lr: Annotated[float | None, _learns("lr", "Learning rate; the peak of it under a schedule.")] = None,
+    schedule: Annotated[config.ScheduleName | None, _learns("schedule", "How the learning rate goes.")] = None,
     onecycle: Annotated[
-        bool | None, _trains("onecycle", "One-cycle learning rate.", "--onecycle/--no-onecycle")
+        bool | None, _learns("schedule", "Short for --schedule onecycle.", "--onecycle/--no-onecycle", show_default="")
     ] = None,
+    warmup: Annotated[
+        float | None, _learns("warmup", "Share of the steps that the rate rises.", show_default="the schedule's own")
+    ] = None,
+    weight_decay: Annotated[float | None, _learns("weight_decay", "Of AdamW; norms and biases have none.")] = None,
+    layer_decay: Annotated[
+        float | None, _learns("layer_decay", "Each layer learns at this share of the one above.", show_default="none")
+    ] = None,
+    clip_grad: Annotated[
+        float | None, _learns("clip_grad", "Largest norm of the gradients.", show_default="none")
+    ] = None,
+    ema: Annotated[float | None, _learns("ema", "Decay of averaged weights, as 0.999.", show_default="none")] = None,
+    loss: Annotated[config.LossName | None, _learns("loss", "What is minimised.")] = None,
     weighted_loss: Annotated[
-        bool | None, _trains("weighted_loss", "Weigh rare classes more.", "--weighted-loss/--no-weighted-loss")
+        bool | None,
+        _learns("loss", "Short for --loss weighted.", "--weighted-loss/--no-weighted-loss", show_default=""),
     ] = None,
-    label_smoothing: Annotated[float | None, _trains("label_smoothing", "Share spread over all classes.")] = None,
+    focal_gamma: Annotated[float | None, _learns("focal_gamma", "Of --loss focal.")] = None,
+    logit_tau: Annotated[float | None, _learns("logit_tau", "Of --loss logit-adjusted.")] = None,
+    label_smoothing: Annotated[float | None, _learns("label_smoothing", "Share spread over all classes.")] = None,
+    mixup: Annotated[float | None, _learns("mixup", "Alpha of blending pairs of images; 0 blends none.")] = None,
+    cutmix: Annotated[float | None, _learns("cutmix", "Alpha of swapping rectangles; 0 swaps none.")] = None,
     policy: Annotated[
         config.PolicyName | None,
         _trains("policy", "Augmentation of the training images; `hemafast augment-preview` shows it."),
@@ -354,47 +411,84 @@ def train(
     randaugment_magnitude: RandAugmentMagnitude = None,
     stain: Stain = None,
     erase: Erase = None,
-    sampler: Annotated[
-        str | None,
-        _trains(
-            "sampler", "How often images come: natural, balanced, or mixed:SHARE as mixed:0.66.", metavar="SAMPLER"
+    device: Annotated[config.Device | None, _runs("device", "Where the model runs.")] = None,
+    amp: Annotated[config.Amp | None, _runs("amp", "Autocast precision.")] = None,
+    compile: Annotated[config.Compile | None, _runs("compile", "torch.compile.")] = None,
+    compile_mode: Annotated[config.CompileMode | None, _runs("compile_mode", "What it optimises for.")] = None,
+    threads: Annotated[
+        int | None, _runs("threads", "Threads of the input pipeline.", show_default="chosen for the machine")
+    ] = None,
+    sync_norm: Annotated[
+        bool | None, _runs("sync_norm", "Batch norm over all processes (CUDA).", "--sync-norm/--no-sync-norm")
+    ] = None,
+    save_every: Annotated[float | None, _runs("save_every", "Minutes between checkpoints within an epoch.")] = None,
+    keep: Annotated[int | None, _runs("keep", "Checkpoints to keep.")] = None,
+    on_nonfinite: Annotated[
+        config.OnNonfinite | None, _runs("on_nonfinite", "What a loss or gradient that is not finite does.")
+    ] = None,
+    nonfinite_budget: Annotated[
+        int | None, _runs("nonfinite_budget", "Updates that may be left out before the run stops all the same.")
+    ] = None,
+    track: Annotated[
+        list[str] | None,
+        _runs(
+            "track",
+            "Where measurements go: tensorboard, wandb, mlflow, trackio; may be repeated.",
+            metavar="NAME",
+            show_default="tensorboard",
         ),
     ] = None,
-    seed: Annotated[int | None, _trains("seed", "Seed of weights, order and augmentation.")] = None,
-    pretrained: Annotated[
-        config.Pretrained | None, _trains("pretrained", "Pretrained weights: if they can be had, always, never.")
-    ] = None,
-    weights: Annotated[Path | None, _trains("weights", "Weights file to start from.")] = None,
-    amp: Annotated[config.Amp | None, _trains("amp", "Autocast precision.")] = None,
-    compile: Annotated[config.Compile | None, _trains("compile", "torch.compile.")] = None,
-    input: Annotated[
-        config.Input | None, _trains("input", "Where pixels come from; auto takes the first that fits into memory.")
-    ] = None,
-    device: Annotated[config.Device | None, _trains("device", "Where the model runs.")] = None,
-    threads: Annotated[
-        int | None, typer.Option(help="Threads of the input pipeline.", show_default="the cores, at most 8")
-    ] = None,
     resume: Annotated[
-        Path | None, typer.Option(help="Run folder to go on with, under its own settings; only --epochs may change.")
+        str | None,
+        typer.Option(
+            metavar="RUN|auto",
+            help="Run folder to go on with; auto: the newest run of these very settings, or a new one.",
+            rich_help_panel="Going on",
+        ),
     ] = None,
+    allow_changes: Annotated[
+        bool,
+        typer.Option("--allow-changes", help="Let --resume take over changed settings.", rich_help_panel="Going on"),
+    ] = False,
     as_json: Json = False,
     verbose: Verbose = False,
     quiet: Quiet = False,
 ) -> None:
-    """Train a classifier, evaluate its best epoch and write a report."""
+    """Train a classifier, evaluate its best epoch and write a report.
+
+    Stops at its next step on Ctrl-C, SIGTERM or SIGUSR1, saves, and exits with 130, 143 or 138.
+    """
     asked = {
         "data": data,
         "fold": fold,
         "output": output,
-        "model": model,
+        "seed": seed,
         "epochs": epochs,
-        "batch_size": batch_size,
+        "batch_size": int(batch_size) if batch_size and batch_size.isdigit() else batch_size,
+        "accumulate": accumulate,
         "image_size": image_size,
+        "input": input,
+        "sampler": sampler,
+        "model": model,
+        "pretrained": pretrained,
+        "weights": weights,
+        "dropout": dropout,
+        "drop_path": drop_path,
+        "freeze_norm": freeze_norm,
+        "freeze_stages": freeze_stages,
         "lr": lr,
+        "schedule": _short_for("--onecycle", onecycle, "onecycle", "constant", schedule),
+        "warmup": warmup,
         "weight_decay": weight_decay,
-        "onecycle": onecycle,
-        "weighted_loss": weighted_loss,
+        "layer_decay": layer_decay,
+        "clip_grad": clip_grad,
+        "ema": ema,
+        "loss": _short_for("--weighted-loss", weighted_loss, "weighted", "cross-entropy", loss),
+        "focal_gamma": focal_gamma,
+        "logit_tau": logit_tau,
         "label_smoothing": label_smoothing,
+        "mixup": mixup,
+        "cutmix": cutmix,
         "policy": policy,
         "crop_area": crop_area,
         "zoom": zoom,
@@ -404,26 +498,33 @@ def train(
         "randaugment_magnitude": randaugment_magnitude,
         "stain": stain,
         "erase": erase,
-        "sampler": sampler,
-        "seed": seed,
-        "pretrained": pretrained,
-        "weights": weights,
+        "device": device,
         "amp": amp,
         "compile": compile,
-        "input": input,
-        "device": device,
+        "compile_mode": compile_mode,
         "threads": threads,
+        "sync_norm": sync_norm,
+        "save_every": save_every,
+        "keep": keep,
+        "on_nonfinite": on_nonfinite,
+        "nonfinite_budget": nonfinite_budget,
+        "track": tuple(track) if track else None,
     }
     console = _console(verbose=verbose, quiet=quiet or as_json)
-    if resume is not None:
-        _refuse_changes(preset, {name: value for name, value in asked.items() if name != "epochs"})
-    settings = config.train_config(preset, **asked)
+    going_on = resume not in (None, "auto")
+    if going_on and (preset or config_file):
+        raise HemafastError("A resumed run has its settings already.", "Leave out --preset and --config.")
 
     from hemafast.engine import trainer
     from hemafast.engine.run import read_config
 
-    folder = trainer.resume(resume, console, epochs=epochs) if resume else trainer.train(settings, console)
-    _evaluate(folder, None, read_config(folder).device, as_json=as_json)
+    if going_on:
+        changes = {name: value for name, value in asked.items() if value is not None}
+        folder = trainer.resume(Path(str(resume)), console, changes, allow_changes=allow_changes)
+    else:
+        folder = trainer.train(config.train_config(preset, config_file, **asked), console, go_on=resume == "auto")
+    if folder is not None:
+        _evaluate(folder, None, read_config(folder).device, as_json=as_json)
 
 
 @app.command(epilog="Example: `hemafast evaluate runs/NAME`")
@@ -535,15 +636,14 @@ def _evaluate(folder: Path, data: Path | None, device: config.Device, *, as_json
     results.print(f"run folder  {folder}\nreport      {report}", highlight=False, soft_wrap=True)
 
 
-def _refuse_changes(preset: str, asked: dict[str, Any]) -> None:
-    given = [name for name, value in asked.items() if value is not None] + (
-        ["preset"] if preset != _TRAIN_DEFAULTS.preset else []
-    )
-    if given:
-        raise HemafastError(
-            f"--{given[0].replace('_', '-')} cannot be changed on --resume.",
-            "A resumed run keeps its settings; only --epochs may be extended. For other settings start a new run.",
-        )
+def _short_for(option: str, given: bool | None, on: str, off: str, name: str | None) -> str | None:
+    """What `option` is short for, unless the long form says the same or something else."""
+    if given is None:
+        return name
+    value = on if given else off
+    if name not in (None, value):
+        raise HemafastError(f"{option} and {name!r} exclude each other.", "Give one of them.")
+    return value
 
 
 def _console(*, verbose: bool, quiet: bool) -> Console:

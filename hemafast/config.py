@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
@@ -27,6 +28,13 @@ Input = Literal["auto", "resident", "packed", "files", "webdataset"]
 Device = Literal["auto", "cpu", "cuda"]
 PolicyName = Literal["seed", "basic", "strong", "lineage", "none"]
 Symmetry = Literal["none", "mirror", "eight"]
+ScheduleName = Literal["constant", "cosine", "onecycle"]
+LossName = Literal["cross-entropy", "weighted", "focal", "logit-adjusted"]
+CompileMode = Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"]
+OnNonfinite = Literal["stop", "skip"]
+TrackerName = Literal["tensorboard", "wandb", "mlflow", "trackio"]
+Decay = Annotated[float, Gt(0), Lt(1)]
+Rate = Annotated[float, Ge(0), Lt(1)]
 
 AUTO_FIELD_OF_VIEW = 25.0
 """Micrometres, as the winners of the challenge chose; what it is worth is in the README."""
@@ -100,12 +108,11 @@ class PrepareConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """How a prepared data set becomes a model. The defaults are the reference pipeline's (preset `seed`), but for the
-    augmentation: that one is the policy `seed`."""
+    """How a prepared data set becomes a model. The defaults are the reference pipeline's (preset `baseline`)."""
 
     __pydantic_config__ = _STRICT
 
-    preset: str = "seed"
+    preset: str = "baseline"
     """Name of the preset that the other fields started from."""
     data: Path = Path("Source/prepared")
     """Prepared data set."""
@@ -121,11 +128,21 @@ class TrainConfig:
     """Weights file (.safetensors, or .pth of plain tensors) to start from; goes before `pretrained`."""
     epochs: Annotated[int, Ge(1)] = 30
     """Passes over the training images."""
-    batch_size: Annotated[int, Ge(2)] = 32
-    """Images a step."""
+    batch_size: Annotated[int, Ge(2)] | Literal["auto"] = 32
+    """Images that a process works on at once; `auto` tries which number fits (GPU) or is fastest (CPU)."""
+    accumulate: Annotated[int, Ge(1)] = 1
+    """Batches whose gradients make one update."""
     image_size: Annotated[int, Ge(32), Le(1024)] = 224
     """Side in pixels of what the network sees."""
-    policy: PolicyName = "basic"
+    dropout: Rate | None = None
+    """Share of the features before the classifier that are dropped; by default the model's own."""
+    drop_path: Rate | None = None
+    """Largest share of the images that skip a residual block (stochastic depth); by default the model's own."""
+    freeze_norm: bool = False
+    """Leave batch norm as it was pretrained: statistics, scales and shifts."""
+    freeze_stages: Annotated[int, Ge(0)] = 0
+    """So many stages from the first layer on are not trained; the stem is the first of them."""
+    policy: PolicyName = "seed"
     """Augmentation of the training images; validation has none. The fields below change one thing about it each."""
     crop_area: tuple[Annotated[float, Gt(0), Le(1)], Annotated[float, Gt(0), Le(1)]] | None = None
     """Least and largest share of the packed square that is cut out and scaled."""
@@ -148,24 +165,54 @@ class TrainConfig:
     input: Input = "auto"
     """Where pixels come from: packed squares that lie on the device or in a memory map, or encoded files or members of
     WebDataset tars that are decoded each epoch. `auto` takes the first of them that memory has room for."""
+    mixup: Annotated[float, Ge(0), Le(10)] = 0.0
+    """Alpha of the beta distribution by which pairs of images are blended; 0 blends none."""
+    cutmix: Annotated[float, Ge(0), Le(10)] = 0.0
+    """Alpha of the beta distribution by which rectangles are swapped between images; 0 swaps none."""
     lr: Annotated[float, Gt(0)] = 1e-4
-    """Learning rate of AdamW; the peak of it under `onecycle`."""
+    """Learning rate of AdamW; the peak of it under a schedule."""
+    schedule: ScheduleName = "constant"
+    """How the learning rate goes: constant (after a warm-up, if any), warm-up and cosine, or one cycle."""
+    warmup: Annotated[float, Ge(0), Lt(1)] | None = None
+    """Share of the steps that the rate rises; by default 0 for constant, 0.05 for cosine, 0.3 for onecycle."""
     weight_decay: Annotated[float, Ge(0)] = 0.01
-    """Decoupled weight decay of AdamW."""
-    onecycle: bool = False
-    """One-cycle learning rate (warm up, then anneal) instead of a constant one."""
-    weighted_loss: bool = False
-    """Weigh classes by the inverse of their frequency in the training split."""
-    label_smoothing: Annotated[float, Ge(0), Lt(1)] = 0.0
+    """Decoupled weight decay of AdamW; norms and biases have none."""
+    layer_decay: Annotated[float, Gt(0), Le(1)] | None = None
+    """Each layer learns at this share of the rate of the one above it."""
+    clip_grad: Annotated[float, Gt(0)] | None = None
+    """Largest norm of all gradients together; longer ones are shortened to it."""
+    ema: Decay | None = None
+    """Decay of a moving average of the weights, which then is what validates and is kept as best."""
+    loss: LossName = "cross-entropy"
+    """Cross-entropy as it is, weighted by inverse class frequency, focal, or with logits adjusted by that frequency."""
+    focal_gamma: Annotated[float, Ge(0), Le(10)] = 2.0
+    """How much the focal loss turns to what is still wrong."""
+    logit_tau: Annotated[float, Ge(0), Le(5)] = 1.0
+    """How much the logit-adjusted loss favours rare classes."""
+    label_smoothing: Rate = 0.0
     """Share of the target spread over all classes."""
     amp: Amp = "auto"
     """Autocast precision; `auto` takes what this machine computes fast."""
     compile: Compile = "auto"
     """Whether torch.compile compiles the model."""
+    compile_mode: CompileMode = "default"
+    """What torch.compile optimises for; `reduce-overhead` and `max-autotune` replay CUDA graphs."""
     device: Device = "auto"
     """Where the model runs; `auto` takes a GPU if there is one."""
     threads: Annotated[int, Ge(1)] | None = None
     """Threads of the input pipeline; by default chosen for this machine."""
+    sync_norm: bool = False
+    """Batch norm over the images of all processes; CUDA only."""
+    save_every: Annotated[float, Gt(0)] | None = 10.0
+    """Minutes between checkpoints within an epoch; each epoch ends with one."""
+    keep: Annotated[int, Ge(1), Le(100)] = 2
+    """Checkpoints to keep: the newest is gone on from, the one before it if that is damaged."""
+    on_nonfinite: OnNonfinite = "stop"
+    """What a gradient or loss that is not finite does: stop the run, or leave out the update."""
+    nonfinite_budget: Annotated[int, Ge(0)] = 10
+    """Updates that may be left out before the run is stopped all the same."""
+    track: tuple[TrackerName, ...] = ("tensorboard",)
+    """Where measurements go besides training_log.csv."""
     seed: Annotated[int, Ge(0)] = 42
     """Seed of initial weights, order, augmentation and dropout."""
 
@@ -175,31 +222,30 @@ class TrainConfig:
             raise HemafastError(f"crop_area = {self.crop_area} begins above its end.", "Give the smaller share first.")
 
 
-PRESETS: dict[str, dict[str, Any]] = {
-    # The reference pipeline: ResNet-18, AdamW at 1e-4, 30 epochs of 224 px. A GPU's work.
-    "seed": {},
-    # A first model in minutes on two CPU cores. What each line buys is in the README.
-    "quick": {
-        "model": "tf_efficientnet_lite0",
-        "epochs": 5,
-        "batch_size": 32,
-        "image_size": 128,
-        "lr": 3e-3,
-        "onecycle": True,
-        "label_smoothing": 0.1,
-    },
-}
+def train_config(preset: str | None = None, file: Path | None = None, **asked: Any) -> TrainConfig:
+    """A training configuration: the fields of the preset, then of `file`, then every one in `asked` that is not None.
 
-
-def train_config(preset: str, **asked: Any) -> TrainConfig:
-    """A training configuration: the preset's fields, then every one in `asked` that is not None.
-
-    Raises HemafastError for an unknown preset or a value out of range.
+    A `file` is JSON or TOML; the config.json of a run is one. Without a `preset` it is the one that the file names, or
+    `baseline`. Raises HemafastError for an unknown preset or field, or a value out of range.
     """
-    if preset not in PRESETS:
-        raise HemafastError(f"There is no preset {preset!r}.", f"Choose one of: {', '.join(PRESETS)}.")
+    from hemafast.presets import named_preset
+
+    stored = read_settings(file) if file is not None else {}
+    name = preset or str(stored.get("preset", TrainConfig.preset))
     given = {name: value for name, value in asked.items() if value is not None}
-    return checked(TrainConfig, {"preset": preset, **PRESETS[preset], **given})
+    return checked(TrainConfig, {**named_preset(name), **stored, "preset": name, **given})
+
+
+def read_settings(file: Path) -> dict[str, Any]:
+    """The fields that a settings file names. Raises HemafastError if it is no JSON or TOML table."""
+    try:
+        text = file.read_text(encoding="utf-8")
+        fields = tomllib.loads(text) if file.suffix == ".toml" else json.loads(text)
+    except (OSError, ValueError) as error:
+        raise HemafastError(f"{file} cannot be read ({error}).", "Give JSON, or TOML in a file named .toml.") from error
+    if not isinstance(fields, dict):
+        raise HemafastError(f"{file} holds no table of settings.", "Write one `name = value` a line, or a JSON object.")
+    return fields
 
 
 def balanced_share(sampler: str) -> float:

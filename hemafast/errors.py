@@ -26,3 +26,7 @@ class StoppedError(HemafastError):
     """The user stopped the command; what was saved stays valid."""
 
     exit_code = 130
+
+    def __init__(self, problem: str, remedy: str, *, exit_code: int = 130) -> None:
+        super().__init__(problem, remedy)
+        self.exit_code = exit_code

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import difflib
-from pathlib import Path
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
-from hemafast.config import Pretrained
 from hemafast.errors import HemafastError
-from hemafast.weights import Origin, load_initial_weights
 
 
 class Classifier(nn.Module):
@@ -31,16 +29,42 @@ class Classifier(nn.Module):
         # (x / 255 - mean) / std as one multiplication and one addition.
         self.register_buffer("scale", (1 / (255 * deviation)).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("shift", (-torch.tensor(mean) / deviation).view(1, 3, 1, 1), persistent=False)
+        self._frozen: list[nn.Module] = []
+
+    def freeze(self, *, stages: int = 0, norm: bool = False) -> None:
+        """Stop the first `stages` stages from learning, and with `norm` every batch norm; statistics stay as well.
+
+        The stem is the first stage. Raises HemafastError if nothing but the classifier would be left.
+        """
+        for parameter in _parameters_of_stages(self.backbone, stages):
+            parameter.requires_grad_(False)
+        norms = [module for module in self.modules() if isinstance(module, _BatchNorm)]
+        if norm:
+            for module in norms:
+                module.requires_grad_(False)
+        self._frozen = [
+            module for module in norms if not any(parameter.requires_grad for parameter in module.parameters())
+        ]
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> Classifier:
+        """As of any module; frozen statistics stay frozen."""
+        super().train(mode)
+        for module in self._frozen:
+            module.eval()
+        return self
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits, float (n, classes), of uint8 images (n, 3, height, width)."""
         return cast(Tensor, self.backbone(torch.addcmul(self.shift, images.float(), self.scale)))
 
 
-def build_model(name: str, classes: int, image_size: int) -> Classifier:
-    """A classifier on the timm model `name` with random weights, in channels_last.
+def build_model(
+    name: str, classes: int, image_size: int, *, dropout: float | None = None, drop_path: float | None = None
+) -> Classifier:
+    """A classifier on the timm model `name` with random weights, in channels_last; None leaves the model's own rate.
 
-    Raises HemafastError if timm has no such model, or has it for no such size.
+    Raises HemafastError if timm has no such model, or has it for no such size or without such an option.
     """
     import timm
 
@@ -49,13 +73,15 @@ def build_model(name: str, classes: int, image_size: int) -> Classifier:
         hint = f"Did you mean {', '.join(near)}?" if near else "`timm.list_models()` lists what there is."
         raise HemafastError(f"timm has no model {name!r}.", hint)
     try:
-        backbone = timm.create_model(name, num_classes=classes, **sized_options(name, image_size))
+        rates = {"drop_rate": dropout, "drop_path_rate": drop_path}
+        options = {key: rate for key, rate in rates.items() if rate is not None}
+        backbone = timm.create_model(name, num_classes=classes, **sized_options(name, image_size), **options)
         model = Classifier(backbone, tuple(backbone.pretrained_cfg["mean"]), tuple(backbone.pretrained_cfg["std"]))
         _try_out(model, image_size)
     except Exception as error:  # timm's models check little, and each in its own way
         raise HemafastError(
             f"timm cannot build {name!r} for images of {image_size} px: {error}.",
-            "Choose another --image-size or --model.",
+            "Choose another --image-size, --dropout, --drop-path or --model.",
         ) from error
     return model.to(memory_format=torch.channels_last)
 
@@ -67,12 +93,17 @@ def _try_out(model: Classifier, image_size: int) -> None:
     model.train()
 
 
-def build_initial_model(
-    name: str, classes: int, image_size: int, *, pretrained: Pretrained, weights: Path | None
-) -> tuple[Classifier, Origin]:
-    """A classifier with the best first weights that can be had, and where they came from."""
-    model = build_model(name, classes, image_size)
-    return model, load_initial_weights(model.backbone, name, pretrained=pretrained, file=weights)
+def _parameters_of_stages(backbone: Any, stages: int) -> list[nn.Parameter]:
+    """The parameters of the first `stages` stages, in timm's grouping of its model."""
+    from timm.models import group_parameters
+
+    if not stages:
+        return []
+    stage_of = group_parameters(backbone, backbone.group_matcher(coarse=True), reverse=True)
+    most = max(stage_of.values())  # the last is the classifier
+    if stages > most:
+        raise HemafastError(f"freeze_stages = {stages}: this model has {most} to freeze.", "Freeze fewer stages.")
+    return [parameter for name, parameter in backbone.named_parameters() if stage_of[name] < stages]
 
 
 def sized_options(name: str, image_size: int) -> dict[str, Any]:

@@ -1,14 +1,14 @@
-"""The loss."""
+"""The losses. Each is a mean over images, so that gradients do not depend on how a batch is shared out."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
 
-if TYPE_CHECKING:
-    from torch import nn
+from hemafast.config import LossName
 
 
 def class_weights(counts: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
@@ -23,10 +23,72 @@ def class_weights(counts: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
     return weights
 
 
-def build_loss(counts: npt.NDArray[np.int64], *, weighted: bool, label_smoothing: float) -> nn.Module:
-    """Cross-entropy over (n, classes) logits and (n,) labels, weighted by class if asked."""
-    import torch
-    from torch import nn
+def log_priors(counts: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+    """Logarithms of the frequencies of the classes, (classes,); an absent class counts as one image."""
+    present = np.maximum(counts, 1)
+    logs: npt.NDArray[np.float32] = np.log(present / present.sum()).astype(np.float32)
+    return logs
 
-    weight = torch.from_numpy(class_weights(counts)) if weighted else None
-    return nn.CrossEntropyLoss(weight=weight, label_smoothing=label_smoothing)
+
+class CrossEntropy(nn.Module):
+    """Cross-entropy of logits (n, classes) to labels (n,) or to shares of the classes (n, classes).
+
+    Weights are not normalised within a batch, as torch's mean does: they have a mean of 1 over the training images.
+    """
+
+    weight: Tensor | None
+    offset: Tensor | None
+
+    def __init__(self, *, weight: Tensor | None = None, offset: Tensor | None = None, smoothing: float = 0.0) -> None:
+        super().__init__()
+        self.register_buffer("weight", weight)
+        self.register_buffer("offset", offset)
+        self.smoothing = smoothing
+
+    def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """The mean over the images, a scalar."""
+        if self.offset is not None:
+            logits = logits + self.offset
+        losses = functional.cross_entropy(
+            logits, targets, weight=self.weight, label_smoothing=self.smoothing, reduction="none"
+        )
+        return losses.mean()
+
+
+class Focal(nn.Module):
+    """Focal loss (Lin et al., arXiv 1708.02002) of logits (n, classes) to labels (n,) or shares (n, classes)."""
+
+    def __init__(self, *, gamma: float, smoothing: float = 0.0) -> None:
+        super().__init__()
+        self.gamma, self.smoothing = gamma, smoothing
+
+    def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """The mean over the images, a scalar."""
+        classes = logits.shape[1]
+        if targets.ndim == 1:
+            targets = functional.one_hot(targets, classes).to(logits.dtype)
+        targets = targets * (1 - self.smoothing) + self.smoothing / classes
+        logs = logits.log_softmax(dim=1)
+        # Away from 0, where the gradient of a power below 1 has no end.
+        wrong = (1 - logs.exp()).clamp_min(1e-6)
+        return -(targets * wrong**self.gamma * logs).sum(dim=1).mean()
+
+
+def build_loss(
+    counts: npt.NDArray[np.int64],
+    name: LossName = "cross-entropy",
+    *,
+    smoothing: float = 0.0,
+    focal_gamma: float = 2.0,
+    logit_tau: float = 1.0,
+) -> nn.Module:
+    """The loss `name` for a training split with `counts` images of each class.
+
+    `logit-adjusted` is Menon et al., arXiv 2007.07314: logits plus tau times the logarithm of the class's frequency in
+    the loss, and the bare logits for classifying.
+    """
+    if name == "focal":
+        return Focal(gamma=focal_gamma, smoothing=smoothing)
+    weight = torch.from_numpy(class_weights(counts)) if name == "weighted" else None
+    offset = logit_tau * torch.from_numpy(log_priors(counts)) if name == "logit-adjusted" else None
+    return CrossEntropy(weight=weight, offset=offset, smoothing=smoothing)

@@ -16,6 +16,7 @@ from hemafast.data.augment import POLICIES
 from hemafast.data.dataset import Samples, open_dataset
 from hemafast.data.graph import GraphShape, Source
 from hemafast.data.loader import Loader, train_loader
+from hemafast.engine.compiling import Compiler
 from hemafast.engine.machine import Machine, choose_machine, tune_allocator
 from hemafast.prepare.split import TRAIN
 
@@ -177,18 +178,18 @@ def _drained(loader: Loader) -> Station:
 
 
 def _trained(bench: Bench, machine: Machine, batches: Iterator[Batch]) -> Station:
-    from hemafast.engine.step import Steps, Totals, build_optimizer
+    from hemafast.engine.optimizer import build_optimizer
+    from hemafast.engine.step import Totals, TrainStep
     from hemafast.model import build_model
-    from hemafast.objective import build_loss
+    from hemafast.objective import CrossEntropy
 
-    dataset = open_dataset(bench.data)
-    classes = len(dataset.info.classes)
-    model = build_model(bench.model, classes, bench.image_size).to(machine.device).train()
-    loss = build_loss(dataset.counts(TRAIN), weighted=False, label_smoothing=0.0)
-    steps, totals = Steps(model, loss, machine), Totals(classes, machine.device)
-    optimizer = build_optimizer(model, lr=1e-4, weight_decay=0.01)
-    for batch in batches:
-        steps.train(batch, optimizer, 1e-4, totals)
+    classes = len(open_dataset(bench.data).info.classes)
+    model = build_model(bench.model, classes, bench.image_size).to(machine.device)
+    optimizer = build_optimizer(model, weight_decay=0.01, device=machine.device)
+    compiler = Compiler(enabled=machine.compiled, batch_size=bench.batch_size)
+    step, totals = TrainStep(model, CrossEntropy(), optimizer, machine, compiler), Totals(classes, machine.device)
+    for number, batch in enumerate(batches):
+        step(batch, 1e-4, totals, step=number)
         _wait_for(machine.device)
         yield len(batch.labels)
 

@@ -69,6 +69,22 @@ class Loader:
         """Images an epoch, of all processes together."""
         return len(self._samples)
 
+    @property
+    def sizes(self) -> list[tuple[int, int]]:
+        """Images of each batch of an epoch: of this process, and of all processes together."""
+        return self._stream.sizes()
+
+    @property
+    def position(self) -> Position:
+        """Behind the last batch that was delivered; behind the last of an epoch is the first of the next."""
+        epoch, batch = self._delivered
+        return Position(epoch + 1, 0) if batch >= len(self) else Position(epoch, batch)
+
+    def again(self, epoch: int, batch: int) -> Batch:
+        """A batch of any epoch once more, whatever is being delivered otherwise."""
+        pipeline = self._build(Position(epoch, batch))
+        return self._to_batch(*pipeline.run(self._stream_of_device()))
+
     def epoch(self, epoch: int | None = None) -> Iterator[Batch]:
         """The batches of epoch `epoch` from its first; or of the next one, which a loaded state may have begun.
 
@@ -95,9 +111,7 @@ class Loader:
 
     def state_dict(self) -> dict[str, Any]:
         """Which batches have been delivered, and of what; plain numbers and strings."""
-        epoch, batch = self._delivered
-        epoch, batch = (epoch + 1, 0) if batch >= len(self) else (epoch, batch)
-        return {"epoch": epoch, "batch": batch, **self._identity()}
+        return {**self.position._asdict(), **self._identity()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on behind the batches that `state` says were delivered: `epoch()` gives the rest of that epoch.

@@ -64,7 +64,13 @@ class BatchStream:
             )
 
     def __len__(self) -> int:
-        return sum(stop > start for start, stop in self._spans())
+        return len(self.sizes())
+
+    def sizes(self) -> list[tuple[int, int]]:
+        """Images of each batch of an epoch: of this process, and of all processes together."""
+        whole = (stop - start for start, stop in pairwise(self._bounds()))
+        mine = (stop - start for start, stop in self._spans())
+        return [(part, all_) for part, all_ in zip(mine, whole, strict=True) if part]
 
     def epoch(self, epoch: int, first: int = 0) -> Iterator[Draw]:
         """The batches of one epoch from batch `first` on."""

@@ -1,10 +1,10 @@
-"""Save and load: a file of weights for whoever uses the model, and a file of everything for whoever resumes the run."""
+"""Save and load: a file of weights for whoever uses the model, and files of everything for whoever resumes the run."""
 
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Callable
+import logging
+import zipfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,12 +14,15 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from hemafast.errors import HemafastError
+from hemafast.files import replace_file, write_whole
 from hemafast.model import Classifier, build_model
 
 BEST = "best_model.safetensors"
 LAST = "last_model.ckpt"
 
-_FORMAT = "hemafast-1"
+_FORMAT = "hemafast-2"
+
+logger = logging.getLogger("hemafast")
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,10 +39,17 @@ class ModelCard:
 
 
 def save_best(file: Path, model: Classifier, card: ModelCard) -> None:
-    """Write the weights and the card, whole or not at all."""
+    """Write the weights and the card, whole or not at all. Raises OSError if the disk does not take them."""
     tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
-    metadata = {"format": _FORMAT, "card": json.dumps(asdict(card)), "mean": str(model.mean), "std": str(model.std)}
-    _write_whole(file, lambda part: save_file(tensors, part, metadata))
+    metadata = {"format": "pt", "card": json.dumps(asdict(card)), "mean": str(model.mean), "std": str(model.std)}
+
+    def write(part: Path) -> None:
+        try:
+            save_file(tensors, part, metadata)
+        except SafetensorError as error:
+            raise OSError(f"{file} cannot be written: {error}") from error
+
+    write_whole(file, write)
 
 
 def load_best(file: Path) -> tuple[Classifier, ModelCard]:
@@ -59,35 +69,74 @@ def load_best(file: Path) -> tuple[Classifier, ModelCard]:
     return model, card
 
 
-def save_last(file: Path, state: dict[str, Any]) -> None:
-    """Write the whole state of a run: tensors, numbers and strings only, whole or not at all."""
-    _write_whole(file, lambda part: torch.save({"format": _FORMAT, **state}, part))
+def save_last(file: Path, state: dict[str, Any], *, keep: int = 1) -> None:
+    """Write the whole state of a run: tensors, numbers and strings only, whole or not at all.
+
+    The `keep` - 1 states before it stay beside it as FILE.1 (the newest) and so on. Raises OSError if the disk does not
+    take it; then all files are as they were.
+    """
+
+    def write(part: Path) -> None:
+        try:
+            torch.save({"format": _FORMAT, **state}, part)
+        except RuntimeError as error:  # what torch makes of a full disk
+            raise OSError(f"{file} cannot be written: {error}") from error
+
+    write_whole(file, write, before_replace=lambda: _shift(file, keep))
 
 
 def load_last(file: Path) -> dict[str, Any]:
-    """Read the state of a run; nothing in the file is executed. Raises HemafastError if it cannot be read."""
+    """Read the newest state of a run that is whole; nothing in the files is executed.
+
+    A damaged one is passed over under a warning. Raises HemafastError if none can be read.
+    """
+    problems = []
+    for candidate in _newest_first(file):
+        try:
+            return _load(candidate)
+        except HemafastError as error:
+            problems.append(error)
+            logger.warning("%s", error.problem)
+    if problems:
+        raise problems[0]
+    raise HemafastError(f"There is no {file}.", "The run was stopped before its first step: start anew.")
+
+
+def _load(file: Path) -> dict[str, Any]:
+    remedy = "Start the run anew."
     try:
-        state = torch.load(file, map_location="cpu", weights_only=True)
-    except FileNotFoundError as error:
-        raise HemafastError(
-            f"There is no {file}.", "The run was stopped before its first epoch ended: start anew."
-        ) from error
+        with zipfile.ZipFile(file) as archive:
+            damaged = archive.testzip()  # torch.load itself does not look at checksums
+        state = torch.load(file, map_location="cpu", weights_only=True) if damaged is None else None
     except Exception as error:  # whatever a damaged or hostile file provokes
-        raise HemafastError(f"{file} cannot be read ({type(error).__name__}).", "Start the run anew.") from error
-    known = isinstance(state, dict) and state.get("format") == _FORMAT
-    if not known:
-        raise HemafastError(f"{file} is not a checkpoint of this version of hemafast.", "Start the run anew.")
+        raise HemafastError(f"{file} cannot be read ({type(error).__name__}).", remedy) from error
+    if damaged is not None:
+        raise HemafastError(f"{file} cannot be read (the checksum of {damaged} differs).", remedy)
+    if not isinstance(state, dict) or state.get("format") != _FORMAT:
+        raise HemafastError(f"{file} is not a checkpoint of this version of hemafast.", remedy)
     return dict(state)
 
 
-def _write_whole(file: Path, write: Callable[[Path], object]) -> None:
-    """Write beside `file`, flush to the disk, then take its place: a crash leaves the old file or the new one."""
-    part = file.with_name(f".{file.name}.part")
-    try:
-        write(part)
-        with part.open("rb") as written:
-            os.fsync(written.fileno())
-        part.chmod(0o644)  # safetensors makes private files
-        part.replace(file)
-    finally:
-        part.unlink(missing_ok=True)
+def _newest_first(file: Path) -> list[Path]:
+    older = [path for path in file.parent.glob(f"{file.name}.*") if path.suffix[1:].isdigit()]
+    older.sort(key=lambda path: int(path.suffix[1:]))
+    return [file, *older] if file.exists() else older
+
+
+def _shift(file: Path, keep: int) -> None:
+    """Make room for a new `file`: it becomes .1, that .2, and what is beyond `keep` goes. `file` itself stays in place.
+
+    A crash in between leaves each state under one name or under two.
+    """
+    for number in range(keep - 1, 1, -1):
+        older = file.with_name(f"{file.name}.{number - 1}")
+        if older.exists():
+            older.replace(file.with_name(f"{file.name}.{number}"))
+    if file.exists() and keep > 1:
+        spare = file.with_name(f".{file.name}.1.part")
+        spare.unlink(missing_ok=True)
+        spare.hardlink_to(file)
+        replace_file(spare, file.with_name(f"{file.name}.1"))
+    for path in _newest_first(file):
+        if path != file and int(path.suffix[1:]) >= keep:
+            path.unlink()

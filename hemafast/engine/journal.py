@@ -1,115 +1,229 @@
-"""What a run leaves to read: train.log, training_log.csv, TensorBoard, and a progress bar while it runs."""
+"""What a run leaves to read: train.log, training_log.csv, what its trackers show, and a live panel while it runs."""
 
 from __future__ import annotations
 
 import csv
+import io
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from hemafast.engine.panel import Panel
+from hemafast.engine.trackers import LR, Tracker
+from hemafast.engine.trackers import TENSORBOARD as TENSORBOARD  # noqa: PLC0414 - a name of the run folder, as below
+from hemafast.errors import HemafastError
+from hemafast.files import write_whole
+from hemafast.metrics import Confusion
+from hemafast.pictures import confusion_figure
 
 LOG = "train.log"
 CSV = "training_log.csv"
-TENSORBOARD = "tb"
+
+Row = dict[str, float | str]
+"""Measurements of one phase of an epoch, by name; the names of `_FIRST` come first."""
+
+_FIRST = ("epoch", "phase", "loss", "accuracy", "f1_macro")
+_MOST_RATES = 100  # points an epoch of the learning rate's curve
 
 logger = logging.getLogger("hemafast")
 
 
 class Journal:
-    """Writes one row an epoch to CSV and TensorBoard, and lines to the log."""
+    """Writes a row for each phase of an epoch to the CSV and the trackers, lines to the log, and shows how it goes."""
 
-    def __init__(self, folder: Path, console: Console, *, first_epoch: int) -> None:
-        from torch.utils.tensorboard import SummaryWriter
+    def __init__(
+        self, folder: Path, console: Console, *, epochs: int, first_epoch: int, trackers: Sequence[Tracker] = ()
+    ) -> None:
+        """Read what the run has written before its epoch `first_epoch`; later epochs are forgotten.
 
-        self._console = console
-        self._csv = folder / CSV
-        _keep_rows_before(self._csv, first_epoch)
-        self._board = SummaryWriter(str(folder / TENSORBOARD), purge_step=first_epoch)
-        self._handler = logging.FileHandler(folder / LOG, encoding="utf-8")
-        self._handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-        logger.addHandler(self._handler)
-        self._level = logger.level
-        if logger.getEffectiveLevel() > logging.INFO:
-            logger.setLevel(logging.INFO)  # nobody has asked for news on the terminal; the file gets them all the same
+        Raises HemafastError if training_log.csv is damaged elsewhere than in its last row.
+        """
+        self._folder, self._first_epoch = folder, first_epoch
+        self._rows, self._torn = _read_before_crash(folder / CSV)
+        self._trackers = list(trackers)
+        self._panel = Panel(console, epochs=epochs)
+        self._closing = ExitStack()
 
     def __enter__(self) -> Journal:
+        with ExitStack() as undo:
+            self._attach_log(undo)
+            for tracker in self._trackers:
+                undo.callback(tracker.close)
+            self._forget_later_epochs()
+            for epoch, measured in _by_epoch(self._rows).items():
+                self._panel.end_epoch(epoch, measured)
+            undo.callback(self._panel.close)
+            self._panel.open()
+            self._closing = undo.pop_all()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         if error is not None:
             # For the file alone: the terminal hears of it from whoever catches the error.
             why = str(error) or type(error).__name__
-            self._handler.handle(
-                logger.makeRecord(logger.name, logging.ERROR, __file__, 0, "stopped: %s", (why,), None)
-            )
-        self._board.close()
-        logger.removeHandler(self._handler)
-        logger.setLevel(self._level)
-        self._handler.close()
+            self._log.handle(logger.makeRecord(logger.name, logging.ERROR, __file__, 0, "stopped: %s", (why,), None))
+        self._closing.close()
 
-    def epoch(self, row: dict[str, Any]) -> None:
-        """Record the measurements of one epoch; `row["epoch"]` counts from 1."""
-        new = not self._csv.exists()
-        with self._csv.open("a", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, row)
-            if new:
-                writer.writeheader()
-            writer.writerow(row)
-        for name, value in row.items():
-            if name != "epoch":
-                self._board.add_scalar(name, value, row["epoch"])
-        self._board.flush()
+    @property
+    def shows(self) -> bool:
+        """Whether somebody watches the panel; what `advance` shows need not be computed otherwise."""
+        return self._panel.shows
 
-    @contextmanager
-    def bar(self, epoch: int, epochs: int, images: int) -> Iterator[Bar]:
-        """A progress bar over the images of one epoch; hidden where the console is quiet or no terminal."""
-        columns = (
-            TextColumn("epoch {task.fields[epoch]}"),
-            BarColumn(),
-            TextColumn("{task.completed}/{task.total}"),
-            TextColumn("{task.fields[rate]} images/s"),
-            TextColumn("{task.fields[scores]}"),
-            TimeRemainingColumn(),
-        )
-        hidden = self._console.quiet or not self._console.is_terminal
-        with Progress(*columns, console=self._console, transient=True, disable=hidden) as progress:
-            task = progress.add_task("", total=images, epoch=f"{epoch}/{epochs}", rate="", scores="")
-            yield Bar(progress, task, hidden=hidden)
+    def phase(self, text: str) -> None:
+        """Show what is being done now, as "validating"."""
+        self._panel.phase(text)
+
+    def begin_epoch(self, epoch: int, images: int, done: int = 0) -> None:
+        """Show the training of an epoch, counted from 1, of which `done` images were trained before a resume."""
+        self._panel.begin_epoch(epoch, images, done)
+
+    def advance(
+        self,
+        images: int,
+        *,
+        loss: float | None = None,
+        f1_macro: float | None = None,
+        data_wait_share: float | None = None,
+    ) -> None:
+        """Show that `images` more are trained; None leaves a measurement as it is shown."""
+        self._panel.advance(images, loss=loss, f1_macro=f1_macro, data_wait_share=data_wait_share)
+
+    def end_epoch(
+        self,
+        epoch: int,
+        rows: Mapping[str, Mapping[str, float]],
+        *,
+        confusion: Confusion | None,
+        classes: Sequence[str],
+        lrs: Mapping[int, float] = {},
+    ) -> None:
+        """Record an epoch: measurements by phase ("train", "val") and name, and the confusion matrix of validation.
+
+        `lrs` are learning rates by optimizer step. A disk that takes no more is a warning: the rows are written after
+        the next epoch.
+        """
+        measured = {phase: {name: float(value) for name, value in values.items()} for phase, values in rows.items()}
+        self._rows += [{"epoch": epoch, "phase": phase, **values} for phase, values in measured.items()]
+        self._write()
+        self._panel.end_epoch(epoch, measured)
+        if self._trackers:
+            self._track(epoch, measured, lrs)
+        if self._trackers and confusion is not None:
+            figure = confusion_figure(confusion, classes, f"epoch {epoch}")
+            for tracker in self._trackers:
+                tracker.figure("confusion", figure, step=epoch)
+
+    def _track(self, epoch: int, measured: Mapping[str, Mapping[str, float]], lrs: Mapping[int, float]) -> None:
+        values = {f"{phase}/{name}": value for phase, of in measured.items() for name, value in of.items()}
+        steps = sorted(lrs)
+        for tracker in self._trackers:
+            for step in steps[:: -(-len(steps) // _MOST_RATES) or 1]:
+                tracker.scalars({LR: lrs[step]}, step=step)
+            tracker.scalars(values, step=epoch)
+
+    def _attach_log(self, undo: ExitStack) -> None:
+        self._log = _LogFile(self._folder / LOG, encoding="utf-8")
+        self._log.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        logger.addHandler(self._log)
+        undo.callback(self._log.close)
+        undo.callback(logger.removeHandler, self._log)
+        undo.callback(logger.setLevel, logger.level)
+        if logger.getEffectiveLevel() > logging.INFO:
+            logger.setLevel(logging.INFO)  # nobody has asked for news on the terminal; the file gets them all the same
+
+    def _forget_later_epochs(self) -> None:
+        kept = [row for row in self._rows if int(row["epoch"]) < self._first_epoch]
+        if self._torn:
+            logger.warning("%s ended in half a row, which is left out", self._folder / CSV)
+        if self._torn or len(kept) < len(self._rows):
+            self._rows = kept
+            self._write()
+
+    def _write(self) -> None:
+        file = self._folder / CSV
+        try:
+            write_whole(file, lambda part: _write_rows(part, self._rows))
+        except OSError as error:
+            logger.warning("%s cannot be written (%s); its rows are written after the next epoch", file, error)
 
 
-class Bar:
-    """The progress of one epoch."""
+class _LogFile(logging.FileHandler):
+    """A log file that a full disk does not turn into tracebacks on the terminal, nor into the end of a run."""
 
-    def __init__(self, progress: Progress, task: Any, *, hidden: bool) -> None:
-        self._progress, self._task, self.hidden = progress, task, hidden
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's name
+        pass
 
-    def advance(self, images: int, scores: str | None) -> None:
-        """Show that `images` more are done, and how it goes (None leaves the scores as they are)."""
-        speed = self._progress.tasks[0].speed
-        fields: dict[str, Any] = {"rate": f"{speed:,.0f}" if speed else ""}
-        if scores is not None:
-            fields["scores"] = scores
-        self._progress.update(self._task, advance=images, **fields)
+    def close(self) -> None:
+        with suppress(OSError):
+            super().close()
 
 
-def read_rows(folder: Path) -> list[dict[str, float]]:
-    """The rows of a run's training log; empty if there is none."""
+def read_rows(folder: Path) -> list[Row]:
+    """The rows of a run's training_log.csv, one for each phase of an epoch; empty cells are left out. [] if none.
+
+    `epoch` is an int, `phase` a string, all others are floats. Raises HemafastError if the file is damaged.
+    """
+    return _rows_of(_content(folder / CSV), folder / CSV)
+
+
+def column(rows: Sequence[Row], phase: str, name: str) -> list[float]:
+    """One measurement of each row of a phase; nan where it has none."""
+    return [float(row.get(name, "nan")) for row in rows if row["phase"] == phase]
+
+
+def _content(file: Path) -> bytes:
     try:
-        with (folder / CSV).open(newline="", encoding="utf-8") as file:
-            return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
+        return file.read_bytes()
     except FileNotFoundError:
-        return []
+        return b""
 
 
-def _keep_rows_before(file: Path, first_epoch: int) -> None:
-    """Drop the rows of epochs that will be run again: they were logged after the checkpoint was taken."""
-    if not file.exists():
-        return
-    lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
-    kept = [line for line in lines[1:] if int(line.split(",")[0]) < first_epoch]
-    file.write_text("".join(lines[:1] + kept), encoding="utf-8")
+def _read_before_crash(file: Path) -> tuple[list[Row], bool]:
+    """The whole rows of a file, and whether it ends in half a one."""
+    content = _content(file)
+    whole = content[: content.rfind(b"\n") + 1]
+    return _rows_of(whole, file), len(whole) < len(content)
+
+
+def _rows_of(content: bytes, file: Path) -> list[Row]:
+    try:
+        return list(_parsed(content.decode("utf-8")))
+    except (ValueError, csv.Error) as error:
+        raise HemafastError(
+            f"{file} is damaged ({error}).", "Move it away: a resumed run begins a new one, and a report does without."
+        ) from error
+
+
+def _parsed(text: str) -> Iterator[Row]:
+    if text and not text.endswith("\n"):
+        raise ValueError("it ends in half a row")
+    lines = csv.reader(io.StringIO(text, newline=""), strict=True)
+    header = next(lines, list(_FIRST))
+    if tuple(header[: len(_FIRST)]) != _FIRST:
+        raise ValueError(f"its columns do not begin with {', '.join(_FIRST)}")
+    for cells in lines:
+        if len(cells) != len(header):
+            raise ValueError(f"line {lines.line_num} has {len(cells)} cells, the header {len(header)}")
+        row = dict(zip(header, cells, strict=True))
+        measured = {name: float(cell) for name, cell in row.items() if cell and name not in ("epoch", "phase")}
+        yield {"epoch": int(row["epoch"]), "phase": row["phase"], **measured}
+
+
+def _write_rows(file: Path, rows: Sequence[Row]) -> None:
+    names = dict.fromkeys([*_FIRST, *(name for row in rows for name in row)])
+    with file.open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.DictWriter(stream, list(names), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def _by_epoch(rows: Sequence[Row]) -> dict[int, dict[str, dict[str, float]]]:
+    epochs: dict[int, dict[str, dict[str, float]]] = {}
+    for row in rows:
+        measured = {name: float(value) for name, value in row.items() if name not in ("epoch", "phase")}
+        epochs.setdefault(int(row["epoch"]), {})[str(row["phase"])] = measured
+    return epochs

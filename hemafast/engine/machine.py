@@ -5,7 +5,8 @@ from __future__ import annotations
 import ctypes
 import os
 import platform
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -45,6 +46,11 @@ class Machine:
         """The device's name in DALI."""
         return "gpu" if self.device == "cuda" else "cpu"
 
+    def with_choices(self, choices: Sequence[Choice]) -> Machine:
+        """The same machine with `choices` in the place of those of the same name, or behind the others."""
+        ours = {choice.name: choice for choice in (*self.choices, *choices)}
+        return replace(self, choices=tuple(ours.values()))
+
     def to_json(self) -> dict[str, Any]:
         """The machine as plain data."""
         return asdict(self)
@@ -69,20 +75,24 @@ def tune_allocator() -> Choice:
 
 
 def choose_machine(
-    *, device: Device, amp: Amp, compiled: Compile, threads: int | None, allocator: Choice | None = None
+    *,
+    device: Device,
+    amp: Amp,
+    compiled: Compile,
+    threads: int | None = None,
+    allocator: Choice | None = None,
+    processes: int = 1,
 ) -> Machine:
-    """Decide how to run, honouring what was asked for. Raises HemafastError for what this machine cannot do."""
+    """Decide how each of `processes` on this machine runs, honouring what was asked for.
+
+    Raises HemafastError for what this machine cannot do.
+    """
     import torch
 
     on = _choose_device(device)
     precision = _choose_precision(on.value, amp)
     compiler = _choose_compiler(on.value, compiled)
-    cores = len(os.sched_getaffinity(0))
-    loader = Choice(
-        "loader threads",
-        str(threads or min(cores, 8)),
-        "as asked for" if threads else f"{cores} cores may be used here",
-    )
+    loader = _choose_loader_threads(threads, processes)
     layout = Choice("layout", "channels_last", "convolutions read NHWC, as the loader delivers it, without a copy")
     # Not set here: torch counts the cores it may use by itself, and OMP_NUM_THREADS is how users tell it otherwise.
     threads_of_torch = Choice("torch threads", str(torch.get_num_threads()), "torch's own count, or OMP_NUM_THREADS")
@@ -141,6 +151,14 @@ def machine_facts(device: str) -> dict[str, str]:
 def cpu_flags() -> frozenset[str]:
     """Instruction sets of the processor by the names of /proc/cpuinfo; empty where there is none."""
     return frozenset(_cpuinfo("flags").split())
+
+
+def _choose_loader_threads(asked: int | None, processes: int) -> Choice:
+    name, cores = "loader threads", len(os.sched_getaffinity(0))
+    if asked:
+        return Choice(name, str(asked), "as asked for")
+    shared = f", shared by {processes} processes" if processes > 1 else ""
+    return Choice(name, str(min(max(cores // processes, 1), 8)), f"{cores} cores may be used here{shared}")
 
 
 def _choose_device(asked: Device) -> Choice:

@@ -9,19 +9,23 @@ from typing import Any
 
 import torch
 
-from hemafast.config import Device, TrainConfig, checked
+from hemafast.config import Compile, Device, TrainConfig, checked
 from hemafast.data.augment import Policy, named_policy
 from hemafast.data.dataset import Dataset, Samples, open_dataset
 from hemafast.data.graph import GraphShape
 from hemafast.data.loader import Loader, eval_loader, train_loader
 from hemafast.engine.checkpoint import ModelCard
+from hemafast.engine.compiling import Compiler
+from hemafast.engine.distributed import World
 from hemafast.engine.machine import Machine, choose_input, choose_machine, tune_allocator
-from hemafast.engine.schedule import Schedule, constant, one_cycle
-from hemafast.engine.step import Steps, build_optimizer
+from hemafast.engine.optimizer import build_optimizer, load_optimizer
+from hemafast.engine.schedule import Schedule, build_schedule
+from hemafast.engine.step import EvalStep, Mix, Totals, TrainStep
 from hemafast.errors import HemafastError
-from hemafast.model import Classifier, build_initial_model, build_model
+from hemafast.model import Classifier, build_model
 from hemafast.objective import build_loss
 from hemafast.prepare.split import TRAIN, VAL
+from hemafast.weights import load_initial_weights
 
 CONFIG = "config.json"
 MACHINE = "machine.json"
@@ -34,9 +38,17 @@ class Progress:
     """Where a run stands; all of it is in the checkpoint."""
 
     epochs_done: int = 0
+    """Trained and validated."""
     steps_done: int = 0
+    """Updates, those that were left out included."""
     best_f1: float = -1.0
     best_epoch: int = 0
+    bad_updates: int = 0
+    """Updates that were left out because they were not finite."""
+    seconds: float = 0.0
+    """Of the epoch under way: how long it has trained."""
+    waited: float = 0.0
+    """Of these, how long for data."""
 
 
 @dataclass(slots=True)
@@ -45,21 +57,37 @@ class Run:
 
     config: TrainConfig
     machine: Machine
+    world: World
     dataset: Dataset
     model: Classifier
+    ema: Any
+    """timm's ModelEmaV3, or None."""
     started_from: str
     optimizer: torch.optim.Optimizer
-    steps: Steps
+    train_step: TrainStep
+    eval_step: EvalStep
     schedule: Schedule
     train_batches: Loader
     val_batches: Loader
     val_samples: Samples
+    totals: Totals
+    """Of the epoch under way."""
     progress: Progress
 
     @property
     def classes(self) -> tuple[str, ...]:
         """Names of the classes, in label order."""
         return self.dataset.info.classes
+
+    @property
+    def scored_model(self) -> Classifier:
+        """The model that validates and is kept as best: the averaged one where there is one."""
+        return self.ema.module if self.ema is not None else self.model  # type: ignore[no-any-return]
+
+    @property
+    def updates(self) -> int:
+        """Updates an epoch."""
+        return -(-len(self.train_batches) // self.config.accumulate)
 
 
 def read_config(folder: Path) -> TrainConfig:
@@ -73,45 +101,136 @@ def read_config(folder: Path) -> TrainConfig:
     return checked(TrainConfig, fields)
 
 
-def set_up(config: TrainConfig, state: dict[str, Any] | None) -> Run:
-    """Build everything the loop needs, from scratch or from a checkpoint's state; writes nothing."""
+def set_up(
+    config: TrainConfig, state: dict[str, Any] | None = None, world: World | None = None, *, changed: bool = False
+) -> Run:
+    """Build everything the loop needs, from scratch or from a checkpoint's state; writes nothing.
+
+    `changed` says that the settings are not those of the checkpoint: the epoch under way begins anew.
+    """
+    world = world or World()
     dataset = open_dataset(config.data, config.fold)
     train_samples, val_samples = (dataset.samples(split, config.image_size) for split in (TRAIN, VAL))
-    machine, shape = machine_for(_same_pixels(config, state), config.device, train_samples, val_samples)
+    machine, shape = machine_for(_as_begun(config, state), config.device, train_samples, val_samples, world=world)
     torch.manual_seed(config.seed)
-    classes = dataset.info.classes
-    if state is None:
-        model, origin = build_initial_model(
-            config.model, len(classes), config.image_size, pretrained=config.pretrained, weights=config.weights
-        )
-        started_from = origin.detail
-    else:
-        _refuse_other_data(state, dataset)
-        model, started_from = build_model(config.model, len(classes), config.image_size), state["started_from"]
+    model, started_from = _build(config, dataset, machine, state)
     model.to(machine.device)
-    counts = dataset.counts(TRAIN)
-    loss = build_loss(counts, weighted=config.weighted_loss, label_smoothing=config.label_smoothing).to(machine.device)
-    batches = train_loader(
-        train_samples, policy=policy_of(config), seed=config.seed, shape=shape, sampler=config.sampler
+    ema = _averaged(model, config.ema)
+    optimizer = build_optimizer(
+        model, weight_decay=config.weight_decay, layer_decay=config.layer_decay, device=machine.device
     )
-    steps = config.epochs * len(batches)
+    batches = train_loader(
+        train_samples,
+        policy=policy_of(config),
+        seed=config.seed,
+        shape=shape,
+        sampler=config.sampler,
+        process=world.process,
+    )
+    train_step, eval_step = _steps(config, model, ema, dataset, optimizer, machine, world)
+    updates = -(-len(batches) // config.accumulate)
     run = Run(
         config=config,
         machine=machine,
+        world=world,
         dataset=dataset,
         model=model,
+        ema=ema,
         started_from=started_from,
-        optimizer=build_optimizer(model, lr=config.lr, weight_decay=config.weight_decay),
-        steps=Steps(model, loss, machine),
-        schedule=one_cycle(config.lr, steps) if config.onecycle else constant(config.lr),
+        optimizer=optimizer,
+        train_step=train_step,
+        eval_step=eval_step,
+        schedule=build_schedule(config.schedule, config.lr, config.epochs * updates, config.warmup),
         train_batches=batches,
-        val_batches=eval_loader(val_samples, shape=shape),
+        val_batches=eval_loader(val_samples, shape=shape, process=world.process),
         val_samples=val_samples,
+        totals=Totals(len(dataset.info.classes), machine.device),
         progress=Progress(),
     )
     if state is not None:
-        _restore(run, state)
+        _restore(run, state, changed=changed)
     return run
+
+
+def _build(
+    config: TrainConfig, dataset: Dataset, machine: Machine, state: dict[str, Any] | None
+) -> tuple[Classifier, str]:
+    """The model, and where its weights come from; they are loaded only where no checkpoint has them."""
+    if state is not None:
+        _refuse_other_data(state, dataset)
+    model = build_model(
+        config.model,
+        len(dataset.info.classes),
+        config.image_size,
+        dropout=config.dropout,
+        drop_path=config.drop_path,
+    )
+    if state is not None:
+        started_from = str(state["started_from"])
+    else:
+        origin = load_initial_weights(model.backbone, config.model, pretrained=config.pretrained, file=config.weights)
+        started_from = origin.detail
+    if config.sync_norm:
+        model = _synchronised(model, machine)
+    model.freeze(stages=config.freeze_stages, norm=config.freeze_norm)
+    return model, started_from
+
+
+def _averaged(model: Classifier, decay: float | None) -> Any:
+    from timm.utils import ModelEmaV3
+
+    # The decay rises to its value, so that a short run is not an average over its beginning.
+    return None if decay is None else ModelEmaV3(model, decay=decay, use_warmup=True)
+
+
+def _synchronised(model: Classifier, machine: Machine) -> Classifier:
+    from timm.layers import convert_sync_batchnorm
+
+    if machine.device != "cuda":
+        raise HemafastError("--sync-norm needs GPUs: torch has it for no CPU.", "Leave it out.")
+    converted: Classifier = convert_sync_batchnorm(model)
+    return converted
+
+
+def _steps(
+    config: TrainConfig,
+    model: Classifier,
+    ema: Any,
+    dataset: Dataset,
+    optimizer: torch.optim.Optimizer,
+    machine: Machine,
+    world: World,
+) -> tuple[TrainStep, EvalStep]:
+    classes = len(dataset.info.classes)
+    loss = build_loss(
+        dataset.counts(TRAIN),
+        config.loss,
+        smoothing=config.label_smoothing,
+        focal_gamma=config.focal_gamma,
+        logit_tau=config.logit_tau,
+    ).to(machine.device)
+    mixes = config.mixup > 0 or config.cutmix > 0
+    compiler = Compiler(enabled=machine.compiled, mode=config.compile_mode, batch_size=batch_size_of(config))
+    train_step = TrainStep(
+        model,
+        loss,
+        optimizer,
+        machine,
+        compiler,
+        clip_grad=config.clip_grad,
+        ema=ema,
+        mix=Mix(classes, mixup=config.mixup, cutmix=config.cutmix) if mixes else None,
+        skip_bad=config.on_nonfinite == "skip",
+        shared=world.share(model, machine.device),
+    )
+    return train_step, EvalStep(ema.module if ema is not None else model, loss, machine, compiler)
+
+
+def batch_size_of(config: TrainConfig) -> int:
+    """The batch size as a number; `auto` must have been decided before."""
+    if config.batch_size == "auto":
+        raise HemafastError("The batch size has not been decided yet.", "Give --batch-size a number.")
+    return config.batch_size
 
 
 def policy_of(config: TrainConfig) -> Policy:
@@ -120,16 +239,23 @@ def policy_of(config: TrainConfig) -> Policy:
     return named_policy(config.policy, **changes)
 
 
-def _same_pixels(config: TrainConfig, state: dict[str, Any] | None) -> TrainConfig:
-    """On resume `auto` stays with the kind of pixels that the run began with, whatever memory is free now."""
-    if state is None or config.input != "auto":
+def _as_begun(config: TrainConfig, state: dict[str, Any] | None) -> TrainConfig:
+    """On resume `auto` stays with what the run began with: the kind of pixels, and whether the step is compiled."""
+    if state is None:
         return config
+    compiled: Compile = "on" if state["compiled"] else "off"
     decoded = state["loader"]["pixels"] == "decoded"
     on_gpu = torch.cuda.is_available() and config.device != "cpu"
-    return replace(config, input="files" if decoded else "auto" if on_gpu else "packed")
+    return replace(
+        config,
+        compile=compiled if config.compile == "auto" else config.compile,
+        input=config.input if config.input != "auto" else "files" if decoded else "auto" if on_gpu else "packed",
+    )
 
 
-def machine_for(config: TrainConfig, device: Device, *splits: Samples) -> tuple[Machine, GraphShape]:
+def machine_for(
+    config: TrainConfig, device: Device, *splits: Samples, world: World | None = None
+) -> tuple[Machine, GraphShape]:
     """How to run here under `config` but on `device`, and the input graph for `splits`."""
     machine = choose_machine(
         device=device,
@@ -137,6 +263,7 @@ def machine_for(config: TrainConfig, device: Device, *splits: Samples) -> tuple[
         compiled=config.compile,
         threads=config.threads,
         allocator=tune_allocator(),
+        processes=world.local_size if world else 1,
     )
     source = choose_input(
         config.input,
@@ -149,41 +276,60 @@ def machine_for(config: TrainConfig, device: Device, *splits: Samples) -> tuple[
         source=source.value,  # type: ignore[arg-type] # choose_input yields nothing else
         packed_size=splits[0].packed_size,
         image_size=config.image_size,
-        batch_size=config.batch_size,
+        batch_size=batch_size_of(config),
         threads=machine.loader_threads,
     )
-    return replace(machine, choices=(*machine.choices, source)), shape
+    return machine.with_choices([source]), shape
 
 
 def state_of(run: Run) -> dict[str, Any]:
-    """Everything a resumed run needs, as tensors, numbers and strings."""
+    """Everything a resumed run needs, as tensors, numbers and strings; collective.
+
+    There is no state of a random generator: each batch seeds them (`step.seed_batch`), and all draws of the loader
+    belong to its position.
+    """
     progress = run.progress
     return {
         "progress": {name: getattr(progress, name) for name in progress.__slots__},
         "model": run.model.state_dict(),
+        "ema": run.ema.module.state_dict() if run.ema is not None else {},
         "optimizer": run.optimizer.state_dict(),
-        "scaler": run.steps.scaler.state_dict(),
+        "scaler": run.train_step.scaler.state_dict(),
         "loader": run.train_batches.state_dict(),
-        "rng": torch.get_rng_state(),
-        "cuda_rng": torch.cuda.get_rng_state_all() if run.machine.device == "cuda" else [],
+        "totals": run.totals.summed(run.world).cpu(),
+        "compiled": run.machine.compiled,
         "started_from": run.started_from,
         "classes": list(run.classes),
         "data_fingerprint": run.dataset.info.fingerprint,
     }
 
 
-def _restore(run: Run, state: dict[str, Any]) -> None:
+def _restore(run: Run, state: dict[str, Any], *, changed: bool) -> None:
     try:
         run.model.load_state_dict(state["model"])
-        run.optimizer.load_state_dict(state["optimizer"])
-        run.steps.scaler.load_state_dict(state["scaler"])
-        run.train_batches.load_state_dict(state["loader"])
-        torch.set_rng_state(state["rng"])
-        if run.machine.device == "cuda" and state["cuda_rng"]:
-            torch.cuda.set_rng_state_all(state["cuda_rng"])
+        if run.ema is not None:
+            run.ema.module.load_state_dict(state["ema"] or state["model"])
+        load_optimizer(run.optimizer, state["optimizer"])
+        run.train_step.scaler.load_state_dict(state["scaler"])
         run.progress = Progress(**state["progress"])
-    except (KeyError, RuntimeError, TypeError, ValueError) as error:
+        if run.world.first:  # they are sums over all processes
+            run.totals.load(state["totals"])
+    except (KeyError, RuntimeError, TypeError, ValueError, AttributeError) as error:
         raise HemafastError(f"The checkpoint does not fit the run ({error}).", "Start the run anew.") from error
+    run.train_step.bad.start_from(run.progress.bad_updates)
+    if changed:
+        _begin_epoch_anew(run)
+    else:
+        run.train_batches.load_state_dict(state["loader"])
+
+
+def _begin_epoch_anew(run: Run) -> None:
+    """Forget what was done of the epoch under way: its batches are not those of the settings."""
+    progress = run.progress
+    run.train_batches.load_state_dict({**run.train_batches.state_dict(), "epoch": progress.epochs_done, "batch": 0})
+    run.totals = Totals(len(run.classes), run.machine.device)
+    progress.steps_done = progress.epochs_done * run.updates
+    progress.seconds = progress.waited = 0.0
 
 
 def _refuse_other_data(state: dict[str, Any], dataset: Dataset) -> None:

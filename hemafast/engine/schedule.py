@@ -5,27 +5,52 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
+from hemafast.config import ScheduleName
+
 Schedule = Callable[[int], float]
 """Learning rate of a step, counted from 0."""
 
-_WARM_UP = 0.3  # share of the steps that the rate rises
-_START = 25.0  # the peak is this many times the first rate
-_END = 1e4  # the first rate is this many times the last
+_START = 25.0  # the peak is this many times the first rate of a cycle
+_END = 1e4  # the first rate of a cycle is this many times its last
 
 
-def constant(lr: float) -> Schedule:
-    """The same rate at every step."""
-    return lambda step: lr
+def build_schedule(name: ScheduleName, lr: float, steps: int, warmup: float | None = None) -> Schedule:
+    """The schedule `name` with its peak at `lr`, over `steps`; the rate rises over the share `warmup` of them."""
+    if name == "onecycle":
+        return one_cycle(lr, steps, 0.3 if warmup is None else warmup)
+    if name == "cosine":
+        return cosine(lr, steps, 0.05 if warmup is None else warmup)
+    return constant(lr, round((warmup or 0.0) * steps))
 
 
-def one_cycle(peak: float, steps: int) -> Schedule:
-    """Rise to `peak` over the first 30 % of `steps`, then anneal towards zero, both along a cosine.
+def constant(lr: float, rising: int = 0) -> Schedule:
+    """The same rate at every step, after a straight rise over the first `rising` of them."""
+    return lambda step: lr * min((step + 1) / (rising + 1), 1.0)
+
+
+def cosine(peak: float, steps: int, warmup: float) -> Schedule:
+    """Rise in a straight line over the share `warmup` of `steps`, then fall along a cosine to nearly zero.
+
+    Loshchilov and Hutter, "SGDR" (arXiv 1608.03983), without restarts.
+    """
+    rising = round(warmup * steps)
+
+    def rate(step: int) -> float:
+        if step < rising:
+            return peak * (step + 1) / (rising + 1)
+        return _cosine(peak, 0.0, min((step - rising) / max(steps - rising, 1), 1.0))
+
+    return rate
+
+
+def one_cycle(peak: float, steps: int, warmup: float = 0.3) -> Schedule:
+    """Rise to `peak` over the share `warmup` of `steps`, then anneal towards zero, both along a cosine.
 
     Smith and Topin, "Super-Convergence" (arXiv 1708.07120), with the constants of torch's OneCycleLR.
     """
     first = peak / _START
     last = first / _END
-    top = _WARM_UP * steps - 1
+    top = warmup * steps - 1
 
     def rate(step: int) -> float:
         if step < top:

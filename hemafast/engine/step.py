@@ -1,114 +1,292 @@
-"""One training step and one evaluation step, and the totals they leave on the device."""
+"""One training step and one evaluation step, and the totals they leave on the device. Nothing here waits for it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import random
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
 from hemafast.data.loader import Batch
+from hemafast.engine.compiling import Compiler, Forward
+from hemafast.engine.distributed import World
 from hemafast.engine.machine import Machine
+from hemafast.engine.optimizer import set_rate
 from hemafast.metrics import Confusion
+from hemafast.model import Classifier
 
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+_LEAST_SCALE = 1.0  # gradients that overflow fp16 even so are not finite; above it the scaler only looks for its scale
 
-Forward = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+
+class Late:
+    """The value of a device tensor on the host as of a moment ago: asking for it never waits."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self._tensor = tensor
+        # On a CPU the tensor's own memory; on a GPU page-locked memory that is refreshed by asking.
+        self._host = tensor if not tensor.is_cuda else torch.empty_like(tensor, device="cpu", pin_memory=True)
+        self._view = self._host.numpy()
+        self._arriving: torch.cuda.Event | None = None
+
+    def glance(self) -> npt.NDArray[Any] | None:
+        """A copy of the value; on a GPU that of an earlier call, or None where no newer one has arrived."""
+        if not self._tensor.is_cuda:
+            return self._view.copy()
+        arrived = None
+        if self._arriving is not None and self._arriving.query():  # type: ignore[no-untyped-call]
+            arrived, self._arriving = self._view.copy(), None
+        if self._arriving is None:
+            self._host.copy_(self._tensor, non_blocking=True)
+            self._arriving = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self._arriving.record()
+        return arrived
 
 
 class Totals:
-    """Loss and confusion matrix summed on the device; only `read` makes the host wait for it."""
+    """Loss, norm of the gradients and confusion matrix, summed on the device; only `read` waits for it."""
 
     def __init__(self, classes: int, device: str) -> None:
         self._classes = classes
-        self._loss = torch.zeros((), dtype=torch.float64, device=device)
-        self._confusion = torch.zeros(classes * classes, dtype=torch.int64, device=device)
-        self._pending: tuple[Tensor, Tensor, torch.cuda.Event] | None = None
-        self.images = 0
+        # One tensor, so that one copy fetches it and one call sums it over processes. float64 counts exactly.
+        self._sums = torch.zeros(3 + classes * classes, dtype=torch.float64, device=device)
+        self._loss, self._norm, self._updates = self._sums[0], self._sums[1], self._sums[2]
+        self._confusion = self._sums[3:]
+        self._late = Late(self._sums)
 
     def add(self, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
         """Add a batch: its mean loss, its logits (n, classes), its labels (n,)."""
         cells = labels * self._classes + logits.argmax(dim=1)
-        self._confusion.scatter_add_(0, cells, torch.ones_like(cells))
+        self._confusion.scatter_add_(0, cells, torch.ones_like(cells, dtype=torch.float64))
         self._loss += loss.detach().double() * len(labels)
-        self.images += len(labels)
+
+    def add_update(self, norm: Tensor, bad: Tensor) -> None:
+        """Add the norm of the gradients of an update, unless it was `bad`."""
+        self._norm += torch.where(bad, 0.0, norm.double())
+        self._updates += ~bad
 
     def read(self) -> tuple[float, Confusion]:
         """Mean loss an image, and the confusion matrix (classes, classes) with true classes as rows."""
-        confusion = self._confusion.cpu().numpy().reshape(self._classes, self._classes)
-        return float(self._loss) / max(self.images, 1), confusion.astype(np.int64)
+        return self._split(self._sums.cpu().numpy())
 
     def glance(self) -> tuple[float, Confusion] | None:
         """Like `read`, but never waits: on a GPU it gives the values of an earlier call, or None before they arrive."""
-        if not self._loss.is_cuda:
-            return self.read()
-        arrived = None
-        if self._pending is not None and self._pending[2].query():  # type: ignore[no-untyped-call]
-            loss, confusion, _ = self._pending
-            arrived = loss.item(), confusion.numpy().reshape(self._classes, self._classes)
-            self._pending = None
-        if self._pending is None:
-            copies = [_to_pinned(part) for part in (self._loss / max(self.images, 1), self._confusion)]
-            event = torch.cuda.Event()  # type: ignore[no-untyped-call]
-            event.record()
-            self._pending = copies[0], copies[1], event
-        return arrived
+        sums = self._late.glance()
+        return None if sums is None else self._split(sums)
+
+    def mean_norm(self) -> float:
+        """Mean norm of the gradients of all updates; waits for the device."""
+        return float(self._norm / self._updates)
+
+    def summed(self, world: World) -> Tensor:
+        """The sums over all processes, as `load` takes them; collective."""
+        sums = self._sums.clone()
+        world.add_up(sums)
+        return sums
+
+    def load(self, sums: Tensor) -> None:
+        """Go on from sums."""
+        self._sums.copy_(sums)
+
+    def _split(self, sums: npt.NDArray[np.float64]) -> tuple[float, Confusion]:
+        confusion = sums[3:].reshape(self._classes, self._classes).astype(np.int64)
+        return float(sums[0]) / max(int(confusion.sum()), 1), confusion
 
 
-def _to_pinned(tensor: Tensor) -> Tensor:
-    """Start a copy to page-locked host memory and return at once."""
-    return torch.empty_like(tensor, device="cpu", pin_memory=True).copy_(tensor, non_blocking=True)
+class BadUpdates:
+    """Counts on the device the updates whose gradients or loss were not finite, and which was the last."""
+
+    def __init__(self, device: str) -> None:
+        self._counts = torch.zeros(2, dtype=torch.int64, device=device)
+        self._late = Late(self._counts)
+
+    def add(self, bad: Tensor, step: int) -> None:
+        """Count update `step` if `bad`, a boolean scalar."""
+        self._counts[0] += bad
+        self._counts[1].copy_(torch.where(bad, step, self._counts[1]))
+
+    def glance(self) -> tuple[int, int] | None:
+        """How many so far and the number of the last, as of a moment ago; None where nothing has arrived."""
+        counts = self._late.glance()
+        return None if counts is None else (int(counts[0]), int(counts[1]))
+
+    def read(self) -> tuple[int, int]:
+        """The same as of now; waits for the device."""
+        count, last = self._counts.tolist()
+        return count, last
+
+    def start_from(self, count: int) -> None:
+        """Count on from `count`."""
+        self._counts[0] = count
 
 
-class Steps:
-    """The two steps over one model; built once, they hold everything that may be compiled."""
+class EvalStep:
+    """Classifies a batch without learning from it."""
 
-    def __init__(self, model: nn.Module, loss: nn.Module, machine: Machine) -> None:
-        self._forward = _maybe_compiled(_forward(model, loss, machine), machine)
-        # Only fp16 underflows; bf16 has the range of fp32.
-        self.scaler = torch.amp.GradScaler(machine.device, enabled=machine.precision == "fp16")
-
-    def train(self, batch: Batch, optimizer: torch.optim.Optimizer, lr: float, totals: Totals) -> None:
-        """Forward, backward, update at rate `lr`."""
-        for group in optimizer.param_groups:
-            group["lr"] = lr
-        optimizer.zero_grad(set_to_none=True)
-        loss, logits = self._forward(batch.images, batch.labels)
-        self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
-        self.scaler.step(optimizer)
-        self.scaler.update()
-        totals.add(loss, logits.detach(), batch.labels)
+    def __init__(self, model: nn.Module, loss: nn.Module, machine: Machine, compiler: Compiler | None = None) -> None:
+        self._forward = (compiler or Compiler(enabled=False)).compile(_forward(model, loss, machine), "evaluation")
 
     @torch.inference_mode()
-    def evaluate(self, batch: Batch, totals: Totals) -> Tensor:
-        """Forward only. Returns probabilities, fp32 (n, classes)."""
+    def __call__(self, batch: Batch, totals: Totals) -> Tensor:
+        """Probabilities, fp32 (n, classes); adds the batch to `totals`."""
         loss, logits = self._forward(batch.images, batch.labels)
         totals.add(loss, logits, batch.labels)
         return logits.float().softmax(dim=1)
 
 
-def build_optimizer(model: nn.Module, *, lr: float, weight_decay: float) -> torch.optim.AdamW:
-    """AdamW in its fused form: one pass over the parameters instead of a dozen."""
-    return torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=weight_decay, fused=True)
+class TrainStep:
+    """Learns from a batch; built once, it holds everything that may be compiled."""
+
+    def __init__(
+        self,
+        model: Classifier,
+        loss: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        machine: Machine,
+        compiler: Compiler | None = None,
+        *,
+        clip_grad: float | None = None,
+        ema: Any = None,
+        mix: Mix | None = None,
+        skip_bad: bool = False,
+        shared: nn.Module | None = None,
+    ) -> None:
+        self._model, self._optimizer, self._clip, self._ema, self._mix = model, optimizer, clip_grad, ema, mix
+        self._shared = shared  # the model within DistributedDataParallel, which adds gradients up
+        forward = _forward(shared or model, loss, machine)
+        self._forward = (compiler or Compiler(enabled=False)).compile(forward, "training")
+        self._parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        # Only fp16 underflows; bf16 has the range of fp32.
+        self.scaler = torch.amp.GradScaler(machine.device, enabled=machine.precision == "fp16")
+        self.bad = BadUpdates(machine.device)
+        self._guard = _NormGuard(model) if skip_bad else None
+        self._finite = torch.ones((), dtype=torch.bool, device=machine.device)
+
+    def __call__(
+        self, batch: Batch, lr: float, totals: Totals, *, step: int, share: float = 1.0, update: bool = True
+    ) -> None:
+        """Forward and backward of a batch; with `update` also the update number `step` at rate `lr`.
+
+        `share` is the weight of the batch's mean loss among those that make the update. An update whose gradients or
+        losses are not finite moves nothing, and is counted in `bad`.
+        """
+        images, targets = (batch.images, batch.labels) if self._mix is None else self._mix(batch)
+        with self._without_exchange(update):
+            loss, logits = self._forward(images, targets)
+            self.scaler.scale(loss * share).backward()  # type: ignore[no-untyped-call]
+        self._finite = self._finite & loss.detach().isfinite()
+        totals.add(loss.detach().nan_to_num(0, 0, 0), logits.detach(), batch.labels)
+        if update:
+            self._update(lr, totals, step)
+
+    def _update(self, lr: float, totals: Totals, step: int) -> None:
+        set_rate(self._optimizer, lr)
+        self.scaler.unscale_(self._optimizer)
+        norm = torch.nn.utils.get_total_norm(
+            [parameter.grad for parameter in self._parameters if parameter.grad is not None]
+        )
+        bad = self._judge(norm)
+        if self._clip is not None:
+            torch.nn.utils.clip_grads_with_norm_(self._parameters, self._clip, norm)
+        if not self.scaler.is_enabled():
+            self._optimizer.found_inf = bad.float()  # type: ignore[attr-defined] # what a scaler would set
+        self.scaler.step(self._optimizer)
+        self.scaler.update()
+        self._optimizer.zero_grad(set_to_none=True)
+        if self._guard is not None:
+            self._guard.undo(bad)
+        if self._ema is not None:
+            self._ema.update(self._model, step + 1)
+        self.bad.add(bad, step)
+        totals.add_update(norm, bad | ~norm.isfinite())
+
+    def _judge(self, norm: Tensor) -> Tensor:
+        """Whether the update is bad, as a boolean scalar on the device; all processes agree."""
+        finite = norm.isfinite()
+        if self.scaler.is_enabled():
+            finite = finite | (self.scaler._scale > _LEAST_SCALE)  # type: ignore[operator]
+        bad = ~(finite & self._finite)
+        self._finite = torch.ones_like(bad)
+        if self._shared is None:
+            return bad
+        counted = bad.int()
+        torch.distributed.all_reduce(counted)
+        return counted > 0
+
+    def _without_exchange(self, update: bool) -> AbstractContextManager[None]:
+        """Gradients travel between processes once an update, not once a batch."""
+        return nullcontext() if update or self._shared is None else self._shared.no_sync()  # type: ignore[no-any-return, operator]
+
+
+class Mix:
+    """Mixup and cutmix by timm, a batch at a time."""
+
+    def __init__(self, classes: int, *, mixup: float, cutmix: float) -> None:
+        from timm.data.mixup import Mixup
+
+        self._classes = classes
+        # Smoothing is the loss's.
+        self._mixup = Mixup(mixup_alpha=mixup, cutmix_alpha=cutmix, label_smoothing=0.0, num_classes=classes)
+
+    def __call__(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Images as float (n, 3, height, width), still 0 to 255, and shares of the classes (n, classes)."""
+        images = batch.images.float()
+        even = len(images) // 2 * 2  # pairs; an odd one out stays as it is
+        targets = nn.functional.one_hot(batch.labels, self._classes).float()
+        _, targets[:even] = self._mixup(images[:even], batch.labels[:even])
+        return images, targets
+
+
+class _NormGuard:
+    """Takes back what the forward pass of a bad update did to the statistics of batch norm."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._statistics = [buffer for buffer in model.buffers() if buffer.is_floating_point()]
+        self._good = [buffer.clone() for buffer in self._statistics]
+
+    @torch.no_grad()
+    def undo(self, bad: Tensor) -> None:
+        for now, good in zip(self._statistics, self._good, strict=True):
+            now.copy_(torch.where(bad, good, now))
+        torch._foreach_copy_(self._good, self._statistics)
+
+
+def seed_batch(seed: int, rank: int, epoch: int, batch: int) -> None:
+    """Seed the generators of torch, numpy and Python for one batch of one process.
+
+    Dropout and mixing so depend on where a run is, and not on how it got there: nothing to save, nothing to restore.
+    """
+    words = np.random.SeedSequence([seed, rank, epoch, batch]).generate_state(2)
+    torch.manual_seed(int(words[0]) << 32 | int(words[1]))
+    np.random.seed(words)  # noqa: NPY002 - timm draws from it
+    random.seed(int(words[0]))
+
+
+def update_plan(sizes: Sequence[tuple[int, int]], accumulate: int, world_size: int) -> list[tuple[float, bool]]:
+    """For each batch of an epoch: the share of its mean loss in its update, and whether it completes the update.
+
+    `sizes` are images of this process and of all. An update is the mean over all its images, however unequal its
+    batches are; processes are averaged afterwards, hence the factor.
+    """
+    plan = []
+    for first in range(0, len(sizes), accumulate):
+        group = sizes[first : first + accumulate]
+        images = sum(whole for _, whole in group)
+        plan += [(mine * world_size / images, rank == len(group) - 1) for rank, (mine, _) in enumerate(group)]
+    return plan
 
 
 def _forward(model: nn.Module, loss: nn.Module, machine: Machine) -> Forward:
     dtype = _DTYPES.get(machine.precision)
 
-    def forward(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         with torch.autocast(machine.device, dtype=dtype, enabled=dtype is not None):
             logits = model(images)
-        return loss(logits.float(), labels), logits
+        return loss(logits.float(), targets), logits
 
     return forward
-
-
-def _maybe_compiled(forward: Forward, machine: Machine) -> Forward:
-    if not machine.compiled:
-        return forward
-    # Inductor decides the layout from the forward graph alone, and unless forced loses channels_last in the backward.
-    options: dict[str, Any] = {"force_layout_optimization": True}
-    compiled: Forward = torch.compile(forward, dynamic=False, options=options)
-    return compiled

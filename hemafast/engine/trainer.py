@@ -1,158 +1,158 @@
-"""The training loop."""
+"""Start a run, go on with one, and the folder that it leaves."""
 
 from __future__ import annotations
 
 import json
-import time
+from collections.abc import Mapping
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 from rich.console import Console
 
 from hemafast.config import TrainConfig, checked, to_json, to_plain
-from hemafast.engine.checkpoint import BEST, LAST, load_last, save_best, save_last
-from hemafast.engine.journal import Bar, Journal, logger
-from hemafast.engine.run import CONFIG, DRAWN_WARNING, MACHINE, Run, card_of, read_config, set_up, state_of
-from hemafast.engine.step import Totals
-from hemafast.engine.validate import Outcome, validate
-from hemafast.errors import HemafastError, StoppedError
-from hemafast.metrics import accuracy, macro_f1
+from hemafast.engine.checkpoint import LAST, load_last
+from hemafast.engine.compiling import keep_cache_in
+from hemafast.engine.distributed import World, joined, restarted
+from hemafast.engine.journal import Journal, logger
+from hemafast.engine.loop import Loop
+from hemafast.engine.run import (
+    CONFIG,
+    DRAWN_WARNING,
+    MACHINE,
+    Run,
+    read_config,
+    set_up,
+)
+from hemafast.engine.stop import StopFlag
+from hemafast.engine.trackers import open_trackers
+from hemafast.engine.trial import decide
+from hemafast.errors import HemafastError
+
+FREE_CHANGES = frozenset(
+    {"preset", "output", "epochs", "threads", "keep", "save_every", "on_nonfinite", "nonfinite_budget", "track"}
+)
+"""Settings that a resumed run may change at will."""
+FIXED = frozenset({"data", "fold", "model", "weights", "pretrained"})
+"""Settings that no resumed run may change."""
 
 
-def train(config: TrainConfig, console: Console) -> Path:
-    """Train from the start, in a new run folder under `config.output`. Returns the folder.
+def train(config: TrainConfig, console: Console, *, go_on: bool = False) -> Path | None:
+    """Train from the start, in a new run folder under `config.output`; the same in every process that torchrun starts.
 
-    Raises HemafastError for what cannot be done (before anything is written), StoppedError on Ctrl-C.
+    With `go_on`, or after torchrun has restarted its processes, the newest run of the very same settings is gone on
+    with where there is one. Returns the folder, in the process that writes it; None in the others. Raises HemafastError
+    for what cannot be done (before anything is written), StoppedError after a signal.
     """
     config = replace(config, data=config.data.absolute())  # a run is resumed and evaluated from anywhere
-    run = set_up(config, state=None)
-    folder = _new_folder(config)
-    (folder / CONFIG).write_text(to_json(config), encoding="utf-8")
-    (folder / MACHINE).write_text(json.dumps(run.machine.to_json(), indent=2) + "\n", encoding="utf-8")
-    _loop(run, folder, console)
-    return folder
+    with joined(config.device) as world:
+        if go_on or restarted():
+            folder = world.broadcast(_newest_run(config) if world.first else None)
+            if folder is not None:
+                return _resume(folder, console, world, {}, allow_changes=False)
+        keep_cache_in(config.output)
+        config, tried = decide(config, world)
+        run = set_up(config, world=world)
+        run.machine = run.machine.with_choices(tried)
+        folder = world.broadcast(_new_folder(config) if world.first else Path())
+        return _run(run, folder, console)
 
 
-def resume(folder: Path, console: Console, *, epochs: int | None = None) -> Path:
-    """Go on with the run in `folder` from its last checkpoint, with its own settings; `epochs` may extend it.
+def resume(
+    folder: Path, console: Console, changes: Mapping[str, Any] | None = None, *, allow_changes: bool = False
+) -> Path | None:
+    """Go on with the run in `folder` from its newest checkpoint that is whole.
 
-    A run that is finished is left as it is. Raises HemafastError if `folder` is not a run or its data has changed.
+    `changes` are settings by name. Those of FREE_CHANGES have no say in what is learned; others need `allow_changes`,
+    and let the epoch under way begin anew. A run that is finished is left as it is. Returns as `train` does. Raises
+    HemafastError if `folder` is not a run, its data has changed, or a change is not allowed.
     """
-    config = read_config(folder)
-    if epochs is not None:
-        config = checked(TrainConfig, {**to_plain(config), "epochs": epochs})
+    config = checked(TrainConfig, {**to_plain(read_config(folder)), **(changes or {})})
+    with joined(config.device) as world:
+        return _resume(folder, console, world, changes or {}, allow_changes=allow_changes)
+
+
+def _resume(
+    folder: Path, console: Console, world: World, changes: Mapping[str, Any], *, allow_changes: bool
+) -> Path | None:
+    before = read_config(folder)
+    config = checked(TrainConfig, {**to_plain(before), **changes})
+    changed = _changes(before, config)
+    if changed and not allow_changes:
+        _refuse(changed)
     state = load_last(folder / LAST)
     if state["progress"]["epochs_done"] >= config.epochs:
         logger.info("%s is finished (%d epochs); give more --epochs to extend it", folder, config.epochs)
-        return folder
-    run = set_up(config, state)
-    (folder / CONFIG).write_text(to_json(config), encoding="utf-8")
-    _loop(run, folder, console)
-    return folder
+        return folder if world.first else None
+    keep_cache_in(config.output)
+    run = set_up(config, state, world, changed=bool(changed))
+    for line in changed:
+        logger.warning("changed on resume: %s", line)
+    return _run(run, folder, console)
 
 
-def _loop(run: Run, folder: Path, console: Console) -> None:
-    config, progress = run.config, run.progress
-    with Journal(folder, console, first_epoch=progress.epochs_done + 1) as journal:
+def _run(run: Run, folder: Path, console: Console) -> Path | None:
+    """Write down how the run is run, then train to the end."""
+    config, first = run.config, run.world.first
+    if first:
+        (folder / CONFIG).write_text(to_json(config), encoding="utf-8")
+        (folder / MACHINE).write_text(json.dumps(run.machine.to_json(), indent=2) + "\n", encoding="utf-8")
+    with (
+        StopFlag(on_second=console.show_cursor) as flag,
+        _journal(run, folder, console) as journal,
+    ):
         _announce(run, folder)
-        save_last(folder / LAST, state_of(run))  # so that a run stopped in its first epoch can be resumed too
+        loop = Loop(run, folder, journal, flag)
+        loop.train()
+    return folder if first else None
+
+
+def _changes(before: TrainConfig, after: TrainConfig) -> list[str]:
+    """What differs and has a say in what is learned, a line each."""
+    old, new = to_plain(before), to_plain(after)
+    names = [name for name in new if name not in FREE_CHANGES and old[name] != new[name]]
+    return [f"{name}: {old[name]} -> {new[name]}" for name in names]
+
+
+def _refuse(changed: list[str]) -> None:
+    fixed = [line for line in changed if line.partition(":")[0] in FIXED]
+    if fixed:
+        raise HemafastError(f"A run cannot change this ({fixed[0]}).", "Start a new run.")
+    raise HemafastError(
+        f"This would change the run ({'; '.join(changed)}).",
+        "Leave it out to go on exactly, or say --allow-changes.",
+    )
+
+
+def _newest_run(config: TrainConfig) -> Path | None:
+    """The newest run under `config.output` with these very settings and a checkpoint."""
+    for folder in sorted(config.output.glob("*/"), reverse=True):
         try:
-            for epoch in range(progress.epochs_done, config.epochs):
-                with journal.bar(epoch + 1, config.epochs, run.train_batches.images) as bar:
-                    measured = _train_epoch(run, epoch, bar)
-                started = time.perf_counter()
-                outcome = validate(
-                    run.model, run.steps, run.val_batches, run.val_samples, Totals(len(run.classes), run.machine.device)
-                )
-                measured |= _validation_row(outcome, time.perf_counter() - started)
-                _refuse_not_finite("validation", outcome.loss, epoch)  # the last step may have ruined the weights
-                progress.epochs_done = epoch + 1
-                if measured["val_macro_f1"] > progress.best_f1:
-                    progress.best_f1, progress.best_epoch = measured["val_macro_f1"], epoch + 1
-                    save_best(folder / BEST, run.model, card_of(run))
-                journal.epoch({"epoch": epoch + 1, **measured})
-                logger.info(_epoch_line(epoch + 1, config.epochs, measured))
-                save_last(folder / LAST, state_of(run))
-        except KeyboardInterrupt:
-            raise StoppedError(
-                f"Stopped in epoch {progress.epochs_done + 1}; epochs up to {progress.epochs_done} are saved.",
-                f"Go on with `hemafast train --resume {folder}`.",
-            ) from None
-        logger.info("best epoch %d: macro-F1 %.4f on validation", progress.best_epoch, progress.best_f1)
+            same = not _changes(replace(read_config(folder), output=config.output), config)
+        except HemafastError:
+            continue
+        if same and (folder / LAST).exists():
+            return folder
+    return None
 
 
-def _train_epoch(run: Run, epoch: int, bar: Bar) -> dict[str, float]:
-    run.model.train()
-    totals = Totals(len(run.classes), run.machine.device)
-    started = asked = time.perf_counter()
-    waited, shown = 0.0, started
-    lr = run.schedule(run.progress.steps_done)
-    for batch in run.train_batches.epoch(epoch):
-        waited += time.perf_counter() - asked
-        lr = run.schedule(run.progress.steps_done)
-        run.steps.train(batch, run.optimizer, lr, totals)
-        run.progress.steps_done += 1
-        if not bar.hidden:
-            shown = _show(bar, totals, len(batch.labels), shown)
-        asked = time.perf_counter()
-    loss, confusion = totals.read()
-    seconds = time.perf_counter() - started
-    _refuse_not_finite("training", loss, epoch)
-    return {
-        "lr": lr,
-        "train_loss": loss,
-        "train_macro_f1": macro_f1(confusion),
-        "train_accuracy": accuracy(confusion),
-        "train_seconds": seconds,
-        "train_images_per_second": totals.images / seconds,
-        "data_wait_share": waited / seconds,
-    }
-
-
-def _refuse_not_finite(which: str, loss: float, epoch: int) -> None:
-    """Stop before broken weights replace good ones on the disk."""
-    if not np.isfinite(loss):
-        raise HemafastError(
-            f"The {which} loss is {loss} in epoch {epoch + 1}; the checkpoint before it is intact.",
-            "Lower the learning rate with --lr.",
-        )
-
-
-def _show(bar: Bar, totals: Totals, images: int, shown: float) -> float:
-    """Advance the bar, with fresh scores twice a second. Returns when scores were shown last."""
-    now = time.perf_counter()
-    glance = totals.glance() if now - shown > 0.5 else None
-    scores = None if glance is None else f"loss {glance[0]:.3f} macro-F1 {macro_f1(glance[1]):.3f}"
-    bar.advance(images, scores)
-    return shown if glance is None else now
-
-
-def _validation_row(outcome: Outcome, seconds: float) -> dict[str, float]:
-    domains = {f"val_macro_f1_{name}": macro_f1(confusion) for name, confusion in outcome.domains.items()}
-    return {
-        "val_loss": outcome.loss,
-        "val_macro_f1": macro_f1(outcome.pooled),
-        "val_accuracy": accuracy(outcome.pooled),
-        **domains,
-        "val_seconds": seconds,
-        "val_images_per_second": int(outcome.pooled.sum()) / seconds,
-    }
-
-
-def _epoch_line(epoch: int, epochs: int, row: dict[str, float]) -> str:
-    return (
-        f"epoch {epoch}/{epochs}: train loss {row['train_loss']:.3f}, val loss {row['val_loss']:.3f}, "
-        f"val macro-F1 {row['val_macro_f1']:.4f}, accuracy {row['val_accuracy']:.4f}, "
-        f"{row['train_images_per_second']:,.1f} images/s, {row['train_seconds'] + row['val_seconds']:.1f} s"
+def _journal(run: Run, folder: Path, console: Console) -> Journal:
+    return Journal(
+        folder if run.world.first else None,
+        console,
+        epochs=run.config.epochs,
+        first_epoch=run.progress.epochs_done + 1,
+        trackers=open_trackers(run.config.track, folder, to_plain(run.config), first_epoch=run.progress.epochs_done + 1)
+        if run.world.first
+        else (),
     )
 
 
 def _new_folder(config: TrainConfig) -> Path:
     """A new folder named for the moment and the model."""
     stamp = datetime.now().astimezone().strftime("%Y%m%d_%H%M%S")
-    name = f"{stamp}_{config.model}" + ("_onecycle" if config.onecycle else "")
+    name = f"{stamp}_{config.model}" + ("" if config.schedule == "constant" else f"_{config.schedule}")
     for suffix in ("", *(f"-{n}" for n in range(2, 100))):
         folder = config.output / (name + suffix)
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,7 +12,8 @@ from torch import nn
 
 from hemafast.data.dataset import Samples
 from hemafast.data.loader import Loader
-from hemafast.engine.step import Steps, Totals
+from hemafast.engine.distributed import World
+from hemafast.engine.step import EvalStep, Totals
 from hemafast.metrics import Confusion, count_confusion
 
 
@@ -26,15 +28,38 @@ class Outcome:
     domains: dict[str, Confusion]
 
 
-def validate(model: nn.Module, steps: Steps, loader: Loader, samples: Samples, totals: Totals) -> Outcome:
-    """Classify every image of `samples` once; `loader` must be an `eval_loader` over it, `totals` fresh."""
+def validate(
+    model: nn.Module,
+    step: EvalStep,
+    loader: Loader,
+    samples: Samples,
+    totals: Totals,
+    *,
+    world: World | None = None,
+    on_batch: Callable[[int], None] = lambda images: None,
+) -> Outcome:
+    """Classify every image of `samples` once; `loader` must be an `eval_loader` over it, `totals` fresh.
+
+    With a `world`, each process classifies its part and all have the outcome; `on_batch` is told of each batch.
+    """
+    world = world or World()
     model.eval()
-    probabilities = torch.cat([steps.evaluate(batch, totals) for batch in loader.epoch()]).cpu().numpy()
+    rows, parts = [], []
+    for batch in loader.epoch(0):
+        rows.append(batch.rows)
+        parts.append(step(batch, totals))
+        on_batch(len(batch.labels))
+    totals.load(totals.summed(world))
     loss, pooled = totals.read()
+    mine = (torch.cat(rows).numpy(), torch.cat(parts).cpu().numpy()) if rows else None
+    probabilities = np.zeros((len(samples), len(pooled)), dtype=np.float32)
+    for part in world.gather(mine):
+        if part is not None:
+            probabilities[part[0]] = part[1]
     predicted = probabilities.argmax(axis=1)
     domains = {
-        str(domain): count_confusion(samples.labels[rows], predicted[rows], len(pooled))
+        str(domain): count_confusion(samples.labels[rows_of], predicted[rows_of], len(pooled))
         for domain in np.unique(samples.domains)
-        for rows in [samples.domains == domain]
+        for rows_of in [samples.domains == domain]
     }
     return Outcome(loss, probabilities, pooled, domains)

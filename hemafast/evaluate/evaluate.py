@@ -11,14 +11,14 @@ from hemafast.config import Device, TrainConfig
 from hemafast.data.dataset import Dataset, Samples, open_dataset
 from hemafast.data.loader import eval_loader
 from hemafast.engine.checkpoint import BEST, ModelCard, load_best
-from hemafast.engine.journal import read_rows
+from hemafast.engine.journal import column, read_rows
 from hemafast.engine.run import DRAWN_WARNING, machine_for, read_config
-from hemafast.engine.step import Steps, Totals
+from hemafast.engine.step import EvalStep, Totals
 from hemafast.engine.validate import Outcome, validate
 from hemafast.errors import HemafastError
 from hemafast.evaluate.plots import plot_confusions
 from hemafast.metrics import Confusion, accuracy, class_scores, macro_f1, macro_f1_interval
-from hemafast.objective import build_loss
+from hemafast.objective import CrossEntropy
 from hemafast.prepare.split import VAL
 
 METRICS = "metrics.json"
@@ -72,10 +72,10 @@ def _classify(
             "Evaluate on data prepared with the classes of the run.",
         )
     model.to(machine.device)
-    loss = build_loss(dataset.counts(VAL), weighted=False, label_smoothing=0.0)
+    step = EvalStep(model, CrossEntropy(), machine)
     batches = eval_loader(samples, shape=shape)
     totals = Totals(len(card.classes), machine.device)
-    return validate(model, Steps(model, loss, machine), batches, samples, totals), card
+    return validate(model, step, batches, samples, totals), card
 
 
 def _metrics(folder: Path, config: TrainConfig, dataset: Dataset, card: ModelCard, outcome: Outcome) -> Metrics:
@@ -116,16 +116,16 @@ def _scores(confusion: Confusion, classes: tuple[str, ...]) -> dict[str, Any]:
 
 def _training(folder: Path, config: TrainConfig) -> dict[str, Any]:
     rows = read_rows(folder)
-    seconds = sum(row["train_seconds"] for row in rows)
-    # Every row trained the same images, so the mean rate is the harmonic mean of the rates.
-    rate = len(rows) / sum(1 / row["train_images_per_second"] for row in rows) if rows else None
+    rates = column(rows, "train", "images_per_second")
+    seconds = sum(column(rows, "train", "seconds"))
     return {
         "preset": config.preset,
         "seed": config.seed,
-        "epochs": len(rows),
+        "epochs": len(rates),
         "train_seconds": seconds,
-        "total_seconds": seconds + sum(row["val_seconds"] for row in rows),
-        "train_images_per_second": rate,
+        "total_seconds": seconds + sum(column(rows, "val", "seconds")),
+        # Every epoch trained the same images, so the mean rate is the harmonic mean of the rates.
+        "train_images_per_second": len(rates) / sum(1 / rate for rate in rates) if rates else None,
     }
 
 

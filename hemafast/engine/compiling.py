@@ -1,0 +1,110 @@
+"""torch.compile for steps of fixed shape: what it took, what was in its cache, and whether it had to do it again."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hemafast.config import CompileMode
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Forward = Callable[["Tensor", "Tensor"], tuple["Tensor", "Tensor"]]
+
+logger = logging.getLogger("hemafast")
+
+CACHE_VARIABLE = "TORCHINDUCTOR_CACHE_DIR"
+CACHE_FOLDER = ".compile_cache"
+
+
+@dataclass(frozen=True, slots=True)
+class Compiled:
+    """One function that was compiled."""
+
+    name: str
+    seconds: float
+    """From its first call to the end of that call."""
+    cached: bool
+    """Whether all of it was in the cache."""
+
+    def __str__(self) -> str:
+        state = "warm: from the cache" if self.cached else "cold: the next run takes it from the cache"
+        return f"compiled the {self.name} step in {self.seconds:.1f} s ({state})"
+
+
+class Compiler:
+    """Compiles functions of (images, targets) for batches of `batch_size`; others run as they are.
+
+    A batch of another size, as the last of an epoch, is rare: it is not worth the minute that a graph of its own takes.
+    """
+
+    def __init__(self, *, enabled: bool, mode: CompileMode = "default", batch_size: int = 0) -> None:
+        self._enabled, self._mode, self._batch_size = enabled, mode, batch_size
+        self.compiled: list[Compiled] = []
+        self.recompiles = 0
+        """How often a function that was compiled already had to be compiled again."""
+
+    def compile(self, forward: Forward, name: str) -> Forward:
+        """`forward`, compiled at its first full batch if compiling is enabled."""
+        if not self._enabled:
+            return forward
+        import torch
+        import torch._dynamo
+
+        # Past the limit torch goes on uncompiled and says nothing: here that is an error.
+        torch._dynamo.config.fail_on_recompile_limit_hit = True
+        fast: Forward = torch.compile(forward, dynamic=False, options=options_of(self._mode))
+        first = True
+
+        def run(images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+            nonlocal first
+            if len(images) != self._batch_size:
+                return forward(images, targets)
+            before, first_call, first = _Counts(), first, False
+            results = fast(images, targets)
+            self._note(name, before, first_call)
+            return results
+
+        return run
+
+    def _note(self, name: str, before: _Counts, first_call: bool) -> None:
+        now = _Counts()
+        if first_call:
+            cached = now.misses == before.misses
+            self.compiled.append(Compiled(name, now.seconds - before.seconds, cached))
+            logger.info("%s", self.compiled[-1])
+        elif now.frames > before.frames:
+            self.recompiles += 1
+            logger.warning("the %s step was compiled again (%d recompilations so far)", name, self.recompiles)
+
+
+class _Counts:
+    """What torch has compiled in this process so far."""
+
+    def __init__(self) -> None:
+        from torch._dynamo.utils import counters
+
+        self.frames = int(counters["frames"]["ok"])
+        self.misses = int(counters["inductor"]["fxgraph_cache_miss"])
+        self.seconds = time.perf_counter()
+
+
+def options_of(mode: CompileMode) -> dict[str, Any]:
+    """Inductor's options for a mode. They go with a forced layout, which a mode alone does not allow.
+
+    Inductor decides the layout from the forward graph alone, and unless forced loses channels_last in the backward.
+    """
+    from torch._inductor import list_mode_options
+
+    return {**list_mode_options(mode), "force_layout_optimization": True}
+
+
+def keep_cache_in(folder: Path) -> Path:
+    """Let torch keep what it compiles under `folder` unless the environment names a place. Returns the place."""
+    return Path(os.environ.setdefault(CACHE_VARIABLE, str(folder.absolute() / CACHE_FOLDER)))

@@ -1,0 +1,145 @@
+"""Processes that train together, one a device, as torchrun starts them; a run on one device is a world of one."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from hemafast.config import Device
+from hemafast.data.stream import ALONE, Process
+from hemafast.errors import HemafastError
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+Anything = TypeVar("Anything")
+
+
+class World:
+    """All processes of a run, as one of them sees them. The methods are collective: every process has to call them."""
+
+    def __init__(self, process: Process = ALONE, *, local_rank: int = 0, local_size: int = 1) -> None:
+        self.process, self.local_rank, self.local_size = process, local_rank, local_size
+        self._control: Any = None
+        self._vote: Any = None
+        self._pending: Any = None
+        if not self.alone:
+            import torch
+            from torch import distributed
+
+            # Small things travel by gloo from host to host, so that no one waits for a device.
+            self._control = distributed.new_group(backend="gloo")
+            self._vote = torch.zeros(1, dtype=torch.int32)
+
+    @property
+    def alone(self) -> bool:
+        """Whether this process is the only one."""
+        return self.process.world_size == 1
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the process that writes."""
+        return self.process.rank == 0
+
+    def broadcast(self, value: Anything) -> Anything:
+        """The first process's value."""
+        if self.alone:
+            return value
+        from torch import distributed
+
+        values = [value]
+        distributed.broadcast_object_list(values, src=0, group=self._control)
+        return values[0]
+
+    def gather(self, value: Anything) -> list[Anything]:
+        """The values of all processes, by rank."""
+        if self.alone:
+            return [value]
+        from torch import distributed
+
+        values: list[Any] = [None] * self.process.world_size
+        distributed.all_gather_object(values, value, group=self._control)
+        return values
+
+    def add_up(self, tensor: Tensor) -> None:
+        """Replace the tensor, on the device, by its sum over all processes."""
+        if not self.alone:
+            from torch import distributed
+
+            distributed.all_reduce(tensor)
+
+    def barrier(self) -> None:
+        """Wait for all processes."""
+        self.gather(None)
+
+    def vote(self, number: int) -> int:
+        """The highest number that any process gave; of the call before, so that nobody waits for this one."""
+        if self.alone:
+            return number
+        from torch import distributed
+
+        decided = self._decided()
+        self._vote.fill_(number)
+        self._pending = distributed.all_reduce(
+            self._vote, op=distributed.ReduceOp.MAX, group=self._control, async_op=True
+        )
+        return decided
+
+    def _decided(self) -> int:
+        if self._pending is None:
+            return 0
+        self._pending.wait()
+        self._pending = None
+        return int(self._vote.numpy()[0])
+
+    def share(self, model: nn.Module, device: str) -> nn.Module | None:
+        """The model within DistributedDataParallel, which averages gradients over all processes; None if alone."""
+        if self.alone:
+            return None
+        from torch.nn.parallel import DistributedDataParallel
+
+        devices = [self.local_rank] if device == "cuda" else None
+        return DistributedDataParallel(model, device_ids=devices, gradient_as_bucket_view=True)
+
+
+@contextmanager
+def joined(device: Device, environment: Mapping[str, str] = os.environ) -> Iterator[World]:
+    """The world that torchrun's variables describe; NCCL between GPUs, gloo between CPUs.
+
+    Raises HemafastError if the variables are no such, or if a host has fewer GPUs than processes.
+    """
+    try:
+        rank, size, local_rank, local_size = (
+            int(environment.get(name, default))
+            for name, default in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0), ("LOCAL_WORLD_SIZE", 1))
+        )
+    except ValueError as error:
+        raise HemafastError(f"RANK and WORLD_SIZE are not torchrun's ({error}).", "Unset them.") from error
+    if size == 1:
+        yield World()
+        return
+    import torch
+    from torch import distributed
+
+    on_cuda = device != "cpu" and torch.cuda.is_available()
+    if on_cuda:
+        if local_rank >= torch.cuda.device_count():
+            raise HemafastError(
+                f"{local_size} processes share {torch.cuda.device_count()} GPUs here.",
+                "Start as many with --nproc-per-node as there are GPUs.",
+            )
+        torch.cuda.set_device(local_rank)
+    distributed.init_process_group("nccl" if on_cuda else "gloo")
+    world = World(Process(rank, size), local_rank=local_rank, local_size=local_size)
+    try:
+        yield world
+    finally:
+        world._decided()
+        distributed.destroy_process_group()
+
+
+def restarted(environment: Mapping[str, str] = os.environ) -> bool:
+    """Whether torchrun has started these processes anew because one of them died."""
+    return int(environment.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0

@@ -1,0 +1,276 @@
+"""The training loop: epochs of batches, validated, saved, and stopped anywhere."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+
+from hemafast.engine.checkpoint import BEST, LAST, save_best, save_last
+from hemafast.engine.journal import Journal
+from hemafast.engine.nonfinite import save_bad_batch
+from hemafast.engine.run import Progress, Run, card_of, state_of
+from hemafast.engine.step import Totals, seed_batch, update_plan
+from hemafast.engine.stop import StopFlag, exit_code
+from hemafast.engine.validate import Outcome, validate
+from hemafast.errors import HemafastError, StoppedError
+from hemafast.metrics import accuracy, macro_f1
+
+logger = logging.getLogger("hemafast")
+
+_SAVE = 1  # what processes vote for; higher numbers are signals
+
+
+class Loop:
+    """A run on its way: what is trained, where it is written, and who may stop it."""
+
+    def __init__(self, run: Run, folder: Path, journal: Journal, flag: StopFlag) -> None:
+        self._run, self._folder, self._journal, self._flag = run, folder, journal, flag
+        self._saved = time.monotonic()
+
+    def train(self) -> None:
+        """From where the run stands to its last epoch."""
+        run, progress = self._run, self._run.progress
+        if progress.steps_done == 0:
+            self._save(must=True)  # so that a run stopped at its first step can be resumed too
+        while progress.epochs_done < run.config.epochs:
+            epoch = progress.epochs_done + 1
+            rows = {"train": self._train_epoch(epoch)}
+            outcome, rows["val"] = self._validate()
+            _refuse_not_finite(outcome.loss, epoch)  # the last update may have ruined the weights
+            progress.epochs_done = epoch
+            if rows["val"]["f1_macro"] > progress.best_f1 and self._save_best(epoch):
+                progress.best_f1, progress.best_epoch = rows["val"]["f1_macro"], epoch
+            self._journal.end_epoch(epoch, rows, confusion=outcome.pooled, classes=run.classes, lrs=self._rates(epoch))
+            logger.info(_epoch_line(epoch, run.config.epochs, rows))
+            run.totals = Totals(len(run.classes), run.machine.device)
+            progress.seconds = progress.waited = 0.0
+            self._save()
+        logger.info("best epoch %d: macro-F1 %.4f on validation", progress.best_epoch, progress.best_f1)
+
+    def _train_epoch(self, epoch: int) -> dict[str, float]:
+        """The rest of an epoch, up to its last batch."""
+        run, progress, journal = self._run, self._run.progress, self._journal
+        run.model.train()
+        sizes, plan = (
+            run.train_batches.sizes,
+            update_plan(run.train_batches.sizes, run.config.accumulate, run.world.process.world_size),
+        )
+        position = run.train_batches.position
+        first = position.batch if position.epoch < epoch else len(sizes)  # trained, but not validated before a stop
+        journal.begin_epoch(epoch, run.train_batches.images, done=sum(whole for _, whole in sizes[:first]))
+        watch = _Watch(progress)
+        batches = run.train_batches.epoch() if first < len(sizes) else iter(())
+        for number, batch in enumerate(batches, start=first):
+            watch.arrived()
+            share, completes = plan[number]
+            seed_batch(run.config.seed, run.world.process.rank, epoch, number)
+            rate = run.schedule(progress.steps_done)
+            run.train_step(batch, rate, run.totals, step=progress.steps_done, share=share, update=completes)
+            self._show(sizes[number][1])
+            if completes:
+                progress.steps_done += 1
+                self._heed(run.train_step.bad.glance())
+                self._maybe_stop(watch)
+            watch.asked()
+        watch.pause()
+        self._heed(run.train_step.bad.read())
+        return self._train_row()
+
+    def _maybe_stop(self, watch: _Watch) -> None:
+        """Save if it is time to; save and stop if a signal came. All processes do so behind the same update."""
+        every = self._run.config.save_every
+        due = every is not None and time.monotonic() - self._saved > 60 * every
+        decided = self._run.world.vote(self._flag.number or int(due))
+        if not decided:
+            return
+        watch.pause()
+        if decided == _SAVE:
+            self._save()
+            return
+        self._stop(decided)
+
+    def _stop(self, number: int) -> None:
+        progress = self._run.progress
+        self._save(must=True)
+        self._run.world.barrier()  # a process that ends makes torchrun end the others: not before the first has saved
+        raise StoppedError(
+            f"Stopped by {signal.Signals(number).name} after {progress.steps_done} updates, in epoch "
+            f"{progress.epochs_done + 1} of {self._run.config.epochs}; all of it is saved.",
+            f"Go on with `hemafast train --resume {self._folder}`.",
+            exit_code=exit_code(number),
+        )
+
+    def _heed(self, bad: tuple[int, int] | None) -> None:
+        """Keep the batches of an update that was not finite, and stop unless the run may leave it out."""
+        run, progress = self._run, self._run.progress
+        if bad is None or bad[0] <= progress.bad_updates:
+            return
+        progress.bad_updates, step = bad
+        epoch, update = divmod(step, run.updates)
+        numbers = range(
+            update * run.config.accumulate, min((update + 1) * run.config.accumulate, len(run.train_batches))
+        )
+        for number in numbers:
+            file = save_bad_batch(
+                self._folder,
+                run.train_batches.again(epoch, number),
+                run.dataset,
+                epoch=epoch + 1,
+                number=number,
+                rank=run.world.process.rank,
+            )
+        problem = f"The loss or its gradients were not finite in update {step + 1} (epoch {epoch + 1})"
+        if run.config.on_nonfinite == "stop":
+            raise HemafastError(
+                f"{problem}; nothing was updated, its images are in {file.parent}, the last checkpoint is intact.",
+                "Lower the learning rate with --lr, set --clip-grad, or let --on-nonfinite skip such updates.",
+            )
+        logger.warning("%s; it was left out (%d so far), its images are in %s", problem, bad[0], file.parent)
+        if progress.bad_updates > run.config.nonfinite_budget:
+            raise HemafastError(
+                f"{progress.bad_updates} updates were not finite, and --nonfinite-budget is "
+                f"{run.config.nonfinite_budget}; their images are in {file.parent}.",
+                "Lower the learning rate with --lr, or set --clip-grad.",
+            )
+
+    def _show(self, images: int) -> None:
+        """Advance the panel, with fresh scores where there are any."""
+        glance = self._run.totals.glance() if self._journal.shows else None
+        if glance is None:
+            self._journal.advance(images)
+            return
+        progress = self._run.progress
+        self._journal.advance(
+            images,
+            loss=glance[0],
+            f1_macro=macro_f1(glance[1]),
+            data_wait_share=progress.waited / progress.seconds if progress.seconds else None,
+        )
+
+    def _train_row(self) -> dict[str, float]:
+        run, progress = self._run, self._run.progress
+        run.totals.load(run.totals.summed(run.world))
+        loss, confusion = run.totals.read()
+        if not run.world.first:
+            run.totals = Totals(len(run.classes), run.machine.device)  # the sums are with the first process now
+        return {
+            "loss": loss,
+            "accuracy": accuracy(confusion),
+            "f1_macro": macro_f1(confusion),
+            "lr": run.schedule(progress.steps_done - 1),
+            "grad_norm": run.totals.mean_norm(),
+            "seconds": progress.seconds,
+            "images_per_second": int(confusion.sum()) / progress.seconds,
+            "data_wait_share": progress.waited / progress.seconds,
+            "bad_updates": progress.bad_updates,
+        }
+
+    def _validate(self) -> tuple[Outcome, dict[str, float]]:
+        run = self._run
+        self._journal.phase("validating")
+        started = time.perf_counter()
+        outcome = validate(
+            run.scored_model,
+            run.eval_step,
+            run.val_batches,
+            run.val_samples,
+            Totals(len(run.classes), run.machine.device),
+            world=run.world,
+            on_batch=self._between_validation_batches,
+        )
+        return outcome, _validation_row(outcome, time.perf_counter() - started)
+
+    def _between_validation_batches(self, images: int) -> None:
+        # Alone, a run stops within validation too, and validates anew when it goes on. Several would have to agree.
+        if self._run.world.alone and self._flag.number:
+            self._stop(self._flag.number)
+
+    def _save(self, *, must: bool = False) -> None:
+        """Write a checkpoint; where the disk refuses it, say so and go on, unless it `must` be."""
+        self._heed(self._run.train_step.bad.read())
+        state = state_of(self._run)
+        self._saved = time.monotonic()
+        if not self._run.world.first:
+            return
+        try:
+            save_last(self._folder / LAST, state, keep=self._run.config.keep)
+        except OSError as error:
+            if must:
+                raise HemafastError(
+                    f"The checkpoint cannot be written ({error}); the one before it is intact.",
+                    f"Make room, then `hemafast train --resume {self._folder}`.",
+                ) from error
+            logger.warning("the checkpoint cannot be written (%s); training goes on, the one before is intact", error)
+
+    def _save_best(self, epoch: int) -> bool:
+        """Whether the model of `epoch` is kept as the best one."""
+        run = self._run
+        if not run.world.first:
+            return True
+        try:
+            save_best(self._folder / BEST, run.scored_model, card_of(run))
+        except OSError as error:
+            logger.warning("the best model cannot be written (%s); the one before is kept", error)
+            return False
+        return True
+
+    def _rates(self, epoch: int) -> dict[int, float]:
+        updates = self._run.updates
+        return {step: self._run.schedule(step) for step in range((epoch - 1) * updates, epoch * updates)}
+
+
+class _Watch:
+    """Adds to `progress` what an epoch takes, and how much of it is waiting for data."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._since = self._asked = time.perf_counter()
+
+    def arrived(self) -> None:
+        """A batch is there."""
+        self._progress.waited += time.perf_counter() - self._asked
+
+    def asked(self) -> None:
+        """The next batch is wanted."""
+        self.pause()
+        self._asked = self._since
+
+    def pause(self) -> None:
+        """Up to now it was training."""
+        now = time.perf_counter()
+        self._progress.seconds += now - self._since
+        self._since = now
+
+
+def _refuse_not_finite(loss: float, epoch: int) -> None:
+    """Stop before broken weights replace good ones on the disk."""
+    if not np.isfinite(loss):
+        raise HemafastError(
+            f"The validation loss is {loss} in epoch {epoch}; the checkpoint before it is intact.",
+            "Lower the learning rate with --lr.",
+        )
+
+
+def _validation_row(outcome: Outcome, seconds: float) -> dict[str, float]:
+    domains = {f"f1_macro_{name}": macro_f1(confusion) for name, confusion in outcome.domains.items()}
+    return {
+        "loss": outcome.loss,
+        "accuracy": accuracy(outcome.pooled),
+        "f1_macro": macro_f1(outcome.pooled),
+        **domains,
+        "seconds": seconds,
+        "images_per_second": int(outcome.pooled.sum()) / seconds,
+    }
+
+
+def _epoch_line(epoch: int, epochs: int, rows: dict[str, dict[str, float]]) -> str:
+    train, val = rows["train"], rows["val"]
+    return (
+        f"epoch {epoch}/{epochs}: train loss {train['loss']:.3f}, val loss {val['loss']:.3f}, "
+        f"val macro-F1 {val['f1_macro']:.4f}, accuracy {val['accuracy']:.4f}, "
+        f"{train['images_per_second']:,.1f} images/s, {train['seconds'] + val['seconds']:.1f} s"
+    )

@@ -1,0 +1,33 @@
+"""What is kept of a batch whose gradients were not finite, so that it can be looked at and replayed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from safetensors.torch import save_file
+
+from hemafast.data.dataset import Dataset
+from hemafast.data.loader import Batch
+from hemafast.files import write_whole
+from hemafast.prepare.schema import in_split
+from hemafast.prepare.split import TRAIN
+
+FOLDER = "nonfinite"
+
+
+def save_bad_batch(folder: Path, batch: Batch, dataset: Dataset, *, epoch: int, number: int, rank: int = 0) -> Path:
+    """Write pixels, labels and rows of a training batch into the run `folder`, and its rows of the manifest beside it.
+
+    `images` is uint8 (n, 3, height, width) as the network saw it before mixing. `epoch` counts from 1, `number` within
+    it from 0, as in the settings of the loader. Returns the file of tensors.
+    """
+    folder = folder / FOLDER
+    folder.mkdir(exist_ok=True)
+    file = folder / f"epoch{epoch:03d}-batch{number:05d}-rank{rank}.safetensors"
+    tensors = {"images": batch.images.contiguous(), "labels": batch.labels, "rows": batch.rows}
+    where = {"epoch": str(epoch), "batch": str(number), "classes": json.dumps(dataset.info.classes)}
+    write_whole(file, lambda part: save_file(tensors, part, where))
+    rows = in_split(dataset.manifest, TRAIN, dataset.fold).iloc[batch.rows.numpy()]
+    write_whole(file.with_suffix(".csv"), lambda part: rows.to_csv(part, index=False))
+    return file

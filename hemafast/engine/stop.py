@@ -1,0 +1,56 @@
+"""Stop anywhere: a signal sets a flag, the loop saves at its next step; a second one ends the process at once."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
+from types import FrameType, TracebackType
+from typing import Any
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+"""Ctrl-C, what schedulers and containers send, and what Slurm can be told to send before its time is up."""
+
+
+_ONE_PRESS = 1.0  # seconds in which signals count as one: torchrun passes on what the terminal has sent already
+
+
+def exit_code(number: int) -> int:
+    """The exit code of a process that signal `number` stopped, as shells have it: 130, 143, 138."""
+    return 128 + number
+
+
+class StopFlag:
+    """Handlers for SIGNALS while it is entered; `number` is the signal that came, or 0."""
+
+    def __init__(self, on_second: Callable[[], object] = lambda: None) -> None:
+        self.number = 0
+        self._since = 0.0
+        self._on_second = on_second
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> StopFlag:
+        if threading.current_thread() is threading.main_thread():  # Python allows handlers nowhere else
+            self._before = {number: signal.signal(number, self._handle) for number in SIGNALS}
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    @property
+    def name(self) -> str:
+        """The signal's name."""
+        return signal.Signals(self.number).name
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        now = time.monotonic()
+        if not self.number:
+            self.number, self._since = number, now
+        if now - self._since < _ONE_PRESS:
+            return
+        # Whatever is being written replaces the file before it only once it is whole, so nothing is lost.
+        self._on_second()
+        os._exit(exit_code(number))

@@ -1,0 +1,259 @@
+"""Where measurements go besides the run folder's CSV: TensorBoard, Weights & Biases, MLflow, Trackio."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import logging
+import os
+import re
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, redirect_stdout
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from hemafast.config import TrackerName
+from hemafast.errors import HemafastError
+from hemafast.pictures import pixels_of
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+TENSORBOARD = "tb"
+LR = "lr"
+"""The one curve that counts optimizer steps; all others count epochs."""
+
+MLFLOW_RUN = "mlflow_run.txt"
+
+_PROJECT = "hemafast"
+
+logger = logging.getLogger("hemafast")
+
+
+class Tracker(Protocol):
+    """Takes measurements while a run goes on."""
+
+    def scalars(self, values: Mapping[str, float], *, step: int) -> None:
+        """Take values by name; `step` counts epochs from 1, or optimizer steps where `values` is {LR: rate}."""
+
+    def figure(self, name: str, figure: Figure, *, step: int) -> None:
+        """Take a picture of epoch `step`."""
+
+    def close(self) -> None:
+        """Send what is left."""
+
+
+def open_trackers(
+    names: Sequence[TrackerName], folder: Path, settings: Mapping[str, Any], *, first_epoch: int
+) -> list[Tracker]:
+    """Open the named trackers for the run in `folder`; a run that was tracked before is gone on with.
+
+    `settings` are plain values for the tracker to show. Measurements of `first_epoch` and later are replaced where the
+    tracker can. A tracker that fails later is left out with a warning. Raises HemafastError for one that is not
+    installed or cannot be opened.
+    """
+    opened: list[Tracker] = []
+    with ExitStack() as undo:
+        for name in dict.fromkeys(names):
+            tracker = _Guarded(name, _opened(name, folder, settings, first_epoch))
+            undo.callback(tracker.close)
+            opened.append(tracker)
+        undo.pop_all()
+    return opened
+
+
+def refuse_missing(names: Sequence[TrackerName]) -> None:
+    """Raise HemafastError if a tracker is not installed; nothing is imported."""
+    for name in names:
+        if importlib.util.find_spec(name) is None:
+            raise _not_installed(name)
+
+
+def _not_installed(name: str) -> HemafastError:
+    return HemafastError(f"{name} is not installed.", f"pip install {name}, or leave it out of --track.")
+
+
+def _imported(name: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name != name:
+            raise
+        raise _not_installed(name) from error
+
+
+def _opened(name: TrackerName, folder: Path, settings: Mapping[str, Any], first_epoch: int) -> Tracker:
+    try:
+        with redirect_stdout(sys.stderr):  # standard output is for results
+            match name:
+                case "tensorboard":
+                    return _TensorBoard(folder, first_epoch)
+                case "wandb":
+                    return _Wandb(folder, settings)
+                case "mlflow":
+                    return _MLflow(folder, settings)
+                case "trackio":
+                    return _Trackio(folder, settings)
+    except HemafastError:
+        raise
+    except Exception as error:
+        raise HemafastError(f"{name} cannot be opened ({error}).", "Mend that, or leave it out of --track.") from error
+
+
+class _Guarded:
+    """A tracker that takes nothing more after its first error: what watches a run must not end it."""
+
+    def __init__(self, name: str, tracker: Tracker) -> None:
+        self._name = name
+        self._tracker: Tracker | None = tracker
+
+    def scalars(self, values: Mapping[str, float], *, step: int) -> None:
+        self._call("scalars", values, step=step)
+
+    def figure(self, name: str, figure: Figure, *, step: int) -> None:
+        self._call("figure", name, figure, step=step)
+
+    def close(self) -> None:
+        self._call("close")
+        self._tracker = None
+
+    def _call(self, method: str, *values: Any, **named: Any) -> None:
+        if self._tracker is None:
+            return
+        try:
+            with redirect_stdout(sys.stderr):
+                getattr(self._tracker, method)(*values, **named)
+        except Exception as error:
+            self._tracker = None
+            why = " ".join(str(error).split()) or type(error).__name__
+            logger.warning("%s failed (%s); the run goes on without it", self._name, why)
+
+
+class _TensorBoard:
+    """Event files in the run folder, the learning rate in a folder of its own.
+
+    A purge empties all curves of a folder from one step on, and epochs and optimizer steps do not count alike.
+    """
+
+    def __init__(self, folder: Path, first_epoch: int) -> None:
+        self._folder = folder / TENSORBOARD
+        self._epochs = self._writer(self._folder, first_epoch)
+        self._steps: Any = None
+
+    def scalars(self, values: Mapping[str, float], *, step: int) -> None:
+        if LR in values and self._steps is None:
+            self._steps = self._writer(self._folder / LR, step)
+        writer = self._steps if LR in values else self._epochs
+        for name, value in values.items():
+            writer.add_scalar(name, value, step)
+        if writer is self._epochs:
+            self._flush()
+
+    def figure(self, name: str, figure: Figure, *, step: int) -> None:
+        self._epochs.add_image(name, pixels_of(figure), step, dataformats="HWC")
+        self._flush()
+
+    def close(self) -> None:
+        self._epochs.close()
+        if self._steps is not None:
+            self._steps.close()
+
+    def _flush(self) -> None:
+        self._epochs.flush()
+        if self._steps is not None:
+            self._steps.flush()
+
+    @staticmethod
+    def _writer(folder: Path, first: int) -> Any:
+        from torch.utils.tensorboard import SummaryWriter
+
+        return SummaryWriter(str(folder), purge_step=first)
+
+
+class _Wandb:
+    """A run of Weights & Biases, named for the run folder."""
+
+    def __init__(self, folder: Path, settings: Mapping[str, Any]) -> None:
+        wandb = _imported("wandb")
+        self._image = wandb.Image
+        self._run = wandb.init(
+            project=os.environ.get("WANDB_PROJECT", _PROJECT),
+            name=folder.name,
+            id=re.sub(r"[^\w.-]", "-", folder.name, flags=re.ASCII),
+            dir=str(folder),
+            config=dict(settings),
+            resume="allow",
+            settings=wandb.Settings(console="off"),  # what it would capture is the live panel
+        )
+        # Its own step may never go back, as that of the learning rate does against epochs; so both are axes.
+        for names, axis in (("train/*", "epoch"), ("val/*", "epoch"), ("confusion", "epoch"), (LR, "step")):
+            self._run.define_metric(names, step_metric=axis)
+
+    def scalars(self, values: Mapping[str, float], *, step: int) -> None:
+        self._run.log({**values, "step" if LR in values else "epoch": step})
+
+    def figure(self, name: str, figure: Figure, *, step: int) -> None:
+        self._run.log({name: self._image(pixels_of(figure)), "epoch": step})
+
+    def close(self) -> None:
+        self._run.finish()
+
+
+class _MLflow:
+    """A run of MLflow; its id lies in the run folder, for MLflow chooses it."""
+
+    def __init__(self, folder: Path, settings: Mapping[str, Any]) -> None:
+        self._mlflow = mlflow = _imported("mlflow")
+        self._rates: list[Any] = []
+        file = folder / MLFLOW_RUN
+        mlflow.set_experiment(os.environ.get("MLFLOW_EXPERIMENT_NAME", _PROJECT))
+        if file.exists():
+            self._id = mlflow.start_run(run_id=file.read_text(encoding="utf-8").strip()).info.run_id
+        else:
+            self._id = mlflow.start_run(run_name=folder.name).info.run_id
+            file.write_text(self._id + "\n", encoding="utf-8")
+            mlflow.log_params(dict(settings))  # once: MLflow refuses to change them, and a resume may extend the run
+
+    def scalars(self, values: Mapping[str, float], *, step: int) -> None:
+        now = int(time.time() * 1000)
+        metrics = [
+            # a domain is named by its user, a metric by MLflow's rules
+            self._mlflow.entities.Metric(re.sub(r"[^/\w.\- ]", "_", name), value, now, step)
+            for name, value in values.items()
+        ]
+        if LR in values:
+            self._rates += metrics  # a call takes a tenth of a second, so they wait for the end of the epoch
+        else:
+            self._send(metrics)
+
+    def figure(self, name: str, figure: Figure, *, step: int) -> None:
+        self._mlflow.log_image(pixels_of(figure), artifact_file=f"{name}/{step:04d}.png")
+
+    def close(self) -> None:
+        self._send([])
+        self._mlflow.end_run()
+
+    def _send(self, metrics: list[Any]) -> None:
+        metrics, self._rates = self._rates + metrics, []
+        if metrics:
+            self._mlflow.MlflowClient().log_batch(self._id, metrics=metrics)
+
+
+class _Trackio:
+    """A run of Trackio, named for the run folder."""
+
+    def __init__(self, folder: Path, settings: Mapping[str, Any]) -> None:
+        trackio = _imported("trackio")
+        self._image = trackio.Image
+        self._run = trackio.init(project=_PROJECT, name=folder.name, config=dict(settings), resume="allow", embed=False)
+
+    def scalars(self, values: Mapping[str, float], *, step: int) -> None:
+        self._run.log(dict(values), step=step)
+
+    def figure(self, name: str, figure: Figure, *, step: int) -> None:
+        self._run.log({name: self._image(pixels_of(figure))}, step=step)
+
+    def close(self) -> None:
+        self._run.finish()

@@ -1,0 +1,197 @@
+"""Short trials of the training step where what is fastest is not known; answers are kept for this machine."""
+
+from __future__ import annotations
+
+import gc
+import json
+import logging
+import os
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+
+from hemafast.config import TrainConfig
+from hemafast.data.dataset import open_dataset
+from hemafast.data.loader import Batch
+from hemafast.engine.compiling import Compiler
+from hemafast.engine.distributed import World
+from hemafast.engine.machine import Choice, Machine, choose_machine, tune_allocator
+from hemafast.engine.optimizer import build_optimizer
+from hemafast.engine.run import batch_size_of
+from hemafast.engine.step import Totals, TrainStep
+from hemafast.errors import HemafastError
+from hemafast.files import write_whole
+from hemafast.model import build_model
+from hemafast.objective import CrossEntropy
+from hemafast.prepare.split import TRAIN
+
+logger = logging.getLogger("hemafast")
+
+_CPU_BATCHES = (8, 16, 32, 64, 128)
+_LARGEST_GPU_BATCH = 4096
+_FULL = 0.9  # of the memory of a GPU; fragmentation and validation want the rest
+_ROUNDS = 3
+_WORTH_SECONDS = 3600.0  # compiling for a trial takes minutes; a run must be long enough to win them back
+
+Seconds = Callable[[int, bool], float]
+"""How long a step over so many images takes, compiled or not."""
+
+
+def decide(config: TrainConfig, world: World) -> tuple[TrainConfig, tuple[Choice, ...]]:
+    """Put numbers in the place of what is `auto` and wants a trial: the batch size, and compiling on a CPU.
+
+    The first process tries, all take its answer. Raises HemafastError if not even the smallest batch fits.
+    """
+    answer = world.broadcast(_decide(config, world) if world.first else None)
+    assert answer is not None
+    return answer
+
+
+def _decide(config: TrainConfig, world: World) -> tuple[TrainConfig, tuple[Choice, ...]]:
+    allocator = tune_allocator()
+    machine = choose_machine(
+        device=config.device, amp=config.amp, compiled=config.compile, allocator=allocator, processes=world.local_size
+    )
+    dataset = open_dataset(config.data, config.fold)
+    seconds = _seconds_of(config, machine, len(dataset.info.classes))
+    answers = Answers(machine, config)
+    choices = []
+    if config.batch_size == "auto":
+        choices.append(answers.get("batch size", lambda: choose_batch_size(machine.device, seconds)))
+        config = replace(config, batch_size=int(choices[-1].value))
+    if config.compile == "auto" and machine.device == "cpu":
+        size = batch_size_of(config)
+        steps = int(dataset.counts(TRAIN).sum()) * config.epochs // (world.process.world_size * size)
+        choices.append(_choose_compiling(answers, size, steps, seconds))
+        config = replace(config, compile="on" if choices[-1].value == "on" else "off")
+    return config, tuple(choices)
+
+
+def choose_batch_size(device: str, seconds: Seconds) -> Choice:
+    """On a GPU the largest power of two that fits, on a CPU the one with the most images a second."""
+    name = "batch size"
+    if device == "cuda":
+        return Choice(name, str(_largest_that_fits(seconds)), "the largest power of two that fits")
+    rates: dict[int, float] = {}
+    for size in _CPU_BATCHES:
+        rates[size] = size / seconds(size, False)
+        if rates[size] < 0.9 * max(rates.values()):
+            break  # it only gets worse: the working set has left the cache
+    fastest = max(rates, key=lambda size: rates[size])
+    tried = ", ".join(f"{size}: {rate:,.1f}" for size, rate in rates.items())
+    return Choice(name, str(fastest), f"the fastest of a trial; images/s by batch size: {tried}")
+
+
+def _choose_compiling(answers: Answers, size: int, steps: int, seconds: Seconds) -> Choice:
+    name, question = "torch.compile", f"torch.compile at batch {size}"
+    if not answers.knows(question):
+        if shutil.which(os.environ.get("CXX", "g++")) is None:
+            return Choice(name, "off", "compiling for a CPU needs g++, which is not here")
+        expected = steps * seconds(size, False)
+        if expected < _WORTH_SECONDS:
+            minutes = f"about {expected / 60:,.0f} minutes of steps"
+            return Choice(name, "off", f"{minutes} are too short to win back a trial of compiling")
+    return replace(answers.get(question, lambda: _faster_form(size, seconds)), name=name)
+
+
+def _faster_form(size: int, seconds: Seconds) -> Choice:
+    eager, compiled = seconds(size, False), seconds(size, True)
+    value = "on" if compiled < eager else "off"
+    return Choice("torch.compile", value, f"a trial step took {eager:.2f} s as it is and {compiled:.2f} s compiled")
+
+
+def _largest_that_fits(seconds: Seconds) -> int:
+    _, all_memory = torch.cuda.mem_get_info()
+    size, fits = 8, 0
+    while size <= _LARGEST_GPU_BATCH:
+        torch.cuda.reset_peak_memory_stats()
+        try:
+            seconds(size, False)
+        except torch.OutOfMemoryError:
+            break
+        if torch.cuda.max_memory_reserved() > _FULL * all_memory:
+            break
+        fits, size = size, 2 * size
+    if not fits:
+        raise HemafastError("Not even 8 images fit on the GPU.", "Choose a smaller --model or --image-size.")
+    return fits
+
+
+def _seconds_of(config: TrainConfig, machine: Machine, classes: int) -> Seconds:
+    """A function that times the training step of `config` on made-up pixels: the median after a first step."""
+
+    def seconds(size: int, compiled: bool) -> float:
+        train_step, totals = (
+            _trial_step(config, machine, classes, size, compiled=compiled),
+            Totals(classes, machine.device),
+        )
+        side = config.image_size
+        images = torch.randint(0, 256, (size, side, side, 3), dtype=torch.uint8, device=machine.device)
+        batch = Batch(
+            images.permute(0, 3, 1, 2), torch.arange(size, device=machine.device) % classes, torch.arange(size)
+        )
+        times = []
+        for step in range(1 + _ROUNDS):
+            started = time.perf_counter()
+            train_step(batch, 1e-4, totals, step=step)
+            totals.read()  # waits for the device
+            times.append(time.perf_counter() - started)
+        del train_step, images, batch
+        gc.collect()
+        return median(times[1:])
+
+    return seconds
+
+
+def _trial_step(config: TrainConfig, machine: Machine, classes: int, size: int, *, compiled: bool) -> TrainStep:
+    with torch.random.fork_rng():
+        model = build_model(config.model, classes, config.image_size).to(machine.device)
+    model.freeze(stages=config.freeze_stages, norm=config.freeze_norm)
+    optimizer = build_optimizer(model, weight_decay=config.weight_decay, device=machine.device)
+    compiler = Compiler(enabled=compiled, mode=config.compile_mode, batch_size=size)
+    return TrainStep(model, CrossEntropy(), optimizer, machine, compiler)
+
+
+class Answers:
+    """What trials on this machine found, in the user's cache folder: by machine, versions, network and size."""
+
+    def __init__(self, machine: Machine, config: TrainConfig) -> None:
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        self._file = cache / "hemafast" / "trials.json"
+        facts = [machine.facts.get(name, "") for name in ("processor", "cores", "gpu", "torch", "timm")]
+        self._key = " | ".join([*facts, config.model, f"{config.image_size} px", machine.precision])
+
+    def knows(self, question: str) -> bool:
+        """Whether the answer is kept."""
+        return question in self._read().get(self._key, {})
+
+    def get(self, question: str, find: Callable[[], Choice]) -> Choice:
+        """The answer that is kept, or the one that `find` gives, which is then kept."""
+        known = self._read()
+        kept = known.get(self._key, {}).get(question)
+        if kept is not None:
+            return Choice(question, kept["value"], f"{kept['reason']} (found before, in {self._file})")
+        choice = find()
+        known.setdefault(self._key, {})[question] = {"value": choice.value, "reason": choice.reason}
+        self._write(known)
+        return choice
+
+    def _read(self) -> dict[str, Any]:
+        try:
+            known = json.loads(self._file.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+        return known if isinstance(known, dict) else {}
+
+    def _write(self, known: dict[str, Any]) -> None:
+        try:
+            self._file.parent.mkdir(parents=True, exist_ok=True)
+            write_whole(self._file, lambda part: part.write_text(json.dumps(known, indent=2), encoding="utf-8"))
+        except OSError as error:
+            logger.warning("what the trial found cannot be kept (%s); the next run tries again", error)
