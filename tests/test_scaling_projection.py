@@ -33,6 +33,18 @@ def test_efficiency_never_rises_with_gpus(model, batch, card):
     assert each == sorted(each, reverse=True)
 
 
+@pytest.mark.parametrize("card", scaling_model.CARDS, ids=lambda card: card.name)
+@pytest.mark.parametrize("batch", project_scaling.BATCHES)
+@pytest.mark.parametrize("model", project_scaling.MODELS)
+def test_memory_binds_and_backward_hides_the_exchange_as_the_page_says(model, batch, card):
+    work, share = scaling_model.count(model), scaling_model.anchored_share()
+    moved = (batch * work.image_bytes + work.step_bytes) / (card.memory * share)
+    buckets = -(-4 * work.parameters // scaling_model.BUCKET)
+    assert work.seconds(card, batch, 1, share) == pytest.approx(moved)
+    latency = work.seconds(card, batch, 64, share) - moved
+    assert latency == pytest.approx(buckets * scaling_model.LATENCY_HOSTS)
+
+
 def test_first_anchor_is_met():
     (model, pixels, batch), published = next(iter(scaling_model.ANCHORS.items()))
     rate = scaling_model.count(model, pixels).rate(scaling_model.A100, batch, 1, scaling_model.anchored_share())

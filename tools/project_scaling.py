@@ -68,7 +68,8 @@ def assumptions() -> str:
             f"- Backward is {_percent(model_of.BACKWARD_SHARE, 0)} of a step and hides an all-reduce of that length; "
             "the rest shows.",
             f"- Gradients travel in buckets of {model_of.BUCKET / 2**20:.0f} MiB. Each adds "
-            f"{1e6 * model_of.LATENCY:.0f} us within a host and {1e6 * model_of.LATENCY_HOSTS:.0f} us between hosts, hidden by nothing.",
+            f"{1e6 * model_of.LATENCY:.0f} us within a host and "
+            f"{1e6 * model_of.LATENCY_HOSTS:.0f} us between hosts, hidden by nothing.",
             f"- AdamW moves {model_of.OPTIMIZER_BYTES} bytes a parameter. A host holds {HOST_GPUS} GPUs.",
         ]
     )
@@ -125,7 +126,7 @@ def loader() -> str:
 
 
 def limits() -> str:
-    """What many GPUs mean for few images, and what launching costs."""
+    """What many GPUs mean for few images."""
     rows = [
         f"{gpus} | {batch} | {gpus * batch:,} | {math.ceil(IMAGES / gpus / batch):,} "
         f"| {30 * math.ceil(IMAGES / gpus / batch):,}"

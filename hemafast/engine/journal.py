@@ -151,6 +151,38 @@ class Journal:
             logger.warning("%s cannot be written (%s); its rows are written after the next epoch", file, error)
 
 
+class SilentJournal(Journal):
+    """The journal of a process that leaves writing to another one."""
+
+    def __init__(self) -> None:
+        self._level = logger.level
+
+    def __enter__(self) -> SilentJournal:
+        self._level = logger.level
+        logger.setLevel(logging.WARNING)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        logger.setLevel(self._level)
+
+    @property
+    def shows(self) -> bool:
+        """Never."""
+        return False
+
+    def phase(self, text: str) -> None:
+        """Show nothing."""
+
+    def begin_epoch(self, epoch: int, images: int, done: int = 0) -> None:
+        """Show nothing."""
+
+    def advance(self, images: int, **_: float | None) -> None:
+        """Show nothing."""
+
+    def end_epoch(self, *_: object, **__: object) -> None:
+        """Record nothing."""
+
+
 class _LogFile(logging.FileHandler):
     """A log file that a full disk does not turn into tracebacks on the terminal, nor into the end of a run."""
 

@@ -129,11 +129,12 @@ class Panel:
         grid = Table.grid(padding=(0, 2))
         where = Text(f"{self._phase}  epoch {self._epoch}/{self._epochs}", no_wrap=True)
         bar = ProgressBar(total=max(self._images, 1), completed=self._done, width=24)
-        grid.add_row(where, bar, Text(f"{self._done:,}/{self._images:,} images", no_wrap=True))
+        rate = _text(self.images_per_second(), ",.0f")
+        grid.add_row(where, bar, Text(f"{self._done:,}/{self._images:,} images  {rate} images/s", no_wrap=True))
         yield grid
         yield Text(
-            f"{_text(self.images_per_second(), ',.0f')} images/s  loss {_text(self._loss, '.4f')}  "
-            f"macro-F1 {_text(self._f1_macro, '.4f')}  data wait {_text(self._data_wait_share, '.1%')}  "
+            f"loss {_text(self._loss, '.4f')}  macro-F1 {_text(self._f1_macro, '.4f')}  "
+            f"data wait {_text(self._data_wait_share, '.1%')}  "
             f"left: epoch {_clock_text(self.epoch_left())}, run {_clock_text(self.run_left())}"
         )
 
@@ -156,9 +157,9 @@ def _table(ended: Mapping[int, Epoch]) -> RenderableType:
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
-    names = ("epoch", "train loss", "train macro-F1", "val loss", "val macro-F1", "images/s", "data wait %", "seconds")
+    phases = [f"{phase}\n{name}" for phase in ("train", "val") for name in ("loss", "macro-F1")]
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
-    for name in names:
+    for name in ("epoch", *phases, "images/s", "data\nwait %", "seconds"):
         table.add_column(name, justify="right")
     best = _best(ended)
     for epoch in sorted({*list(ended)[-_SHOWN_EPOCHS:], *best}):

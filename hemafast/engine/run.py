@@ -82,7 +82,7 @@ class Run:
     @property
     def scored_model(self) -> Classifier:
         """The model that validates and is kept as best: the averaged one where there is one."""
-        return self.ema.module if self.ema is not None else self.model  # type: ignore[no-any-return]
+        return self.ema.module if self.ema is not None else self.model
 
     @property
     def updates(self) -> int:

@@ -220,7 +220,7 @@ class TrainStep:
 
     def _without_exchange(self, update: bool) -> AbstractContextManager[None]:
         """Gradients travel between processes once an update, not once a batch."""
-        return nullcontext() if update or self._shared is None else self._shared.no_sync()  # type: ignore[no-any-return, operator]
+        return nullcontext() if update or self._shared is None else self._shared.no_sync()  # type: ignore[operator]
 
 
 class Mix:

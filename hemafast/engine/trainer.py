@@ -15,7 +15,7 @@ from hemafast.config import TrainConfig, checked, to_json, to_plain
 from hemafast.engine.checkpoint import LAST, load_last
 from hemafast.engine.compiling import keep_cache_in
 from hemafast.engine.distributed import World, joined, restarted
-from hemafast.engine.journal import Journal, logger
+from hemafast.engine.journal import Journal, SilentJournal, logger
 from hemafast.engine.loop import Loop
 from hemafast.engine.run import (
     CONFIG,
@@ -138,15 +138,11 @@ def _newest_run(config: TrainConfig) -> Path | None:
 
 
 def _journal(run: Run, folder: Path, console: Console) -> Journal:
-    return Journal(
-        folder if run.world.first else None,
-        console,
-        epochs=run.config.epochs,
-        first_epoch=run.progress.epochs_done + 1,
-        trackers=open_trackers(run.config.track, folder, to_plain(run.config), first_epoch=run.progress.epochs_done + 1)
-        if run.world.first
-        else (),
-    )
+    if not run.world.first:
+        return SilentJournal()
+    first_epoch = run.progress.epochs_done + 1
+    trackers = open_trackers(run.config.track, folder, to_plain(run.config), first_epoch=first_epoch)
+    return Journal(folder, console, epochs=run.config.epochs, first_epoch=first_epoch, trackers=trackers)
 
 
 def _new_folder(config: TrainConfig) -> Path:
