@@ -527,6 +527,41 @@ def train(
         _evaluate(folder, None, read_config(folder).device, as_json=as_json)
 
 
+@app.command(epilog="Examples: `hemafast lr-find`, `hemafast lr-find --preset quick --batch-size 64`")
+def lr_find(
+    preset: Annotated[
+        str | None, typer.Option(help="Settings to start from.", show_default=_TRAIN_DEFAULTS.preset, metavar="NAME")
+    ] = None,
+    config_file: Annotated[Path | None, typer.Option("--config", help="Settings file on top of the preset.")] = None,
+    data: Annotated[Path | None, _trains("data", "Prepared data set.")] = None,
+    model: Annotated[str | None, _trains("model", "Any timm image model.")] = None,
+    batch_size: Annotated[int | None, _trains("batch_size", "Images a step.")] = None,
+    image_size: Annotated[int | None, _trains("image_size", "Side in pixels of what the network sees.")] = None,
+    first: Annotated[float, typer.Option(help="Rate of the first step.")] = 1e-6,
+    last: Annotated[float, typer.Option(help="Rate of the last step.")] = 1.0,
+    steps: Annotated[int, typer.Option(help="Steps in all; it ends early once the loss breaks out.")] = 100,
+    output: Annotated[Path, typer.Option(help="Folder for the picture and the figures.")] = Path("runs/lr_find"),
+    as_json: Json = False,
+    verbose: Verbose = False,
+    quiet: Quiet = False,
+) -> None:
+    """Find a learning rate: let it grow step by step, draw the loss, and suggest the peak of a schedule."""
+    from hemafast.engine.lr_find import find_rate, write_curve
+
+    asked = {"data": data, "model": model, "batch_size": batch_size, "image_size": image_size}
+    settings = config.train_config(preset, config_file, **asked)
+    console = _console(verbose=verbose, quiet=quiet or as_json)
+    with _progress(console, "raising the rate", unit="steps") as advance:
+        curve = find_rate(settings, first=first, last=last, steps=steps, on_step=advance)
+    picture = write_curve(curve, output)
+    said = {"suggestion": curve.suggestion, "steepest": curve.steepest, "steps": len(curve.rates)}
+    if as_json:
+        typer.echo(json.dumps(said | {"picture": str(picture)}, indent=2))
+        return
+    line = f"suggested peak: --lr {curve.suggestion:.1e} (the loss falls fastest at {curve.steepest:.1e})"
+    _wide_console().print(f"{line}\n{picture}", highlight=False, soft_wrap=True)
+
+
 @app.command(epilog="Example: `hemafast evaluate runs/NAME`")
 def evaluate(
     run: Annotated[Path, typer.Argument(help="Run folder.")],
@@ -668,7 +703,7 @@ def _wide_console(*, stderr: bool = False, quiet: bool = False) -> Console:
 
 
 @contextmanager
-def _progress(console: Console, what: str) -> Iterator[Callable[[int, int], None]]:
+def _progress(console: Console, what: str, unit: str = "images") -> Iterator[Callable[[int, int], None]]:
     """A progress bar with images a second; yields a function of images done and images in all."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn
     from rich.progress import TimeRemainingColumn as Remaining
@@ -676,7 +711,7 @@ def _progress(console: Console, what: str) -> Iterator[Callable[[int, int], None
 
     class Rate(ProgressColumn):
         def render(self, task: Task) -> Text:
-            return Text(f"{task.speed:,.0f} images/s" if task.speed else "")
+            return Text(f"{task.speed:,.0f} {unit}/s" if task.speed else "")
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), Rate(), Remaining())
     with Progress(*columns, console=console, transient=True, disable=console.quiet or not console.is_terminal) as bar:

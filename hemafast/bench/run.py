@@ -43,7 +43,8 @@ def run_bench(
         workers = {}
         for name in STATIONS:
             on_round(name)
-            workers[name] = stack.enter_context(Worker(name, bench))
+            worker = Worker(name, STATIONS[name], bench, reads_ahead="loader" in name)
+            workers[name] = stack.enter_context(worker)
             workers[name].run(seconds)  # warm-up: imports, caches, first allocations; not counted
         for _ in range(rounds):
             for name, worker in workers.items():
@@ -84,18 +85,19 @@ def bound_by(stations: dict[str, Any]) -> str:
 
 def _summary(rounds: list[Round]) -> dict[str, Any]:
     return {
-        "images_per_second": _spread([one.images / one.seconds for one in rounds]),
-        "images_per_cpu_second": _spread([one.images / max(one.cpu_seconds, 1e-9) for one in rounds]),
+        "images_per_second": spread([one.images / one.seconds for one in rounds]),
+        "images_per_cpu_second": spread([one.images / max(one.cpu_seconds, 1e-9) for one in rounds]),
         "rounds": [asdict(one) for one in rounds],
     }
 
 
 def _ratio(ours: list[Round], plain: list[Round]) -> dict[str, Any]:
     """Our images/s over the plain side's, paired by round."""
-    return _spread([a.images / a.seconds / (b.images / b.seconds) for a, b in zip(ours, plain, strict=True)])
+    return spread([a.images / a.seconds / (b.images / b.seconds) for a, b in zip(ours, plain, strict=True)])
 
 
-def _spread(values: list[float]) -> dict[str, float]:
+def spread(values: list[float]) -> dict[str, float]:
+    """Median, least and largest."""
     return {"median": median(values), "min": min(values), "max": max(values)}
 
 

@@ -84,9 +84,13 @@ def torchvision_loader(bench: Bench) -> Station:
 def step(bench: Bench) -> Station:
     """Our training step alone, on batches that lie ready on the device."""
     machine = _machine(bench, tuned=True)
+    return _trained(bench, machine, cycle(ready_batches(bench, machine)))
+
+
+def ready_batches(bench: Bench, machine: Machine) -> list[Batch]:
+    """A few batches of training images on the device."""
     batches = _loader(bench, machine, "packed", bench.batch_size).epoch(0)
-    ready = [batch for batch, _ in zip(batches, range(4), strict=False)]
-    return _trained(bench, machine, cycle(ready))
+    return [batch for batch, _ in zip(batches, range(4), strict=False)]
 
 
 def plain_step(bench: Bench) -> Station:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import multiprocessing
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from types import TracebackType
+from typing import Any
 
 import psutil
 
-from hemafast.bench.stations import STATIONS, Bench, Station
+from hemafast.bench.stations import Station
 from hemafast.errors import HemafastError
 
 _DRAINED = 6  # batches that may lie ready when a round begins: more than any side reads ahead on few threads
@@ -28,14 +30,17 @@ class Round:
 
 
 class Worker:
-    """A station in its own process; idle but for the calls of `run`."""
+    """A station in its own process, made there by `make(of)`; idle but for the calls of `run`.
 
-    def __init__(self, station: str, bench: Bench) -> None:
+    `reads_ahead` says that batches may lie ready when a round begins, which are not to be counted.
+    """
+
+    def __init__(self, name: str, make: Callable[[Any], Station], of: Any, *, reads_ahead: bool = False) -> None:
         context = multiprocessing.get_context("spawn")
-        self._station = station
+        self._station = name
         self._connection, theirs = context.Pipe()
         # Not a daemon: the torchvision station has worker processes of its own.
-        self._process = context.Process(target=_serve, args=(theirs, station, bench))
+        self._process = context.Process(target=_serve, args=(theirs, make, of, reads_ahead))
         self._process.start()
         theirs.close()
 
@@ -62,7 +67,7 @@ class Worker:
         return Round(*answer)
 
 
-def _serve(connection: Connection, name: str, bench: Bench) -> None:
+def _serve(connection: Connection, make: Callable[[Any], Station], of: Any, reads_ahead: bool) -> None:
     """Answer each number of seconds with a measurement, until the other side hangs up."""
     station: Station | None = None
     while True:
@@ -71,8 +76,8 @@ def _serve(connection: Connection, name: str, bench: Bench) -> None:
         except (EOFError, KeyboardInterrupt):
             return
         try:
-            station = station or STATIONS[name](bench)
-            connection.send(_measure(station, seconds, drain="loader" in name))
+            station = station or make(of)
+            connection.send(_measure(station, seconds, drain=reads_ahead))
         except KeyboardInterrupt:
             return
         except Exception as error:  # told to the process that prints

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import psutil
 
 from hemafast.engine.checkpoint import BEST, LAST, save_best, save_last
 from hemafast.engine.journal import Journal
@@ -30,6 +31,7 @@ class Loop:
     def __init__(self, run: Run, folder: Path, journal: Journal, flag: StopFlag) -> None:
         self._run, self._folder, self._journal, self._flag = run, folder, journal, flag
         self._saved = time.monotonic()
+        self._stepped = False
 
     def train(self) -> None:
         """From where the run stands to its last epoch."""
@@ -70,6 +72,7 @@ class Loop:
             seed_batch(run.config.seed, run.world.process.rank, epoch, number)
             rate = run.schedule(progress.steps_done)
             run.train_step(batch, rate, run.totals, step=progress.steps_done, share=share, update=completes)
+            self._announce_first_step()
             self._show(sizes[number][1])
             if completes:
                 progress.steps_done += 1
@@ -79,6 +82,12 @@ class Loop:
         watch.pause()
         self._heed(run.train_step.bad.read())
         return self._train_row()
+
+    def _announce_first_step(self) -> None:
+        if not self._stepped:
+            self._stepped = True
+            seconds = time.time() - psutil.Process().create_time()
+            logger.info("first step %.1f s after the start of the process", seconds)
 
     def _maybe_stop(self, watch: _Watch) -> None:
         """Save if it is time to; save and stop if a signal came. All processes do so behind the same update."""

@@ -246,7 +246,7 @@ class _Trackio:
 
     def __init__(self, folder: Path, settings: Mapping[str, Any]) -> None:
         trackio = _imported("trackio")
-        self._image = trackio.Image
+        self._image, self._finish = trackio.Image, trackio.finish
         self._run = trackio.init(project=_PROJECT, name=folder.name, config=dict(settings), resume="allow", embed=False)
 
     def scalars(self, values: Mapping[str, float], *, step: int) -> None:
@@ -256,4 +256,4 @@ class _Trackio:
         self._run.log({name: self._image(pixels_of(figure))}, step=step)
 
     def close(self) -> None:
-        self._run.finish()
+        self._finish()  # the run's own would be done once more when Python exits

@@ -1,0 +1,141 @@
+"""A whole run beside its training step alone: what data, validation, checkpoints and logs cost, and how long a start is.
+
+    python benchmarks/end_to_end.py --data Source/prepared --json benchmarks/results/end_to_end.json
+
+Each round measures the training step and the validation step alone, on batches that lie ready, then runs
+`hemafast train` for two epochs as a user would. The second epoch, from the line of the first in train.log to its own,
+holds everything: data, training, validation, both checkpoints, logs. Its images over the seconds that the bare steps
+would need for them is the share that is reached.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from contextlib import ExitStack
+from datetime import datetime
+from itertools import cycle
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from hemafast.bench.run import spread
+from hemafast.bench.stations import Bench, Station, ready_batches, step
+from hemafast.bench.worker import Worker
+from hemafast.data.dataset import open_dataset
+from hemafast.engine.journal import LOG, column, read_rows
+from hemafast.engine.machine import choose_machine, tune_allocator
+from hemafast.prepare.split import TRAIN, VAL
+
+_LINE = re.compile(r"^(\S+ \S+) INFO epoch (\d+)/", flags=re.MULTILINE)
+_FIRST_STEP = re.compile(r"first step ([\d.]+) s after")
+
+
+def validation_step(bench: Bench) -> Station:
+    """Our validation step alone, on batches that lie ready."""
+    from hemafast.engine.step import EvalStep, Totals
+    from hemafast.model import build_model
+    from hemafast.objective import CrossEntropy
+
+    machine = choose_machine(device=bench.device, amp=bench.amp, compiled="off", allocator=tune_allocator())
+    classes = len(open_dataset(bench.data).info.classes)
+    model = build_model(bench.model, classes, bench.image_size).to(machine.device).eval()
+    evaluate, totals = EvalStep(model, CrossEntropy(), machine), Totals(classes, machine.device)
+    for batch in cycle(ready_batches(bench, machine)):
+        evaluate(batch, totals)
+        yield len(batch.labels)
+
+
+def run_two_epochs(bench: Bench) -> dict[str, float]:
+    """Train in a process of its own; what its second epoch took, in seconds, and when its first step was done."""
+    with tempfile.TemporaryDirectory() as output:
+        options = {
+            "--data": bench.data,
+            "--output": output,
+            "--model": bench.model,
+            "--image-size": bench.image_size,
+            "--batch-size": bench.batch_size,
+            "--policy": "basic",
+            "--device": bench.device,
+            "--amp": bench.amp,
+            "--compile": "off",
+            "--epochs": 2,
+        }
+        command = [sys.executable, "-m", "hemafast", "train", "--quiet", *map(str, sum(options.items(), ()))]
+        subprocess.run(command, check=True, capture_output=True)
+        (folder,) = Path(output).glob("2*")
+        log, rows = (folder / LOG).read_text(encoding="utf-8"), read_rows(folder)
+    first, second = (datetime.strptime(stamp, "%Y-%m-%d %H:%M:%S,%f") for stamp, _ in _LINE.findall(log))
+    start = _FIRST_STEP.search(log)
+    return {
+        "epoch_seconds": (second - first).total_seconds(),
+        "train_images_per_second": column(rows, "train", "images_per_second")[1],
+        "data_wait_share": column(rows, "train", "data_wait_share")[1],
+        "first_step_seconds": float(start[1]) if start else float("nan"),
+    }
+
+
+def one_round(bench: Bench, workers: dict[str, Worker], seconds: float) -> dict[str, float]:
+    """The bare steps, then the run, and what the run reaches of them."""
+    rates = {}
+    for name, worker in workers.items():
+        found = worker.run(seconds)
+        rates[name] = found.images / found.seconds
+    whole = run_two_epochs(bench)
+    dataset = open_dataset(bench.data)
+    bare = dataset.counts(TRAIN).sum() / rates["training"] + dataset.counts(VAL).sum() / rates["validation"]
+    return {
+        "training_step": rates["training"],
+        "validation_step": rates["validation"],
+        **whole,
+        "training_share": whole["train_images_per_second"] / rates["training"],
+        "whole_share": float(bare) / whole["epoch_seconds"],
+    }
+
+
+def main(
+    data: Annotated[Path, typer.Option(help="Prepared data set of real images.")] = Path("Source/prepared"),
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write everything measured to this file.")] = None,
+    model: Annotated[str, typer.Option(help="Any timm image model.")] = "efficientnet_b0",
+    image_size: Annotated[int, typer.Option(help="Side in pixels of what the network sees.")] = 224,
+    batch_size: Annotated[int, typer.Option(help="Images a step.")] = 32,
+    rounds: Annotated[int, typer.Option(min=3, help="How often all is measured.")] = 3,
+    seconds: Annotated[float, typer.Option(help="Least length of a measurement of a bare step.")] = 30.0,
+) -> None:
+    """Measure whole epochs beside bare steps; about three minutes a round for 600 images on two cores."""
+    bench = Bench(data=data, model=model, image_size=image_size, batch_size=batch_size, device="cpu", amp="auto")
+    found: list[dict[str, float]] = []
+    with ExitStack() as stack:
+        makes = {"training": step, "validation": validation_step}
+        workers = {name: stack.enter_context(Worker(name, make, bench)) for name, make in makes.items()}
+        for worker in workers.values():
+            worker.run(seconds)  # warm-up
+        for _ in range(rounds):
+            found.append(one_round(bench, workers, seconds))
+            typer.echo(json.dumps(found[-1]), err=True)
+    info = open_dataset(data).info
+    result: dict[str, Any] = {
+        "command": f"python benchmarks/end_to_end.py --model {model} --rounds {rounds}",
+        "machine": choose_machine(device="cpu", amp="auto", compiled="off").facts,
+        "model": model,
+        "image_size": image_size,
+        "batch_size": batch_size,
+        "images": {split: int(open_dataset(data).counts(split).sum()) for split in (TRAIN, VAL)},
+        "domains": list(info.domains),
+        "drawn": info.drawn,
+        "rounds": found,
+        "summary": {name: spread([one[name] for one in found]) for name in found[0]},
+    }
+    text = json.dumps(result, indent=2) + "\n"
+    if json_file is not None:
+        json_file.parent.mkdir(parents=True, exist_ok=True)
+        json_file.write_text(text, encoding="utf-8")
+    typer.echo(text)
+
+
+if __name__ == "__main__":
+    typer.run(main)

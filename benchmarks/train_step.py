@@ -1,0 +1,167 @@
+"""Our training step beside a plain PyTorch loop and timm's script: same network, same maths, one interleaved run.
+
+    python benchmarks/train_step.py --data Source/prepared --json benchmarks/results/train_step.json
+
+Each side is a process; all take turns, round after round, network by network. The matrix product and the memory copy
+that run beside them are this machine's ceilings in the same minutes. The side of timm does what its train.py does in a
+step with `--channels-last --opt adamw`, without and with `--torchcompile`; `best of timm` is the faster of the two.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+from statistics import median
+from typing import Annotated, Any
+
+import typer
+
+from hemafast.bench.run import spread
+from hemafast.bench.stations import Bench, Station, plain_step, step
+from hemafast.bench.worker import Round, Worker
+from hemafast.data.dataset import open_dataset
+from hemafast.engine.machine import choose_machine
+
+MODELS = ("efficientnet_b0", "resnet18")
+_SIDE = 2048  # of the matrices: large enough to be bound by arithmetic, small enough to take milliseconds
+_COPIED = 256 * 2**20  # bytes: far beyond any cache
+
+
+def timm_step(compiled: bool, bench: Bench) -> Station:
+    """The step of timm's train.py: normalised fp32 in channels_last, its optimizer factory, eager or compiled."""
+    import timm
+    import torch
+    from timm.optim import create_optimizer_v2
+
+    classes = len(open_dataset(bench.data).info.classes)
+    model: Any = timm.create_model(bench.model, num_classes=classes).to(memory_format=torch.channels_last).train()
+    optimizer = create_optimizer_v2(model, opt="adamw", lr=1e-4, weight_decay=0.01)
+    if compiled:
+        model = torch.compile(model, backend="inductor")
+    loss_of = torch.nn.CrossEntropyLoss()
+    shape = (bench.batch_size, 3, bench.image_size, bench.image_size)
+    images = torch.randn(shape).contiguous(memory_format=torch.channels_last)
+    labels = torch.randint(0, classes, (bench.batch_size,))
+    while True:
+        loss = loss_of(model(images), labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        yield bench.batch_size
+
+
+def matrix_product(_: Bench) -> Station:
+    """Products of square fp32 matrices; one counts as one image."""
+    import torch
+
+    first, second, out = (torch.rand(_SIDE, _SIDE) for _ in range(3))
+    while True:
+        torch.mm(first, second, out=out)
+        yield 1
+
+
+def memory_copy(_: Bench) -> Station:
+    """Copies from one place in memory to another; one counts as one image."""
+    import torch
+
+    source, target = torch.ones(_COPIED, dtype=torch.uint8), torch.zeros(_COPIED, dtype=torch.uint8)
+    while True:
+        target.copy_(source)
+        yield 1
+
+
+SIDES: dict[str, Callable[[Bench], Station]] = {
+    "hemafast": step,
+    "plain PyTorch": plain_step,
+    "timm": partial(timm_step, False),
+    "timm, compiled": partial(timm_step, True),
+    "matrix product": matrix_product,
+    "memory copy": memory_copy,
+}
+
+
+def race(bench: Bench, rounds: int, seconds: float) -> dict[str, list[Round]]:
+    """Measurements of every side, in turn."""
+    measured: dict[str, list[Round]] = {name: [] for name in SIDES}
+    with ExitStack() as stack:
+        workers = {name: stack.enter_context(Worker(name, make, bench)) for name, make in SIDES.items()}
+        for number in range(-1, rounds):
+            for name, worker in workers.items():
+                found = worker.run(seconds)
+                if number >= 0:  # the first round warms up, and is where one side compiles
+                    measured[name].append(found)
+                typer.echo(f"{bench.model} {name}: {found.images / found.seconds:,.1f}/s", err=True)
+    return measured
+
+
+def summary(model: str, image_size: int, measured: dict[str, list[Round]]) -> dict[str, Any]:
+    """Rates, ratios paired by round, and shares of the matrix product's rate."""
+    rates = {name: [one.images / one.seconds for one in found] for name, found in measured.items()}
+    best_of_timm = max(("timm", "timm, compiled"), key=lambda name: median(rates[name]))
+    flops = training_flops(model, image_size)
+    peak = [2 * _SIDE**3 * rate for rate in rates["matrix product"]]
+    sides = [name for name in SIDES if name not in ("matrix product", "memory copy")]
+    return {
+        "flops_an_image": flops,
+        "images_per_second": {name: spread(rates[name]) for name in sides},
+        "images_per_cpu_second": {name: spread([o.images / o.cpu_seconds for o in measured[name]]) for name in sides},
+        "share_of_matrix_product": {
+            name: spread([rate * flops / top for rate, top in zip(rates[name], peak, strict=True)]) for name in sides
+        },
+        "best_of_timm": best_of_timm,
+        "ratios": {
+            peer: spread([ours / theirs for ours, theirs in zip(rates["hemafast"], rates[peer], strict=True)])
+            for peer in sides[1:]
+        },
+        "matrix_product_flops": spread(peak),
+        "memory_copy_bytes": spread([2 * _COPIED * rate for rate in rates["memory copy"]]),
+    }
+
+
+def training_flops(model: str, image_size: int) -> int:
+    """FLOPs of forward and backward for one image: three times the forward's, as each product has two gradients."""
+    import timm
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    network = timm.create_model(model, num_classes=11).eval()
+    with torch.inference_mode(), FlopCounterMode(display=False) as counter:
+        network(torch.zeros(1, 3, image_size, image_size))
+    return int(3 * counter.get_total_flops())
+
+
+def main(
+    data: Annotated[Path, typer.Option(help="Prepared data set of real images.")] = Path("Source/prepared"),
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write everything measured to this file.")] = None,
+    model: Annotated[
+        list[str] | None, typer.Option(help="Networks to race; may be repeated.", show_default=", ".join(MODELS))
+    ] = None,
+    batch_size: Annotated[int, typer.Option(help="Images a step.")] = 32,
+    rounds: Annotated[int, typer.Option(min=3, help="Measurements of each side.")] = 5,
+    seconds: Annotated[float, typer.Option(help="Least length of a measurement.")] = 15.0,
+) -> None:
+    """Race training steps; about nine minutes a network on two cores."""
+    machine = choose_machine(device="cpu", amp="off", compiled="off")
+    results: dict[str, Any] = {
+        "command": f"python benchmarks/train_step.py --batch-size {batch_size} --rounds {rounds} --seconds {seconds:g}",
+        "machine": machine.facts,
+        "image_size": 224,
+        "batch_size": batch_size,
+        "precision": "fp32",
+        "models": {},
+    }
+    for name in model or MODELS:
+        bench = Bench(data=data, model=name, batch_size=batch_size, device="cpu", amp="off")
+        results["models"][name] = summary(name, bench.image_size, race(bench, rounds, seconds))
+    text = json.dumps(results, indent=2) + "\n"
+    if json_file is not None:
+        json_file.parent.mkdir(parents=True, exist_ok=True)
+        json_file.write_text(text, encoding="utf-8")
+    typer.echo(text)
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,128 @@
+"""The learning rate range test: let the rate grow step by step, and see where the loss falls and where it breaks out.
+
+Smith, "Cyclical Learning Rates for Training Neural Networks" (arXiv 1506.01186), section 3.3, with the rate growing
+by a constant factor.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from hemafast.config import TrainConfig
+from hemafast.data.loader import Batch
+from hemafast.engine.run import Run, set_up
+from hemafast.engine.step import Totals, seed_batch
+from hemafast.errors import HemafastError
+from hemafast.pictures import DOMAIN_COLOURS, TRAIN_COLOUR, VAL_COLOUR, save, subplots
+
+_MEMORY = 0.9  # of the moving average over the losses: one batch says little
+_BROKEN = 3.0  # times the lowest loss: from here on it only gets worse
+_EDGE = 5  # steps at either end of the curve whose slope is noise
+
+
+@dataclass(frozen=True, slots=True)
+class RateCurve:
+    """The loss while the learning rate grew."""
+
+    rates: npt.NDArray[np.float64]
+    losses: npt.NDArray[np.float64]
+    """Of each batch, before its update."""
+
+    @property
+    def smoothed(self) -> npt.NDArray[np.float64]:
+        """Moving average of the losses, free of the bias of its beginning."""
+        averages, average = [], 0.0
+        for step, loss in enumerate(self.losses, start=1):
+            average = _MEMORY * average + (1 - _MEMORY) * float(loss)
+            averages.append(average / (1 - _MEMORY**step))
+        return np.array(averages)
+
+    @property
+    def steepest(self) -> float:
+        """The rate at which the loss falls fastest, a cautious choice."""
+        slopes = np.gradient(self.smoothed, np.log(self.rates))
+        inner = slice(_EDGE, int(self.smoothed.argmin()) + 1)
+        return float(self.rates[inner][slopes[inner].argmin()]) if slopes[inner].size else float(self.rates[0])
+
+    @property
+    def suggestion(self) -> float:
+        """A tenth of the rate with the lowest loss: a peak for one cycle."""
+        return float(self.rates[self.smoothed.argmin()] / 10)
+
+
+def find_rate(
+    config: TrainConfig,
+    *,
+    first: float = 1e-6,
+    last: float = 1.0,
+    steps: int = 100,
+    on_step: Callable[[int, int], None] = lambda done, total: None,
+) -> RateCurve:
+    """Train for `steps` updates at rates from `first` to `last`; ends early once the loss has broken out.
+
+    Nothing of the training is kept. Raises HemafastError for a range that is none, or if no update was possible.
+    """
+    if not 0 < first < last or steps < 2 * _EDGE:
+        raise HemafastError(
+            f"{steps} steps from {first} to {last} are no range.",
+            f"Give rates that rise, and {2 * _EDGE} steps or more.",
+        )
+    run = set_up(replace(config, on_nonfinite="skip"))
+    run.model.train()
+    rates, losses = np.geomspace(first, last, steps), []
+    for step, batch in zip(range(steps), _endless(run), strict=False):
+        totals = Totals(len(run.classes), run.machine.device)
+        run.train_step(batch, float(rates[step]), totals, step=step)
+        if run.train_step.bad.read()[0]:
+            break
+        losses.append(totals.read()[0])
+        on_step(step + 1, steps)
+        if losses[-1] > _BROKEN * min(losses):
+            break
+    if len(losses) < 2 * _EDGE:
+        raise HemafastError(f"The loss broke out within {len(losses)} steps.", "Begin with a lower rate.")
+    return RateCurve(rates[: len(losses)], np.array(losses))
+
+
+def write_curve(curve: RateCurve, folder: Path) -> Path:
+    """Write lr_find.csv and lr_find.png into `folder`. Returns the picture."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lr_find.csv").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["lr", "loss", "smoothed_loss"])
+        writer.writerows(zip(curve.rates, curve.losses, curve.smoothed, strict=True))
+    picture = folder / "lr_find.png"
+    save(draw_curve(curve), picture)
+    return picture
+
+
+def draw_curve(curve: RateCurve) -> Any:
+    """Loss over learning rate, with the suggestion marked."""
+    figure, (axes,) = subplots(1, width=7, height=4.5, columns=1)
+    axes.plot(curve.rates, curve.losses, color="0.8", linewidth=1, label="each batch")
+    axes.plot(curve.rates, curve.smoothed, color=TRAIN_COLOUR, linewidth=2, label="smoothed")
+    for rate, name, colour in (
+        (curve.suggestion, "suggested peak", VAL_COLOUR),
+        (curve.steepest, "steepest fall", DOMAIN_COLOURS[0]),
+    ):
+        axes.axvline(rate, color=colour, linestyle="--", label=f"{name}: {rate:.1e}")
+    axes.set(xscale="log", xlabel="learning rate", ylabel="training loss")
+    low, high = curve.smoothed.min(), curve.smoothed[0]
+    axes.set_ylim(max(0.0, low - 0.2 * (high - low)), high + 0.8 * (high - low) + 0.1)
+    axes.legend()
+    return figure
+
+
+def _endless(run: Run) -> Iterator[Batch]:
+    for epoch in count():
+        for number, batch in enumerate(run.train_batches.epoch(epoch)):
+            seed_batch(run.config.seed, 0, epoch, number)
+            yield batch
