@@ -1,4 +1,4 @@
-"""A whole run beside its training step alone: what data, validation, checkpoints and logs cost, and how long a start is.
+"""A whole run beside its training step alone: what data, validation, checkpoints and logs cost, and how a run starts.
 
     python benchmarks/end_to_end.py --data Source/prepared --json benchmarks/results/end_to_end.json
 

@@ -6,6 +6,7 @@ python tools/render_readme.py --check   # exit 1 if a README is out of date
 
 from __future__ import annotations
 
+import inspect
 import json
 import re
 import sys
@@ -15,6 +16,7 @@ from typing import Any
 
 from hemafast.data import augment
 from hemafast.prepare.verify import POLICIES
+from hemafast.presets import PRESETS
 from hemafast.tables import spread
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "benchmarks"))
@@ -22,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "benchmarks"))
 import loaders  # a script beside the package, not a part of it
 
 ROOT = Path(__file__).resolve().parent.parent
-READMES = tuple(ROOT / folder / "README.md" for folder in (".", "hemafast/prepare", "hemafast/data"))
+READMES = tuple(ROOT / folder / "README.md" for folder in (".", "hemafast/prepare", "hemafast/data", "hemafast/engine"))
 RESULTS = ROOT / "benchmarks" / "results"
 
 FULL = {"Acevedo_20": 14_291, "Matek_19": 18_321}
@@ -339,7 +341,71 @@ def field_of_view_table(result: dict[str, Any]) -> str:
     )
 
 
-TABLES_OF_CODE: dict[str, Callable[[], str]] = {"policies": policies_table, "augmentation": augmentation_table}
+def presets_table() -> str:
+    """What the docstrings of the presets say."""
+    rows = []
+    for name, preset in PRESETS.items():
+        first, _, rest = inspect.cleandoc(preset.__doc__ or "").partition("\n")
+        lines = dict(line.split(": ", 1) for line in rest.strip().splitlines())
+        rows.append(f"| `{name}` | {first} | {lines['Time']} | {lines['Score']} |")
+    return "\n".join(["| preset | what it is | time | macro-F1 |", "|---|---|---|---|", *rows])
+
+
+def train_step_table(result: dict[str, Any]) -> str:
+    """Training steps of every side, network by network."""
+    rows = []
+    for model, found in result["models"].items():
+        for side, rate in found["images_per_second"].items():
+            ratio = found["ratios"].get(side)
+            share = found["share_of_matrix_product"][side]["median"]
+            beside = f"**{ratio['median']:.2f}x** ({ratio['min']:.2f} to {ratio['max']:.2f})" if ratio else ""
+            per_cpu = found["images_per_cpu_second"][side]
+            rows.append(f"| {model} | {side} | {spread(rate)} | {spread(per_cpu)} | {share:.0%} | {beside} |")
+    return "\n".join(
+        [
+            "| network | training step of | images/s | images per CPU-second | of the matrix product | hemafast against it |",
+            "|---|---|---|---|---|---|",
+            *rows,
+            "",
+            f"`{result['command']}`, {result['precision']}, {result['image_size']} px, equal maths, in turn, median (min to "
+            f"max); the share is that of the FLOP/s of a large matrix product in the same minutes. "
+            f"{_machine(result['machine'])}.",
+        ]
+    )
+
+
+def end_to_end_table(result: dict[str, Any]) -> str:
+    """What a whole epoch reaches of its bare steps."""
+    found, images = result["summary"], result["images"]
+    said = {
+        "training within the run, of the bare training step": _percent(found["training_share"]),
+        "whole epoch (data, training, validation, checkpoints, logs), of the bare steps": _percent(
+            found["whole_share"]
+        ),
+        "of the time of training: waiting for data": _percent(found["data_wait_share"]),
+        "seconds from the start of the process to the end of its first step": spread(found["first_step_seconds"]),
+    }
+    return "\n".join(
+        [
+            "| | median (min to max) |",
+            "|---|---|",
+            *(f"| {name} | {value} |" for name, value in said.items()),
+            "",
+            f"`{result['command']}`, {result['image_size']} px, batch {result['batch_size']}, {images['train']} training "
+            f"and {images['val']} validation images of {' and '.join(result['domains'])}. {_machine(result['machine'])}.",
+        ]
+    )
+
+
+def _percent(found: dict[str, float]) -> str:
+    return f"{found['median']:.1%} ({found['min']:.1%} to {found['max']:.1%})"
+
+
+TABLES_OF_CODE: dict[str, Callable[[], str]] = {
+    "policies": policies_table,
+    "augmentation": augmentation_table,
+    "presets": presets_table,
+}
 TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "loaders": loaders_table,
     "loaders_short": loaders_short_table,
@@ -347,6 +413,8 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "bench": bench_table,
     "prepare": prepare_table,
     "field_of_view": field_of_view_table,
+    "train_step": train_step_table,
+    "end_to_end": end_to_end_table,
 }
 
 

@@ -10,6 +10,7 @@ from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, log_loss
 
 from hemafast.config import PrepareConfig, checked
 from hemafast.engine.checkpoint import load_best
+from hemafast.engine.journal import read_rows
 from hemafast.errors import HemafastError
 from hemafast.evaluate.evaluate import evaluate_run, read_metrics
 from hemafast.prepare.build import prepare
@@ -68,6 +69,16 @@ def test_the_metrics_name_model_data_and_training(scored, dataset):
     assert metrics["training"]["epochs"] == 3
     assert metrics["training"]["total_seconds"] > metrics["training"]["train_seconds"] > 0
     assert metrics["warnings"] == []
+
+
+def test_times_and_rate_are_those_of_the_training_log(scored):
+    training, rows = read_metrics(scored)["training"], read_rows(scored)
+    train, val = ([row for row in rows if row["phase"] == phase] for phase in ("train", "val"))
+    assert training["train_seconds"] == pytest.approx(sum(row["seconds"] for row in train))
+    assert training["total_seconds"] == pytest.approx(sum(row["seconds"] for row in train + val))
+    assert training["train_images_per_second"] == pytest.approx(
+        3 / sum(1 / row["images_per_second"] for row in train)  # the same images in each of the three epochs
+    )
 
 
 def test_evaluating_twice_writes_the_same_bytes(run):

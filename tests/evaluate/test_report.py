@@ -11,8 +11,9 @@ from PIL import Image
 
 from hemafast.config import PrepareConfig
 from hemafast.errors import HemafastError
+from hemafast.evaluate import plots
 from hemafast.evaluate.evaluate import evaluate_run, read_metrics
-from hemafast.evaluate.plots import plot_confusions
+from hemafast.evaluate.plots import plot_confusions, plot_curves
 from hemafast.evaluate.report import write_report
 from hemafast.prepare.build import prepare
 
@@ -128,6 +129,26 @@ def test_metrics_of_another_program_are_refused(run):
     (run / "metrics.json").write_text(json.dumps({"accuracy": 1}), encoding="utf-8")
     with pytest.raises(HemafastError):
         write_report(run)
+
+
+def test_the_curves_are_those_of_the_log_phase_by_phase_with_gaps_where_nothing_was_measured(monkeypatch):
+    rows = [
+        {"epoch": 1, "phase": "train", "loss": 4.0, "f1_macro": 0.1, "lr": 0.5},
+        {"epoch": 2, "phase": "train", "loss": 3.0, "f1_macro": 0.2},
+        {"epoch": 2, "phase": "val", "loss": 5.0, "f1_macro": 0.3, "f1_macro_Matek_19": 0.4},
+    ]
+    figures = []
+    monkeypatch.setattr(plots, "save", lambda figure, target: figures.append(figure))
+    plot_curves(io.BytesIO(), rows)
+    drawn = [
+        {line.get_label(): (list(line.get_xdata()), list(line.get_ydata())) for line in axis.lines}
+        for axis in figures[0].axes
+    ]
+    assert drawn[0] == {"training": ([1, 2], [4.0, 3.0]), "validation": ([2], [5.0])}
+    assert drawn[1] == {"training": ([1, 2], [0.1, 0.2]), "validation": ([2], [0.3]), "Matek_19": ([2], [0.4])}
+    ((epochs, rates),) = drawn[2].values()
+    assert epochs == [1, 2]
+    assert np.array_equal(rates, [0.5, np.nan], equal_nan=True)
 
 
 @pytest.mark.parametrize("name", ["größe", "a $ b", "<b>&amp;", "", "$\\frac$"])
