@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import typer
 from rich.console import Console
@@ -36,12 +36,15 @@ Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on 
 Data = Annotated[Path, typer.Option(help="Prepared data set.")]
 
 
-def _changes(text: str) -> Any:
-    """A training option that changes one thing about the policy."""
-    return typer.Option(help=text, show_default="the policy's own", rich_help_panel="Changes to the policy")
+def _changes(text: str, **more: Any) -> Any:
+    """An option that changes one thing about the policy."""
+    return typer.Option(help=text, rich_help_panel="Changes to the policy, which else are its own", **more)
 
 
-CropArea = Annotated[tuple[float, float] | None, _changes("Least and largest share of the square to cut out.")]
+CropArea = Annotated[
+    tuple[float, float] | None,
+    _changes("Least and largest share of the square to cut out, as 0.5 1.", metavar="SHARE SHARE"),
+]
 Zoom = Annotated[float | None, _changes("How much the window may grow or shrink, as 0.1.")]
 Symmetry = Annotated[config.Symmetry | None, _changes("Mirror, or all eight flips and quarter turns.")]
 Rotation = Annotated[float | None, _changes("Largest angle in degrees.")]
@@ -72,20 +75,44 @@ def _exit(message: str, code: int) -> None:
     sys.exit(code)
 
 
-def _by_preset(field: str) -> str:
-    """The default of a training option under each preset, for its help."""
+def _by_preset(field: str, none: str) -> str:
+    """The default of a training option, and what presets make of it; `none` stands for None."""
     plain = getattr(_TRAIN_DEFAULTS, field)
-    others = {name: preset()[field] for name, preset in PRESETS.items() if preset().get(field, plain) != plain}
-    return "; ".join([str(plain), *(f"{name}: {value}" for name, value in others.items())])
+    presets: dict[Any, list[str]] = {plain: []}
+    for name, preset in PRESETS.items():
+        presets.setdefault(preset().get(field, plain), []).append(name)
+    del presets[plain]
+    return "; ".join([_typed(plain, none), *(f"{', '.join(presets[value])}: {value}" for value in presets)])
 
 
-def _trains(field: str, text: str, name: str | None = None, **more: Any) -> Any:
-    """A training option whose default comes from the preset."""
-    return typer.Option(*([name] if name else []), help=text, **{"show_default": _by_preset(field), **more})
+def _typed(value: Any, none: str) -> str:
+    """A value as a user would type it."""
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    return none if value is None else " ".join(value) if isinstance(value, tuple) else str(value)
 
 
+def _trains(field: str, text: str, name: str | None = None, *, none: str = "off", **more: Any) -> Any:
+    """A training option whose default comes from the preset; `none` says what None means."""
+    # Not typer's own [default: ...], which takes a line for itself.
+    text = f"{text} [{_by_preset(field, none)}]"
+    return typer.Option(*([name] if name else []), help=text, show_default=False, **more)
+
+
+def _names(kind: Any) -> str:
+    """The values of a Literal, `auto` at the end."""
+    return ", ".join(sorted(get_args(kind), key=lambda name: name == "auto"))
+
+
+def _presets() -> str:
+    """A list of all presets with the first line of what they say of themselves."""
+    return "".join(f"\n- {name}: {(preset.__doc__ or '').partition('.')[0]}." for name, preset in PRESETS.items())
+
+
+_LEARNS = "How it learns"
 _model = partial(_trains, rich_help_panel="The network")
-_learns = partial(_trains, rich_help_panel="How it learns")
+_learns = partial(_trains, rich_help_panel=_LEARNS)
+_images = partial(_trains, rich_help_panel="The images it learns from")
 _runs = partial(_trains, rich_help_panel="How it runs")
 _OWN = "the model's own"
 
@@ -325,83 +352,99 @@ def augment_preview(
     epilog="Examples: `hemafast train --preset quick`, "
     "`hemafast train --model efficientnet_b0 --onecycle`, "
     "`hemafast train --resume runs/NAME --epochs 50`, "
-    "`torchrun --nproc-per-node 4 -m hemafast train`"
+    "`torchrun --nproc-per-node 4 -m hemafast train`",
 )
 def train(
     preset: Annotated[
         str | None,
-        typer.Option(
-            help=f"Settings to start from: {', '.join(PRESETS)}.", show_default=_TRAIN_DEFAULTS.preset, metavar="NAME"
-        ),
+        typer.Option(help=f"Settings to start from. [{_TRAIN_DEFAULTS.preset}]{_presets()}", metavar="NAME"),
     ] = None,
     config_file: Annotated[
         Path | None,
         typer.Option("--config", help="Settings file on top of the preset: TOML, or the config.json of a run."),
     ] = None,
     data: Annotated[Path | None, _trains("data", "Prepared data set.")] = None,
-    fold: Annotated[
-        int | None, typer.Option(help="Fold that validates, of data prepared in folds.", show_default="fold 0")
-    ] = None,
-    output: Annotated[Path | None, _trains("output", "Folder for the run folder.")] = None,
+    fold: Annotated[int | None, _trains("fold", "Fold that validates, of data prepared in folds.", none="0")] = None,
+    output: Annotated[Path | None, _trains("output", "Folder in which the run folder is made.")] = None,
     seed: Annotated[int | None, _trains("seed", "Seed of weights, order, augmentation and dropout.")] = None,
-    epochs: Annotated[int | None, _trains("epochs", "Passes over the training images.")] = None,
-    batch_size: Annotated[
-        str | None,
-        _trains(
-            "batch_size", "Images a process works on at once; auto tries what fits or is fastest.", metavar="N|auto"
-        ),
-    ] = None,
-    accumulate: Annotated[int | None, _trains("accumulate", "Batches that make one update.")] = None,
-    image_size: Annotated[int | None, _trains("image_size", "Side in pixels of what the network sees.")] = None,
-    input: Annotated[
-        config.Input | None, _trains("input", "Where pixels come from; auto takes the first that fits into memory.")
-    ] = None,
-    sampler: Annotated[
-        str | None,
-        _trains(
-            "sampler", "How often images come: natural, balanced, or mixed:SHARE as mixed:0.66.", metavar="SAMPLER"
-        ),
-    ] = None,
     model: Annotated[str | None, _model("model", "Any timm image model.")] = None,
     pretrained: Annotated[
         config.Pretrained | None, _model("pretrained", "Pretrained weights: if they can be had, always, never.")
     ] = None,
-    weights: Annotated[Path | None, _model("weights", "Weights file to start from.")] = None,
-    dropout: Annotated[float | None, _model("dropout", "Dropout before the classifier.", show_default=_OWN)] = None,
-    drop_path: Annotated[float | None, _model("drop_path", "Stochastic depth.", show_default=_OWN)] = None,
+    weights: Annotated[
+        Path | None, _model("weights", "Weights file to start from, in place of those.", none="none")
+    ] = None,
+    image_size: Annotated[int | None, _model("image_size", "Side in pixels of what the network sees.")] = None,
+    dropout: Annotated[float | None, _model("dropout", "Dropout before the classifier.", none=_OWN)] = None,
+    drop_path: Annotated[float | None, _model("drop_path", "Stochastic depth.", none=_OWN)] = None,
     freeze_norm: Annotated[
         bool | None, _model("freeze_norm", "Leave batch norm as pretrained.", "--freeze-norm/--no-freeze-norm")
     ] = None,
     freeze_stages: Annotated[int | None, _model("freeze_stages", "Stages that do not learn, from the stem on.")] = None,
+    epochs: Annotated[int | None, _learns("epochs", "Passes over the training images.")] = None,
+    batch_size: Annotated[
+        str | None,
+        _learns(
+            "batch_size", "Images a process works on at once; auto tries what fits or is fastest.", metavar="N|auto"
+        ),
+    ] = None,
+    accumulate: Annotated[int | None, _learns("accumulate", "Batches that make one update.")] = None,
     lr: Annotated[float | None, _learns("lr", "Learning rate; the peak of it under a schedule.")] = None,
-    schedule: Annotated[config.ScheduleName | None, _learns("schedule", "How the learning rate goes.")] = None,
+    schedule: Annotated[
+        config.ScheduleName | None,
+        _learns("schedule", f"How the learning rate goes: {_names(config.ScheduleName)}.", metavar="NAME"),
+    ] = None,
     onecycle: Annotated[
-        bool | None, _learns("schedule", "Short for --schedule onecycle.", "--onecycle/--no-onecycle", show_default="")
+        bool | None,
+        typer.Option(
+            "--onecycle/--no-onecycle", help="Short for --schedule onecycle, or constant.", rich_help_panel=_LEARNS
+        ),
     ] = None,
     warmup: Annotated[
-        float | None, _learns("warmup", "Share of the steps that the rate rises.", show_default="the schedule's own")
+        float | None, _learns("warmup", "Share of the steps that the rate rises.", none="the schedule's own")
     ] = None,
     weight_decay: Annotated[float | None, _learns("weight_decay", "Of AdamW; norms and biases have none.")] = None,
     layer_decay: Annotated[
-        float | None, _learns("layer_decay", "Each layer learns at this share of the one above.", show_default="none")
+        float | None, _learns("layer_decay", "Each layer learns at this share of the rate of the one above.")
     ] = None,
-    clip_grad: Annotated[
-        float | None, _learns("clip_grad", "Largest norm of the gradients.", show_default="none")
+    clip_grad: Annotated[float | None, _learns("clip_grad", "Largest norm of the gradients.")] = None,
+    ema: Annotated[float | None, _learns("ema", "Validate averaged weights, with this decay as 0.999.")] = None,
+    loss: Annotated[
+        config.LossName | None,
+        _learns("loss", f"What is minimised: {_names(config.LossName)}.", metavar="NAME"),
     ] = None,
-    ema: Annotated[float | None, _learns("ema", "Decay of averaged weights, as 0.999.", show_default="none")] = None,
-    loss: Annotated[config.LossName | None, _learns("loss", "What is minimised.")] = None,
     weighted_loss: Annotated[
         bool | None,
-        _learns("loss", "Short for --loss weighted.", "--weighted-loss/--no-weighted-loss", show_default=""),
+        typer.Option(
+            "--weighted-loss/--no-weighted-loss",
+            help="Short for --loss weighted, or cross-entropy.",
+            rich_help_panel=_LEARNS,
+        ),
     ] = None,
     focal_gamma: Annotated[float | None, _learns("focal_gamma", "Of --loss focal.")] = None,
     logit_tau: Annotated[float | None, _learns("logit_tau", "Of --loss logit-adjusted.")] = None,
-    label_smoothing: Annotated[float | None, _learns("label_smoothing", "Share spread over all classes.")] = None,
-    mixup: Annotated[float | None, _learns("mixup", "Alpha of blending pairs of images; 0 blends none.")] = None,
-    cutmix: Annotated[float | None, _learns("cutmix", "Alpha of swapping rectangles; 0 swaps none.")] = None,
+    label_smoothing: Annotated[
+        float | None, _learns("label_smoothing", "Share of the target spread over all classes.")
+    ] = None,
+    input: Annotated[
+        config.Input | None,
+        _images(
+            "input",
+            f"Where pixels come from: {_names(config.Input)}, which takes the first that fits.",
+            metavar="NAME",
+        ),
+    ] = None,
+    sampler: Annotated[
+        str | None,
+        _images("sampler", "Classes as often as they are (natural), balanced, or mixed:SHARE of both.", metavar="NAME"),
+    ] = None,
+    mixup: Annotated[float | None, _images("mixup", "Alpha of blending pairs of images; 0 blends none.")] = None,
+    cutmix: Annotated[float | None, _images("cutmix", "Alpha of swapping rectangles; 0 swaps none.")] = None,
     policy: Annotated[
         config.PolicyName | None,
-        _trains("policy", "Augmentation of the training images; `hemafast augment-preview` shows it."),
+        _images(
+            "policy", f"Augmentation: {_names(config.PolicyName)}; `hemafast augment-preview` shows it.", metavar="NAME"
+        ),
     ] = None,
     crop_area: CropArea = None,
     zoom: Zoom = None,
@@ -413,10 +456,15 @@ def train(
     erase: Erase = None,
     device: Annotated[config.Device | None, _runs("device", "Where the model runs.")] = None,
     amp: Annotated[config.Amp | None, _runs("amp", "Autocast precision.")] = None,
-    compile: Annotated[config.Compile | None, _runs("compile", "torch.compile.")] = None,
-    compile_mode: Annotated[config.CompileMode | None, _runs("compile_mode", "What it optimises for.")] = None,
+    compile: Annotated[
+        config.Compile | None, _runs("compile", "torch.compile; auto tries it where the run is long enough.")
+    ] = None,
+    compile_mode: Annotated[
+        config.CompileMode | None,
+        _runs("compile_mode", f"What it optimises for: {_names(config.CompileMode)}.", metavar="MODE"),
+    ] = None,
     threads: Annotated[
-        int | None, _runs("threads", "Threads of the input pipeline.", show_default="chosen for the machine")
+        int | None, _runs("threads", "Threads of the input pipeline.", none="chosen for the machine")
     ] = None,
     sync_norm: Annotated[
         bool | None, _runs("sync_norm", "Batch norm over all processes (CUDA).", "--sync-norm/--no-sync-norm")
@@ -424,31 +472,31 @@ def train(
     save_every: Annotated[float | None, _runs("save_every", "Minutes between checkpoints within an epoch.")] = None,
     keep: Annotated[int | None, _runs("keep", "Checkpoints to keep.")] = None,
     on_nonfinite: Annotated[
-        config.OnNonfinite | None, _runs("on_nonfinite", "What a loss or gradient that is not finite does.")
+        config.OnNonfinite | None,
+        _runs("on_nonfinite", "What a loss or gradient that is not finite does: stop the run, or skip the update."),
     ] = None,
     nonfinite_budget: Annotated[
-        int | None, _runs("nonfinite_budget", "Updates that may be left out before the run stops all the same.")
+        int | None, _runs("nonfinite_budget", "Updates that may be skipped before the run stops all the same.")
     ] = None,
     track: Annotated[
         list[str] | None,
         _runs(
             "track",
-            "Where measurements go: tensorboard, wandb, mlflow, trackio; may be repeated.",
+            f"Where measurements go: {_names(config.TrackerName)}; may be repeated.",
             metavar="NAME",
-            show_default="tensorboard",
         ),
     ] = None,
     resume: Annotated[
         str | None,
         typer.Option(
             metavar="RUN|auto",
-            help="Run folder to go on with; auto: the newest run of these very settings, or a new one.",
+            help="Run folder to go on with; auto: the newest run of these very settings, or else a new one.",
             rich_help_panel="Going on",
         ),
     ] = None,
     allow_changes: Annotated[
         bool,
-        typer.Option("--allow-changes", help="Let --resume take over changed settings.", rich_help_panel="Going on"),
+        typer.Option("--allow-changes", help="Let --resume RUN change what is learned.", rich_help_panel="Going on"),
     ] = False,
     as_json: Json = False,
     verbose: Verbose = False,
@@ -457,6 +505,9 @@ def train(
     """Train a classifier, evaluate its best epoch and write a report.
 
     Stops at its next step on Ctrl-C, SIGTERM or SIGUSR1, saves, and exits with 130, 143 or 138.
+
+    Any option goes before the file of --config, and that before the preset. Brackets hold the default, and what presets
+    set instead.
     """
     asked = {
         "data": data,
@@ -464,7 +515,7 @@ def train(
         "output": output,
         "seed": seed,
         "epochs": epochs,
-        "batch_size": int(batch_size) if batch_size and batch_size.isdigit() else batch_size,
+        "batch_size": batch_size,
         "accumulate": accumulate,
         "image_size": image_size,
         "input": input,
@@ -477,13 +528,13 @@ def train(
         "freeze_norm": freeze_norm,
         "freeze_stages": freeze_stages,
         "lr": lr,
-        "schedule": _short_for("--onecycle", onecycle, "onecycle", "constant", schedule),
+        "schedule": _long_form("onecycle", onecycle, ("onecycle", "constant"), "schedule", schedule),
         "warmup": warmup,
         "weight_decay": weight_decay,
         "layer_decay": layer_decay,
         "clip_grad": clip_grad,
         "ema": ema,
-        "loss": _short_for("--weighted-loss", weighted_loss, "weighted", "cross-entropy", loss),
+        "loss": _long_form("weighted-loss", weighted_loss, ("weighted", "cross-entropy"), "loss", loss),
         "focal_gamma": focal_gamma,
         "logit_tau": logit_tau,
         "label_smoothing": label_smoothing,
@@ -671,13 +722,17 @@ def _evaluate(folder: Path, data: Path | None, device: config.Device, *, as_json
     results.print(f"run folder  {folder}\nreport      {report}", highlight=False, soft_wrap=True)
 
 
-def _short_for(option: str, given: bool | None, on: str, off: str, name: str | None) -> str | None:
-    """What `option` is short for, unless the long form says the same or something else."""
+def _long_form(short: str, given: bool | None, means: tuple[str, str], option: str, name: str | None) -> str | None:
+    """The name that `option` gets, by itself or by its short form, which `means` one name or with --no- another.
+
+    Raises HemafastError if both are given and disagree.
+    """
     if given is None:
         return name
-    value = on if given else off
+    value = means[0] if given else means[1]
     if name not in (None, value):
-        raise HemafastError(f"{option} and {name!r} exclude each other.", "Give one of them.")
+        said = f"--{short}" if given else f"--no-{short}"
+        raise HemafastError(f"{said} and --{option} {name} exclude each other.", "Give one of them.")
     return value
 
 
@@ -688,7 +743,11 @@ def _console(*, verbose: bool, quiet: bool) -> Console:
     console = _wide_console(stderr=True, quiet=quiet)
     level = logging.DEBUG if verbose else logging.WARNING if quiet else logging.INFO
     handler = RichHandler(
-        console=_wide_console(stderr=True), show_path=verbose, show_time=verbose, rich_tracebacks=True, highlighter=None
+        console=_wide_console(stderr=True) if quiet else console,
+        show_path=verbose,
+        show_time=verbose,
+        rich_tracebacks=True,
+        highlighter=None,
     )
     handler.setLevel(level)  # on the handler: train.log hears everything however quiet the terminal is
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler], force=True)

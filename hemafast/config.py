@@ -9,6 +9,7 @@ import json
 import re
 import tomllib
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
@@ -231,21 +232,38 @@ def train_config(preset: str | None = None, file: Path | None = None, **asked: A
     from hemafast.presets import named_preset
 
     stored = read_settings(file) if file is not None else {}
-    name = preset or str(stored.get("preset", TrainConfig.preset))
+    name = preset or stored.get("preset", TrainConfig.preset)
     given = {name: value for name, value in asked.items() if value is not None}
     return checked(TrainConfig, {**named_preset(name), **stored, "preset": name, **given})
 
 
 def read_settings(file: Path) -> dict[str, Any]:
-    """The fields that a settings file names. Raises HemafastError if it is no JSON or TOML table."""
+    """The fields of TrainConfig that a settings file names.
+
+    Raises HemafastError if it is no JSON or TOML table, or one of its fields is unknown or does not fit.
+    """
     try:
         text = file.read_text(encoding="utf-8")
         fields = tomllib.loads(text) if file.suffix == ".toml" else json.loads(text)
     except (OSError, ValueError) as error:
         raise HemafastError(f"{file} cannot be read ({error}).", "Give JSON, or TOML in a file named .toml.") from error
     if not isinstance(fields, dict):
-        raise HemafastError(f"{file} holds no table of settings.", "Write one `name = value` a line, or a JSON object.")
+        raise HemafastError(f"{file} holds no table of settings.", "Write a JSON object, or `name = value` a line.")
+    _refuse_unknown(file, fields)
+    try:
+        checked(TrainConfig, fields)
+    except HemafastError as error:
+        raise HemafastError(f"{file}: {error.problem}", error.remedy) from error
     return fields
+
+
+def _refuse_unknown(file: Path, fields: dict[str, Any]) -> None:
+    known = TrainConfig.__dataclass_fields__
+    for name in fields:
+        if name not in known:
+            close = get_close_matches(name.replace("-", "_"), known, n=1)
+            remedy = f"Did you mean {close[0]}?" if close else "Options of `hemafast train` are, with _ for -."
+            raise HemafastError(f"{file}: {name} is no setting.", remedy)
 
 
 def balanced_share(sampler: str) -> float:
@@ -281,9 +299,20 @@ def checked(kind: type[Settings], fields: dict[str, Any]) -> Settings:
         settings: Settings = _adapter(kind).validate_python(fields)
     except ValidationError as error:
         first = error.errors()[0]
-        name = ".".join(str(part) for part in first["loc"] if not str(part).startswith(_UNION_TAGS))
-        raise HemafastError(f"{name} = {first['input']!r}: {first['msg']}.", "Correct it and try again.") from error
+        name = _name_of(first["loc"])
+        said = [found["msg"] for found in error.errors() if _name_of(found["loc"]) == name]
+        raise HemafastError(f"{name} = {first['input']!r}: {_either(said)}.", "Correct it and try again.") from error
     return settings
+
+
+def _name_of(place: tuple[int | str, ...]) -> str:
+    return ".".join(str(part) for part in place if not str(part).startswith(_UNION_TAGS))
+
+
+def _either(said: list[str]) -> str:
+    """What pydantic says of a value, in one sentence where it fits none of several allowed types."""
+    first, *others = (text.partition(", unable")[0] for text in said)
+    return " or ".join([first, *(text.removeprefix("Input should be ") for text in others)])
 
 
 def to_json(settings: PrepareConfig | TrainConfig) -> str:

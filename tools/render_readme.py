@@ -363,12 +363,12 @@ def train_step_table(result: dict[str, Any]) -> str:
             rows.append(f"| {model} | {side} | {spread(rate)} | {spread(per_cpu)} | {share:.0%} | {beside} |")
     return "\n".join(
         [
-            "| network | training step of | images/s | images per CPU-second | of the matrix product | hemafast against it |",
+            "| network | step of | images/s | images per CPU-second | of the matrix product | hemafast against it |",
             "|---|---|---|---|---|---|",
             *rows,
             "",
-            f"`{result['command']}`, {result['precision']}, {result['image_size']} px, equal maths, in turn, median (min to "
-            f"max); the share is that of the FLOP/s of a large matrix product in the same minutes. "
+            f"`{result['command']}`, {result['precision']}, {result['image_size']} px, equal maths, in turn, median "
+            f"(min to max); the share is that of the FLOP/s of a large matrix product in the same minutes. "
             f"{_machine(result['machine'])}.",
         ]
     )
@@ -378,11 +378,11 @@ def end_to_end_table(result: dict[str, Any]) -> str:
     """What a whole epoch reaches of its bare steps."""
     found, images = result["summary"], result["images"]
     said = {
-        "training within the run, of the bare training step": _percent(found["training_share"]),
-        "whole epoch (data, training, validation, checkpoints, logs), of the bare steps": _percent(
+        "training within the run, of the bare training step": _percentages(found["training_share"]),
+        "whole epoch (data, training, validation, checkpoints, logs), of the bare steps": _percentages(
             found["whole_share"]
         ),
-        "of the time of training: waiting for data": _percent(found["data_wait_share"]),
+        "of the time of training: waiting for data": _percentages(found["data_wait_share"]),
         "seconds from the start of the process to the end of its first step": spread(found["first_step_seconds"]),
     }
     return "\n".join(
@@ -391,13 +391,14 @@ def end_to_end_table(result: dict[str, Any]) -> str:
             "|---|---|",
             *(f"| {name} | {value} |" for name, value in said.items()),
             "",
-            f"`{result['command']}`, {result['image_size']} px, batch {result['batch_size']}, {images['train']} training "
-            f"and {images['val']} validation images of {' and '.join(result['domains'])}. {_machine(result['machine'])}.",
+            f"`{result['command']}`, {result['image_size']} px, batch {result['batch_size']}, {images['train']} "
+            f"training and {images['val']} validation images of {' and '.join(result['domains'])}. "
+            f"{_machine(result['machine'])}.",
         ]
     )
 
 
-def _percent(found: dict[str, float]) -> str:
+def _percentages(found: dict[str, float]) -> str:
     return f"{found['median']:.1%} ({found['min']:.1%} to {found['max']:.1%})"
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from hemafast.config import Device
@@ -75,13 +75,16 @@ class World:
         self.gather(None)
 
     def vote(self, number: int) -> int:
-        """The highest number that any process gave; of the call before, so that nobody waits for this one."""
+        """The highest number that any process gave; of the call before, so that nobody waits for this one.
+
+        What a call decides is done by all: nobody votes for it again in that very call.
+        """
         if self.alone:
             return number
         from torch import distributed
 
         decided = self._decided()
-        self._vote.fill_(number)
+        self._vote.fill_(0 if decided else number)
         self._pending = distributed.all_reduce(
             self._vote, op=distributed.ReduceOp.MAX, group=self._control, async_op=True
         )
@@ -93,6 +96,14 @@ class World:
         self._pending.wait()
         self._pending = None
         return int(self._vote.numpy()[0])
+
+    def align(self, model: nn.Module) -> None:
+        """Give all processes the first one's buffers: statistics of batch norm are of the images a process has seen."""
+        if not self.alone:
+            from torch import distributed
+
+            for buffer in model.buffers():
+                distributed.broadcast(buffer, src=0)
 
     def share(self, model: nn.Module, device: str) -> nn.Module | None:
         """The model within DistributedDataParallel, which averages gradients over all processes; None if alone."""
@@ -116,10 +127,12 @@ def joined(device: Device, environment: Mapping[str, str] = os.environ) -> Itera
             for name, default in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0), ("LOCAL_WORLD_SIZE", 1))
         )
     except ValueError as error:
-        raise HemafastError(f"RANK and WORLD_SIZE are not torchrun's ({error}).", "Unset them.") from error
+        raise _not_torchruns(error) from error
     if size == 1:
         yield World()
         return
+    if not 0 <= rank < size:
+        raise _not_torchruns(f"rank {rank} of {size}")
     import torch
     from torch import distributed
 
@@ -131,13 +144,24 @@ def joined(device: Device, environment: Mapping[str, str] = os.environ) -> Itera
                 "Start as many with --nproc-per-node as there are GPUs.",
             )
         torch.cuda.set_device(local_rank)
-    distributed.init_process_group("nccl" if on_cuda else "gloo")
+    try:
+        distributed.init_process_group("nccl" if on_cuda else "gloo")
+    except ValueError as error:  # no rank, or no address to meet at
+        raise _not_torchruns(error) from error
     world = World(Process(rank, size), local_rank=local_rank, local_size=local_size)
     try:
         yield world
     finally:
-        world._decided()
+        with suppress(RuntimeError):  # where another process has died; what that leads to here is being raised already
+            world._decided()
         distributed.destroy_process_group()
+
+
+def _not_torchruns(why: object) -> HemafastError:
+    return HemafastError(
+        f"RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT are not torchrun's ({why}).",
+        "Unset them, or start with torchrun.",
+    )
 
 
 def restarted(environment: Mapping[str, str] = os.environ) -> bool:

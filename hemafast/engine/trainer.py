@@ -26,7 +26,7 @@ from hemafast.engine.run import (
     set_up,
 )
 from hemafast.engine.stop import StopFlag
-from hemafast.engine.trackers import open_trackers
+from hemafast.engine.trackers import open_trackers, refuse_missing
 from hemafast.engine.trial import decide
 from hemafast.errors import HemafastError
 
@@ -55,6 +55,7 @@ def train(config: TrainConfig, console: Console, *, go_on: bool = False) -> Path
         config, tried = decide(config, world)
         run = set_up(config, world=world)
         run.machine = run.machine.with_choices(tried)
+        refuse_missing(config.track)
         folder = world.broadcast(_new_folder(config) if world.first else Path())
         return _run(run, folder, console)
 
@@ -142,7 +143,12 @@ def _journal(run: Run, folder: Path, console: Console) -> Journal:
         return SilentJournal()
     first_epoch = run.progress.epochs_done + 1
     trackers = open_trackers(run.config.track, folder, to_plain(run.config), first_epoch=first_epoch)
-    return Journal(folder, console, epochs=run.config.epochs, first_epoch=first_epoch, trackers=trackers)
+    try:
+        return Journal(folder, console, epochs=run.config.epochs, first_epoch=first_epoch, trackers=trackers)
+    except HemafastError:
+        for tracker in trackers:
+            tracker.close()
+        raise
 
 
 def _new_folder(config: TrainConfig) -> Path:

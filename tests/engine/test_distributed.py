@@ -1,0 +1,388 @@
+"""Two processes train as one with batches twice as large; one of them writes, and any of them may die."""
+
+import json
+import logging
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from rich.console import Console
+from torch import nn
+from two_processes import Pair, pair_of_processes, torchrun
+
+from hemafast.config import TrainConfig, to_json
+from hemafast.data.graph import GraphShape
+from hemafast.data.loader import eval_loader
+from hemafast.engine.checkpoint import BEST, LAST, load_best, load_last
+from hemafast.engine.distributed import World, joined, restarted
+from hemafast.engine.journal import CSV, LOG, read_rows
+from hemafast.engine.machine import Machine
+from hemafast.engine.run import _synchronised, set_up
+from hemafast.engine.step import Totals, update_plan
+from hemafast.engine.trainer import resume, train
+from hemafast.engine.validate import validate
+from hemafast.errors import HemafastError
+from hemafast.evaluate.evaluate import evaluate_run
+from hemafast.model import build_model
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*GradScaler is enabled, but CUDA is not available")
+
+SCRIPT = Path(__file__).with_name("two_processes.py")
+WITHOUT_BATCH_NORM = {"model": "test_vit", "dropout": 0.0, "policy": "basic"}
+IMAGES, VALIDATED = 47, 11  # of the small prepared data set
+
+
+@pytest.fixture(scope="module")
+def pair() -> Iterator[Pair]:
+    with pair_of_processes() as two:
+        yield two
+
+
+# Work of the processes; each also runs here, in a world of one.
+
+
+def updates_of_an_epoch(config: TrainConfig) -> tuple[list[torch.Tensor], torch.Tensor, list[int], tuple[float, int]]:
+    """Gradients as the optimizer meets them, an entry an update; the parameters then; rows; mean loss and images."""
+    gradients, rows = [], []
+    with joined(config.device) as world:
+        run = set_up(config, world=world)
+        parameters = [parameter for parameter in run.model.parameters() if parameter.requires_grad]
+        for group in run.optimizer.param_groups:
+            group["eps"] = 1.0  # Adam's steps then grow with the gradients, and do not only take their signs
+        run.optimizer.register_step_pre_hook(
+            lambda *_: gradients.append(torch.cat([parameter.grad.flatten() for parameter in parameters]))
+        )
+        plan = update_plan(run.train_batches.sizes, config.accumulate, world.process.world_size)
+        run.model.train()
+        update = 0
+        for batch, (share, completes) in zip(run.train_batches.epoch(), plan, strict=True):
+            rows += batch.rows.tolist()
+            run.train_step(batch, 1.0, run.totals, step=update, share=share, update=completes)
+            update += completes
+        run.totals.load(run.totals.summed(world))
+        loss, confusion = run.totals.read()
+        trained = torch.cat([parameter.detach().flatten() for parameter in parameters])
+        return gradients, trained, rows, (loss, int(confusion.sum()))
+
+
+def outcome_of(config: TrainConfig, images: int):
+    """What the untrained network makes of the first validation images."""
+    with joined(config.device) as world:
+        run = set_up(config, world=world)
+        samples = run.val_samples.select(np.arange(images))
+        shape = GraphShape("cpu", "packed", samples.packed_size, config.image_size, config.batch_size, threads=1)
+        totals = Totals(len(run.classes), "cpu")
+        batches = eval_loader(samples, shape=shape, process=world.process)
+        return validate(run.model, run.eval_step, batches, samples, totals, world=world)
+
+
+def trained_run(config: TrainConfig) -> Path | None:
+    return train(config, Console(quiet=True))
+
+
+def resumed_run(folder: Path) -> Path | None:
+    return resume(folder, Console(quiet=True))
+
+
+def answers_to_votes(votes: list[list[int]]) -> list[int]:
+    with joined("cpu") as world:
+        return [world.vote(numbers[world.process.rank]) for numbers in votes]
+
+
+def things_said_together() -> tuple:
+    with joined("cpu") as world:
+        rank, total = world.process.rank, torch.tensor([1.0, 10.0 * world.process.rank])
+        world.add_up(total)
+        world.barrier()
+        return world.first, world.alone, world.broadcast(f"from {rank}"), world.gather(rank), total.tolist()
+
+
+def saves_of_a_run(config: TrainConfig, due: list[int]) -> list[int]:
+    """Updates behind which a run saves, where the clock of the second process says so at the updates `due`."""
+    from hemafast.engine import loop
+
+    saved = []
+
+    class Clocked(loop.Loop):
+        def _maybe_stop(self, watch) -> None:
+            step, rank = self._run.progress.steps_done, self._run.world.process.rank
+            self._saved = -math.inf if rank == 1 and step in due else math.inf
+            super()._maybe_stop(watch)
+
+        def _save(self, *, must: bool = False) -> None:
+            saved.append(self._run.progress.steps_done)
+            super()._save(must=must)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("hemafast.engine.trainer.Loop", Clocked)
+        trained_run(config)
+    return saved
+
+
+# One process with batches twice as large.
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"accumulate": 2},
+        {"accumulate": 4, "loss": "weighted", "label_smoothing": 0.1, "clip_grad": 0.5},
+        {"model": "test_resnet", "freeze_norm": True, "loss": "weighted", "clip_grad": 0.5, "accumulate": 2},
+    ],
+    ids=["plain", "accumulated", "weighted and clipped", "frozen batch norm"],
+)
+def test_two_processes_update_as_one_with_batches_twice_as_large(pair, settings, changes):
+    """47 images are five batches of 8 and one of 7, of which one process has 3 and the other 4."""
+    asked = WITHOUT_BATCH_NORM | changes
+    first, second = pair(updates_of_an_epoch, settings(**asked, batch_size=4))
+    gradients, trained, rows, (loss, images) = updates_of_an_epoch(settings(**asked, batch_size=8))
+    assert len(gradients) == -(-6 // asked.get("accumulate", 1))
+    for one, other, alone in zip(first[0], second[0], gradients, strict=True):
+        assert torch.equal(one, other)
+        torch.testing.assert_close(one, alone, rtol=1e-5, atol=1e-5 * alone.abs().max().item())
+    assert torch.equal(first[1], second[1])
+    torch.testing.assert_close(first[1], trained, rtol=1e-5, atol=1e-6)
+    assert sorted(first[2] + second[2]) == sorted(rows) == list(range(IMAGES))  # each image once
+    assert first[3] == second[3] == (pytest.approx(loss, rel=1e-6), images)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("images", "exactly"), [(8, True), (VALIDATED, False), (1, False)])
+def test_two_processes_validate_as_one(pair, settings, images, exactly):
+    asked = {**WITHOUT_BATCH_NORM, "batch_size": 4}
+    first, second = pair(outcome_of, settings(**asked), images)
+    alone = outcome_of(settings(**asked), images)
+    for outcome in (first, second):
+        # Where the batches are the same, so are the sums; elsewhere the mean of a batch is rounded to fp32 anew.
+        assert outcome.loss == pytest.approx(alone.loss, rel=1e-9 if exactly else 1e-6)
+        assert np.array_equal(outcome.pooled, alone.pooled)
+        assert outcome.pooled.sum() == images
+        assert outcome.domains.keys() == alone.domains.keys()
+        assert all(np.array_equal(outcome.domains[name], alone.domains[name]) for name in alone.domains)
+        np.testing.assert_allclose(outcome.probabilities, alone.probabilities, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_a_whole_run_of_two_processes_is_that_of_one_with_batches_twice_as_large(pair, settings):
+    asked = {**WITHOUT_BATCH_NORM, "epochs": 2, "lr": 1e-4, "loss": "weighted"}
+    folder, nothing = pair(trained_run, settings(**asked, batch_size=4))
+    assert nothing is None
+    alone = trained_run(settings(**asked, batch_size=8))
+    for one, other in zip(read_rows(folder), read_rows(alone), strict=True):
+        assert one.keys() == other.keys()
+        measured = [name for name in one if name not in ("seconds", "images_per_second", "data_wait_share")]
+        assert {name: one[name] for name in measured} == pytest.approx({name: other[name] for name in measured}, 1e-3)
+    (two, card), (one, same_card) = load_best(folder / BEST), load_best(alone / BEST)
+    assert card == same_card
+    pixels = torch.randint(0, 256, (16, 3, 32, 32), dtype=torch.uint8)
+    with torch.inference_mode():
+        torch.testing.assert_close(two.eval()(pixels).softmax(1), one.eval()(pixels).softmax(1), rtol=0, atol=1e-3)
+    scores = [evaluate_run(path) for path in (folder, alone)]
+    assert scores[0]["pooled"]["confusion"] == scores[1]["pooled"]["confusion"]
+
+
+@pytest.mark.slow
+def test_what_two_processes_validate_is_the_model_that_is_kept(pair, settings):
+    """Statistics of batch norm differ from process to process, and only those of the first are kept."""
+    config = settings(model="test_resnet", batch_size=4, lr=1e-3, ema=0.5, epochs=2)
+    folder, _ = pair(trained_run, config)
+    validated = {row["epoch"]: row for row in read_rows(folder) if row["phase"] == "val"}
+    metrics = evaluate_run(folder)
+    kept = validated[metrics["epoch"]]
+    assert metrics["log_loss"] == pytest.approx(kept["loss"], rel=1e-5)
+    assert metrics["pooled"]["macro_f1"] == pytest.approx(kept["f1_macro"], abs=1e-9)
+
+
+# What processes say to each other.
+
+
+@pytest.mark.slow
+def test_processes_tell_each_other_and_add_up(pair):
+    first, second = pair(things_said_together)
+    assert first == (True, False, "from 0", [0, 1], [2.0, 10.0])
+    assert second == (False, False, "from 0", [0, 1], [2.0, 10.0])
+
+
+@pytest.mark.slow
+def test_a_vote_is_the_highest_number_one_call_later_in_every_process(pair):
+    answers = pair(answers_to_votes, [[0, 0], [0, 15], [1, 0], [0, 0], [2, 1], [0, 0], [0, 0]])
+    # What is decided is being done: votes of the very call that learns of it do not count.
+    assert answers == [[0, 0, 15, 0, 0, 2, 0]] * 2
+
+
+def test_a_process_alone_decides_at_once():
+    world = World()
+    assert (world.alone, world.first) == (True, True)
+    assert [world.vote(number) for number in (0, 15, 1)] == [0, 15, 1]
+    assert (world.broadcast("it"), world.gather("it"), world.share(nn.Linear(1, 1), "cpu")) == ("it", ["it"], None)
+
+
+@pytest.mark.slow
+def test_a_checkpoint_that_one_process_finds_due_is_saved_once_behind_the_same_update(pair, settings):
+    config = settings(**WITHOUT_BATCH_NORM, batch_size=4, save_every=1.0)
+    saves = pair(saves_of_a_run, config, [2, 3])
+    assert saves == [[0, 3, 6]] * 2  # at the start, one update after it was due, and with the epoch
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {"RANK": "first", "WORLD_SIZE": "2"},
+        {"RANK": "0", "WORLD_SIZE": "two"},
+        {"WORLD_SIZE": "2"},
+        {"RANK": "0", "WORLD_SIZE": "2"},
+        {"RANK": "2", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"},
+        {"RANK": "0", "WORLD_SIZE": "0"},
+        {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "none"},
+    ],
+    ids=["rank", "size", "no rank", "no address", "rank beyond size", "no process", "port"],
+)
+def test_variables_that_are_not_torchruns_are_refused(variables, monkeypatch):
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(HemafastError, match="torchrun"), joined("cpu"):
+        pass
+    assert not torch.distributed.is_initialized()
+
+
+def test_variables_of_one_process_are_no_group():
+    with joined("cpu", {"RANK": "0", "WORLD_SIZE": "1"}) as world:
+        assert world.alone
+
+
+def test_more_processes_than_gpus_are_refused(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    four = {"RANK": "1", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4"}
+    with pytest.raises(HemafastError, match="4 processes share 1 GPU.*--nproc-per-node"), joined("auto", four):
+        pass
+
+
+@pytest.mark.parametrize(("count", "expected"), [(None, False), ("0", False), ("2", True)])
+def test_a_restart_is_known_by_torchruns_count(count, expected):
+    assert restarted({} if count is None else {"TORCHELASTIC_RESTART_COUNT": count}) is expected
+
+
+# Batch norm over processes.
+
+
+def test_batch_norm_over_processes_is_refused_on_a_cpu(settings):
+    config = settings(sync_norm=True)
+    with pytest.raises(HemafastError, match="--sync-norm needs GPUs"):
+        train(config, Console(quiet=True))
+    assert not [path for path in config.output.iterdir() if not path.name.startswith(".")]
+
+
+@pytest.mark.parametrize("name", ["test_resnet", "test_efficientnet"])
+@pytest.mark.parametrize("freeze", [{}, {"norm": True}, {"stages": 1}])
+def test_batch_norm_over_processes_keeps_parameters_and_what_is_frozen(name, freeze):
+    plain, model = (build_model(name, 5, 32) for _ in range(2))
+    model.load_state_dict(plain.state_dict())
+    converted = _synchronised(model, Machine("cuda", "fp32", False, 1, (), {}))
+    for network in (plain, converted):
+        network.freeze(**freeze)
+    norms = [[part for part in network.modules() if isinstance(part, nn.BatchNorm2d)] for network in (plain, converted)]
+    synchronised = [part for part in converted.modules() if isinstance(part, nn.SyncBatchNorm)]
+    assert (len(norms[0]), len(norms[1])) == (len(synchronised), 0)
+    assert [part.training for part in norms[0]] == [part.training for part in synchronised]
+    named = [dict(network.named_parameters()) for network in (plain, converted)]
+    assert named[0].keys() == named[1].keys()
+    assert all(named[0][key].requires_grad == named[1][key].requires_grad for key in named[0])
+    assert all(torch.equal(plain.state_dict()[key], tensor) for key, tensor in converted.state_dict().items())
+
+
+# The command under torchrun.
+
+
+@pytest.fixture(scope="module")
+def asked(settings):
+    """Settings of the runs that follow: 3 epochs of 6 updates, compiling and input left to choose."""
+    return lambda **changes: settings(**WITHOUT_BATCH_NORM, batch_size=4, epochs=3, keep=3, **changes)
+
+
+@pytest.fixture(scope="module")
+def straight(pair, asked) -> Path:
+    """Such a run of two processes that nothing disturbed."""
+    return pair(trained_run, asked())[0]
+
+
+def written(config: TrainConfig) -> Path:
+    file = config.output / "asked.json"
+    file.write_text(to_json(config), encoding="utf-8")
+    return file
+
+
+def runs_in(output: Path) -> list[Path]:
+    return [path.parent for path in sorted(output.glob(f"*/{LAST}"))]
+
+
+def assert_equal_runs(first: Path, second: Path) -> None:
+    one, other = (load_last(folder / LAST) for folder in (first, second))
+    assert one["progress"]["steps_done"] == other["progress"]["steps_done"]
+    torch.testing.assert_close(one["model"], other["model"], rtol=0, atol=0)
+    torch.testing.assert_close(one["optimizer"], other["optimizer"], rtol=0, atol=0)
+    losses = [[(row["epoch"], row["phase"], row["loss"]) for row in read_rows(folder)] for folder in (first, second)]
+    assert losses[0] == losses[1]
+
+
+@pytest.mark.slow
+def test_one_process_writes_and_speaks(asked, straight):
+    config = asked()
+    done = torchrun("-m", "hemafast", "train", "--config", written(config), "--json")
+    assert done.returncode == 0, done.stderr
+    said = json.loads(done.stdout)  # one result and nothing else
+    (folder,) = runs_in(config.output)
+    assert Path(said["run"]) == folder
+    assert [path for path in config.output.iterdir() if path.is_dir() and not path.name.startswith(".")] == [folder]
+    log = (folder / LOG).read_text(encoding="utf-8").splitlines()
+    assert sum("run folder" in line for line in log) == 1
+    assert [sum(f"epoch {epoch}/3" in line for line in log) for epoch in (1, 2, 3)] == [1, 1, 1]
+    assert [(row["epoch"], row["phase"]) for row in read_rows(folder)] == [
+        (epoch, phase) for epoch in (1, 2, 3) for phase in ("train", "val")
+    ]
+    assert len((folder / CSV).read_text(encoding="utf-8").splitlines()) == 7
+    assert_equal_runs(folder, straight)
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_from_its_checkpoint_where_torchrun_restarts_a_process_that_was_killed(asked, straight):
+    config = asked(save_every=1e-5)
+    done = torchrun(SCRIPT, "kill@10", "train", "--config", written(config), options=("--max-restarts", "2"))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("report ") == 1  # one table of results
+    (folder,) = runs_in(config.output)
+    log = (folder / LOG).read_text(encoding="utf-8")
+    assert log.count("run folder") == 2  # two lives
+    assert log.count("epoch 1/3") == 1  # the first epoch was not trained again
+    assert_equal_runs(folder, straight)
+
+
+@pytest.mark.slow
+def test_sigterm_to_torchrun_stops_all_processes_behind_the_same_update(pair, asked, straight):
+    config = asked(save_every=None)
+    done = torchrun(SCRIPT, "stop@8", "train", "--config", written(config))
+    assert done.returncode == 1, done.stderr  # torchrun's own code; its processes ended with 143
+    (folder,) = runs_in(config.output)
+    state = load_last(folder / LAST)
+    assert state["progress"]["epochs_done"] == 1
+    assert 8 <= state["progress"]["steps_done"] < 12
+    assert done.stdout == ""
+    log = (folder / LOG).read_text(encoding="utf-8")
+    assert log.count("Stopped by SIGTERM") == 1
+    assert pair(resumed_run, folder) == [folder, None]
+    assert_equal_runs(folder, straight)
+
+
+@pytest.mark.slow
+def test_a_run_that_is_finished_is_left_alone_by_all_processes(pair, straight, caplog):
+    before = (straight / CSV).read_bytes(), (straight / LAST).stat().st_mtime_ns
+    with caplog.at_level(logging.INFO, logger="hemafast"):
+        assert pair(resumed_run, straight) == [straight, None]
+    assert ((straight / CSV).read_bytes(), (straight / LAST).stat().st_mtime_ns) == before
