@@ -105,8 +105,9 @@ def _names(kind: Any) -> str:
 
 
 def _presets() -> str:
-    """A list of all presets with the first line of what they say of themselves."""
-    return "".join(f"\n- {name}: {(preset.__doc__ or '').partition('.')[0]}." for name, preset in PRESETS.items())
+    """A list of all presets with what they say of themselves first."""
+    said = {name: (preset.__doc__ or "\n").splitlines()[0] for name, preset in PRESETS.items()}
+    return "".join(f"\n- {name}: {line}" for name, line in said.items())
 
 
 _LEARNS = "How it learns"
@@ -565,6 +566,8 @@ def train(
     going_on = resume not in (None, "auto")
     if going_on and (preset or config_file):
         raise HemafastError("A resumed run has its settings already.", "Leave out --preset and --config.")
+    if allow_changes and not going_on:
+        raise HemafastError("--allow-changes is for --resume RUN.", "Leave it out, or name the run.")
 
     from hemafast.engine import trainer
     from hemafast.engine.run import read_config

@@ -21,12 +21,12 @@ def write_whole(
             os.fsync(written.fileno())
         part.chmod(0o644)  # some writers make private files
         before_replace()
-        replace_file(part, file)
+        _replace(part, file)
     finally:
         part.unlink(missing_ok=True)
 
 
-def replace_file(file: Path, target: Path) -> None:
+def _replace(file: Path, target: Path) -> None:
     """Rename `file` to `target`, and see to it that the disk knows."""
     file.replace(target)
     folder = os.open(target.parent, os.O_RDONLY)

@@ -66,7 +66,7 @@ class Focal(nn.Module):
         """The mean over the images, a scalar."""
         classes = logits.shape[1]
         if targets.ndim == 1:
-            targets = functional.one_hot(targets, classes).to(logits.dtype)
+            targets = torch.zeros_like(logits).scatter(1, targets[:, None], 1.0)
         targets = targets * (1 - self.smoothing) + self.smoothing / classes
         logs = logits.log_softmax(dim=1)
         # Away from 0, where the gradient of a power below 1 has no end.

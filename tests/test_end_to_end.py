@@ -1,6 +1,7 @@
 """The main job as a user runs it: demo, prepare, train, resume, evaluate; and the README's own commands."""
 
 import json
+import os
 import re
 import shlex
 import subprocess
@@ -13,13 +14,14 @@ import pytest
 from hemafast.prepare.schema import MANIFEST_COLUMNS
 
 ROOT = Path(__file__).resolve().parent.parent
-COMMANDS = ("demo", "prepare", "verify", "eda", "augment-preview", "train", "evaluate", "bench")
+COMMANDS = ("demo", "prepare", "verify", "eda", "augment-preview", "train", "lr-find", "evaluate", "bench")
 TINY = ("--model", "test_resnet", "--pretrained", "no", "--image-size", "32", "--batch-size", "32")
 
 
 def hemafast(*arguments, cwd, timeout=300):
     command = [sys.executable, "-m", "hemafast", *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=timeout, check=False)
+    kept_here = os.environ | {"XDG_CACHE_HOME": str(Path(cwd) / "cache")}  # what trials find
+    done = subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=kept_here, timeout=timeout, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -47,6 +49,7 @@ def test_demo_to_report(workplace):
         "tb",
         "best_model.safetensors",
         "last_model.ckpt",
+        "last_model.ckpt.1",
         "metrics.json",
         "confusion_matrix.png",
         "report.html",
@@ -111,14 +114,15 @@ def test_every_command_of_the_readme_runs(tmp_path):
         "demo": ("--images", "130"),
         "prepare": ("--pack-size", "64"),
         "train": (*TINY, "--epochs", "1"),
+        "lr-find": ("--model", "test_resnet", "--image-size", "32", "--batch-size", "16", "--steps", "12"),
         "bench": ("--model", "test_resnet", "--image-size", "32", "--rounds", "3", "--seconds", "0.1"),
     }
     commands = readme_commands()
     assert {shlex.split(line)[1] for line in commands} == set(COMMANDS)
     for line in commands:
         _, command, *options = shlex.split(line)
-        runs = sorted((tmp_path / "runs").glob("*"))
-        options = [option.replace("runs/NAME", f"runs/{runs[0].name}" if runs else option) for option in options]
+        runs = sorted(file.parent.name for file in tmp_path.glob("runs/*/config.json"))
+        options = [option.replace("runs/NAME", f"runs/{runs[0]}" if runs else option) for option in options]
         extra = () if "--resume" in options else shrunk.get(command, ())
         hemafast(command, *options, *extra, cwd=tmp_path)
 

@@ -1,12 +1,14 @@
 """The model: uint8 in, logits out, normalised in the graph."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
 from torchvision.transforms.v2 import functional
 
 from hemafast.errors import HemafastError
-from hemafast.model import Classifier, build_initial_model, build_model
+from hemafast.model import Classifier, build_model
 
 SIZE = 64
 
@@ -92,9 +94,17 @@ def test_an_unknown_tag_of_a_known_model_is_refused():
         build_model("test_resnet.nonsense", 5, SIZE)
 
 
-def test_an_image_size_that_the_patches_do_not_divide_is_refused():
-    with pytest.raises(HemafastError, match="72"):
-        build_model("test_vit", 5, 72)(_images(1, 72))
+def test_an_image_size_that_does_not_fit_is_refused_when_the_network_is_built():
+    with pytest.raises(HemafastError, match="72") as caught:
+        build_model("test_vit", 5, 72)
+    assert "--image-size" in caught.value.remedy
+
+
+def test_a_new_model_is_ready_to_learn():
+    model = build_model("test_resnet", 5, SIZE)
+    assert all(module.training for module in model.modules())
+    assert not any(parameter.is_inference() for parameter in model.parameters())
+    assert all(int(norm.num_batches_tracked) == 0 for norm in _norms(model))
 
 
 def test_the_same_seed_gives_the_same_weights():
@@ -105,7 +115,106 @@ def test_the_same_seed_gives_the_same_weights():
     assert all(torch.equal(models[0][name], models[1][name]) for name in models[0])
 
 
-def test_the_first_model_says_where_its_weights_came_from():
-    model, origin = build_initial_model("test_resnet", 7, SIZE, pretrained="no", weights=None)
-    assert origin.kind == "random"
-    assert model(_images()).shape == (2, 7)
+# Dropout
+
+
+def test_dropout_is_the_model_s_own_unless_asked_for():
+    assert build_model("test_vit", 5, SIZE).backbone.head_drop.p == 0
+    assert build_model("test_vit", 5, SIZE, dropout=0.3).backbone.head_drop.p == 0.3
+    assert build_model("test_resnet", 5, SIZE, dropout=0.3).backbone.drop_rate == 0.3
+
+
+def test_drop_path_rises_with_depth_to_the_rate_asked_for():
+    blocks = build_model("test_vit", 5, SIZE, drop_path=0.2).backbone.blocks
+    rates = [getattr(block.drop_path1, "drop_prob", 0.0) for block in blocks]
+    assert rates[-1] == pytest.approx(0.2)
+    assert rates == sorted(set(rates))
+
+
+def test_a_rate_that_a_model_does_not_know_is_refused():
+    with pytest.raises(HemafastError, match="drop_path_rate") as caught:
+        build_model("vgg11", 5, SIZE, drop_path=0.1)
+    assert "--drop-path" in caught.value.remedy
+
+
+# Freezing
+
+
+def _norms(model):
+    return [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+
+
+def _step(model):
+    """Train a little, over batches that would move running statistics far, and return the names of what has changed."""
+    before = copy.deepcopy(model.state_dict())
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1, momentum=0.9)
+    for _ in range(3):
+        model.train()
+        optimizer.zero_grad()
+        model(_images(4) // 2).square().mean().backward()
+        optimizer.step()
+        model.eval()(_images(4))
+    return {name for name, tensor in model.state_dict().items() if not torch.equal(before[name], tensor)}
+
+
+def test_without_freezing_statistics_and_weights_move():
+    moved = _step(build_model("test_resnet", 5, SIZE))
+    assert {"backbone.bn1.running_mean", "backbone.bn1.weight", "backbone.conv1.0.weight"} <= moved
+
+
+@pytest.mark.parametrize("name", ["test_resnet", "test_efficientnet"])
+def test_frozen_norms_are_bit_for_bit_what_they_were_and_the_rest_learns(name):
+    model = build_model(name, 5, SIZE)
+    model.freeze(norm=True)
+    of_norms = {
+        f"{prefix}.{part}"
+        for prefix, module in model.named_modules()
+        if isinstance(module, nn.BatchNorm2d)
+        for part in module.state_dict()
+    }
+    moved = _step(model)
+    assert of_norms
+    assert not moved & of_norms
+    assert moved
+    assert model.train().training
+    assert not any(norm.training for norm in _norms(model))
+
+
+@pytest.mark.parametrize(
+    ("name", "stages", "frozen"),
+    [
+        ("test_resnet", 1, ("conv1", "bn1")),
+        ("test_resnet", 3, ("conv1", "bn1", "layer1", "layer2")),
+        ("test_efficientnet", 2, ("conv_stem", "bn1", "blocks.0")),
+        ("test_vit", 1, ("patch_embed", "pos_embed", "cls_token", "reg_token")),
+    ],
+)
+def test_frozen_stages_are_bit_for_bit_what_they_were_and_the_rest_learns(name, stages, frozen):
+    model = build_model(name, 5, SIZE)
+    model.freeze(stages=stages)
+    held = {
+        key for key in model.state_dict() if key.removeprefix("backbone.").startswith(tuple(f"{f}" for f in frozen))
+    }
+    assert held
+    moved = _step(model)
+    assert not moved & held
+    learning = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert learning.isdisjoint(held)
+    assert learning == {name for name, _ in model.named_parameters()} - held
+    assert {key for key in moved if "running_mean" in key} == {
+        key for key in model.state_dict() if "running_mean" in key and key not in held
+    }
+
+
+@pytest.mark.parametrize("name", ["test_resnet", "test_efficientnet", "test_vit"])
+def test_freezing_may_leave_the_classifier_and_no_less(name):
+    model = build_model(name, 5, SIZE)
+    with pytest.raises(HemafastError, match="freeze_stages = 99") as caught:
+        model.freeze(stages=99)
+    most = int(caught.value.problem.split("has ")[1].split()[0])
+    model.freeze(stages=most)
+    learning = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert {name.rpartition(".")[2] for name in learning} == {"weight", "bias"}
+    assert len(learning) == 2
+    with pytest.raises(HemafastError, match=f"this model has {most}"):
+        build_model(name, 5, SIZE).freeze(stages=most + 1)

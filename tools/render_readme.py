@@ -105,8 +105,8 @@ def policies_table() -> str:
 
 
 PURPOSES = {
-    "seed": "the reference's augmentation",
-    "basic": "the default: cells have no up, and lie anywhere",
+    "seed": "the default: the reference's augmentation",
+    "basic": "cells have no up, and lie anywhere",
     "strong": "much data, long training",
     "lineage": "stains that vary, chromatin that stays readable",
     "none": "validation",

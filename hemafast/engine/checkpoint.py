@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from hemafast.errors import HemafastError
-from hemafast.files import replace_file, write_whole
+from hemafast.files import write_whole
 from hemafast.model import Classifier, build_model
 
 BEST = "best_model.safetensors"
@@ -106,12 +106,14 @@ def _load(file: Path) -> dict[str, Any]:
     remedy = "Start the run anew."
     try:
         with zipfile.ZipFile(file) as archive:
-            damaged = archive.testzip()  # torch.load itself does not look at checksums
+            # torch.load looks at no checksum, and fills nothing in for an entry that a flipped bit has made a folder.
+            folders = [entry.filename for entry in archive.infolist() if entry.external_attr]
+            damaged = next(iter(folders), None) or archive.testzip()
         state = torch.load(file, map_location="cpu", weights_only=True) if damaged is None else None
     except Exception as error:  # whatever a damaged or hostile file provokes
         raise HemafastError(f"{file} cannot be read ({type(error).__name__}).", remedy) from error
     if damaged is not None:
-        raise HemafastError(f"{file} cannot be read (the checksum of {damaged} differs).", remedy)
+        raise HemafastError(f"{file} cannot be read ({damaged} is damaged).", remedy)
     if not isinstance(state, dict) or state.get("format") != _FORMAT:
         raise HemafastError(f"{file} is not a checkpoint of this version of hemafast.", remedy)
     return dict(state)
@@ -126,17 +128,16 @@ def _newest_first(file: Path) -> list[Path]:
 def _shift(file: Path, keep: int) -> None:
     """Make room for a new `file`: it becomes .1, that .2, and what is beyond `keep` goes. `file` itself stays in place.
 
-    A crash in between leaves each state under one name or under two.
+    A crash in between leaves each state that is kept under one name or under two.
     """
-    for number in range(keep - 1, 1, -1):
-        older = file.with_name(f"{file.name}.{number - 1}")
-        if older.exists():
-            older.replace(file.with_name(f"{file.name}.{number}"))
-    if file.exists() and keep > 1:
-        spare = file.with_name(f".{file.name}.1.part")
-        spare.unlink(missing_ok=True)
-        spare.hardlink_to(file)
-        replace_file(spare, file.with_name(f"{file.name}.1"))
+    older = [file.with_name(f"{file.name}.{number}") for number in range(1, keep)]
+    linked = older and file.exists() and older[0].exists() and older[0].samefile(file)  # a crash came behind that
+    if older and file.exists() and not linked:
+        free = next((place for place, path in enumerate(older) if not path.exists()), len(older) - 1)
+        for place in range(free, 0, -1):
+            older[place - 1].replace(older[place])
+        older[0].unlink(missing_ok=True)
+        older[0].hardlink_to(file)
     for path in _newest_first(file):
         if path != file and int(path.suffix[1:]) >= keep:
             path.unlink()

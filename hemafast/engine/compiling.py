@@ -56,9 +56,12 @@ class Compiler:
             return forward
         import torch
         import torch._dynamo
+        import torch._functorch.config
 
         # Past the limit torch goes on uncompiled and says nothing: here that is an error.
         torch._dynamo.config.fail_on_recompile_limit_hit = True
+        # The backward pass along with the forward, so that what the first call took and missed is all of it.
+        torch._functorch.config.force_non_lazy_backward_lowering = True
         fast: Forward = torch.compile(forward, dynamic=False, options=options_of(self._mode))
         first = True
 

@@ -75,16 +75,13 @@ class World:
         self.gather(None)
 
     def vote(self, number: int) -> int:
-        """The highest number that any process gave; of the call before, so that nobody waits for this one.
-
-        What a call decides is done by all: nobody votes for it again in that very call.
-        """
+        """The highest number that any process gave; of the call before, so that nobody waits for this one."""
         if self.alone:
             return number
         from torch import distributed
 
         decided = self._decided()
-        self._vote.fill_(0 if decided else number)
+        self._vote.fill_(number)
         self._pending = distributed.all_reduce(
             self._vote, op=distributed.ReduceOp.MAX, group=self._control, async_op=True
         )
@@ -144,10 +141,8 @@ def joined(device: Device, environment: Mapping[str, str] = os.environ) -> Itera
                 "Start as many with --nproc-per-node as there are GPUs.",
             )
         torch.cuda.set_device(local_rank)
-    try:
-        distributed.init_process_group("nccl" if on_cuda else "gloo")
-    except ValueError as error:  # no rank, or no address to meet at
-        raise _not_torchruns(error) from error
+    store = distributed.PrefixStore(_life(environment, local_size == size), _meeting_place())
+    distributed.init_process_group("nccl" if on_cuda else "gloo", store=store, rank=rank, world_size=size)
     world = World(Process(rank, size), local_rank=local_rank, local_size=local_size)
     try:
         yield world
@@ -155,6 +150,26 @@ def joined(device: Device, environment: Mapping[str, str] = os.environ) -> Itera
         with suppress(RuntimeError):  # where another process has died; what that leads to here is being raised already
             world._decided()
         distributed.destroy_process_group()
+
+
+def _meeting_place() -> Any:
+    """The store that torchrun's variables lead to, where processes find each other's addresses."""
+    from torch.distributed.rendezvous import rendezvous
+
+    try:
+        store, _, _ = next(rendezvous("env://"))
+    except ValueError as error:  # no rank, or no address
+        raise _not_torchruns(error) from error
+    return store
+
+
+def _life(environment: Mapping[str, str], one_host: bool) -> str:
+    """Where in the store the processes of this life meet: torchrun keeps in it the addresses of those that died.
+
+    Hosts count restarts each for itself. Where there are several, TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 in torchrun's
+    environment gives each life a store of its own.
+    """
+    return f"life {_restarts(environment)}" if one_host else "life"
 
 
 def _not_torchruns(why: object) -> HemafastError:
@@ -166,4 +181,8 @@ def _not_torchruns(why: object) -> HemafastError:
 
 def restarted(environment: Mapping[str, str] = os.environ) -> bool:
     """Whether torchrun has started these processes anew because one of them died."""
-    return int(environment.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+    return _restarts(environment) > 0
+
+
+def _restarts(environment: Mapping[str, str]) -> int:
+    return int(environment.get("TORCHELASTIC_RESTART_COUNT", "0"))

@@ -57,10 +57,8 @@ class Loop:
         """The rest of an epoch, up to its last batch."""
         run, progress, journal = self._run, self._run.progress, self._journal
         run.model.train()
-        sizes, plan = (
-            run.train_batches.sizes,
-            update_plan(run.train_batches.sizes, run.config.accumulate, run.world.process.world_size),
-        )
+        sizes = run.train_batches.sizes
+        plan = update_plan(sizes, run.config.accumulate, run.world.process.world_size)
         position = run.train_batches.position
         first = position.batch if position.epoch < epoch else len(sizes)  # trained, but not validated before a stop
         journal.begin_epoch(epoch, run.train_batches.images, done=sum(whole for _, whole in sizes[:first]))
@@ -91,9 +89,11 @@ class Loop:
 
     def _maybe_stop(self, watch: _Watch) -> None:
         """Save if it is time to; save and stop if a signal came. All processes do so behind the same update."""
-        every = self._run.config.save_every
-        due = every is not None and time.monotonic() - self._saved > 60 * every
-        decided = self._run.world.vote(self._flag.number or int(due))
+        every, world = self._run.config.save_every, self._run.world
+        due = world.first and every is not None and time.monotonic() - self._saved > 60 * every
+        if due:
+            self._saved = time.monotonic()  # one vote is enough: several processes hear of it an update later
+        decided = world.vote(self._flag.number or int(due))
         if not decided:
             return
         watch.pause()

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from hemafast.config import Compile, Device, TrainConfig, checked
+from hemafast.config import Compile, Device, TrainConfig, checked, to_plain
 from hemafast.data.augment import Policy, named_policy
 from hemafast.data.dataset import Dataset, Samples, open_dataset
 from hemafast.data.graph import GraphShape
@@ -297,6 +297,7 @@ def state_of(run: Run) -> dict[str, Any]:
         "scaler": run.train_step.scaler.state_dict(),
         "loader": run.train_batches.state_dict(),
         "totals": run.totals.summed(run.world).cpu(),
+        "settings": to_plain(run.config),
         "compiled": run.machine.compiled,
         "started_from": run.started_from,
         "classes": list(run.classes),

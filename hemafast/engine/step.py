@@ -237,7 +237,8 @@ class Mix:
         """Images as float (n, 3, height, width), still 0 to 255, and shares of the classes (n, classes)."""
         images = batch.images.float()
         even = len(images) // 2 * 2  # pairs; an odd one out stays as it is
-        targets = nn.functional.one_hot(batch.labels, self._classes).float()
+        # Not functional.one_hot, which reads the labels to check them.
+        targets = images.new_zeros(len(images), self._classes).scatter_(1, batch.labels[:, None], 1.0)
         _, targets[:even] = self._mixup(images[:even], batch.labels[:even])
         return images, targets
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
@@ -27,8 +27,9 @@ from hemafast.engine.run import (
 )
 from hemafast.engine.stop import StopFlag
 from hemafast.engine.trackers import open_trackers, refuse_missing
-from hemafast.engine.trial import decide
+from hemafast.engine.trial import DECIDED, decide
 from hemafast.errors import HemafastError
+from hemafast.files import write_whole
 
 FREE_CHANGES = frozenset(
     {"preset", "output", "epochs", "threads", "keep", "save_every", "on_nonfinite", "nonfinite_budget", "track"}
@@ -50,7 +51,9 @@ def train(config: TrainConfig, console: Console, *, go_on: bool = False) -> Path
         if go_on or restarted():
             folder = world.broadcast(_newest_run(config) if world.first else None)
             if folder is not None:
-                return _resume(folder, console, world, {}, allow_changes=False)
+                asked = to_plain(config)
+                free = {name: asked[name] for name in FREE_CHANGES}
+                return _resume(folder, console, world, free, allow_changes=False)
         keep_cache_in(config.output)
         config, tried = decide(config, world)
         run = set_up(config, world=world)
@@ -79,61 +82,72 @@ def _resume(
 ) -> Path | None:
     before = read_config(folder)
     config = checked(TrainConfig, {**to_plain(before), **changes})
-    changed = _changes(before, config)
-    if changed and not allow_changes:
-        _refuse(changed)
+    changed = _changes(to_plain(before), to_plain(config))
+    _refuse(changed, allow_changes=allow_changes)
     state = load_last(folder / LAST)
     if state["progress"]["epochs_done"] >= config.epochs:
+        if not world.first:
+            return None
         logger.info("%s is finished (%d epochs); give more --epochs to extend it", folder, config.epochs)
-        return folder if world.first else None
+        return folder
     keep_cache_in(config.output)
-    run = set_up(config, state, world, changed=bool(changed))
-    for line in changed:
-        logger.warning("changed on resume: %s", line)
-    return _run(run, folder, console)
+    # The checkpoint may be older than the settings: of a run that crashed right after a change, for one.
+    run = set_up(config, state, world, changed=bool(_changes(state["settings"], to_plain(config))))
+    return _run(run, folder, console, changed)
 
 
-def _run(run: Run, folder: Path, console: Console) -> Path | None:
+def _run(run: Run, folder: Path, console: Console, changed: Sequence[str] = ()) -> Path | None:
     """Write down how the run is run, then train to the end."""
     config, first = run.config, run.world.first
     if first:
-        (folder / CONFIG).write_text(to_json(config), encoding="utf-8")
-        (folder / MACHINE).write_text(json.dumps(run.machine.to_json(), indent=2) + "\n", encoding="utf-8")
+        _write_text(folder / CONFIG, to_json(config))
+        _write_text(folder / MACHINE, json.dumps(run.machine.to_json(), indent=2) + "\n")
     with (
         StopFlag(on_second=console.show_cursor) as flag,
         _journal(run, folder, console) as journal,
     ):
         _announce(run, folder)
+        for line in changed:
+            logger.warning("changed on resume: %s", line)
         loop = Loop(run, folder, journal, flag)
         loop.train()
     return folder if first else None
 
 
-def _changes(before: TrainConfig, after: TrainConfig) -> list[str]:
-    """What differs and has a say in what is learned, a line each."""
-    old, new = to_plain(before), to_plain(after)
+def _write_text(file: Path, text: str) -> None:
+    write_whole(file, lambda part: part.write_text(text, encoding="utf-8"))
+
+
+def _changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """What differs between plain settings and has a say in what is learned, a line each."""
     names = [name for name in new if name not in FREE_CHANGES and old[name] != new[name]]
     return [f"{name}: {old[name]} -> {new[name]}" for name in names]
 
 
-def _refuse(changed: list[str]) -> None:
+def _refuse(changed: list[str], *, allow_changes: bool) -> None:
     fixed = [line for line in changed if line.partition(":")[0] in FIXED]
     if fixed:
         raise HemafastError(f"A run cannot change this ({fixed[0]}).", "Start a new run.")
-    raise HemafastError(
-        f"This would change the run ({'; '.join(changed)}).",
-        "Leave it out to go on exactly, or say --allow-changes.",
-    )
+    if changed and not allow_changes:
+        raise HemafastError(
+            f"This would change the run ({'; '.join(changed)}).",
+            "Leave it out to go on exactly, or say --allow-changes.",
+        )
 
 
 def _newest_run(config: TrainConfig) -> Path | None:
-    """The newest run under `config.output` with these very settings and a checkpoint."""
+    """The newest run under `config.output` with these very settings and a checkpoint.
+
+    Where `auto` is asked for, whatever the run decided is the same.
+    """
     for folder in sorted(config.output.glob("*/"), reverse=True):
         try:
-            same = not _changes(replace(read_config(folder), output=config.output), config)
+            stored = replace(read_config(folder), output=config.output)
+            decided = {name: getattr(stored, name) for name in DECIDED if getattr(config, name) == "auto"}
+            same = not _changes(to_plain(stored), to_plain(replace(config, **decided)))
         except HemafastError:
             continue
-        if same and (folder / LAST).exists():
+        if same and stored.epochs == config.epochs and (folder / LAST).exists():
             return folder
     return None
 

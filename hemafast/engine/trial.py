@@ -33,6 +33,9 @@ from hemafast.prepare.split import TRAIN
 
 logger = logging.getLogger("hemafast")
 
+DECIDED = ("batch_size", "compile")
+"""Settings whose `auto` gives way to what `decide` finds."""
+
 _CPU_BATCHES = (8, 16, 32, 64, 128)
 _LARGEST_GPU_BATCH = 4096
 _FULL = 0.9  # of the memory of a GPU; fragmentation and validation want the rest
@@ -107,20 +110,25 @@ def _faster_form(size: int, seconds: Seconds) -> Choice:
 
 
 def _largest_that_fits(seconds: Seconds) -> int:
-    _, all_memory = torch.cuda.mem_get_info()
     size, fits = 8, 0
-    while size <= _LARGEST_GPU_BATCH:
-        torch.cuda.reset_peak_memory_stats()
-        try:
-            seconds(size, False)
-        except torch.OutOfMemoryError:
-            break
-        if torch.cuda.max_memory_reserved() > _FULL * all_memory:
-            break
+    while size <= _LARGEST_GPU_BATCH and _fits(size, seconds):
         fits, size = size, 2 * size
     if not fits:
         raise HemafastError("Not even 8 images fit on the GPU.", "Choose a smaller --model or --image-size.")
     return fits
+
+
+def _fits(size: int, seconds: Seconds) -> bool:
+    _, all_memory = torch.cuda.mem_get_info()
+    torch.cuda.reset_peak_memory_stats()
+    try:
+        seconds(size, False)
+    except torch.OutOfMemoryError:
+        return False
+    finally:
+        gc.collect()
+        torch.cuda.empty_cache()  # what stays reserved would be charged to the next size
+    return torch.cuda.max_memory_reserved() <= _FULL * all_memory
 
 
 def _seconds_of(config: TrainConfig, machine: Machine, classes: int) -> Seconds:
@@ -150,8 +158,7 @@ def _seconds_of(config: TrainConfig, machine: Machine, classes: int) -> Seconds:
 
 
 def _trial_step(config: TrainConfig, machine: Machine, classes: int, size: int, *, compiled: bool) -> TrainStep:
-    with torch.random.fork_rng():
-        model = build_model(config.model, classes, config.image_size).to(machine.device)
+    model = build_model(config.model, classes, config.image_size).to(machine.device)
     model.freeze(stages=config.freeze_stages, norm=config.freeze_norm)
     optimizer = build_optimizer(model, weight_decay=config.weight_decay, device=machine.device)
     compiler = Compiler(enabled=compiled, mode=config.compile_mode, batch_size=size)
@@ -169,25 +176,34 @@ class Answers:
 
     def knows(self, question: str) -> bool:
         """Whether the answer is kept."""
-        return question in self._read().get(self._key, {})
+        return self._kept(question) is not None
 
     def get(self, question: str, find: Callable[[], Choice]) -> Choice:
         """The answer that is kept, or the one that `find` gives, which is then kept."""
-        known = self._read()
-        kept = known.get(self._key, {}).get(question)
+        kept = self._kept(question)
         if kept is not None:
-            return Choice(question, kept["value"], f"{kept['reason']} (found before, in {self._file})")
+            return replace(kept, reason=f"{kept.reason} (found before, in {self._file})")
         choice = find()
+        known = self._read()
         known.setdefault(self._key, {})[question] = {"value": choice.value, "reason": choice.reason}
         self._write(known)
         return choice
+
+    def _kept(self, question: str) -> Choice | None:
+        try:
+            kept = self._read()[self._key][question]
+            return Choice(question, str(kept["value"]), str(kept["reason"]))
+        except (KeyError, TypeError):  # never asked, or not written by us
+            return None
 
     def _read(self) -> dict[str, Any]:
         try:
             known = json.loads(self._file.read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return {}
-        return known if isinstance(known, dict) else {}
+        if not isinstance(known, dict):
+            return {}
+        return {key: answers for key, answers in known.items() if isinstance(answers, dict)}
 
     def _write(self, known: dict[str, Any]) -> None:
         try:

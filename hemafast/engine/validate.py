@@ -44,6 +44,7 @@ def validate(
     """
     world = world or World()
     model.eval()
+    world.align(model)
     rows, parts = [], []
     for batch in loader.epoch(0):
         rows.append(batch.rows)

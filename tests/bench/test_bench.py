@@ -104,14 +104,17 @@ def test_all_stations_are_measured_and_no_process_is_left(bench, dataset):
 @pytest.mark.slow
 def test_a_station_that_fails_is_named_and_leaves_no_process(bench):
     broken = Bench(data=bench.data, model="no_such_network", threads=1, device="cpu")
-    with pytest.raises(HemafastError, match=r"'step' failed: .*no_such_network"), Worker("step", broken) as worker:
+    with (
+        pytest.raises(HemafastError, match=r"'step' failed: .*no_such_network"),
+        Worker("step", STATIONS["step"], broken) as worker,
+    ):
         worker.run(0.1)
     assert children() == []
 
 
 def test_a_station_whose_process_dies_is_named_and_leaves_no_process(bench):
     died = pytest.raises(HemafastError, match="'loader, packed' failed: its process died")
-    with died, Worker("loader, packed", bench) as worker:
+    with died, Worker("loader, packed", STATIONS["loader, packed"], bench) as worker:
         (process,) = children()
         process.kill()
         worker.run(0.1)

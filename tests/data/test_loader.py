@@ -316,6 +316,21 @@ def test_processes_together_see_every_image_once(train_samples, val_samples, wor
         assert [len(part) for part in batches] == [len(loader) for loader in loaders]
 
 
+@pytest.mark.parametrize(("world_size", "batch_size"), [(1, 8), (1, 46), (2, 7), (3, 4)])
+def test_sizes_are_those_of_the_batches_before_any_is_made(train_samples, val_samples, world_size, batch_size):
+    """The weight of a batch in its update is reckoned from them."""
+    processes = [Process(rank, world_size) for rank in range(world_size)]
+    training = [_train(train_samples, batch_size=batch_size, process=process) for process in processes]
+    validation = [eval_loader(val_samples, shape=_shape(batch_size=batch_size), process=one) for one in processes]
+    for loaders in (training, validation):
+        told = [loader.sizes for loader in loaders]
+        made = [[len(batch.rows) for batch in loader.epoch(0)] for loader in loaders]
+        assert [[mine for mine, _ in sizes] for sizes in told] == made
+        assert [len(sizes) for sizes in told] == [len(loader) for loader in loaders]
+    together = [sum(parts) for parts in zip(*([mine for mine, _ in one.sizes] for one in training), strict=True)]
+    assert all([whole for _, whole in loader.sizes] == together for loader in training)
+
+
 def test_balanced_sampling_shows_every_class_as_often(train_samples):
     loader = _train(train_samples, sampler="balanced")
     labels = torch.cat([batch.labels for epoch in range(5) for batch in loader.epoch(epoch)])
@@ -363,6 +378,33 @@ def test_a_loader_that_has_run_can_be_set_to_any_position(train_samples):
         assert loader.state_dict() == state
         assert _same(loader.epoch(), rest)
     assert _same(loader.epoch(), _train(train_samples).epoch(2))
+
+
+def test_the_position_is_behind_what_was_delivered(train_samples):
+    loader = _train(train_samples)
+    assert loader.position == (0, 0)
+    begun = loader.epoch(2)
+    assert loader.position == (0, 0)  # nothing delivered yet
+    next(begun)
+    assert loader.position == (2, 1)
+    assert len(list(begun)) == len(loader) - 1
+    assert loader.position == (3, 0)
+    loader.load_state_dict({**loader.state_dict(), "epoch": 5, "batch": 4})
+    assert loader.position == (5, 4)
+
+
+@pytest.mark.parametrize("options", [{}, {"policy": "strong", "sampler": "balanced", "source": "files"}])
+def test_any_batch_can_be_had_again_without_disturbing_the_epoch_under_way(train_samples, options):
+    expected = [list(_train(train_samples, **options).epoch(epoch)) for epoch in range(2)]
+    loader = _train(train_samples, **options)
+    running = loader.epoch()
+    delivered = [next(running), next(running)]
+    before = loader.state_dict()
+    for epoch, batch in ((0, 1), (1, 3), (0, len(loader) - 1), (0, 0)):
+        assert _same([loader.again(epoch, batch)], [expected[epoch][batch]])
+    assert loader.state_dict() == before
+    assert _same([*delivered, *running], expected[0])
+    assert _same(loader.epoch(), expected[1])
 
 
 def test_a_position_is_the_same_for_every_process_and_wherever_squares_lie(train_samples):

@@ -1,11 +1,19 @@
 """The two files of a run: whole or absent, and nothing in them is executed."""
 
 import json
+import logging
+import multiprocessing
+import os
+import random
 import stat
+import time
+from itertools import count
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import pytest
 import torch
+from power_cut import PowerCut, moments, power_cut
 from safetensors import safe_open
 from safetensors.torch import save_file
 
@@ -68,7 +76,7 @@ def test_a_write_that_fails_leaves_the_old_file_whole_and_no_litter(best, model,
             Path(arguments[1]).write_bytes(before[:99])
         raise OSError(28, "No space left on device")
 
-    target, name = (checkpoint, "save_file") if failing == "writing" else (checkpoint.os, "fsync")
+    target, name = (checkpoint, "save_file") if failing == "writing" else (os, "fsync")
     monkeypatch.setattr(target, name, disk_full)
     with pytest.raises(OSError, match="No space left"):
         save_best(best, model, CARD)
@@ -76,18 +84,162 @@ def test_a_write_that_fails_leaves_the_old_file_whole_and_no_litter(best, model,
     assert list(best.parent.iterdir()) == [best]
 
 
-def test_a_state_comes_back_as_it_was(tmp_path):
+def state_of(number: int, size: int = 16) -> dict:
+    return {"number": number, "model": {"w": torch.full((size,), number, dtype=torch.int64)}}
+
+
+def numbers(file: Path) -> list[int]:
+    """Which states lie in the folder of `file`, newest first; each of them is whole."""
+    states = [load_last(path) for path in sorted(file.parent.glob(f"{file.name}*"))]
+    assert all((state["model"]["w"] == state["number"]).all() for state in states)
+    return [state["number"] for state in states]
+
+
+def flip(file: Path, place: int) -> None:
+    content = bytearray(file.read_bytes())
+    content[place] ^= 0x10
+    file.unlink()  # it may be a hard link
+    file.write_bytes(content)
+
+
+def test_a_state_comes_back_as_it_was(tmp_path, same):
     state = {
-        "progress": {"best_f1": 0.1},
-        "rng": torch.get_rng_state(),
-        "classes": ["a"],
-        "model": {"w": torch.ones(2)},
+        "progress": {"best_f1": 0.1, "steps_done": 3},
+        "optimizer": {"state": {0: {"step": torch.tensor(3.0)}}, "param_groups": [{"lr": 1e-3, "params": [0]}]},
+        "classes": ["a", "größe"],
+        "ema": {},
+        "compiled": False,
+        "model": {"w": torch.rand(2), "counted": torch.tensor(7)},
     }
     save_last(tmp_path / "last", state)
     loaded = load_last(tmp_path / "last")
-    assert loaded["progress"] == state["progress"]
-    assert torch.equal(loaded["rng"], state["rng"])
+    loaded.pop("format")
+    assert same(loaded, state)
     assert list(tmp_path.iterdir()) == [tmp_path / "last"]
+
+
+@pytest.mark.parametrize("keep", [1, 2, 3, 12])
+def test_so_many_states_are_kept_and_the_newest_is_first(tmp_path, keep):
+    for number in range(1, 16):
+        save_last(tmp_path / "last", state_of(number), keep=keep)
+        kept = [f"last.{older}" for older in range(1, min(number, keep))]
+        assert sorted(path.name for path in tmp_path.iterdir()) == sorted(["last", *kept])
+        found = [load_last(tmp_path / name)["number"] for name in ("last", *kept)]
+        assert found == list(range(number, number - len(found), -1))
+
+
+def test_to_keep_fewer_removes_the_oldest(tmp_path):
+    for number in range(5):
+        save_last(tmp_path / "last", state_of(number), keep=5)
+    save_last(tmp_path / "last", state_of(5), keep=2)
+    assert numbers(tmp_path / "last") == [5, 4]
+
+
+def test_a_flipped_bit_anywhere_in_a_tensor_is_noticed_and_the_state_before_is_taken(tmp_path, caplog):
+    file = tmp_path / "last"
+    for number in (1, 2):
+        save_last(file, state_of(number), keep=2)
+    tensor = torch.full((16,), 2, dtype=torch.int64).numpy().tobytes()
+    whole = file.read_bytes()
+    assert whole.count(tensor) == 1
+    for place in range(whole.index(tensor), whole.index(tensor) + len(tensor)):
+        flip(file, place)
+        caplog.clear()
+        assert load_last(file)["number"] == 1
+        assert [(record.levelno, record.args) for record in caplog.records] == [
+            (logging.WARNING, (f"{file} cannot be read (.last/data/0 is damaged).",))
+        ]
+        file.write_bytes(whole)
+    assert load_last(file)["number"] == 2
+
+
+def test_a_flipped_bit_anywhere_in_the_file_is_noticed_or_changes_nothing(tmp_path, same):
+    file = tmp_path / "last"
+    save_last(file, state_of(2))
+    whole, state = file.read_bytes(), load_last(file)
+    noticed = 0
+    for place in range(len(whole)):
+        flip(file, place)
+        try:
+            assert same(load_last(file), state)
+        except HemafastError:
+            noticed += 1
+        file.write_bytes(whole)
+    assert noticed > len(whole) / 2
+
+
+def test_if_every_state_is_damaged_the_newest_is_named(tmp_path):
+    for number in range(3):
+        save_last(tmp_path / "last", state_of(number), keep=3)
+    for path in list(tmp_path.iterdir()):
+        flip(path, path.stat().st_size // 2)
+    with pytest.raises(HemafastError, match=r"/last cannot be read .*Start the run anew"):
+        load_last(tmp_path / "last")
+
+
+def test_a_state_without_its_newest_file_is_the_one_before(tmp_path):
+    for number in range(3):
+        save_last(tmp_path / "last", state_of(number), keep=3)
+    (tmp_path / "last").unlink()
+    assert load_last(tmp_path / "last")["number"] == 1
+
+
+@pytest.mark.parametrize("keep", [1, 2, 3, 4])
+def test_a_power_cut_at_any_moment_of_saving_loses_no_state(tmp_path, keep):
+    for moment in moments():
+        file = tmp_path / f"{moment}" / "last"
+        file.parent.mkdir()
+        for number in range(5):
+            save_last(file, state_of(number), keep=keep)
+        try:
+            with power_cut(moment):
+                save_last(file, state_of(5), keep=keep)
+        except PowerCut:
+            assert set(numbers(file)) >= set(range(5 - keep + 1, 5))
+            assert load_last(file)["number"] in (4, 5)
+            assert len(list(file.parent.iterdir())) <= keep + 1  # and what was being written
+        else:
+            break
+        newest = load_last(file)["number"]
+        save_last(file, state_of(6), keep=keep)
+        assert numbers(file) == [6, *range(newest, newest - keep + 1, -1)]
+        assert len(list(file.parent.iterdir())) == keep
+    assert moment > keep
+
+
+def save_without_end(file: Path, first: int, saved: Connection) -> None:
+    for number in count(first):
+        save_last(file, state_of(number, size=400_000), keep=3)  # 3 MB
+        saved.send(number)
+
+
+@pytest.mark.slow
+def test_a_process_killed_at_any_moment_leaves_the_last_state_that_was_saved_or_the_one_after_it(tmp_path):
+    file, draw, reported = tmp_path / "last", random.Random(0), -1
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["pytest", "hemafast.engine.checkpoint"])  # processes then start in no time
+    parts = set()
+    for _ in range(50):
+        ours, theirs = context.Pipe(duplex=False)
+        process = context.Process(target=save_without_end, args=(file, reported + 2, theirs), daemon=True)
+        process.start()
+        theirs.close()
+        assert ours.poll(60)
+        time.sleep(draw.uniform(0, 0.1))  # the moment: a state takes some hundredths of a second
+        process.kill()
+        process.join()
+        with pytest.raises(EOFError):
+            while True:
+                reported = ours.recv()
+        ours.close()
+        assert load_last(file)["number"] in (reported, reported + 1)
+        assert numbers(file) == sorted(numbers(file), reverse=True)
+        names = {path.name for path in tmp_path.iterdir()}
+        parts |= names - {"last", "last.1", "last.2"}
+        assert names <= {"last", "last.1", "last.2", ".last.part"}
+    assert parts == {".last.part"}  # it was hit in the midst of writing
+    save_last(file, state_of(reported + 2, size=400_000), keep=3)
+    assert {path.name for path in tmp_path.iterdir()} == {"last", "last.1", "last.2"}
 
 
 def tensors_without_card(file: Path) -> None:

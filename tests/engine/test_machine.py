@@ -209,3 +209,30 @@ def test_an_input_that_is_asked_for_is_taken_and_its_bytes_are_said(with_memory,
     choice = _input(asked)
     assert choice.value == asked
     assert size in choice.reason
+
+
+# Several processes, and decisions that come later
+
+
+@pytest.mark.parametrize(("cores", "processes", "threads"), [(8, 1, 8), (64, 1, 8), (8, 2, 4), (64, 4, 8), (2, 4, 1)])
+def test_processes_share_the_cores_among_their_loaders(without_gpu, monkeypatch, cores, processes, threads):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)))
+    machine = _choose(processes=processes)
+    assert machine.loader_threads == threads
+    reason = machine.choices[-1].reason
+    assert f"{cores} cores" in reason
+    assert (f"shared by {processes} processes" in reason) == (processes > 1)
+
+
+def test_threads_that_are_asked_for_are_each_process_s_own(without_gpu):
+    assert _choose(threads=3, processes=4).loader_threads == 3
+
+
+def test_a_later_decision_takes_the_place_of_the_earlier_one_of_its_name(without_gpu):
+    machine = _choose()
+    names = [choice.name for choice in machine.choices]
+    compiler, size = Choice("torch.compile", "on", "a trial"), Choice("batch size", "64", "a trial")
+    decided = machine.with_choices([compiler, size])
+    assert [choice.name for choice in decided.choices] == [*names, "batch size"]
+    assert decided.choices[names.index("torch.compile")] == compiler
+    assert [choice.name for choice in machine.choices] == names  # a machine does not change

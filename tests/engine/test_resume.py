@@ -2,65 +2,102 @@
 
 import hashlib
 import json
+import logging
 import pickle
 import shutil
-from functools import partial
+import signal
+import subprocess
 from itertools import count
 from pathlib import Path
 
 import pytest
-import timm
 import torch
+from rich.console import Console
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from hemafast.engine import trainer
-from hemafast.engine.checkpoint import BEST, LAST, load_best, load_last, save_last
+from hemafast.config import TrainConfig, to_plain
+from hemafast.engine import loop
+from hemafast.engine.checkpoint import LAST, load_last
 from hemafast.engine.journal import Journal, read_rows
-from hemafast.engine.trainer import resume, train
+from hemafast.engine.run import read_config
+from hemafast.engine.step import EvalStep, TrainStep
+from hemafast.engine.trainer import FIXED, FREE_CHANGES, resume, train
 from hemafast.errors import HemafastError, StoppedError
 
-STEPS = 6  # an epoch
-
-
-@pytest.fixture(autouse=True)
-def _dropout(monkeypatch):
-    """Networks with dropout, so that a run depends on the state of the random generator."""
-    monkeypatch.setattr(timm, "create_model", partial(timm.create_model, drop_rate=0.5))
+UPDATES = 3  # an epoch: 47 images are batches of 10, 10 | 10, 10 | 7
+EPOCHS = 3
+EVERYTHING = {
+    "epochs": EPOCHS,
+    "batch_size": 10,
+    "accumulate": 2,
+    "policy": "strong",
+    "sampler": "mixed:0.5",
+    "mixup": 0.4,
+    "cutmix": 0.5,
+    "dropout": 0.3,
+    "schedule": "onecycle",
+    "loss": "weighted",
+    "label_smoothing": 0.1,
+    "clip_grad": 1.0,
+    "ema": 0.9,
+    "layer_decay": 0.8,
+    "track": [],
+}
 
 
 @pytest.fixture(scope="module")
-def straight(settings, tmp_path_factory):
-    """The finished run of three epochs that was never stopped."""
-    from rich.console import Console
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(timm, "create_model", partial(timm.create_model, drop_rate=0.5))
-        return train(thorough(settings), Console(quiet=True))
+def straight(settings):
+    """The finished run that was never stopped, with everything on that depends on chance or on what came before."""
+    return train(settings(**EVERYTHING), Console(quiet=True))
 
 
-def thorough(settings, **changes):
-    return settings(**({"epochs": 3, "onecycle": True, "weighted_loss": True, "label_smoothing": 0.1} | changes))
+@pytest.fixture(scope="module")
+def tracked(settings):
+    """The same with TensorBoard."""
+    return train(settings(**EVERYTHING | {"track": ["tensorboard"]}), Console(quiet=True))
 
 
-def same(first, second) -> bool:
-    """Whether two checkpoints hold the same structure and, bit for bit, the same tensors."""
-    if isinstance(first, dict):
-        return first.keys() == second.keys() and all(same(first[key], second[key]) for key in first)
-    if isinstance(first, (list, tuple)):
-        return len(first) == len(second) and all(map(same, first, second))
-    return torch.equal(first, second) if isinstance(first, torch.Tensor) else first == second
+@pytest.fixture(scope="module")
+def stopped(settings, signal_at):
+    """The same in its fourth of nine updates, the first of epoch 2. Copy it before going on."""
+    config = settings(**EVERYTHING)
+    with signal_at(4), pytest.raises(StoppedError):
+        train(config, Console(quiet=True))
+    (folder,) = config.output.iterdir()
+    return folder
 
 
-def scores(folder: Path) -> list[dict[str, float]]:
-    timed = ("seconds", "per_second", "share")
-    return [{name: row[name] for name in row if not name.endswith(timed)} for row in read_rows(folder)]
+@pytest.fixture
+def in_pieces(settings, console, signal_at):
+    """`in_pieces(*stops, finish=True, **changes)`: that run, stopped behind each of these updates and resumed."""
+
+    def make(*stops: int, finish: bool = True, number: int = signal.SIGINT, **changes) -> Path:
+        config = settings(**EVERYTHING | changes)
+        go_on = lambda: train(config, console)  # noqa: E731 - it becomes another one below
+        for stop in stops:
+            with signal_at(stop, number), pytest.raises(StoppedError, match=f"after {stop} updates.*--resume"):
+                go_on()
+            (folder,) = (path for path in config.output.iterdir() if path.name != ".compile_cache")
+            assert load_last(folder / LAST)["progress"]["steps_done"] == stop
+            go_on = lambda: resume(folder, console)  # noqa: B023, E731
+        return go_on() if finish else folder
+
+    return make
 
 
-def assert_equal_runs(first: Path, second: Path) -> None:
-    assert scores(first) == scores(second)
-    assert same(load_last(first / LAST), load_last(second / LAST))
-    (first_model, first_card), (second_model, second_card) = (load_best(folder / BEST) for folder in (first, second))
-    assert first_card == second_card
-    assert same(first_model.state_dict(), second_model.state_dict())
+class Crash(BaseException):
+    """What nobody catches: the process is gone."""
+
+
+def curves(folder: Path) -> dict[str, list[tuple[int, float]]]:
+    """Step and value of each measurement in TensorBoard, but for times."""
+    found = {}
+    for place in ("tb", "tb/lr"):
+        events = EventAccumulator(str(folder / place), size_guidance={"scalars": 0}).Reload()
+        for tag in events.Tags()["scalars"]:
+            if not tag.endswith(("seconds", "per_second", "share")):
+                found[tag] = [(event.step, event.value) for event in events.Scalars(tag)]
+    return found
 
 
 def files(folder: Path) -> dict[str, tuple[str, int]]:
@@ -75,91 +112,289 @@ def copied(folder: Path, target: Path) -> Path:
     return Path(shutil.copytree(folder, target / "run"))
 
 
+def with_one_checkpoint(folder: Path, target: Path) -> Path:
+    """A copy of a run with its newest checkpoint alone."""
+    copy = copied(folder, target)
+    (copy / f"{LAST}.1").unlink()
+    return copy
+
+
 def redirected(folder: Path, target: Path, **changes) -> Path:
     """A copy of a run with other settings in its config.json."""
-    copy = copied(folder, target)
+    copy = with_one_checkpoint(folder, target)
     config = json.loads((copy / "config.json").read_text(encoding="utf-8"))
     (copy / "config.json").write_text(json.dumps(config | changes, default=str), encoding="utf-8")
     return copy
 
 
-@pytest.mark.parametrize("step", [2, STEPS + 3], ids=["in the first epoch", "in the second epoch"])
-def test_a_resumed_run_equals_one_never_interrupted(settings, console, straight, interrupted_at, step):
-    config = thorough(settings)
-    with interrupted_at(step), pytest.raises(StoppedError, match="--resume") as stopped:
+@pytest.mark.parametrize("stop", range(1, UPDATES * EPOCHS + 1))
+def test_a_run_stopped_behind_any_update_and_resumed_equals_one_never_stopped(
+    in_pieces, straight, assert_equal_runs, stop
+):
+    assert_equal_runs(in_pieces(stop), straight)
+
+
+@pytest.mark.parametrize("stops", [(2, 5), range(1, UPDATES * EPOCHS + 1)], ids=["twice", "behind every update"])
+def test_a_run_may_be_stopped_many_times(in_pieces, straight, assert_equal_runs, stops):
+    assert_equal_runs(in_pieces(*stops), straight)
+
+
+def test_each_curve_of_a_run_in_pieces_has_one_value_a_step(in_pieces, tracked):
+    found = curves(in_pieces(2, 6, 7, track=["tensorboard"]))
+    assert found == curves(tracked)
+    assert [step for step, _ in found.pop("lr")] == list(range(UPDATES * EPOCHS))
+    assert {"train/loss", "train/bad_updates", "val/f1_macro"} <= set(found)
+    assert all([step for step, _ in values] == list(range(1, EPOCHS + 1)) for values in found.values())
+
+
+def test_the_epochs_of_the_run_do_differ(straight):
+    """Or equal runs would say little: the average moves, and the best model is one of several."""
+    rows = [row for row in read_rows(straight) if row["phase"] == "val"]
+    assert len({row["loss"] for row in rows}) == EPOCHS
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_a_stop_within_validation_loses_nothing(settings, console, straight, assert_equal_runs, batch, monkeypatch):
+    config, calls, evaluate = settings(**EVERYTHING), count(1), EvalStep.__call__
+    in_epoch_2 = 2 + batch  # 11 images are two batches
+
+    def evaluate_and_signal(self, *arguments):
+        if next(calls) == in_epoch_2:
+            signal.raise_signal(signal.SIGTERM)
+        return evaluate(self, *arguments)
+
+    monkeypatch.setattr(EvalStep, "__call__", evaluate_and_signal)
+    with pytest.raises(StoppedError, match="SIGTERM after 6 updates, in epoch 2 of 3"):
         train(config, console)
-    assert stopped.value.exit_code == 130
     (folder,) = config.output.iterdir()
-    assert len(read_rows(folder)) == (step - 1) // STEPS
-    assert resume(folder, console) == folder
+    assert [row["epoch"] for row in read_rows(folder)] == [1, 1]
+    resume(folder, console)
     assert_equal_runs(folder, straight)
 
 
 @pytest.mark.parametrize(
     ("place", "name", "call"),
-    [(Journal, "epoch", 2), (trainer, "save_last", 3)],
-    ids=["before the row of epoch 2", "between the row and the checkpoint of epoch 2"],
+    [(loop, "save_best", 1), (Journal, "end_epoch", 2), (loop, "save_last", 3)],
+    ids=["before the best model", "before the row of epoch 2", "between the row and the checkpoint of epoch 2"],
 )
-def test_a_stop_after_validation_loses_nothing(settings, console, straight, place, name, call):
-    config, calls, original = thorough(settings), count(1), getattr(place, name)
+def test_a_crash_behind_validation_loses_nothing(settings, console, tracked, assert_equal_runs, place, name, call):
+    config = settings(**EVERYTHING | {"track": ["tensorboard"]})
+    calls, original = count(1), getattr(place, name)
 
-    def stop_or_do(*arguments):
+    def crash_or_do(*arguments, **named):
         if next(calls) == call:
-            raise KeyboardInterrupt
-        return original(*arguments)
+            raise Crash
+        return original(*arguments, **named)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(place, name, stop_or_do)
-        with pytest.raises(StoppedError):
+        patch.setattr(place, name, crash_or_do)
+        with pytest.raises(Crash):
             train(config, console)
     (folder,) = config.output.iterdir()
     resume(folder, console)
+    assert_equal_runs(folder, tracked)
+    assert curves(folder) == curves(tracked)
+
+
+def test_a_damaged_checkpoint_costs_the_epoch_behind_the_one_before(
+    console, straight, assert_equal_runs, tmp_path, caplog
+):
+    folder = copied(straight, tmp_path)
+    content = bytearray((folder / LAST).read_bytes())
+    content[len(content) // 2] ^= 1
+    (folder / LAST).write_bytes(content)
+    resume(folder, console)
+    assert f"{LAST} cannot be read (.last_model.ckpt/data/" in caplog.text
     assert_equal_runs(folder, straight)
 
 
-def test_the_random_generator_is_part_of_the_checkpoint(settings, console, straight, interrupted_at):
-    config = thorough(settings)
-    with interrupted_at(STEPS + 1), pytest.raises(StoppedError):
-        train(config, console)
-    (folder,) = config.output.iterdir()
-    state = load_last(folder / LAST)
-    save_last(folder / LAST, state | {"rng": torch.Generator().manual_seed(1).get_state()})
-    resume(folder, console)
-    assert not same(load_last(folder / LAST)["model"], load_last(straight / LAST)["model"])
-
-
-def test_resuming_a_finished_run_changes_no_file(console, straight):
+def test_resuming_a_finished_run_says_so_and_changes_no_file(console, straight, caplog):
     before = files(straight)
-    assert resume(straight, console) == straight
-    assert resume(straight, console, epochs=2) == straight
+    with caplog.at_level(logging.INFO, "hemafast"):
+        assert resume(straight, console) == straight
+        assert resume(straight, console, {"epochs": 2, "keep": 5}) == straight
+    assert [record.getMessage().count("is finished") for record in caplog.records] == [1, 1]
     assert files(straight) == before
 
 
-def test_more_epochs_extend_a_finished_run(settings, console):
-    constant = {"epochs": 1, "onecycle": False}
-    folder = train(thorough(settings, **constant), console)
-    resume(folder, console, epochs=2)
-    assert json.loads((folder / "config.json").read_text(encoding="utf-8"))["epochs"] == 2
-    assert_equal_runs(folder, train(thorough(settings, **constant | {"epochs": 2}), console))
+def test_more_epochs_extend_a_finished_run(settings, console, assert_equal_runs):
+    constant = EVERYTHING | {"schedule": "constant"}
+    folder = train(settings(**constant | {"epochs": 1}), console)
+    resume(folder, console, {"epochs": 2})
+    assert read_config(folder).epochs == 2
+    assert_equal_runs(folder, train(settings(**constant | {"epochs": 2}), console))
+
+
+def test_make_resume_extends_a_run():
+    root = Path(__file__).parents[2]
+    command = ["make", "-n", "resume", "OUTDIR=runs/a run"]
+    said = [
+        subprocess.run([*command, *more], cwd=root, capture_output=True, text=True, check=True).stdout.splitlines()[-1]
+        for more in ([], ["EPOCHS=50"])
+    ]
+    assert [line.partition("hemafast ")[2].rstrip() for line in said] == [
+        "train --resume 'runs/a run'",
+        "train --resume 'runs/a run' --epochs 50",
+    ]
 
 
 def test_epochs_out_of_range_are_refused(console, straight):
     with pytest.raises(HemafastError, match="epochs"):
-        resume(straight, console, epochs=0)
+        resume(straight, console, {"epochs": 0})
+
+
+CHANGES = {
+    "lr": 2e-3,
+    "weight_decay": 0.5,
+    "batch_size": 8,
+    "accumulate": 1,
+    "policy": "none",
+    "sampler": "natural",
+    "seed": 7,
+    "image_size": 48,
+    "ema": None,
+    "loss": "focal",
+}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_a_setting_that_changes_what_is_learned_is_refused_by_name(console, straight, name):
+    before = files(straight)
+    with pytest.raises(HemafastError, match=rf"\({name}: .* -> .*--allow-changes") as refused:
+        resume(straight, console, {name: CHANGES[name], "epochs": 9})
+    assert "epochs" not in refused.value.problem
+    assert files(straight) == before
+
+
+@pytest.mark.parametrize("name", ["batch_size", "policy", "image_size", "ema"])
+def test_it_can_be_taken_over(console, stopped, tmp_path, name):
+    folder = copied(stopped, tmp_path)
+    resume(folder, console, {name: CHANGES[name], "epochs": 2}, allow_changes=True)
+    assert to_plain(read_config(folder))[name] == CHANGES[name]
+    assert f"changed on resume: {name}: " in (folder / "train.log").read_text(encoding="utf-8")
+    assert [row["epoch"] for row in read_rows(folder)] == [1, 1, 2, 2]
+
+
+def test_changes_reach_the_optimizer_and_the_epoch_under_way_begins_anew(console, in_pieces, monkeypatch):
+    folder, seen, step = in_pieces(4, finish=False, layer_decay=None), [], TrainStep.__call__
+
+    def step_and_look(self, batch, rate, *arguments, **named):
+        groups = self._optimizer.param_groups
+        step(self, batch, rate, *arguments, **named)
+        rates = {float(group["lr"]) for group in groups}
+        seen.append((named["step"], rates, {group["weight_decay"] for group in groups}, len(batch.labels)))
+
+    monkeypatch.setattr(TrainStep, "__call__", step_and_look)
+    changes = {"lr": 0.25, "weight_decay": 0.5, "schedule": "constant", "accumulate": 1}
+    resume(folder, console, changes, allow_changes=True)
+    updates = [(size, 0.25) for size in (10, 10, 10, 10, 7)] * 2  # epochs 2 and 3, from their first batch
+    assert [(size, *rates) for _, rates, _, size in seen] == updates
+    assert [step for step, *_ in seen] == list(range(5, 15))  # five an epoch, now that each batch is an update
+    assert all(decays == {0.0, 0.5} for _, _, decays, _ in seen)
+    assert sum(row["phase"] == "train" for row in read_rows(folder)) == EPOCHS
+
+
+def test_a_run_that_crashes_right_after_a_change_is_resumed(console, stopped, tmp_path):
+    folder = copied(stopped, tmp_path)
+
+    def crash(*_, **__):
+        raise Crash
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(TrainStep, "__call__", crash)
+        with pytest.raises(Crash):
+            resume(folder, console, {"batch_size": 8}, allow_changes=True)
+    assert resume(folder, console) == folder
+    assert [row["epoch"] for row in read_rows(folder)] == [1, 1, 2, 2, 3, 3]
+
+
+def test_free_changes_pass_and_change_nothing_that_is_learned(console, straight, stopped, assert_equal_runs, tmp_path):
+    free = {
+        "preset": "strong_augment",
+        "output": str(tmp_path),
+        "threads": 2,
+        "keep": 4,
+        "save_every": None,
+        "on_nonfinite": "skip",
+        "nonfinite_budget": 3,
+        "track": ["tensorboard"],
+    }
+    assert set(free) | {"epochs"} == FREE_CHANGES
+    folder = copied(stopped, tmp_path)
+    assert resume(folder, console, free) == folder
+    assert {name: to_plain(read_config(folder))[name] for name in free} == free
+    assert_equal_runs(folder, straight)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("data", "elsewhere"), ("fold", 1), ("model", "test_vit"), ("weights", "w.safetensors"), ("pretrained", "yes")],
+)
+def test_what_a_run_is_made_of_is_refused_even_if_changes_are_allowed(console, straight, name, value):
+    before = files(straight)
+    with pytest.raises(HemafastError, match=f"cannot change this .{name}: .*new run"):
+        resume(straight, console, {name: value, "epochs": 9}, allow_changes=True)
+    assert files(straight) == before
+
+
+def test_free_and_fixed_settings_are_settings():
+    assert set(TrainConfig.__dataclass_fields__) > FREE_CHANGES | FIXED
+    assert not FREE_CHANGES & FIXED
+
+
+def test_going_on_takes_the_newest_run_of_the_very_same_settings(
+    settings, console, signal_at, straight, assert_equal_runs
+):
+    config = settings(**EVERYTHING)
+    older = train(config, console)
+    before = files(older)
+    with signal_at(4), pytest.raises(StoppedError):
+        train(config, console)
+    (newer,) = set(config.output.iterdir()) - {older}
+    other = settings(**EVERYTHING | {"output": config.output, "lr": 0.5, "epochs": 1})
+    train(other, console)  # the newest of all, and another run
+    assert train(config, console, go_on=True) == newer
+    assert_equal_runs(newer, straight)
+    assert train(config, console, go_on=True) == newer  # finished
+    assert files(older) == before
+
+
+def test_going_on_begins_a_run_where_there_is_none(settings, console):
+    config = settings()
+    folder = train(config, console, go_on=True)
+    assert folder.parent == config.output
+    assert train(config, console, go_on=True) == folder
+    assert list(config.output.iterdir()) == [folder]
+
+
+def test_going_on_with_more_epochs_trains_them(settings, console):
+    config = settings()
+    train(config, console)
+    longer = settings(output=config.output, epochs=2)
+    folder = train(longer, console, go_on=True)
+    assert [row["epoch"] for row in read_rows(folder)] == [1, 1, 2, 2]
+
+
+def test_going_on_finds_a_run_whose_batch_size_was_found_by_a_trial(settings, console, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    config = settings(batch_size="auto", compile="auto")
+    folder = train(config, console, go_on=True)
+    assert read_config(folder).batch_size != "auto"
+    assert train(config, console, go_on=True) == folder
 
 
 def test_data_with_another_fingerprint_is_refused(console, straight, prepare_again, tmp_path):
     folder = redirected(straight, tmp_path, data=prepare_again(seed=7))
     before = files(folder)
     with pytest.raises(HemafastError, match="not the data the run began with"):
-        resume(folder, console, epochs=4)
+        resume(folder, console, {"epochs": 4})
     assert files(folder) == before
 
 
 def test_data_with_other_classes_is_refused(console, straight, prepare_again, tmp_path):
     folder = redirected(straight, tmp_path, data=prepare_again(classes="from-data"))
     with pytest.raises(HemafastError, match="classes"):
-        resume(folder, console, epochs=4)
+        resume(folder, console, {"epochs": 4})
 
 
 def test_a_folder_that_is_no_run_is_refused(console, tmp_path):
@@ -173,22 +408,22 @@ def test_a_folder_that_is_no_run_is_refused(console, tmp_path):
 def test_settings_of_another_version_are_refused(console, straight, tmp_path):
     folder = redirected(straight, tmp_path, a_setting_of_tomorrow=1)
     with pytest.raises(HemafastError, match="a_setting_of_tomorrow"):
-        resume(folder, console, epochs=4)
+        resume(folder, console, {"epochs": 4})
 
 
 def test_a_run_without_a_checkpoint_is_refused(console, straight, tmp_path):
-    folder = copied(straight, tmp_path)
+    folder = with_one_checkpoint(straight, tmp_path)
     (folder / LAST).unlink()
-    with pytest.raises(HemafastError, match=LAST):
+    with pytest.raises(HemafastError, match=f"{LAST}.*start anew"):
         resume(folder, console)
 
 
 @pytest.mark.parametrize("keep", [0, 100, -100], ids=["emptied", "cut to its head", "cut by its tail"])
-def test_a_damaged_checkpoint_is_refused(console, straight, tmp_path, keep):
-    folder = copied(straight, tmp_path)
+def test_a_run_whose_only_checkpoint_is_damaged_is_refused(console, straight, tmp_path, keep):
+    folder = with_one_checkpoint(straight, tmp_path)
     (folder / LAST).write_bytes((straight / LAST).read_bytes()[:keep])
     with pytest.raises(HemafastError, match="cannot be read"):
-        resume(folder, console, epochs=4)
+        resume(folder, console, {"epochs": 4})
 
 
 class Touch:
@@ -212,10 +447,10 @@ WRITERS_AND_READERS = {
 
 @pytest.mark.parametrize(("write", "read"), WRITERS_AND_READERS.values(), ids=WRITERS_AND_READERS)
 def test_a_checkpoint_that_would_execute_code_is_refused_and_executes_none(console, straight, tmp_path, write, read):
-    folder, touched = copied(straight, tmp_path), tmp_path / "touched"
+    folder, touched = with_one_checkpoint(straight, tmp_path), tmp_path / "touched"
     write(load_last(folder / LAST) | {"started_from": Touch(touched)}, folder / LAST)
     with pytest.raises(HemafastError, match="cannot be read"):
-        resume(folder, console, epochs=4)
+        resume(folder, console, {"epochs": 4})
     assert not touched.exists()
     read(folder / LAST)
     assert touched.exists()  # a trusting reader would have done it
@@ -231,13 +466,13 @@ FOREIGN = {
 
 @pytest.mark.parametrize("content", FOREIGN.values(), ids=FOREIGN)
 def test_a_checkpoint_of_another_program_is_refused(console, straight, tmp_path, content):
-    folder = copied(straight, tmp_path)
+    folder = with_one_checkpoint(straight, tmp_path)
     torch.save(content, folder / LAST)
-    with pytest.raises(HemafastError):
-        resume(folder, console, epochs=4)
+    with pytest.raises(HemafastError, match="not a checkpoint of this version"):
+        resume(folder, console, {"epochs": 4})
 
 
 def test_a_checkpoint_of_another_network_is_refused(console, straight, tmp_path):
     folder = redirected(straight, tmp_path, model="test_efficientnet")
     with pytest.raises(HemafastError, match="does not fit"):
-        resume(folder, console, epochs=4)
+        resume(folder, console, {"epochs": 4})

@@ -4,16 +4,14 @@ import numpy as np
 import pytest
 import torch
 from sklearn.metrics import confusion_matrix
+from steps import CPU
 
 from hemafast.data.graph import GraphShape
 from hemafast.data.loader import eval_loader
-from hemafast.engine.machine import Machine
-from hemafast.engine.step import Steps, Totals
+from hemafast.engine.step import EvalStep, Totals
 from hemafast.engine.validate import validate
 from hemafast.model import build_model
 from hemafast.objective import build_loss
-
-CPU = Machine("cpu", "fp32", False, 1, (), {})
 
 
 def centre_windows(samples):
@@ -29,11 +27,11 @@ def model(dataset, val_samples):
     return network
 
 
-def outcome_of(model, dataset, samples, batch_size):
+def outcome_of(model, dataset, samples, batch_size, **options):
     shape = GraphShape("cpu", "packed", packed_size=64, image_size=56, batch_size=batch_size, threads=1)
-    loss = build_loss(dataset.counts("val"), weighted=False, label_smoothing=0.0)
+    loss = build_loss(dataset.counts("val"))
     totals = Totals(len(dataset.info.classes), "cpu")
-    return validate(model, Steps(model, loss, CPU), eval_loader(samples, shape=shape), samples, totals)
+    return validate(model, EvalStep(model, loss, CPU), eval_loader(samples, shape=shape), samples, totals, **options)
 
 
 @pytest.fixture(scope="module")
@@ -74,3 +72,17 @@ def test_the_size_of_the_batches_does_not_matter(model, dataset, val_samples, ou
     other = outcome_of(model, dataset, val_samples, 12)
     np.testing.assert_allclose(other.probabilities, outcome.probabilities, atol=1e-5)
     assert np.array_equal(other.pooled, outcome.pooled)
+
+
+def test_each_batch_is_told_of(model, dataset, val_samples):
+    told = []
+    outcome_of(model, dataset, val_samples, 5, on_batch=told.append)
+    assert told == [5, 5, 1]
+
+
+def test_a_stop_within_validation_comes_through(model, dataset, val_samples):
+    def stop(images):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        outcome_of(model, dataset, val_samples, 5, on_batch=stop)

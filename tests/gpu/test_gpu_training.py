@@ -1,23 +1,24 @@
-"""Training, resuming, scoring and timing on a GPU."""
+"""Runs on a GPU: trained, resumed, scored and timed."""
 
-import time
+import json
+import signal
+from typing import get_args
 
 import pytest
 import torch
+import two_processes
 from rich.console import Console
 
 from hemafast.bench.run import run_bench
 from hemafast.bench.stations import STATIONS, Bench
-from hemafast.data.loader import Batch
-from hemafast.engine.checkpoint import load_last
-from hemafast.engine.journal import read_rows
-from hemafast.engine.machine import choose_machine
-from hemafast.engine.step import Steps, Totals, build_optimizer
+from hemafast.config import CompileMode, to_json
+from hemafast.engine.checkpoint import BEST, LAST, load_last
+from hemafast.engine.journal import column, read_rows
+from hemafast.engine.run import read_config
+from hemafast.engine.step import TrainStep
 from hemafast.engine.trainer import resume, train
 from hemafast.errors import StoppedError
 from hemafast.evaluate.evaluate import evaluate_run
-from hemafast.model import build_model
-from hemafast.objective import build_loss
 
 pytestmark = [
     pytest.mark.gpu,
@@ -25,144 +26,161 @@ pytestmark = [
     pytest.mark.filterwarnings("default"),  # Inductor and cuDNN advise according to the device
 ]
 
-AMPERE = (8, 0)
-CLASSES = 5
+EVERYTHING = {
+    "mixup": 0.4,
+    "cutmix": 0.4,
+    "clip_grad": 1.0,
+    "ema": 0.9,
+    "loss": "weighted",
+    "label_smoothing": 0.1,
+    "dropout": 0.2,
+    "layer_decay": 0.8,
+    "schedule": "onecycle",
+    "on_nonfinite": "skip",
+    "accumulate": 2,
+}
 
 
-def needs_bf16() -> None:
-    if torch.cuda.get_device_capability() < AMPERE:
-        pytest.skip("needs bf16, which came with compute capability 8.0")
+@pytest.fixture(autouse=True)
+def _own_trials(monkeypatch, tmp_path):
+    """What trials find is of this test alone."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
-def batch_of(images: int = 8, seed: int = 0) -> Batch:
-    generator = torch.Generator().manual_seed(seed)
-    pixels = torch.randint(0, 256, (images, 3, 56, 56), dtype=torch.uint8, generator=generator)
-    labels = torch.randint(0, CLASSES, (images,), generator=generator)
-    return Batch(pixels.cuda().contiguous(memory_format=torch.channels_last), labels.cuda(), torch.arange(images))
+def trained(config):
+    return train(config, Console(quiet=True))
 
 
-def steps_with(amp: str):
-    torch.manual_seed(0)
-    model = build_model("test_resnet", CLASSES, 56).cuda().train()
-    loss = build_loss(torch.tensor([9, 3, 1, 0, 7]).numpy(), weighted=True, label_smoothing=0.1).cuda()
-    machine = choose_machine(device="cuda", amp=amp, compiled="off", threads=2)
-    return model, Steps(model, loss, machine), build_optimizer(model, lr=1e-3, weight_decay=0.01)
+def losses_of(folder, phase="train"):
+    return column(read_rows(folder), phase, "loss")
 
 
-@pytest.mark.parametrize("amp", ["off", "fp16", "bf16"])
-def test_every_precision_learns_a_batch_by_heart(amp):
-    if amp == "bf16":
-        needs_bf16()
-    _, steps, optimizer = steps_with(amp)
-    batch, losses = batch_of(), []
-    for _ in range(40):
-        totals = Totals(CLASSES, "cuda")
-        steps.train(batch, optimizer, 3e-3, totals)
-        losses.append(totals.read()[0])
-    assert losses[-1] < 0.6 * losses[0]
+def stopped_behind(update: int, config, monkeypatch):
+    """The folder of a run that SIGTERM stopped behind an update, counted from 1."""
+    step = TrainStep.__call__
 
+    def step_and_signal(self, *arguments, **named):
+        step(self, *arguments, **named)
+        if named["step"] + 1 == update and named["update"]:
+            signal.raise_signal(signal.SIGTERM)
 
-@pytest.mark.parametrize("amp", ["off", "fp16", "bf16"])
-def test_a_training_step_never_waits_for_the_gpu(amp):
-    if amp == "bf16":
-        needs_bf16()
-    _, steps, optimizer = steps_with(amp)
-    totals, batch = Totals(CLASSES, "cuda"), batch_of()
-    for _ in range(3):  # the first steps allocate and choose algorithms
-        steps.train(batch, optimizer, 1e-3, totals)
-    torch.cuda.synchronize()
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        steps.train(batch, optimizer, 1e-3, totals)
-        totals.glance()
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
-
-
-def test_a_glance_never_fails_and_gives_values_in_the_end():
-    totals = Totals(CLASSES, "cuda")
-    logits = torch.eye(CLASSES, device="cuda")
-    labels = torch.arange(CLASSES, device="cuda")
-    seen, deadline = None, time.monotonic() + 30
-    while seen is None and time.monotonic() < deadline:
-        totals.add(torch.nn.functional.cross_entropy(logits, labels), logits, labels)
-        seen = totals.glance()
-    assert seen is not None
-    mean, confusion = seen
-    assert mean == pytest.approx(torch.nn.functional.cross_entropy(logits, labels).item(), rel=1e-6)
-    assert confusion.trace() == confusion.sum() > 0
-    assert totals.read()[1].sum() == totals.images
-
-
-def test_a_step_on_the_gpu_is_the_step_on_the_cpu():
-    model, steps, _ = steps_with("off")
-    twin = build_model("test_resnet", CLASSES, 56).train()
-    twin.load_state_dict(model.state_dict())
-    loss = build_loss(torch.tensor([9, 3, 1, 0, 7]).numpy(), weighted=True, label_smoothing=0.1)
-    twin_steps = Steps(twin, loss, choose_machine(device="cpu", amp="off", compiled="off", threads=2))
-    batch, losses = batch_of(), []
-    for network, one, device in ((model, steps, "cuda"), (twin, twin_steps, "cpu")):
-        totals = Totals(CLASSES, device)
-        moved = Batch(batch.images.to(device), batch.labels.to(device), batch.rows)
-        one.train(moved, torch.optim.SGD(network.parameters(), lr=0.1), 0.1, totals)
-        losses.append(totals.read()[0])
-    assert losses[0] == pytest.approx(losses[1], rel=1e-2)  # convolutions may run in TF32
-    for on_gpu, on_cpu in zip(model.parameters(), twin.parameters(), strict=True):
-        torch.testing.assert_close(on_gpu.cpu(), on_cpu, atol=2e-2, rtol=2e-2)
-
-
-@pytest.mark.slow
-def test_a_compiled_run_in_bf16_trains_and_is_scored(settings):
-    needs_bf16()
-    folder = train(settings(amp="bf16", compile="on"), Console(quiet=True))
-    assert [row["epoch"] for row in read_rows(folder)] == [1, 2]
-    metrics = evaluate_run(folder)
-    assert metrics["pooled"]["macro_f1"] == pytest.approx(
-        max(row["val_macro_f1"] for row in read_rows(folder)), abs=0.2
-    )
+    with monkeypatch.context() as patch:
+        patch.setattr(TrainStep, "__call__", step_and_signal)
+        with pytest.raises(StoppedError, match=f"after {update} updates"):
+            trained(config)
+    (checkpoint,) = config.output.glob(f"*/{LAST}")
+    return checkpoint.parent
 
 
 @pytest.mark.parametrize("kind", ["auto", "resident", "packed", "files"])
 def test_a_run_with_every_default_trains(settings, kind):
-    folder = train(settings(amp="auto", input=kind), Console(quiet=True))
-    rows = read_rows(folder)
-    assert len(rows) == 2
-    assert rows[1]["train_loss"] < rows[0]["train_loss"]
+    losses = losses_of(trained(settings(amp="auto", input=kind)))
+    assert len(losses) == 2
+    assert losses[1] < losses[0]
+
+
+@pytest.mark.parametrize("amp", ["off", "fp16", "auto"])
+def test_a_run_with_everything_on_trains(settings, amp):
+    rows = read_rows(trained(settings(amp=amp, **EVERYTHING)))
+    assert column(rows, "train", "bad_updates") == [0, 0]
+    assert all(0 < loss < 10 for loss in column(rows, "train", "loss"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", get_args(CompileMode))
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_a_compiled_run_is_the_run_as_it_is(settings, caplog, mode, accumulate):
+    torch._dynamo.reset()
+    asked = {"model": "test_vit", "image_size": 64, "dropout": 0.0, "accumulate": accumulate, "lr": 1e-4}
+    plain = trained(settings(**asked))
+    caplog.clear()
+    compiled = trained(settings(**asked, compile="on", compile_mode=mode))
+    assert losses_of(compiled) == pytest.approx(losses_of(plain), rel=1e-2)  # products may run in TF32
+    assert losses_of(compiled, "val") == pytest.approx(losses_of(plain, "val"), rel=1e-2)
+    assert "compiled the training step" in caplog.text
+    assert "compiled again" not in caplog.text
+
+
+@pytest.mark.slow
+def test_a_compiled_run_with_every_default_is_scored(settings):
+    torch._dynamo.reset()
+    folder = trained(settings(amp="auto", compile="on"))
+    metrics = evaluate_run(folder)
+    rows = [row for row in read_rows(folder) if row["phase"] == "val"]
+    (kept,) = (row for row in rows if row["epoch"] == metrics["model"]["epoch"])
+    assert metrics["log_loss"] == pytest.approx(kept["loss"], rel=0.05)
+
+
+def test_the_largest_batch_that_fits_is_found_and_kept(settings):
+    first, again = (trained(settings(batch_size="auto", epochs=1)) for _ in range(2))
+    size = read_config(first).batch_size
+    assert size >= 8
+    assert size & (size - 1) == 0
+    assert read_config(again).batch_size == size
+    choices = [json.loads((folder / "machine.json").read_text())["choices"] for folder in (first, again)]
+    reasons = [{choice["name"]: choice["reason"] for choice in of_run}["batch size"] for of_run in choices]
+    assert reasons[0] == "the largest power of two that fits"
+    assert "found before" in reasons[1]
 
 
 @pytest.mark.parametrize("amp", ["off", "fp16"])
-def test_a_run_is_resumed_on_the_gpu(settings, monkeypatch, amp):
-    original, calls = Steps.train, iter(range(1000))
-
-    def stop_in_the_second_epoch(self, *arguments):
-        if next(calls) == 8:
-            raise KeyboardInterrupt
-        original(self, *arguments)
-
-    config = settings(amp=amp, onecycle=True)
-    monkeypatch.setattr(Steps, "train", stop_in_the_second_epoch)
-    with pytest.raises(StoppedError):
-        train(config, Console(quiet=True))
-    monkeypatch.setattr(Steps, "train", original)
-    (folder,) = config.output.iterdir()
-    stopped = load_last(folder / "last_model.ckpt")
-    assert stopped["progress"]["epochs_done"] == 1
-    assert len(stopped["cuda_rng"]) == torch.cuda.device_count()
-    assert bool(stopped["scaler"]) == (amp == "fp16")
+def test_a_run_that_is_resumed_in_the_middle_of_an_epoch_is_the_straight_one(settings, monkeypatch, amp):
+    """Dropout and mixing draw on the GPU: each batch seeds them, so that nothing of its generator is saved."""
+    asked = {**EVERYTHING, "model": "test_vit", "image_size": 64, "amp": amp, "accumulate": 1}
+    folder = stopped_behind(8, settings(**asked), monkeypatch)
+    state = load_last(folder / LAST)
+    assert state["progress"]["epochs_done"] == 1
+    assert bool(state["scaler"]) == (amp == "fp16")
     resume(folder, Console(quiet=True))
-    straight = train(settings(amp=amp, onecycle=True), Console(quiet=True))
+    straight = trained(settings(**asked, output=folder.parent.parent / "straight"))
     first, second = read_rows(folder), read_rows(straight)
-    assert [row["epoch"] for row in first] == [1, 2]
-    assert [row["lr"] for row in first] == [row["lr"] for row in second]
-    # cuDNN may choose other algorithms from run to run: close, not equal.
-    assert first[1]["train_loss"] == pytest.approx(second[1]["train_loss"], rel=0.1)
+    assert [(row["epoch"], row["phase"]) for row in first] == [(row["epoch"], row["phase"]) for row in second]
+    assert column(first, "train", "lr") == column(second, "train", "lr")
+    # Sums on a GPU may be taken in another order from run to run: close, not equal.
+    for phase in ("train", "val"):
+        assert column(first, phase, "loss") == pytest.approx(column(second, phase, "loss"), rel=1e-3)
 
 
 def test_a_model_trained_on_the_gpu_scores_alike_on_the_cpu(settings):
-    folder = train(settings(), Console(quiet=True))
+    folder = trained(settings())
     gpu, cpu = (evaluate_run(folder, device=device) for device in ("cuda", "cpu"))
     assert gpu["log_loss"] == pytest.approx(cpu["log_loss"], rel=0.05)
     assert gpu["pooled"]["images"] == cpu["pooled"]["images"]
+
+
+def test_batch_norm_over_the_processes_of_a_run_alone_is_plain_batch_norm(settings, tmp_path):
+    plain = trained(settings())
+    alone = trained(settings(sync_norm=True, output=tmp_path / "synchronised"))
+    assert losses_of(alone) == pytest.approx(losses_of(plain), rel=1e-2)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(torch.cuda.device_count() != 1, reason="needs exactly one CUDA device")
+def test_two_processes_do_not_share_a_gpu(settings, tmp_path):
+    done = torchrun_on(settings(), tmp_path)
+    assert done.returncode != 0
+    assert "2 processes share 1 GPUs here." in done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
+@pytest.mark.parametrize("amp", ["off", "fp16"])
+def test_two_gpus_train_as_one_with_batches_twice_as_large(settings, tmp_path, amp):
+    """Batch norm over both, so that its statistics are those of the larger batch."""
+    asked = {"amp": amp, "lr": 1e-4, "policy": "basic", "accumulate": 2, "clip_grad": 1.0, "loss": "weighted"}
+    config = settings(**asked, batch_size=4, sync_norm=True, output=tmp_path / "two")
+    done = torchrun_on(config, tmp_path)
+    assert done.returncode == 0, done.stderr
+    (best,) = config.output.glob(f"*/{BEST}")
+    alone = trained(settings(**asked, batch_size=8))
+    for phase in ("train", "val"):
+        assert losses_of(best.parent, phase) == pytest.approx(losses_of(alone, phase), rel=2e-2)
+
+
+def torchrun_on(config, folder):
+    file = folder / "asked.json"
+    file.write_text(to_json(config), encoding="utf-8")
+    return two_processes.torchrun("-m", "hemafast", "train", "--config", file)
 
 
 @pytest.mark.slow

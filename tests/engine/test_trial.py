@@ -1,0 +1,272 @@
+"""Trials of the training step: what they choose, that their answers are kept, and that a broken store is survived."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from steps import CPU
+
+from hemafast.engine import trial
+from hemafast.engine.distributed import World
+from hemafast.engine.machine import Choice
+from hemafast.engine.step import TrainStep
+from hemafast.engine.trial import Answers, choose_batch_size, decide
+from hemafast.errors import HemafastError
+
+GIBI = 2**30
+FACTS = {"processor": "A CPU", "cores": "2", "torch": "2", "timm": "1"}
+
+
+@pytest.fixture(autouse=True)
+def store(monkeypatch, tmp_path) -> Path:
+    """Where answers are kept."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "hemafast" / "trials.json"
+
+
+class Timed:
+    """Seconds of a step, from a table or function of the batch size and whether it is compiled; notes what is asked."""
+
+    def __init__(self, seconds) -> None:
+        self.seconds, self.asked = seconds, []
+
+    def __call__(self, size, compiled):
+        self.asked.append((size, compiled))
+        return self.seconds(size, compiled)
+
+
+# The batch size on a CPU
+
+
+@pytest.mark.parametrize(
+    ("rates", "chosen", "tried"),
+    [
+        ({8: 10, 16: 20, 32: 30, 64: 40, 128: 50}, "128", 5),
+        ({8: 10, 16: 20, 32: 30, 64: 29, 128: 28}, "32", 5),  # a little worse may still get better
+        ({8: 10, 16: 20, 32: 17.9, 64: 99, 128: 99}, "16", 3),  # much worse, and nothing larger is tried
+        ({8: 50, 16: 40, 32: 99, 64: 99, 128: 99}, "8", 2),
+    ],
+)
+def test_a_cpu_takes_the_batch_size_with_the_most_images_a_second(rates, chosen, tried):
+    seconds = Timed(lambda size, compiled: size / rates[size])
+    choice = choose_batch_size("cpu", seconds)
+    assert choice.value == chosen
+    assert choice.name == "batch size"
+    assert [size for size, _ in seconds.asked] == [8, 16, 32, 64, 128][:tried]
+    assert f"{chosen}: {rates[int(chosen)]:.1f}" in choice.reason
+
+
+# The batch size on a GPU
+
+
+class FakeGpu:
+    """A GPU of 80 GiB on which a step over an image takes `mebi` MiB."""
+
+    def __init__(self, monkeypatch, mebi: float) -> None:
+        self.bytes, self.peak, self.asked = mebi * 2**20, 0.0, []
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (79 * GIBI, 80 * GIBI))
+        monkeypatch.setattr(torch.cuda, "max_memory_reserved", lambda: self.peak)
+        monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", self.forget)
+        monkeypatch.setattr(torch.cuda, "empty_cache", self.empty)
+        self.cached = 0.0
+
+    def forget(self) -> None:
+        self.peak = self.cached
+
+    def empty(self) -> None:
+        self.cached = 0.0
+
+    def __call__(self, size, compiled):
+        self.asked.append(size)
+        self.cached += size * self.bytes  # torch keeps what is freed, and it is too small for the next size
+        self.peak = self.cached
+        if self.peak > 80 * GIBI:
+            raise torch.OutOfMemoryError
+        return 1.0
+
+
+@pytest.mark.parametrize(
+    ("mebi", "chosen"),
+    [
+        (50, "1024"),  # 2048 images take more than there is
+        (75, "512"),  # 1024 fit, but take over nine tenths
+        (9000, "8"),
+        (1, "4096"),  # larger ones are not tried
+    ],
+)
+def test_a_gpu_takes_the_largest_power_of_two_that_leaves_some_memory(monkeypatch, mebi, chosen):
+    gpu = FakeGpu(monkeypatch, mebi)
+    choice = choose_batch_size("cuda", gpu)
+    assert choice.value == chosen
+    assert gpu.asked == [2**power for power in range(3, 3 + len(gpu.asked))]
+    assert int(chosen) in gpu.asked
+    assert max(gpu.asked) <= 4096
+
+
+@pytest.mark.parametrize("mebi", [10_000, 9500])
+def test_a_network_of_which_nothing_fits_is_refused(monkeypatch, mebi):
+    with pytest.raises(HemafastError, match="Not even 8") as caught:
+        choose_batch_size("cuda", FakeGpu(monkeypatch, mebi))
+    assert "--model" in caught.value.remedy
+
+
+def test_other_errors_on_a_gpu_come_through(monkeypatch):
+    FakeGpu(monkeypatch, 1)
+
+    def broken(size, compiled):
+        raise RuntimeError("CUDA error: device-side assert triggered")
+
+    with pytest.raises(RuntimeError, match="device-side"):
+        choose_batch_size("cuda", broken)
+
+
+# Answers
+
+
+@pytest.fixture
+def answers(settings):
+    def make(**changes):
+        facts = changes.pop("facts", FACTS)
+        precision = changes.pop("precision", "fp32")
+        return Answers(dataclasses.replace(CPU, facts=facts, precision=precision), settings(**changes))
+
+    return make
+
+
+def never() -> Choice:
+    raise AssertionError("asked again")
+
+
+def test_an_answer_is_found_once(answers, store):
+    assert not answers().knows("size")
+    first = answers().get("size", lambda: Choice("size", "64", "the fastest"))
+    assert (first.value, first.reason) == ("64", "the fastest")
+    again = answers().get("size", never)
+    assert answers().knows("size")
+    assert (again.name, again.value) == ("size", "64")
+    assert again.reason.startswith("the fastest (found before, in ")
+    assert str(store) in again.reason
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"facts": FACTS | {"processor": "Another"}},
+        {"facts": FACTS | {"torch": "3"}},
+        {"facts": FACTS | {"gpu": "a GPU"}},
+        {"precision": "bf16"},
+        {"model": "test_vit"},
+        {"image_size": 64},
+    ],
+)
+def test_an_answer_is_of_its_machine_and_network_alone(answers, other):
+    answers().get("size", lambda: Choice("size", "64", "here"))
+    assert answers(**other).get("size", lambda: Choice("size", "8", "there")).value == "8"
+    assert answers().get("size", never).value == "64"  # and the other is kept beside it
+    assert answers(**other).get("size", never).value == "8"
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b"\xff\xfe\x00", b"[1, 2]", b"null", b'"text"', b'{"other": "entry"}', b'{"KEY": 7}']
+)
+def test_a_store_that_cannot_be_read_is_written_anew(answers, store, content):
+    store.parent.mkdir(parents=True)
+    store.write_bytes(content.replace(b"KEY", answers()._key.encode()))
+    assert not answers().knows("size")
+    assert answers().get("size", lambda: Choice("size", "64", "")).value == "64"
+    assert answers().get("size", never).value == "64"
+
+
+@pytest.mark.parametrize("entry", ["64", {}, {"value": "64"}, None])
+def test_an_answer_that_is_not_whole_is_found_again(answers, store, entry):
+    store.parent.mkdir(parents=True)
+    store.write_text(json.dumps({answers()._key: {"size": entry}}))
+    assert answers().get("size", lambda: Choice("size", "32", "")).value == "32"
+    assert answers().get("size", never).value == "32"
+
+
+def test_a_place_that_cannot_be_written_is_a_warning(answers, store, caplog):
+    store.parent.parent.mkdir(parents=True)
+    store.parent.write_text("a file where a folder should be")
+    assert answers().get("size", lambda: Choice("size", "64", "")).value == "64"
+    assert "cannot be kept" in caplog.text
+
+
+# What is decided before a run
+
+
+@pytest.fixture
+def timed(monkeypatch):
+    """`timed(function)`: steps of a run take as long as the function says."""
+
+    def make(seconds):
+        measured = Timed(seconds)
+        monkeypatch.setattr(trial, "_seconds_of", lambda *_: measured)
+        monkeypatch.setattr(trial.shutil, "which", lambda name: f"/usr/bin/{name}")
+        return measured
+
+    return make
+
+
+def test_numbers_come_in_the_place_of_auto_and_the_next_run_asks_no_more(settings, timed):
+    seconds = timed(lambda size, compiled: 1.0 + abs(size - 32) / 8)
+    config, choices = decide(settings(batch_size="auto", compile="off"), World())
+    assert config.batch_size == 32
+    assert [choice.name for choice in choices] == ["batch size"]
+    seconds.asked.clear()
+    again, choices = decide(settings(batch_size="auto", compile="off"), World())
+    assert again.batch_size == 32
+    assert seconds.asked == []
+    assert "found before" in choices[0].reason
+
+
+def test_what_was_asked_for_is_not_tried(settings, timed):
+    seconds = timed(lambda size, compiled: 1.0)
+    asked = settings(batch_size=8, compile="off")
+    assert decide(asked, World()) == (asked, ())
+    assert seconds.asked == []
+
+
+def test_a_short_run_does_not_try_compiling(settings, timed):
+    seconds = timed(lambda size, compiled: 0.01)
+    config, (choice,) = decide(settings(compile="auto"), World())
+    assert config.compile == "off"
+    assert (choice.name, choice.value) == ("torch.compile", "off")
+    assert "too short" in choice.reason
+    assert seconds.asked == [(8, False)]
+
+
+@pytest.mark.parametrize(("compiled_takes", "value"), [(50.0, "on"), (150.0, "off")])
+def test_a_long_run_takes_the_faster_form_and_asks_once(settings, timed, compiled_takes, value):
+    seconds = timed(lambda size, compiled: compiled_takes if compiled else 100.0)  # 5 updates an epoch, 20 epochs
+    config, (choice,) = decide(settings(compile="auto", epochs=20), World())
+    assert config.compile == value
+    assert (choice.name, choice.value) == ("torch.compile", value)
+    assert (8, True) in seconds.asked
+    seconds.asked.clear()
+    assert decide(settings(compile="auto", epochs=20), World())[0].compile == value
+    assert seconds.asked == []
+
+
+def test_without_a_compiler_nothing_is_tried(settings, timed, monkeypatch):
+    seconds = timed(lambda size, compiled: 1e6)
+    monkeypatch.setattr(trial.shutil, "which", lambda name: None)
+    config, (choice,) = decide(settings(compile="auto"), World())
+    assert config.compile == "off"
+    assert "g++" in choice.reason
+    assert seconds.asked == []
+
+
+def test_a_trial_times_the_steps_of_a_run(settings, monkeypatch):
+    seen, step = [], TrainStep.__call__
+
+    def spy(self, batch, lr, totals, **named):
+        seen.append((tuple(batch.images.shape), batch.images.dtype))
+        step(self, batch, lr, totals, **named)
+
+    monkeypatch.setattr(TrainStep, "__call__", spy)
+    assert 0 < trial._seconds_of(settings(image_size=32), CPU, 5)(4, False) < 60
+    assert set(seen) == {((4, 3, 32, 32), torch.uint8)}
+    assert len(seen) > 1  # the first is not what a step takes

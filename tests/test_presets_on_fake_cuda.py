@@ -1,0 +1,66 @@
+"""The forward pass and loss of every preset on a GPU that is not there: mistakes of device and type show in tracing."""
+
+import warnings
+from functools import cache
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch._subclasses import FakeTensorMode
+
+from hemafast.config import TrainConfig, train_config
+from hemafast.data.loader import Batch
+from hemafast.engine.machine import Machine
+from hemafast.engine.run import batch_size_of
+from hemafast.engine.step import Mix, Totals, _forward
+from hemafast.model import Classifier, build_model
+from hemafast.objective import build_loss
+from hemafast.presets import PRESETS
+
+CLASSES, IMAGES = 11, 3
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+COUNTS = np.arange(CLASSES)  # one class is absent
+
+
+@cache
+def network_of(model: str, image_size: int, drop_path: float | None) -> Classifier:
+    """Built at its real size, once for all presets that share it."""
+    return moved_to_fake_cuda(build_model(model, CLASSES, image_size, drop_path=drop_path))
+
+
+FAKE = FakeTensorMode()
+
+
+def moved_to_fake_cuda(module: nn.Module) -> nn.Module:
+    """Replace all tensors by ones of the same shape and type that claim to lie on a GPU."""
+    with FAKE:
+        for part in module.modules():
+            for name, tensor in part.named_parameters(recurse=False):
+                setattr(part, name, nn.Parameter(torch.empty(tensor.shape, device="cuda")))
+            for name, tensor in part.named_buffers(recurse=False):
+                setattr(part, name, torch.empty(tensor.shape, dtype=tensor.dtype, device="cuda"))
+    return module
+
+
+@pytest.fixture(autouse=True)
+def _with_gpu(monkeypatch):
+    """Without one, autocast switches itself off."""
+    monkeypatch.setattr(torch.cuda.amp.common, "amp_definitely_not_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda *_: True)
+
+
+def trace(config: TrainConfig, precision: str, *, mixed: bool = False, training: bool = True):
+    """Loss and logits of a batch of `config`, as a training or evaluation step computes them."""
+    model = network_of(config.model, config.image_size, config.drop_path).train(training)
+    loss = build_loss(COUNTS, config.loss, smoothing=config.label_smoothing)
+    side = config.image_size
+    with FAKE, warnings.catch_warnings():
+        warnings.simplefilter("error")  # autocast that is switched off only warns
+        moved_to_fake_cuda(loss)
+        totals = Totals(CLASSES, "cuda") if False else None
+        images = torch.empty(IMAGES, 3, side, side, dtype=torch.uint8, device="cuda")
+        batch = Batch(images, torch.empty(IMAGES, dtype=torch.int64, device="cuda"), torch.arange(IMAGES))
+        images, targets = Mix(CLASSES, mixup=0.2, cutmix=0.2)(batch) if mixed else (batch.images, batch.labels)
+        value, logits = _forward(model, loss, Machine("cuda", precision, False, 1, (), {}))(images, targets)
+    return value, logits
