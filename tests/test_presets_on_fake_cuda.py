@@ -12,8 +12,7 @@ from torch._subclasses import FakeTensorMode
 from hemafast.config import TrainConfig, train_config
 from hemafast.data.loader import Batch
 from hemafast.engine.machine import Machine
-from hemafast.engine.run import batch_size_of
-from hemafast.engine.step import Mix, Totals, _forward
+from hemafast.engine.step import Mix, _forward
 from hemafast.model import Classifier, build_model
 from hemafast.objective import build_loss
 from hemafast.presets import PRESETS
@@ -58,9 +57,37 @@ def trace(config: TrainConfig, precision: str, *, mixed: bool = False, training:
     with FAKE, warnings.catch_warnings():
         warnings.simplefilter("error")  # autocast that is switched off only warns
         moved_to_fake_cuda(loss)
-        totals = Totals(CLASSES, "cuda") if False else None
         images = torch.empty(IMAGES, 3, side, side, dtype=torch.uint8, device="cuda")
         batch = Batch(images, torch.empty(IMAGES, dtype=torch.int64, device="cuda"), torch.arange(IMAGES))
         images, targets = Mix(CLASSES, mixup=0.2, cutmix=0.2)(batch) if mixed else (batch.images, batch.labels)
         value, logits = _forward(model, loss, Machine("cuda", precision, False, 1, (), {}))(images, targets)
     return value, logits
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_preset_traces_in_every_precision(preset, precision):
+    for training in (True, False):
+        value, logits = trace(train_config(preset), precision, training=training)
+        assert value.device.type == logits.device.type == "cuda"
+        assert value.dtype == torch.float32  # the loss is computed in full precision whatever the network was
+        assert logits.dtype == PRECISIONS[precision]
+        assert (value.shape, logits.shape) == ((), (IMAGES, CLASSES))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("loss", ["cross-entropy", "weighted", "focal", "logit-adjusted"])
+def test_every_loss_traces_with_mixed_targets_in_half_precision(loss):
+    value, _ = trace(train_config("quick", loss=loss), "fp16", mixed=True)
+    assert (value.dtype, value.device.type) == (torch.float32, "cuda")
+
+
+@pytest.mark.slow
+def test_a_tensor_on_the_wrong_device_would_show():
+    model = build_model("test_resnet", CLASSES, 64)  # its weights stay on the host
+    with FAKE, pytest.raises((RuntimeError, AssertionError)):
+        _forward(model, nn.CrossEntropyLoss(), Machine("cuda", "bf16", False, 1, (), {}))(
+            torch.empty(IMAGES, 3, 64, 64, dtype=torch.uint8, device="cuda"),
+            torch.empty(IMAGES, dtype=torch.int64, device="cuda"),
+        )

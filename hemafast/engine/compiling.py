@@ -42,10 +42,13 @@ class Compiler:
     """Compiles functions of (images, targets) for batches of `batch_size`; others run as they are.
 
     A batch of another size, as the last of an epoch, is rare: it is not worth the minute that a graph of its own takes.
+    What is compiled is kept in the folder `cache`.
     """
 
-    def __init__(self, *, enabled: bool, mode: CompileMode = "default", batch_size: int = 0) -> None:
-        self._enabled, self._mode, self._batch_size = enabled, mode, batch_size
+    def __init__(
+        self, *, enabled: bool, mode: CompileMode = "default", batch_size: int = 0, cache: Path | None = None
+    ) -> None:
+        self._enabled, self._mode, self._batch_size, self._cache = enabled, mode, batch_size, cache
         self.compiled: list[Compiled] = []
         self.recompiles = 0
         """How often a function that was compiled already had to be compiled again."""
@@ -58,6 +61,8 @@ class Compiler:
         import torch._dynamo
         import torch._functorch.config
 
+        if self._cache is not None:
+            keep_cache_in(self._cache)
         # Past the limit torch goes on uncompiled and says nothing: here that is an error.
         torch._dynamo.config.fail_on_recompile_limit_hit = True
         # The backward pass along with the forward, so that what the first call took and missed is all of it.

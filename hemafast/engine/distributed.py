@@ -132,6 +132,7 @@ def joined(device: Device, environment: Mapping[str, str] = os.environ) -> Itera
         raise _not_torchruns(f"rank {rank} of {size}")
     import torch
     from torch import distributed
+    from torch.distributed.distributed_c10d import PrefixStore
 
     on_cuda = device != "cpu" and torch.cuda.is_available()
     if on_cuda:
@@ -141,7 +142,7 @@ def joined(device: Device, environment: Mapping[str, str] = os.environ) -> Itera
                 "Start as many with --nproc-per-node as there are GPUs.",
             )
         torch.cuda.set_device(local_rank)
-    store = distributed.PrefixStore(_life(environment, local_size == size), _meeting_place())
+    store = PrefixStore(_life(environment, local_size == size), _meeting_place())
     distributed.init_process_group("nccl" if on_cuda else "gloo", store=store, rank=rank, world_size=size)
     world = World(Process(rank, size), local_rank=local_rank, local_size=local_size)
     try:

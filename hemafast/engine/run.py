@@ -210,7 +210,12 @@ def _steps(
         logit_tau=config.logit_tau,
     ).to(machine.device)
     mixes = config.mixup > 0 or config.cutmix > 0
-    compiler = Compiler(enabled=machine.compiled, mode=config.compile_mode, batch_size=batch_size_of(config))
+    compiler = Compiler(
+        enabled=machine.compiled,
+        mode=config.compile_mode,
+        batch_size=batch_size_of(config),
+        cache=config.output,
+    )
     train_step = TrainStep(
         model,
         loss,

@@ -13,7 +13,6 @@ from rich.console import Console
 
 from hemafast.config import TrainConfig, checked, to_json, to_plain
 from hemafast.engine.checkpoint import LAST, load_last
-from hemafast.engine.compiling import keep_cache_in
 from hemafast.engine.distributed import World, joined, restarted
 from hemafast.engine.journal import Journal, SilentJournal, logger
 from hemafast.engine.loop import Loop
@@ -54,7 +53,6 @@ def train(config: TrainConfig, console: Console, *, go_on: bool = False) -> Path
                 asked = to_plain(config)
                 free = {name: asked[name] for name in FREE_CHANGES}
                 return _resume(folder, console, world, free, allow_changes=False)
-        keep_cache_in(config.output)
         config, tried = decide(config, world)
         run = set_up(config, world=world)
         run.machine = run.machine.with_choices(tried)
@@ -90,7 +88,6 @@ def _resume(
             return None
         logger.info("%s is finished (%d epochs); give more --epochs to extend it", folder, config.epochs)
         return folder
-    keep_cache_in(config.output)
     # The checkpoint may be older than the settings: of a run that crashed right after a change, for one.
     run = set_up(config, state, world, changed=bool(_changes(state["settings"], to_plain(config))))
     return _run(run, folder, console, changed)

@@ -161,7 +161,7 @@ def _trial_step(config: TrainConfig, machine: Machine, classes: int, size: int, 
     model = build_model(config.model, classes, config.image_size).to(machine.device)
     model.freeze(stages=config.freeze_stages, norm=config.freeze_norm)
     optimizer = build_optimizer(model, weight_decay=config.weight_decay, device=machine.device)
-    compiler = Compiler(enabled=compiled, mode=config.compile_mode, batch_size=size)
+    compiler = Compiler(enabled=compiled, mode=config.compile_mode, batch_size=size, cache=config.output)
     return TrainStep(model, CrossEntropy(), optimizer, machine, compiler)
 
 

@@ -1,4 +1,4 @@
-"""An update that is not finite moves nothing, is kept for whoever wants to look at it, and stops the run or does not."""
+"""An update that is not finite moves nothing, is kept for whoever wants to look at it, and may stop the run."""
 
 import csv
 import math
@@ -48,7 +48,7 @@ def poisoned(*updates, value=float("nan")):
 def stopped(settings):
     """A run that stopped at its fifth update, and the batches that each of its updates saw."""
     config = settings(**ACCUMULATED)
-    with poisoned(4) as seen, pytest.raises(HemafastError, match="not finite in update 5 .epoch 2.*--lr") as error:
+    with poisoned(4) as seen, pytest.raises(HemafastError, match=r"not finite in update 5 .epoch 2.*--lr") as error:
         train(config, Console(quiet=True))
     assert "the last checkpoint is intact" in error.value.problem
     assert not isinstance(error.value, StoppedError)
@@ -139,14 +139,13 @@ def test_a_skipped_update_leaves_the_run_as_if_it_had_never_been(settings, conso
     config = settings(model=model, on_nonfinite="skip", ema=0.9, clip_grad=1.0)
     states = []
     for left_out in (False, True):
-        step = TrainStep.__call__
+        with poisoned(4, 5), pytest.MonkeyPatch.context() as patch:
+            poisoned_step = TrainStep.__call__
 
-        def step_or_not(self, *arguments, step=step, left_out=left_out, **named):
-            if not left_out or named["step"] < 4:
-                call(self, *arguments, **named)
+            def step_or_not(self, *arguments, call=poisoned_step, left_out=left_out, **named):
+                if not left_out or named["step"] < 4:
+                    call(self, *arguments, **named)
 
-        with poisoned(4, 5) as _, pytest.MonkeyPatch.context() as patch:
-            call = TrainStep.__call__
             patch.setattr(TrainStep, "__call__", step_or_not)
             states.append(load_last(train(config, console) / LAST))
     for name in ("model", "ema", "optimizer"):
@@ -180,7 +179,7 @@ def test_a_run_stops_where_its_budget_is_used_up_a_resumed_one_too(settings, con
     with poisoned(0, 3), signal_at(2), pytest.raises(StoppedError):
         train(config, console)
     (folder,) = config.output.iterdir()
-    with poisoned(0, 3) as seen, pytest.raises(HemafastError, match="2 updates were not finite.*--nonfinite-budget"):
+    with poisoned(0, 3) as seen, pytest.raises(HemafastError, match=r"2 updates were not finite.*--nonfinite-budget"):
         resume(folder, console)
     assert max(seen) == 3
     assert len(kept(folder)) == 2

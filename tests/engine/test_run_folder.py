@@ -9,7 +9,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from hemafast.config import TrainConfig, checked
 from hemafast.engine import trainer
 from hemafast.engine.checkpoint import load_best, load_last
-from hemafast.engine.journal import read_rows
+from hemafast.engine.journal import column, read_rows
 from hemafast.engine.trainer import read_config, train
 from hemafast.errors import HemafastError
 
@@ -28,6 +28,7 @@ def test_a_run_folder_holds_settings_machine_logs_and_both_checkpoints(settings,
         "tb",
         "best_model.safetensors",
         "last_model.ckpt",
+        "last_model.ckpt.1",
     }
     assert checked(TrainConfig, json.loads((folder / "config.json").read_text(encoding="utf-8"))) == config
     assert read_config(folder) == config
@@ -36,11 +37,13 @@ def test_a_run_folder_holds_settings_machine_logs_and_both_checkpoints(settings,
     assert {"device", "precision", "torch.compile"} <= {choice["name"] for choice in machine["choices"]}
 
     rows = read_rows(folder)
-    assert [row["epoch"] for row in rows] == [1, 2]
-    assert {"lr", "train_loss", "val_loss", "val_macro_f1_Acevedo_20", "val_macro_f1_Matek_19"} <= set(rows[0])
+    assert [(row["epoch"], row["phase"]) for row in rows] == [(1, "train"), (1, "val"), (2, "train"), (2, "val")]
+    assert {"loss", "accuracy", "f1_macro", "lr", "grad_norm", "data_wait_share", "bad_updates"} <= set(rows[0])
+    assert {"loss", "accuracy", "f1_macro", "f1_macro_Acevedo_20", "f1_macro_Matek_19"} <= set(rows[1])
     events = EventAccumulator(str(folder / "tb")).Reload()
-    assert [event.step for event in events.Scalars("val_macro_f1")] == [1, 2]
-    assert [event.value for event in events.Scalars("train_loss")] == pytest.approx([row["train_loss"] for row in rows])
+    assert [event.step for event in events.Scalars("val/f1_macro")] == [1, 2]
+    assert [event.value for event in events.Scalars("train/loss")] == pytest.approx(column(rows, "train", "loss"))
+    assert len(events.Images("confusion")) == 2
     log = (folder / "train.log").read_text(encoding="utf-8")
     images = " and ".join(f"{dataset.counts(split).sum()} {name}" for split, name in SPLITS.items())
     assert f"{images} images of Acevedo_20, Matek_19" in log
@@ -49,7 +52,7 @@ def test_a_run_folder_holds_settings_machine_logs_and_both_checkpoints(settings,
 
 def test_the_best_model_is_that_of_the_epoch_with_the_highest_macro_f1(settings, console):
     folder = train(settings(epochs=3), console)
-    scores = [row["val_macro_f1"] for row in read_rows(folder)]
+    scores = column(read_rows(folder), "val", "f1_macro")
     assert load_best(folder / "best_model.safetensors")[1].epoch == 1 + scores.index(max(scores))
     progress = load_last(folder / "last_model.ckpt")["progress"]
     assert progress["best_f1"] == max(scores)
@@ -78,7 +81,7 @@ def test_two_runs_that_begin_in_the_same_second_get_two_folders(settings, consol
     config = settings()
     folders = [train(config, console) for _ in range(2)]
     assert folders[0] != folders[1]
-    assert all(len(read_rows(folder)) == 1 for folder in folders)
+    assert all(len(read_rows(folder)) == 2 for folder in folders)
 
 
 def test_an_output_that_is_a_file_is_refused(settings, console, tmp_path):
