@@ -1,0 +1,152 @@
+"""Signals: what a real process does when it is told to stop, once, twice, and by whom."""
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from hemafast.config import to_json
+from hemafast.engine import stop
+from hemafast.engine.checkpoint import LAST, load_last
+from hemafast.engine.stop import SIGNALS, StopFlag, exit_code
+
+CODES = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGUSR1: 138}
+
+COMMAND = """
+    import os, signal, sys, time
+    from hemafast.cli import main
+    from hemafast.engine import loop
+    from hemafast.engine.step import TrainStep
+
+    update, number, slow = map(int, sys.argv[1:4])
+    del sys.argv[1:4]
+    step, save = TrainStep.__call__, loop.save_last
+
+    def step_and_signal(self, *arguments, **named):
+        step(self, *arguments, **named)
+        if named["step"] + 1 == update:
+            os.kill(os.getpid(), number)
+
+    def save_slowly(*arguments, **named):
+        if slow and os.path.exists(arguments[0]):
+            print("saving", flush=True)
+            time.sleep(60)
+        save(*arguments, **named)
+
+    TrainStep.__call__, loop.save_last = step_and_signal, save_slowly
+    main()
+"""
+
+
+@pytest.fixture
+def command(tmp_path):
+    """`command(update, signal, *arguments, slow=False)`: the command line, which signals itself behind that update."""
+    script = tmp_path / "command.py"
+    script.write_text(textwrap.dedent(COMMAND), encoding="utf-8")
+
+    def start(update: int, number: int, *arguments: object, slow: bool = False) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [sys.executable, script, str(update), str(int(number)), str(int(slow)), *map(str, arguments)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
+
+    return start
+
+
+def written(config, tmp_path: Path) -> Path:
+    file = tmp_path / "settings.json"
+    file.write_text(to_json(config), encoding="utf-8")
+    return file
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", SIGNALS, ids=lambda number: number.name)
+def test_a_signal_saves_behind_the_update_and_the_resumed_run_is_whole(
+    command, settings, tmp_path, assert_equal_runs, number
+):
+    config = settings(epochs=2, dropout=0.3)
+    process = command(8, number, "train", "--config", written(config, tmp_path), "--quiet")
+    _, said = process.communicate(timeout=120)
+    (folder,) = config.output.iterdir()
+    assert process.returncode == CODES[number]
+    assert f"Stopped by {number.name} after 8 updates, in epoch 2 of 2" in said
+    assert f"--resume {folder}" in said
+    assert load_last(folder / LAST)["progress"]["steps_done"] == 8
+    resumed = command(0, signal.SIGINT, "train", "--resume", folder, "--quiet")
+    resumed.communicate(timeout=120)
+    assert resumed.returncode == 0
+    straight = settings(epochs=2, dropout=0.3)
+    command(0, signal.SIGINT, "train", "--config", written(straight, tmp_path), "--quiet").communicate(timeout=120)
+    assert_equal_runs(folder, next(straight.output.iterdir()))
+
+
+@pytest.mark.slow
+def test_a_second_signal_ends_the_process_at_once_and_leaves_the_last_checkpoint_whole(command, settings, tmp_path):
+    config = settings(epochs=2)
+    process = command(8, signal.SIGTERM, "train", "--config", written(config, tmp_path), "--quiet", slow=True)
+    for _ in range(2):  # the checkpoint of epoch 1, and the one of the stop, each of which would take a minute
+        assert process.stdout.readline() == "saving\n"
+        if process.poll() is None:
+            break
+    time.sleep(stop._ONE_PRESS + 0.2)
+    process.send_signal(signal.SIGTERM)
+    time.sleep(stop._ONE_PRESS + 0.2)
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=20)
+    assert process.returncode in (CODES[signal.SIGTERM], CODES[signal.SIGINT])
+    (folder,) = config.output.iterdir()
+    assert load_last(folder / LAST)["progress"]["steps_done"] == 0
+
+
+def test_a_signal_sets_the_flag_and_names_itself():
+    with StopFlag() as flag:
+        assert flag.number == 0
+        signal.raise_signal(signal.SIGUSR1)
+        assert (flag.number, flag.name) == (signal.SIGUSR1, "SIGUSR1")
+
+
+def test_exit_codes_are_those_of_shells():
+    assert {number: exit_code(number) for number in SIGNALS} == CODES
+
+
+def test_signals_within_a_second_are_one(monkeypatch):
+    ended = []
+    monkeypatch.setattr(os, "_exit", ended.append)
+    with StopFlag(on_second=lambda: ended.append("tidied")) as flag:
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGTERM)
+        assert (flag.number, ended) == (signal.SIGINT, [])
+        later = time.monotonic() + stop._ONE_PRESS + 0.1
+        monkeypatch.setattr(stop.time, "monotonic", lambda: later)
+        signal.raise_signal(signal.SIGTERM)
+    assert ended == ["tidied", 143]
+
+
+def test_handlers_are_put_back():
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    with StopFlag():
+        assert all(signal.getsignal(number) != before[number] for number in SIGNALS)
+    assert {number: signal.getsignal(number) for number in SIGNALS} == before
+
+
+def test_in_another_thread_nothing_is_handled():
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    seen = []
+
+    def enter() -> None:
+        with StopFlag() as flag:
+            seen.append((flag.number, {number: signal.getsignal(number) for number in SIGNALS}))
+
+    thread = threading.Thread(target=enter)
+    thread.start()
+    thread.join()
+    assert seen == [(0, before)]
