@@ -164,7 +164,8 @@ class TrainStep:
         # Only fp16 underflows; bf16 has the range of fp32.
         self.scaler = torch.amp.GradScaler(machine.device, enabled=machine.precision == "fp16")
         self.bad = BadUpdates(machine.device)
-        self._guard = _NormGuard(model) if skip_bad else None
+        self._guard = _Guard(model, ema) if skip_bad else None
+        self._begins = True  # whether the next batch is the first of an update
         self._finite = torch.ones((), dtype=torch.bool, device=machine.device)
 
     def __call__(
@@ -175,6 +176,9 @@ class TrainStep:
         `share` is the weight of the batch's mean loss among those that make the update. An update whose gradients or
         losses are not finite moves nothing, and is counted in `bad`.
         """
+        if self._guard is not None and self._begins:
+            self._guard.remember()
+        self._begins = update
         images, targets = (batch.images, batch.labels) if self._mix is None else self._mix(batch)
         with self._without_exchange(update):
             loss, logits = self._forward(images, targets)
@@ -198,10 +202,10 @@ class TrainStep:
         self.scaler.step(self._optimizer)
         self.scaler.update()
         self._optimizer.zero_grad(set_to_none=True)
-        if self._guard is not None:
-            self._guard.undo(bad)
         if self._ema is not None:
             self._ema.update(self._model, step + 1)
+        if self._guard is not None:
+            self._guard.undo(bad)
         self.bad.add(bad, step)
         totals.add_update(norm, bad | ~norm.isfinite())
 
@@ -243,18 +247,22 @@ class Mix:
         return images, targets
 
 
-class _NormGuard:
-    """Takes back what the forward pass of a bad update did to the statistics of batch norm."""
+class _Guard:
+    """Takes back what a bad update did besides the optimizer: to statistics of batch norm and to averaged weights."""
 
-    def __init__(self, model: nn.Module) -> None:
-        self._statistics = [buffer for buffer in model.buffers() if buffer.is_floating_point()]
-        self._good = [buffer.clone() for buffer in self._statistics]
+    def __init__(self, model: nn.Module, ema: Any) -> None:
+        averaged = ema.module.state_dict().values() if ema is not None else ()
+        self._tensors = [tensor for tensor in (*model.buffers(), *averaged) if tensor.is_floating_point()]
+        self._good = [tensor.clone() for tensor in self._tensors]
+
+    @torch.no_grad()
+    def remember(self) -> None:
+        torch._foreach_copy_(self._good, self._tensors)
 
     @torch.no_grad()
     def undo(self, bad: Tensor) -> None:
-        for now, good in zip(self._statistics, self._good, strict=True):
+        for now, good in zip(self._tensors, self._good, strict=True):
             now.copy_(torch.where(bad, good, now))
-        torch._foreach_copy_(self._good, self._statistics)
 
 
 def seed_batch(seed: int, rank: int, epoch: int, batch: int) -> None:
