@@ -227,7 +227,7 @@ def test_more_epochs_extend_a_finished_run(settings, console, assert_equal_runs)
 
 def test_make_resume_extends_a_run():
     root = Path(__file__).parents[2]
-    command = ["make", "-n", "resume", "OUTDIR=runs/a run"]
+    command = ["make", "--no-print-directory", "-n", "resume", "OUTDIR=runs/a run"]
     said = [
         subprocess.run([*command, *more], cwd=root, capture_output=True, text=True, check=True).stdout.splitlines()[-1]
         for more in ([], ["EPOCHS=50"])
