@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import select
 import signal
 import subprocess
@@ -521,15 +522,18 @@ def test_ctrl_c_on_a_terminal_gives_the_terminal_back(tmp_path, prepared):
         start_new_session=True,
         preexec_fn=_take_terminal,  # noqa: PLW1509 - one system call
     ) as process:
-        said = b""
-        # The log tells each epoch; the panel shows the one it is in when it is drawn, and may jump over any.
-        while not re.search(rb"epoch \d+/500.*train loss", re.sub(rb"\x1b\[[0-9;?]*[a-zA-Z]", b"", said)):
-            assert process.poll() is None
-            said += os.read(ours, 1024) if select.select([ours], [], [], 0.2)[0] else b""
-        os.write(ours, b"\x03")
-        said = b""
-        while process.poll() is None:
-            said += os.read(ours, 1024) if select.select([ours], [], [], 0.2)[0] else b""
+        try:
+            said = b""
+            # The log tells each epoch; the panel shows the one it is in when it is drawn, and may jump over any.
+            while not re.search(rb"epoch \d+/500.*train loss", re.sub(rb"\x1b\[[0-9;?]*[a-zA-Z]", b"", said)):
+                assert process.poll() is None
+                said += os.read(ours, 1024) if select.select([ours], [], [], 0.2)[0] else b""
+            os.write(ours, b"\x03")
+            said = b""
+            while process.poll() is None:
+                said += os.read(ours, 1024) if select.select([ours], [], [], 0.2)[0] else b""
+        finally:
+            process.kill()
     assert process.returncode == 130
     assert termios.tcgetattr(theirs) == before
     said += os.read(ours, 65536) if select.select([ours], [], [], 0.2)[0] else b""
