@@ -62,7 +62,6 @@ def run_two_epochs(bench: Bench) -> dict[str, float]:
             "--policy": "basic",
             "--device": bench.device,
             "--amp": bench.amp,
-            "--compile": "off",
             "--epochs": 2,
         }
         command = [sys.executable, "-m", "hemafast", "train", "--quiet", *map(str, sum(options.items(), ()))]
@@ -107,7 +106,7 @@ def main(
     seconds: Annotated[float, typer.Option(help="Least length of a measurement of a bare step.")] = 30.0,
 ) -> None:
     """Measure whole epochs beside bare steps; about three minutes a round for 600 images on two cores."""
-    bench = Bench(data=data, model=model, image_size=image_size, batch_size=batch_size, device="cpu", amp="auto")
+    bench = Bench(data=data, model=model, image_size=image_size, batch_size=batch_size, device="cpu", amp="off")
     found: list[dict[str, float]] = []
     with ExitStack() as stack:
         makes = {"training": step, "validation": validation_step}
@@ -120,10 +119,11 @@ def main(
     info = open_dataset(data).info
     result: dict[str, Any] = {
         "command": f"python benchmarks/end_to_end.py --model {model} --rounds {rounds}",
-        "machine": choose_machine(device="cpu", amp="auto", compiled="off").facts,
+        "machine": choose_machine(device="cpu", amp="off", compiled="off").facts,
         "model": model,
         "image_size": image_size,
         "batch_size": batch_size,
+        "precision": "fp32",
         "images": {split: int(open_dataset(data).counts(split).sum()) for split in (TRAIN, VAL)},
         "domains": list(info.domains),
         "drawn": info.drawn,

@@ -5,12 +5,16 @@
 Each side is a process; all take turns, round after round, network by network. The matrix product and the memory copy
 that run beside them are this machine's ceilings in the same minutes. The side of timm does what its train.py does in a
 step with `--channels-last --opt adamw`, without and with `--torchcompile`; `best of timm` is the faster of the two.
+At the end torch's profiler says what the seconds of our step go to.
 """
 
 from __future__ import annotations
 
 import json
+import multiprocessing
+from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -28,6 +32,16 @@ from hemafast.engine.machine import choose_machine
 MODELS = ("efficientnet_b0", "resnet18")
 _SIDE = 2048  # of the matrices: large enough to be bound by arithmetic, small enough to take milliseconds
 _COPIED = 256 * 2**20  # bytes: far beyond any cache
+_WARM_STEPS, _PROFILED_STEPS = 2, 5
+_KINDS = {
+    "batch_norm": "batch norm",
+    "silu": "activation",
+    "relu": "activation",
+    "threshold": "activation",
+    "copy_": "copies",
+    "adamw": "optimizer",
+}
+"""Parts of torch's names of operators, and what they count as."""
 
 
 def timm_step(compiled: bool, bench: Bench) -> Station:
@@ -121,6 +135,39 @@ def summary(model: str, image_size: int, measured: dict[str, list[Round]]) -> di
     }
 
 
+def shares_of_time(bench: Bench) -> dict[str, float]:
+    """What a step of ours spends its time on, by kind of operator, in a process of its own; profiling slows it down."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as executor:
+        return executor.submit(_profiled, bench).result()
+
+
+def _profiled(bench: Bench) -> dict[str, float]:
+    from torch.profiler import ProfilerActivity, profile
+
+    station = step(bench)
+    for _ in range(_WARM_STEPS):
+        next(station)
+    with profile(activities=[ProfilerActivity.CPU], record_shapes=True) as profiler:
+        for _ in range(_PROFILED_STEPS):
+            next(station)
+    seconds: Counter[str] = Counter()
+    for event in profiler.key_averages(group_by_input_shape=True):
+        seconds[_kind(event.key, event.input_shapes)] += event.self_cpu_time_total
+    return {kind: time / seconds.total() for kind, time in seconds.most_common()}
+
+
+def _kind(operator: str, shapes: list[list[int]]) -> str:
+    if "convolution" in operator:
+        place = 2 if "backward" in operator else 1  # of the weight (out, in / groups, height, width)
+        weight = shapes[place] if len(shapes) > place else []
+        if len(weight) != 4:
+            return "other"
+        if weight[1] == 1:
+            return "depthwise convolutions"
+        return "pointwise convolutions" if weight[2:] == [1, 1] else "other convolutions"
+    return next((kind for part, kind in _KINDS.items() if part in operator), "other")
+
+
 def training_flops(model: str, image_size: int) -> int:
     """FLOPs of forward and backward for one image: three times the forward's, as each product has two gradients."""
     import timm
@@ -155,7 +202,8 @@ def main(
     }
     for name in model or MODELS:
         bench = Bench(data=data, model=name, batch_size=batch_size, device="cpu", amp="off")
-        results["models"][name] = summary(name, bench.image_size, race(bench, rounds, seconds))
+        raced = summary(name, bench.image_size, race(bench, rounds, seconds))
+        results["models"][name] = {**raced, "shares_of_time": shares_of_time(bench)}
     text = json.dumps(results, indent=2) + "\n"
     if json_file is not None:
         json_file.parent.mkdir(parents=True, exist_ok=True)

@@ -483,7 +483,7 @@ def train(
         list[str] | None,
         _runs(
             "track",
-            f"Where measurements go: {_names(config.TrackerName)}; may be repeated.",
+            f"Where measurements go: {_names(config.TrackerName)}; may be repeated. none: the CSV alone.",
             metavar="NAME",
         ),
     ] = None,
@@ -560,7 +560,7 @@ def train(
         "keep": keep,
         "on_nonfinite": on_nonfinite,
         "nonfinite_budget": nonfinite_budget,
-        "track": tuple(track) if track else None,
+        "track": tuple(name for name in track if name != "none") if track else None,
     }
     console = _console(verbose=verbose, quiet=quiet or as_json)
     going_on = resume not in (None, "auto")

@@ -173,6 +173,10 @@ GIVEN = {
 """For each setting what is typed after its option, and what that makes of it; none is the default."""
 
 
+def test_trackers_can_be_switched_off():
+    assert asked_of_training("--track", "none").track == ()
+
+
 def test_each_option_sets_its_own_setting_and_nothing_else():
     assert GIVEN.keys() == TrainConfig.__dataclass_fields__.keys()
     typed = {

@@ -370,8 +370,14 @@ def train_step_table(result: dict[str, Any]) -> str:
             f"`{result['command']}`, {result['precision']}, {result['image_size']} px, equal maths, in turn, median "
             f"(min to max); the share is that of the FLOP/s of a large matrix product in the same minutes. "
             f"{_machine(result['machine'])}.",
+            "",
+            *(_where_time_goes(model, found["shares_of_time"]) for model, found in result["models"].items()),
         ]
     )
+
+
+def _where_time_goes(model: str, shares: dict[str, float]) -> str:
+    return f"- {model}, by torch's profiler: {', '.join(f'{kind} {share:.0%}' for kind, share in shares.items())}."
 
 
 def end_to_end_table(result: dict[str, Any]) -> str:
@@ -391,7 +397,8 @@ def end_to_end_table(result: dict[str, Any]) -> str:
             "|---|---|",
             *(f"| {name} | {value} |" for name, value in said.items()),
             "",
-            f"`{result['command']}`, {result['image_size']} px, batch {result['batch_size']}, {images['train']} "
+            f"`{result['command']}`, {result['precision']}, {result['image_size']} px, batch "
+            f"{result['batch_size']}, {images['train']} "
             f"training and {images['val']} validation images of {' and '.join(result['domains'])}. "
             f"{_machine(result['machine'])}.",
         ]

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from statistics import median
 from typing import Any
 
 from hemafast.bench.stations import STATIONS, Bench
 from hemafast.bench.worker import Round, Worker
+from hemafast.config import TrainConfig, checked
 from hemafast.data.dataset import open_dataset
 from hemafast.errors import HemafastError
 
@@ -38,6 +39,7 @@ def run_bench(
     if rounds < _FEWEST_ROUNDS:
         raise HemafastError(f"{rounds} rounds are too few to give a spread.", f"Use --rounds {_FEWEST_ROUNDS} or more.")
     info = open_dataset(bench.data).info
+    bench = _with_precision(bench)
     measured: dict[str, list[Round]] = {name: [] for name in STATIONS}
     with ExitStack() as stack:
         workers = {}
@@ -62,6 +64,15 @@ def run_bench(
         "ratios": {ours: _ratio(measured[ours], measured[plain]) | {"to": plain} for ours, plain in RATIOS.items()},
         "bound_by": bound_by(stations),
     }
+
+
+def _with_precision(bench: Bench) -> Bench:
+    """`bench` in the precision that `hemafast train` would take here."""
+    from hemafast.engine.trial import decide_precision
+
+    fields = ("data", "model", "image_size", "batch_size", "device", "amp")
+    config, _ = decide_precision(checked(TrainConfig, {name: getattr(bench, name) for name in fields}))
+    return replace(bench, amp=config.amp)
 
 
 def bound_by(stations: dict[str, Any]) -> str:

@@ -115,8 +115,9 @@ def draw_curve(curve: RateCurve) -> Any:
     ):
         axes.axvline(rate, color=colour, linestyle="--", label=f"{name}: {rate:.1e}")
     axes.set(xscale="log", xlabel="learning rate", ylabel="training loss")
-    low, high = curve.smoothed.min(), curve.smoothed[0]
-    axes.set_ylim(max(0.0, low - 0.2 * (high - low)), high + 0.8 * (high - low) + 0.1)
+    # From the best batch to a little above the start: where the loss breaks out, it leaves the picture.
+    low, high = curve.losses.min(), curve.smoothed[0]
+    axes.set_ylim(max(0.0, low - 0.1 * (high - low)), high + 0.5 * (high - low) + 0.1)
     axes.legend()
     return figure
 

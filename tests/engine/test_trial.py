@@ -229,13 +229,61 @@ def test_what_was_asked_for_is_not_tried(settings, timed):
     assert seconds.asked == []
 
 
+@pytest.fixture
+def with_bf16(monkeypatch):
+    """`with_bf16(bf16=..., off=...)`: a CPU that has bf16, and the seconds of its steps; returns what is timed."""
+
+    def make(**seconds):
+        asked = []
+
+        def seconds_of(config, machine, classes):
+            def timed(size, compiled):
+                asked.append((machine.precision, config.amp))
+                return seconds[config.amp]
+
+            return timed
+
+        monkeypatch.setattr("hemafast.engine.machine.cpu_flags", lambda: frozenset({"avx512_bf16"}))
+        monkeypatch.setattr(trial, "_seconds_of", seconds_of)
+        return asked
+
+    return make
+
+
+@pytest.mark.parametrize(("bf16", "amp", "value"), [(0.5, "bf16", "bf16"), (2.0, "off", "fp32")])
+def test_a_cpu_with_bf16_takes_the_faster_precision_and_asks_once(settings, with_bf16, bf16, amp, value):
+    asked = with_bf16(off=1.0, bf16=bf16)
+    config, (choice,) = decide(settings(amp="auto", compile="off"), World())
+    assert config.amp == amp
+    assert (choice.name, choice.value) == ("precision", value)
+    assert asked == [("fp32", "off"), ("bf16", "bf16")]
+    again, (choice,) = decide(settings(amp="auto", compile="off"), World())
+    assert again.amp == amp
+    assert "found before" in choice.reason
+    assert len(asked) == 2
+
+
+@pytest.mark.parametrize("amp", ["off", "bf16"])
+def test_a_precision_that_was_asked_for_is_not_tried(settings, with_bf16, amp):
+    asked, config = with_bf16(), settings(amp=amp, compile="off")
+    assert decide(config, World()) == (config, ())
+    assert asked == []
+
+
+def test_a_cpu_without_bf16_tries_no_precision(settings, with_bf16, monkeypatch):
+    asked = with_bf16()
+    monkeypatch.setattr("hemafast.engine.machine.cpu_flags", lambda: frozenset({"avx2"}))
+    config, choices = decide(settings(amp="auto", compile="off"), World())
+    assert (config.amp, choices, asked) == ("auto", (), [])
+
+
 def test_a_short_run_does_not_try_compiling(settings, timed):
     seconds = timed(lambda size, compiled: 0.01)
     config, (choice,) = decide(settings(compile="auto"), World())
     assert config.compile == "off"
     assert (choice.name, choice.value) == ("torch.compile", "off")
     assert "too short" in choice.reason
-    assert seconds.asked == [(8, False)]
+    assert seconds.asked == [(4, False)]  # a glance at half a batch: the run is waiting
 
 
 @pytest.mark.parametrize(("compiled_takes", "value"), [(50.0, "on"), (150.0, "off")])
