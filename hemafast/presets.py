@@ -3,7 +3,8 @@
 The reference is a portfolio pipeline for the Helmholtz HIDA challenge; `baseline` to `onecycle` are its five
 experiments with its options and hyperparameters, validated here without augmentation. Its published scores (pooled
 80/20 split, validated under training augmentation) are quoted where they are known; what was not measured says so.
-Hours are computed for the whole challenge (26,000 training images) from rates measured on two CPU cores.
+Hours are computed for the whole challenge (26,000 training images) from rates measured on two CPU cores in fp32
+(benchmarks/results/train_step.json).
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ def baseline() -> Fields:
     """ResNet-18, AdamW at 1e-4, batches of 32 at 224 px, 30 epochs, the reference's augmentation.
 
     Command: `hemafast train`
-    Time: 26 hours on two CPU cores (8.5 images/s); not measured on a GPU.
+    Time: 11 hours on two CPU cores (19 images/s); not measured on a GPU.
     Score: the reference published a macro-F1 of 0.89 for ResNet-18; not measured here.
     """
     return {}
@@ -50,7 +51,7 @@ def b0() -> Fields:
     """`baseline` with EfficientNet-B0.
 
     Command: `hemafast train --preset b0`
-    Time: 13 hours on two CPU cores (17 images/s); not measured on a GPU.
+    Time: 8 hours on two CPU cores (28 images/s); not measured on a GPU.
     Score: the reference published a macro-F1 of 0.90; not measured here.
     """
     return {**baseline(), "model": "efficientnet_b0"}
@@ -89,7 +90,7 @@ def best() -> Fields:
     """The final score before the time: rare classes more often, mild stain and scale jitter, averaged weights.
 
     Command: `hemafast train --preset best`
-    Time: 17 hours on two CPU cores (17 images/s); not measured on a GPU.
+    Time: 10 hours on two CPU cores (28 images/s); not measured on a GPU.
     Score: not measured yet.
     """
     return {

@@ -389,7 +389,7 @@ def end_to_end_table(result: dict[str, Any]) -> str:
             found["whole_share"]
         ),
         "of the time of training: waiting for data": _percentages(found["data_wait_share"]),
-        "seconds from the start of the process to the end of its first step": spread(found["first_step_seconds"]),
+        "seconds from the start of the process to the end of its first step": spread(result["first_step_seconds"]),
     }
     return "\n".join(
         [
