@@ -55,7 +55,13 @@ def test_200_epochs_leave_memory_threads_and_files_as_they_are(prepared, source,
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_a_running_loader_at_once(prepared, signum):
     command = _command(prepared.folder, "packed", "basic", 10**6)
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=_heed_interrupts,  # noqa: PLW1509 - one system call
+    ) as process:
         assert process.stdout is not None
         for line in process.stdout:
             if line.startswith("epoch 20"):
@@ -65,3 +71,8 @@ def test_a_signal_ends_a_running_loader_at_once(prepared, signum):
         process.communicate(timeout=20)
         assert time.monotonic() - started < 10
         assert process.returncode in (-signum, 128 + signum)
+
+
+def _heed_interrupts():
+    """A shell has its background jobs, such as these tests may be, ignore SIGINT, and they hand that on."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
