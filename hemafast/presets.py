@@ -71,7 +71,7 @@ def quick() -> Fields:
     """A first model in minutes on two CPU cores: a small network, 128 px, five epochs of one cycle.
 
     Command: `hemafast train --preset quick`
-    Time: 4 minutes on two CPU cores for 3,000 images (54 images/s).
+    Time: 3 minutes on two CPU cores for 3,000 images (83 images/s).
     Score: the table at the top of the README, with its data, seed and interval.
     """
     return {

@@ -41,6 +41,7 @@ _CPU_BATCHES = (8, 16, 32, 64, 128)
 _LARGEST_GPU_BATCH = 4096
 _FULL = 0.9  # of the memory of a GPU; fragmentation and validation want the rest
 _ROUNDS = 3
+_CLEARLY = 0.9  # of the seconds of fp32: bf16 gives digits away, and a trial is short
 _SMALL_BATCH = 16  # enough to tell precisions apart
 _GLANCE = 4  # images of the step that tells how long a run will take: every run on a CPU waits for it
 _WORTH_SECONDS = 3600.0  # compiling for a trial takes minutes; a run must be long enough to win them back
@@ -94,9 +95,9 @@ def decide_precision(config: TrainConfig, *, processes: int = 1) -> tuple[TrainC
 
 
 def choose_precision(seconds: Callable[[Amp], float]) -> Choice:
-    """The faster of fp32 and bf16, by the seconds of a step."""
+    """bf16 if it is clearly faster than fp32, by the seconds of a step."""
     fp32, bf16 = seconds("off"), seconds("bf16")
-    value = "bf16" if bf16 < fp32 else "fp32"
+    value = "bf16" if bf16 < _CLEARLY * fp32 else "fp32"
     return Choice("precision", value, f"a trial step took {fp32:.2f} s in fp32 and {bf16:.2f} s in bf16")
 
 

@@ -250,8 +250,8 @@ def with_bf16(monkeypatch):
     return make
 
 
-@pytest.mark.parametrize(("bf16", "amp", "value"), [(0.5, "bf16", "bf16"), (2.0, "off", "fp32")])
-def test_a_cpu_with_bf16_takes_the_faster_precision_and_asks_once(settings, with_bf16, bf16, amp, value):
+@pytest.mark.parametrize(("bf16", "amp", "value"), [(0.5, "bf16", "bf16"), (0.95, "off", "fp32"), (2.0, "off", "fp32")])
+def test_a_cpu_with_bf16_takes_it_if_it_is_clearly_faster_and_asks_once(settings, with_bf16, bf16, amp, value):
     asked = with_bf16(off=1.0, bf16=bf16)
     config, (choice,) = decide(settings(amp="auto", compile="off"), World())
     assert config.amp == amp
