@@ -70,7 +70,7 @@ def training_lines(metrics: dict[str, Any]) -> list[str]:
     lines = [f"started from {metrics['model']['started_from']}"]
     if training["epochs"]:
         lines.append(
-            f"{training['epochs']} epochs in {training['total_seconds']:.0f} s, "
+            f"{training['epochs']} {'epoch' if training['epochs'] == 1 else 'epochs'} in {training['total_seconds']:.0f} s, "
             f"{training['train_images_per_second']:.1f} images/s in training"
         )
     return lines + [f"[bold yellow]{warning}[/]" for warning in metrics["warnings"]]
