@@ -68,9 +68,9 @@ def training_lines(metrics: dict[str, Any]) -> list[str]:
     """What a score cannot be read without: where it started, how long it took, what to beware of."""
     training = metrics["training"]
     lines = [f"started from {metrics['model']['started_from']}"]
-    if training["epochs"]:
+    if epochs := training["epochs"]:
         lines.append(
-            f"{training['epochs']} {'epoch' if training['epochs'] == 1 else 'epochs'} in {training['total_seconds']:.0f} s, "
+            f"{epochs} {'epoch' if epochs == 1 else 'epochs'} in {training['total_seconds']:.0f} s, "
             f"{training['train_images_per_second']:.1f} images/s in training"
         )
     return lines + [f"[bold yellow]{warning}[/]" for warning in metrics["warnings"]]
