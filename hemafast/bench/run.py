@@ -39,7 +39,7 @@ def run_bench(
     if rounds < _FEWEST_ROUNDS:
         raise HemafastError(f"{rounds} rounds are too few to give a spread.", f"Use --rounds {_FEWEST_ROUNDS} or more.")
     info = open_dataset(bench.data).info
-    bench = _with_precision(bench)
+    bench = _with_precision(bench, len(info.classes))
     measured: dict[str, list[Round]] = {name: [] for name in STATIONS}
     with ExitStack() as stack:
         workers = {}
@@ -66,12 +66,12 @@ def run_bench(
     }
 
 
-def _with_precision(bench: Bench) -> Bench:
+def _with_precision(bench: Bench, classes: int) -> Bench:
     """`bench` in the precision that `hemafast train` would take here."""
     from hemafast.engine.trial import decide_precision
 
     fields = ("data", "model", "image_size", "batch_size", "device", "amp")
-    config, _ = decide_precision(checked(TrainConfig, {name: getattr(bench, name) for name in fields}))
+    config, _ = decide_precision(checked(TrainConfig, {name: getattr(bench, name) for name in fields}), classes)
     return replace(bench, amp=config.amp)
 
 

@@ -258,18 +258,23 @@ def _as_begun(config: TrainConfig, state: dict[str, Any] | None) -> TrainConfig:
     )
 
 
-def machine_for(
-    config: TrainConfig, device: Device, *splits: Samples, world: World | None = None
-) -> tuple[Machine, GraphShape]:
-    """How to run here under `config` but on `device`, and the input graph for `splits`."""
-    machine = choose_machine(
+def tuned_machine(config: TrainConfig, device: Device, processes: int = 1) -> Machine:
+    """How to run here under `config` but on `device`, with `processes` on this host; tunes this one's allocator."""
+    return choose_machine(
         device=device,
         amp=config.amp,
         compiled=config.compile,
         threads=config.threads,
         allocator=tune_allocator(),
-        processes=world.local_size if world else 1,
+        processes=processes,
     )
+
+
+def machine_for(
+    config: TrainConfig, device: Device, *splits: Samples, world: World | None = None
+) -> tuple[Machine, GraphShape]:
+    """How to run here under `config` but on `device`, and the input graph for `splits`."""
+    machine = tuned_machine(config, device, world.local_size if world else 1)
     source = choose_input(
         config.input,
         machine,

@@ -21,9 +21,9 @@ from hemafast.data.dataset import open_dataset
 from hemafast.data.loader import Batch
 from hemafast.engine.compiling import Compiler
 from hemafast.engine.distributed import World
-from hemafast.engine.machine import Choice, Machine, choose_machine, tune_allocator
+from hemafast.engine.machine import Choice, Machine
 from hemafast.engine.optimizer import build_optimizer
-from hemafast.engine.run import batch_size_of
+from hemafast.engine.run import batch_size_of, tuned_machine
 from hemafast.engine.step import Totals, TrainStep
 from hemafast.errors import HemafastError
 from hemafast.files import write_whole
@@ -36,7 +36,6 @@ logger = logging.getLogger("hemafast")
 DECIDED = ("amp", "batch_size", "compile")
 """Settings whose `auto` gives way to what `decide` finds."""
 
-_CLASSES = 11  # of the made-up labels where no data set is open; the last layer is a thousandth of a network
 _CPU_BATCHES = (8, 16, 32, 64, 128)
 _LARGEST_GPU_BATCH = 4096
 _FULL = 0.9  # of the memory of a GPU; fragmentation and validation want the rest
@@ -61,10 +60,11 @@ def decide(config: TrainConfig, world: World) -> tuple[TrainConfig, tuple[Choice
 
 
 def _decide(config: TrainConfig, world: World) -> tuple[TrainConfig, tuple[Choice, ...]]:
-    config, choices = decide_precision(config, processes=world.local_size)
-    machine = _machine(config, world.local_size)
     dataset = open_dataset(config.data, config.fold)
-    seconds = _seconds_of(config, machine, len(dataset.info.classes))
+    classes = len(dataset.info.classes)
+    config, choices = decide_precision(config, classes, processes=world.local_size)
+    machine = tuned_machine(config, config.device, world.local_size)
+    seconds = _seconds_of(config, machine, classes)
     answers = Answers(machine, config)
     if config.batch_size == "auto":
         choices.append(answers.get("batch size", lambda: choose_batch_size(machine.device, seconds)))
@@ -77,18 +77,18 @@ def _decide(config: TrainConfig, world: World) -> tuple[TrainConfig, tuple[Choic
     return config, tuple(choices)
 
 
-def decide_precision(config: TrainConfig, *, processes: int = 1) -> tuple[TrainConfig, list[Choice]]:
+def decide_precision(config: TrainConfig, classes: int, *, processes: int = 1) -> tuple[TrainConfig, list[Choice]]:
     """Try bf16 beside fp32 where `amp` is `auto` and the CPU has instructions for bf16.
 
     Which is faster depends on the network: dense convolutions and matrix products gain, depthwise convolutions lose.
     """
-    machine = _machine(config, processes)
+    machine = tuned_machine(config, config.device, processes)
     if config.amp != "auto" or (machine.device, machine.precision) != ("cpu", "bf16"):
         return config, []
 
     def seconds(amp: Amp) -> float:
         asked = replace(config, amp=amp, compile="off")
-        return _seconds_of(asked, _machine(asked, processes), _CLASSES)(_SMALL_BATCH, False)
+        return _seconds_of(asked, tuned_machine(asked, asked.device, processes), classes)(_SMALL_BATCH, False)
 
     choice = Answers(machine, config).get("precision", lambda: choose_precision(seconds))
     return replace(config, amp="bf16" if choice.value == "bf16" else "off"), [choice]
@@ -99,16 +99,6 @@ def choose_precision(seconds: Callable[[Amp], float]) -> Choice:
     fp32, bf16 = seconds("off"), seconds("bf16")
     value = "bf16" if bf16 < _CLEARLY * fp32 else "fp32"
     return Choice("precision", value, f"a trial step took {fp32:.2f} s in fp32 and {bf16:.2f} s in bf16")
-
-
-def _machine(config: TrainConfig, processes: int) -> Machine:
-    return choose_machine(
-        device=config.device,
-        amp=config.amp,
-        compiled=config.compile,
-        allocator=tune_allocator(),
-        processes=processes,
-    )
 
 
 def choose_batch_size(device: str, seconds: Seconds) -> Choice:
