@@ -6,7 +6,7 @@ Each round measures the training step and the validation step alone, on batches 
 `hemafast train` for two epochs as a user would. The second epoch, from the line of the first in train.log to its own,
 holds everything: data, training, validation, both checkpoints, logs. Its images over the seconds that the bare steps
 would need for them is the share that is reached. Before all that, while nothing else runs, `hemafast train` is started
-a few times and stopped behind its first step; the first start, which may find nothing in the page cache, is not counted.
+a few times and stopped behind its first step; the first start, which may fill the page cache, is not counted.
 """
 
 from __future__ import annotations
