@@ -15,7 +15,7 @@ RUN apt-get update && apt-get install --yes --no-install-recommends gcc libc6-de
 WORKDIR /opt/hemafast
 COPY pyproject.toml constraints.txt README.md LICENSE ./
 COPY hemafast ./hemafast
-RUN pip install --constraint constraints.txt '.[weights]'
+RUN pip install --constraint constraints.txt '.[explain,export,weights]'
 
 RUN useradd --create-home hemafast && mkdir -p /data/Source /data/runs && chown -R hemafast /data
 USER hemafast

@@ -45,14 +45,15 @@ Settings = TypeVar("Settings", "PrepareConfig", "TrainConfig")
 
 _MIXED = re.compile(r"mixed:(0?\.\d+|0|1|1\.0*)")
 _UNION_TAGS = ("constrained-", "literal[")  # pydantic: which of several allowed types the value failed on
-_STRICT = {"extra": "forbid", "allow_inf_nan": False}  # pydantic: no unknown key, no number without end
+STRICT = {"extra": "forbid", "allow_inf_nan": False}
+"""pydantic: no unknown key, no number without end."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PrepareConfig:
     """How archives become a prepared data set."""
 
-    __pydantic_config__ = _STRICT
+    __pydantic_config__ = STRICT
 
     source: Path = Path("Source")
     """Folder that holds the archives."""
@@ -111,7 +112,7 @@ class PrepareConfig:
 class TrainConfig:
     """How a prepared data set becomes a model. The defaults are the reference pipeline's (preset `baseline`)."""
 
-    __pydantic_config__ = _STRICT
+    __pydantic_config__ = STRICT
 
     preset: str = "baseline"
     """Name of the preset that the other fields started from."""
@@ -119,6 +120,8 @@ class TrainConfig:
     """Prepared data set."""
     fold: Annotated[int, Ge(0)] | None = None
     """Fold that validates, of a data set prepared with folds; by default fold 0."""
+    domains: Annotated[tuple[str, ...], Len(1)] | None = None
+    """Domains to learn from and to choose the best epoch on; by default all of the data set."""
     output: Path = Path("runs")
     """Folder in which the run folder is made."""
     model: str = "resnet18"

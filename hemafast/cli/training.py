@@ -65,6 +65,10 @@ def train(
     ] = None,
     data: Annotated[Path | None, trains("data", "Prepared data set.")] = None,
     fold: Annotated[int | None, trains("fold", "Fold that validates, of data prepared in folds.", none="0")] = None,
+    domain: Annotated[
+        list[str] | None,
+        trains("domains", "Domain to learn from; may be repeated.", none="all", metavar="NAME"),
+    ] = None,
     output: Annotated[Path | None, trains("output", "Folder in which the run folder is made.")] = None,
     seed: Annotated[int | None, trains("seed", "Seed of weights, order, augmentation and dropout.")] = None,
     model: Annotated[str | None, _model("model", "Any timm image model.")] = None,
@@ -214,6 +218,7 @@ def train(
     asked = {
         "data": data,
         "fold": fold,
+        "domains": tuple(domain) if domain else None,
         "output": output,
         "seed": seed,
         "epochs": epochs,

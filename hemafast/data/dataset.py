@@ -15,6 +15,7 @@ from hemafast.errors import HemafastError
 from hemafast.prepare import schema
 from hemafast.prepare.pixels import Windows, centre_windows
 from hemafast.prepare.reader import PackedPixels, PreparedFiles, read_prepared
+from hemafast.prepare.split import SPLITS
 from hemafast.prepare.webdataset import Members, read_members
 
 
@@ -71,6 +72,8 @@ class Dataset:
     files: PreparedFiles
     fold: int | None = None
     """Which fold validates; None for the split that the data set was prepared with."""
+    domains: tuple[str, ...] | None = None
+    """The domains that splits are cut down to; None for all."""
 
     @property
     def info(self) -> schema.DatasetInfo:
@@ -82,9 +85,14 @@ class Dataset:
         """One row an image."""
         return self.files.manifest
 
+    def images(self, split: str) -> pd.DataFrame:
+        """The rows of the manifest that are in `split`, in its order."""
+        images = schema.in_split(self.manifest, split, self.fold)
+        return images if self.domains is None else images[images["domain"].isin(self.domains)]
+
     def samples(self, split: str, image_size: int = 0) -> Samples:
         """The images of `split` ("train" or "val"), packed at a size that suits views of `image_size` pixels."""
-        images = schema.in_split(self.manifest, split, self.fold)
+        images = self.images(split)
         packed = self.files.packed[choose_pack_size(self.info.pack_sizes, image_size)]
         index = {label: position for position, label in enumerate(self.info.classes)}
         name = split if self.fold is None else f"fold{self.fold}-{split}"
@@ -97,25 +105,43 @@ class Dataset:
             sizes=images["bytes"].to_numpy(dtype=np.int64),
             split=name,
             fingerprint=self.info.fingerprint,
-            members=lambda: read_members(self.folder, images, name, self.info),
+            members=lambda: self._members(split, name, images.index),
         )
+
+    def _members(self, split: str, name: str, rows: pd.Index[int]) -> Members:
+        """Where the encoded bytes of some rows of the manifest lie in the tars of a split."""
+        whole = schema.in_split(self.manifest, split, self.fold)
+        return read_members(self.folder, whole, name, self.info).select(whole.index.get_indexer(rows))
 
     def counts(self, split: str) -> npt.NDArray[np.int64]:
         """(classes,): images of each class in `split`."""
-        labels = schema.in_split(self.manifest, split, self.fold)["label"].value_counts()
+        labels = self.images(split)["label"].value_counts()
         return np.array([labels.get(name, 0) for name in self.info.classes], dtype=np.int64)
 
 
-def open_dataset(folder: Path, fold: int | None = None) -> Dataset:
+def open_dataset(folder: Path, fold: int | None = None, domains: Sequence[str] | None = None) -> Dataset:
     """Open the prepared data set at `folder`; with `fold`, the split where that fold validates.
 
-    Raises HemafastError if there is no data set, if it is not whole, or if it has no such fold.
+    With `domains`, both sides of the split are cut down to these. Raises HemafastError if there is no data set, if it
+    is not whole, if it has no such fold or domain, or if a domain has no image on one side.
     """
     files = read_prepared(folder)
     if fold is not None and fold >= (files.info.folds or 0):
         there = f"folds 0 to {files.info.folds - 1}" if files.info.folds else "no folds"
         raise HemafastError(f"{folder} has {there}, and no fold {fold}.", "Prepare it with --folds.")
-    return Dataset(folder, files, fold)
+    dataset = Dataset(folder, files, fold, None if domains is None else tuple(domains))
+    _refuse_missing_domains(dataset)
+    return dataset
+
+
+def _refuse_missing_domains(dataset: Dataset) -> None:
+    for name in dataset.domains or ():
+        if name not in dataset.info.domains:
+            there = ", ".join(dataset.info.domains)
+            raise HemafastError(f"{dataset.folder} has no domain {name}.", f"Choose from: {there}.")
+        for split in SPLITS:
+            if not (dataset.images(split)["domain"] == name).any():
+                raise HemafastError(f"No image of {name} is in {split}.", "Prepare the data with another split.")
 
 
 def choose_pack_size(sizes: Sequence[int], image_size: int) -> int:

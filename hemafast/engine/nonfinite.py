@@ -10,7 +10,6 @@ from safetensors.torch import save_file
 from hemafast.data.dataset import Dataset
 from hemafast.data.loader import Batch
 from hemafast.files import write_whole
-from hemafast.prepare.schema import in_split
 from hemafast.prepare.split import TRAIN
 
 FOLDER = "nonfinite"
@@ -28,6 +27,6 @@ def save_bad_batch(folder: Path, batch: Batch, dataset: Dataset, *, epoch: int, 
     tensors = {"images": batch.images.contiguous(), "labels": batch.labels, "rows": batch.rows}
     where = {"epoch": str(epoch), "batch": str(number), "classes": json.dumps(dataset.info.classes)}
     write_whole(file, lambda part: save_file(tensors, part, where))
-    rows = in_split(dataset.manifest, TRAIN, dataset.fold).iloc[batch.rows.numpy()]
+    rows = dataset.images(TRAIN).iloc[batch.rows.numpy()]
     write_whole(file.with_suffix(".csv"), lambda part: rows.to_csv(part, index=False))
     return file

@@ -9,12 +9,12 @@ from typing import Any
 
 import torch
 
-from hemafast.config import Compile, Device, TrainConfig, checked, to_plain
+from hemafast.config import AUTO_FIELD_OF_VIEW, Compile, Device, TrainConfig, checked, to_plain
 from hemafast.data.augment import Policy, named_policy
 from hemafast.data.dataset import Dataset, Samples, open_dataset
 from hemafast.data.graph import GraphShape
 from hemafast.data.loader import Loader, eval_loader, train_loader
-from hemafast.engine.checkpoint import ModelCard
+from hemafast.engine.checkpoint import ModelCard, View
 from hemafast.engine.compiling import Compiler
 from hemafast.engine.distributed import World
 from hemafast.engine.machine import Machine, choose_input, choose_machine, tune_allocator
@@ -24,6 +24,7 @@ from hemafast.engine.step import EvalStep, Mix, Totals, TrainStep
 from hemafast.errors import HemafastError
 from hemafast.model import Classifier, build_model
 from hemafast.objective import build_loss
+from hemafast.prepare.schema import DatasetInfo
 from hemafast.prepare.split import TRAIN, VAL
 from hemafast.weights import load_initial_weights
 
@@ -109,7 +110,7 @@ def set_up(
     `changed` says that the settings are not those of the checkpoint: the epoch under way begins anew.
     """
     world = world or World()
-    dataset = open_dataset(config.data, config.fold)
+    dataset = open_dataset(config.data, config.fold, config.domains)
     train_samples, val_samples = (dataset.samples(split, config.image_size) for split in (TRAIN, VAL))
     machine, shape = machine_for(_as_begun(config, state), config.device, train_samples, val_samples, world=world)
     torch.manual_seed(config.seed)
@@ -359,12 +360,26 @@ def _refuse_other_data(state: dict[str, Any], dataset: Dataset) -> None:
 
 def card_of(run: Run) -> ModelCard:
     """What must be known of the model as it is now, in order to use it."""
+    info = run.dataset.info
     return ModelCard(
         backbone=run.config.model,
         classes=run.classes,
         image_size=run.config.image_size,
+        view=view_of(info, run.val_samples.packed_size),
+        domains=run.dataset.domains or tuple(info.domains),
         epoch=run.progress.epochs_done,
         started_from=run.started_from,
-        data_fingerprint=run.dataset.info.fingerprint,
-        drawn_data=run.dataset.info.drawn,
+        data_fingerprint=info.fingerprint,
+        drawn_data=info.drawn,
+    )
+
+
+def view_of(info: DatasetInfo, packed_size: int) -> View:
+    """What the images of a data set show at one of its packed sizes."""
+    asked = info.settings["field_of_view"]
+    named = {"auto": AUTO_FIELD_OF_VIEW, "whole": None}
+    return View(
+        packed_size=packed_size,
+        field_of_view=named[asked] if asked in named else float(asked),
+        um_per_pixel={name: domain.um_per_pixel for name, domain in info.domains.items()},
     )

@@ -34,7 +34,7 @@ FREE_CHANGES = frozenset(
     {"preset", "output", "epochs", "threads", "keep", "save_every", "on_nonfinite", "nonfinite_budget", "track"}
 )
 """Settings that a resumed run may change at will."""
-FIXED = frozenset({"data", "fold", "model", "weights", "pretrained"})
+FIXED = frozenset({"data", "fold", "domains", "model", "weights", "pretrained"})
 """Settings that no resumed run may change."""
 
 

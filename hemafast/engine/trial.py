@@ -60,7 +60,7 @@ def decide(config: TrainConfig, world: World) -> tuple[TrainConfig, tuple[Choice
 
 
 def _decide(config: TrainConfig, world: World) -> tuple[TrainConfig, tuple[Choice, ...]]:
-    dataset = open_dataset(config.data, config.fold)
+    dataset = open_dataset(config.data, config.fold, config.domains)
     classes = len(dataset.info.classes)
     config, choices = decide_precision(config, classes, processes=world.local_size)
     machine = tuned_machine(config, config.device, world.local_size)

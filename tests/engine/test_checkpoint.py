@@ -7,6 +7,7 @@ import os
 import random
 import stat
 import time
+from dataclasses import replace
 from itertools import count
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -18,7 +19,17 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from hemafast.engine import checkpoint
-from hemafast.engine.checkpoint import ModelCard, load_best, load_last, save_best, save_last
+from hemafast.engine.checkpoint import (
+    Calibration,
+    ModelCard,
+    View,
+    load_best,
+    load_last,
+    read_card,
+    save_best,
+    save_calibration,
+    save_last,
+)
 from hemafast.errors import HemafastError
 from hemafast.model import build_model
 
@@ -26,6 +37,8 @@ CARD = ModelCard(
     backbone="test_efficientnet",
     classes=("basophil", "<b>", "größe"),
     image_size=32,
+    view=View(packed_size=64, field_of_view=25.0, um_per_pixel={"Acevedo_20": 0.1, "größe": None}),
+    domains=("Acevedo_20",),
     epoch=3,
     started_from="random weights, as asked for",
     data_fingerprint="ab" * 32,
@@ -51,6 +64,29 @@ def test_the_best_model_comes_back_from_its_file_alone(best, model):
     images = torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8)
     with torch.inference_mode():
         assert torch.equal(loaded.eval()(images), model(images))
+
+
+def test_a_calibration_goes_onto_the_card_and_leaves_the_weights_alone(best, model):
+    calibration = Calibration(temperature=1.7, threshold=None, target=0.95, images=30)
+    save_calibration(best, calibration)
+    loaded, card = load_best(best)
+    assert card == read_card(best) == replace(CARD, calibration=calibration)
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], tensor)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("image_size", 10**9), ("classes", []), ("epoch", "many"), ("calibration", {"temperature": -1}), ("surprise", 1)],
+)
+def test_a_card_that_makes_no_sense_is_refused_by_the_name_of_its_field(best, field, value):
+    with safe_open(best, framework="pt") as content:
+        metadata = content.metadata()
+        tensors = {name: content.get_tensor(name) for name in content.keys()}  # noqa: SIM118 - not a dict
+    card = json.loads(metadata["card"]) | {field: value}
+    save_file(tensors, best, metadata | {"card": json.dumps(card)})
+    with pytest.raises(HemafastError, match=field):
+        load_best(best)
 
 
 def test_the_file_tells_any_reader_of_safetensors_what_it_is(best, model):
@@ -287,8 +323,7 @@ def test_a_best_model_that_is_damaged_or_foreign_is_refused(best, damage):
 
 
 def test_a_best_model_of_an_unknown_network_is_refused(tmp_path, model):
-    fields = {name: getattr(CARD, name) for name in CARD.__slots__} | {"backbone": "no_such_network"}
-    save_best(tmp_path / "best", model, ModelCard(**fields))
+    save_best(tmp_path / "best", model, replace(CARD, backbone="no_such_network"))
     with pytest.raises(HemafastError, match="no_such_network"):
         load_best(tmp_path / "best")
 

@@ -1,0 +1,75 @@
+"""How far confidences can be trusted: one temperature, and the confidence below which a model had better not answer.
+
+Both are fitted on the calibration part of the validation images, and reported on the rest.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from hemafast.engine.checkpoint import Calibration
+
+Labels = npt.NDArray[np.int64]
+Probabilities = npt.NDArray[np.floating[Any]]
+
+TARGET = 0.95
+"""Share of right answers that the threshold aims at."""
+
+_TEMPERATURES = (1 / 20, 20.0)
+_LEAST = float(np.finfo(np.float32).tiny)  # a softmax in fp32 rounds to zero below it
+
+
+def soften(probabilities: Probabilities, temperature: float) -> npt.NDArray[np.float64]:
+    """Probabilities (images, classes) as if their logits had been divided by `temperature`; rows of nan stay so.
+
+    Logarithms of probabilities are logits up to a constant, which a softmax does not see.
+    """
+    logits = np.log(np.maximum(probabilities.astype(np.float64), _LEAST)) / temperature
+    powers = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return np.asarray(powers / powers.sum(axis=1, keepdims=True))
+
+
+def calibrate(labels: Labels, probabilities: Probabilities, target: float = TARGET) -> Calibration:
+    """Fit temperature and threshold to the answers (images, classes) to images of known class (images,)."""
+    if len(labels) == 0:
+        return Calibration(temperature=1.0, threshold=None, target=target, images=0)
+    temperature = fit_temperature(labels, probabilities)
+    softened = soften(probabilities, temperature)
+    return Calibration(
+        temperature=temperature,
+        threshold=fit_threshold(labels, softened, target),
+        target=target,
+        images=len(labels),
+    )
+
+
+def fit_temperature(labels: Labels, probabilities: Probabilities) -> float:
+    """The temperature with the least log loss, between 1/20 and 20 (Guo et al. 2017, arXiv 1706.04599)."""
+    from scipy.optimize import minimize_scalar
+
+    rows = np.arange(len(labels))
+
+    def loss(logarithm: float) -> float:
+        chosen = soften(probabilities, float(np.exp(logarithm)))[rows, labels]
+        return float(-np.log(np.maximum(chosen, _LEAST)).mean())
+
+    low, high = np.log(_TEMPERATURES)
+    return float(np.exp(minimize_scalar(loss, bounds=(low, high), method="bounded").x))
+
+
+def fit_threshold(labels: Labels, probabilities: Probabilities, target: float) -> float | None:
+    """The least confidence from which on the share of right answers is at least `target`; None if there is none.
+
+    Of the images it was fitted on, it lets pass as many as it can.
+    """
+    confidence = probabilities.max(axis=1)
+    order = np.argsort(-confidence, kind="stable")
+    right = np.cumsum((probabilities.argmax(axis=1) == labels)[order])
+    share = right / np.arange(1, len(labels) + 1)
+    sorted_confidence = confidence[order]
+    last_of_its_value = np.append(sorted_confidence[1:] != sorted_confidence[:-1], True)
+    good = np.flatnonzero((share >= target) & last_of_its_value)
+    return float(sorted_confidence[good[-1]]) if len(good) else None
