@@ -52,7 +52,7 @@ def score_table(metrics: dict[str, Any]) -> Table:
     for column in ("macro-F1", "95 % interval", "accuracy", "classes", "images"):
         table.add_column(column, justify="right")
     for name, scores in with_pooled(metrics["domains"], metrics["pooled"]).items():
-        low, high = scores["macro_f1_ci95"]
+        low, high = scores["ci95"]["macro_f1"]
         table.add_row(
             name,
             f"{scores['macro_f1']:.3f}",

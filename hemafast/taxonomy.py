@@ -17,3 +17,26 @@ CHALLENGE_CLASSES = (
 
 UM_PER_PIXEL = {"Acevedo_20": 0.100, "Matek_19": 0.0725}
 """Side of one pixel in micrometres, by domain (360 px of Acevedo_20 and 400 px of Matek_19 span 36 and 29 um)."""
+
+LINEAGES = {
+    "granulocytic": (
+        "myeloblast",
+        "promyelocyte",
+        "myelocyte",
+        "metamyelocyte",
+        "neutrophil_banded",
+        "neutrophil_segmented",
+    ),
+    "eosinophilic": ("eosinophil",),
+    "basophilic": ("basophil",),
+    "monocytic": ("monocyte",),
+    "lymphoid": ("lymphocyte_typical",),
+    "erythroid": ("erythroblast",),
+}
+"""Which of the challenge's classes descend from one precursor. A myeloblast counts to the granulocytes it becomes."""
+
+MATURATION = ("promyelocyte", "myelocyte", "metamyelocyte", "neutrophil_banded", "neutrophil_segmented")
+"""The stages of a neutrophil from the youngest on: neighbours differ by degrees, and experts disagree on them."""
+
+BLAST = "myeloblast"
+"""The class whose presence in blood is the alarm."""

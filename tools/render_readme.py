@@ -52,7 +52,7 @@ def quick_table(result: dict[str, Any]) -> str:
     """Scores of the quick preset on real archives."""
     metrics = result["metrics"]
     rows = [
-        f"| {name} | **{part['macro_f1']:.3f}** | {part['macro_f1_ci95'][0]:.3f} to {part['macro_f1_ci95'][1]:.3f} "
+        f"| {name} | **{part['macro_f1']:.3f}** | {' to '.join(f'{end:.3f}' for end in part['ci95']['macro_f1'])} "
         f"| {part['accuracy']:.3f} | {part['classes']} | {part['images']} |"
         for name, part in (*metrics["domains"].items(), ("pooled", metrics["pooled"]))
     ]

@@ -56,6 +56,8 @@ class Calibration:
     """Share of right answers among those that `threshold` lets pass."""
     images: Annotated[int, Ge(0)]
     """Images it was fitted on."""
+    blast_threshold: Annotated[float, Ge(0), Le(1)] | None = None
+    """Probability from which on a cell is called a blast; None where there were no blasts to fit it on."""
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ Both are fitted on the calibration part of the validation images, and reported o
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,9 @@ Probabilities = npt.NDArray[np.floating[Any]]
 
 TARGET = 0.95
 """Share of right answers that the threshold aims at."""
+
+SENSITIVITY = 0.95
+"""Share of the blasts that the threshold for blasts aims to find."""
 
 _TEMPERATURES = (1 / 20, 20.0)
 _LEAST = float(np.finfo(np.float32).tiny)  # a softmax in fp32 rounds to zero below it
@@ -32,8 +36,13 @@ def soften(probabilities: Probabilities, temperature: float) -> npt.NDArray[np.f
     return np.asarray(powers / powers.sum(axis=1, keepdims=True))
 
 
-def calibrate(labels: Labels, probabilities: Probabilities, target: float = TARGET) -> Calibration:
-    """Fit temperature and threshold to the answers (images, classes) to images of known class (images,)."""
+def calibrate(
+    labels: Labels, probabilities: Probabilities, *, target: float = TARGET, blast: int | None = None
+) -> Calibration:
+    """Fit temperature and thresholds to the answers (images, classes) to images of known class (images,).
+
+    `blast` is the index of the class that is an alarm, if there is one.
+    """
     if len(labels) == 0:
         return Calibration(temperature=1.0, threshold=None, target=target, images=0)
     temperature = fit_temperature(labels, probabilities)
@@ -43,6 +52,7 @@ def calibrate(labels: Labels, probabilities: Probabilities, target: float = TARG
         threshold=fit_threshold(labels, softened, target),
         target=target,
         images=len(labels),
+        blast_threshold=None if blast is None else fit_sensitivity(labels == blast, softened[:, blast], SENSITIVITY),
     )
 
 
@@ -73,3 +83,9 @@ def fit_threshold(labels: Labels, probabilities: Probabilities, target: float) -
     last_of_its_value = np.append(sorted_confidence[1:] != sorted_confidence[:-1], True)
     good = np.flatnonzero((share >= target) & last_of_its_value)
     return float(sorted_confidence[good[-1]]) if len(good) else None
+
+
+def fit_sensitivity(positive: npt.NDArray[np.bool_], scores: Probabilities, target: float) -> float | None:
+    """The largest threshold that finds at least `target` of the positive images; None if there are none."""
+    found = -np.sort(-scores[positive])
+    return float(found[math.ceil(target * len(found)) - 1]) if len(found) else None

@@ -1,4 +1,8 @@
-"""Score the best model of a run on the validation split, by domain and pooled."""
+"""Score the best model of a run on the validation images, by domain and pooled.
+
+Half of these images calibrate: temperature and thresholds are fitted on them, stored with the model, and reported on
+the other half. All other scores are of all images.
+"""
 
 from __future__ import annotations
 
@@ -7,46 +11,83 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
 from hemafast.config import Device, TrainConfig
 from hemafast.data.dataset import Dataset, Samples, open_dataset
 from hemafast.data.loader import eval_loader
-from hemafast.engine.checkpoint import BEST, ModelCard, load_best
+from hemafast.engine.checkpoint import BEST, Calibration, ModelCard, load_best, save_calibration
 from hemafast.engine.journal import column, read_rows
 from hemafast.engine.run import DRAWN_WARNING, machine_for, read_config
 from hemafast.engine.step import EvalStep, Totals
-from hemafast.engine.validate import Outcome, validate
+from hemafast.engine.validate import validate
 from hemafast.errors import HemafastError
+from hemafast.evaluate.calibration import TARGET, calibrate, soften
 from hemafast.evaluate.plots import plot_confusions
-from hemafast.metrics import Confusion, accuracy, class_scores, macro_f1, macro_f1_interval
+from hemafast.evaluate.predictions import prediction_table, write_predictions
+from hemafast.evaluate.scores import calibrated_scores, score
+from hemafast.files import write_whole
+from hemafast.metrics import with_pooled
+from hemafast.model import Classifier
 from hemafast.objective import CrossEntropy
-from hemafast.prepare.split import VAL
+from hemafast.prepare.split import TRAIN, VAL, assign_split
+from hemafast.taxonomy import BLAST
 
 METRICS = "metrics.json"
+PREDICTIONS = "predictions.csv"
 CONFUSION_PLOT = "confusion_matrix.png"
 
-SCHEMA = 1
+CALIBRATION, REPORT = "calibration", "report"
+"""Parts of the validation images: what was fitted on the first is reported on the second."""
+
+SCHEMA = 2
 
 Metrics = dict[str, Any]
+Mask = npt.NDArray[np.bool_]
 
 
 def evaluate_run(folder: Path, *, data: Path | None = None, device: Device = "auto") -> Metrics:
-    """Classify the validation images with the run's best model; write metrics.json and confusion_matrix.png.
+    """Classify the validation images with the run's best model; write metrics.json, predictions.csv and a plot.
 
-    `data` names another prepared data set than the run's own. Returns what metrics.json holds. Raises HemafastError if
-    `folder` is not a run or the data has another list of classes.
+    `data` names another prepared data set than the run's own: all of its validation images are reported on, with the
+    calibration that the model has. Returns what metrics.json holds. Raises HemafastError if `folder` is not a run, if
+    the data has other classes, or if the run's own data is no longer what the model was trained with.
     """
     config = read_config(folder)
-    if data is not None:
-        config = replace(config, data=data)
-    if not (folder / BEST).is_file():
-        raise HemafastError(f"{folder} holds no {BEST}.", "Let the run end its first epoch: hemafast train --resume.")
-    dataset = open_dataset(config.data, config.fold)
+    model, card = load_best(folder / BEST)
+    dataset = open_dataset(data or config.data, config.fold if data is None else None)
+    _refuse_other_classes(folder, dataset, card)
+    if data is None:
+        _refuse_other_data(folder, dataset, card)
     samples = dataset.samples(VAL, config.image_size)
-    outcome, card = _classify(folder, config, dataset, samples, device)
-    metrics = _metrics(folder, config, dataset, card, outcome)
-    (folder / METRICS).write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
-    plot_confusions(folder / CONFUSION_PLOT, _named(outcome), dataset.info.classes)
+    probabilities = _classify(model, config, samples, len(card.classes), device)
+    fitted = _calibration_part(dataset, card) if data is None else np.zeros(len(samples), dtype=bool)
+    calibration = _calibration(card, samples, probabilities, fitted)
+    if data is None and calibration != card.calibration:
+        save_calibration(folder / BEST, calibration)
+    metrics = {
+        "schema": SCHEMA,
+        "split": VAL,
+        "warnings": _warnings(dataset, card),
+        **_scores(dataset, samples, probabilities, calibration, ~fitted),
+        "model": {**asdict(replace(card, calibration=calibration)), "file": BEST},
+        "data": _data(dataset),
+        "training": _training(folder, config),
+    }
+    table = _predictions(dataset, samples, soften(probabilities, calibration.temperature), fitted)
+    _write(folder, metrics, table)
     return metrics
+
+
+def _write(folder: Path, metrics: Metrics, table: pd.DataFrame) -> None:
+    text = json.dumps(metrics, indent=2, allow_nan=False) + "\n"
+    sets = with_pooled(metrics["domains"], metrics["pooled"])
+    matrices = {name: np.array(scores["confusion"]) for name, scores in sets.items()}
+    write_predictions(folder / PREDICTIONS, table)
+    write_whole(folder / CONFUSION_PLOT, lambda part: plot_confusions(part, matrices, metrics["model"]["classes"]))
+    write_whole(folder / METRICS, lambda part: part.write_text(text, encoding="utf-8"))
 
 
 def read_metrics(folder: Path) -> Metrics:
@@ -62,55 +103,89 @@ def read_metrics(folder: Path) -> Metrics:
 
 
 def _classify(
-    folder: Path, config: TrainConfig, dataset: Dataset, samples: Samples, device: Device
-) -> tuple[Outcome, ModelCard]:
+    model: Classifier, config: TrainConfig, samples: Samples, classes: int, device: Device
+) -> npt.NDArray[np.float32]:
+    """Probabilities (images, classes) as the model has them."""
     machine, shape = machine_for(replace(config, compile="off"), device, samples)
-    model, card = load_best(folder / BEST)
+    model.to(machine.device)
+    step = EvalStep(model, CrossEntropy(), machine)
+    totals = Totals(classes, machine.device)
+    return validate(model, step, eval_loader(samples, shape=shape), samples, totals).probabilities
+
+
+def _refuse_other_classes(folder: Path, dataset: Dataset, card: ModelCard) -> None:
     if card.classes != dataset.info.classes:
         raise HemafastError(
             f"{folder / BEST} knows the classes {', '.join(card.classes)}; {dataset.folder} has others.",
             "Evaluate on data prepared with the classes of the run.",
         )
-    model.to(machine.device)
-    step = EvalStep(model, CrossEntropy(), machine)
-    batches = eval_loader(samples, shape=shape)
-    totals = Totals(len(card.classes), machine.device)
-    return validate(model, step, batches, samples, totals), card
 
 
-def _metrics(folder: Path, config: TrainConfig, dataset: Dataset, card: ModelCard, outcome: Outcome) -> Metrics:
+def _refuse_other_data(folder: Path, dataset: Dataset, card: ModelCard) -> None:
+    if card.data_fingerprint != dataset.info.fingerprint:
+        raise HemafastError(
+            f"{dataset.folder} is not the data that {folder / BEST} was trained with (its fingerprint differs).",
+            "Prepare the same archives with the same settings again, or score it as other data with --data.",
+        )
+
+
+def _calibration_part(dataset: Dataset, card: ModelCard) -> Mask:
+    """(images,): half of each class in each domain that was trained on; groups are kept whole, the draw is a hash."""
+    images = dataset.images(VAL)
+    part = assign_split(images, val_fraction=0.5, seed=0)
+    return np.asarray((part == TRAIN) & images["domain"].isin(card.domains))
+
+
+def _calibration(
+    card: ModelCard, samples: Samples, probabilities: npt.NDArray[np.float32], fitted: Mask
+) -> Calibration:
+    if not fitted.any():
+        return card.calibration or Calibration(temperature=1.0, threshold=None, target=TARGET, images=0)
+    blast = card.classes.index(BLAST) if BLAST in card.classes else None
+    return calibrate(samples.labels[fitted], probabilities[fitted], blast=blast)
+
+
+def _scores(
+    dataset: Dataset,
+    samples: Samples,
+    probabilities: npt.NDArray[np.float32],
+    calibration: Calibration,
+    reported: Mask,
+) -> Metrics:
+    """Scores pooled and of each domain."""
+    classes = dataset.info.classes
+    parts = {"pooled": np.ones(len(samples), dtype=bool)}
+    parts |= {str(name): samples.domains == name for name in np.unique(samples.domains)}
+    scores = {
+        name: score(samples.labels[part], probabilities[part], classes)
+        | calibrated_scores(samples.labels[part], probabilities[part], classes, calibration, reported[part])
+        for name, part in parts.items()
+    }
+    return {"pooled": scores.pop("pooled"), "domains": scores}
+
+
+def _predictions(dataset: Dataset, samples: Samples, softened: npt.NDArray[np.float64], fitted: Mask) -> pd.DataFrame:
+    """One row an image, with calibrated probabilities."""
+    images = dataset.images(VAL)
+    columns = {
+        "image": images["path"].to_numpy(),
+        "domain": samples.domains,
+        "label": images["label"].to_numpy(),
+        "part": np.where(fitted, CALIBRATION, REPORT),
+    }
+    return prediction_table(dataset.info.classes, softened.astype(np.float32), columns)
+
+
+def _data(dataset: Dataset) -> dict[str, Any]:
     info = dataset.info
     return {
-        "schema": SCHEMA,
-        "split": VAL,
-        "warnings": _warnings(dataset, card),
-        "pooled": _scores(outcome.pooled, info.classes),
-        "domains": {name: _scores(confusion, info.classes) for name, confusion in outcome.domains.items()},
-        "log_loss": outcome.loss,
-        "model": {**asdict(card), "classes": list(card.classes), "file": BEST},
-        "data": {
-            "folder": str(dataset.folder),
-            "fingerprint": info.fingerprint,
-            "drawn": info.drawn,
-            "split_seed": info.settings["seed"],
-            "val_fraction": info.settings["val_fraction"],
-            "domains": {name: domain.model_dump() for name, domain in info.domains.items()},
-        },
-        "training": _training(folder, config),
-    }
-
-
-def _scores(confusion: Confusion, classes: tuple[str, ...]) -> dict[str, Any]:
-    """The scores of one set of images; `classes` counts those that have images, which the macro-F1 averages over."""
-    per_class = class_scores(confusion, classes)
-    return {
-        "macro_f1": macro_f1(confusion),
-        "macro_f1_ci95": list(macro_f1_interval(confusion)),
-        "accuracy": accuracy(confusion),
-        "classes": len(per_class),
-        "images": int(confusion.sum()),
-        "per_class": {name: asdict(score) for name, score in per_class.items()},
-        "confusion": confusion.tolist(),
+        "folder": str(dataset.folder),
+        "fingerprint": info.fingerprint,
+        "drawn": info.drawn,
+        "split_seed": info.settings["seed"],
+        "val_fraction": info.settings["val_fraction"],
+        "counts": info.counts,
+        "domains": {name: domain.model_dump() for name, domain in info.domains.items()},
     }
 
 
@@ -135,12 +210,10 @@ def _warnings(dataset: Dataset, card: ModelCard) -> list[str]:
         warnings.append(DRAWN_WARNING)
     if card.started_from.startswith("RANDOM"):
         warnings.append(f"Training started from {card.started_from}")
+    if others := [name for name in dataset.info.domains if name not in card.domains]:
+        warnings.append(f"Trained on {' and '.join(card.domains)}, not on {' and '.join(others)}")
     if card.data_fingerprint != dataset.info.fingerprint:
         warnings.append(
             "This is not the data that the model was trained with: some of these images may have been trained on"
         )
     return warnings
-
-
-def _named(outcome: Outcome) -> dict[str, Confusion]:
-    return {"pooled": outcome.pooled, **outcome.domains} if len(outcome.domains) > 1 else outcome.domains

@@ -1,6 +1,8 @@
 """The scores of a run: whole, by domain, and the same for anyone who counts again."""
 
 import json
+import pickle
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -9,10 +11,12 @@ from PIL import Image
 from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, log_loss
 
 from hemafast.config import PrepareConfig, checked
-from hemafast.engine.checkpoint import load_best
+from hemafast.engine.checkpoint import load_best, load_last, read_card
 from hemafast.engine.journal import read_rows
 from hemafast.errors import HemafastError
+from hemafast.evaluate.calibration import calibrate, soften
 from hemafast.evaluate.evaluate import evaluate_run, read_metrics
+from hemafast.evaluate.predictions import read_predictions
 from hemafast.prepare.build import prepare
 
 
@@ -39,7 +43,7 @@ def test_the_scores_are_those_of_sklearn_on_the_models_own_predictions(scored, v
     assert scores["classes"] == len(present) == len(scores["per_class"])
     assert scores["images"] == rows.sum()
     assert np.array_equal(scores["confusion"], confusion_matrix(actual, predicted, labels=range(11)))
-    low, high = scores["macro_f1_ci95"]
+    low, high = scores["ci95"]["macro_f1"]
     assert 0 <= low <= scores["macro_f1"] <= high <= 1
 
 
@@ -59,7 +63,7 @@ def test_the_domains_are_the_archives_and_partition_the_images(scored, val_sampl
 
 def test_the_log_loss_is_that_of_the_probabilities(scored, val_samples, probabilities):
     expected = log_loss(val_samples.labels, probabilities / probabilities.sum(axis=1, keepdims=True), labels=range(11))
-    assert read_metrics(scored)["log_loss"] == pytest.approx(expected, rel=1e-4)
+    assert read_metrics(scored)["pooled"]["log_loss"] == pytest.approx(expected, rel=1e-4)
 
 
 def test_the_metrics_name_model_data_and_training(scored, dataset):
@@ -142,3 +146,99 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path):
         evaluate_run(tmp_path)
     with pytest.raises(HemafastError, match="hemafast evaluate"):
         read_metrics(tmp_path)
+
+
+def test_the_predictions_are_the_models_softened_by_the_temperature_it_now_carries(scored, val_samples, probabilities):
+    table, classes, found = read_predictions(scored / "predictions.csv")
+    card = read_card(scored / "best_model.safetensors")
+    assert classes == card.classes
+    np.testing.assert_allclose(found, soften(probabilities, card.calibration.temperature), atol=2e-5)
+    assert list(table["label"]) == [classes[label] for label in val_samples.labels]
+    assert list(table["predicted"]) == [classes[index] for index in probabilities.argmax(axis=1)]
+    assert all(path.endswith(name) for path, name in zip(val_samples.paths, table["image"], strict=True))
+    assert json.loads(json.dumps(read_metrics(scored)["model"]["calibration"])) == asdict(card.calibration)
+
+
+def test_what_is_fitted_is_not_what_is_reported(scored, val_samples, probabilities):
+    table, _, found = read_predictions(scored / "predictions.csv")
+    fitted = (table["part"] == "calibration").to_numpy()
+    pooled = read_metrics(scored)["pooled"]
+    calibration = read_card(scored / "best_model.safetensors").calibration
+    assert calibration.images == fitted.sum() > 0
+    assert pooled["calibrated"]["images"] == (~fitted).sum() > 0
+    again = calibrate(val_samples.labels[fitted], probabilities[fitted], blast=6)
+    assert again.temperature == pytest.approx(calibration.temperature, rel=1e-3)
+    loss = log_loss(val_samples.labels[~fitted], found[~fitted], labels=range(11))
+    assert pooled["calibrated"]["after"]["log_loss"] == pytest.approx(loss, rel=1e-3)
+
+
+def test_the_parts_keep_groups_whole(scored, dataset):
+    table, _, _ = read_predictions(scored / "predictions.csv")
+    groups = dataset.images("val").assign(part=table["part"].to_numpy()).groupby("group")["part"].nunique()
+    assert (groups == 1).all()
+
+
+def test_calibrating_leaves_the_weights_as_they_are(scored, trained):
+    (before, card), (after, calibrated) = (load_best(run / "best_model.safetensors") for run in (trained, scored))
+    assert card.calibration is None
+    assert replace(calibrated, calibration=None) == card
+    for name, tensor in before.state_dict().items():
+        assert torch.equal(tensor, after.state_dict()[name])
+
+
+def test_other_data_is_reported_whole_with_the_calibration_the_model_has(run, prepared, tmp_path):
+    evaluate_run(run)
+    calibration = read_card(run / "best_model.safetensors").calibration
+    metrics = evaluate_run(run, data=other(prepared, tmp_path / "other", seed=7))
+    assert read_card(run / "best_model.safetensors").calibration == calibration
+    assert metrics["model"]["calibration"] == asdict(calibration)
+    assert metrics["pooled"]["calibrated"]["images"] == metrics["pooled"]["images"]
+
+
+def test_data_that_was_prepared_anew_under_the_run_is_refused_unless_it_is_named(run, prepared, tmp_path):
+    data = other(prepared, tmp_path / "other", seed=7)
+    config = json.loads((run / "config.json").read_text(encoding="utf-8"))
+    (run / "config.json").write_text(json.dumps(config | {"data": str(data)}), encoding="utf-8")
+    with pytest.raises(HemafastError, match="fingerprint"):
+        evaluate_run(run)
+    assert not (run / "metrics.json").exists()
+    assert evaluate_run(run, data=data)["warnings"]
+
+
+def test_a_run_on_one_domain_is_scored_on_all_and_calibrated_on_its_own(prepared, train_on):
+    run = train_on(prepared.folder, epochs=1, domains=("Matek_19",))
+    metrics = evaluate_run(run)
+    table, _, _ = read_predictions(run / "predictions.csv")
+    assert set(metrics["domains"]) == {"Acevedo_20", "Matek_19"}
+    assert set(table.loc[table["part"] == "calibration", "domain"]) == {"Matek_19"}
+    assert "not on Acevedo_20" in metrics["warnings"][0]
+    assert metrics["model"]["domains"] == ("Matek_19",)
+
+
+class Payload:
+    """What a hostile pickle does when it is opened."""
+
+    def __init__(self, file):
+        self.file = file
+
+    def __reduce__(self):
+        return (type(self.file).touch, (self.file,))
+
+
+def test_a_pickle_in_the_place_of_a_model_is_refused_and_not_run(run, tmp_path):
+    proof = tmp_path / "proof"
+    (run / "best_model.safetensors").write_bytes(pickle.dumps(Payload(proof)))
+    with pytest.raises(HemafastError, match="best_model"):
+        evaluate_run(run)
+    assert not proof.exists()
+    pickle.loads((run / "best_model.safetensors").read_bytes())
+    assert proof.exists()  # it would have been
+
+
+def test_a_pickle_in_the_place_of_a_checkpoint_is_refused_and_not_run(run, tmp_path):
+    proof = tmp_path / "proof"
+    torch.save({"format": "hemafast-2", "model": Payload(proof)}, run / "last_model.ckpt")
+    (run / "last_model.ckpt.1").unlink(missing_ok=True)
+    with pytest.raises(HemafastError, match="last_model"):
+        load_last(run / "last_model.ckpt")
+    assert not proof.exists()

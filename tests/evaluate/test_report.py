@@ -62,9 +62,9 @@ def test_a_browser_shows_a_report_whole(scored, tmp_path):
 def test_a_report_shows_the_scores_of_the_metrics(scored):
     metrics, text = read_metrics(scored), " ".join(page_of(scored).text.split())
     pooled = metrics["pooled"]
-    assert f"macro-F1 {pooled['macro_f1']:.3f} 95 % interval {pooled['macro_f1_ci95'][0]:.3f} to" in text
+    assert f"macro-F1 {pooled['macro_f1']:.3f} 95 % interval {pooled['ci95']['macro_f1'][0]:.3f} to" in text
     for name, scores in metrics["domains"].items():
-        low, high = scores["macro_f1_ci95"]
+        low, high = scores["ci95"]["macro_f1"]
         row = f"{scores['macro_f1']:.3f} {low:.3f} to {high:.3f} {scores['accuracy']:.3f} {scores['classes']}"
         assert f"{name} {row} {scores['images']} " in text
     for name, score in pooled["per_class"].items():

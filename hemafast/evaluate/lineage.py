@@ -1,0 +1,112 @@
+"""Scores that know blood: which cells descend from one another, which are neighbours, and which are an alarm."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from hemafast.evaluate.bootstrap import interval
+from hemafast.evaluate.metrics import Scores, count_scores
+from hemafast.evaluate.plain import plain, wilson
+from hemafast.taxonomy import BLAST, LINEAGES, MATURATION
+
+
+def lineage_scores(matrices: Scores, classes: Sequence[str]) -> dict[str, Any] | None:
+    """Confusion and scores between lineages, from confusion matrices (1 + resamples, classes, classes).
+
+    None unless every class belongs to a lineage that is known.
+    """
+    lineage_of = {label: lineage for lineage, labels in LINEAGES.items() for label in labels}
+    if not set(classes) <= set(lineage_of):
+        return None
+    names = [lineage for lineage in LINEAGES if lineage in {lineage_of[label] for label in classes}]
+    belongs = np.array([[lineage_of[label] == name for label in classes] for name in names], dtype=np.float64)
+    folded = belongs @ matrices @ belongs.T
+    scores = {name: values for name, values in count_scores(folded).items() if name in ("accuracy", "macro_f1")}
+    return {
+        "names": names,
+        "confusion": folded[0].astype(int).tolist(),
+        **{name: plain(values[0]) for name, values in scores.items()},
+        "ci95": {name: plain(interval(values)) for name, values in scores.items()},
+    }
+
+
+def maturation_scores(matrices: Scores, classes: Sequence[str]) -> dict[str, Any] | None:
+    """How far answers to maturing neutrophils are from the truth, from matrices (1 + resamples, classes, classes).
+
+    `distance` is the mean number of stages between the true and the answered one; an answer outside the series is as
+    far off as its two ends are from each other. None if a stage is no class here, or no image is of one.
+    """
+    if not set(MATURATION) <= set(classes):
+        return None
+    places = [classes.index(stage) for stage in MATURATION]
+    rows = matrices[:, places, :]
+    images = rows.sum(axis=(1, 2))
+    if not images[0]:
+        return None
+    steps = maturation_steps(classes)
+    safe = np.maximum(images, 1)
+    distance = np.where(images > 0, (rows * steps).sum(axis=(1, 2)) / safe, np.nan)
+    outside = np.ones(len(classes), dtype=bool)
+    outside[places] = False
+    counts = {
+        "exact": rows[0][steps == 0].sum(),
+        "neighbour": rows[0][steps == 1].sum(),
+        "far": rows[0][:, ~outside][steps[:, ~outside] > 1].sum(),
+        "outside": rows[0][:, outside].sum(),
+    }
+    return {
+        "stages": list(MATURATION),
+        "images": int(images[0]),
+        "distance": plain(distance[0]),
+        "ci95": plain(interval(distance)),
+        "largest": len(MATURATION) - 1,
+        **{name: int(count) for name, count in counts.items()},
+    }
+
+
+def maturation_steps(classes: Sequence[str]) -> npt.NDArray[np.int64]:
+    """(stages, classes): stages between each stage of maturation and each class."""
+    place = {stage: index for index, stage in enumerate(MATURATION)}
+    farthest = len(MATURATION) - 1
+    return np.array(
+        [[abs(place[label] - index) if label in place else farthest for label in classes] for index in place.values()]
+    )
+
+
+def blast_scores(
+    labels: npt.NDArray[np.int64],
+    probabilities: npt.NDArray[np.floating[Any]],
+    classes: Sequence[str],
+    threshold: float | None,
+    reported: npt.NDArray[np.bool_],
+) -> dict[str, Any] | None:
+    """Blasts against the rest: by the likeliest class on all images, and by `threshold` on those that are `reported`.
+
+    Intervals are Wilson's. None if blasts are no class here.
+    """
+    if BLAST not in classes:
+        return None
+    index = list(classes).index(BLAST)
+    positive = labels == index
+    said = {"class": BLAST, "likeliest": _operate(positive, probabilities.argmax(axis=1) == index)}
+    if threshold is not None:
+        called = probabilities[reported, index] >= threshold
+        said["operating_point"] = {"threshold": threshold, **_operate(positive[reported], called)}
+    return said
+
+
+def _operate(positive: npt.NDArray[np.bool_], called: npt.NDArray[np.bool_]) -> dict[str, Any]:
+    found, spared = int((positive & called).sum()), int((~positive & ~called).sum())
+    blasts, others = int(positive.sum()), int((~positive).sum())
+    return {
+        "blasts": blasts,
+        "others": others,
+        "sensitivity": found / blasts if blasts else None,
+        "sensitivity_ci95": wilson(found, blasts),
+        "specificity": spared / others if others else None,
+        "specificity_ci95": wilson(spared, others),
+    }

@@ -1,0 +1,168 @@
+"""Scores from classes and probabilities, each for the images as they are and for all their resamples in one go.
+
+Every function takes weights (images, k): how often each image counts in each of k resamples. A score of a plain set of
+images is the column of ones. Definitions are scikit-learn's; means over classes are over those that have images.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from hemafast.evaluate.bootstrap import RESAMPLES, Weights, resample
+from hemafast.metrics import per_class_f1
+
+Labels = npt.NDArray[np.int64]
+Probabilities = npt.NDArray[np.floating[Any]]
+Scores = npt.NDArray[np.float64]
+
+BINS = 15
+"""Of the calibration error: as many equal bins of confidence as Guo et al. 2017 (arXiv 1706.04599)."""
+
+_LEAST = float(np.finfo(np.float64).eps)  # scikit-learn's log loss takes no smaller probability
+
+
+def confusions(labels: Labels, predicted: Labels, weights: Weights, classes: int) -> Scores:
+    """Confusion matrices (k, classes, classes) of class indices (images,) and (images,): rows are true classes."""
+    cells = _sum_by(labels * classes + predicted, weights, classes * classes)
+    return cells.T.reshape(-1, classes, classes)
+
+
+def count_scores(matrices: Scores) -> dict[str, Scores]:
+    """Scores (k,) that depend on confusion matrices (k, classes, classes) alone."""
+    actual, predicted = matrices.sum(axis=2), matrices.sum(axis=1)
+    images, hits = actual.sum(axis=1), np.trace(matrices, axis1=1, axis2=2)
+    recall = _divide(np.diagonal(matrices, axis1=1, axis2=2), actual)
+    f1 = per_class_f1(matrices)
+    chance = (actual * predicted).sum(axis=1)
+    spread = np.sqrt((images**2 - (predicted**2).sum(axis=1)) * (images**2 - (actual**2).sum(axis=1)))
+    accuracy = _divide(hits, images)
+    return {
+        "accuracy": accuracy,
+        "balanced_accuracy": _mean(recall),
+        "macro_f1": _mean(f1),
+        "micro_f1": accuracy,  # the same thing where every image has one label and one answer
+        "weighted_f1": _divide(np.nansum(f1 * actual, axis=1), images),
+        "matthews": np.where(images > 0, np.nan_to_num(_divide(hits * images - chance, spread)), np.nan),
+        "kappa": _divide(hits * images - chance, images**2 - chance),
+    }
+
+
+def class_scores(matrices: Scores) -> dict[str, Scores]:
+    """Precision, recall and F1 of each class, (k, classes), from confusion matrices (k, classes, classes).
+
+    nan where there is none: recall and F1 of a class without images, precision of one that is never answered.
+    """
+    hits = np.diagonal(matrices, axis1=1, axis2=2)
+    return {
+        "precision": _divide(hits, matrices.sum(axis=1)),
+        "recall": _divide(hits, matrices.sum(axis=2)),
+        "f1": per_class_f1(matrices),
+    }
+
+
+def probability_scores(labels: Labels, probabilities: Probabilities, weights: Weights) -> dict[str, Scores]:
+    """Scores (k,) that want probabilities (images, classes): top-2 accuracy, log loss, expected calibration error."""
+    images = weights.sum(axis=0, dtype=np.float64)
+    rows = np.arange(len(labels))
+    losses = -np.log(np.clip(probabilities[rows, labels], _LEAST, 1))
+    # Of equals the last goes first, as in scikit-learn.
+    ranked = np.argsort(probabilities, axis=1, kind="stable")[:, ::-1]
+    second = (ranked[:, :2] == labels[:, None]).any(axis=1)
+    return {
+        "top2_accuracy": _divide(_total(second, weights), images),
+        "log_loss": _divide(_total(losses, weights), images),
+        "ece": _calibration_error(labels, probabilities, weights),
+    }
+
+
+def auroc(labels: Labels, scores: Probabilities, weights: Weights) -> Scores:
+    """Area under the ROC curve of each class against the rest, (k, classes), of scores (images, classes).
+
+    It is the share of pairs that are ordered rightly, half of those that are equal (Mann and Whitney 1947); nan where
+    a class has no image, or all of them.
+    """
+    return np.stack([_area(labels == index, scores[:, index], weights) for index in range(scores.shape[1])], axis=1)
+
+
+Calculate = Callable[[Labels, Probabilities, Weights], dict[str, Scores]]
+
+
+def all_scores(labels: Labels, probabilities: Probabilities, weights: Weights) -> dict[str, Scores]:
+    """Every score by name: (k,) each, `confusion` (k, classes, classes), and of each class (k, classes)."""
+    matrices = confusions(labels, probabilities.argmax(axis=1), weights, probabilities.shape[1])
+    areas = auroc(labels, probabilities, weights)
+    return {
+        **count_scores(matrices),
+        **probability_scores(labels, probabilities, weights),
+        "auroc": _mean(np.where(matrices.sum(axis=2) > 0, areas, np.nan)),
+        "confusion": matrices,
+        **{f"class_{name}": scores for name, scores in (class_scores(matrices) | {"auroc": areas}).items()},
+    }
+
+
+def bootstrapped(
+    calculate: Calculate,
+    labels: Labels,
+    probabilities: Probabilities,
+    *,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> dict[str, Scores]:
+    """What `calculate` makes of the images as they are, then of each resample: (1 + resamples, ...) by name."""
+    chunks = [calculate(labels, probabilities, weights) for weights in resample(len(labels), resamples, seed)]
+    return {name: np.concatenate([chunk[name] for chunk in chunks]) for name in chunks[0]}
+
+
+def _calibration_error(labels: Labels, probabilities: Probabilities, weights: Weights) -> Scores:
+    """Mean distance of confidence and accuracy over bins of confidence, weighted by their images."""
+    confidence, right = probabilities.max(axis=1), probabilities.argmax(axis=1) == labels
+    gaps = (confidence - right).astype(np.float32)[:, None] * weights
+    return _divide(np.abs(_sum_by(bins_of(confidence), gaps, BINS)).sum(axis=0), weights.sum(axis=0, dtype=np.float64))
+
+
+def bins_of(confidence: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.int64]:
+    """The bin of each confidence; a bin holds its upper end."""
+    return np.asarray(np.clip(np.ceil(confidence * BINS).astype(np.int64) - 1, 0, BINS - 1))
+
+
+def _area(positive: npt.NDArray[np.bool_], scores: Probabilities, weights: Weights) -> Scores:
+    """(k,): how much of the weight of pairs of a positive and a negative image is ordered rightly."""
+    if positive.all() or not positive.any():
+        return np.full(weights.shape[1], np.nan)
+    negatives = np.flatnonzero(~positive)[np.argsort(scores[~positive], kind="stable")]
+    below, not_above = (np.searchsorted(scores[negatives], scores[positive], side) for side in ("left", "right"))
+    # The weight of all negatives before each of the places that matter; a sum over every place would take far longer.
+    places = np.unique(np.concatenate([[0, len(negatives)], below, not_above]))
+    sums = np.zeros((len(places), weights.shape[1]))
+    np.cumsum(np.add.reduceat(weights[negatives], places[:-1], axis=0), axis=0, dtype=np.float64, out=sums[1:])
+    beaten = (sums[np.searchsorted(places, below)] + sums[np.searchsorted(places, not_above)]) / 2
+    pairs = np.einsum("ik,ik->k", weights[positive], beaten)
+    return _divide(pairs, weights[positive].sum(axis=0, dtype=np.float64) * sums[-1])
+
+
+def _sum_by(groups: Labels, weights: Weights, count: int) -> Scores:
+    """(count, k): the weights (images, k) added up by group (images,)."""
+    from scipy.sparse import csr_array
+
+    images = len(groups)
+    members = csr_array((np.ones(images, np.float32), (groups, np.arange(images))), shape=(count, images))
+    return np.asarray(members @ weights, dtype=np.float64)
+
+
+def _total(values: npt.NDArray[Any], weights: Weights) -> Scores:
+    return values.astype(np.float64) @ weights
+
+
+def _divide(numerator: npt.NDArray[Any], denominator: npt.NDArray[Any]) -> Scores:
+    """nan where nothing is divided by."""
+    return np.asarray(np.where(denominator == 0, np.nan, numerator / np.where(denominator == 0, 1, denominator)))
+
+
+def _mean(scores: Scores) -> Scores:
+    """(k,): the mean of (k, classes) over what is not nan; nan where all is."""
+    known = ~np.isnan(scores)
+    return _divide(np.where(known, scores, 0).sum(axis=1), known.sum(axis=1))

@@ -1,0 +1,130 @@
+"""Everything that is said about the answers to one set of images, as plain data."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from hemafast.engine.checkpoint import Calibration
+from hemafast.evaluate.bootstrap import RESAMPLES, interval
+from hemafast.evaluate.calibration import soften
+from hemafast.evaluate.lineage import blast_scores, lineage_scores, maturation_scores
+from hemafast.evaluate.metrics import (
+    Labels,
+    Probabilities,
+    Scores,
+    all_scores,
+    bins_of,
+    bootstrapped,
+    probability_scores,
+)
+from hemafast.evaluate.plain import plain, wilson
+
+
+def score(
+    labels: Labels, probabilities: Probabilities, classes: Sequence[str], *, resamples: int = RESAMPLES, seed: int = 0
+) -> dict[str, Any]:
+    """All scores of a set of images with their 95 % intervals.
+
+    `labels` is (images,), `probabilities` (images, classes). `ci95` has [low, high] by name of the score; what has no
+    meaning here is None. `classes` counts the classes that have images, which means are over; `absent` names the rest.
+    """
+    found = bootstrapped(all_scores, labels, probabilities, resamples=resamples, seed=seed)
+    single = [name for name, values in found.items() if values.ndim == 1]
+    images = np.bincount(labels, minlength=len(classes))
+    return {
+        **{name: plain(found[name][0]) for name in single},
+        "ci95": {name: plain(interval(found[name])) for name in single},
+        "images": len(labels),
+        "classes": int((images > 0).sum()),
+        "absent": [name for name, count in zip(classes, images, strict=True) if not count],
+        "per_class": _per_class(found, classes, images),
+        "confusion": found["confusion"][0].astype(int).tolist(),
+        "reliability": reliability(labels, probabilities),
+        "lineage": lineage_scores(found["confusion"], classes),
+        "maturation": maturation_scores(found["confusion"], classes),
+    }
+
+
+def calibrated_scores(
+    labels: Labels,
+    probabilities: Probabilities,
+    classes: Sequence[str],
+    calibration: Calibration,
+    reported: npt.NDArray[np.bool_],
+) -> dict[str, Any]:
+    """What temperature and thresholds do to the images that they were not fitted on, which `reported` marks."""
+    softened = soften(probabilities, calibration.temperature)
+    return {
+        "calibrated": {
+            "images": int(reported.sum()),
+            "before": _confidence_scores(labels[reported], probabilities[reported]),
+            "after": _confidence_scores(labels[reported], softened[reported]),
+        },
+        "selective": selective(labels[reported], softened[reported], calibration.threshold),
+        "blast": blast_scores(labels, softened, classes, calibration.blast_threshold, reported),
+    }
+
+
+def selective(labels: Labels, probabilities: Probabilities, threshold: float | None) -> dict[str, Any] | None:
+    """How many images are answered if confidence must reach `threshold`, and how often these answers are right."""
+    if threshold is None or not len(labels):
+        return None
+    answered = probabilities.max(axis=1) >= threshold
+    right, count = int((probabilities.argmax(axis=1) == labels)[answered].sum()), int(answered.sum())
+    return {
+        "threshold": threshold,
+        "coverage": count / len(labels),
+        "answered": count,
+        "images": len(labels),
+        "accuracy": right / count if count else None,
+        "ci95": wilson(right, count),
+    }
+
+
+def reliability(labels: Labels, probabilities: Probabilities) -> list[dict[str, Any]]:
+    """What a reliability diagram draws: for each bin of confidence that has images, how many, and how often right.
+
+    `ci95` is Wilson's interval of the accuracy.
+    """
+    confidence, right = probabilities.max(axis=1), probabilities.argmax(axis=1) == labels
+    bins = bins_of(confidence)
+    return [
+        {
+            "confidence": float(confidence[chosen].mean()),
+            "accuracy": float(right[chosen].mean()),
+            "ci95": wilson(int(right[chosen].sum()), int(chosen.sum())),
+            "images": int(chosen.sum()),
+        }
+        for index in np.unique(bins)
+        for chosen in [bins == index]
+    ]
+
+
+def _confidence_scores(labels: Labels, probabilities: Probabilities) -> dict[str, Any]:
+    """Log loss and calibration error, with intervals, and the reliability diagram."""
+    found = bootstrapped(probability_scores, labels, probabilities)
+    names = ("log_loss", "ece")
+    return {
+        **{name: plain(found[name][0]) for name in names},
+        "ci95": {name: plain(interval(found[name])) for name in names},
+        "reliability": reliability(labels, probabilities),
+    }
+
+
+def _per_class(found: dict[str, Scores], classes: Sequence[str], images: npt.NDArray[np.int64]) -> dict[str, Any]:
+    """The scores of each class that has images."""
+    scores = {name.removeprefix("class_"): values for name, values in found.items() if name.startswith("class_")}
+    ends = {name: interval(values) for name, values in scores.items()}
+    return {
+        label: {
+            "images": int(images[index]),
+            **{name: plain(values[0, index]) for name, values in scores.items()},
+            "ci95": {name: plain(ends[name][:, index]) for name in scores},
+        }
+        for index, label in enumerate(classes)
+        if images[index]
+    }
