@@ -1,6 +1,8 @@
-"""Small archives and prepared data sets of seeded noise and blobs."""
+"""Small archives and prepared data sets of seeded noise and blobs, and short runs on them."""
 
 import io
+import logging
+import shutil
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -9,10 +11,15 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from rich.console import Console
 
-from hemafast.config import PrepareConfig
+from hemafast.config import PrepareConfig, TrainConfig, checked
 from hemafast.data.dataset import Dataset, Samples, open_dataset
+from hemafast.engine.trainer import train
+from hemafast.evaluate.evaluate import evaluate_run
 from hemafast.prepare.build import Prepared, prepare
+
+TrainOn = Callable[..., Path]
 
 SUFFIXES = {"JPEG": ".jpg", "PNG": ".png", "TIFF": ".tiff", "BMP": ".bmp"}
 
@@ -128,3 +135,52 @@ def tarred_samples(prepared: Prepared, tmp_path_factory: pytest.TempPathFactory)
     source = prepared.folder.parent
     settings = PrepareConfig(source=source, output=folder, pack_sizes=(64,), shards=3, format="webdataset")
     return open_dataset(prepare(settings).folder).samples("train")
+
+
+@pytest.fixture(scope="session")
+def train_on(tmp_path_factory: pytest.TempPathFactory) -> TrainOn:
+    """`train_on(data, **changes)`: the folder of a short run."""
+
+    def make(data: Path, **changes) -> Path:
+        small = {
+            "data": data,
+            "output": tmp_path_factory.mktemp("runs"),
+            "model": "test_resnet",
+            "pretrained": "no",
+            "epochs": 3,
+            "batch_size": 8,
+            "image_size": 56,
+            "lr": 3e-3,
+            "amp": "off",
+            "device": "cpu",
+            "threads": 1,
+        }
+        logger = logging.getLogger("hemafast")
+        before = logger.level
+        logger.setLevel(logging.DEBUG)
+        try:
+            return train(checked(TrainConfig, small | changes), Console(quiet=True))
+        finally:
+            logger.setLevel(before)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def trained(prepared: Prepared, train_on: TrainOn) -> Path:
+    """A run that was not evaluated; read it, never change it."""
+    return train_on(prepared.folder)
+
+
+@pytest.fixture(scope="session")
+def scored(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same run, evaluated; read it, never change it."""
+    folder = Path(shutil.copytree(trained, tmp_path_factory.mktemp("scored") / "run"))
+    evaluate_run(folder)
+    return folder
+
+
+@pytest.fixture
+def run(trained: Path, tmp_path: Path) -> Path:
+    """A copy of the run to change at will."""
+    return Path(shutil.copytree(trained, tmp_path / "run"))

@@ -33,25 +33,29 @@ class Page(HTMLParser):
         self.handlers: list[str] = []
         self.addresses: list[str] = []
         self.text = ""
+        self._in_script = False
         self.feed(text)
 
     def handle_starttag(self, tag, attrs):
         self.tags.append(tag)
+        self._in_script = tag == "script"
+        self.text += " " if tag == "br" else ""
         self.handlers += [name for name, _ in attrs if name.startswith("on")]
         self.addresses += [value for name, value in attrs if name in {"src", "href", "srcset", "data", "action"}]
 
     def handle_data(self, data):
-        self.text += data
+        self.text += "" if self._in_script else data
 
     def handle_endtag(self, tag):
+        self._in_script = False
         self.text += " " if tag in {"td", "th"} else ""
 
     @property
     def is_alone(self) -> bool:
-        """Whether it needs no other file and no network, and runs no script."""
+        """Whether it needs no other file and no network, and runs no script but one that is part of it."""
         return (
             all(re.match(r"data:image/(png|jpeg);base64,", address) for address in self.addresses)
-            and not {"script", "link", "iframe", "object", "base", "form"} & set(self.tags)
+            and not {"link", "iframe", "object", "base", "form"} & set(self.tags)
             and not self.handlers
             and "@import" not in self.source
             and "url(" not in self.source

@@ -119,7 +119,7 @@ def _root(
 def print_evaluation(folder: Path, data: Path | None, device: config.Device, *, as_json: bool) -> None:
     """Evaluate a run, write its report, and print what both say."""
     from hemafast.evaluate.evaluate import evaluate_run
-    from hemafast.evaluate.report import write_report
+    from hemafast.report.page import write_report
     from hemafast.tables import score_table, training_lines
 
     metrics = evaluate_run(folder, data=data, device=device)

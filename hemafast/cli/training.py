@@ -65,7 +65,7 @@ def train(
     ] = None,
     data: Annotated[Path | None, trains("data", "Prepared data set.")] = None,
     fold: Annotated[int | None, trains("fold", "Fold that validates, of data prepared in folds.", none="0")] = None,
-    domain: Annotated[
+    domains: Annotated[
         list[str] | None,
         trains("domains", "Domain to learn from; may be repeated.", none="all", metavar="NAME"),
     ] = None,
@@ -218,7 +218,7 @@ def train(
     asked = {
         "data": data,
         "fold": fold,
-        "domains": tuple(domain) if domain else None,
+        "domains": tuple(domains) if domains else None,
         "output": output,
         "seed": seed,
         "epochs": epochs,

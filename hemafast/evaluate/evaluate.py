@@ -185,6 +185,7 @@ def _data(dataset: Dataset) -> dict[str, Any]:
         "split_seed": info.settings["seed"],
         "val_fraction": info.settings["val_fraction"],
         "counts": info.counts,
+        "prepared_by": info.settings,
         "domains": {name: domain.model_dump() for name, domain in info.domains.items()},
     }
 

@@ -92,11 +92,15 @@ def blast_scores(
         return None
     index = list(classes).index(BLAST)
     positive = labels == index
-    said = {"class": BLAST, "likeliest": _operate(positive, probabilities.argmax(axis=1) == index)}
+    point = None
     if threshold is not None:
         called = probabilities[reported, index] >= threshold
-        said["operating_point"] = {"threshold": threshold, **_operate(positive[reported], called)}
-    return said
+        point = {"threshold": threshold, **_operate(positive[reported], called)}
+    return {
+        "class": BLAST,
+        "likeliest": _operate(positive, probabilities.argmax(axis=1) == index),
+        "operating_point": point,
+    }
 
 
 def _operate(positive: npt.NDArray[np.bool_], called: npt.NDArray[np.bool_]) -> dict[str, Any]:

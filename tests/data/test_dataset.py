@@ -160,3 +160,26 @@ def test_a_fold_that_does_not_exist_is_refused(prepared):
     with pytest.raises(HemafastError, match="no folds, and no fold 0") as caught:
         open_dataset(prepared.folder, fold=0)
     assert "--folds" in caught.value.remedy
+
+
+def test_a_data_set_can_be_cut_down_to_some_domains(prepared, dataset):
+    cut = open_dataset(prepared.folder, domains=("Matek_19",))
+    for split in ("train", "val"):
+        whole, samples = dataset.samples(split), cut.samples(split)
+        rows = np.flatnonzero(whole.domains == "Matek_19")
+        assert set(samples.domains) == {"Matek_19"}
+        assert samples.paths == tuple(whole.paths[row] for row in rows)
+        assert np.array_equal(np.asarray(samples.packed), np.asarray(whole.packed.select(rows)))
+        assert cut.counts(split).sum() == len(samples) < len(whole)
+
+
+def test_members_of_tars_follow_the_domains(tarred_samples):
+    folder = Path(tarred_samples.paths[0]).parents[3]
+    cut = open_dataset(folder, domains=("Matek_19",)).samples("train").members()
+    chosen = tarred_samples.members().select(np.flatnonzero(tarred_samples.domains == "Matek_19"))
+    assert (cut.paths, cut.offsets.tolist()) == (chosen.paths, chosen.offsets.tolist())
+
+
+def test_a_domain_that_does_not_exist_is_refused(prepared):
+    with pytest.raises(HemafastError, match=r"no domain MyLab.*Acevedo_20, Matek_19"):
+        open_dataset(prepared.folder, domains=("Matek_19", "MyLab"))

@@ -1,0 +1,56 @@
+"""Several runs beside each other: what differs in their settings, and by how much in their scores."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hemafast.evaluate.bootstrap import Weights, interval
+from hemafast.evaluate.evaluate import PREDICTIONS
+from hemafast.evaluate.metrics import Labels, Probabilities, Scores, bootstrapped, confusions, count_scores
+from hemafast.evaluate.predictions import read_predictions
+
+_ELSEWHERE = ("output",)
+
+
+def changed_settings(settings: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
+    """The settings that are not the same in all runs, with their value in each."""
+    return {
+        name: [each[name] for each in settings]
+        for name in settings[0]
+        if name not in _ELSEWHERE and any(each[name] != settings[0][name] for each in settings)
+    }
+
+
+def differences(first: Path, others: Sequence[Path]) -> list[dict[str, Any] | None]:
+    """By how much the macro-F1 of each other run is above that of the first, with a paired 95 % interval.
+
+    Both are resampled with the same images, so that luck of the images that both share cancels out. None for a run that
+    was scored on other images.
+    """
+    return [_difference(first, other) for other in others]
+
+
+def _difference(first: Path, other: Path) -> dict[str, Any] | None:
+    (one, classes, _), (two, same, _) = (read_predictions(folder / PREDICTIONS) for folder in (first, other))
+    key = ["image", "label"]
+    if classes != same or sorted(map(tuple, one[key].to_numpy())) != sorted(map(tuple, two[key].to_numpy())):
+        return None
+    two = two.set_index("image").loc[one["image"]].reset_index()
+    index = {name: place for place, name in enumerate(classes)}
+    labels, before, after = (
+        np.array([index[name] for name in column]) for column in (one["label"], one["predicted"], two["predicted"])
+    )
+
+    def calculate(labels: Labels, _: Probabilities, weights: Weights) -> dict[str, Scores]:
+        scores = [
+            count_scores(confusions(labels, answers, weights, len(classes)))["macro_f1"] for answers in (after, before)
+        ]
+        return {"macro_f1": scores[0] - scores[1]}
+
+    found = bootstrapped(calculate, labels, np.empty((len(labels), 0)))["macro_f1"]
+    low, high = interval(found)
+    return {"macro_f1": float(found[0]), "ci95": [float(low), float(high)], "images": len(labels)}

@@ -1,0 +1,119 @@
+"""Which cells a page shows: mistakes before right answers, and pictures of as many as there is room for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from hemafast.data.dataset import Dataset, open_dataset
+from hemafast.errors import HemafastError
+from hemafast.evaluate.predictions import read_predictions
+from hemafast.pictures import embedded_pixels
+
+LISTED = 5000
+"""Cells that a page knows by name; of more, the surest right answers are left out."""
+_SIDE = 72  # px: of a thumbnail
+_TOLD = 3  # classes whose probability is told
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """The answers of a run in the order in which they are shown."""
+
+    table: pd.DataFrame
+    """Rows of predictions.csv: mistakes first, the surest first; then right answers, the least sure first."""
+    classes: tuple[str, ...]
+    probabilities: npt.NDArray[np.float64]
+    """(images, classes), in the order of `table`."""
+    images: int
+    """How many there are; the table has at most LISTED of them."""
+    rows: npt.NDArray[np.int64] | None
+    """Rows of the data set's manifest; None where the data set is not there."""
+    dataset: Dataset | None
+
+    @property
+    def wrong(self) -> npt.NDArray[np.bool_]:
+        """(images,): which answers are mistakes."""
+        return np.asarray(self.table["label"] != self.table["predicted"])
+
+    def thumbnails(self, most: int) -> list[str]:
+        """Pictures of the first `most` cells as data addresses; none where the data set is not there."""
+        return [embedded_pixels(self._pixels(place), _SIDE) for place in range(min(most, len(self._rows())))]
+
+    def views(self, places: Sequence[int], size: int) -> npt.NDArray[np.uint8]:
+        """What a network sees of the cells at `places`: uint8 (n, size, size, 3)."""
+        from PIL import Image
+
+        from hemafast.data.geometry import centre_windows
+
+        def view(place: int) -> npt.NDArray[np.uint8]:
+            square = self._pixels(place)
+            top, left, bottom, right = centre_windows(len(square), 1)[0].astype(int)
+            window = Image.fromarray(square[top:bottom, left:right])
+            return np.asarray(window.resize((size, size), Image.Resampling.BILINEAR))
+
+        return np.stack([view(place) for place in places])
+
+    def told(self, place: int) -> list[tuple[str, float]]:
+        """The likeliest classes of a cell and their probabilities."""
+        likeliest = np.argsort(-self.probabilities[place], kind="stable")[:_TOLD]
+        return [(self.classes[index], float(self.probabilities[place, index])) for index in likeliest]
+
+    def _rows(self) -> npt.NDArray[np.int64]:
+        return np.zeros(0, np.int64) if self.rows is None else self.rows
+
+    def _pixels(self, place: int) -> npt.NDArray[np.uint8]:
+        assert self.dataset is not None
+        packed = self.dataset.files.packed[max(self.dataset.info.pack_sizes)]
+        return packed[self._rows()[place]]
+
+
+def open_gallery(predictions: Path, data: Path, fingerprint: str) -> Gallery:
+    """The answers of a run, and its data set if it is still there. Raises HemafastError without readable answers."""
+    table, classes, probabilities = read_predictions(predictions)
+    wrong = (table["label"] != table["predicted"]).to_numpy()
+    confidence = table["confidence"].astype(float).to_numpy()
+    order = np.lexsort((np.where(wrong, -confidence, confidence), ~wrong))[:LISTED]
+    chosen = table.iloc[order].reset_index(drop=True)
+    dataset = _open_if_same(data, fingerprint)
+    place = {} if dataset is None else {path: row for row, path in enumerate(dataset.manifest["path"])}
+    there = dataset is not None and set(chosen["image"]) <= set(place)
+    rows = np.array([place[path] for path in chosen["image"]], dtype=np.int64) if there else None
+    return Gallery(chosen, classes, probabilities[order], len(table), rows, dataset if there else None)
+
+
+def listing(gallery: Gallery, pictures: Sequence[str]) -> dict[str, Any]:
+    """What the page's script needs to show cells: plain data, short where it is repeated for each cell."""
+    class_of = {name: index for index, name in enumerate(gallery.classes)}
+    domains = sorted(set(gallery.table["domain"]))
+    domain_of = {name: index for index, name in enumerate(domains)}
+    columns = (gallery.table[name] for name in ("label", "predicted", "domain", "image"))
+    return {
+        "classes": list(gallery.classes),
+        "domains": domains,
+        "pictures": list(pictures),
+        "cells": [
+            [
+                class_of[label],
+                class_of[predicted],
+                domain_of[domain],
+                str(image).removeprefix("images/"),
+                [[class_of[name], round(share, 3)] for name, share in gallery.told(place)],
+            ]
+            for place, (label, predicted, domain, image) in enumerate(zip(*columns, strict=True))
+        ],
+    }
+
+
+def _open_if_same(data: Path, fingerprint: str) -> Dataset | None:
+    try:
+        dataset = open_dataset(data)
+    except HemafastError:
+        return None
+    return dataset if dataset.info.fingerprint == fingerprint else None

@@ -1,0 +1,114 @@
+"""The page in a real browser: clicked, filtered, narrow, printed."""
+
+import contextlib
+
+import pytest
+from page import BROWSER, needs_browser
+
+from hemafast.evaluate.evaluate import evaluate_run, read_metrics
+from hemafast.report.page import write_report
+
+pytestmark = [needs_browser, pytest.mark.slow]
+
+
+@pytest.fixture(scope="module")
+def open_page():
+    """`open_page(file, width=1200)`: the page and what it complained of, without a network."""
+    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    with contextlib.ExitStack() as stack:
+        playwright = stack.enter_context(sync_api.sync_playwright())
+        browser = playwright.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
+        stack.callback(browser.close)
+
+        def load(file, width=1200):
+            page = browser.new_page(viewport={"width": width, "height": 900}, offline=True)
+            complaints = []
+            page.on("console", lambda message: complaints.append(message.text))
+            page.on("pageerror", lambda error: complaints.append(str(error)))
+            page.on("request", lambda request: complaints.append(request.url) if "data:" not in request.url else None)
+            page.goto(file.as_uri())
+            return page, complaints[1:]  # the first request is the page itself
+
+        yield load
+
+
+def confusion_of(scored, name):
+    metrics = read_metrics(scored)
+    return metrics["pooled"]["confusion"] if name == "pooled" else metrics["domains"][name]["confusion"]
+
+
+def test_a_click_on_a_cell_shows_its_images(scored, open_page):
+    page, complaints = open_page(write_report(scored))
+    matrix = confusion_of(scored, "Acevedo_20")
+    page.select_option("[data-filter=set]", label="Acevedo_20")
+    for true, row in enumerate(matrix):
+        for predicted, count in enumerate(row):
+            if count:
+                page.click(f"[data-matrix='0'] button[data-true='{true}'][data-predicted='{predicted}']")
+                assert page.inner_text("[data-count]") == f"{count} cells, {min(count, 28)} shown"
+                assert page.locator("[data-cells] figure").count() == min(count, 28)
+    assert page.locator("[data-matrix='0'] button[aria-pressed=true]").count() == 1
+    assert complaints == []
+
+
+def test_filters_narrow_what_is_shown(scored, open_page):
+    page, complaints = open_page(write_report(scored))
+    pooled = confusion_of(scored, "pooled")
+    images, right = sum(map(sum, pooled)), sum(row[index] for index, row in enumerate(pooled))
+    assert page.inner_text("[data-count]").startswith(f"{images - right} cells")  # mistakes, to begin with
+    page.uncheck("[data-filter=wrong]")
+    assert page.inner_text("[data-count]").startswith(f"{images} cells")
+    page.select_option("[data-filter=domain]", label="Matek_19")
+    assert page.inner_text("[data-count]").startswith(f"{sum(map(sum, confusion_of(scored, 'Matek_19')))} cells")
+    page.fill("[data-filter=name]", "no such file")
+    assert page.inner_text("[data-count]").startswith("0 cells")
+    assert complaints == []
+
+
+def test_another_domain_shows_another_matrix(scored, open_page):
+    page, _ = open_page(write_report(scored))
+    for place, name in enumerate(("Acevedo_20", "Matek_19", "pooled")):
+        page.select_option("[data-filter=set]", label=name)
+        visible = [matrix.get_attribute("data-matrix") for matrix in page.locator("[data-matrix]:visible").all()]
+        assert visible == [str(place)]
+
+
+def test_more_cells_can_be_asked_for(scored, open_page, tmp_path):
+    page, _ = open_page(write_report([scored], tmp_path / "page.html"))
+    page.evaluate("document.querySelector('[data-filter=wrong]').click()")
+    total = int(page.inner_text("[data-count]").split()[0])
+    while page.locator("[data-more]").is_visible():
+        page.click("[data-more]")
+    assert page.locator("[data-cells] figure").count() == total
+
+
+@pytest.mark.parametrize("width", [360, 1200])
+def test_the_page_never_scrolls_sideways(scored, open_page, width):
+    page, _ = open_page(write_report(scored), width)
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+
+
+def test_on_paper_there_are_all_matrices_and_no_controls(scored, open_page):
+    page, _ = open_page(write_report(scored))
+    page.emulate_media(media="print")
+    assert page.locator("[data-matrix]:visible").count() == 3
+    assert page.locator(".filters:visible").count() == 0
+
+
+def test_runs_side_by_side_are_browsed_apart(scored, run, open_page, tmp_path):
+    evaluate_run(run)
+    page, complaints = open_page(write_report([scored, run], tmp_path / "both.html"))
+    page.click("details.run:nth-of-type(2) > summary")
+    first, second = page.locator("[data-run]").all()
+    second.locator("[data-filter=wrong]").uncheck()
+    counts = [int(part.locator("[data-count]").inner_text().split()[0]) for part in (first, second)]
+    assert counts[0] < counts[1]
+    assert complaints == []
+
+
+def test_names_meant_to_break_the_page_are_shown_as_they_are(hostile, open_page):
+    page, complaints = open_page(write_report(hostile))
+    page.uncheck("[data-filter=wrong]")
+    assert "<b>bold" in page.inner_text("[data-cells]")
+    assert page.locator("[data-cells] figcaption b b").count() == 0
+    assert complaints == []
