@@ -24,7 +24,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "benchmarks"))
 import loaders  # a script beside the package, not a part of it
 
 ROOT = Path(__file__).resolve().parent.parent
-READMES = tuple(ROOT / folder / "README.md" for folder in (".", "hemafast/prepare", "hemafast/data", "hemafast/engine"))
+READMES = tuple(
+    ROOT / folder / "README.md"
+    for folder in (".", "hemafast/prepare", "hemafast/data", "hemafast/engine", "hemafast/evaluate")
+)
 RESULTS = ROOT / "benchmarks" / "results"
 
 FULL = {"Acevedo_20": 14_291, "Matek_19": 18_321}
@@ -405,6 +408,18 @@ def end_to_end_table(result: dict[str, Any]) -> str:
     )
 
 
+def scores_table(result: dict[str, Any]) -> str:
+    """What the scores of many resamples cost."""
+    ours, theirs, ratio = result["seconds"]["hemafast"], result["seconds"]["scikit-learn"], result["ratio"]
+    return (
+        f"All scores of {result['images']:,} images in {result['classes']} classes with {result['resamples']:,} "
+        f"resamples take **{ours['median']:.2f} s** ({ours['min']:.2f} to {ours['max']:.2f}); scikit-learn, at its "
+        f"pace over {result['resamples_of_scikit_learn']} resamples, {theirs['median']:.0f} s: "
+        f"**{ratio['median']:.0f}x** ({ratio['min']:.0f} to {ratio['max']:.0f}). `{result['command']}`, "
+        f"{_machine(result['machine'])}."
+    )
+
+
 def _percentages(found: dict[str, float]) -> str:
     return f"{found['median']:.1%} ({found['min']:.1%} to {found['max']:.1%})"
 
@@ -418,6 +433,7 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "loaders": loaders_table,
     "loaders_short": loaders_short_table,
     "quick": quick_table,
+    "scores": scores_table,
     "bench": bench_table,
     "prepare": prepare_table,
     "field_of_view": field_of_view_table,

@@ -1,0 +1,107 @@
+"""All scores of 10,000 images with 1,000 bootstrap resamples, beside scikit-learn, resample by resample.
+
+    python benchmarks/scores.py --run runs/NAME --json benchmarks/results/scores.json
+
+The answers are those of a run that was evaluated, drawn with replacement until there are as many as asked for.
+scikit-learn computes the same scores (accuracy, balanced accuracy, three F1, Matthews, kappa, top-2, log loss, AUROC of
+each class; no calibration error, which it does not have) of one resample at a time; a few tell what each costs.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import numpy.typing as npt
+import typer
+
+from hemafast.bench.run import spread
+from hemafast.engine.machine import machine_facts
+from hemafast.evaluate.bootstrap import RESAMPLES
+from hemafast.evaluate.evaluate import PREDICTIONS
+from hemafast.evaluate.predictions import read_predictions
+from hemafast.evaluate.scores import score
+
+Labels = npt.NDArray[np.int64]
+Probabilities = npt.NDArray[np.float64]
+
+
+def score_with_scikit_learn(labels: Labels, probabilities: Probabilities) -> list[float]:
+    """The same scores of one set of images."""
+    from sklearn import metrics
+
+    classes, predicted = range(probabilities.shape[1]), probabilities.argmax(axis=1)
+    there = np.unique(labels)
+    found = [
+        metrics.accuracy_score(labels, predicted),
+        metrics.balanced_accuracy_score(labels, predicted),
+        *(
+            metrics.f1_score(labels, predicted, labels=there, average=average, zero_division=0)
+            for average in ("macro", "micro", "weighted")
+        ),
+        metrics.matthews_corrcoef(labels, predicted),
+        metrics.cohen_kappa_score(labels, predicted),
+        metrics.top_k_accuracy_score(labels, probabilities, k=2, labels=classes),
+        metrics.log_loss(labels, probabilities, labels=classes),
+    ]
+    return found + [metrics.roc_auc_score(labels == label, probabilities[:, label]) for label in there]
+
+
+def seconds_of(work: Callable[[], object]) -> float:
+    """How long `work` takes."""
+    started = time.perf_counter()
+    work()
+    return time.perf_counter() - started
+
+
+def main(
+    run: Annotated[Path, typer.Option(help="Run folder that was evaluated.")],
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write everything measured to this file.")] = None,
+    images: Annotated[int, typer.Option(help="How many to score.")] = 10_000,
+    rounds: Annotated[int, typer.Option(min=3, help="How often both are measured.")] = 5,
+    resamples: Annotated[int, typer.Option(help="Resamples that scikit-learn scores in a round.")] = 10,
+) -> None:
+    """Measure both in turn; about a minute."""
+    table, classes, probabilities = read_predictions(run / PREDICTIONS)
+    generator = np.random.default_rng(0)
+    rows = generator.integers(0, len(table), images)
+    labels = np.array([classes.index(label) for label in table["label"]])[rows]
+    probabilities = probabilities[rows] / probabilities[rows].sum(axis=1, keepdims=True)
+
+    def theirs() -> None:
+        for _ in range(resamples):
+            drawn = generator.integers(0, images, images)
+            score_with_scikit_learn(labels[drawn], probabilities[drawn])
+
+    found: dict[str, list[float]] = {"hemafast": [], "scikit-learn": []}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        score(labels, probabilities, classes)  # warm-up, as is the next line
+        score_with_scikit_learn(labels, probabilities)
+        for _ in range(rounds):
+            found["hemafast"].append(seconds_of(lambda: score(labels, probabilities, classes)))
+            found["scikit-learn"].append(seconds_of(theirs) / resamples * RESAMPLES)
+    result: dict[str, Any] = {
+        "command": f"python benchmarks/scores.py --images {images} --rounds {rounds} --resamples {resamples}",
+        "machine": machine_facts("cpu"),
+        "images": images,
+        "classes": len(classes),
+        "resamples": RESAMPLES,
+        "resamples_of_scikit_learn": resamples,
+        "seconds": {name: spread(values) for name, values in found.items()},
+        "ratio": spread([b / a for a, b in zip(*found.values(), strict=True)]),
+    }
+    text = json.dumps(result, indent=2) + "\n"
+    if json_file is not None:
+        json_file.parent.mkdir(parents=True, exist_ok=True)
+        json_file.write_text(text, encoding="utf-8")
+    typer.echo(text)
+
+
+if __name__ == "__main__":
+    typer.run(main)
