@@ -1,0 +1,228 @@
+"""Train on each domain and on all, test on each and on all, and write down what came of it."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+
+from hemafast import __version__
+from hemafast.config import TrainConfig, to_plain
+from hemafast.data.dataset import Dataset, open_dataset
+from hemafast.errors import HemafastError
+from hemafast.evaluate.evaluate import PREDICTIONS
+from hemafast.evaluate.predictions import read_predictions
+from hemafast.experiments.matrix import Answers, Group, Mask, score_cells
+from hemafast.experiments.plots import plot_matrix
+from hemafast.experiments.runs import Failed, Outcome, Plan, Scored, run_all, warnings_about, write_files
+from hemafast.experiments.shortcut import Shortcuts, check_shortcuts
+from hemafast.pages import render
+from hemafast.pictures import data_address, drawn
+from hemafast.prepare.split import TRAIN, VAL
+
+NAME = "crossdomain"
+POOLED = "pooled"
+SCHEMA = 1
+
+Result = dict[str, Any]
+
+
+def compare_domains(config: TrainConfig, console: Console, shortcuts: Shortcuts | None = None) -> Result:
+    """Train a model on each domain and one on all of them, test each on each, and write the results.
+
+    Each run lies in a folder of its own under `config.output`: train_DOMAIN, and pooled. A second call finds what is
+    finished and goes on with what was stopped. Writes crossdomain.json, .csv, .png and .html; returns what the first
+    of them holds, where `failures` has the runs that failed. `config.domains` names the domains to compare, by default
+    all that the data set has. Raises HemafastError if there are not two, StoppedError after a signal.
+    """
+    dataset = open_dataset(config.data, config.fold)
+    trained, tested = _groups(dataset, config.domains)
+    plans = [Plan(group.name, _settings(config, group)) for group in trained]
+    outcomes = dict(run_all(plans, console))
+    result = _result(config, dataset, trained, tested, outcomes) | {
+        "shortcuts": None if shortcuts is None else shortcuts.to_json()
+    }
+    _write(config.output, result)
+    return result
+
+
+def find_shortcuts(config: TrainConfig, on_image: Callable[[int, int], object]) -> Shortcuts | None:
+    """What `check_shortcuts` finds between the domains to compare; None where only one of them can be trained on."""
+    dataset = open_dataset(config.data, config.fold)
+    names = _trainable(dataset, config.domains)
+    return check_shortcuts(dataset, names, on_image) if len(names) > 1 else None
+
+
+def _trainable(dataset: Dataset, asked: Sequence[str] | None) -> tuple[str, ...]:
+    """Those of the domains `asked`, by default of all, that have images on both sides of the split."""
+    there = [set(dataset.images(split)["domain"]) for split in (TRAIN, VAL)]
+    return tuple(name for name in _domains(dataset, asked) if all(name in names for names in there))
+
+
+def _domains(dataset: Dataset, asked: Sequence[str] | None) -> tuple[str, ...]:
+    """The domains to compare. Raises HemafastError if they are fewer than two, or a name is none of the data set."""
+    names = tuple(dict.fromkeys(asked or dataset.info.domains))
+    there = ", ".join(dataset.info.domains)
+    for name in names:
+        if name not in dataset.info.domains:
+            raise HemafastError(f"{dataset.folder} has no domain {name}.", f"Choose from: {there}.")
+        if name == POOLED:
+            raise HemafastError(
+                f"A domain is named {POOLED}, as all of them together are here.", "Rename its archive and prepare it."
+            )
+    if len(names) < 2:
+        raise HemafastError(
+            f"There is one domain to compare, {names[0]}.", f"Name two of: {there}; or prepare a second archive."
+        )
+    return names
+
+
+def _groups(dataset: Dataset, asked: Sequence[str] | None) -> tuple[list[Group], list[Group]]:
+    """What is trained on, and what is tested on; a domain that only validates is tested on, alone."""
+    names, learned = _domains(dataset, asked), _trainable(dataset, asked)
+    tested = [name for name in names if (dataset.images(VAL)["domain"] == name).any()]
+    if not learned or len(tested) < 2:
+        raise HemafastError(
+            f"Of {' and '.join(names)}, {len(learned)} can be trained on and {len(tested)} tested on.",
+            "Prepare the data with another split.",
+        )
+    pooled = [Group(POOLED, learned)] if len(learned) > 1 else []
+    return [*map(_alone, learned), *pooled], [*map(_alone, tested), *pooled]
+
+
+def _alone(name: str) -> Group:
+    return Group(name, (name,))
+
+
+def _settings(config: TrainConfig, group: Group) -> TrainConfig:
+    folder = POOLED if group.name == POOLED else f"train_{group.name}"  # a prefix leaves no name of a domain special
+    return replace(config, domains=group.domains, output=config.output / folder)
+
+
+def _result(
+    config: TrainConfig,
+    dataset: Dataset,
+    trained: Sequence[Group],
+    tested: Sequence[Group],
+    outcomes: Mapping[str, Outcome],
+) -> Result:
+    scored = {name: outcome for name, outcome in outcomes.items() if isinstance(outcome, Scored)}
+    known = {group.name: _known(dataset, group) for group in trained}
+    answers = _answers(dataset, {name: run.folder for name, run in scored.items()})
+    classes = dataset.info.classes
+    return {
+        "schema": SCHEMA,
+        "hemafast": __version__,
+        "warnings": warnings_about(scored.values()),
+        "trained": [_row(dataset, group, known[group.name], outcomes[group.name]) for group in trained],
+        "tested": [{"name": group.name, "domains": list(group.domains)} for group in tested],
+        "cells": [asdict(cell) for cell in score_cells(answers, tested, known, classes)],
+        "failures": {name: outcome.reason for name, outcome in outcomes.items() if isinstance(outcome, Failed)},
+        "data": {
+            "folder": str(dataset.folder),
+            "fingerprint": dataset.info.fingerprint,
+            "drawn": dataset.info.drawn,
+            "classes": list(classes),
+            "settings": dataset.info.settings,
+        },
+        "settings": to_plain(config),
+    }
+
+
+def _known(dataset: Dataset, group: Group) -> Mask:
+    """(classes,): which classes have training images in the group."""
+    return replace(dataset, domains=group.domains).counts(TRAIN) > 0
+
+
+def _answers(dataset: Dataset, runs: Mapping[str, Path]) -> Answers:
+    """What the model of each run calls the validation images of the data set, all domains of it."""
+    images = dataset.images(VAL)
+    places = {label: place for place, label in enumerate(dataset.info.classes)}
+    predicted = {}
+    for name, folder in runs.items():
+        table, _, _ = read_predictions(folder / PREDICTIONS)
+        if list(table["image"]) != list(images["path"]) or not table["predicted"].isin(places).all():
+            raise HemafastError(f"{folder / PREDICTIONS} is not of {dataset.folder}.", "Run `hemafast evaluate` again.")
+        predicted[name] = np.array([places[label] for label in table["predicted"]], dtype=np.int64)
+    labels = np.array([places[label] for label in images["label"]], dtype=np.int64)
+    return Answers(labels, images["domain"].to_numpy(dtype=np.str_), predicted)
+
+
+def _row(dataset: Dataset, group: Group, known: Mask, outcome: Outcome) -> dict[str, Any]:
+    """One run: what it was trained on, and how."""
+    names = dataset.info.classes
+    row: dict[str, Any] = {
+        "name": group.name,
+        "domains": list(group.domains),
+        "images": int(replace(dataset, domains=group.domains).counts(TRAIN).sum()),
+        "absent": [name for name, there in zip(names, known, strict=True) if not there],
+        "run": None,
+    }
+    if isinstance(outcome, Failed):
+        return row
+    training, model = outcome.metrics["training"], outcome.metrics["model"]
+    return row | {
+        "run": str(outcome.folder),
+        "epochs": training["epochs"],
+        "best_epoch": model["epoch"],
+        "seconds": training["total_seconds"],
+        "images_per_second": training["train_images_per_second"],
+        "started_from": model["started_from"],
+    }
+
+
+def cells_of(result: Mapping[str, Any]) -> dict[tuple[str, str], dict[str, Any]]:
+    """The cells by what was trained on and what was tested on."""
+    return {(cell["trained_on"], cell["tested_on"]): cell for cell in result["cells"]}
+
+
+def _write(folder: Path, result: Result) -> None:
+    """All four files."""
+    picture = drawn(lambda file: plot_matrix(file, result))
+    page = render(
+        f"experiments/{NAME}.html.j2", result=result, cells=cells_of(result), picture=data_address(picture, "png")
+    )
+    contents = {
+        ".json": json.dumps(result, indent=2, allow_nan=False).encode() + b"\n",
+        ".csv": _csv(result).encode(),
+        ".png": picture,
+        ".html": page.encode(),
+    }
+    write_files(folder, {f"{NAME}{suffix}": content for suffix, content in contents.items()})
+
+
+def _csv(result: Result) -> str:
+    """One row a cell; a score that there is none of is empty."""
+    text = io.StringIO(newline="")
+    rows = [_csv_row(cell) for cell in result["cells"]]
+    writer = csv.DictWriter(text, list(_CSV_COLUMNS), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+_CSV_COLUMNS = (
+    "trained_on",
+    "tested_on",
+    *(f"{kind}_{name}" for kind in ("shared", "all") for name in ("macro_f1", "low", "high", "images", "classes")),
+    *("drop", "drop_low", "drop_high", "drop_classes"),
+)
+
+
+def _csv_row(cell: Mapping[str, Any]) -> dict[str, Any]:
+    row = {"trained_on": cell["trained_on"], "tested_on": cell["tested_on"]}
+    for kind, score in (("shared", cell["shared"]), ("all", cell["every"])):
+        low, high = score["macro_f1"]["ci95"]
+        row |= {f"{kind}_macro_f1": score["macro_f1"]["value"], f"{kind}_low": low, f"{kind}_high": high}
+        row |= {f"{kind}_images": score["images"], f"{kind}_classes": len(score["classes"])}
+    if drop := cell["drop"]:
+        low, high = drop["drop"]["ci95"]
+        row |= {"drop": drop["drop"]["value"], "drop_low": low, "drop_high": high, "drop_classes": len(drop["classes"])}
+    return row

@@ -1,0 +1,83 @@
+"""Pictures of several runs beside each other."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from hemafast.pictures import TRAIN_COLOUR, VAL_COLOUR, save, subplots
+
+_LONGEST = 24  # letters of a name; the tables have it whole
+_DARK = 0.65  # from which on white letters are read more easily than black ones
+
+_BAR = 0.5  # how thick, of the distance of two
+
+Target = Path | IO[bytes]
+
+
+def plot_matrix(target: Target, result: Mapping[str, Any]) -> None:
+    """A heat map of shared-class macro-F1: rows are what was trained on, columns what was tested on."""
+    rows, columns = ([part["name"] for part in result[side]] for side in ("trained", "tested"))
+    values = np.full((len(rows), len(columns)), np.nan)
+    figure, (axis,) = subplots(1, width=2.4 + 1.7 * len(columns), height=1.9 + 0.9 * len(rows), columns=1)
+    axis.set_facecolor("#dddddd")  # of a cell without a score
+    for cell in result["cells"]:
+        place = rows.index(cell["trained_on"]), columns.index(cell["tested_on"])
+        score = cell["shared"]["macro_f1"]["value"]
+        values[place] = np.nan if score is None else score
+        dark = score is not None and score > _DARK
+        axis.text(place[1], place[0], _cell_text(cell["shared"]), ha="center", va="center", fontsize=9)
+        axis.texts[-1].set_color("white" if dark else "black")
+    axis.imshow(values, cmap="Blues", vmin=0, vmax=1, aspect="auto")
+    axis.set_xticks(range(len(columns)), map(_short, columns), parse_math=False)
+    axis.set_yticks(range(len(rows)), map(_short, rows), parse_math=False)
+    axis.set_xlabel("tested on validation images of")
+    axis.set_ylabel("trained on")
+    axis.set_title("macro-F1 over the classes that both have, 95 % interval", fontsize=10)
+    save(figure, target)
+
+
+def _cell_text(score: Mapping[str, Any]) -> str:
+    value, (low, high) = score["macro_f1"]["value"], score["macro_f1"]["ci95"]
+    if value is None:
+        return "no shared class"
+    interval = "" if low is None else f"{low:.3f} to {high:.3f}\n"
+    return f"{value:.3f}\n{interval}{len(score['classes'])} classes, {score['images']:,} images"
+
+
+def plot_summary(target: Target, rows: Sequence[Mapping[str, Any]], title: str) -> None:
+    """Bars of macro-F1 with intervals, the published figure of each as a mark; what was not run has no bar."""
+    figure, (axis,) = subplots(1, width=8.0, height=1.6 + 0.6 * len(rows), columns=1)
+    for place, row in enumerate(rows):
+        _draw_bar(axis, place, row)
+    published = [row["published"] for row in rows]
+    places = [place + _BAR / 2 for place in range(len(rows))]  # at the lower edge: the interval stays readable
+    axis.plot(published, places, linestyle="", marker="D", color=VAL_COLOUR, label="published")
+    axis.set_yticks(range(len(rows)), [row["title"] for row in rows])
+    axis.invert_yaxis()
+    axis.set_xlim(0, 1.14)  # room for the numbers
+    axis.set_xticks(np.linspace(0, 1, 6))
+    axis.set_xlabel("macro-F1 on validation images of the best epoch, 95 % interval")
+    axis.grid(axis="x", alpha=0.3)
+    axis.set_title(title, fontsize=10, parse_math=False)
+    axis.legend(fontsize=8, loc="upper left", bbox_to_anchor=(0, -0.2), frameon=False)
+    save(figure, target)
+
+
+def _draw_bar(axis: Any, place: int, row: Mapping[str, Any]) -> None:
+    score = row["best_val_f1"]
+    if score is None:
+        axis.text(0.01, place, row["status"], va="center", fontsize=9)
+        return
+    low, high = row["ci95"]
+    axis.barh(place, score, _BAR, color=TRAIN_COLOUR, alpha=0.85)
+    ends = [[max(score - low, 0)], [max(high - score, 0)]]  # a score of resamples may miss that of the images
+    axis.errorbar(score, place, xerr=ends, color="black", capsize=3)
+    axis.text(high + 0.015, place, f"{score:.4f}", va="center", fontsize=9)
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= _LONGEST else f"{name[: _LONGEST - 3]}..."

@@ -1,0 +1,50 @@
+"""Several sets of answers to the same images, over the same resamples, so that their differences have intervals."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from hemafast.evaluate.bootstrap import interval, resample
+from hemafast.evaluate.metrics import confusions
+from hemafast.evaluate.plain import plain
+
+Labels = npt.NDArray[np.int64]
+Scores = npt.NDArray[np.float64]
+"""(1 + resamples,): of the images as they are, then of each resample."""
+Matrices = npt.NDArray[np.float64]
+"""(1 + resamples, classes, classes): confusion matrices in that order."""
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """A score and its 95 % interval; None where it has no meaning."""
+
+    value: float | None
+    ci95: tuple[float | None, float | None]
+
+    @property
+    def low(self) -> float:
+        """The lower end; nan where there is none."""
+        return float("nan") if self.ci95[0] is None else self.ci95[0]
+
+
+def estimate(scores: Scores) -> Estimate:
+    """Scores (1 + resamples,) as one score with its percentile interval."""
+    low, high = plain(interval(scores))
+    return Estimate(plain(scores[0]), (low, high))
+
+
+def resampled_confusions(labels: Labels, answers: Mapping[str, Labels], classes: int) -> dict[str, Matrices]:
+    """Confusion matrices of each of `answers` (images,) to images of class `labels` (images,).
+
+    All are over the same resamples: a difference of their scores is a paired one.
+    """
+    parts: dict[str, list[Matrices]] = {name: [] for name in answers}
+    for weights in resample(len(labels)):
+        for name, predicted in answers.items():
+            parts[name].append(confusions(labels, predicted, weights, classes))
+    return {name: np.concatenate(part) for name, part in parts.items()}

@@ -1,0 +1,213 @@
+"""Experiments that belong together, run one after the other and written beside the figures that were published."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Mapping, Sequence
+from textwrap import fill
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+
+from hemafast import __version__
+from hemafast.config import to_plain
+from hemafast.data.dataset import Dataset, open_dataset
+from hemafast.experiments.plan import RESULTS, Experiment, Sweep
+from hemafast.experiments.plots import plot_summary
+from hemafast.experiments.runs import Failed, Outcome, Plan, Scored, run_all, warnings_about, write_files
+from hemafast.pictures import confusion_figure, drawn, save
+from hemafast.prepare.split import TRAIN, VAL
+
+SUMMARY = "results_summary.csv"
+PICTURE = "summary_f1.png"
+PAGE = "results.md"
+SCHEMA = 1
+
+DONE, NOT_RUN, FAILED = "done", "not run", "failed"
+
+_TITLE = 56  # letters of a line above a picture
+
+Result = dict[str, Any]
+
+SOURCE = (
+    "Published: results_summary.csv of github.com/harefi/Hematology-Challenge-HIDA, the best validation macro-F1 of "
+    "all epochs, on a pooled 80/20 split of the whole archives, validated under training augmentation."
+)
+OURS = (
+    "Here: the best validation macro-F1 of all epochs too, but validation has no augmentation, and copies of a picture "
+    "stay on one side of the split."
+)
+
+
+def run_sweep(sweep: Sweep, console: Console) -> Result:
+    """Run what was chosen and write the results, anew after each experiment.
+
+    Each has a folder of its own under the output, and is gone on with or left as it is by a second call. Writes
+    results.json, results_summary.csv, summary_f1.png, results.md and conf_matrix_NAME.png; returns what the first of
+    them holds, where `failures` has the runs that failed. Raises StoppedError after a signal.
+    """
+    outcomes = dict(sweep.before)
+    write_results(sweep, outcomes)
+    for name, outcome in run_all([sweep.plans[name] for name in sweep.chosen], console):
+        outcomes[name] = outcome
+        if isinstance(outcome, Scored):
+            picture = _confusion(outcome, fill(f"{name} of {sweep.headline}", _TITLE))
+            write_files(sweep.output, {f"conf_matrix_{name}.png": picture})
+        write_results(sweep, outcomes)
+    return result_of(sweep, outcomes)
+
+
+def result_of(sweep: Sweep, outcomes: Mapping[str, Outcome]) -> Result:
+    """Everything that the files say, as plain data."""
+    dataset = open_dataset(sweep.data)
+    info = dataset.info
+    return {
+        "schema": SCHEMA,
+        "hemafast": __version__,
+        "sweep": sweep.name,
+        "preset_scale": sweep.scale,
+        "headline": sweep.headline,
+        "caveat": sweep.caveat,
+        "warnings": warnings_about(run for run in outcomes.values() if isinstance(run, Scored)),
+        "domains": list(info.domains),
+        "experiments": [
+            _row(experiment, sweep.plans[experiment.preset], outcomes.get(experiment.preset))
+            for experiment in sweep.experiments
+        ],
+        "failures": {name: outcome.reason for name, outcome in outcomes.items() if isinstance(outcome, Failed)},
+        "notes": [SOURCE, f"{OURS} {_data_note(dataset)}"],
+        "data": {
+            "folder": str(dataset.folder),
+            "fingerprint": info.fingerprint,
+            "drawn": info.drawn,
+            "settings": info.settings,
+        },
+    }
+
+
+def _data_note(dataset: Dataset) -> str:
+    info = dataset.info
+    train, val = (len(dataset.images(split)) for split in (TRAIN, VAL))
+    return (
+        f"Data: {train:,} training and {val:,} validation images of {', '.join(info.domains)} (field of view: "
+        f"{info.settings['field_of_view']}, split seed {info.settings['seed']}, fingerprint {info.fingerprint[:12]}); "
+        "one training seed."
+    )
+
+
+def _row(experiment: Experiment, plan: Plan, outcome: Outcome | None) -> dict[str, Any]:
+    """One experiment; what was not run has no numbers."""
+    row = {
+        "experiment": experiment.preset,
+        "title": experiment.title,
+        "published": experiment.published,
+        "model": plan.config.model,
+        "epochs": plan.config.epochs,
+        "image_size": plan.config.image_size,
+        "seed": plan.config.seed,
+        "settings": to_plain(plan.config),
+        "status": FAILED if isinstance(outcome, Failed) else NOT_RUN,
+        "best_val_f1": None,
+        "ci95": [None, None],
+        "by_domain": {},
+        "seconds": None,
+        "images_per_second": None,
+        "run": None,
+    }
+    if not isinstance(outcome, Scored):
+        return row
+    metrics = outcome.metrics
+    return row | {
+        "status": DONE,
+        "best_val_f1": metrics["pooled"]["macro_f1"],
+        "ci95": metrics["pooled"]["ci95"]["macro_f1"],
+        "by_domain": {name: scores["macro_f1"] for name, scores in metrics["domains"].items()},
+        "seconds": metrics["training"]["total_seconds"],
+        "images_per_second": metrics["training"]["train_images_per_second"],
+        "run": str(outcome.folder),
+    }
+
+
+def write_results(sweep: Sweep, outcomes: Mapping[str, Outcome]) -> None:
+    """Tables and summary. Raises HemafastError where the output takes none."""
+    result = result_of(sweep, outcomes)
+    contents = {
+        RESULTS: json.dumps(result, indent=2, allow_nan=False).encode() + b"\n",
+        SUMMARY: summary_csv(result).encode(),
+        PICTURE: drawn(lambda file: plot_summary(file, result["experiments"], fill(result["headline"], _TITLE))),
+        PAGE: results_page(result).encode(),
+    }
+    write_files(sweep.output, contents)
+
+
+def _confusion(run: Scored, title: str) -> bytes:
+    confusion = np.array(run.metrics["pooled"]["confusion"])
+    figure = confusion_figure(confusion, run.metrics["model"]["classes"], title)
+    return drawn(lambda file: save(figure, file))
+
+
+def summary_csv(result: Mapping[str, Any]) -> str:
+    """The reference's two columns, then ours; what was not run has empty cells and says so."""
+    text = io.StringIO(newline="")
+    rows = [_csv_row(row, result) for row in result["experiments"]]
+    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def _csv_row(row: Mapping[str, Any], result: Mapping[str, Any]) -> dict[str, Any]:
+    low, high = row["ci95"]
+    return {
+        "experiment": row["experiment"],
+        "best_val_f1": row["best_val_f1"],
+        "ci95_low": low,
+        "ci95_high": high,
+        **{f"macro_f1_{name}": row["by_domain"].get(name) for name in result["domains"]},
+        **{name: row[name] for name in ("epochs", "image_size", "seconds", "images_per_second", "published", "status")},
+        "preset_scale": result["preset_scale"],
+        "note": result["caveat"],
+        "run": row["run"],
+    }
+
+
+def results_page(result: Mapping[str, Any]) -> str:
+    """results.md: the table beside the published figures, what they are, and what failed."""
+    domains = [_cell(name) for name in result["domains"]]
+    columns = ["experiment", "macro-F1", "95 % interval", "published", *domains, "epochs", "px", "minutes", "images/s"]
+    lines = [f"# {result['headline']}", "", *(f"**{warning}.**\n" for warning in result["warnings"])]
+    lines += [_line(columns), _line(["---"] * len(columns))]
+    lines += [_line(_page_row(row, result["domains"])) for row in result["experiments"]]
+    lines += ["", *(f"{note}\n" for note in result["notes"])]
+    lines += [f"{name} failed: {_cell(reason)}\n" for name, reason in result["failures"].items()]
+    return "\n".join(lines)
+
+
+def _page_row(row: Mapping[str, Any], domains: Sequence[str]) -> list[str]:
+    start, end = [row["title"]], [str(row["epochs"]), str(row["image_size"])]
+    if row["best_val_f1"] is None:
+        return [*start, row["status"], "", f"{row['published']:.4f}", *("" for _ in domains), *end, "", ""]
+    low, high = row["ci95"]
+    by_domain = [row["by_domain"].get(name) for name in domains]
+    return [
+        *start,
+        f"**{row['best_val_f1']:.4f}**",
+        f"{low:.4f} to {high:.4f}",
+        f"{row['published']:.4f}",
+        *("" if score is None else f"{score:.4f}" for score in by_domain),
+        *end,
+        f"{row['seconds'] / 60:.1f}",
+        f"{row['images_per_second']:.1f}",
+    ]
+
+
+def _line(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _cell(text: str) -> str:
+    """Text that ends no cell of a table and starts no tag."""
+    return " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;").replace("|", "&#124;")
