@@ -53,7 +53,7 @@ class Archive:
     @property
     def misplaced(self) -> list[str]:
         """Images that lie elsewhere than in a class folder, and are ignored for that."""
-        return [name for name in self.ignored if _is_image(name)]
+        return [name for name in self.ignored if is_image(name)]
 
     @property
     def classes(self) -> set[str]:
@@ -66,31 +66,37 @@ class Archive:
 
     @contextmanager
     def reader(self) -> Iterator[Callable[[Member], bytes]]:
-        """A function that reads one member's bytes.
+        """A function that reads one member's bytes, as `entry_reader` does."""
+        with entry_reader(self.path) as read:
+            yield lambda member: read(member.entry)
 
-        The function raises HemafastError if they are not there whole: a damaged archive is refused, for what else of it
-        is damaged cannot be known. A zip's CRC is checked, and that a member is as long as its header says.
-        """
-        if self.path.is_dir():
-            yield lambda member: self._whole(member, lambda: _read_file(self.path, member.entry))
-            return
-        try:
-            file = zipfile.ZipFile(self.path)
-        except _DAMAGED as error:
-            raise HemafastError(f"{self.path} cannot be opened ({error}).", "It was there a moment ago.") from error
-        with file:
-            yield lambda member: self._whole(member, lambda: _read_member(file, member.entry))
 
-    def _whole(self, member: Member, read: Callable[[], bytes]) -> bytes:
-        try:
-            return read()
-        except _DAMAGED as error:
-            remedy = "Check the disk and the file's permissions, or remove it."
-            if self.path.is_file():
-                remedy = (
-                    "Download it again, or unpack it yourself and use the folder: each image is verified there too."
-                )
-            raise HemafastError(f"{self.path}: {member.entry.name} is damaged ({error}).", remedy) from error
+@contextmanager
+def entry_reader(path: Path) -> Iterator[Callable[[Entry], bytes]]:
+    """A function that reads the bytes of one entry of the zip or folder at `path`.
+
+    The function raises HemafastError if they are not there whole: a damaged archive is refused, for what else of it
+    is damaged cannot be known. A zip's CRC is checked, and that a member is as long as its header says.
+    """
+    if path.is_dir():
+        yield lambda entry: _whole(path, entry, lambda: _read_file(path, entry))
+        return
+    try:
+        file = zipfile.ZipFile(path)
+    except _DAMAGED as error:
+        raise HemafastError(f"{path} cannot be opened ({error}).", "It was there a moment ago.") from error
+    with file:
+        yield lambda entry: _whole(path, entry, lambda: _read_member(file, entry))
+
+
+def _whole(path: Path, entry: Entry, read: Callable[[], bytes]) -> bytes:
+    try:
+        return read()
+    except _DAMAGED as error:
+        remedy = "Check the disk and the file's permissions, or remove it."
+        if path.is_file():
+            remedy = "Download it again, or unpack it yourself and use the folder: each image is verified there too."
+        raise HemafastError(f"{path}: {entry.name} is damaged ({error}).", remedy) from error
 
 
 def _read_file(folder: Path, entry: Entry) -> bytes:
@@ -148,15 +154,15 @@ def open_archive(path: Path) -> Archive:
     Raises HemafastError if it is not a zip, is encrypted, names files outside itself, or holds no class folders.
     """
     safety.refuse_unprintable(path, path.name)
-    entries = list(_folder_entries(path) if path.is_dir() else _zip_entries(path))
+    entries = list(_folder_entries(path) if path.is_dir() else zip_entries(path))
     kept = [entry for entry in entries if not safety.is_clutter(entry.name)]
-    top = _top_folder([entry.name for entry in kept if _is_image(entry.name)])
+    top = _top_folder([entry.name for entry in kept if is_image(entry.name)])
     members, ignored, drawn = [], [], False
     for entry in kept:
         parts = safety.parts_of(entry.name.removeprefix(top))
         if parts == [DRAWN_MARKER]:
             drawn = True
-        elif len(parts) == 2 and _is_image(entry.name):
+        elif len(parts) == 2 and is_image(entry.name):
             members.append(Member(label=parts[0], file=parts[1], entry=entry))
         else:
             ignored.append(entry.name)
@@ -202,7 +208,8 @@ def _refuse_unlisted(error: OSError) -> None:
     raise HemafastError(f"{error.filename} cannot be listed ({error.strerror}).", "Make it readable, or remove it.")
 
 
-def _zip_entries(path: Path) -> Iterator[Entry]:
+def zip_entries(path: Path) -> Iterator[Entry]:
+    """The files of a zip. Raises HemafastError for one that cannot be listed, or holds what `safety` refuses."""
     if path.exists() and not path.is_file():
         raise HemafastError(f"{path} is no plain file.", "Remove it.")
     try:
@@ -225,7 +232,8 @@ def _stamp(info: zipfile.ZipInfo) -> str:
     return f"{info.CRC:08x}"
 
 
-def _is_image(name: str) -> bool:
+def is_image(name: str) -> bool:
+    """Whether a file's suffix promises an image that can be read."""
     return safety.suffix_of(name) in FORMATS
 
 

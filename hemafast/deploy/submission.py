@@ -1,0 +1,49 @@
+"""Predictions in the form that the challenge "Help a Hematologist Out" takes: Image, Label, LabelID."""
+
+from __future__ import annotations
+
+import posixpath
+from collections.abc import Sequence
+
+import pandas as pd
+
+from hemafast.deploy.images import begins_formula
+from hemafast.errors import HemafastError
+from hemafast.taxonomy import SUBMISSION_CLASSES
+
+
+def refuse_submission(images: Sequence[str], classes: Sequence[str], threshold: float | None) -> None:
+    """Raise HemafastError for what cannot be submitted: other classes, classes left open, or two images of one name.
+
+    `images` are paths, of which a submission holds the file names alone.
+    """
+    if set(classes) != set(SUBMISSION_CLASSES):
+        raise HemafastError(
+            f"The model knows the classes {', '.join(classes)}, which are not those of the challenge.",
+            "Leave out --submission.",
+        )
+    if threshold is not None:
+        raise HemafastError("A submission names a class for every image.", "Leave out --submission, or do not abstain.")
+    seen: dict[str, str] = {}
+    for image in images:
+        name = posixpath.basename(image)
+        if name in seen:
+            raise HemafastError(
+                f"{seen[name]} and {image} would both be {name} in a submission.", "Predict on one of the two folders."
+            )
+        if begins_formula(name):
+            raise HemafastError(f"A spreadsheet would take the name {name!r} for a formula.", "Rename it.")
+        seen[name] = image
+
+
+def submission_table(predictions: pd.DataFrame) -> pd.DataFrame:
+    """The rows of `predict.Predictions.table` that have a class, as a submission: Image, Label, LabelID."""
+    answered = predictions[predictions["predicted"] != ""]
+    labels = answered["predicted"].tolist()
+    return pd.DataFrame(
+        {
+            "Image": [posixpath.basename(image) for image in answered["image"]],
+            "Label": labels,
+            "LabelID": [SUBMISSION_CLASSES.index(label) for label in labels],
+        }
+    )

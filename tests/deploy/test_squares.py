@@ -1,0 +1,130 @@
+"""Squares are those that preparation packs, and a bad image spoils no other."""
+
+import zipfile
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from PIL import Image as Pillow
+
+from hemafast.deploy import squares
+from hemafast.deploy.images import list_images
+from hemafast.deploy.squares import read_squares
+from hemafast.deploy.windows import Windows, choose_windows
+from hemafast.engine.run import view_of
+from hemafast.prepare.threads import Pool
+from hemafast.prepare.verify import Header, strict_decoders
+
+
+def read(paths, windows=None, *, size=64, batch_size=8, threads=2):
+    """All batches, and the names of the images."""
+    images = list_images(map(str, paths))
+    windows = Windows(np.zeros(len(images), np.int64)) if windows is None else windows
+    with strict_decoders(), Pool(threads) as pool:
+        batches = read_squares(images, windows, size, batch_size=batch_size, threads=threads, pool=pool)
+        return list(batches), [image.name for image in images]
+
+
+@pytest.mark.parametrize("batch_size", [1, 8, 64])
+@pytest.mark.parametrize("from_zips", [True, False])
+def test_squares_are_those_that_preparation_packs(cut, batch_size, from_zips):
+    source = cut.folder.parent
+    paths = [source / "Acevedo_20.zip", source / "Matek_19.zip"] if from_zips else [cut.folder / "images"]
+    chosen = choose_windows(list_images(map(str, paths)), view_of(cut.info, 64), None)
+    assert set(chosen.sides) == {50, 56}
+    batches, names = read(paths, chosen, batch_size=batch_size)
+    manifest = cut.manifest
+    known = {path.split("/", 1)[1]: row for row, path in zip(manifest.index, manifest["path"], strict=True)}
+    packed = cut.files.packed[64]
+    assert [row for batch in batches for row in batch.rows] == list(range(len(known))) == list(range(len(names)))
+    for batch in batches:
+        assert len(batch.rows) <= batch_size
+        for row, pixels in zip(batch.rows, batch.pixels, strict=True):
+            key = "/".join(names[row].replace(".zip", "").split("/")[-3:])
+            assert np.array_equal(pixels, packed[known[key]])
+
+
+def test_an_image_smaller_than_its_window_is_seen_as_far_as_it_goes(cells):
+    whole, _ = read([cells])
+    wide, _ = read([cells], Windows(np.full(3, 10_000)))
+    assert all(np.array_equal(a, b) for a, b in zip(whole[0].pixels, wide[0].pixels, strict=True))
+
+
+BAD = {
+    "cut.jpg": "damaged",
+    "empty.png": "empty: no bytes",
+    "flipped.jpg": "damaged",
+    "frames.tiff": "several frames",
+    "text.png": "not an image",
+}
+
+
+@pytest.fixture
+def mixed(tmp_path, draw, encode):
+    """A good image before each bad one."""
+    jpeg = encode(draw(1), "JPEG", quality=95)
+    middle = len(jpeg) // 2
+    flipped = bytes(255 - byte for byte in jpeg[middle : middle + 200])
+    contents = {
+        "cut.jpg": jpeg[:middle],
+        "empty.png": b"",
+        "flipped.jpg": jpeg[:middle] + flipped + jpeg[middle + 200 :],
+        "frames.tiff": encode(draw(2), "TIFF", save_all=True, append_images=[Pillow.fromarray(draw(3))]),
+        "text.png": b"this is no image",
+    }
+    folder = tmp_path / "mixed"
+    folder.mkdir()
+    for number, name in enumerate(BAD):
+        (folder / f"{number}-a-good.png").write_bytes(encode(draw(10 + number)))
+        (folder / f"{number}-{name}").write_bytes(contents[name])
+    return folder
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 64])
+def test_a_bad_image_spoils_no_other(mixed, batch_size):
+    batches, names = read([mixed], batch_size=batch_size)
+    good = [row for row, name in enumerate(names) if name.endswith("good.png")]
+    assert [row for batch in batches for row in batch.rows] == good
+    errors = {names[row].rpartition("-")[2]: error for batch in batches for row, error in batch.errors.items()}
+    assert errors.keys() == BAD.keys()
+    assert all(errors[name].startswith(words) for name, words in BAD.items())
+
+
+def test_what_dali_alone_cannot_decode_is_an_error_of_that_image(cells, monkeypatch):
+    monkeypatch.setattr(squares, "verify_image", lambda data, name: Header(64, 60, "RGB", "PNG"))
+    broken = cells / "a" / "A_000.png"
+    broken.write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(50))
+    (batch,), names = read([cells])
+    (row,) = batch.errors
+    assert names[row] == str(broken)
+    assert batch.errors[row].startswith("decoders disagree")
+    assert len(batch.rows) == 2
+
+
+def test_a_file_that_decoders_read_differently_is_an_error(cells, monkeypatch):
+    monkeypatch.setattr("hemafast.prepare.compare.decode_reference", lambda data: np.zeros((60, 64, 3), np.uint8))
+    verify = squares.verify_image
+    monkeypatch.setattr(squares, "verify_image", lambda *of: replace(verify(*of), reference=None))
+    (batch,), _ = read([cells])
+    assert not batch.rows
+    assert all(error.startswith("decoders disagree: they differ by up to") for error in batch.errors.values())
+
+
+def test_a_batch_of_large_files_is_shorter(cells, monkeypatch):
+    size = max(path.stat().st_size for path in cells.rglob("*.png"))
+    monkeypatch.setattr(squares, "_BATCH_BYTES", size + 1)
+    batches, _ = read([cells])
+    assert [len(batch.rows) for batch in batches] == [2, 1]
+
+
+def test_a_damaged_member_of_a_zip_is_an_error_of_that_image(tmp_path, draw, encode):
+    path, data = tmp_path / "d.zip", encode(draw(1))
+    with zipfile.ZipFile(path, "w") as file:
+        file.writestr("a.png", encode(draw(2)))
+        file.writestr("b.png", data)
+    content = path.read_bytes()
+    at = content.index(data) + len(data) // 2
+    path.write_bytes(content[:at] + bytes([255 - content[at]]) + content[at + 1 :])
+    (batch,), _ = read([path])
+    assert (batch.rows, list(batch.errors)) == ((0,), [1])
+    assert "b.png is damaged" in batch.errors[1]
