@@ -21,7 +21,23 @@ from hemafast.cli import app
 from hemafast.config import TrainConfig, to_json, train_config
 from hemafast.presets import PRESETS
 
-COMMANDS = ("demo", "prepare", "verify", "eda", "augment-preview", "train", "lr-find", "evaluate", "bench")
+COMMANDS = (
+    "demo",
+    "prepare",
+    "verify",
+    "eda",
+    "augment-preview",
+    "train",
+    "lr-find",
+    "evaluate",
+    "report",
+    "predict",
+    "export",
+    "explain",
+    "crossdomain",
+    "sweep",
+    "bench",
+)
 TINY = ("--model", "test_resnet", "--pretrained", "no", "--image-size", "32", "--compile", "off", "--device", "cpu")
 ENDLESS = ("train", *TINY, "--epochs", "500")
 
@@ -168,6 +184,7 @@ GIVEN = {
     "keep": ("5", 5),
     "on_nonfinite": ("skip", "skip"),
     "nonfinite_budget": ("3", 3),
+    "domains": ("Matek_19 --domains MyLab", ("Matek_19", "MyLab")),
     "track": ("wandb --track mlflow", ("wandb", "mlflow")),
 }
 """For each setting what is typed after its option, and what that makes of it; none is the default."""
@@ -477,7 +494,7 @@ def test_resuming_hands_on_what_was_typed_and_nothing_else(monkeypatch):
 
 
 def test_evaluating_what_is_no_run_is_one_line(tmp_path):
-    assert_is_one_line_error(hemafast("evaluate", tmp_path), "is not a run")
+    assert_is_one_line_error(hemafast("evaluate", "report", tmp_path), "is not a run")
 
 
 def test_an_unknown_option_exits_with_2():

@@ -1,0 +1,165 @@
+"""Where in an image a network looks: heat maps of its last feature map, found in any model of timm's."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, cast
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from hemafast.deploy.choices import Method
+from hemafast.deploy.extras import require
+from hemafast.errors import HemafastError
+from hemafast.model import Classifier
+
+Pixels = npt.NDArray[np.uint8]
+"""(n, side, side, 3)"""
+Heat = npt.NDArray[np.float32]
+"""(n, side, side), 0 to 1 within each image: it says where, not how much."""
+
+_CLASSES = {
+    "gradcam": "GradCAM",
+    "gradcam++": "GradCAMPlusPlus",
+    "hirescam": "HiResCAM",
+    "layercam": "LayerCAM",
+    "eigencam": "EigenCAM",
+}
+"""Of pytorch_grad_cam."""
+_BATCH = 16
+
+
+def overlays(
+    model: Classifier, views: Pixels, classes: Sequence[int] | None = None, *, method: Method = "gradcam"
+) -> Pixels:
+    """`views` (n, side, side, 3) under their heat maps, of the same shape; otherwise as `heat_maps`."""
+    heat = heat_maps(model, views, classes, method=method)
+    import cv2
+    from pytorch_grad_cam.utils.image import show_cam_on_image
+
+    drawn = [
+        show_cam_on_image(view.astype(np.float32) / 255, map_of_view, use_rgb=True, colormap=cv2.COLORMAP_TURBO)
+        for view, map_of_view in zip(views, heat, strict=True)
+    ]
+    return np.stack(drawn) if drawn else np.zeros_like(views)
+
+
+def heat_maps(
+    model: Classifier, views: Pixels, classes: Sequence[int] | None = None, *, method: Method = "gradcam"
+) -> Heat:
+    """Where each of `views`, uint8 (n, side, side, 3), speaks for a class: of `classes` (n,), else the predicted one.
+
+    Grad-CAM (Selvaraju et al. 2017, arXiv 1610.02391) or one of its kin, on the last feature map that the answer
+    depends on. An image in which nothing speaks for its class has no heat. The model stays on its device and is left as
+    it was found. Raises HemafastError if grad-cam is not installed or the model has no feature map.
+    """
+    require("explain", "pytorch_grad_cam")
+    if not len(views):
+        return np.zeros(views.shape[:3], np.float32)
+    with _left_as_found(model), torch.enable_grad():
+        layer = _feature_layer(model, _as_input(model, views[:1]))
+        cam = _cam(method)(model, [layer], reshape_transform=lambda output: _as_map(output, model.backbone))
+        parts = [slice(start, start + _BATCH) for start in range(0, len(views), _BATCH)]
+        try:
+            return np.concatenate([cam(_as_input(model, views[part]), _targets(classes, part)) for part in parts])
+        finally:
+            cam.activations_and_grads.release()  # its own `with` swallows errors
+
+
+def _cam(method: Method) -> Any:
+    import pytorch_grad_cam
+
+    return getattr(pytorch_grad_cam, _CLASSES[method])
+
+
+def _targets(classes: Sequence[int] | None, part: slice) -> list[Any] | None:
+    """The logits to explain; None for the largest."""
+    from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
+
+    return None if classes is None else [ClassifierOutputTarget(int(label)) for label in classes[part]]
+
+
+def _as_input(model: Classifier, views: Pixels) -> Tensor:
+    """Float (n, 3, side, side) on the device of the model; gradients flow back to here even if no weight has one."""
+    device = next(model.parameters()).device
+    return torch.from_numpy(np.ascontiguousarray(views)).to(device).permute(0, 3, 1, 2).float().requires_grad_()
+
+
+@contextmanager
+def _left_as_found(model: nn.Module) -> Iterator[None]:
+    """Within it, the model does not learn: modes, gradients and whether there are any come back after it."""
+    modes = [(module, module.training) for module in model.modules()]
+    learned = [(parameter, parameter.requires_grad, parameter.grad) for parameter in model.parameters()]
+    model.requires_grad_(False).eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+        for parameter, learns, grad in learned:
+            parameter.requires_grad_(learns).grad = grad
+
+
+def _feature_layer(model: Classifier, images: Tensor) -> nn.Module:
+    """The last layer whose output is a map of several places that the answer to `images` depends on.
+
+    What a transformer that answers from its class token computes of the other tokens in the end has no effect: then it
+    is a layer before its last attention. `images` is float (1, 3, side, side).
+    """
+    outputs, logits = _outputs(model, images)
+    for layer, output in reversed(outputs.items()):
+        (gradient,) = torch.autograd.grad(logits.amax(), output, retain_graph=True, allow_unused=True)
+        if gradient is not None and cast(Tensor, _as_map(gradient, model.backbone)).any():
+            return layer
+    raise HemafastError(
+        f"The network has no feature map of several places for images of {images.shape[-1]} px, so that no heat map "
+        "can be drawn.",
+        "Explain a run of another --model or --image-size.",
+    )
+
+
+def _outputs(model: Classifier, images: Tensor) -> tuple[dict[nn.Module, Tensor], Tensor]:
+    """The feature maps on the way of `images`, by layer in the order of running, and the logits."""
+    found: dict[nn.Module, Any] = {}
+
+    def keep(layer: nn.Module, _: Any, output: Any) -> None:
+        found[layer] = None if layer in found else output  # of a layer that runs twice, grad-cam would mix the outputs
+
+    hooks = [layer.register_forward_hook(keep) for layer in model.modules()]
+    try:
+        logits = model(images)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    maps = {layer: output for layer, output in found.items() if _as_map(output, model.backbone) is not None}
+    return maps, logits
+
+
+def _as_map(output: Any, backbone: Any) -> Tensor | None:
+    """A layer's output as (n, channels, side, side); None if it is no map of several places.
+
+    Counts of channels, which timm knows of its models, tell features from what attention and heads compute within.
+    """
+    channels = {backbone.num_features, *(stage["num_chs"] for stage in getattr(backbone, "feature_info", []))}
+    found = None
+    if isinstance(output, Tensor) and output.ndim == 4:
+        found = output if output.shape[1] in channels else output.permute(0, 3, 1, 2)
+    elif isinstance(output, Tensor) and output.ndim == 3:
+        found = _tokens_as_map(output, getattr(backbone, "num_prefix_tokens", 0))
+    if found is None or found.shape[1] not in channels:
+        return None
+    return found if found.shape[2] == found.shape[3] > 1 else None
+
+
+def _tokens_as_map(tokens: Tensor, prefix: int) -> Tensor | None:
+    """(n, tokens, channels) as a square map, without the class token and its like where they are among them."""
+    for dropped in (prefix, 0):
+        places = tokens.shape[1] - dropped
+        side = math.isqrt(max(places, 0))
+        if side**2 == places:
+            return tokens[:, dropped:].transpose(1, 2).reshape(len(tokens), -1, side, side)
+    return None

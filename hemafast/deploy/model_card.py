@@ -1,0 +1,180 @@
+"""What must be said of a model that leaves the house: data, classes, scores, input, limits; as Markdown."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from hemafast import __version__
+from hemafast.data.dataset import Dataset
+from hemafast.data.geometry import window_side
+from hemafast.engine.checkpoint import ModelCard
+from hemafast.engine.run import DRAWN_WARNING
+from hemafast.errors import HemafastError
+from hemafast.evaluate.calibration import SENSITIVITY
+from hemafast.evaluate.evaluate import METRICS, Metrics, read_metrics
+from hemafast.metrics import with_pooled
+from hemafast.model import Classifier
+from hemafast.prepare.split import TRAIN
+
+if TYPE_CHECKING:
+    from hemafast.deploy.export import Exported
+
+Counts = dict[str, dict[str, int]]
+"""Images by domain and class."""
+
+FEW = 50
+"""A class with fewer training images is named among the limits."""
+
+# What Markdown would read as more than text; underscores within a word and lone colons it does not.
+_MARKUP = re.compile(r"[\\`*\[\]<>&|~#$@{}]|(?<![^\W_])_|_(?![^\W_])|:(?=//)|(?<=www)\.", re.IGNORECASE)
+
+logger = logging.getLogger("hemafast")
+
+
+def model_card(exported: Exported, model: Classifier, card: ModelCard, folder: Path, dataset: Dataset | None) -> str:
+    """The card of an exported model as Markdown.
+
+    `folder` is the run's, whose metrics.json is used if it is about this model. Without `dataset`, the data that the
+    model was trained with, training images are not counted.
+    """
+    metrics = _metrics_of(folder, card)
+    training = {} if dataset is None else training_counts(dataset)
+    return _render(
+        exported=exported,
+        agreement=exported.agreement,
+        shape=_shape(exported.layout, card.image_size),
+        model=model,
+        card=card,
+        version=__version__,
+        drawn_warning=DRAWN_WARNING,
+        training=training,
+        notes=() if dataset is None else dataset.info.notes,
+        metrics=metrics,
+        sets=with_pooled(metrics["domains"], metrics["pooled"]) if metrics else {},
+        scale=lambda name: _scale(card, name),
+        field=_field(card),
+        window=window_side(card.view.packed_size),
+        sensitivity=SENSITIVITY,
+        limits=limits(card, dataset, training, metrics),
+    )
+
+
+def training_counts(dataset: Dataset) -> Counts:
+    """Images that a run on `dataset` trains on; every class is there."""
+    images = dataset.images(TRAIN)
+    table = pd.crosstab(images["domain"], images["label"]).reindex(columns=dataset.info.classes, fill_value=0)
+    return {str(domain): {str(name): int(count) for name, count in row.items()} for domain, row in table.iterrows()}
+
+
+def limits(card: ModelCard, dataset: Dataset | None, training: Counts, metrics: Metrics | None) -> list[str]:
+    """What not to expect of a model, a sentence or two each."""
+    found = [
+        f"It was trained on {_and(card.domains)} and on nothing else. Other laboratories stain and photograph "
+        "otherwise: measure it on their images before relying on it there.",
+        "It knows no other cells than its classes, and puts every image into one of them, be it a cell or not.",
+        f"The weights are those of the epoch that scored best on the validation images ({card.epoch}), so that scores "
+        "on these images are somewhat too good.",
+    ]
+    grouped = dataset is not None and (dataset.info.settings["groups"] or dataset.info.settings["group_pattern"])
+    found.append(
+        "The split kept whole the groups of images that a list or the names of files gave: scores speak of new "
+        "patients only if these groups are patients."
+        if grouped
+        else "No patient ids are known of the images: cells of one patient may have been trained on and validated on, "
+        "which makes scores too good."
+    )
+    found += [
+        f"It saw no {_and(absent)} of {name} in training: there it may tell classes by the look of the domain."
+        for name, counts in training.items()
+        if (absent := [label for label, count in counts.items() if not count])
+    ]
+    totals = {label: sum(counts[label] for counts in training.values()) for label in card.classes if training}
+    if few := [f"{label} ({count})" for label, count in totals.items() if count < FEW]:
+        found.append(f"Classes with fewer than {FEW} training images: {_and(few)}.")
+    if metrics and (absent := metrics["pooled"]["absent"]):
+        found.append(f"No validation image is of {_and(absent)}: nothing is known of how well these are found.")
+    if card.drawn_data:
+        found.append(f"{DRAWN_WARNING}.")
+    return found
+
+
+def _metrics_of(folder: Path, card: ModelCard) -> Metrics | None:
+    """metrics.json, if it is there and about the model of `card`."""
+    if not (folder / METRICS).is_file():
+        return None
+    try:
+        metrics = read_metrics(folder)
+    except HemafastError as error:
+        logger.warning("The model card has no scores: %s", error)
+        return None
+    plain = json.loads(json.dumps(asdict(replace(card, calibration=None))))
+    if any(metrics["model"].get(name) != value for name, value in plain.items() if name != "calibration"):
+        logger.warning("The model card has no scores: those in %s are of another model.", folder / METRICS)
+        return None
+    return metrics
+
+
+def _shape(layout: str | None, side: int) -> str:
+    return f"(batch, {side}, {side}, 3)" if layout == "nhwc" else f"(batch, 3, {side}, {side})"
+
+
+def _scale(card: ModelCard, domain: str) -> str:
+    scale = card.view.um_per_pixel.get(domain)
+    return "scale unknown" if scale is None else f"{scale:g} micrometres a pixel"
+
+
+def _field(card: ModelCard) -> str:
+    largest = "the largest square in the middle of the image"
+    if card.view.field_of_view is None:
+        return f"Keep {largest}."
+    field = card.view.field_of_view
+    known = {name: scale for name, scale in card.view.um_per_pixel.items() if scale is not None}
+    sides = "".join(f", {round(field / scale)} pixels of {name}" for name, scale in known.items())
+    return (
+        f"Keep the square of {field:g} micrometres in the middle of the image{sides}; where the image is smaller, or "
+        f"its scale unknown, {largest}."
+    )
+
+
+def _and(names: list[str] | tuple[str, ...]) -> str:
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
+
+
+def _score(scores: Mapping[str, Any], name: str) -> str:
+    """A score and its interval; a score that has no meaning here is left out."""
+    value, ends = scores[name], scores["ci95"].get(name)
+    if value is None:
+        return "none"
+    low, high = ends or (None, None)
+    return f"{value:.3f}" + (f" ({low:.3f} to {high:.3f})" if low is not None and high is not None else "")
+
+
+def _render(**values: Any) -> str:
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,  # so that what `_as_text` has done is not done twice
+        finalize=_as_text,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters["score"] = _score
+    return environment.get_template("model_card.md.j2").render(**values)
+
+
+def _as_text(value: Any) -> Any:
+    """A value as Markdown that shows it on one line and does nothing else, whoever chose its letters."""
+    from markupsafe import Markup
+
+    line = " ".join("".join(letter if letter.isprintable() else " " for letter in str(value)).split())
+    return Markup(_MARKUP.sub(lambda found: f"&#{ord(found[0])};", line))
