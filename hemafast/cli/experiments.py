@@ -27,7 +27,7 @@ def crossdomain(
     config_file: Annotated[
         Path | None, typer.Option("--config", help="Settings file on top of the preset: TOML, or a run's config.json.")
     ] = None,
-    data: Data = TRAIN_DEFAULTS.data,
+    data: Annotated[Path | None, typer.Option(help="Prepared data set.", show_default=str(TRAIN_DEFAULTS.data))] = None,
     domain: Annotated[
         list[str] | None,
         typer.Option(metavar="NAME", help="Domain to compare; may be repeated.", show_default="all"),

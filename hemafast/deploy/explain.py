@@ -119,7 +119,7 @@ def _squares(plan: Plan) -> Iterator[Squares]:
 def _look(model: Model, images: Tensor, label: str | None, method: Method) -> list[_Seen]:
     """What the network makes of uint8 images (n, 3, side, side) on its device."""
     with torch.inference_mode():
-        probabilities = (model.network(images) / model.temperature).softmax(dim=1).cpu().numpy()
+        probabilities = (model.network(images) / model.card.temperature).softmax(dim=1).cpu().numpy()
     classes = model.card.classes
     predicted = probabilities.argmax(axis=1)
     explained = predicted if label is None else np.full_like(predicted, classes.index(label))

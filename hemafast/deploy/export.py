@@ -16,7 +16,7 @@ from hemafast.data.dataset import Dataset, open_dataset
 from hemafast.data.graph import GraphShape
 from hemafast.data.loader import eval_loader
 from hemafast.deploy.choices import Format, Layout
-from hemafast.deploy.formats import KINDS, Answer, Deployed, temperature_of
+from hemafast.deploy.formats import KINDS, Answer, Deployed
 from hemafast.deploy.model_card import model_card
 from hemafast.engine.checkpoint import ModelCard, load_best, model_file
 from hemafast.engine.run import read_config
@@ -92,7 +92,7 @@ def export_run(run: Path, output: Path | None = None, *, format: Format = "onnx"
     file = model_file(run)
     model, card = load_best(file)
     model.to(memory_format=torch.contiguous_format)  # as exporters expect weights to lie
-    deployed = Deployed(model, layout, temperature_of(card)).eval()
+    deployed = Deployed(model, layout, card.temperature).eval()
     dataset = _data_of(file.parent, card)
     kind = KINDS[format]
     packed = kind.pack(deployed, card)

@@ -51,11 +51,6 @@ class Packed:
     """Version of ONNX's operators; None for other formats."""
 
 
-def temperature_of(card: ModelCard) -> float:
-    """What logits are divided by before they become probabilities; 1 if it was never fitted."""
-    return card.calibration.temperature if card.calibration else 1.0
-
-
 def metadata_of(card: ModelCard, layout: Layout | None) -> dict[str, str]:
     """What a program must know to use the model; what is no plain name or number is JSON. No layout for weights."""
     return {
@@ -65,7 +60,7 @@ def metadata_of(card: ModelCard, layout: Layout | None) -> dict[str, str]:
         "image_size": str(card.image_size),
         **({"layout": layout} if layout else {}),
         "view": json.dumps(asdict(card.view)),
-        "temperature": repr(temperature_of(card)),
+        "temperature": repr(card.temperature),
         "calibration": json.dumps(asdict(card.calibration) if card.calibration else None),
         "data_fingerprint": card.data_fingerprint,
     }

@@ -79,6 +79,11 @@ class ModelCard:
     calibration: Calibration | None = None
     """None before the model was evaluated."""
 
+    @property
+    def temperature(self) -> float:
+        """What logits are divided by; 1 before the model was evaluated."""
+        return self.calibration.temperature if self.calibration else 1.0
+
 
 def save_best(file: Path, model: Classifier, card: ModelCard) -> None:
     """Write the weights and the card, whole or not at all. Raises OSError if the disk does not take them."""

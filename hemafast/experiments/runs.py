@@ -21,6 +21,7 @@ from hemafast.engine.trainer import train
 from hemafast.errors import HemafastError, StoppedError
 from hemafast.evaluate.evaluate import PREDICTIONS, Metrics, evaluate_run, read_metrics
 from hemafast.files import write_whole
+from hemafast.report.page import write_report
 
 logger = logging.getLogger("hemafast")
 
@@ -118,6 +119,7 @@ def _train_and_score(config: TrainConfig, console: Console) -> Scored:
     if before is not None:
         return before
     evaluate_run(folder, device=config.device)
+    write_report(folder)
     return Scored(folder, read_metrics(folder))
 
 

@@ -55,6 +55,7 @@ def _no_pictures_of_single_runs() -> Iterator[None]:
     """They take longer than such a run, and have their own tests."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(evaluate, "plot_confusions", lambda target, *_: target.write_bytes(b""))
+        patch.setattr(runs, "write_report", lambda folder: (folder / "report.html").write_bytes(b""))
         yield
 
 

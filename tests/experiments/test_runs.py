@@ -27,6 +27,11 @@ def test_a_run_is_trained_and_scored_and_then_found(plan, console, dataset, upda
     assert scored_before(outcome.folder, "other data") is None
 
 
+def test_every_run_has_its_page(plan, console):
+    ((_, outcome),) = run_all([plan], console)
+    assert (outcome.folder / "report.html").is_file()
+
+
 def test_a_run_that_lost_its_scores_is_scored_again(plan, console, updates, evaluations):
     ((_, outcome),) = run_all([plan], console)
     for lost in ("metrics.json", "predictions.csv"):
