@@ -29,9 +29,11 @@ def main(
     groups = ["--group-pattern", group_pattern] if group_pattern else []
     with tempfile.TemporaryDirectory() as folder:
         prepared, runs = Path(folder, "prepared"), Path(folder, "runs")
-        _, prepare_seconds = _run(["prepare", "--source", str(source), "--output", str(prepared), "--json", *groups])
+        _, prepare_seconds = run_hemafast(
+            ["prepare", "--source", str(source), "--output", str(prepared), "--json", *groups]
+        )
         train = ["train", "--preset", preset, "--data", str(prepared), "--output", str(runs), "--json"]
-        metrics, train_seconds = _run(train)
+        metrics, train_seconds = run_hemafast(train)
         machine = json.loads((Path(metrics["run"]) / "machine.json").read_text(encoding="utf-8"))
     if metrics["data"]["drawn"]:
         sys.exit(f"{source} holds drawn cells; no score on them is worth keeping.")
@@ -48,7 +50,7 @@ def main(
     json_file.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
 
 
-def _run(arguments: list[str]) -> tuple[dict[str, Any], float]:
+def run_hemafast(arguments: list[str]) -> tuple[dict[str, Any], float]:
     """What `hemafast` prints as JSON, and the seconds the whole command took, imports included."""
     started = time.perf_counter()
     done = subprocess.run([sys.executable, "-m", "hemafast", *arguments], stdout=subprocess.PIPE, check=True, text=True)

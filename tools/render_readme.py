@@ -26,7 +26,15 @@ import loaders  # a script beside the package, not a part of it
 ROOT = Path(__file__).resolve().parent.parent
 READMES = tuple(
     ROOT / folder / "README.md"
-    for folder in (".", "hemafast/prepare", "hemafast/data", "hemafast/engine", "hemafast/evaluate")
+    for folder in (
+        ".",
+        "hemafast/prepare",
+        "hemafast/data",
+        "hemafast/engine",
+        "hemafast/evaluate",
+        "hemafast/deploy",
+        "hemafast/experiments",
+    )
 )
 RESULTS = ROOT / "benchmarks" / "results"
 
@@ -420,6 +428,40 @@ def scores_table(result: dict[str, Any]) -> str:
     )
 
 
+def crossdomain_table(result: dict[str, Any]) -> str:
+    """What models of one domain make of another, and what can be guessed without a look at the cell."""
+    found = result["found"]
+    cells = {(cell["trained_on"], cell["tested_on"]): cell for cell in found["cells"]}
+    tested = [test["name"] for test in found["tested"]]
+    rows = [
+        f"| {row['name']} | {row['images']:,} | {' | '.join(_shared(cells[row['name'], test]) for test in tested)} |"
+        for row in found["trained"]
+    ]
+    seconds = sum(row["seconds"] for row in found["trained"])
+    return "\n".join(
+        [
+            f"| trained on | images | {' | '.join(f'tested on {test}' for test in tested)} |",
+            f"|---|---|{'---|' * len(tested)}",
+            *rows,
+            "",
+            "Macro-F1 over the classes that both have, 95 % interval, number of classes and validation images. "
+            f"`{result['prepared_by']}`, `{result['command']}`, one seed; "
+            f"{seconds:.0f} s of training in all. {_machine(result['machine'])}.",
+            "",
+            f"> {found['shortcuts']['verdict']}",
+        ]
+    )
+
+
+def _shared(cell: dict[str, Any]) -> str:
+    score = cell["shared"]
+    low, high = score["macro_f1"]["ci95"]
+    return (
+        f"**{score['macro_f1']['value']:.3f}** ({low:.3f} to {high:.3f}); {len(score['classes'])} classes, "
+        f"{score['images']} images"
+    )
+
+
 def _percentages(found: dict[str, float]) -> str:
     return f"{found['median']:.1%} ({found['min']:.1%} to {found['max']:.1%})"
 
@@ -434,6 +476,7 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "loaders_short": loaders_short_table,
     "quick": quick_table,
     "scores": scores_table,
+    "crossdomain": crossdomain_table,
     "bench": bench_table,
     "prepare": prepare_table,
     "field_of_view": field_of_view_table,
