@@ -462,6 +462,31 @@ def _shared(cell: dict[str, Any]) -> str:
     )
 
 
+def predict_table(result: dict[str, Any]) -> str:
+    """What predicting reaches of the network alone."""
+    titles = {
+        "forward": "the network alone",
+        "zip": "`hemafast predict`, a zip",
+        "files": "`hemafast predict`, a folder",
+    }
+    rows = []
+    for side, title in titles.items():
+        rate, per_cpu = result["images_per_second"][side], result["images_per_cpu_second"][side]
+        share = result["share_of_forward"].get(side)
+        rows.append(f"| {title} | {spread(rate)} | {spread(per_cpu)} | {_percentages(share) if share else ''} |")
+    return "\n".join(
+        [
+            "| | images/s | images per CPU-second | of the network alone |",
+            "|---|---|---|---|",
+            *rows,
+            "",
+            f"`{result['command']}`, {result['precision']}, {result['image_size']} px, batch {result['batch_size']}, "
+            f"{result['images']:,} real images of {result['archive']}, {result['rounds']} rounds in turn, median "
+            f"(min to max). {_machine(result['machine'])}.",
+        ]
+    )
+
+
 def _percentages(found: dict[str, float]) -> str:
     return f"{found['median']:.1%} ({found['min']:.1%} to {found['max']:.1%})"
 
@@ -475,6 +500,7 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "loaders": loaders_table,
     "loaders_short": loaders_short_table,
     "quick": quick_table,
+    "predict": predict_table,
     "scores": scores_table,
     "crossdomain": crossdomain_table,
     "bench": bench_table,

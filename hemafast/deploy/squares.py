@@ -9,7 +9,6 @@ import numpy as np
 
 from hemafast.deploy.images import Image, read_images
 from hemafast.deploy.windows import Windows
-from hemafast.deploy.windows import choose_windows as choose_windows  # noqa: PLC0414 - explain.py looks for it here
 from hemafast.prepare.compare import refuse_other_pixels
 from hemafast.prepare.pixels import SquareDecoder, centre_windows, runs_within
 from hemafast.prepare.threads import Pool

@@ -1,0 +1,140 @@
+"""`hemafast predict` beside the network alone: what reading, verifying, decoding and cutting cost.
+
+    python benchmarks/predict.py --archive Source/Acevedo_20.zip --json benchmarks/results/predict.json
+
+The forward-only side classifies one batch of views that lies ready, over and over; the other two predict the images of
+the archive, out of a zip and out of a folder, to the last probability. All three use the same network (its weights do
+not matter here) and take turns in one process.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import time
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+
+from hemafast.bench.run import spread
+from hemafast.deploy.plan import Options, make_plan
+from hemafast.deploy.predict import classify
+from hemafast.engine.checkpoint import ModelCard, View, save_best
+from hemafast.engine.machine import machine_facts, tune_allocator
+from hemafast.errors import HemafastError
+from hemafast.model import build_model
+from hemafast.taxonomy import CHALLENGE_CLASSES, UM_PER_PIXEL
+
+
+def write_model(file: Path, name: str, image_size: int) -> None:
+    """A model of random weights that looks at 25 um, as `hemafast predict` takes it."""
+    card = ModelCard(
+        backbone=name,
+        classes=CHALLENGE_CLASSES,
+        image_size=image_size,
+        view=View(packed_size=256, field_of_view=25.0, um_per_pixel=dict(UM_PER_PIXEL)),
+        domains=tuple(UM_PER_PIXEL),
+        epoch=1,
+        started_from="RANDOM WEIGHTS: speed is all that is asked of them",
+        data_fingerprint="",
+        drawn_data=False,
+    )
+    save_best(file, build_model(name, len(CHALLENGE_CLASSES), image_size), card)
+
+
+def measured(work: Callable[[], int]) -> tuple[float, float]:
+    """Images a second and images a CPU-second of `work`, which returns its images."""
+    wall, cpu = time.perf_counter(), time.process_time()
+    images = work()
+    return images / (time.perf_counter() - wall), images / (time.process_time() - cpu)
+
+
+def copy_some(archive: Path, room: Path, images: int) -> tuple[dict[str, Path], int]:
+    """The first images of an archive as a zip and as a folder, and how many they are."""
+    with zipfile.ZipFile(archive) as packed:
+        if "DRAWN.txt" in packed.namelist():
+            raise HemafastError(f"{archive} holds drawn cells.", "Name an archive of photographs.")
+        names = [info.filename for info in packed.infolist() if not info.is_dir()][:images]
+        folder, some = room / archive.stem, room / archive.name
+        packed.extractall(folder, names)
+        with zipfile.ZipFile(some, "w") as copy:
+            for name in names:
+                copy.writestr(name, packed.read(name))
+    return {"zip": some, "files": folder}, len(names)
+
+
+def make_sides(
+    archive: Path, file: Path, room: Path, image_size: int, batch_size: int, images: int
+) -> tuple[dict[str, Callable[[], int]], int]:
+    """What is measured, by name, and how many images each classifies; the forward-only side does whole batches."""
+    paths, count = copy_some(archive, room, images)
+    options = Options(device="cpu", amp="off", batch_size=batch_size)
+    plans = {name: make_plan([file], [str(path)], options) for name, path in paths.items()}
+    network = plans["zip"].groups[0].models[0].network
+    views = torch.randint(0, 256, (batch_size, image_size, image_size, 3), dtype=torch.uint8).permute(0, 3, 1, 2)
+
+    @torch.inference_mode()
+    def forward() -> int:
+        for _ in range(count // batch_size):
+            network(views).softmax(dim=1)
+        return count // batch_size * batch_size
+
+    return {
+        "forward": forward,
+        "zip": lambda: len(classify(plans["zip"]).table),
+        "files": lambda: len(classify(plans["files"]).table),
+    }, count
+
+
+def main(
+    archive: Annotated[Path, typer.Option(help="Zip of real images, named after its domain.")],
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write everything measured to this file.")] = None,
+    model: Annotated[str, typer.Option(help="Any timm image model.")] = "efficientnet_b0",
+    image_size: Annotated[int, typer.Option(help="Side in pixels of what the network sees.")] = 224,
+    batch_size: Annotated[int, typer.Option(help="Images at once.")] = 64,
+    images: Annotated[int, typer.Option(help="How many to classify in a round.")] = 1024,
+    rounds: Annotated[int, typer.Option(min=3, help="How often all is measured.")] = 5,
+) -> None:
+    """Measure all sides in turn; about four minutes on two cores."""
+    tune_allocator()
+    with tempfile.TemporaryDirectory() as room:
+        file = Path(room, "model.safetensors")
+        write_model(file, model, image_size)
+        sides, count = make_sides(archive, file, Path(room), image_size, batch_size, images)
+        found: dict[str, list[tuple[float, float]]] = {name: [] for name in sides}
+        for number in range(1 + rounds):
+            for name, work in sides.items():
+                rates = measured(work)
+                if number:  # the first is the warm-up
+                    found[name].append(rates)
+    shares = {
+        name: [mine[0] / alone[0] for mine, alone in zip(found[name], found["forward"], strict=True)]
+        for name in ("zip", "files")
+    }
+    result: dict[str, Any] = {
+        "command": f"python benchmarks/predict.py --model {model} --images {images} --rounds {rounds}",
+        "machine": machine_facts("cpu"),
+        "model": model,
+        "image_size": image_size,
+        "batch_size": batch_size,
+        "precision": "fp32",
+        "archive": archive.stem,
+        "images": count,
+        "rounds": rounds,
+        "images_per_second": {name: spread([rate for rate, _ in rates]) for name, rates in found.items()},
+        "images_per_cpu_second": {name: spread([rate for _, rate in rates]) for name, rates in found.items()},
+        "share_of_forward": {name: spread(values) for name, values in shares.items()},
+    }
+    text = json.dumps(result, indent=2) + "\n"
+    if json_file is not None:
+        json_file.parent.mkdir(parents=True, exist_ok=True)
+        json_file.write_text(text, encoding="utf-8")
+    typer.echo(text)
+
+
+if __name__ == "__main__":
+    typer.run(main)
