@@ -494,7 +494,7 @@ def test_resuming_hands_on_what_was_typed_and_nothing_else(monkeypatch):
 
 
 def test_evaluating_what_is_no_run_is_one_line(tmp_path):
-    assert_is_one_line_error(hemafast("evaluate", "report", tmp_path), "is not a run")
+    assert_is_one_line_error(hemafast("evaluate", tmp_path), "is not a run")
 
 
 def test_an_unknown_option_exits_with_2():

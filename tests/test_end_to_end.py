@@ -14,7 +14,10 @@ import pytest
 from hemafast.prepare.schema import MANIFEST_COLUMNS
 
 ROOT = Path(__file__).resolve().parent.parent
-COMMANDS = ("demo", "prepare", "verify", "eda", "augment-preview", "train", "lr-find", "evaluate", "bench")
+COMMANDS = (
+    *("demo", "prepare", "verify", "eda", "augment-preview", "train", "lr-find"),
+    *("evaluate", "predict", "export", "explain", "report", "crossdomain", "sweep", "bench"),
+)
 TINY = ("--model", "test_resnet", "--pretrained", "no", "--image-size", "32", "--batch-size", "32")
 
 
@@ -51,6 +54,7 @@ def test_demo_to_report(workplace):
         "last_model.ckpt",
         "last_model.ckpt.1",
         "metrics.json",
+        "predictions.csv",
         "confusion_matrix.png",
         "report.html",
     }

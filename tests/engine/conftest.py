@@ -3,6 +3,7 @@
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -104,7 +105,7 @@ def _assert_equal_runs(first: Path, second: Path) -> None:
     assert states[0].keys() == states[1].keys()
     assert [name for name in states[0] if not _same(states[0][name], states[1][name])] == []
     (model, card), (other_model, other_card) = (load_best(folder / BEST) for folder in (first, second))
-    assert card == other_card
+    assert replace(card, calibration=None) == replace(other_card, calibration=None)  # one of them may be evaluated
     assert _same(model.state_dict(), other_model.state_dict())
 
 
