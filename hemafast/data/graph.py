@@ -9,7 +9,7 @@ from typing import Any, Literal
 from hemafast.data import operators
 from hemafast.data.augment import Policy
 from hemafast.data.geometry import window_side
-from hemafast.prepare.pixels import decode_image
+from hemafast.prepare.pixels import cut_window, decode_image
 
 Node = Any  # nvidia.dali.data_node.DataNode
 Feeds = Iterator[tuple[Any, ...]]
@@ -61,7 +61,7 @@ def define_graph(images: Node, views: dict[str, Node], shape: GraphShape, policy
     size, compiled = shape.image_size, shape.device == "cpu"
     pixels = _pixels(images, shape)
     if "window" in views:
-        pixels = operators.cut_window(pixels, views["window"], size, compiled=compiled)
+        pixels = cut_window(pixels, views["window"], size, compiled=compiled)
     if "turn" in views:
         whole = policy.moves_whole_pixels
         pixels = operators.turn(pixels, views["turn"], size, whole=whole, compiled=compiled)

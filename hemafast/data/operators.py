@@ -1,7 +1,7 @@
 """DALI operators that act on the draws of a policy: uint8 RGB images of any size to views, on a CPU or a GPU.
 
-Each takes and returns nodes of a pipeline that is being defined. Scaling and turning have two forms: DALI's own, for
-the GPU, and a compiled kernel for the CPU, where it is three to four times faster. Tests hold them together.
+Each takes and returns nodes of a pipeline that is being defined. Turning has two forms, as `pixels.cut_window` has:
+DALI's own, for the GPU, and a compiled kernel for the CPU, where it is three to four times faster.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 
 from hemafast.data.augment import ENHANCEMENTS, MAGNITUDES
-from hemafast.prepare.pixels import resize_window
 
 Node = Any  # nvidia.dali.data_node.DataNode; DALI ships no usable annotations
 
@@ -20,20 +19,6 @@ ERASED = (124, 116, 104)
 """What a blanked rectangle shows: the mean colour of ImageNet, which is zero to most networks."""
 
 _DENSITY_STEPS = 8192.0  # per unit of natural optical density, so that log(256) still fits into 16 bits
-
-
-def cut_window(pixels: Node, window: Node, size: int, *, compiled: bool) -> Node:
-    """Scale the part of each image that its window (top, left, bottom, right) names to (size, size, 3).
-
-    Bilinear, with antialiasing where it is made smaller.
-    """
-    if compiled:
-        from nvidia.dali import fn
-
-        from hemafast.data import kernels
-
-        return fn.reshape(kernels.operator(kernels.cut_window, size)(pixels, window), layout="HWC")
-    return resize_window(pixels, window, size)
 
 
 def turn(pixels: Node, matrix: Node, size: int, *, whole: bool, compiled: bool) -> Node:
@@ -44,7 +29,7 @@ def turn(pixels: Node, matrix: Node, size: int, *, whole: bool, compiled: bool) 
     from nvidia.dali import fn, types
 
     if compiled:
-        from hemafast.data import kernels
+        from hemafast import kernels
 
         kernel = kernels.turn_whole if whole else kernels.turn
         return fn.reshape(kernels.operator(kernel, size)(pixels, matrix), layout="HWC")

@@ -40,13 +40,18 @@ def decode_image(encoded: Node, device: str) -> Node:
     return fn.decoders.image(encoded, output_type=types.RGB, **where)
 
 
-def resize_window(pixels: Node, window: Node, size: int) -> Node:
+def cut_window(pixels: Node, window: Node, size: int, *, compiled: bool) -> Node:
     """DALI op from an image to the square of `size` pixels that shows its window (a row of Windows).
 
-    Returns a node of uint8 (size, size, 3). Scaling is bilinear with antialiasing.
+    Returns a node of uint8 (size, size, 3). Scaling is bilinear with antialiasing: by DALI's own operator, for the GPU,
+    or by a `compiled` kernel for the CPU, where it is three to four times faster. Tests hold them together.
     """
     from nvidia.dali import fn, types
 
+    if compiled:
+        from hemafast import kernels
+
+        return fn.reshape(kernels.operator(kernels.cut_window, size)(pixels, window), layout="HWC")
     return fn.resize(
         pixels,
         roi_start=window[0:2],
@@ -111,7 +116,7 @@ class SquareDecoder:
             encoded = fn.external_source(name="encoded", no_copy=True)
             window = fn.external_source(name="window", ndim=1)
             full = decode_image(encoded, "cpu")
-            pipeline.set_outputs(full, *(resize_window(full, window, size) for size in self._sizes))
+            pipeline.set_outputs(full, *(cut_window(full, window, size, compiled=True) for size in self._sizes))
         return pipeline
 
 

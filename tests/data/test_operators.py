@@ -12,6 +12,7 @@ from torchvision import transforms
 from hemafast.data import operators
 from hemafast.data.augment import ENHANCEMENTS, POLICIES, draw_views
 from hemafast.data.geometry import SYMMETRIES, about_centre, random_resized_windows, rotations
+from hemafast.prepare.pixels import cut_window
 
 
 def _run(operate, images, *parameters, conditionals=False):
@@ -49,9 +50,7 @@ def test_the_compiled_cut_is_that_of_dali_and_of_pillow(draw, height, width, siz
     windows = random_resized_windows(side, 24, (0.08, 1.0), (3 / 4, 4 / 3), np.random.default_rng(size))
     windows[0] = 0, 0, height, width  # all of it, edges included
     windows[1] = 3.25, 4.5, 33.25, 34.5  # between pixels
-    compiled, own = _both(
-        lambda pixels, window, **form: operators.cut_window(pixels, window, size, **form), images, windows
-    )
+    compiled, own = _both(lambda pixels, window, **form: cut_window(pixels, window, size, **form), images, windows)
     difference = np.abs(compiled.astype(int) - own)
     assert difference.max() <= 2
     assert difference.mean() < 0.3
@@ -66,9 +65,7 @@ def test_the_compiled_cut_is_that_of_dali_and_of_pillow(draw, height, width, siz
 def test_a_window_of_the_size_of_the_view_is_copied(draw):
     images = [draw(seed, 64, 64) for seed in range(4)]
     windows = np.array([[0, 0, 40, 40], [24, 24, 64, 64], [3, 7, 43, 47], [20, 0, 60, 40]], np.float32)
-    for outputs in _both(
-        lambda pixels, window, **form: operators.cut_window(pixels, window, 40, **form), images, windows
-    ):
+    for outputs in _both(lambda pixels, window, **form: cut_window(pixels, window, 40, **form), images, windows):
         for image, (top, left, bottom, right), output in zip(images, windows.astype(int), outputs, strict=True):
             np.testing.assert_array_equal(output, image[top:bottom, left:right])
 
@@ -109,7 +106,7 @@ def test_windows_of_tiny_images_and_beyond_them_are_cut(draw, height, width):
     """Beyond the image its rim goes on; a file that was replaced by a smaller one must not read what is not there."""
     images = [draw(0, max(width, 8), max(height, 8))[:height, :width]] * 3
     windows = np.array([[0, 0, height, width], [0, 0, 1, 1], [50, 400, 90, 480]], np.float32)
-    cut = _run(lambda pixels, window: operators.cut_window(pixels, window, 40, compiled=True), images, windows)
+    cut = _run(lambda pixels, window: cut_window(pixels, window, 40, compiled=True), images, windows)
     low, high = images[0].min(axis=(0, 1)).astype(int), images[0].max(axis=(0, 1)).astype(int)
     for view in cut:
         assert view.shape == (40, 40, 3)
