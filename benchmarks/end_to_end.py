@@ -19,38 +19,23 @@ import tempfile
 import time
 from contextlib import ExitStack
 from datetime import datetime
-from itertools import cycle
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from hemafast.bench.run import spread
-from hemafast.bench.stations import Bench, Station, ready_batches, step
+from hemafast.bench.result import spread
+from hemafast.bench.settings import Bench
+from hemafast.bench.training import step, validation
 from hemafast.bench.worker import Worker
 from hemafast.data.dataset import open_dataset
 from hemafast.engine.journal import LOG, column, read_rows
-from hemafast.engine.machine import choose_machine, tune_allocator
+from hemafast.engine.machine import choose_machine
 from hemafast.errors import HemafastError
 from hemafast.prepare.split import TRAIN, VAL
 
 _LINE = re.compile(r"^(\S+ \S+) INFO epoch (\d+)/", flags=re.MULTILINE)
 _FIRST_STEP = re.compile(r"first step ([\d.]+) s after")
-
-
-def validation_step(bench: Bench) -> Station:
-    """Our validation step alone, on batches that lie ready."""
-    from hemafast.engine.step import EvalStep, Totals
-    from hemafast.model import build_model
-    from hemafast.objective import CrossEntropy
-
-    machine = choose_machine(device=bench.device, amp=bench.amp, compiled="off", allocator=tune_allocator())
-    classes = len(open_dataset(bench.data).info.classes)
-    model = build_model(bench.model, classes, bench.image_size).to(machine.device).eval()
-    evaluate, totals = EvalStep(model, CrossEntropy(), machine), Totals(classes, machine.device)
-    for batch in cycle(ready_batches(bench, machine)):
-        evaluate(batch, totals)
-        yield len(batch.labels)
 
 
 def training_command(bench: Bench, output: str) -> list[str]:
@@ -103,7 +88,7 @@ def one_round(bench: Bench, workers: dict[str, Worker], seconds: float) -> dict[
     """The bare steps, then the run, and what the run reaches of them."""
     rates = {}
     for name, worker in workers.items():
-        found = worker.run(seconds)
+        found = worker.run(name, seconds)
         rates[name] = found.images / found.seconds
     whole = run_two_epochs(bench)
     dataset = open_dataset(bench.data)
@@ -131,10 +116,10 @@ def main(
     starts = [first_step_seconds(bench) for _ in range(1 + rounds)]
     found: list[dict[str, float]] = []
     with ExitStack() as stack:
-        makes = {"training": step, "validation": validation_step}
-        workers = {name: stack.enter_context(Worker(name, make, bench)) for name, make in makes.items()}
-        for worker in workers.values():
-            worker.run(seconds)  # warm-up
+        makes = {"training": step, "validation": validation}
+        workers = {name: stack.enter_context(Worker({name: make}, bench)) for name, make in makes.items()}
+        for name, worker in workers.items():
+            worker.run(name, seconds)  # warm-up
         for _ in range(rounds):
             found.append(one_round(bench, workers, seconds))
             typer.echo(json.dumps(found[-1]), err=True)

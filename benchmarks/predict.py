@@ -20,7 +20,7 @@ from typing import Annotated, Any
 import torch
 import typer
 
-from hemafast.bench.run import spread
+from hemafast.bench.result import spread
 from hemafast.deploy.plan import Options, make_plan
 from hemafast.deploy.predict import classify
 from hemafast.engine.checkpoint import ModelCard, View, save_best

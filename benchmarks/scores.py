@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 import typer
 
-from hemafast.bench.run import spread
+from hemafast.bench.result import spread
 from hemafast.engine.machine import machine_facts
 from hemafast.evaluate.bootstrap import RESAMPLES
 from hemafast.evaluate.evaluate import PREDICTIONS

@@ -23,15 +23,18 @@ from typing import Annotated, Any
 
 import typer
 
-from hemafast.bench.run import spread
-from hemafast.bench.stations import Bench, Station, plain_step, step
-from hemafast.bench.worker import Round, Worker
+from hemafast.bench.ceilings import copy_bytes, matrix_product, memory_copy, product_flops
+from hemafast.bench.costs import step_costs
+from hemafast.bench.plain import plain_step
+from hemafast.bench.result import spread
+from hemafast.bench.settings import Bench
+from hemafast.bench.training import step
+from hemafast.bench.worker import Done, Round, Station, Worker
 from hemafast.data.dataset import open_dataset
 from hemafast.engine.machine import choose_machine
 
 MODELS = ("efficientnet_b0", "resnet18")
-_SIDE = 2048  # of the matrices: large enough to be bound by arithmetic, small enough to take milliseconds
-_COPIED = 256 * 2**20  # bytes: far beyond any cache
+_CLASSES = 11
 _WARM_STEPS, _PROFILED_STEPS = 2, 5
 _KINDS = {
     "batch_norm": "batch norm",
@@ -64,27 +67,7 @@ def timm_step(compiled: bool, bench: Bench) -> Station:
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        yield bench.batch_size
-
-
-def matrix_product(_: Bench) -> Station:
-    """Products of square fp32 matrices; one counts as one image."""
-    import torch
-
-    first, second, out = (torch.rand(_SIDE, _SIDE) for _ in range(3))
-    while True:
-        torch.mm(first, second, out=out)
-        yield 1
-
-
-def memory_copy(_: Bench) -> Station:
-    """Copies from one place in memory to another; one counts as one image."""
-    import torch
-
-    source, target = torch.ones(_COPIED, dtype=torch.uint8), torch.zeros(_COPIED, dtype=torch.uint8)
-    while True:
-        target.copy_(source)
-        yield 1
+        yield Done(bench.batch_size)
 
 
 SIDES: dict[str, Callable[[Bench], Station]] = {
@@ -101,10 +84,10 @@ def race(bench: Bench, rounds: int, seconds: float) -> dict[str, list[Round]]:
     """Measurements of every side, in turn."""
     measured: dict[str, list[Round]] = {name: [] for name in SIDES}
     with ExitStack() as stack:
-        workers = {name: stack.enter_context(Worker(name, make, bench)) for name, make in SIDES.items()}
+        workers = {name: stack.enter_context(Worker({name: make}, bench)) for name, make in SIDES.items()}
         for number in range(-1, rounds):
             for name, worker in workers.items():
-                found = worker.run(seconds)
+                found = worker.run(name, seconds)
                 if number >= 0:  # the first round warms up, and is where one side compiles
                     measured[name].append(found)
                 typer.echo(f"{bench.model} {name}: {found.images / found.seconds:,.1f}/s", err=True)
@@ -115,8 +98,8 @@ def summary(model: str, image_size: int, measured: dict[str, list[Round]]) -> di
     """Rates, ratios paired by round, and shares of the matrix product's rate."""
     rates = {name: [one.images / one.seconds for one in found] for name, found in measured.items()}
     best_of_timm = max(("timm", "timm, compiled"), key=lambda name: median(rates[name]))
-    flops = training_flops(model, image_size)
-    peak = [2 * _SIDE**3 * rate for rate in rates["matrix product"]]
+    flops = step_costs(model, _CLASSES, image_size, "fp32").training_flops
+    peak = [product_flops("cpu") * rate for rate in rates["matrix product"]]
     sides = [name for name in SIDES if name not in ("matrix product", "memory copy")]
     return {
         "flops_an_image": flops,
@@ -131,7 +114,7 @@ def summary(model: str, image_size: int, measured: dict[str, list[Round]]) -> di
             for peer in sides[1:]
         },
         "matrix_product_flops": spread(peak),
-        "memory_copy_bytes": spread([2 * _COPIED * rate for rate in rates["memory copy"]]),
+        "memory_copy_bytes": spread([copy_bytes("cpu") * rate for rate in rates["memory copy"]]),
     }
 
 
@@ -166,18 +149,6 @@ def _kind(operator: str, shapes: list[list[int]]) -> str:
             return "depthwise convolutions"
         return "pointwise convolutions" if weight[2:] == [1, 1] else "other convolutions"
     return next((kind for part, kind in _KINDS.items() if part in operator), "other")
-
-
-def training_flops(model: str, image_size: int) -> int:
-    """FLOPs of forward and backward for one image: three times the forward's, as each product has two gradients."""
-    import timm
-    import torch
-    from torch.utils.flop_counter import FlopCounterMode
-
-    network = timm.create_model(model, num_classes=11).eval()
-    with torch.inference_mode(), FlopCounterMode(display=False) as counter:
-        network(torch.zeros(1, 3, image_size, image_size))
-    return int(3 * counter.get_total_flops())
 
 
 def main(

@@ -77,23 +77,60 @@ def training_lines(metrics: dict[str, Any]) -> list[str]:
 
 
 def bench_table(result: dict[str, Any]) -> Table:
-    """Rates of each station, and the ratio to its plain counterpart."""
-    chosen = result["bench"]
+    """Rates of each station, what else was seen there, and the ratio to its plain counterpart."""
+    chosen, machine = result["bench"], result["machine"]
     table = Table(
-        title=f"{chosen['model']}, {chosen['image_size']} px; {result['rounds']} rounds in turn; median (min to max)",
+        title=f"{chosen['model']}, {chosen['image_size']} px, {machine['precision']} on {machine['device']}; "
+        f"{result['rounds']} rounds in turn after a warm-up; median (min to max)",
         title_justify="left",
     )
     table.add_column("station")
-    for column in ("images/s", "images/CPU-s", "against plain PyTorch"):
+    for column in ("images/s", "images/CPU-s", "page faults a step", "waits for data", "against plain PyTorch"):
         table.add_column(column, justify="right")
     for name, station in result["stations"].items():
-        ratio = result["ratios"].get(name)
+        ratio, waits = result["ratios"].get(name), station["data_wait_share"]["median"]
+        unit = "" if station["unit"] == "images" else f" {station['unit']}"
         table.add_row(
             name,
-            spread(station["images_per_second"]),
+            spread(station["images_per_second"]) + unit,
             spread(station["images_per_cpu_second"]),
+            f"{station['page_faults_a_step']['median']:,.0f}",
+            f"{waits:.1%}" if waits else "",
             f"{ratio['median']:.1f}x ({ratio['min']:.1f} to {ratio['max']:.1f})" if ratio else "",
         )
+    return table
+
+
+def headroom_table(result: dict[str, Any]) -> Table:
+    """What the machine can do, and what training would reach if one thing cost nothing."""
+    room, costs, whole = result["headroom"], result["costs"], result["stations"]["end to end"]
+    products, copies = (result[name]["median"] / 1e9 for name in ("matrix_product_flops", "memory_copy_bytes"))
+    flops, moved = costs["training_flops"] / 1e9, costs["training_bytes"] / 1e6
+    rates = {
+        "end to end": "end_to_end",
+        "the step, if data were free": "step_with_free_data",
+        "the data, if the step were free": "data_with_free_step",
+        "decoding alone": "decode",
+        f"arithmetic alone: {flops:,.2f} GFLOP an image at {products:,.0f} GFLOP/s of a matrix product": "arithmetic",
+        f"memory alone, nothing fused: {moved:,.0f} MB an image at {copies:,.0f} GB/s of a copy": "memory",
+    }
+    peaks = [f"{whole[name] / 2**20:,.0f} MiB" for name in ("peak_memory", "peak_device_memory") if whole[name]]
+    table = Table(title="headroom", title_justify="left", show_header=False)
+    table.add_column()
+    table.add_column(justify="right")
+    for name, key in rates.items():
+        table.add_row(name, f"{room[key]:,.1f} images/s")
+    table.add_row("peak memory, end to end", " and on the GPU ".join(peaks) or "not told here")
+    return table
+
+
+def change_table(comparison: Any) -> Table:
+    """Ratios of rates of two results (a bench.compare.Comparison), with intervals and verdicts."""
+    table = Table(title="after / before, 95 % interval", title_justify="left")
+    for column, justify in (("station", "left"), ("ratio", "right"), ("interval", "right"), ("verdict", "left")):
+        table.add_column(column, justify=justify)  # type: ignore[arg-type]
+    for one in comparison.changes:
+        table.add_row(one.station, f"{one.ratio:.3f}x", f"{one.low:.3f} to {one.high:.3f}", one.verdict)
     return table
 
 

@@ -12,7 +12,7 @@ from torch._subclasses import FakeTensorMode
 from hemafast.config import TrainConfig, train_config
 from hemafast.data.loader import Batch
 from hemafast.engine.machine import Machine
-from hemafast.engine.step import Mix, _forward
+from hemafast.engine.step import Mix, loss_forward
 from hemafast.model import Classifier, build_model
 from hemafast.objective import build_loss
 from hemafast.presets import PRESETS
@@ -60,7 +60,7 @@ def trace(config: TrainConfig, precision: str, *, mixed: bool = False, training:
         images = torch.empty(IMAGES, 3, side, side, dtype=torch.uint8, device="cuda")
         batch = Batch(images, torch.empty(IMAGES, dtype=torch.int64, device="cuda"), torch.arange(IMAGES))
         images, targets = Mix(CLASSES, mixup=0.2, cutmix=0.2)(batch) if mixed else (batch.images, batch.labels)
-        value, logits = _forward(model, loss, Machine("cuda", precision, False, 1, (), {}))(images, targets)
+        value, logits = loss_forward(model, loss, Machine("cuda", precision, False, 1, (), {}))(images, targets)
     return value, logits
 
 
@@ -87,7 +87,7 @@ def test_every_loss_traces_with_mixed_targets_in_half_precision(loss):
 def test_a_tensor_on_the_wrong_device_would_show():
     model = build_model("test_resnet", CLASSES, 64)  # its weights stay on the host
     with FAKE, pytest.raises((RuntimeError, AssertionError)):
-        _forward(model, nn.CrossEntropyLoss(), Machine("cuda", "bf16", False, 1, (), {}))(
+        loss_forward(model, nn.CrossEntropyLoss(), Machine("cuda", "bf16", False, 1, (), {}))(
             torch.empty(IMAGES, 3, 64, 64, dtype=torch.uint8, device="cuda"),
             torch.empty(IMAGES, dtype=torch.int64, device="cuda"),
         )

@@ -34,6 +34,7 @@ READMES = tuple(
         "hemafast/evaluate",
         "hemafast/deploy",
         "hemafast/experiments",
+        "hemafast/bench",
     )
 )
 RESULTS = ROOT / "benchmarks" / "results"
@@ -85,13 +86,16 @@ def quick_table(result: dict[str, Any]) -> str:
     )
 
 
-def bench_table(result: dict[str, Any]) -> str:
-    """Rates of the stations of `hemafast bench`."""
-    chosen = result["bench"]
+SHOWN = ("augment, basic", "loader, files", "loader, torchvision", "step", "step, plain PyTorch", "end to end")
+"""Stations that the first page shows."""
+
+
+def bench_short_table(result: dict[str, Any]) -> str:
+    """Rates of those stations that have a plain counterpart, and what training is bound by."""
     rows = []
-    for name, station in result["stations"].items():
+    for name in SHOWN:
+        station, ratio = result["stations"][name], result["ratios"].get(name)
         rate, per_cpu = station["images_per_second"], station["images_per_cpu_second"]
-        ratio = result["ratios"].get(name)
         against = f"**{ratio['median']:.1f}x** ({ratio['min']:.1f} to {ratio['max']:.1f})" if ratio else ""
         rows.append(f"| {name} | {spread(rate)} | {spread(per_cpu)} | {against} |")
     return "\n".join(
@@ -100,12 +104,52 @@ def bench_table(result: dict[str, Any]) -> str:
             "|---|---|---|---|",
             *rows,
             "",
-            f"`hemafast bench` ({chosen['model']}, {chosen['image_size']} px, batch {chosen['batch_size']}; loaders: "
-            f"batch {chosen['loader_batch_size']}), real images of {' and '.join(result['data']['domains'])}, "
-            f"{result['rounds']} rounds in turn, median (min to max). {_machine(result['machine'])}.",
+            _bench_circumstances(result),
             "",
             f"> {result['bound_by']}",
         ]
+    )
+
+
+def bench_table(result: dict[str, Any]) -> str:
+    """All stations of `hemafast bench`, and the headroom."""
+    rows = []
+    for name, station in result["stations"].items():
+        unit = "" if station["unit"] == "images" else f" {station['unit']}"
+        waits = station["data_wait_share"]["median"]
+        rows.append(
+            f"| {name} | {spread(station['images_per_second'])}{unit} | {spread(station['images_per_cpu_second'])} "
+            f"| {station['page_faults_a_step']['median']:,.0f} | {f'{waits:.1%}' if waits else ''} |"
+        )
+    room, costs, whole = result["headroom"], result["costs"], result["stations"]["end to end"]
+    flops, moved = costs["training_flops"] / 1e9, costs["training_bytes"] / 1e6
+    products, copies = (result[name]["median"] / 1e9 for name in ("matrix_product_flops", "memory_copy_bytes"))
+    return "\n".join(
+        [
+            "| station | images/s | images per CPU-second | page faults a step | waits for data |",
+            "|---|---|---|---|---|",
+            *rows,
+            "",
+            f"Headroom in images/s: end to end {room['end_to_end']:,.1f}; if data were free "
+            f"{room['step_with_free_data']:,.1f}; if the step were free {room['data_with_free_step']:,.0f}; decoding "
+            f"alone {room['decode']:,.0f}; arithmetic alone {room['arithmetic']:,.1f} "
+            f"({flops:,.2f} GFLOP an image, a matrix product at {products:,.0f} GFLOP/s); memory alone "
+            f"{room['memory']:,.1f} ({moved:,.0f} MB an image if nothing is fused, a copy at {copies:,.0f} GB/s). "
+            f"Peak memory of the process that trains: {whole['peak_memory'] / 2**20:,.0f} MiB.",
+            "",
+            _bench_circumstances(result),
+            "",
+            f"> {result['bound_by']}",
+        ]
+    )
+
+
+def _bench_circumstances(result: dict[str, Any]) -> str:
+    chosen = result["bench"]
+    return (
+        f"`hemafast bench` ({chosen['model']}, {chosen['image_size']} px, batch {chosen['batch_size']}; loaders: "
+        f"batch {chosen['loader_batch_size']}), real images of {' and '.join(result['data']['domains'])}, "
+        f"{result['rounds']} rounds in turn, median (min to max). {_machine(result['machine'])}."
     )
 
 
@@ -504,6 +548,7 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "scores": scores_table,
     "crossdomain": crossdomain_table,
     "bench": bench_table,
+    "bench_short": bench_short_table,
     "prepare": prepare_table,
     "field_of_view": field_of_view_table,
     "train_step": train_step_table,

@@ -5,65 +5,86 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict, replace
-from statistics import median
 from typing import Any
 
-from hemafast.bench.stations import STATIONS, Bench
+from hemafast.bench.ceilings import copy_bytes, product_flops
+from hemafast.bench.costs import step_costs
+from hemafast.bench.headroom import bound_by, headroom
+from hemafast.bench.result import FEWEST_ROUNDS, SCHEMA, checked_result, spread
+from hemafast.bench.settings import Bench
+from hemafast.bench.stations import COPY, PRODUCT, RATIOS, UNITS, groups
 from hemafast.bench.worker import Round, Worker
 from hemafast.config import TrainConfig, checked
 from hemafast.data.dataset import open_dataset
 from hemafast.errors import HemafastError
 
-SCHEMA = 1
-
 Result = dict[str, Any]
-
-RATIOS = {
-    "loader, packed": "loader, torchvision",
-    "loader, files": "loader, torchvision",
-    "step": "step, plain PyTorch",
-}
-"""Stations that have a plain counterpart; the ratio is taken round by round."""
-
-_FEWEST_ROUNDS = 3
 
 
 def run_bench(
-    bench: Bench, *, rounds: int, seconds: float, on_round: Callable[[str], None] = lambda name: None
+    bench: Bench,
+    *,
+    rounds: int,
+    seconds: float,
+    peers: bool = True,
+    on_round: Callable[[str, int, int], None] = lambda name, done, total: None,
 ) -> Result:
     """Measure every station `rounds` times for at least `seconds`, in turn, after a warm-up round of each.
 
-    `on_round` is called with the name of the station before each round. Returns what --json writes. Raises
+    `peers` are the stations of a plain PyTorch script. `on_round` is called before each round with the name of the
+    station, the rounds done and all there are. Returns what --json writes, as `result.BenchFacts` has it. Raises
     HemafastError for fewer than three rounds, which have no spread.
     """
-    if rounds < _FEWEST_ROUNDS:
-        raise HemafastError(f"{rounds} rounds are too few to give a spread.", f"Use --rounds {_FEWEST_ROUNDS} or more.")
+    if rounds < FEWEST_ROUNDS:
+        raise HemafastError(f"{rounds} rounds are too few to give a spread.", f"Use --rounds {FEWEST_ROUNDS} or more.")
     info = open_dataset(bench.data).info
     bench = _with_precision(bench, len(info.classes))
-    measured: dict[str, list[Round]] = {name: [] for name in STATIONS}
-    with ExitStack() as stack:
-        workers = {}
-        for name in STATIONS:
-            on_round(name)
-            worker = Worker(name, STATIONS[name], bench, reads_ahead="loader" in name)
-            workers[name] = stack.enter_context(worker)
-            workers[name].run(seconds)  # warm-up: imports, caches, first allocations; not counted
-        for _ in range(rounds):
-            for name, worker in workers.items():
-                on_round(name)
-                measured[name].append(worker.run(seconds))
-    stations = {name: _summary(found) for name, found in measured.items()}
-    return {
+    machine = bench.machine()
+    measured = _measure(bench, machine.device, rounds, seconds, peers, on_round)
+    costs = step_costs(bench.model, len(info.classes), bench.image_size, machine.precision, bench.batch_size)
+    result: Result = {
         "schema": SCHEMA,
         "bench": {key: value for key, value in asdict(bench).items() if key != "data"},
         "data": {"fingerprint": info.fingerprint, "drawn": info.drawn, "domains": list(info.domains)},
-        "machine": _machine_facts(bench),
+        "machine": machine.facts | {choice.name: choice.value for choice in machine.choices},
+        "warm_up_rounds": 1,
         "rounds": rounds,
         "seconds": seconds,
-        "stations": stations,
-        "ratios": {ours: _ratio(measured[ours], measured[plain]) | {"to": plain} for ours, plain in RATIOS.items()},
-        "bound_by": bound_by(stations),
+        "stations": {name: _summary(found, UNITS.get(name, "images")) for name, found in measured.items()},
+        "ratios": {
+            ours: _ratio(measured[ours], measured[plain]) | {"to": plain}
+            for ours, plain in RATIOS.items()
+            if plain in measured
+        },
+        "matrix_product_flops": spread([product_flops(machine.device) * _rate(one) for one in measured[PRODUCT]]),
+        "memory_copy_bytes": spread([copy_bytes(machine.device) * _rate(one) for one in measured[COPY]]),
+        "costs": asdict(costs),
     }
+    result["headroom"] = headroom(result)
+    result["bound_by"] = bound_by(result)
+    return checked_result(result)
+
+
+def _measure(
+    bench: Bench, device: str, rounds: int, seconds: float, peers: bool, on_round: Callable[[str, int, int], None]
+) -> dict[str, list[Round]]:
+    """Measurements of every station, without those of the warm-up."""
+    with ExitStack() as stack:
+        workers = {
+            name: worker
+            for group in groups(device, peers=peers)
+            for worker in [stack.enter_context(Worker(group.makes, bench, reads_ahead=group.reads_ahead))]
+            for name in group.makes
+        }
+        measured: dict[str, list[Round]] = {name: [] for name in workers}
+        total = len(workers) * (1 + rounds)
+        for number in range(1 + rounds):
+            for place, (name, worker) in enumerate(workers.items()):
+                on_round(name, number * len(workers) + place, total)
+                found = worker.run(name, seconds)
+                if number:  # the first is the warm-up: imports, caches, first allocations
+                    measured[name].append(found)
+    return measured
 
 
 def _with_precision(bench: Bench, classes: int) -> Bench:
@@ -75,46 +96,23 @@ def _with_precision(bench: Bench, classes: int) -> Bench:
     return replace(bench, amp=config.amp)
 
 
-def bound_by(stations: dict[str, Any]) -> str:
-    """One sentence: which station limits training, and how much is lost between the stations."""
-    loader, step, whole = (
-        stations[name]["images_per_second"]["median"] for name in ("loader, packed", "step", "end to end")
-    )
-    slower = min(loader, step)
-    headroom = max(loader, step) / slower
-    limit, other = ("training step", "loader") if step <= loader else ("loader", "training step")
-    advice = (
-        "a smaller model or image size, or a GPU, is what would help"
-        if limit == "training step"
-        else "more loader threads are what would help"
-    )
-    return (
-        f"Training is bound by the {limit}: {slower:,.0f} images/s, while the {other} could do {headroom:,.1f}x that. "
-        f"End to end reaches {100 * whole / slower:.0f} % of it; {advice}."
-    )
-
-
-def _summary(rounds: list[Round]) -> dict[str, Any]:
+def _summary(rounds: list[Round], unit: str) -> dict[str, Any]:
     return {
-        "images_per_second": spread([one.images / one.seconds for one in rounds]),
+        "unit": unit,
+        "images_per_second": spread([_rate(one) for one in rounds]),
         "images_per_cpu_second": spread([one.images / max(one.cpu_seconds, 1e-9) for one in rounds]),
+        "page_faults_a_step": spread([one.page_faults / one.steps for one in rounds]),
+        "data_wait_share": spread([one.waited / one.seconds for one in rounds]),
+        "peak_memory": max(one.peak_memory for one in rounds),
+        "peak_device_memory": max(one.peak_device_memory for one in rounds),
         "rounds": [asdict(one) for one in rounds],
     }
 
 
+def _rate(one: Round) -> float:
+    return one.images / one.seconds
+
+
 def _ratio(ours: list[Round], plain: list[Round]) -> dict[str, Any]:
     """Our images/s over the plain side's, paired by round."""
-    return spread([a.images / a.seconds / (b.images / b.seconds) for a, b in zip(ours, plain, strict=True)])
-
-
-def spread(values: list[float]) -> dict[str, float]:
-    """Median, least and largest."""
-    return {"median": median(values), "min": min(values), "max": max(values)}
-
-
-def _machine_facts(bench: Bench) -> dict[str, str]:
-    from hemafast.engine.machine import choose_machine
-
-    machine = choose_machine(device=bench.device, amp=bench.amp, compiled=bench.compile, threads=bench.threads)
-    chosen = {choice.name: choice.value for choice in machine.choices}
-    return machine.facts | chosen
+    return spread([_rate(a) / _rate(b) for a, b in zip(ours, plain, strict=True)])

@@ -125,11 +125,23 @@ class BadUpdates:
         self._counts[0] = count
 
 
+def loss_forward(model: nn.Module, loss: nn.Module, machine: Machine) -> Forward:
+    """From uint8 images (n, 3, size, size) and targets to the loss and the logits, in the machine's precision."""
+    dtype = _DTYPES.get(machine.precision)
+
+    def forward(images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        with torch.autocast(machine.device, dtype=dtype, enabled=dtype is not None):
+            logits = model(images)
+        return loss(logits.float(), targets), logits
+
+    return forward
+
+
 class EvalStep:
     """Classifies a batch without learning from it."""
 
     def __init__(self, model: nn.Module, loss: nn.Module, machine: Machine, compiler: Compiler | None = None) -> None:
-        self._forward = (compiler or Compiler(enabled=False)).compile(_forward(model, loss, machine), "evaluation")
+        self._forward = (compiler or Compiler(enabled=False)).compile(loss_forward(model, loss, machine), "evaluation")
 
     @torch.inference_mode()
     def __call__(self, batch: Batch, totals: Totals) -> Tensor:
@@ -158,7 +170,7 @@ class TrainStep:
     ) -> None:
         self._model, self._optimizer, self._clip, self._ema, self._mix = model, optimizer, clip_grad, ema, mix
         self._shared = shared  # the model within DistributedDataParallel, which adds gradients up
-        forward = _forward(shared or model, loss, machine)
+        forward = loss_forward(shared or model, loss, machine)
         self._forward = (compiler or Compiler(enabled=False)).compile(forward, "training")
         self._parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         # Only fp16 underflows; bf16 has the range of fp32.
@@ -288,14 +300,3 @@ def update_plan(sizes: Sequence[tuple[int, int]], accumulate: int, world_size: i
         images = sum(whole for _, whole in group)
         plan += [(mine * world_size / images, rank == len(group) - 1) for rank, (mine, _) in enumerate(group)]
     return plan
-
-
-def _forward(model: nn.Module, loss: nn.Module, machine: Machine) -> Forward:
-    dtype = _DTYPES.get(machine.precision)
-
-    def forward(images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        with torch.autocast(machine.device, dtype=dtype, enabled=dtype is not None):
-            logits = model(images)
-        return loss(logits.float(), targets), logits
-
-    return forward

@@ -1,0 +1,47 @@
+"""What this machine can do at best, measured on the spot: arithmetic and memory."""
+
+from __future__ import annotations
+
+from hemafast.bench.settings import Bench, wait_for
+from hemafast.bench.worker import Done, Station
+
+_SIDES = {"cpu": 2048, "cuda": 8192}  # of the matrices: bound by arithmetic, yet milliseconds
+_COPIED = {"cpu": 256 * 2**20, "cuda": 2**30}  # bytes: far beyond any cache
+
+
+def product_flops(device: str) -> int:
+    """Floating-point operations of one of `matrix_product`."""
+    side: int = _SIDES[device]
+    return 2 * side**3
+
+
+def copy_bytes(device: str) -> int:
+    """Bytes that one of `memory_copy` reads and writes."""
+    return 2 * _COPIED[device]
+
+
+def matrix_product(bench: Bench) -> Station:
+    """Products of square matrices in the precision of the step; each counts as one."""
+    import torch
+
+    from hemafast.bench.costs import DTYPES
+
+    machine = bench.machine(tuned=True)
+    side, dtype = _SIDES[machine.device], DTYPES[machine.precision]
+    first, second, out = (torch.rand(side, side, device=machine.device).to(dtype) for _ in range(3))
+    while True:
+        torch.mm(first, second, out=out)
+        wait_for(machine.device)
+        yield Done(1)
+
+
+def memory_copy(bench: Bench) -> Station:
+    """Copies from one place in the device's memory to another; each counts as one."""
+    import torch
+
+    device = bench.machine(tuned=True).device
+    source, target = (torch.full((_COPIED[device],), fill, dtype=torch.uint8, device=device) for fill in (1, 0))
+    while True:
+        target.copy_(source)
+        wait_for(device)
+        yield Done(1)

@@ -1,0 +1,67 @@
+"""What is measured, and on what; and what every station needs of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from hemafast.config import Amp, Compile, Device
+from hemafast.data.augment import POLICIES
+from hemafast.data.dataset import Samples, open_dataset
+from hemafast.data.graph import GraphShape, Source
+from hemafast.data.loader import Loader, train_loader
+from hemafast.engine.machine import Machine, choose_machine, tune_allocator
+from hemafast.prepare.split import TRAIN
+
+
+@dataclass(frozen=True, slots=True)
+class Bench:
+    """What is measured, and on what."""
+
+    data: Path
+    model: str = "efficientnet_b0"
+    image_size: int = 224
+    batch_size: int = 32
+    loader_batch_size: int = 64
+    threads: int | None = None
+    device: Device = "auto"
+    amp: Amp = "auto"
+    compile: Compile = "auto"
+
+    @property
+    def samples(self) -> Samples:
+        """The training split."""
+        return open_dataset(self.data).samples(TRAIN, self.image_size)
+
+    @property
+    def classes(self) -> int:
+        """How many there are."""
+        return len(open_dataset(self.data).info.classes)
+
+    def machine(self, *, tuned: bool = False) -> Machine:
+        """The machine's choices; `tuned` touches the allocator too, which is the whole process's."""
+        allocator = tune_allocator() if tuned else None
+        return choose_machine(
+            device=self.device, amp=self.amp, compiled=self.compile, threads=self.threads, allocator=allocator
+        )
+
+    def loader(self, source: Source, batch_size: int, policy: str = "basic") -> Loader:
+        """Our loader of training images."""
+        samples, machine = self.samples, self.machine()
+        shape = GraphShape(
+            device=machine.loader_device,
+            source=source,
+            packed_size=samples.packed_size,
+            image_size=self.image_size,
+            batch_size=batch_size,
+            threads=machine.loader_threads,
+        )
+        return train_loader(samples, policy=POLICIES[policy], seed=0, shape=shape)
+
+
+def wait_for(device: str) -> None:
+    """A GPU works on after the call returns; a time taken before it is done means nothing."""
+    if device == "cuda":
+        import torch
+
+        torch.cuda.synchronize()

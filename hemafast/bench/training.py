@@ -1,0 +1,155 @@
+"""Stations of the step: its parts, the whole of it, and the run around it."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import count, cycle
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hemafast.bench.settings import Bench, wait_for
+from hemafast.bench.worker import Done, Station
+from hemafast.engine.compiling import Compiler
+from hemafast.engine.machine import Machine
+
+if TYPE_CHECKING:
+    import torch
+
+    from hemafast.data.loader import Batch
+    from hemafast.engine.step import TrainStep
+    from hemafast.model import Classifier
+
+_BATCHES = 4  # that lie ready
+_RATE = 1e-4
+
+
+@dataclass(frozen=True, slots=True)
+class _Trained:
+    """A network and what trains it."""
+
+    model: Classifier
+    optimizer: torch.optim.Optimizer
+    machine: Machine
+    compiler: Compiler
+
+
+def forward(bench: Bench) -> Station:
+    """The network and its loss on batches that lie ready, with all that backward will need."""
+    return _passes(bench, backward=False)
+
+
+def backward(bench: Bench) -> Station:
+    """The gradients of all weights; the forward pass before each is not counted."""
+    return _passes(bench, backward=True)
+
+
+def optimizer(bench: Bench) -> Station:
+    """The update of all weights, once their gradients are there."""
+    from hemafast.engine.step import loss_forward
+    from hemafast.objective import CrossEntropy
+
+    made = _made(bench)
+    (batch,) = ready_batches(bench, made.machine)[:1]
+    loss_forward(made.model, CrossEntropy(), made.machine)(batch.images, batch.labels)[0].backward()  # type: ignore[no-untyped-call]
+    while True:
+        made.optimizer.step()
+        wait_for(made.machine.device)
+        yield Done(bench.batch_size)
+
+
+def step(bench: Bench) -> Station:
+    """Our training step alone, on batches that lie ready on the device."""
+    made = _made(bench)
+    return _steps(bench, made, cycle(ready_batches(bench, made.machine)))
+
+
+def validation(bench: Bench) -> Station:
+    """Our validation step alone, on batches that lie ready."""
+    from hemafast.engine.step import EvalStep, Totals
+    from hemafast.objective import CrossEntropy
+
+    made = _made(bench)
+    evaluate = EvalStep(made.model.eval(), CrossEntropy(), made.machine, made.compiler)
+    totals = Totals(bench.classes, made.machine.device)
+    for batch in cycle(ready_batches(bench, made.machine)):
+        evaluate(batch, totals)
+        wait_for(made.machine.device)
+        yield Done(len(batch.labels))
+
+
+def checkpoint(bench: Bench) -> Station:
+    """The whole state of network and optimizer to the temporary folder, down to the disk; each counts as one."""
+    from hemafast.engine.checkpoint import save_last
+
+    made = _made(bench)
+    steps = _steps(bench, made, iter(ready_batches(bench, made.machine)[:1]))
+    next(steps)  # the optimizer has no state before its first update
+    with tempfile.TemporaryDirectory() as folder:
+        while True:
+            state = {"model": made.model.state_dict(), "optimizer": made.optimizer.state_dict()}
+            save_last(Path(folder, "last_model.ckpt"), state)
+            yield Done(1)
+
+
+def end_to_end(bench: Bench) -> Station:
+    """Our loader and our training step together, as `hemafast train` runs them."""
+    loader = bench.loader("packed", bench.batch_size)
+    return _steps(bench, _made(bench), (batch for epoch in count() for batch in loader.epoch(epoch)))
+
+
+def ready_batches(bench: Bench, machine: Machine) -> list[Batch]:
+    """A few batches of training images on the device."""
+    batches = bench.loader("packed", bench.batch_size).epoch(0)
+    return [batch for batch, _ in zip(batches, range(_BATCHES), strict=False)]
+
+
+def _made(bench: Bench) -> _Trained:
+    from hemafast.engine.optimizer import build_optimizer
+    from hemafast.model import build_model
+
+    machine = bench.machine(tuned=True)
+    model = build_model(bench.model, bench.classes, bench.image_size).to(machine.device)
+    optimizer = build_optimizer(model, weight_decay=0.01, device=machine.device)
+    return _Trained(model, optimizer, machine, Compiler(enabled=machine.compiled, batch_size=bench.batch_size))
+
+
+def _train_step(bench: Bench, made: _Trained) -> TrainStep:
+    from hemafast.engine.step import TrainStep
+    from hemafast.objective import CrossEntropy
+
+    return TrainStep(made.model, CrossEntropy(), made.optimizer, made.machine, made.compiler)
+
+
+def _steps(bench: Bench, made: _Trained, batches: Iterator[Batch]) -> Station:
+    from hemafast.engine.step import Totals
+
+    step, totals = _train_step(bench, made), Totals(bench.classes, made.machine.device)
+    for number in count():
+        asked = time.perf_counter()
+        batch = next(batches)
+        waited = time.perf_counter() - asked
+        step(batch, _RATE, totals, step=number)
+        wait_for(made.machine.device)
+        yield Done(len(batch.labels), waited)
+
+
+def _passes(bench: Bench, *, backward: bool) -> Station:
+    """Forward passes, or the backward passes behind them: the time of the one or the other counts."""
+    from hemafast.engine.step import loss_forward
+    from hemafast.objective import CrossEntropy
+
+    made = _made(bench)
+    run = made.compiler.compile(loss_forward(made.model, CrossEntropy(), made.machine), "training")
+    for batch in cycle(ready_batches(bench, made.machine)):
+        wall, cpu = time.perf_counter(), time.process_time()
+        loss, _ = run(batch.images, batch.labels)
+        wait_for(made.machine.device)
+        if backward:
+            wall, cpu = time.perf_counter(), time.process_time()
+            loss.backward()  # type: ignore[no-untyped-call]
+            wait_for(made.machine.device)
+        yield Done(len(batch.labels), seconds=time.perf_counter() - wall, cpu_seconds=time.process_time() - cpu)
+        made.optimizer.zero_grad(set_to_none=True)
