@@ -1,10 +1,10 @@
 """The sides of the race in loaders.py: each an endless stream of finished batches of 224 px, from the same images.
 
     python benchmarks/loader_sides.py SIDE DATA THREADS BATCH      # answers on standard output, see `serve`
-    python benchmarks/loader_sides.py write-ffcv DATA THREADS BATCH
+    python benchmarks/loader_sides.py write-PEER DATA THREADS BATCH      # what WRITERS has for it
 
-Every side imports what it needs when it is asked for, so that one with requirements of its own (FFCV wants an older
-numpy) can run under another interpreter, where hemafast is not installed. DATA is what loaders.py lays out:
+Every side imports what it needs when it is asked for, so that peers can run in environments of their own, where
+hemafast is not installed. DATA is what loaders.py lays out:
 files.txt (path and label a line), squares.npy and labels.npy, prepared/, litdata/, jpeg.beton and raw.beton.
 """
 
@@ -579,6 +579,24 @@ def write_ffcv(race: Race) -> None:
         DatasetWriter(str(race.data / f"{name}.beton"), fields, num_workers=race.threads).from_indexed_dataset(images)
 
 
+def write_litdata(race: Race) -> None:
+    """Write the files into chunks in litdata/."""
+    from litdata import optimize
+
+    optimize(
+        fn=_litdata_item, inputs=race.files(), output_dir=str(race.data / "litdata"), chunk_bytes="64MB", num_workers=1
+    )
+
+
+def _litdata_item(item: tuple[str, int]) -> dict[str, Any]:
+    path, label = item
+    return {"image": Path(path).read_bytes(), "label": label}
+
+
+WRITERS: dict[str, Callable[[Race], None]] = {"ffcv": write_ffcv, "litdata": write_litdata}
+"""Of those peers that read a format of their own."""
+
+
 def serve(side: Side, answers: Any) -> None:
     """Answer each number of seconds on standard input with a measurement, as a line of JSON, until it ends.
 
@@ -621,13 +639,13 @@ def _settle() -> None:
 
 
 def main() -> None:
-    """Run one side, or write what FFCV reads."""
+    """Run one side, or write what a peer reads."""
     name, data, threads, batch = sys.argv[1:]
     race = Race(Path(data), int(threads), int(batch))
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what libraries print goes to standard error
-    if name == "write-ffcv":
-        write_ffcv(race)
+    if name.startswith("write-"):
+        WRITERS[name.removeprefix("write-")](race)
     else:
         _keep_freed_memory()
         serve(SIDES[name](race), answers)

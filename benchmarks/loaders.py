@@ -1,12 +1,11 @@
 """Our input engine beside the loaders that people use: the same real images, the same output, in one interleaved run.
 
-    python -m pip install -e '.[peers]'
     python benchmarks/loaders.py --archive Acevedo_20.zip --json benchmarks/results/loaders.json \
-        --plot benchmarks/results/loaders.png --ffcv-python FFCV_VENV/bin/python
+        --plot benchmarks/results/loaders.png
 
-FFCV 1.0 wants a numpy older than 2, so that it runs under an interpreter of its own (libopencv-dev, libturbojpeg0-dev,
-pkg-config and g++ installed): pip install 'numpy<2' 'setuptools<81' wheel torch torchvision opencv-python-headless
-numba psutil, then pip install --no-build-isolation ffcv. Without --ffcv-python its sides are left out.
+Peers that hemafast itself does not need run in environments of their own, which peers.py makes from pinned
+requirements. One that cannot be installed is named in the result with the reason, and the others race without it. FFCV
+is compiled on the spot: it wants libopencv-dev, libturbojpeg0-dev, pkg-config and g++.
 
 Each side is a process; all take turns, round after round. Refuses drawn archives.
 """
@@ -25,7 +24,9 @@ from statistics import median
 from typing import Annotated, Any
 
 import numpy as np
+import peers
 import typer
+from loader_sides import WRITERS
 
 TASKS = {
     "JPEG, random resized crop and flip, to uint8": (
@@ -98,7 +99,17 @@ RATIOS = (
     ("hemafast_seed_files", "torchvision_reference"),
     ("hemafast_seed_packed", "torchvision_reference"),
 )
-LIBRARIES = ("torch", "torchvision", "timm", "nvidia-dali-cuda120", "webdataset", "spdl", "litdata", "numba", "numpy")
+LIBRARIES = ("torch", "torchvision", "timm", "nvidia-dali-cuda120", "numba", "numpy")
+PEERS = {
+    "webdataset": "webdataset",
+    "spdl": "spdl",
+    "litdata": "litdata",
+    "ffcv_jpeg": "ffcv",
+    "ffcv_raw": "ffcv",
+    "ffcv_raw_crop": "ffcv",
+    "ffcv_raw_crop_flip": "ffcv",
+}
+"""Sides that run in a peer's environment; all others run in ours."""
 
 _SIDES = Path(__file__).with_name("loader_sides.py")
 
@@ -117,8 +128,8 @@ class Racer:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._process.kill()
-        self._process.wait()
+        with self._process:  # which closes its pipes and waits for it
+            self._process.kill()
 
     def run(self, seconds: float) -> Measured:
         """Work for at least `seconds`, and measure."""
@@ -137,30 +148,27 @@ def main(
     archive: Annotated[Path, typer.Option(help="A real archive of JPEG files.")],
     json_file: Annotated[Path, typer.Option("--json", help="Where to write the result.")],
     plot: Annotated[Path | None, typer.Option(help="Where to draw it.")] = None,
-    ffcv_python: Annotated[Path | None, typer.Option(help="Interpreter of an environment with FFCV.")] = None,
     rounds: Annotated[int, typer.Option(min=3, help="Measurements of each side.")] = 5,
     seconds: Annotated[float, typer.Option(min=0.5, help="Least length of a measurement.")] = 2.0,
     threads: Annotated[int | None, typer.Option(min=1, help="Of each side.", show_default="the cores")] = None,
     batch: Annotated[int, typer.Option(min=1, help="Images a batch.")] = 64,
     only: Annotated[list[str] | None, typer.Option(help="Sides to run; may be repeated.", show_default="all")] = None,
+    environments: Annotated[Path, typer.Option(help="Where the environments of peers lie.")] = peers.ENVIRONMENTS,
 ) -> None:
     """Lay out the images for every side, let them race, and write what came of it."""
     threads = threads or len(os.sched_getaffinity(0))
     if unknown := set(only or ()) - NAMES.keys():
         sys.exit(f"There is no side {min(unknown)!r}; there are {', '.join(NAMES)}.")
-    sides = [side for task in TASKS.values() for side in task if only is None or side in only]
-    pythons = {side: str(ffcv_python) if side.startswith("ffcv") else sys.executable for side in sides}
-    if ffcv_python is None:
-        sides = [side for side in sides if not side.startswith("ffcv")]
+    wanted = [side for task in TASKS.values() for side in task if only is None or side in only]
+    pythons, unavailable = find_pythons(wanted, environments)
+    raced = {PEERS[side]: python for side, python in pythons.items() if side in PEERS}
     with tempfile.TemporaryDirectory() as folder:
         data = Path(folder)
         images = _lay_out(archive, data)
-        if "litdata" in sides:
-            _write_litdata(data)
-        if ffcv_python is not None:
-            command = [str(ffcv_python), str(_SIDES), "write-ffcv", str(data), str(threads), str(batch)]
+        for peer in raced.keys() & WRITERS:
+            command = [raced[peer], str(_SIDES), f"write-{peer}", str(data), str(threads), str(batch)]
             subprocess.run(command, check=True)
-        measured = _race(sides, pythons, data, rounds=rounds, seconds=seconds, threads=threads, batch=batch)
+        measured = _race(pythons, data, rounds=rounds, seconds=seconds, threads=threads, batch=batch)
     result = {
         "archive": archive.name,
         "images": images,
@@ -168,8 +176,10 @@ def main(
         "threads": threads,
         "rounds": rounds,
         "seconds": seconds,
-        "machine": _machine(ffcv_python),
-        "sides": {side: _summary(measured[side]) for side in sides},
+        "machine": _machine() | {peer: peers.pins(peer)[peer] for peer in raced},
+        "peers": {peer: peers.pins(peer) for peer in raced},
+        "unavailable": unavailable,
+        "sides": {side: _summary(found) for side, found in measured.items()},
         "ratios": [
             {"of": ours, "to": theirs, **_ratio(measured[ours], measured[theirs])}
             for ours, theirs in RATIOS
@@ -180,6 +190,20 @@ def main(
     json_file.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     if plot is not None:
         draw(result, plot)
+
+
+def find_pythons(sides: list[str], environments: Path) -> tuple[dict[str, str], dict[str, str]]:
+    """The interpreters of all sides that can run, and why peers that cannot be installed are missing."""
+    pythons: dict[str | None, str] = {None: sys.executable}
+    unavailable: dict[str, str] = {}
+    for peer in dict.fromkeys(PEERS[side] for side in sides if side in PEERS):
+        print(f"environment of {peer}", file=sys.stderr, flush=True)
+        try:
+            pythons[peer] = str(peers.peer_python(peer, environments))
+        except peers.PeerUnavailable as error:
+            print(f"{error}; it is left out", file=sys.stderr, flush=True)
+            unavailable[peer] = error.reason
+    return {side: pythons[PEERS.get(side)] for side in sides if PEERS.get(side) in pythons}, unavailable
 
 
 def _lay_out(archive: Path, data: Path) -> int:
@@ -203,32 +227,14 @@ def _lay_out(archive: Path, data: Path) -> int:
     return len(samples)
 
 
-def _write_litdata(data: Path) -> None:
-    from litdata import optimize
-
-    items = [line.rpartition(" ")[::2] for line in (data / "files.txt").read_text(encoding="utf-8").splitlines()]
-    optimize(fn=_litdata_item, inputs=items, output_dir=str(data / "litdata"), chunk_bytes="64MB", num_workers=1)
-
-
-def _litdata_item(item: tuple[str, str]) -> dict[str, Any]:
-    return {"image": Path(item[0]).read_bytes(), "label": int(item[1])}
-
-
 def _race(
-    sides: list[str],
-    pythons: dict[str, str],
-    data: Path,
-    *,
-    rounds: int,
-    seconds: float,
-    threads: int,
-    batch: int,
+    pythons: dict[str, str], data: Path, *, rounds: int, seconds: float, threads: int, batch: int
 ) -> dict[str, list[Measured]]:
-    measured: dict[str, list[Measured]] = {side: [] for side in sides}
+    measured: dict[str, list[Measured]] = {side: [] for side in pythons}
     with ExitStack() as stack:
         racers = {}
-        for side in sides:
-            racers[side] = stack.enter_context(Racer(pythons[side], side, data, threads, batch))
+        for side, python in pythons.items():
+            racers[side] = stack.enter_context(Racer(python, side, data, threads, batch))
             racers[side].run(seconds)  # warm-up: imports, compilation, caches; not counted
         for number in range(rounds):
             for side, racer in racers.items():
@@ -255,7 +261,7 @@ def _spread(values: list[float]) -> dict[str, float]:
     return {"median": median(values), "min": min(values), "max": max(values)}
 
 
-def _machine(ffcv_python: Path | None) -> dict[str, str]:
+def _machine() -> dict[str, str]:
     from hemafast.engine.machine import machine_facts
 
     facts = machine_facts("cpu")
@@ -264,12 +270,6 @@ def _machine(ffcv_python: Path | None) -> dict[str, str]:
             facts[name] = version(name)
         except PackageNotFoundError:
             continue
-    if ffcv_python is not None:
-        asked = "import importlib.metadata as m; print(m.version('ffcv'), m.version('numpy'))"
-        said = subprocess.run(
-            [str(ffcv_python), "-c", asked], capture_output=True, text=True, check=True
-        ).stdout.split()
-        facts["ffcv"], facts["ffcv's numpy"] = said
     return facts
 
 

@@ -35,6 +35,7 @@ READMES = tuple(
         "hemafast/deploy",
         "hemafast/experiments",
         "hemafast/bench",
+        "benchmarks",
     )
 )
 RESULTS = ROOT / "benchmarks" / "results"
@@ -304,6 +305,41 @@ def _versions(facts: dict[str, str]) -> str:
     return ", ".join(f"{name} {facts[name]}" for name in names if name in facts)
 
 
+def scaling_table(result: dict[str, Any]) -> str:
+    """How loader and step grow with images, pixels, threads and ranks: the ends of each series, and what fits them."""
+    rows = []
+    for axis in result["axes"].values():
+        for name, series in axis["series"].items():
+            first, last = series["points"][0], series["points"][-1]
+            ends = " | ".join(f"{point['at']:,}: {spread(point['value'])}" for point in (first, last))
+            rows.append(f"| {name} | {axis['quantity']} | {ends} | {_scaled(axis, series)} |")
+    small, size = result["small_image_size"], result["image_size"]
+    return "\n".join(
+        [
+            "| | | at the least | at the most | what fits |",
+            "|---|---|---|---|---|",
+            *rows,
+            "",
+            f"`{result['command']}`, {result['model']}, {result['precision']}, batch {result['batch_size']} "
+            f"(loader alone: {result['loader_batch_size']}), policy `{result['policy']}`, "
+            f"{result['images']:,} real training images of {' and '.join(result['domains'])} (more: the same ones "
+            f"again). Epochs at {small} px, threads and ranks at {size} px; a rank has one thread. "
+            f"{result['rounds']} rounds in turn, median (min to max). {_machine(result['machine'])}.",
+        ]
+    )
+
+
+def _scaled(axis: dict[str, Any], series: dict[str, Any]) -> str:
+    """The power of what grew, and the line or the efficiency at the end; nothing of a single point."""
+    if "exponent" not in series:
+        return ""
+    power = f"to the power {series['exponent']['median']:.2f}"
+    if "efficiency" in series:
+        return f"{power}; efficiency {_percentages(series['efficiency'][-1])}"
+    line = series["line"]
+    return f"{power}; {line['fixed']['median']:.3g} + {line['each']['median']:.3g} x {axis['unit']}"
+
+
 def prepare_table(result: dict[str, Any]) -> str:
     """What preparing costs beside decoding alone, and how it grows."""
     speed = [
@@ -549,6 +585,7 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "crossdomain": crossdomain_table,
     "bench": bench_table,
     "bench_short": bench_short_table,
+    "scaling": scaling_table,
     "prepare": prepare_table,
     "field_of_view": field_of_view_table,
     "train_step": train_step_table,

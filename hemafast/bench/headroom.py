@@ -7,6 +7,7 @@ from typing import Any
 from hemafast.bench.stations import DECODE, LOADER, STEP, WHOLE
 
 _NEARLY = 0.85  # of the slower station: what is lost between the stations is no longer the point
+_TOO_GOOD = 1.15  # of the slower station, whose time is a part of it: the machine was not the same for both
 _LARGE_BATCH = 128
 _SMALLER = 32  # px: steps in which image sizes are usually chosen
 
@@ -51,6 +52,7 @@ def _next(result: Result) -> str:
     threads, cores = int(machine["loader threads"]), int(machine["cores"])
     size, smaller = bench["image_size"], max(bench["image_size"] * 5 // 7 // _SMALLER * _SMALLER, _SMALLER)
     advice = [
+        (room["reached"] > _TOO_GOOD, "to measure again with nothing else running: together is faster here than alone"),
         (not fed and threads < cores, f"--threads {cores}"),
         (not fed, "a policy that costs less: the table has the rate of each"),
         (on_gpu and machine["torch.compile"] == "off", "--compile on, which fuses what is bound by memory"),

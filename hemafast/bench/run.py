@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import asdict, replace
+from itertools import count
 from typing import Any
 
 from hemafast.bench.ceilings import copy_bytes, product_flops
@@ -70,20 +72,26 @@ def _measure(
 ) -> dict[str, list[Round]]:
     """Measurements of every station, without those of the warm-up."""
     with ExitStack() as stack:
-        workers = {
-            name: worker
+        teams = [
+            (stack.enter_context(Worker(group.makes, bench, reads_ahead=group.reads_ahead)), list(group.makes))
             for group in groups(device, peers=peers)
-            for worker in [stack.enter_context(Worker(group.makes, bench, reads_ahead=group.reads_ahead))]
-            for name in group.makes
-        }
-        measured: dict[str, list[Round]] = {name: [] for name in workers}
-        total = len(workers) * (1 + rounds)
-        for number in range(1 + rounds):
-            for place, (name, worker) in enumerate(workers.items()):
-                on_round(name, number * len(workers) + place, total)
-                found = worker.run(name, seconds)
-                if number:  # the first is the warm-up: imports, caches, first allocations
-                    measured[name].append(found)
+        ]
+        places = [(worker, name) for worker, names in teams for name in names]
+        begun, total = count(), len(places) * (1 + rounds)
+
+        def one_round(worker: Worker, name: str) -> Round:
+            on_round(name, next(begun), total)
+            return worker.run(name, seconds)
+
+        # Imports, caches, first allocations: nothing is counted, so the processes need not wait for each other.
+        with ThreadPoolExecutor(len(teams)) as pool:
+            list(pool.map(lambda team: [one_round(team[0], name) for name in team[1]], teams))
+        measured: dict[str, list[Round]] = {name: [] for _, name in places}
+        for _ in range(rounds):
+            for worker, name in places:
+                measured[name].append(one_round(worker, name))
+        for worker, _ in teams:
+            worker.dismiss()
     return measured
 
 

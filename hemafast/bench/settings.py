@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from hemafast.config import Amp, Compile, Device
 from hemafast.data.augment import POLICIES
@@ -14,6 +15,20 @@ from hemafast.engine.machine import Machine, choose_machine, tune_allocator
 from hemafast.prepare.split import TRAIN
 
 
+class Effort(NamedTuple):
+    """How much is measured where nothing else was asked for."""
+
+    batch_size: int
+    rounds: int
+    seconds: float
+    peers: bool
+
+
+THOROUGH = Effort(batch_size=32, rounds=5, seconds=2.0, peers=True)
+QUICK = Effort(batch_size=16, rounds=3, seconds=0.1, peers=False)
+"""Under a minute on two cores, most of it imports and training steps of a second."""
+
+
 @dataclass(frozen=True, slots=True)
 class Bench:
     """What is measured, and on what."""
@@ -21,7 +36,7 @@ class Bench:
     data: Path
     model: str = "efficientnet_b0"
     image_size: int = 224
-    batch_size: int = 32
+    batch_size: int = THOROUGH.batch_size
     loader_batch_size: int = 64
     threads: int | None = None
     device: Device = "auto"

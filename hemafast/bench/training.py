@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import count, cycle
+from functools import cache
+from itertools import count, cycle, islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -52,8 +53,9 @@ def optimizer(bench: Bench) -> Station:
     from hemafast.objective import CrossEntropy
 
     made = _made(bench)
-    (batch,) = ready_batches(bench, made.machine)[:1]
-    loss_forward(made.model, CrossEntropy(), made.machine)(batch.images, batch.labels)[0].backward()  # type: ignore[no-untyped-call]
+    batch = ready_batches(bench)[0]
+    loss, _ = loss_forward(made.model, CrossEntropy(), made.machine)(batch.images[:2], batch.labels[:2])
+    loss.backward()  # type: ignore[no-untyped-call]
     while True:
         made.optimizer.step()
         wait_for(made.machine.device)
@@ -63,7 +65,7 @@ def optimizer(bench: Bench) -> Station:
 def step(bench: Bench) -> Station:
     """Our training step alone, on batches that lie ready on the device."""
     made = _made(bench)
-    return _steps(bench, made, cycle(ready_batches(bench, made.machine)))
+    return _steps(bench, made, cycle(ready_batches(bench)))
 
 
 def validation(bench: Bench) -> Station:
@@ -74,7 +76,7 @@ def validation(bench: Bench) -> Station:
     made = _made(bench)
     evaluate = EvalStep(made.model.eval(), CrossEntropy(), made.machine, made.compiler)
     totals = Totals(bench.classes, made.machine.device)
-    for batch in cycle(ready_batches(bench, made.machine)):
+    for batch in cycle(ready_batches(bench)):
         evaluate(batch, totals)
         wait_for(made.machine.device)
         yield Done(len(batch.labels))
@@ -85,7 +87,7 @@ def checkpoint(bench: Bench) -> Station:
     from hemafast.engine.checkpoint import save_last
 
     made = _made(bench)
-    steps = _steps(bench, made, iter(ready_batches(bench, made.machine)[:1]))
+    steps = _steps(bench, made, iter(ready_batches(bench)[:1]))
     next(steps)  # the optimizer has no state before its first update
     with tempfile.TemporaryDirectory() as folder:
         while True:
@@ -100,10 +102,10 @@ def end_to_end(bench: Bench) -> Station:
     return _steps(bench, _made(bench), (batch for epoch in count() for batch in loader.epoch(epoch)))
 
 
-def ready_batches(bench: Bench, machine: Machine) -> list[Batch]:
-    """A few batches of training images on the device."""
-    batches = bench.loader("packed", bench.batch_size).epoch(0)
-    return [batch for batch, _ in zip(batches, range(_BATCHES), strict=False)]
+@cache
+def ready_batches(bench: Bench) -> Sequence[Batch]:
+    """A few batches of training images on the device; the same ones for all stations of a process."""
+    return tuple(islice(bench.loader("packed", bench.batch_size).epoch(0), _BATCHES))
 
 
 def _made(bench: Bench) -> _Trained:
@@ -143,7 +145,7 @@ def _passes(bench: Bench, *, backward: bool) -> Station:
 
     made = _made(bench)
     run = made.compiler.compile(loss_forward(made.model, CrossEntropy(), made.machine), "training")
-    for batch in cycle(ready_batches(bench, made.machine)):
+    for batch in cycle(ready_batches(bench)):
         wall, cpu = time.perf_counter(), time.process_time()
         loss, _ = run(batch.images, batch.labels)
         wait_for(made.machine.device)

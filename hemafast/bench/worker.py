@@ -84,12 +84,16 @@ class Worker:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
-        self._connection.close()
+        self.dismiss()
         if error is not None:
             for child in psutil.Process(self._process.pid).children(recursive=True):
                 child.kill()
             self._process.kill()
         self._process.join()
+
+    def dismiss(self) -> None:
+        """Let the process end, without waiting for it: of several, they end together."""
+        self._connection.close()
 
     def run(self, station: str, seconds: float) -> Round:
         """Work for at least `seconds` in whole batches, and measure. Raises HemafastError if the station fails."""

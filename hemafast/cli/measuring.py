@@ -17,7 +17,9 @@ def bench(
     data: Data = TRAIN_DEFAULTS.data,
     model: Annotated[str, typer.Option(help="Any timm image model.")] = "efficientnet_b0",
     image_size: Annotated[int, typer.Option(min=32, help="Side in pixels of what the network sees.")] = 224,
-    batch_size: Annotated[int, typer.Option(min=2, help="Images a training step.")] = 32,
+    batch_size: Annotated[
+        int | None, typer.Option(min=2, help="Images a training step.", show_default="32; 16 if --quick")
+    ] = None,
     threads: Annotated[
         int | None, typer.Option(min=1, help="Threads of the loaders.", show_default="the cores, at most 8")
     ] = None,
@@ -28,13 +30,13 @@ def bench(
         int | None, typer.Option(help="Measurements of each station, at least 3.", show_default="5; 3 if --quick")
     ] = None,
     seconds: Annotated[
-        float | None, typer.Option(min=0.1, help="Least length of a measurement.", show_default="2; 0.2 if --quick")
+        float | None, typer.Option(min=0.1, help="Least length of a measurement.", show_default="2; 0.1 if --quick")
     ] = None,
     peers: Annotated[
         bool | None, typer.Option(help="Measure a plain PyTorch script too.", show_default="yes; no if --quick")
     ] = None,
     quick: Annotated[
-        bool, typer.Option("--quick", help="Short measurements, without a plain script: two minutes on two cores.")
+        bool, typer.Option("--quick", help="Short measurements, without a plain script: a minute on two cores.")
     ] = False,
     compare: Annotated[Path | None, typer.Option(help="Say what changed since this file of --json.")] = None,
     result: Annotated[
@@ -53,7 +55,7 @@ def bench(
     from hemafast.bench.compare import compare as compare_results
     from hemafast.bench.result import read_result
     from hemafast.bench.run import run_bench
-    from hemafast.bench.settings import Bench
+    from hemafast.bench.settings import QUICK, THOROUGH, Bench
     from hemafast.files import write_whole
     from hemafast.tables import bench_table, change_table, headroom_table
 
@@ -62,11 +64,12 @@ def bench(
     if result is not None:
         found = read_result(result)
     else:
+        usual = QUICK if quick else THOROUGH
         chosen = Bench(
             data=data,
             model=model,
             image_size=image_size,
-            batch_size=batch_size,
+            batch_size=batch_size or usual.batch_size,
             threads=threads,
             device=device,
             amp=amp,
@@ -75,9 +78,9 @@ def bench(
         with progress(console, "measuring", "rounds") as told:
             found = run_bench(
                 chosen,
-                rounds=rounds or (3 if quick else 5),
-                seconds=seconds or (0.2 if quick else 2.0),
-                peers=not quick if peers is None else peers,
+                rounds=usual.rounds if rounds is None else rounds,
+                seconds=seconds or usual.seconds,
+                peers=usual.peers if peers is None else peers,
                 on_round=lambda name, done, total: told(done, total),
             )
     if json_file is not None:
