@@ -46,7 +46,6 @@ def groups(device: str, *, peers: bool) -> list[Group]:
         "forward": training.forward,
         "backward": training.backward,
         "optimizer": training.optimizer,
-        STEP: training.step,
         "validation": training.validation,
         CHECKPOINT: training.checkpoint,
         PRODUCT: ceilings.matrix_product,
@@ -54,7 +53,8 @@ def groups(device: str, *, peers: bool) -> list[Group]:
     }
     ours = [
         Group(alone, frozenset({*augment, DECODE, FILES, "hand-over"})),
-        Group({WHOLE: training.end_to_end}),  # by itself: its memory is that of a training
+        # By themselves: their memory is that of a training, and they are compared with each other.
+        Group({STEP: training.step, WHOLE: training.end_to_end}),
     ]
     theirs = [
         Group({TORCHVISION: plain.torchvision_loader}, frozenset({TORCHVISION})),

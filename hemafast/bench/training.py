@@ -147,11 +147,13 @@ def _passes(bench: Bench, *, backward: bool) -> Station:
     run = made.compiler.compile(loss_forward(made.model, CrossEntropy(), made.machine), "training")
     for batch in cycle(ready_batches(bench)):
         wall, cpu = time.perf_counter(), time.process_time()
-        loss, _ = run(batch.images, batch.labels)
+        loss, logits = run(batch.images, batch.labels)
         wait_for(made.machine.device)
         if backward:
             wall, cpu = time.perf_counter(), time.process_time()
             loss.backward()  # type: ignore[no-untyped-call]
             wait_for(made.machine.device)
-        yield Done(len(batch.labels), seconds=time.perf_counter() - wall, cpu_seconds=time.process_time() - cpu)
+        done = Done(len(batch.labels), seconds=time.perf_counter() - wall, cpu_seconds=time.process_time() - cpu)
+        del loss, logits  # and with them the graph, or every station would hold its own while the others run
+        yield done
         made.optimizer.zero_grad(set_to_none=True)
