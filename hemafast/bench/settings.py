@@ -25,7 +25,7 @@ class Effort(NamedTuple):
 
 
 THOROUGH = Effort(batch_size=32, rounds=5, seconds=2.0, peers=True)
-QUICK = Effort(batch_size=16, rounds=3, seconds=0.1, peers=False)
+QUICK = Effort(batch_size=8, rounds=3, seconds=0.1, peers=False)
 """Under a minute on two cores, most of it imports and training steps of a second."""
 
 

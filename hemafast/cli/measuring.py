@@ -18,7 +18,7 @@ def bench(
     model: Annotated[str, typer.Option(help="Any timm image model.")] = "efficientnet_b0",
     image_size: Annotated[int, typer.Option(min=32, help="Side in pixels of what the network sees.")] = 224,
     batch_size: Annotated[
-        int | None, typer.Option(min=2, help="Images a training step.", show_default="32; 16 if --quick")
+        int | None, typer.Option(min=2, help="Images a training step.", show_default="32; 8 if --quick")
     ] = None,
     threads: Annotated[
         int | None, typer.Option(min=1, help="Threads of the loaders.", show_default="the cores, at most 8")
