@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
 from rich.table import Table
 from rich.text import Text
 
+from hemafast.doctor import Finding, Verdict
 from hemafast.metrics import with_pooled
 from hemafast.prepare.schema import QUARANTINE, DatasetInfo, Refused
 
@@ -131,6 +133,18 @@ def change_table(comparison: Any) -> Table:
         table.add_column(column, justify=justify)  # type: ignore[arg-type]
     for one in comparison.changes:
         table.add_row(one.station, f"{one.ratio:.3f}x", f"{one.low:.3f} to {one.high:.3f}", one.verdict)
+    return table
+
+
+def doctor_table(findings: Sequence[Finding]) -> Table:
+    """Verdict, what was found, and the remedy of each check."""
+    told = Counter(finding.verdict for finding in findings)
+    table = Table(title=", ".join(f"{told[verdict]} {verdict}" for verdict in Verdict), title_justify="left")
+    for column in ("verdict", "check", "found", "remedy"):
+        table.add_column(column, overflow="fold")
+    for finding in findings:
+        verdict = Text(finding.verdict, style=f"bold {finding.verdict}")
+        table.add_row(verdict, finding.name, Text(finding.found), Text(finding.remedy))
     return table
 
 

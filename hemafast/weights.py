@@ -94,6 +94,23 @@ def read_state_dict(file: Path) -> StateDict:
     return content
 
 
+def packaged_models() -> list[str]:
+    """timm models whose weights are installed as a package."""
+    return [name for name, (_, module) in _PACKAGES.items() if importlib.util.find_spec(module)]
+
+
+def cached_repositories() -> list[str]:
+    """timm's repositories of weights in the hub's cache; those of anybody else are not looked at."""
+    from huggingface_hub import scan_cache_dir
+    from huggingface_hub.errors import CacheNotFound
+
+    try:
+        kept = scan_cache_dir().repos
+    except CacheNotFound:
+        return []
+    return sorted(repo.repo_id for repo in kept if repo.repo_id.startswith("timm/") and repo.size_on_disk)
+
+
 def _from_hub(backbone: nn.Module, name: str) -> Origin | str:
     """Weights by timm's own way, or why there are none."""
     import timm
@@ -106,7 +123,7 @@ def _from_hub(backbone: nn.Module, name: str) -> Origin | str:
     cached = _cached_file(hub_id)
     if cached is not None:
         overlay = {"file": str(cached)}
-    elif not _answers(f"{_hub_address()}/{hub_id}/resolve/main/config.json"):
+    elif not hub_answers(f"{hub_id}/resolve/main/config.json"):
         return "timm's hub cannot be reached"
     options: dict[str, Any] = {"num_classes": backbone.num_classes}
     size = getattr(getattr(backbone, "patch_embed", None), "img_size", None)
@@ -179,17 +196,14 @@ def _cached_file(hub_id: str) -> Path | None:
     return Path(found) if isinstance(found, str) else None
 
 
-def _hub_address() -> str:
-    return os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
-
-
-def _answers(address: str) -> bool:
-    """Whether a web address answers a HEAD request within _PROBE_SECONDS, look-up of its name included."""
+def hub_answers(path: str = "") -> bool:
+    """Whether timm's hub answers a HEAD request for `path` within _PROBE_SECONDS, look-up of its name included."""
     if os.environ.get("HF_HUB_OFFLINE", "0") not in ("0", ""):
         return False
+    address = os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
     answered = threading.Event()
     # A look-up of a name cannot be timed out from inside, so it is left behind in a thread that nobody waits for.
-    asking = threading.Thread(target=_ask, args=(address, answered.set), daemon=True)
+    asking = threading.Thread(target=_ask, args=(f"{address}/{path}", answered.set), daemon=True)
     asking.start()
     asking.join(_PROBE_SECONDS)
     return answered.is_set()

@@ -37,6 +37,7 @@ COMMANDS = (
     "crossdomain",
     "sweep",
     "bench",
+    "doctor",
 )
 TINY = ("--model", "test_resnet", "--pretrained", "no", "--image-size", "32", "--compile", "off", "--device", "cpu")
 ENDLESS = ("train", *TINY, "--epochs", "500")

@@ -66,7 +66,7 @@ def test_no_pretrained_weights_are_loaded_when_none_are_asked_for(monkeypatch):
     def ask(*_):
         raise AssertionError("the network was asked")
 
-    monkeypatch.setattr(module, "_answers", ask)
+    monkeypatch.setattr(module, "hub_answers", ask)
     backbone = _backbone()
     before = _copy(backbone)
     origin = _load(backbone, pretrained="no")

@@ -64,7 +64,7 @@ def test_after_many_kills_the_data_set_is_that_of_a_clean_run(source, other_sour
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["hemafast.prepare.build", "nvidia.dali.fn", "scipy.sparse.csgraph"])
     output, generator, kills, ends, longest = tmp_path / "prepared", random.Random(0), 0, 0, 0.5
-    while kills < KILLS:
+    while kills < KILLS or ends < len(wanted):  # a busy machine seldom gets to the end in the time it is given
         archives, seed, expected = wanted[ends % len(wanted)]
         process = context.Process(target=_run, args=(archives, output, seed))
         started = time.monotonic()
@@ -83,7 +83,6 @@ def test_after_many_kills_the_data_set_is_that_of_a_clean_run(source, other_sour
             longest *= 1.03
             assert not output.exists() or tree(output) in [trees for _, _, trees in wanted]
             assert output.exists() or ends == 0
-    assert ends >= 3
     for archives, seed, expected in wanted:
         prepare(_config(archives, output, seed))
         assert tree(output) == expected
