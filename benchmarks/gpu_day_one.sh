@@ -74,12 +74,13 @@ bench() {
 measure() {
     local size
     part nvidia-smi.txt 5 nvidia-smi
-    part tests.txt 60 "$bin/python" -m pytest -q tests/gpu -m 'gpu and not slow'
+    part doctor.json 25 "$bin/hemafast" doctor --json --offline --device cuda --source "$source" --output "$out/runs"
+    part tests.txt 55 "$bin/python" -m pytest -q tests/gpu -m 'gpu and not slow'
     part prepare.txt 45 "$bin/hemafast" prepare --source "$source"
     part smoke.txt 40 "$bin/hemafast" bench --quick --data "$data" --device cuda --compile off \
         --json "$out/smoke.json"
     for size in "${sizes[@]}"; do bench "$size"; done
-    part train.txt 75 "$bin/hemafast" train --preset quick --data "$data" --output "$out/runs" --device cuda
+    part train.txt 70 "$bin/hemafast" train --preset quick --data "$data" --output "$out/runs" --device cuda
     summarise
 }
 
