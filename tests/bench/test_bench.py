@@ -76,6 +76,11 @@ def test_what_is_lost_between_loader_and_step_is_blamed_on_shared_cores():
     assert "try is --threads 1: loader and step share" in bound_by(result_at(loader=100, step=90, whole=50))
 
 
+def test_a_whole_that_beats_its_slower_part_is_to_be_measured_again():
+    assert "try is to measure again with nothing else running" in bound_by(result_at(loader=2000, step=40, whole=48))
+    assert "measure again" not in bound_by(result_at(loader=2000, step=40, whole=44))
+
+
 def test_ceilings_are_rates_of_images():
     room = result_at(loader=1000, step=20, whole=19)["headroom"]
     assert (room["arithmetic"], room["memory"], room["reached"]) == (50.0, 60.0, 0.95)
