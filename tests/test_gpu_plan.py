@@ -262,11 +262,11 @@ def test_a_part_that_fails_stops_no_other_and_is_named_at_the_end(tmp_path):
     assert done.returncode == 1
     last = f"FAILED prepare: exit code 3; see {RESULTS}/prepare.txt and {RESULTS}/prepare.log"
     assert done.stdout.splitlines()[-1] == last
-    assert len((tmp_path / "calls").read_text().splitlines()) == 7
+    assert len((tmp_path / "calls").read_text().splitlines()) == 8
 
 
 def test_a_part_that_takes_too_long_is_stopped_and_named(tmp_path):
-    done = first_day(tmp_path, trouble="train*", does="exec sleep 60", change=("train.txt 75", "train.txt 1"))
+    done = first_day(tmp_path, trouble="train*", does="exec sleep 60", change=("train.txt 70", "train.txt 1"))
     assert done.returncode == 1
     assert done.stdout.splitlines()[-1].startswith("FAILED train: out of time after 1 s; PATIENCE=3")
     assert "gpu_plan.py compare" in (tmp_path / "calls").read_text().splitlines()[-1]
