@@ -39,11 +39,13 @@ Rate = Annotated[float, Ge(0), Lt(1)]
 
 AUTO_FIELD_OF_VIEW = 25.0
 """Micrometres, as the winners of the challenge chose; what it is worth is in the README."""
+ImageSize = Annotated[int, Ge(32), Le(1024)]
 PackSize = Annotated[int, Ge(32), Le(1024)]
 
 Settings = TypeVar("Settings", "PrepareConfig", "TrainConfig")
 
 _MIXED = re.compile(r"mixed:(0?\.\d+|0|1|1\.0*)")
+_DURATION = re.compile(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s?)?")
 _UNION_TAGS = ("constrained-", "literal[")  # pydantic: which of several allowed types the value failed on
 STRICT = {"extra": "forbid", "allow_inf_nan": False}
 """pydantic: no unknown key, no number without end."""
@@ -132,12 +134,17 @@ class TrainConfig:
     """Weights file (.safetensors, or .pth of plain tensors) to start from; goes before `pretrained`."""
     epochs: Annotated[int, Ge(1)] = 30
     """Passes over the training images."""
+    time_budget: Annotated[float, Ge(1)] | None = None
+    """Seconds that the run may take from the start of its process to its report; as many epochs as fit, in place of
+    `epochs`. Schedule and image sizes are laid over the time."""
     batch_size: Annotated[int, Ge(2)] | Literal["auto"] = 32
     """Images that a process works on at once; `auto` tries which number fits (GPU) or is fastest (CPU)."""
     accumulate: Annotated[int, Ge(1)] = 1
     """Batches whose gradients make one update."""
-    image_size: Annotated[int, Ge(32), Le(1024)] = 224
+    image_size: ImageSize = 224
     """Side in pixels of what the network sees."""
+    growing_from: tuple[ImageSize, ...] = ()
+    """Smaller sides that images have at first (progressive resizing); all sizes have equal shares of the run."""
     dropout: Rate | None = None
     """Share of the features before the classifier that are dropped; by default the model's own."""
     drop_path: Rate | None = None
@@ -222,6 +229,11 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         balanced_share(self.sampler)
+        if list(self.growing_from) != sorted({*self.growing_from, self.image_size})[:-1]:
+            raise HemafastError(
+                f"growing_from = {self.growing_from} does not rise to image_size = {self.image_size}.",
+                "Give sides from small to large, all below --image-size.",
+            )
         if self.crop_area is not None and self.crop_area[0] > self.crop_area[1]:
             raise HemafastError(f"crop_area = {self.crop_area} begins above its end.", "Give the smaller share first.")
 
@@ -267,6 +279,18 @@ def _refuse_unknown(file: Path, fields: dict[str, Any]) -> None:
             close = get_close_matches(name.replace("-", "_"), known, n=1)
             remedy = f"Did you mean {close[0]}?" if close else "Options of `hemafast train` are, with _ for -."
             raise HemafastError(f"{file}: {name} is no setting.", remedy)
+
+
+def seconds_of(text: str) -> float:
+    """A length of time as people write it: "90s", "10m", "1h30m", or a number of seconds.
+
+    Raises HemafastError for anything else.
+    """
+    match = _DURATION.fullmatch(text.strip().lower())
+    if match is None or not any(match.groups()):
+        raise HemafastError(f"{text!r} is no length of time.", "Write it as 90s, 10m or 1h30m.")
+    hours, minutes, seconds = (float(part or 0) for part in match.groups())
+    return 3600 * hours + 60 * minutes + seconds
 
 
 def balanced_share(sampler: str) -> float:

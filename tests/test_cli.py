@@ -144,11 +144,13 @@ GIVEN = {
     "pretrained": ("no", "no"),
     "weights": ("w.pth", Path("w.pth")),
     "image_size": ("96", 96),
+    "growing_from": ("64,80", (64, 80)),
     "dropout": ("0.2", 0.2),
     "drop_path": ("0.3", 0.3),
     "freeze_norm": ("", True),
     "freeze_stages": ("3", 3),
     "epochs": ("4", 4),
+    "time_budget": ("2m", 120.0),
     "batch_size": ("64", 64),
     "accumulate": ("2", 2),
     "lr": ("0.002", 0.002),
@@ -480,7 +482,7 @@ def test_resuming_with_other_settings_is_one_line_that_names_the_change(tmp_path
 @pytest.mark.parametrize(("resume", "go_on"), [([], False), (["--resume", "auto"], True)])
 def test_resume_auto_goes_on_with_what_is_there(monkeypatch, resume, go_on):
     asked = []
-    monkeypatch.setattr("hemafast.engine.trainer.train", lambda config, console, *, go_on: asked.append(go_on))
+    monkeypatch.setattr("hemafast.engine.trainer.train", lambda config, console, *, go_on, began: asked.append(go_on))
     assert hemafast("train", *resume).returncode == 0
     assert asked == [go_on]
 
@@ -491,7 +493,21 @@ def test_resuming_hands_on_what_was_typed_and_nothing_else(monkeypatch):
     assert hemafast("train", "--resume", "runs/a", "--epochs", "50", "--onecycle", "--allow-changes").returncode == 0
     (((folder, _, changes), named),) = asked
     assert (folder, changes) == (Path("runs/a"), {"epochs": 50, "schedule": "onecycle"})
+    assert named.pop("began") <= time.monotonic()
     assert named == {"allow_changes": True}
+
+
+def test_a_time_budget_is_typed_as_people_write_it():
+    assert asked_of_training("--time-budget", "1h30m").time_budget == 5400
+    assert asked_of_training().time_budget is None
+    assert_is_one_line_error(hemafast("train", "--time-budget", "soon"), "'soon' is no length of time")
+
+
+def test_sides_to_grow_from_are_typed_as_a_list():
+    assert asked_of_training("--image-size", "128", "--growing-from", "64,96").growing_from == (64, 96)
+    assert asked_of_training("--growing-from", "off").growing_from == ()
+    assert_is_one_line_error(hemafast("train", "--growing-from", "small"), "'small' are no sides")
+    assert_is_one_line_error(hemafast("train", "--image-size", "64", "--growing-from", "96"), "does not rise")
 
 
 def test_evaluating_what_is_no_run_is_one_line(tmp_path):

@@ -86,7 +86,9 @@ def _typed(value: Any, none: str) -> str:
     """A value as a user would type it."""
     if isinstance(value, bool):
         return "on" if value else "off"
-    return none if value is None else " ".join(value) if isinstance(value, tuple) else str(value)
+    if isinstance(value, tuple):
+        return ",".join(map(str, value)) or none
+    return none if value is None else str(value)
 
 
 def trains(field: str, text: str, name: str | None = None, *, none: str = "off", **more: Any) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from functools import partial
 from pathlib import Path
 from typing import Annotated
@@ -79,6 +80,10 @@ def train(
         Path | None, _model("weights", "Weights file to start from, in place of those.", none="none")
     ] = None,
     image_size: Annotated[int | None, _model("image_size", "Side in pixels of what the network sees.")] = None,
+    growing_from: Annotated[
+        str | None,
+        _model("growing_from", "Smaller sides at first, each for an equal share of the run.", metavar="N,N..."),
+    ] = None,
     dropout: Annotated[float | None, _model("dropout", "Dropout before the classifier.", none=_OWN)] = None,
     drop_path: Annotated[float | None, _model("drop_path", "Stochastic depth.", none=_OWN)] = None,
     freeze_norm: Annotated[
@@ -86,6 +91,12 @@ def train(
     ] = None,
     freeze_stages: Annotated[int | None, _model("freeze_stages", "Stages that do not learn, from the stem on.")] = None,
     epochs: Annotated[int | None, _learns("epochs", "Passes over the training images.")] = None,
+    time_budget: Annotated[
+        str | None,
+        _learns(
+            "time_budget", "In place of epochs: train as long as the whole command may take.", metavar="90s|10m|2h"
+        ),
+    ] = None,
     batch_size: Annotated[
         str | None,
         _learns(
@@ -222,9 +233,11 @@ def train(
         "output": output,
         "seed": seed,
         "epochs": epochs,
+        "time_budget": None if time_budget is None else config.seconds_of(time_budget),
         "batch_size": batch_size,
         "accumulate": accumulate,
         "image_size": image_size,
+        "growing_from": None if growing_from is None else _sides(growing_from),
         "input": input,
         "sampler": sampler,
         "model": model,
@@ -275,14 +288,16 @@ def train(
     if allow_changes and not going_on:
         raise HemafastError("--allow-changes is for --resume RUN.", "Leave it out, or name the run.")
 
+    began = _start_of_process()
     from hemafast.engine import trainer
     from hemafast.engine.run import read_config
 
     if going_on:
         changes = {name: value for name, value in asked.items() if value is not None}
-        folder = trainer.resume(Path(str(resume)), console, changes, allow_changes=allow_changes)
+        folder = trainer.resume(Path(str(resume)), console, changes, allow_changes=allow_changes, began=began)
     else:
-        folder = trainer.train(config.train_config(preset, config_file, **asked), console, go_on=resume == "auto")
+        settings = config.train_config(preset, config_file, **asked)
+        folder = trainer.train(settings, console, go_on=resume == "auto", began=began)
     if folder is not None:
         print_evaluation(folder, None, read_config(folder).device, as_json=as_json)
 
@@ -320,6 +335,21 @@ def lr_find(
         return
     line = f"suggested peak: --lr {curve.suggestion:.1e} (the loss falls fastest at {curve.steepest:.1e})"
     wide_console().print(f"{line}\n{picture}", highlight=False, soft_wrap=True)
+
+
+def _sides(text: str) -> tuple[int, ...]:
+    """Sides in pixels, as "96,112"; "off" is none of them. Raises HemafastError for anything else."""
+    parts = () if text == "off" else text.split(",")
+    if not all(part.strip().isdecimal() for part in parts):
+        raise HemafastError(f"{text!r} are no sides in pixels.", "Write them as 96,112, or off.")
+    return tuple(map(int, parts))
+
+
+def _start_of_process() -> float:
+    """The moment of time.monotonic at which this process began: what it imported counts towards a time budget."""
+    import psutil
+
+    return time.monotonic() - (time.time() - float(psutil.Process().create_time()))
 
 
 def _long_form(short: str, given: bool | None, means: tuple[str, str], option: str, name: str | None) -> str | None:

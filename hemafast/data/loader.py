@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count, tee
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -108,6 +108,18 @@ class Loader:
         if self._running is running:
             self._delivered = self._next
             self._pipeline, self._pipeline_at = pipeline, self._next
+
+    def resized(self, image_size: int) -> Loader:
+        """The same batches at another size, standing where this loader stands."""
+        stream, shape = replace(self._stream, image_size=image_size), replace(self._shape, image_size=image_size)
+        other = Loader(self._samples, stream, shape)
+        other.load_state_dict({**self.state_dict(), "image_size": image_size})
+        return other
+
+    @property
+    def image_size(self) -> int:
+        """Side of the images in pixels."""
+        return self._stream.image_size
 
     def state_dict(self) -> dict[str, Any]:
         """Which batches have been delivered, and of what; plain numbers and strings."""

@@ -68,20 +68,20 @@ class Compiler:
         # The backward pass along with the forward, so that what the first call took and missed is all of it.
         torch._functorch.config.force_non_lazy_backward_lowering = True
         fast: Forward = torch.compile(forward, dynamic=False, options=options_of(self._mode))
-        first = True
+        sizes: set[int] = set()
 
         def run(images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-            nonlocal first
             if len(images) != self._batch_size:
                 return forward(images, targets)
-            before, first_call, first = _Counts(), first, False
+            before, size = _Counts(), images.shape[-1]
             results = fast(images, targets)
-            self._note(name, before, first_call)
+            self._note(name, before, first_call=size not in sizes)  # a graph for each size that images grow to
+            sizes.add(size)
             return results
 
         return run
 
-    def _note(self, name: str, before: _Counts, first_call: bool) -> None:
+    def _note(self, name: str, before: _Counts, *, first_call: bool) -> None:
         now = _Counts()
         if first_call:
             cached = now.misses == before.misses

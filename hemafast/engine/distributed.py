@@ -70,6 +70,10 @@ class World:
 
             distributed.all_reduce(tensor)
 
+    def highest(self, value: float) -> float:
+        """The highest value that any process gave; collective."""
+        return value if self.alone else max(self.gather(value))
+
     def barrier(self) -> None:
         """Wait for all processes."""
         self.gather(None)

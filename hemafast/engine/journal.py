@@ -36,16 +36,24 @@ class Journal:
     """Writes a row for each phase of an epoch to the CSV and the trackers, lines to the log, and shows how it goes."""
 
     def __init__(
-        self, folder: Path, console: Console, *, epochs: int, first_epoch: int, trackers: Sequence[Tracker] = ()
+        self,
+        folder: Path,
+        console: Console,
+        *,
+        epochs: int | None,
+        first_epoch: int,
+        seconds: float | None = None,
+        trackers: Sequence[Tracker] = (),
     ) -> None:
         """Read what the run has written before its epoch `first_epoch`; later epochs are forgotten.
 
+        The run is one of so many `epochs`, or one that ends in so many `seconds`.
         Raises HemafastError if training_log.csv is damaged elsewhere than in its last row.
         """
         self._folder, self._first_epoch = folder, first_epoch
         self._rows, self._torn = _read_before_crash(folder / CSV)
         self._trackers = list(trackers)
-        self._panel = Panel(console, epochs=epochs)
+        self._panel = Panel(console, epochs=epochs, seconds=seconds)
         self._closing = ExitStack()
 
     def __enter__(self) -> Journal:

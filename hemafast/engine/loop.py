@@ -5,12 +5,15 @@ from __future__ import annotations
 import logging
 import signal
 import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import psutil
 
+from hemafast.data.loader import Batch
 from hemafast.engine.checkpoint import BEST, LAST, save_best, save_last
+from hemafast.engine.course import seconds_to_end
 from hemafast.engine.journal import Journal
 from hemafast.engine.nonfinite import save_bad_batch
 from hemafast.engine.run import Progress, Run, card_of, state_of
@@ -30,24 +33,27 @@ class Loop:
 
     def __init__(self, run: Run, folder: Path, journal: Journal, flag: StopFlag) -> None:
         self._run, self._folder, self._journal, self._flag = run, folder, journal, flag
-        self._saved = time.monotonic()
+        self._saved = self._timed = time.monotonic()
         self._stepped = False
+        self._rates: dict[int, float] = {}  # of the epoch under way, by update
 
     def train(self) -> None:
         """From where the run stands to its last epoch."""
         run, progress = self._run, self._run.progress
         if progress.steps_done == 0:
             self._save(must=True)  # so that a run stopped at its first step can be resumed too
-        while progress.epochs_done < run.config.epochs:
+        while not run.over:
             epoch = progress.epochs_done + 1
             rows = {"train": self._train_epoch(epoch)}
             outcome, rows["val"] = self._validate()
             _refuse_not_finite(outcome.loss, epoch)  # the last update may have ruined the weights
-            progress.epochs_done = epoch
+            progress.epochs_done, progress.steps_validated = epoch, progress.steps_done
             if rows["val"]["f1_macro"] > progress.best_f1 and self._save_best(epoch):
                 progress.best_f1, progress.best_epoch = rows["val"]["f1_macro"], epoch
-            self._journal.end_epoch(epoch, rows, confusion=outcome.pooled, classes=run.classes, lrs=self._rates(epoch))
-            logger.info(_epoch_line(epoch, run.config.epochs, rows))
+            self._journal.end_epoch(
+                epoch, rows, confusion=outcome.pooled, classes=run.classes, lrs=self._rates_of(epoch)
+            )
+            logger.info(_epoch_line(epoch, run.config.epochs if run.config.time_budget is None else None, rows))
             run.totals = Totals(len(run.classes), run.machine.device)
             progress.seconds = progress.waited = 0.0
             self._save()
@@ -63,12 +69,13 @@ class Loop:
         first = position.batch if position.epoch < epoch else len(sizes)  # trained, but not validated before a stop
         journal.begin_epoch(epoch, run.train_batches.images, done=sum(whole for _, whole in sizes[:first]))
         watch = _Watch(progress)
-        batches = run.train_batches.epoch() if first < len(sizes) else iter(())
+        batches = self._batches([completes for _, completes in plan]) if first < len(sizes) else iter(())
+        self._rates = {}
         for number, batch in enumerate(batches, start=first):
             watch.arrived()
             share, completes = plan[number]
             seed_batch(run.config.seed, run.world.process.rank, epoch, number)
-            rate = run.schedule(progress.steps_done)
+            rate = self._rates[progress.steps_done] = run.schedule(min(run.tick, run.course.ticks - 1))
             run.train_step(batch, rate, run.totals, step=progress.steps_done, share=share, update=completes)
             self._announce_first_step()
             self._show(sizes[number][1])
@@ -76,10 +83,56 @@ class Loop:
                 progress.steps_done += 1
                 self._heed(run.train_step.bad.glance())
                 self._maybe_stop(watch)
+                self._look_at_clock(sum(whole for _, whole in sizes[first : number + 1]))
+                if run.course.over(progress):
+                    break
             watch.asked()
         watch.pause()
         self._heed(run.train_step.bad.read())
         return self._train_row()
+
+    def _batches(self, completes: Sequence[bool]) -> Iterator[Batch]:
+        """The rest of the epoch; where images grow, the next update begins with larger ones.
+
+        `completes` says of each batch of an epoch whether it completes an update.
+        """
+        run = self._run
+        while True:
+            self._grow()
+            first = run.train_batches.position.batch
+            for last, batch in zip(completes[first:], run.train_batches.epoch(), strict=True):
+                yield batch
+                if last and run.image_size > run.train_batches.image_size:
+                    break
+            else:
+                return
+            if run.train_batches.position.batch == 0:
+                return
+
+    def _grow(self) -> None:
+        """Go on with images of the size whose turn it is."""
+        run = self._run
+        if run.image_size > run.train_batches.image_size:
+            run.train_batches = run.train_batches.resized(run.image_size)
+            run.val_batches = run.val_batches.resized(run.image_size)
+            logger.info("images have %d px from update %d on", run.image_size, run.progress.steps_done + 1)
+
+    def _look_at_clock(self, trained: int = 0) -> None:
+        """Count the seconds of the run, and before validation has been timed, guess it from `trained` images."""
+        progress, now = self._run.progress, time.monotonic()
+        progress.elapsed, self._timed = progress.elapsed + now - self._timed, now
+        if self._run.config.time_budget is None:
+            return
+        if trained and not progress.epochs_done:
+            # A forward pass is a third of a step; a guess may be too long rather than too short.
+            guess = progress.seconds / trained * self._run.val_batches.images / 2
+            progress.ending = self._ending(guess)
+        progress.elapsed = self._run.world.highest(progress.elapsed)
+        progress.ending = self._run.world.highest(progress.ending)
+
+    def _ending(self, validation: float) -> float:
+        """Seconds from the last update to the end, from those of a validation as images are now."""
+        return seconds_to_end(validation, self._run.val_batches.image_size, self._run.config.image_size)
 
     def _announce_first_step(self) -> None:
         if not self._stepped:
@@ -170,7 +223,7 @@ class Loop:
             "loss": loss,
             "accuracy": accuracy(confusion),
             "f1_macro": macro_f1(confusion),
-            "lr": run.schedule(progress.steps_done - 1),
+            "lr": run.schedule(max(run.tick - 1, 0)),
             "grad_norm": run.totals.mean_norm(),
             "seconds": progress.seconds,
             "images_per_second": int(confusion.sum()) / progress.seconds,
@@ -191,7 +244,9 @@ class Loop:
             world=run.world,
             on_batch=self._between_validation_batches,
         )
-        return outcome, _validation_row(outcome, time.perf_counter() - started)
+        seconds = time.perf_counter() - started
+        run.progress.ending = self._ending(seconds)
+        return outcome, _validation_row(outcome, seconds)
 
     def _between_validation_batches(self, images: int) -> None:
         # Alone, a run stops within validation too, and validates anew when it goes on. Several would have to agree.
@@ -201,6 +256,7 @@ class Loop:
     def _save(self, *, must: bool = False) -> None:
         """Write a checkpoint; where the disk refuses it, say so and go on, unless it `must` be."""
         self._heed(self._run.train_step.bad.read())
+        self._look_at_clock()
         state = state_of(self._run)
         self._saved = time.monotonic()
         if not self._run.world.first:
@@ -227,7 +283,10 @@ class Loop:
             return False
         return True
 
-    def _rates(self, epoch: int) -> dict[int, float]:
+    def _rates_of(self, epoch: int) -> dict[int, float]:
+        """Learning rates by update; under a time budget there are only those that have been used."""
+        if self._run.config.time_budget is not None:
+            return self._rates
         updates = self._run.updates
         return {step: self._run.schedule(step) for step in range((epoch - 1) * updates, epoch * updates)}
 
@@ -276,10 +335,10 @@ def _validation_row(outcome: Outcome, seconds: float) -> dict[str, float]:
     }
 
 
-def _epoch_line(epoch: int, epochs: int, rows: dict[str, dict[str, float]]) -> str:
+def _epoch_line(epoch: int, epochs: int | None, rows: dict[str, dict[str, float]]) -> str:
     train, val = rows["train"], rows["val"]
     return (
-        f"epoch {epoch}/{epochs}: train loss {train['loss']:.3f}, val loss {val['loss']:.3f}, "
+        f"epoch {epoch}{f'/{epochs}' if epochs else ''}: train loss {train['loss']:.3f}, val loss {val['loss']:.3f}, "
         f"val macro-F1 {val['f1_macro']:.4f}, accuracy {val['accuracy']:.4f}, "
         f"{train['images_per_second']:,.1f} images/s, {train['seconds'] + val['seconds']:.1f} s"
     )

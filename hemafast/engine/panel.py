@@ -28,9 +28,18 @@ _MARKS = 40  # the rate is that of the last ten seconds, so that compiling is so
 class Panel:
     """Shows a run while it goes on; the table stays when it ends. Costs nothing where it is not shown."""
 
-    def __init__(self, console: Console, *, epochs: int, clock: Callable[[], float] = time.perf_counter) -> None:
+    def __init__(
+        self,
+        console: Console,
+        *,
+        epochs: int | None,
+        seconds: float | None = None,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        """A run of so many `epochs`, or one that ends in so many `seconds`."""
         self.shows = console.is_terminal and not console.quiet
         self._console, self._epochs, self._clock = console, epochs, clock
+        self._ends = None if seconds is None else clock() + seconds
         self._live: Any = None
         self._ended: dict[int, Epoch] = {}
         self._table: _Drawn | None = None
@@ -108,9 +117,14 @@ class Panel:
         return max(self._images - self._done, 0) / rate if rate else None
 
     def run_left(self) -> float | None:
-        """Seconds until the run ends, from the mean of its last epochs; None until one has ended."""
+        """Seconds until the run ends, from the mean of its last epochs; None until one has ended.
+
+        Where the end is a moment, until that moment.
+        """
+        if self._ends is not None:
+            return max(self._ends - self._clock(), 0.0)
         taken = [seconds for seconds in map(_seconds, self._ended.values()) if seconds is not None][-_RECENT_EPOCHS:]
-        if not taken:
+        if not taken or self._epochs is None:
             return None
         share_left = max(1 - self._done / max(self._images, 1), 0.0)
         return sum(taken) / len(taken) * (self._epochs - self._epoch + share_left)
@@ -127,7 +141,7 @@ class Panel:
         from rich.text import Text
 
         grid = Table.grid(padding=(0, 2))
-        where = Text(f"{self._phase}  epoch {self._epoch}/{self._epochs}", no_wrap=True)
+        where = Text(f"{self._phase}  epoch {self._epoch}{f'/{self._epochs}' if self._epochs else ''}", no_wrap=True)
         bar = ProgressBar(total=max(self._images, 1), completed=self._done, width=24)
         rate = _text(self.images_per_second(), ",.0f")
         grid.add_row(where, bar, Text(f"{self._done:,}/{self._images:,} images  {rate} images/s", no_wrap=True))

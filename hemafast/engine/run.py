@@ -16,6 +16,7 @@ from hemafast.data.graph import GraphShape
 from hemafast.data.loader import Loader, eval_loader, train_loader
 from hemafast.engine.checkpoint import ModelCard, View
 from hemafast.engine.compiling import Compiler
+from hemafast.engine.course import CountedCourse, Course, TimedCourse, size_at
 from hemafast.engine.distributed import World
 from hemafast.engine.machine import Machine, choose_input, choose_machine, tune_allocator
 from hemafast.engine.optimizer import build_optimizer, load_optimizer
@@ -42,6 +43,8 @@ class Progress:
     """Trained and validated."""
     steps_done: int = 0
     """Updates, those that were left out included."""
+    steps_validated: int = 0
+    """Of these, how many had been done at the last validation."""
     best_f1: float = -1.0
     best_epoch: int = 0
     bad_updates: int = 0
@@ -50,6 +53,10 @@ class Progress:
     """Of the epoch under way: how long it has trained."""
     waited: float = 0.0
     """Of these, how long for data."""
+    elapsed: float = 0.0
+    """Seconds of the whole run so far, its beginning included."""
+    ending: float = 0.0
+    """Seconds that it will take from its last update to its end, as far as is known."""
 
 
 @dataclass(slots=True)
@@ -67,6 +74,7 @@ class Run:
     optimizer: torch.optim.Optimizer
     train_step: TrainStep
     eval_step: EvalStep
+    course: Course
     schedule: Schedule
     train_batches: Loader
     val_batches: Loader
@@ -84,6 +92,21 @@ class Run:
     def scored_model(self) -> Classifier:
         """The model that validates and is kept as best: the averaged one where there is one."""
         return self.ema.module if self.ema is not None else self.model
+
+    @property
+    def over(self) -> bool:
+        """Whether it is at its end, the last validation included."""
+        return _over(self.course, self.progress)
+
+    @property
+    def tick(self) -> int:
+        """How far it is on its course."""
+        return self.course.tick(self.progress)
+
+    @property
+    def image_size(self) -> int:
+        """Side in pixels whose turn it is."""
+        return size_at(self.tick, self.course.ticks, (*self.config.growing_from, self.config.image_size))
 
     @property
     def updates(self) -> int:
@@ -130,6 +153,7 @@ def set_up(
     )
     train_step, eval_step = _steps(config, model, ema, dataset, optimizer, machine, world)
     updates = -(-len(batches) // config.accumulate)
+    course = _course_of(config, updates)
     run = Run(
         config=config,
         machine=machine,
@@ -141,7 +165,8 @@ def set_up(
         optimizer=optimizer,
         train_step=train_step,
         eval_step=eval_step,
-        schedule=build_schedule(config.schedule, config.lr, config.epochs * updates, config.warmup),
+        course=course,
+        schedule=build_schedule(config.schedule, config.lr, course.ticks, config.warmup),
         train_batches=batches,
         val_batches=eval_loader(val_samples, shape=shape, process=world.process),
         val_samples=val_samples,
@@ -150,7 +175,25 @@ def set_up(
     )
     if state is not None:
         _restore(run, state, changed=changed)
+    else:
+        _resize(run, run.image_size)
     return run
+
+
+def _course_of(config: TrainConfig, updates: int) -> Course:
+    return CountedCourse(config.epochs, updates) if config.time_budget is None else TimedCourse(config.time_budget)
+
+
+def _over(course: Course, progress: Progress) -> bool:
+    return course.over(progress) and progress.steps_validated == progress.steps_done
+
+
+def finished(stored: dict[str, Any], config: TrainConfig) -> bool:
+    """Whether a run with the progress `stored` in its checkpoint has nothing left to do under `config`."""
+    try:
+        return _over(_course_of(config, updates=1), Progress(**stored))
+    except TypeError:
+        return False  # it is no progress, as whoever restores it will say
 
 
 def _build(
@@ -332,7 +375,16 @@ def _restore(run: Run, state: dict[str, Any], *, changed: bool) -> None:
     if changed:
         _begin_epoch_anew(run)
     else:
+        size = state["loader"].get("image_size")
+        _resize(run, size if size in run.config.growing_from else run.config.image_size)
         run.train_batches.load_state_dict(state["loader"])
+
+
+def _resize(run: Run, image_size: int) -> None:
+    if image_size != run.train_batches.image_size:
+        run.train_batches, run.val_batches = (
+            batches.resized(image_size) for batches in (run.train_batches, run.val_batches)
+        )
 
 
 def _begin_epoch_anew(run: Run) -> None:
@@ -341,6 +393,7 @@ def _begin_epoch_anew(run: Run) -> None:
     run.train_batches.load_state_dict({**run.train_batches.state_dict(), "epoch": progress.epochs_done, "batch": 0})
     run.totals = Totals(len(run.classes), run.machine.device)
     progress.steps_done = progress.epochs_done * run.updates
+    _resize(run, run.image_size)
     progress.seconds = progress.waited = 0.0
 
 
@@ -364,7 +417,7 @@ def card_of(run: Run) -> ModelCard:
     return ModelCard(
         backbone=run.config.model,
         classes=run.classes,
-        image_size=run.config.image_size,
+        image_size=run.val_batches.image_size,
         view=view_of(info, run.val_samples.packed_size),
         domains=run.dataset.domains or tuple(info.domains),
         epoch=run.progress.epochs_done,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
@@ -21,6 +22,7 @@ from hemafast.engine.run import (
     DRAWN_WARNING,
     MACHINE,
     Run,
+    finished,
     read_config,
     set_up,
 )
@@ -31,20 +33,34 @@ from hemafast.errors import HemafastError
 from hemafast.files import write_whole
 
 FREE_CHANGES = frozenset(
-    {"preset", "output", "epochs", "threads", "keep", "save_every", "on_nonfinite", "nonfinite_budget", "track"}
+    {
+        "preset",
+        "output",
+        "epochs",
+        "time_budget",
+        "threads",
+        "keep",
+        "save_every",
+        "on_nonfinite",
+        "nonfinite_budget",
+        "track",
+    }
 )
 """Settings that a resumed run may change at will."""
 FIXED = frozenset({"data", "fold", "domains", "model", "weights", "pretrained"})
 """Settings that no resumed run may change."""
 
 
-def train(config: TrainConfig, console: Console, *, go_on: bool = False) -> Path | None:
+def train(config: TrainConfig, console: Console, *, go_on: bool = False, began: float | None = None) -> Path | None:
     """Train from the start, in a new run folder under `config.output`; the same in every process that torchrun starts.
+
+    A time budget counts from `began`, a moment of time.monotonic, or else from now.
 
     With `go_on`, or after torchrun has restarted its processes, the newest run of the very same settings is gone on
     with where there is one. Returns the folder, in the process that writes it; None in the others. Raises HemafastError
     for what cannot be done (before anything is written), StoppedError after a signal.
     """
+    began = time.monotonic() if began is None else began
     config = replace(config, data=config.data.absolute())  # a run is resumed and evaluated from anywhere
     with joined(config.device) as world:
         if go_on or restarted():
@@ -52,50 +68,58 @@ def train(config: TrainConfig, console: Console, *, go_on: bool = False) -> Path
             if folder is not None:
                 asked = to_plain(config)
                 free = {name: asked[name] for name in FREE_CHANGES}
-                return _resume(folder, console, world, free, allow_changes=False)
+                return _resume(folder, console, world, free, began, allow_changes=False)
         config, tried = decide(config, world)
         run = set_up(config, world=world)
         run.machine = run.machine.with_choices(tried)
         refuse_missing(config.track)
         folder = world.broadcast(_new_folder(config) if world.first else Path())
-        return _run(run, folder, console)
+        return _run(run, folder, console, began)
 
 
 def resume(
-    folder: Path, console: Console, changes: Mapping[str, Any] | None = None, *, allow_changes: bool = False
+    folder: Path,
+    console: Console,
+    changes: Mapping[str, Any] | None = None,
+    *,
+    allow_changes: bool = False,
+    began: float | None = None,
 ) -> Path | None:
     """Go on with the run in `folder` from its newest checkpoint that is whole.
 
     `changes` are settings by name. Those of FREE_CHANGES have no say in what is learned; others need `allow_changes`,
-    and let the epoch under way begin anew. A run that is finished is left as it is. Returns as `train` does. Raises
+    and let the epoch under way begin anew. A run that is finished is left as it is. A time budget goes on from what the
+    run has used up of it, and counts on from `began`. Returns as `train` does. Raises
     HemafastError if `folder` is not a run, its data has changed, or a change is not allowed.
     """
+    began = time.monotonic() if began is None else began
     config = checked(TrainConfig, {**to_plain(read_config(folder)), **(changes or {})})
     with joined(config.device) as world:
-        return _resume(folder, console, world, changes or {}, allow_changes=allow_changes)
+        return _resume(folder, console, world, changes or {}, began, allow_changes=allow_changes)
 
 
 def _resume(
-    folder: Path, console: Console, world: World, changes: Mapping[str, Any], *, allow_changes: bool
+    folder: Path, console: Console, world: World, changes: Mapping[str, Any], began: float, *, allow_changes: bool
 ) -> Path | None:
     before = read_config(folder)
     config = checked(TrainConfig, {**to_plain(before), **changes})
     changed = _changes(to_plain(before), to_plain(config))
     _refuse(changed, allow_changes=allow_changes)
     state = load_last(folder / LAST)
-    if state["progress"]["epochs_done"] >= config.epochs:
+    if finished(state["progress"], config):
         if not world.first:
             return None
-        logger.info("%s is finished (%d epochs); give more --epochs to extend it", folder, config.epochs)
+        logger.info("%s is finished; give more --epochs (or --time-budget) to extend it", folder)
         return folder
     # The checkpoint may be older than the settings: of a run that crashed right after a change, for one.
     run = set_up(config, state, world, changed=bool(_changes(state["settings"], to_plain(config))))
-    return _run(run, folder, console, changed)
+    return _run(run, folder, console, began, changed)
 
 
-def _run(run: Run, folder: Path, console: Console, changed: Sequence[str] = ()) -> Path | None:
+def _run(run: Run, folder: Path, console: Console, began: float, changed: Sequence[str] = ()) -> Path | None:
     """Write down how the run is run, then train to the end."""
     config, first = run.config, run.world.first
+    run.progress.elapsed += time.monotonic() - began
     if first:
         _write_text(folder / CONFIG, to_json(config))
         _write_text(folder / MACHINE, json.dumps(run.machine.to_json(), indent=2) + "\n")
@@ -144,7 +168,8 @@ def _newest_run(config: TrainConfig) -> Path | None:
             same = not _changes(to_plain(stored), to_plain(replace(config, **decided)))
         except HemafastError:
             continue
-        if same and stored.epochs == config.epochs and (folder / LAST).exists():
+        length = (config.epochs, config.time_budget)
+        if same and (stored.epochs, stored.time_budget) == length and (folder / LAST).exists():
             return folder
     return None
 
@@ -155,7 +180,9 @@ def _journal(run: Run, folder: Path, console: Console) -> Journal:
     first_epoch = run.progress.epochs_done + 1
     trackers = open_trackers(run.config.track, folder, to_plain(run.config), first_epoch=first_epoch)
     try:
-        return Journal(folder, console, epochs=run.config.epochs, first_epoch=first_epoch, trackers=trackers)
+        budget = run.config.time_budget
+        epochs, seconds = (run.config.epochs, None) if budget is None else (None, budget - run.progress.elapsed)
+        return Journal(folder, console, epochs=epochs, first_epoch=first_epoch, seconds=seconds, trackers=trackers)
     except HemafastError:
         for tracker in trackers:
             tracker.close()

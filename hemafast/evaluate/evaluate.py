@@ -62,7 +62,8 @@ def evaluate_run(folder: Path, *, data: Path | None = None, device: Device = "au
     if data is None:
         _refuse_other_data(folder, dataset, card)
     samples = dataset.samples(VAL, config.image_size)
-    probabilities = _classify(model, config, samples, len(card.classes), device)
+    seen = replace(config, image_size=card.image_size, growing_from=())  # the best epoch may be one of smaller images
+    probabilities = _classify(model, seen, samples, len(card.classes), device)
     fitted = _calibration_part(dataset, card) if data is None else np.zeros(len(samples), dtype=bool)
     calibration = _calibration(card, samples, probabilities, fitted)
     if data is None and calibration != card.calibration:

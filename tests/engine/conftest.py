@@ -16,7 +16,7 @@ from hemafast.engine.journal import read_rows
 from hemafast.engine.step import TrainStep
 from hemafast.prepare.build import Prepared, prepare
 
-TIMES = ("seconds", "waited", "per_second", "share")
+TIMES = ("seconds", "waited", "elapsed", "ending", "per_second", "share")
 
 
 @pytest.fixture

@@ -41,6 +41,8 @@ EVERYTHING = {
     "clip_grad": 1.0,
     "ema": 0.9,
     "layer_decay": 0.8,
+    "image_size": 48,
+    "growing_from": [32],  # grows within the second epoch
     "track": [],
 }
 
@@ -218,7 +220,8 @@ def test_resuming_a_finished_run_says_so_and_changes_no_file(console, straight, 
 
 
 def test_more_epochs_extend_a_finished_run(settings, console, assert_equal_runs):
-    constant = EVERYTHING | {"schedule": "constant"}
+    # Neither the rate nor the image size may be laid over the epochs: a longer course would lay them elsewhere.
+    constant = EVERYTHING | {"schedule": "constant", "growing_from": ()}
     folder = train(settings(**constant | {"epochs": 1}), console)
     resume(folder, console, {"epochs": 2})
     assert read_config(folder).epochs == 2
@@ -251,7 +254,7 @@ CHANGES = {
     "policy": "none",
     "sampler": "natural",
     "seed": 7,
-    "image_size": 48,
+    "image_size": 56,
     "ema": None,
     "loss": "focal",
 }

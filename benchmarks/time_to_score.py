@@ -1,0 +1,218 @@
+"""Seconds until a macro-F1 is reached: `hemafast train --preset fast` beside the reference pipeline's loop.
+
+    python benchmarks/time_to_score.py --source DIR_WITH_THE_ARCHIVES --json benchmarks/results/time_to_score.json \
+        --plot benchmarks/results/time_to_score.png
+
+Both sides see the split that `hemafast prepare` made, start from the same weights of the same network, and are scored
+on the same validation images without augmentation, after each epoch. Seconds count from the start of the process,
+imports included; preparation is told apart. A reference run ends once it has reached the last threshold, or when its
+time is over: what it has not reached then is told as such. Seeds take turns between the sides. The result is written
+after each run, and a second call with more seeds adds to it.
+
+`reference.py` is the other side, and says what it is. With `--reference-seconds 0` only our side runs.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from datetime import datetime
+from pathlib import Path
+from statistics import median
+from typing import Annotated, Any
+
+import pandas as pd
+import typer
+
+from hemafast.data.dataset import open_dataset
+from hemafast.engine.journal import LOG
+from hemafast.engine.machine import choose_machine
+from hemafast.files import write_whole
+
+THRESHOLDS = (0.60, 0.70, 0.75, 0.80, 0.85)
+SIDES = ("hemafast", "reference")
+_LINE = re.compile(r"^(\S+ \S+) INFO epoch \d+.*val macro-F1 ([\d.]+)", flags=re.MULTILINE)
+
+Point = dict[str, float]
+"""`seconds` from the start of the process, and the `f1_macro` of the validation that ended then."""
+
+
+def class_folders(prepared: Path, domain: str, folder: Path) -> None:
+    """Lay out a domain's accepted images as ImageFolder wants them: links in folder/SPLIT/CLASS."""
+    manifest = pd.read_parquet(prepared / "manifest.parquet")
+    ours = manifest[(manifest["domain"] == domain) & manifest["split"].isin(["train", "val"])]
+    for path, label, split in zip(ours["path"], ours["label"], ours["split"], strict=True):
+        place = folder / split / label
+        place.mkdir(parents=True, exist_ok=True)
+        (place / Path(path).name).symlink_to((prepared / path).absolute())
+
+
+def run_ours(command: list[str], output: Path) -> list[Point]:
+    """Train with hemafast; the points as its log has them."""
+    started = time.time()
+    subprocess.run(
+        [sys.executable, "-m", *command, "--output", str(output), "--quiet"], check=True, capture_output=True
+    )
+    (folder,) = output.glob("2*")
+    told = _LINE.findall((folder / LOG).read_text(encoding="utf-8"))
+    ends = [datetime.strptime(stamp, "%Y-%m-%d %H:%M:%S,%f").timestamp() for stamp, _ in told]
+    return [{"seconds": end - started, "f1_macro": float(f1)} for end, (_, f1) in zip(ends, told, strict=True)]
+
+
+def run_reference(folders: Path, model: str, seed: int, seconds: float) -> list[Point]:
+    """Train with the reference's loop until the last threshold or the end of its time."""
+    points = folders / "points.json"
+    command = [sys.executable, str(Path(__file__).with_name("reference.py")), "--json", str(points)]
+    for split in ("train", "val"):
+        command += [f"--{split}", str(folders / split)]
+    asked = {"--model": model, "--seed": seed, "--seconds": seconds, "--target": THRESHOLDS[-1]}
+    subprocess.run([*command, *map(str, sum(asked.items(), ()))], check=True, capture_output=True)
+    found: list[Point] = json.loads(points.read_text(encoding="utf-8"))
+    points.unlink()
+    return found
+
+
+def reached(points: list[Point], threshold: float) -> float | None:
+    """Seconds of the first point at or above a threshold; None if there is none."""
+    return next((point["seconds"] for point in points if point["f1_macro"] >= threshold), None)
+
+
+def summary(runs: dict[str, list[list[Point]]], preparation: dict[str, float]) -> dict[str, Any]:
+    """For each threshold, the median seconds of each side's seeds, and how many times longer the reference takes.
+
+    A seed that has not reached a threshold counts as longer than any that has; where the median is such a seed, the
+    ratio is a bound from below by the time that the seeds were given.
+    """
+    table: dict[str, Any] = {}
+    for threshold in THRESHOLDS:
+        row: dict[str, Any] = {}
+        for side, seeds in runs.items():
+            if not seeds:
+                continue
+            times = [reached(points, threshold) for points in seeds]
+            middle = median(math.inf if seconds is None else seconds for seconds in times)
+            row[side] = {
+                "seconds": times,
+                "median": middle if math.isfinite(middle) else None,
+                "at_least": min(points[-1]["seconds"] for points in seeds if reached(points, threshold) is None)
+                if not math.isfinite(middle)
+                else None,
+            }
+        if len(row) == len(SIDES) and row["hemafast"]["median"] is not None:
+            ours, theirs = row["hemafast"]["median"], row["reference"]["median"] or row["reference"]["at_least"]
+            row["ratio"] = theirs / ours
+            row["ratio_with_preparation"] = (theirs + preparation["reference"]) / (ours + preparation["hemafast"])
+            row["ratio_is_bound"] = row["reference"]["median"] is None
+        table[f"{threshold:.2f}"] = row
+    return table
+
+
+def plot(result: dict[str, Any], file: Path) -> None:
+    """Macro-F1 against seconds, a line a seed."""
+    import matplotlib.pyplot as plt
+
+    colours = {"hemafast": "#c1121f", "reference": "#3d5a80"}
+    figure, axes = plt.subplots(figsize=(8, 4.5), layout="constrained")
+    for side, runs in result["runs"].items():
+        for number, run in enumerate(runs):
+            seconds, scores = zip(*((point["seconds"], point["f1_macro"]) for point in run["points"]), strict=True)
+            label = f"{side}, {len(runs)} seeds" if number == 0 else None
+            axes.plot(seconds, scores, marker="o", markersize=4, color=colours[side], label=label, alpha=0.8)
+    for threshold in THRESHOLDS:
+        axes.axhline(threshold, color="grey", linewidth=0.6, linestyle=":")
+    axes.set(xscale="log", xlabel="seconds from the start of the process", ylabel="macro-F1 on validation", ylim=(0, 1))
+    axes.set_title(f"{result['model']}, {result['domain']}: {result['images']['train']:,} training images", loc="left")
+    axes.legend(loc="lower right")
+    axes.grid(alpha=0.3)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(file, dpi=110)
+    plt.close(figure)
+
+
+def write_json(result: dict[str, Any], file: Path) -> None:
+    """Replace the file by this result."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(file, lambda part: part.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8"))
+
+
+def prepare(source: Path, output: Path, group_pattern: str | None) -> float:
+    """`hemafast prepare`; its seconds."""
+    groups = ["--group-pattern", group_pattern] if group_pattern else []
+    command = [sys.executable, "-m", "hemafast", "prepare", "--source", str(source), "--output", str(output), *groups]
+    started = time.perf_counter()
+    subprocess.run(command, check=True, capture_output=True)
+    return time.perf_counter() - started
+
+
+def unpack(archive: Path, folder: Path) -> float:
+    """What the reference's user does instead of preparing; its seconds."""
+    started = time.perf_counter()
+    shutil.unpack_archive(archive, folder)
+    return time.perf_counter() - started
+
+
+def main(
+    source: Annotated[Path, typer.Option(help="Folder with real archives.")],
+    json_file: Annotated[Path, typer.Option("--json", help="Result; one that is there is added to.")],
+    plot_file: Annotated[Path | None, typer.Option("--plot", help="Draw macro-F1 against seconds to this PNG.")] = None,
+    domain: Annotated[str, typer.Option(help="Domain to train on, and name of its archive.")] = "Acevedo_20",
+    preset: Annotated[str, typer.Option(help="Our side's.")] = "fast",
+    seeds: Annotated[int, typer.Option(min=1, help="How many runs each side has in the end.")] = 3,
+    reference_seconds: Annotated[float, typer.Option(help="Time that a run of the reference is given.")] = 1800.0,
+    group_pattern: Annotated[str | None, typer.Option(help="As for `hemafast prepare`.")] = None,
+) -> None:
+    """Race to each threshold; with the archives of 3,000 images an hour or more on two cores."""
+    ours = ["hemafast", "train", "--preset", preset, "--domains", domain]
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        prepared = folder / "prepared"
+        preparation = {
+            "hemafast": prepare(source, prepared, group_pattern),
+            "reference": unpack(source / f"{domain}.zip", folder / "unpacked"),
+        }
+        class_folders(prepared, domain, folder)
+        dataset = open_dataset(prepared, domains=(domain,))
+        if dataset.info.drawn:
+            sys.exit(f"{source} holds drawn cells; no time to a score on them is worth keeping.")
+        from hemafast.config import train_config
+
+        result: dict[str, Any] = {
+            "command": f"python benchmarks/time_to_score.py --domain {domain} --seeds {seeds}",
+            "ours": " ".join(ours),
+            "machine": choose_machine(device="cpu", amp="auto", compiled="off").facts,
+            "model": train_config(preset).model,
+            "domain": domain,
+            "images": {split: int(dataset.counts(split).sum()) for split in ("train", "val")},
+            "classes": sum(bool(count) for count in dataset.counts("val")),
+            "preparation_seconds": preparation,
+            "reference_seconds": reference_seconds,
+            "runs": {side: [] for side in SIDES},
+        }
+        if json_file.is_file():
+            result["runs"] = json.loads(json_file.read_text(encoding="utf-8"))["runs"]
+        for seed in range(seeds):
+            for side in SIDES:
+                if seed < len(result["runs"][side]) or (side == "reference" and not reference_seconds):
+                    continue
+                if side == "hemafast":
+                    command = [*ours, "--data", str(prepared), "--seed", str(seed)]
+                    points = run_ours(command, folder / f"runs-{seed}")
+                else:
+                    points = run_reference(folder, result["model"], seed, reference_seconds)
+                result["runs"][side].append({"seed": seed, "points": points})
+                typer.echo(f"{side}, seed {seed}: {points}", err=True)
+                found = {name: [run["points"] for run in runs] for name, runs in result["runs"].items()}
+                result["thresholds"] = summary(found, preparation)
+                write_json(result, json_file)
+    if plot_file is not None:
+        plot(result, plot_file)
+
+
+if __name__ == "__main__":
+    typer.run(main)

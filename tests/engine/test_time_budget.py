@@ -1,0 +1,133 @@
+"""Runs that end on time."""
+
+import time
+
+import pytest
+
+from hemafast.config import seconds_of
+from hemafast.engine import course, loop
+from hemafast.engine.checkpoint import BEST, LAST, load_best, load_last
+from hemafast.engine.journal import read_rows
+from hemafast.engine.step import TrainStep
+from hemafast.engine.trainer import resume, train
+from hemafast.errors import HemafastError, StoppedError
+
+
+@pytest.fixture(autouse=True)
+def no_report(monkeypatch):
+    """Nothing is evaluated here."""
+    monkeypatch.setattr(course, "_AFTERWARDS", 0.0)
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """A clock that goes on by a second an update, and stands still otherwise."""
+    now = [1000.0]
+    step = TrainStep.__call__
+
+    def ticking(self, *arguments, **named):
+        now[0] += 1.0
+        return step(self, *arguments, **named)
+
+    monkeypatch.setattr(TrainStep, "__call__", ticking)
+    monkeypatch.setattr(loop.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(loop.Loop, "_ending", lambda self, validation: 2.0)
+    return now
+
+
+def updates(folder):
+    return load_last(folder / LAST)["progress"]["steps_done"]
+
+
+def test_as_many_updates_are_made_as_fit(settings, console, clock):
+    folder = train(settings(time_budget=14.0, batch_size=10, epochs=1), console)
+    assert updates(folder) == 12  # two epochs of five, and two updates of the third
+    assert len(read_rows(folder)) == 6
+    _, card = load_best(folder / BEST)
+    assert card.epoch in (1, 2, 3)
+
+
+def test_schedule_and_sizes_are_laid_over_the_time(settings, console, clock, monkeypatch):
+    seen, step = [], TrainStep.__call__
+
+    def noting(self, batch, lr, *arguments, **named):
+        seen.append((batch.images.shape[-1], lr))
+        return step(self, batch, lr, *arguments, **named)
+
+    monkeypatch.setattr(TrainStep, "__call__", noting)
+    asked = {"schedule": "onecycle", "lr": 1e-2, "image_size": 64, "growing_from": (32,)}
+    train(settings(time_budget=12.0, batch_size=10, **asked), console)
+    sides, rates = zip(*seen, strict=True)
+    assert sides == (32,) * 5 + (64,) * 5
+    assert max(rates) == pytest.approx(1e-2, rel=0.1)
+    assert rates.index(max(rates)) == 3
+    assert rates[-1] < 1e-3
+
+
+def test_a_budget_shorter_than_an_epoch_leaves_a_model(settings, console, clock):
+    folder = train(settings(time_budget=4.0, batch_size=10), console)
+    assert updates(folder) == 2
+    assert load_best(folder / BEST)[1].epoch == 1
+
+
+def test_a_budget_that_is_over_before_the_first_update_has_one_and_leaves_a_model(settings, console, clock):
+    folder = train(settings(time_budget=4.0, batch_size=10), console, began=clock[0] - 60)
+    assert updates(folder) == 1
+    assert (folder / BEST).is_file()
+
+
+def test_a_stopped_run_goes_on_with_the_time_that_is_left(settings, console, clock, signal_at):
+    config = settings(time_budget=12.0, batch_size=10)
+    with signal_at(4), pytest.raises(StoppedError):
+        train(config, console)
+    (folder,) = config.output.iterdir()
+    clock[0] += 3600  # nobody was training
+    resume(folder, console)
+    assert updates(folder) == 10
+
+
+def test_a_finished_run_is_left_alone_and_a_longer_budget_extends_it(settings, console, clock):
+    folder = train(settings(time_budget=8.0, batch_size=10), console)
+    before = (folder / LAST).read_bytes()
+    resume(folder, console)
+    assert (folder / LAST).read_bytes() == before
+    resume(folder, console, {"time_budget": 12.0})
+    assert updates(folder) == 10
+
+
+def test_a_run_stopped_in_its_last_validation_validates_when_it_goes_on(settings, console, clock, monkeypatch):
+    config = settings(time_budget=7.0, batch_size=10)
+    monkeypatch.setattr(loop.Loop, "_between_validation_batches", lambda self, _: self._stop(2))
+    with pytest.raises(StoppedError):
+        train(config, console)
+    (folder,) = config.output.iterdir()
+    assert not (folder / BEST).exists()
+    monkeypatch.undo()
+    resume(folder, console)
+    assert (folder / BEST).is_file()
+
+
+def test_the_log_does_not_promise_a_number_of_epochs(settings, console, clock):
+    folder = train(settings(time_budget=8.0, batch_size=10), console)
+    assert "epoch 1: train loss" in (folder / "train.log").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("seconds", [6.0, 9.0])
+def test_a_real_clock_is_kept(settings, console, seconds):
+    began = time.monotonic()
+    folder = train(settings(time_budget=seconds, batch_size=10, epochs=1), console, began=began)
+    assert updates(folder) > 5
+    assert 0.85 * seconds < time.monotonic() - began < seconds + 1.0
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("90", 90), ("90s", 90), ("10m", 600), ("1h30m", 5400), ("2H", 7200), ("0.5m", 30)]
+)
+def test_lengths_of_time_as_people_write_them(text, seconds):
+    assert seconds_of(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "ten", "10x", "m", "1m1h", "-5m", "1.2.3s", "nan"])
+def test_what_is_no_length_of_time_is_refused(text):
+    with pytest.raises(HemafastError, match="90s, 10m or 1h30m"):
+        seconds_of(text)
