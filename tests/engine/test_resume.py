@@ -322,7 +322,7 @@ def test_free_changes_pass_and_change_nothing_that_is_learned(console, straight,
         "nonfinite_budget": 3,
         "track": ["tensorboard"],
     }
-    assert set(free) | {"epochs"} == FREE_CHANGES
+    assert set(free) | {"epochs", "time_budget"} == FREE_CHANGES
     folder = copied(stopped, tmp_path)
     assert resume(folder, console, free) == folder
     assert {name: to_plain(read_config(folder))[name] for name in free} == free
