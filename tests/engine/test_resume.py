@@ -48,7 +48,7 @@ EVERYTHING = {
 }
 
 NEXT_EVENT_FILE = 1.0
-"""Seconds. TensorBoard reads its files in the order of their seconds; within one by the text of a counter, 10 before 9."""
+"""Seconds. TensorBoard reads its files in order of their second; within one by the text of a counter, 10 before 9."""
 
 
 @pytest.fixture(scope="module")
