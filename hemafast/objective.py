@@ -24,9 +24,12 @@ def class_weights(counts: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
 
 
 def log_priors(counts: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
-    """Logarithms of the frequencies of the classes, (classes,); an absent class counts as one image."""
-    present = np.maximum(counts, 1)
-    logs: npt.NDArray[np.float32] = np.log(present / present.sum()).astype(np.float32)
+    """Logarithms of the frequencies of the classes, (classes,); an absent class counts as the most frequent one.
+
+    Were it rare, the loss would let its bare logit rise above the others, and it would be what is predicted.
+    """
+    present = np.where(counts > 0, counts, counts.max())
+    logs: npt.NDArray[np.float32] = np.log(present / counts.sum()).astype(np.float32)
     return logs
 
 

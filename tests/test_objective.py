@@ -44,8 +44,8 @@ def _by_hand(name, counts, logits, targets, smoothing):
     if name == "weighted":
         weights = _balanced(counts)
     if name == "logit-adjusted":
-        present = np.maximum(counts, 1)
-        offset = np.log(present / present.sum())
+        present = np.where(np.array(counts) > 0, counts, np.max(counts))
+        offset = np.log(present / np.sum(counts))
     if name == "focal":
         power = 2.0
     logs = _log_softmax(logits + offset)
@@ -64,8 +64,22 @@ def test_weights_are_the_balanced_ones_and_absent_classes_weigh_nothing(counts):
     assert np.average(found, weights=counts) == pytest.approx(1)
 
 
-def test_priors_are_frequencies_and_an_absent_class_counts_as_one_image():
-    np.testing.assert_allclose(np.exp(log_priors(np.array([3, 0, 6]))), [0.3, 0.1, 0.6], rtol=1e-6)
+def test_priors_are_frequencies_and_an_absent_class_counts_as_the_most_frequent():
+    np.testing.assert_allclose(np.exp(log_priors(np.array([3, 0, 9]))), [0.25, 0.75, 0.75], rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_a_class_that_training_lacks_is_not_what_a_trained_model_predicts(name, smoothing):
+    counts = np.array([300, 0, 900])
+    loss = build_loss(counts, name, smoothing=smoothing)
+    logits = torch.zeros(2, CLASSES, requires_grad=True)
+    optimizer = torch.optim.SGD([logits], lr=1.0)
+    for _ in range(300):  # one free row of logits for each class that is there
+        optimizer.zero_grad()
+        loss(logits, torch.tensor([0, 2])).backward()
+        optimizer.step()
+    assert logits.argmax(dim=1).tolist() == [0, 2]
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
