@@ -83,6 +83,12 @@ def reached(points: list[Point], threshold: float) -> float | None:
     return next((point["seconds"] for point in points if point["f1_macro"] >= threshold), None)
 
 
+def biggest_fall(points: list[Point]) -> float:
+    """By how much macro-F1 fell at the most from one validation to the next, after the first third of the seconds."""
+    late = [point["f1_macro"] for point in points if point["seconds"] >= points[-1]["seconds"] / 3]
+    return max((before - after for before, after in zip(late, late[1:], strict=False) if after < before), default=0.0)
+
+
 def summary(runs: dict[str, list[list[Point]]], preparation: dict[str, float]) -> dict[str, Any]:
     """For each threshold, the median seconds of each side's seeds, and how many times longer the reference takes.
 
@@ -191,7 +197,6 @@ def main(
             "images": {split: int(dataset.counts(split).sum()) for split in ("train", "val")},
             "classes": sum(bool(count) for count in dataset.counts("val")),
             "preparation_seconds": preparation,
-            "reference_seconds": reference_seconds,
             "runs": {side: [] for side in SIDES},
         }
         if json_file.is_file():
@@ -202,13 +207,15 @@ def main(
                     continue
                 if side == "hemafast":
                     command = [*ours, "--data", str(prepared), "--seed", str(seed)]
-                    points = run_ours(command, folder / f"runs-{seed}")
+                    run: dict[str, Any] = {"seed": seed, "points": run_ours(command, folder / f"runs-{seed}")}
                 else:
                     points = run_reference(folder, result["model"], seed, reference_seconds)
-                result["runs"][side].append({"seed": seed, "points": points})
-                typer.echo(f"{side}, seed {seed}: {points}", err=True)
-                found = {name: [run["points"] for run in runs] for name, runs in result["runs"].items()}
+                    run = {"seed": seed, "given_seconds": reference_seconds, "points": points}
+                result["runs"][side].append(run)
+                typer.echo(f"{side}, seed {seed}: {run['points']}", err=True)
+                found = {name: [one["points"] for one in runs] for name, runs in result["runs"].items()}
                 result["thresholds"] = summary(found, preparation)
+                result["biggest_fall"] = {name: [biggest_fall(points) for points in seen] for name, seen in found.items()}
                 write_json(result, json_file)
     if plot_file is not None:
         plot(result, plot_file)

@@ -1,0 +1,123 @@
+"""What each lever of `--preset fast` buys: the race of `time_to_score.py` with one thing changed at a time.
+
+    python benchmarks/levers.py --source DIR_WITH_THE_ARCHIVES --json benchmarks/results/levers.json
+
+Every side trains on the same split from the same weights; seeds are the outer loop, so that a slow hour of the machine
+falls on all sides. The result is written after each run, and a later call adds the seeds and levers that are missing.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+import tempfile
+from pathlib import Path
+from statistics import median
+from typing import Annotated, Any
+
+import typer
+from time_to_score import Point, prepare, reached, run_ours, write_json
+
+from hemafast.config import train_config
+from hemafast.data.dataset import open_dataset
+from hemafast.engine.machine import choose_machine
+
+PRESET = "fast"
+LEVERS = {
+    "as it is": "",
+    "no stage frozen": "--freeze-stages 0",
+    "three stages frozen": "--freeze-stages 3",
+    "full size from the start": "--growing-from off",
+    "smaller at first": "--growing-from 64,96",
+    "larger in the end": "--growing-from 96,128 --image-size 160",
+    "half the peak rate": "--lr 1.5e-3",
+    "5/3 of the peak rate": "--lr 5e-3",
+    "a third of the run to warm up": "--warmup 0.3",
+    "layer-wise decay of the rate": "--layer-decay 0.8",
+    "frozen batch norm": "--freeze-norm --clip-grad 1",
+    "batches of 16 at two thirds of the rate": "--batch-size 16 --lr 2e-3",
+    "batches of 64 at 4/3 of the rate": "--batch-size 64 --lr 4e-3",
+    "averaged weights": "--ema 0.97",
+    "no label smoothing": "--label-smoothing 0",
+    "no symmetries": "--symmetry none",
+    "half the images drawn evenly from the classes": "--sampler mixed:0.5",
+    "logits adjusted by the frequency of the class": "--loss logit-adjusted",
+    "stochastic depth": "--drop-path 0.1",
+}
+"""Options that are put behind the preset's. What has no option is in the README, with the reason."""
+
+
+def area(points: list[Point], seconds: float) -> float:
+    """Mean macro-F1 over the first `seconds`, of the best model so far: 0 before the first validation."""
+    total, now, best = 0.0, 0.0, 0.0
+    for point in (*points, {"seconds": seconds, "f1_macro": 0.0}):
+        until = min(point["seconds"], seconds)
+        total, now = total + best * (until - now), until
+        best = max(best, point["f1_macro"])
+    return total / seconds
+
+
+def summary(runs: dict[str, list[Point]], seconds: float, thresholds: tuple[float, ...]) -> dict[str, Any]:
+    """Of a lever's runs by seed: medians of the seconds to each threshold (None if most miss it), the best and last
+    macro-F1, the area and the seconds of the whole."""
+    seeds = list(runs.values())
+
+    def middle(found: list[float | None]) -> float | None:
+        known = sorted(value for value in found if value is not None)
+        return known[len(found) // 2] if len(known) > len(found) // 2 else None
+
+    return {
+        "seeds": len(seeds),
+        "seconds_to": {f"{bar:.2f}": middle([reached(points, bar) for points in seeds]) for bar in thresholds},
+        "best": median(max(point["f1_macro"] for point in points) for points in seeds),
+        "last": median(points[-1]["f1_macro"] for points in seeds),
+        "area": median(area(points, seconds) for points in seeds),
+        "seconds": median(points[-1]["seconds"] for points in seeds),
+    }
+
+
+def main(
+    source: Annotated[Path, typer.Option(help="Folder with real archives.")],
+    json_file: Annotated[Path, typer.Option("--json", help="Result; one that is there is added to.")],
+    domain: Annotated[str, typer.Option(help="Domain to train on.")] = "Acevedo_20",
+    seeds: Annotated[int, typer.Option(min=1, help="How many runs each lever has in the end.")] = 2,
+    seconds: Annotated[float, typer.Option(help="Over which macro-F1 is averaged.")] = 60.0,
+    group_pattern: Annotated[str | None, typer.Option(help="As for `hemafast prepare`.")] = None,
+) -> None:
+    """Train with each lever in turn; half a minute to two minutes a run."""
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        prepared = folder / "prepared"
+        prepare(source, prepared, group_pattern)
+        dataset = open_dataset(prepared, domains=(domain,))
+        if dataset.info.drawn:
+            sys.exit(f"{source} holds drawn cells; what a lever buys on them is not worth keeping.")
+        result: dict[str, Any] = {
+            "command": f"python benchmarks/levers.py --domain {domain} --seeds {seeds}",
+            "preset": PRESET,
+            "machine": choose_machine(device="cpu", amp="auto", compiled="off").facts,
+            "model": train_config(PRESET).model,
+            "domain": domain,
+            "images": {split: int(dataset.counts(split).sum()) for split in ("train", "val")},
+            "seconds": seconds,
+            "runs": {name: {} for name in LEVERS},
+        }
+        if json_file.is_file():
+            result["runs"] |= json.loads(json_file.read_text(encoding="utf-8"))["runs"]
+        base = ["hemafast", "train", "--preset", PRESET, "--domains", domain, "--data", str(prepared)]
+        missing = [(seed, name) for seed in range(seeds) for name in LEVERS if str(seed) not in result["runs"][name]]
+        for number, (seed, name) in enumerate(missing):
+            command = [*base, *shlex.split(LEVERS[name]), "--seed", str(seed)]
+            result["runs"][name][str(seed)] = run_ours(command, folder / f"runs-{number}")
+            typer.echo(f"{name}, seed {seed}: {result['runs'][name][str(seed)]}", err=True)
+            done = {name: runs for name, runs in result["runs"].items() if runs}
+            result["levers"] = {
+                name: {"options": LEVERS[name], **summary(runs, seconds, (0.70, 0.75, 0.80))}
+                for name, runs in done.items()
+            }
+            write_json(result, json_file)
+
+
+if __name__ == "__main__":
+    typer.run(main)
