@@ -23,7 +23,7 @@ from typing import Annotated, Any
 import numpy as np
 import pandas as pd
 import typer
-from time_to_score import SIDES, class_folders, prepare, write_json
+from time_to_score import SIDES, class_folders, prepare, run_reference, write_json
 
 from hemafast.data.dataset import open_dataset
 from hemafast.engine.machine import choose_machine
@@ -52,20 +52,15 @@ def run_ours(prepared: Path, domain: str, command: list[str], seed: int, seconds
     return {Path(image).name: label for image, label in zip(table["image"], table["predicted"], strict=True)}
 
 
-def run_reference(folders: Path, model: str, seed: int, seconds: float) -> Answers:
+def best_within(folders: Path, model: str, seed: int, seconds: float) -> Answers:
     """Train with the reference's loop; the answers of the best epoch that ended within so many seconds."""
-    points, answers = folders / "points.json", folders / "answers.json"
-    command = [sys.executable, str(Path(__file__).with_name("reference.py")), "--json", str(points)]
-    for split in ("train", "val"):
-        command += [f"--{split}", str(folders / split)]
-    asked = {"--model": model, "--seed": seed, "--seconds": seconds, "--answers": answers}
-    subprocess.run([*command, *map(str, sum(asked.items(), ()))], check=True, capture_output=True)
-    epochs: list[dict[str, Any]] = json.loads(answers.read_text(encoding="utf-8"))
-    for file in (points, answers):
-        file.unlink()
+    file = folders / "answers.json"
+    run_reference(folders, model, seed, seconds, target=1.0, answers=file)
+    epochs: list[dict[str, Any]] = json.loads(file.read_text(encoding="utf-8"))
+    file.unlink()
     within = [epoch for epoch in epochs if epoch["seconds"] <= seconds]
     if not within:
-        raise typer.BadParameter(f"The reference ends no epoch in {seconds:.0f} s.")
+        sys.exit(f"The reference ends no epoch in {seconds:.0f} s.")
     found: Answers = max(within, key=lambda epoch: float(epoch["f1_macro"]))["answers"]
     return found
 
@@ -152,7 +147,7 @@ def main(
                     output = folder / f"runs-{domain}-{seed}"
                     runs["hemafast"].append(run_ours(prepared, domain, command, seed, seconds, output))
                 if seed >= len(runs["reference"]):
-                    runs["reference"].append(run_reference(folder / domain, model, seed, seconds))
+                    runs["reference"].append(best_within(folder / domain, model, seed, seconds))
                 result["domains"][domain] = judged(truth(prepared, domain), runs)
                 typer.echo(f"{domain}, seed {seed}: {result['domains'][domain]}", err=True)
                 write_json(result, json_file)

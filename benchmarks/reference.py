@@ -76,14 +76,14 @@ def train_epoch(model: nn.Module, batches: Batches, optimizer: torch.optim.Optim
 
 
 @torch.no_grad()
-def validate(model: nn.Module, batches: Batches) -> float:
-    """Macro-F1 of the validation images."""
+def validate(model: nn.Module, batches: Batches) -> tuple[float, list[int]]:
+    """Macro-F1 of the validation images, and what each is taken for."""
     model.eval()
     predicted, actual = [], []
     for images, labels in batches:
         predicted.extend(model(images).argmax(1).tolist())
         actual.extend(labels.tolist())
-    return float(f1_score(actual, predicted, average="macro", labels=sorted(set(actual))))
+    return float(f1_score(actual, predicted, average="macro", labels=sorted(set(actual)))), predicted
 
 
 def main(
@@ -95,6 +95,9 @@ def main(
     seconds: Annotated[float, typer.Option(help="No epoch begins after so many seconds of the process.")] = 600.0,
     target: Annotated[float, typer.Option(help="Nor after this macro-F1.")] = 1.0,
     workers: Annotated[int, typer.Option(help="Processes that load.")] = 2,
+    answers_file: Annotated[
+        Path | None, typer.Option("--answers", help="Where the class of each validation image goes, after each epoch.")
+    ] = None,
 ) -> None:
     """Train until the time is over or the target reached."""
     started = psutil.Process().create_time()
@@ -105,13 +108,22 @@ def main(
     shown = model.pretrained_cfg
     train_batches, val_batches = make_loaders(train, val, shown["mean"], shown["std"], workers)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+    images: Any = val_batches.dataset
     points: list[dict[str, float]] = []
+    answers: list[dict[str, Any]] = []
     while (not points or points[-1]["f1_macro"] < target) and time.time() - started < seconds:
         loss = train_epoch(model, train_batches, optimizer)
-        f1 = validate(model, val_batches)
+        f1, predicted = validate(model, val_batches)
         points.append({"seconds": time.time() - started, "f1_macro": f1, "train_loss": loss})
         print(f"epoch {len(points)}: {points[-1]['seconds']:.1f} s, macro-F1 {f1:.4f}", flush=True)
         json_file.write_text(json.dumps(points, indent=2) + "\n", encoding="utf-8")
+        if answers_file is not None:
+            named = {
+                Path(file).name: images.classes[index]
+                for (file, _), index in zip(images.samples, predicted, strict=True)
+            }
+            answers.append({**points[-1], "answers": named})
+            answers_file.write_text(json.dumps(answers) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

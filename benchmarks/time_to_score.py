@@ -14,6 +14,7 @@ after each run, and a second call with more seeds adds to it.
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import re
@@ -30,6 +31,7 @@ from typing import Annotated, Any
 import pandas as pd
 import typer
 
+from hemafast.config import train_config
 from hemafast.data.dataset import open_dataset
 from hemafast.engine.journal import LOG
 from hemafast.engine.machine import choose_machine
@@ -65,13 +67,17 @@ def run_ours(command: list[str], output: Path) -> list[Point]:
     return [{"seconds": end - started, "f1_macro": float(f1)} for end, (_, f1) in zip(ends, told, strict=True)]
 
 
-def run_reference(folders: Path, model: str, seed: int, seconds: float) -> list[Point]:
-    """Train with the reference's loop until the last threshold or the end of its time."""
+def run_reference(
+    folders: Path, model: str, seed: int, seconds: float, *, target: float = THRESHOLDS[-1], answers: Path | None = None
+) -> list[Point]:
+    """Train with the reference's loop until the target or the end of its time; `answers` gets those of each epoch."""
     points = folders / "points.json"
     command = [sys.executable, str(Path(__file__).with_name("reference.py")), "--json", str(points)]
     for split in ("train", "val"):
         command += [f"--{split}", str(folders / split)]
-    asked = {"--model": model, "--seed": seed, "--seconds": seconds, "--target": THRESHOLDS[-1]}
+    asked: dict[str, Any] = {"--model": model, "--seed": seed, "--seconds": seconds, "--target": target}
+    if answers is not None:
+        asked["--answers"] = answers
     subprocess.run([*command, *map(str, sum(asked.items(), ()))], check=True, capture_output=True)
     found: list[Point] = json.loads(points.read_text(encoding="utf-8"))
     points.unlink()
@@ -84,9 +90,16 @@ def reached(points: list[Point], threshold: float) -> float | None:
 
 
 def biggest_fall(points: list[Point]) -> float:
-    """By how much macro-F1 fell at the most from one validation to the next, after the first third of the seconds."""
-    late = [point["f1_macro"] for point in points if point["seconds"] >= points[-1]["seconds"] / 3]
-    return max((before - after for before, after in zip(late, late[1:], strict=False) if after < before), default=0.0)
+    """By how much macro-F1 fell at the most from one validation to one that is after the first third of the seconds."""
+    third = points[-1]["seconds"] / 3
+    return max(
+        (
+            before["f1_macro"] - after["f1_macro"]
+            for before, after in itertools.pairwise(points)
+            if after["seconds"] >= third and after["f1_macro"] < before["f1_macro"]
+        ),
+        default=0.0,
+    )
 
 
 def summary(runs: dict[str, list[list[Point]]], preparation: dict[str, float]) -> dict[str, Any]:
@@ -117,6 +130,13 @@ def summary(runs: dict[str, list[list[Point]]], preparation: dict[str, float]) -
             row["ratio_is_bound"] = row["reference"]["median"] is None
         table[f"{threshold:.2f}"] = row
     return table
+
+
+def sum_up(result: dict[str, Any]) -> None:
+    """Put what the runs come to into the result."""
+    points = {side: [run["points"] for run in runs] for side, runs in result["runs"].items()}
+    result["thresholds"] = summary(points, result["preparation_seconds"])
+    result["biggest_fall"] = {side: [biggest_fall(one) for one in seeds] for side, seeds in points.items()}
 
 
 def plot(result: dict[str, Any], file: Path) -> None:
@@ -186,8 +206,6 @@ def main(
         dataset = open_dataset(prepared, domains=(domain,))
         if dataset.info.drawn:
             sys.exit(f"{source} holds drawn cells; no time to a score on them is worth keeping.")
-        from hemafast.config import train_config
-
         result: dict[str, Any] = {
             "command": f"python benchmarks/time_to_score.py --domain {domain} --seeds {seeds}",
             "ours": " ".join(ours),
@@ -202,20 +220,17 @@ def main(
         if json_file.is_file():
             result["runs"] = json.loads(json_file.read_text(encoding="utf-8"))["runs"]
         for seed in range(seeds):
-            for side in SIDES:
-                if seed < len(result["runs"][side]) or (side == "reference" and not reference_seconds):
+            for side, runs in result["runs"].items():
+                if seed < len(runs) or (side == "reference" and not reference_seconds):
                     continue
                 if side == "hemafast":
                     command = [*ours, "--data", str(prepared), "--seed", str(seed)]
-                    run: dict[str, Any] = {"seed": seed, "points": run_ours(command, folder / f"runs-{seed}")}
+                    runs.append({"seed": seed, "points": run_ours(command, folder / f"runs-{seed}")})
                 else:
                     points = run_reference(folder, result["model"], seed, reference_seconds)
-                    run = {"seed": seed, "given_seconds": reference_seconds, "points": points}
-                result["runs"][side].append(run)
-                typer.echo(f"{side}, seed {seed}: {run['points']}", err=True)
-                found = {name: [one["points"] for one in runs] for name, runs in result["runs"].items()}
-                result["thresholds"] = summary(found, preparation)
-                result["biggest_fall"] = {name: [biggest_fall(points) for points in seen] for name, seen in found.items()}
+                    runs.append({"seed": seed, "given_seconds": reference_seconds, "points": points})
+                typer.echo(f"{side}, seed {seed}: {runs[-1]['points']}", err=True)
+                sum_up(result)
                 write_json(result, json_file)
     if plot_file is not None:
         plot(result, plot_file)
