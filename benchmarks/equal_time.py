@@ -2,9 +2,9 @@
 
     python benchmarks/equal_time.py --source DIR_WITH_THE_ARCHIVES --json benchmarks/results/equal_time.json
 
-Domain by domain, both sides see the split that `hemafast prepare` made, start from the same weights of the same network,
-and have the same seconds from the start of the process; ours within a `--time-budget`, evaluation and report included.
-Each side is judged by its best epoch, without augmentation. Seeds take turns between the sides, the result is written
+Domain by domain, both sides see the split that `hemafast prepare` made, start from the same weights of the same
+network, and have the same seconds from the start of the process; ours within a `--time-budget`, evaluation and report
+included. Each side is judged by its best epoch, without augmentation. Seeds take turns between the sides, the result is written
 after each of them, and a second call with more seeds adds to it.
 
 `reference.py` is the other side, and says what it is.
@@ -71,7 +71,8 @@ def judged(actual: Answers, runs: dict[str, list[Answers]]) -> dict[str, Any]:
     A resample of the images is the same for all runs, and a score in it is the mean over the seeds: intervals hold the
     luck of the images. That of the training is in `seeds`.
     """
-    classes = sorted({*actual.values(), *(label for run in sum(runs.values(), []) for label in run.values())})
+    answered = {label for seeds in runs.values() for run in seeds for label in run.values()}
+    classes = sorted(answered.union(actual.values()))
     files = sorted(actual)
     labels = _indices(classes, actual, files)
     count = min(len(seeds) for seeds in runs.values())

@@ -90,7 +90,7 @@ def fast() -> Fields:
     """`quick` in fewer seconds: small images at first, and the early half of the network stays as it was pretrained.
 
     Command: `hemafast train --preset fast`
-    Time: 2 minutes on two CPU cores for 2,300 images; what each part of it buys is in benchmarks/README.md.
+    Time: 2 minutes on two CPU cores for 2,300 images.
     Score: the race at the top of the README, with its data and seeds.
     """
     return {**quick(), "epochs": 6, "growing_from": (96,), "freeze_stages": 4, "warmup": 0.15}

@@ -552,7 +552,9 @@ def time_to_score_table(result: dict[str, Any]) -> str:
     ]
     falls = ", ".join(f"{fall:.3f}" for fall in result["biggest_fall"]["hemafast"])
     last = {
-        side: " / ".join(f"{run['points'][-1]['f1_macro']:.3f} at {run['points'][-1]['seconds']:.0f} s" for run in seeds)
+        side: " / ".join(
+            f"{run['points'][-1]['f1_macro']:.3f} at {run['points'][-1]['seconds']:.0f} s" for run in seeds
+        )
         for side, seeds in runs.items()
     }
     images = result["images"]
@@ -564,8 +566,8 @@ def time_to_score_table(result: dict[str, Any]) -> str:
             "",
             f"`{result['command']}`: `{result['ours']}` beside the reference's loop, {result['model']} from the same "
             f"ImageNet weights, {images['train']:,} training and {images['val']} validation images of "
-            f"{result['domain']}, {result['classes']} classes, {len(runs['hemafast'])} seeds in turn, median (each seed). "
-            f"Seconds from the start of the process; preparing took {preparation['hemafast']:.0f} s, unpacking for the "
+            f"{result['domain']}, {result['classes']} classes, {len(runs['hemafast'])} seeds in turn, median "
+            f"(each seed). Seconds from the start of the process; preparing took {preparation['hemafast']:.0f} s, unpacking for the "
             f"reference {preparation['reference']:.1f} s. Runs end at {last['hemafast']} (hemafast) and "
             f"{last['reference']} (reference). The biggest falls of macro-F1 between two validations of ours after the "
             f"first third are {falls}. {_machine(result['machine'])}.",
@@ -606,9 +608,10 @@ def levers_table(result: dict[str, Any]) -> str:
             "|---|---|" + "---|" * (len(plain["seconds_to"]) + 4),
             *rows,
             "",
-            f"`{result['command']}`: {result['model']}, {images['train']:,} training and {images['val']} validation images "
-            f"of {result['domain']}, medians over {plain['seeds']} seeds (`not`: most of them miss it). The area is the "
-            f"mean macro-F1 of the best model so far over the first {result['seconds']:.0f} s. {_machine(result['machine'])}.",
+            f"`{result['command']}`: {result['model']}, {images['train']:,} training and {images['val']} validation "
+            f"images of {result['domain']}, medians over {plain['seeds']} seeds (`not`: most of them miss it). "
+            f"The area is the mean macro-F1 of the best model so far over the first {result['seconds']:.0f} s. "
+            f"{_machine(result['machine'])}.",
         ]
     )
 
@@ -622,8 +625,8 @@ def equal_time_table(result: dict[str, Any]) -> str:
             " / ".join(f"{score:.3f}" for score in found["seeds"][side]) for side in ("hemafast", "reference")
         )
         rows.append(
-            f"| {domain} | {result['seconds'][domain]:.0f} | {' | '.join(sides)} | {_with_interval(found['ahead'], '+.3f')} "
-            f"| {seeds} | {found['classes']} | {found['images']} |"
+            f"| {domain} | {result['seconds'][domain]:.0f} | {' | '.join(sides)} "
+            f"| {_with_interval(found['ahead'], '+.3f')} | {seeds} | {found['classes']} | {found['images']} |"
         )
     return "\n".join(
         [
@@ -631,8 +634,9 @@ def equal_time_table(result: dict[str, Any]) -> str:
             "|---|---|---|---|---|---|---|---|",
             *rows,
             "",
-            f"`{result['command']}`: `{result['ours']} --time-budget SECONDS` beside the reference's loop, macro-F1 of the best "
-            "epoch within the seconds, mean over the seeds (95 % interval over the images, which both sides share). "
+            f"`{result['command']}`: `{result['ours']} --time-budget SECONDS` beside the reference's loop, macro-F1 of "
+            "the best epoch within the seconds, mean over the seeds (95 % interval over the images, "
+            "which both sides share). "
             f"{_machine(result['machine'])}.",
         ]
     )

@@ -19,7 +19,9 @@ def answers(right, seed):
     """The truth, and answers of which a share is `right`."""
     generator = np.random.default_rng(seed)
     actual = {file: CLASSES[number % 3] for number, file in enumerate(FILES)}
-    return {file: label if generator.random() < right else str(generator.choice(CLASSES)) for file, label in actual.items()}
+    return {
+        file: label if generator.random() < right else str(generator.choice(CLASSES)) for file, label in actual.items()
+    }
 
 
 ACTUAL = answers(1.0, 0)
@@ -42,7 +44,9 @@ def test_sides_are_judged_by_the_mean_over_their_seeds():
         assert mean == pytest.approx(np.mean(found["seeds"][side]))
         assert low < mean < high
     ahead = found["ahead"]
-    assert ahead["mean"] == pytest.approx(found["macro_f1"]["hemafast"]["mean"] - found["macro_f1"]["reference"]["mean"])
+    assert ahead["mean"] == pytest.approx(
+        found["macro_f1"]["hemafast"]["mean"] - found["macro_f1"]["reference"]["mean"]
+    )
     assert 0 < ahead["ci95"][0] < ahead["mean"] < ahead["ci95"][1]
 
 
