@@ -4,8 +4,8 @@
 
 Domain by domain, both sides see the split that `hemafast prepare` made, start from the same weights of the same
 network, and have the same seconds from the start of the process; ours within a `--time-budget`, evaluation and report
-included. Each side is judged by its best epoch, without augmentation. Seeds take turns between the sides, the result is written
-after each of them, and a second call with more seeds adds to it.
+included. Each side is judged by its best epoch, without augmentation. Seeds take turns between the sides, the result
+is written after each of them, and a second call with more seeds adds to it.
 
 `reference.py` is the other side, and says what it is.
 """

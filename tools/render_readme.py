@@ -567,8 +567,8 @@ def time_to_score_table(result: dict[str, Any]) -> str:
             f"`{result['command']}`: `{result['ours']}` beside the reference's loop, {result['model']} from the same "
             f"ImageNet weights, {images['train']:,} training and {images['val']} validation images of "
             f"{result['domain']}, {result['classes']} classes, {len(runs['hemafast'])} seeds in turn, median "
-            f"(each seed). Seconds from the start of the process; preparing took {preparation['hemafast']:.0f} s, unpacking for the "
-            f"reference {preparation['reference']:.1f} s. Runs end at {last['hemafast']} (hemafast) and "
+            f"(each seed). Seconds from the start of the process; preparing took {preparation['hemafast']:.0f} s, "
+            f"unpacking for the reference {preparation['reference']:.1f} s. Runs end at {last['hemafast']} (hemafast) and "
             f"{last['reference']} (reference). The biggest falls of macro-F1 between two validations of ours after the "
             f"first third are {falls}. {_machine(result['machine'])}.",
         ]
