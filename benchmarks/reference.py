@@ -92,7 +92,9 @@ def main(
     json_file: Annotated[Path, typer.Option("--json", help="Where seconds and scores go, after each epoch.")],
     model_name: Annotated[str, typer.Option("--model", help="A timm model.")] = "tf_efficientnet_lite0",
     seed: Annotated[int, typer.Option(help="Of head, order and augmentation.")] = 0,
-    seconds: Annotated[float, typer.Option(help="No epoch begins after so many seconds of the process.")] = 600.0,
+    seconds: Annotated[
+        float, typer.Option(help="After so many seconds of the process, no epoch but the first begins.")
+    ] = 600.0,
     target: Annotated[float, typer.Option(help="Nor after this macro-F1.")] = 1.0,
     workers: Annotated[int, typer.Option(help="Processes that load.")] = 2,
     answers_file: Annotated[
@@ -111,7 +113,7 @@ def main(
     images: Any = val_batches.dataset
     points: list[dict[str, float]] = []
     answers: list[dict[str, Any]] = []
-    while (not points or points[-1]["f1_macro"] < target) and time.time() - started < seconds:
+    while not points or (points[-1]["f1_macro"] < target and time.time() - started < seconds):
         loss = train_epoch(model, train_batches, optimizer)
         f1, predicted = validate(model, val_batches)
         points.append({"seconds": time.time() - started, "f1_macro": f1, "train_loss": loss})

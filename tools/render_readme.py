@@ -568,9 +568,9 @@ def time_to_score_table(result: dict[str, Any]) -> str:
             f"ImageNet weights, {images['train']:,} training and {images['val']} validation images of "
             f"{result['domain']}, {result['classes']} classes, {len(runs['hemafast'])} seeds in turn, median "
             f"(each seed). Seconds from the start of the process; preparing took {preparation['hemafast']:.0f} s, "
-            f"unpacking for the reference {preparation['reference']:.1f} s. Runs end at {last['hemafast']} (hemafast) and "
-            f"{last['reference']} (reference). The biggest falls of macro-F1 between two validations of ours after the "
-            f"first third are {falls}. {_machine(result['machine'])}.",
+            f"unpacking for the reference {preparation['reference']:.1f} s. Runs end at {last['hemafast']} (hemafast) "
+            f"and {last['reference']} (reference). The biggest falls of macro-F1 between two validations of ours after "
+            f"the first third are {falls}. {_machine(result['machine'])}.",
         ]
     )
 
