@@ -23,7 +23,7 @@ from typing import Annotated, Any
 import numpy as np
 import pandas as pd
 import typer
-from time_to_score import SIDES, class_folders, prepare, run_reference, write_json
+from time_to_score import SIDES, before, class_folders, prepare, run_reference, write_json
 
 from hemafast.data.dataset import open_dataset
 from hemafast.engine.machine import choose_machine
@@ -37,19 +37,20 @@ Answers = dict[str, str]
 """Class by file name."""
 
 
-def run_ours(prepared: Path, domain: str, command: list[str], seed: int, seconds: float, output: Path) -> Answers:
-    """Train for so many seconds; the answers of the best epoch to the validation images."""
+def run_ours(
+    prepared: Path, domain: str, command: list[str], seed: int, seconds: float, output: Path
+) -> tuple[Answers, float]:
+    """Train for so many seconds; the answers of the best epoch to the validation images, and the seconds it took."""
     asked = ["--domains", domain, "--data", str(prepared), "--seed", str(seed), "--time-budget", f"{seconds:.0f}"]
     started = time.perf_counter()
     subprocess.run(
         [sys.executable, "-m", *command, *asked, "--output", str(output), "--quiet"], check=True, capture_output=True
     )
     taken = time.perf_counter() - started
-    typer.echo(f"{taken:.0f} of {seconds:.0f} s", err=True)
     (folder,) = output.glob("2*")
     table = pd.read_csv(folder / "predictions.csv")
     table = table[table["domain"] == domain]
-    return {Path(image).name: label for image, label in zip(table["image"], table["predicted"], strict=True)}
+    return {Path(image).name: label for image, label in zip(table["image"], table["predicted"], strict=True)}, taken
 
 
 def best_within(folders: Path, model: str, seed: int, seconds: float) -> Answers:
@@ -135,10 +136,11 @@ def main(
             "model": model,
             "seconds": BUDGETS,
             "answers": {domain: {side: [] for side in SIDES} for domain in BUDGETS},
+            "taken": {domain: [] for domain in BUDGETS},
             "domains": {},
         }
-        if json_file.is_file():
-            result["answers"] = json.loads(json_file.read_text(encoding="utf-8"))["answers"]
+        earlier = before(json_file, result["machine"])
+        result |= {name: earlier[name] for name in ("answers", "taken") if earlier}
         for domain in BUDGETS:
             class_folders(prepared, domain, folder / domain)
         for seed in range(seeds):
@@ -146,11 +148,13 @@ def main(
                 runs: dict[str, list[Answers]] = result["answers"][domain]
                 if seed >= len(runs["hemafast"]):
                     output = folder / f"runs-{domain}-{seed}"
-                    runs["hemafast"].append(run_ours(prepared, domain, command, seed, seconds, output))
+                    answers, taken = run_ours(prepared, domain, command, seed, seconds, output)
+                    runs["hemafast"].append(answers)
+                    result["taken"][domain].append(taken)
                 if seed >= len(runs["reference"]):
                     runs["reference"].append(best_within(folder / domain, model, seed, seconds))
                 result["domains"][domain] = judged(truth(prepared, domain), runs)
-                typer.echo(f"{domain}, seed {seed}: {result['domains'][domain]}", err=True)
+                typer.echo(f"{domain}, seed {seed}: {result['domains'][domain]}, {result['taken'][domain]} s", err=True)
                 write_json(result, json_file)
 
 

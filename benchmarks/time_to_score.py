@@ -7,7 +7,7 @@ Both sides see the split that `hemafast prepare` made, start from the same weigh
 on the same validation images without augmentation, after each epoch. Seconds count from the start of the process,
 imports included; preparation is told apart. A reference run ends once it has reached the last threshold, or when its
 time is over: what it has not reached then is told as such. Seeds take turns between the sides. The result is written
-after each run, and a second call with more seeds adds to it.
+after each run, and a second call with more seeds adds to it, on the same processor.
 
 `reference.py` is the other side, and says what it is. With `--reference-seconds 0` only our side runs.
 """
@@ -161,6 +161,19 @@ def plot(result: dict[str, Any], file: Path) -> None:
     plt.close(figure)
 
 
+def before(file: Path, machine: dict[str, str]) -> dict[str, Any]:
+    """What an earlier call found, if there was one. Seconds of two processors are not mixed: the process ends."""
+    if not file.is_file():
+        return {}
+    found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    if found["machine"]["processor"] != machine["processor"]:
+        sys.exit(
+            f"{file} was measured on {found['machine']['processor']}, and this is {machine['processor']}: "
+            "name another file, or move that one away to begin anew."
+        )
+    return found
+
+
 def write_json(result: dict[str, Any], file: Path) -> None:
     """Replace the file by this result."""
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -183,6 +196,32 @@ def unpack(archive: Path, folder: Path) -> float:
     return time.perf_counter() - started
 
 
+def lay_out(source: Path, domain: str, group_pattern: str | None, folder: Path) -> dict[str, float]:
+    """Put what each side reads into `folder`: `prepared`, and class folders. Seconds that it takes by side."""
+    seconds = {
+        "hemafast": prepare(source, folder / "prepared", group_pattern),
+        "reference": unpack(source / f"{domain}.zip", folder / "unpacked"),
+    }
+    class_folders(folder / "prepared", domain, folder)
+    return seconds
+
+
+def conditions(prepared: Path, domain: str, preset: str, seeds: int) -> dict[str, Any]:
+    """What the result says of the race besides its runs. No drawn cells are raced on: the process ends."""
+    dataset = open_dataset(prepared, domains=(domain,))
+    if dataset.info.drawn:
+        sys.exit("These are drawn cells; no time to a score on them is worth keeping.")
+    return {
+        "command": f"python benchmarks/time_to_score.py --domain {domain} --seeds {seeds}",
+        "ours": f"hemafast train --preset {preset} --domains {domain}",
+        "machine": choose_machine(device="cpu", amp="auto", compiled="off").facts,
+        "model": train_config(preset).model,
+        "domain": domain,
+        "images": {split: int(dataset.counts(split).sum()) for split in ("train", "val")},
+        "classes": sum(bool(count) for count in dataset.counts("val")),
+    }
+
+
 def main(
     source: Annotated[Path, typer.Option(help="Folder with real archives.")],
     json_file: Annotated[Path, typer.Option("--json", help="Result; one that is there is added to.")],
@@ -194,37 +233,18 @@ def main(
     group_pattern: Annotated[str | None, typer.Option(help="As for `hemafast prepare`.")] = None,
 ) -> None:
     """Race to each threshold; with the archives of 3,000 images an hour or more on two cores."""
-    ours = ["hemafast", "train", "--preset", preset, "--domains", domain]
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        prepared = folder / "prepared"
-        preparation = {
-            "hemafast": prepare(source, prepared, group_pattern),
-            "reference": unpack(source / f"{domain}.zip", folder / "unpacked"),
-        }
-        class_folders(prepared, domain, folder)
-        dataset = open_dataset(prepared, domains=(domain,))
-        if dataset.info.drawn:
-            sys.exit(f"{source} holds drawn cells; no time to a score on them is worth keeping.")
-        result: dict[str, Any] = {
-            "command": f"python benchmarks/time_to_score.py --domain {domain} --seeds {seeds}",
-            "ours": " ".join(ours),
-            "machine": choose_machine(device="cpu", amp="auto", compiled="off").facts,
-            "model": train_config(preset).model,
-            "domain": domain,
-            "images": {split: int(dataset.counts(split).sum()) for split in ("train", "val")},
-            "classes": sum(bool(count) for count in dataset.counts("val")),
-            "preparation_seconds": preparation,
-            "runs": {side: [] for side in SIDES},
-        }
-        if json_file.is_file():
-            result["runs"] = json.loads(json_file.read_text(encoding="utf-8"))["runs"]
+        preparation = lay_out(source, domain, group_pattern, folder)
+        result = conditions(folder / "prepared", domain, preset, seeds)
+        result |= {"preparation_seconds": preparation, "runs": {side: [] for side in SIDES}}
+        result["runs"] |= before(json_file, result["machine"]).get("runs", {})
         for seed in range(seeds):
             for side, runs in result["runs"].items():
                 if seed < len(runs) or (side == "reference" and not reference_seconds):
                     continue
                 if side == "hemafast":
-                    command = [*ours, "--data", str(prepared), "--seed", str(seed)]
+                    command = [*result["ours"].split(), "--data", str(folder / "prepared"), "--seed", str(seed)]
                     runs.append({"seed": seed, "points": run_ours(command, folder / f"runs-{seed}")})
                 else:
                     points = run_reference(folder, result["model"], seed, reference_seconds)

@@ -34,7 +34,6 @@ LossName = Literal["cross-entropy", "weighted", "focal", "logit-adjusted"]
 CompileMode = Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"]
 OnNonfinite = Literal["stop", "skip"]
 TrackerName = Literal["tensorboard", "wandb", "mlflow", "trackio"]
-Decay = Annotated[float, Gt(0), Lt(1)]
 Rate = Annotated[float, Ge(0), Lt(1)]
 
 AUTO_FIELD_OF_VIEW = 25.0
@@ -192,8 +191,8 @@ class TrainConfig:
     """Each layer learns at this share of the rate of the one above it."""
     clip_grad: Annotated[float, Gt(0)] | None = None
     """Largest norm of all gradients together; longer ones are shortened to it."""
-    ema: Decay | None = None
-    """Decay of a moving average of the weights, which then is what validates and is kept as best."""
+    ema: Rate | None = None
+    """Decay of a moving average of the weights, which then is what validates and is kept as best; 0 is none."""
     loss: LossName = "cross-entropy"
     """Cross-entropy as it is, weighted by inverse class frequency, focal, or with logits adjusted by that frequency."""
     focal_gamma: Annotated[float, Ge(0), Le(10)] = 2.0

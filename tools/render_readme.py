@@ -590,7 +590,9 @@ def _times(row: dict[str, Any], name: str) -> str:
 
 def levers_table(result: dict[str, Any]) -> str:
     """What a change of one lever makes of the preset."""
-    plain = next(iter(result["levers"].values()))
+    plain, *changed = result["levers"].values()
+    fewest = min(lever["seeds"] for lever in changed)
+    others = "one seed each" if fewest == 1 else f"medians of {fewest} seeds"
     rows = []
     for name, lever in result["levers"].items():
         seconds = " | ".join("not" if found is None else f"{found:.0f}" for found in lever["seconds_to"].values())
@@ -598,19 +600,22 @@ def levers_table(result: dict[str, Any]) -> str:
         options = f"`{lever['options']}`" if lever["options"] else ""
         rows.append(
             f"| {name} | {options} | {seconds} | {lever['area']:.3f} | {gain} | {lever['last']:.3f} "
-            f"| {lever['seconds']:.0f} |"
+            f"| {lever['fall']:.3f} | {lever['seconds']:.0f} |"
         )
     bars = " | ".join(f"to {bar}, s" for bar in plain["seconds_to"])
     images = result["images"]
     return "\n".join(
         [
-            f"| `--preset {result['preset']}` | options | {bars} | area | gain | last macro-F1 | seconds |",
-            "|---|---|" + "---|" * (len(plain["seconds_to"]) + 4),
+            f"| `--preset {result['preset']}` | options | {bars} | area | gain | last | biggest fall | seconds |",
+            "|---|---|" + "---|" * (len(plain["seconds_to"]) + 5),
             *rows,
             "",
             f"`{result['command']}`: {result['model']}, {images['train']:,} training and {images['val']} validation "
-            f"images of {result['domain']}, medians over {plain['seeds']} seeds (`not`: most of them miss it). "
-            f"The area is the mean macro-F1 of the best model so far over the first {result['seconds']:.0f} s. "
+            f"images of {result['domain']}, {others}. Of the preset as it is, {plain['seeds']} seeds: areas from "
+            f"{min(plain['areas']):.3f} to {max(plain['areas']):.3f}, last macro-F1 from {min(plain['lasts']):.3f} to "
+            f"{max(plain['lasts']):.3f}. `not`: most of the seeds miss it. The area is the mean macro-F1 of the best "
+            f"model so far over the first {result['seconds']:.0f} s; a fall is one between two validations, after the "
+            "first third. "
             f"{_machine(result['machine'])}.",
         ]
     )
@@ -637,6 +642,8 @@ def equal_time_table(result: dict[str, Any]) -> str:
             f"`{result['command']}`: `{result['ours']} --time-budget SECONDS` beside the reference's loop, macro-F1 of "
             "the best epoch within the seconds, mean over the seeds (95 % interval over the images, "
             "which both sides share). "
+            f"Of its {' and '.join(f'{seconds:.0f}' for seconds in result['seconds'].values())} s hemafast took "
+            f"{' and '.join(' / '.join(f'{one:.1f}' for one in taken) for taken in result['taken'].values())}. "
             f"{_machine(result['machine'])}.",
         ]
     )

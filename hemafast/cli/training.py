@@ -123,7 +123,9 @@ def train(
         float | None, _learns("layer_decay", "Each layer learns at this share of the rate of the one above.")
     ] = None,
     clip_grad: Annotated[float | None, _learns("clip_grad", "Largest norm of the gradients.")] = None,
-    ema: Annotated[float | None, _learns("ema", "Validate averaged weights, with this decay as 0.999.")] = None,
+    ema: Annotated[
+        float | None, _learns("ema", "Validate averaged weights, with this decay as 0.999; 0: none.")
+    ] = None,
     loss: Annotated[
         config.LossName | None,
         _learns("loss", f"What is minimised: {names_of(config.LossName)}.", metavar="NAME"),

@@ -224,7 +224,7 @@ def _averaged(model: Classifier, decay: float | None) -> Any:
     from timm.utils import ModelEmaV3
 
     # The decay rises to its value, so that a short run is not an average over its beginning.
-    return None if decay is None else ModelEmaV3(model, decay=decay, use_warmup=True)
+    return ModelEmaV3(model, decay=decay, use_warmup=True) if decay else None
 
 
 def _synchronised(model: Classifier, machine: Machine) -> Classifier:

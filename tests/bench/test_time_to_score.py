@@ -71,6 +71,15 @@ def test_the_biggest_fall_is_looked_for_after_the_first_third():
     assert time_to_score.biggest_fall(points((1, 0.5))) == 0
 
 
+def test_results_of_two_processors_are_not_mixed(tmp_path):
+    file = tmp_path / "result.json"
+    assert time_to_score.before(file, {"processor": "this"}) == {}
+    file.write_text(json.dumps({"machine": {"processor": "this"}, "runs": {}}))
+    assert time_to_score.before(file, {"processor": "this"})["runs"] == {}
+    with pytest.raises(SystemExit, match="was measured on this, and this is another: name another file"):
+        time_to_score.before(file, {"processor": "another"})
+
+
 def test_the_area_is_the_mean_score_of_the_best_model_so_far():
     assert levers.area(points((10, 0.6), (30, 0.5), (40, 0.8)), 60) == pytest.approx((30 * 0.6 + 20 * 0.8) / 60)
     assert levers.area(points((70, 0.6)), 60) == 0
@@ -81,6 +90,9 @@ def test_a_lever_is_summed_up_over_seeds():
     found = levers.summary(runs, 20, (0.6, 0.7, 0.75))
     assert found["seconds_to"] == {"0.60": 10, "0.70": 20, "0.75": None}
     assert found["best"] == found["last"] == pytest.approx(0.75)
+    assert found["areas"] == pytest.approx([0.36, 0.3])
+    assert found["area"] == pytest.approx(0.33)
+    assert found["fall"] == 0
     assert found["seeds"] == 2
 
 

@@ -87,8 +87,9 @@ def test_validation_sees_every_image_whole_and_still_while_training_augments(set
 
 
 def test_the_weights_of_the_best_epoch_are_the_averaged_ones_where_asked_for(settings, console):
-    plain, averaged = (load_file(train(settings(ema=ema), console) / BEST) for ema in (None, 0.9))
+    plain, none, averaged = (load_file(train(settings(ema=ema), console) / BEST) for ema in (None, 0, 0.9))
     assert plain.keys() == averaged.keys()
+    assert torch.equal(plain["backbone.fc.weight"], none["backbone.fc.weight"])
     assert not torch.equal(plain["backbone.fc.weight"], averaged["backbone.fc.weight"])
 
 
