@@ -38,7 +38,7 @@ bench: install ## Measure this machine beside plain PyTorch
 	$(BIN)/hemafast bench --data '$(SOURCE)/prepared'
 
 test: install lint ## Linter, type checker, all tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
 
 lint: install ## Linter and type checker
 	$(BIN)/ruff check .

@@ -231,7 +231,7 @@ class TrainConfig:
         if list(self.growing_from) != sorted({*self.growing_from, self.image_size})[:-1]:
             raise HemafastError(
                 f"growing_from = {self.growing_from} does not rise to image_size = {self.image_size}.",
-                "Give sides from small to large, all below --image-size.",
+                "Give sides from small to large, all below --image-size, or --growing-from off.",
             )
         if self.crop_area is not None and self.crop_area[0] > self.crop_area[1]:
             raise HemafastError(f"crop_area = {self.crop_area} begins above its end.", "Give the smaller share first.")

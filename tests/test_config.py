@@ -52,8 +52,8 @@ def test_what_is_not_asked_for_stays_with_the_preset():
 
 
 def test_an_unknown_preset_is_refused_and_the_known_ones_are_named():
-    with pytest.raises(HemafastError, match="'fast'") as caught:
-        train_config("fast")
+    with pytest.raises(HemafastError, match="'fasst'") as caught:
+        train_config("fasst")
     assert all(preset in caught.value.remedy for preset in PRESETS)
 
 
@@ -130,8 +130,8 @@ def test_a_file_that_does_not_fit_is_refused_by_its_name_and_the_setting(write, 
 
 
 def test_an_unknown_preset_in_a_file_is_refused(write):
-    with pytest.raises(HemafastError, match="'fast'"):
-        train_config(file=write('preset = "fast"'))
+    with pytest.raises(HemafastError, match="'fasst'"):
+        train_config(file=write('preset = "fasst"'))
 
 
 @pytest.mark.parametrize("text", ["[1, 2]", "3", '"epochs"', "null", "", "epochs = 3", "# no table", "{"])
