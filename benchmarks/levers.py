@@ -27,9 +27,10 @@ PRESET = "fast"
 LEVERS = {
     "as it is": "",
     "no stage frozen": "--freeze-stages 0",
-    "five stages frozen": "--freeze-stages 5",
-    "full size from the start": "--growing-from off",
-    "larger in the end": "--growing-from 96,128 --image-size 160",
+    "four stages frozen": "--freeze-stages 4",
+    "six stages frozen": "--freeze-stages 6",
+    "small images first": "--growing-from 96",
+    "small images first, larger in the end": "--growing-from 96,128 --image-size 160",
     "half the peak rate": "--lr 1.5e-3",
     "5/3 of the peak rate": "--lr 5e-3",
     "layer-wise decay of the rate": "--layer-decay 0.8",

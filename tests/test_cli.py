@@ -508,7 +508,7 @@ def test_sides_to_grow_from_are_typed_as_a_list():
     assert asked_of_training("--growing-from", "off").growing_from == ()
     assert_is_one_line_error(hemafast("train", "--growing-from", "small"), "'small' are no sides")
     assert_is_one_line_error(hemafast("train", "--image-size", "64", "--growing-from", "96"), "does not rise")
-    assert_is_one_line_error(hemafast("train", "--preset", "fast", "--image-size", "64"), "--growing-from off")
+    assert_is_one_line_error(hemafast("train", "--preset", "best", "--image-size", "64"), "--growing-from off")
 
 
 def test_evaluating_what_is_no_run_is_one_line(tmp_path):

@@ -117,7 +117,7 @@ def test_every_command_of_the_readme_runs(tmp_path):
     shrunk = {
         "demo": ("--images", "130"),
         "prepare": ("--pack-size", "64"),
-        "train": (*TINY, "--epochs", "1", "--growing-from", "off"),
+        "train": (*TINY, "--epochs", "1"),
         "lr-find": ("--model", "test_resnet", "--image-size", "32", "--batch-size", "16", "--steps", "12"),
         "crossdomain": ("--model", "test_resnet", "--epochs", "1", "--image-size", "32", "--device", "cpu"),
         "sweep": ("--only", "baseline", "--preset-scale", "0.01", "--device", "cpu"),
