@@ -214,7 +214,7 @@ def _announce(run: Run, folder: Path) -> None:
         "%d training and %d validation images of %s, %d classes, fingerprint %s",
         run.train_batches.images,
         run.val_batches.images,
-        ", ".join(info.domains),
+        ", ".join(config.domains or info.domains),
         len(run.classes),
         info.fingerprint[:12],
     )

@@ -72,7 +72,7 @@ def _decide(config: TrainConfig, world: World) -> tuple[TrainConfig, tuple[Choic
     if config.compile == "auto" and machine.device == "cpu":
         size = batch_size_of(config)
         steps = int(dataset.counts(TRAIN).sum()) * config.epochs // (world.process.world_size * size)
-        choices.append(_choose_compiling(answers, size, steps, seconds))
+        choices.append(_choose_compiling(answers, size, steps, seconds, budget=config.time_budget))
         config = replace(config, compile="on" if choices[-1].value == "on" else "off")
     return config, tuple(choices)
 
@@ -116,13 +116,15 @@ def choose_batch_size(device: str, seconds: Seconds) -> Choice:
     return Choice(name, str(fastest), f"the fastest of a trial; images/s by batch size: {tried}")
 
 
-def _choose_compiling(answers: Answers, size: int, steps: int, seconds: Seconds) -> Choice:
+def _choose_compiling(
+    answers: Answers, size: int, steps: int, seconds: Seconds, *, budget: float | None = None
+) -> Choice:
     name, question = "torch.compile", f"torch.compile at batch {size}"
     if not answers.knows(question):
         if shutil.which(os.environ.get("CXX", "g++")) is None:
             return Choice(name, "off", "compiling for a CPU needs g++, which is not here")
         glance = min(size, _GLANCE)
-        expected = steps * size / glance * seconds(glance, False)
+        expected = budget or steps * size / glance * seconds(glance, False)
         if expected < _WORTH_SECONDS:
             minutes = f"about {expected / 60:,.0f} minutes of steps"
             return Choice(name, "off", f"{minutes} are too short to win back a trial of compiling")

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from torch.nn import functional
 
 from hemafast.engine import loop
-from hemafast.engine.journal import column, read_rows
+from hemafast.engine.journal import LOG, column, read_rows
 from hemafast.engine.run import read_config, set_up
 from hemafast.engine.schedule import one_cycle
 from hemafast.engine.step import TrainStep
@@ -84,6 +84,11 @@ def test_validation_sees_every_image_whole_and_still_while_training_augments(set
     trained = [torch.cat([images for _, images, *_ in part]) for part in (seen[:6], seen[6:])]
     first_epoch, second_epoch = (sorted(image.numpy().tobytes() for image in images) for images in trained)
     assert first_epoch != second_epoch
+
+
+def test_the_log_names_the_domains_that_are_trained_on(settings, console):
+    folder = train(settings(domains=("Matek_19",)), console)
+    assert " validation images of Matek_19, " in (folder / LOG).read_text(encoding="utf-8")
 
 
 def test_the_weights_of_the_best_epoch_are_the_averaged_ones_where_asked_for(settings, console):

@@ -286,6 +286,16 @@ def test_a_short_run_does_not_try_compiling(settings, timed):
     assert seconds.asked == [(4, False)]  # a glance at half a batch: the run is waiting
 
 
+def test_a_run_on_a_short_budget_tries_no_compiling_however_many_epochs_it_names(settings, timed):
+    seconds = timed(lambda size, compiled: 100.0)
+    config, (choice,) = decide(settings(compile="auto", epochs=20, time_budget=900), World())
+    assert config.compile == "off"
+    assert "15 minutes" in choice.reason
+    assert seconds.asked == []
+    decide(settings(compile="auto", epochs=20, time_budget=7200), World())
+    assert (8, True) in seconds.asked
+
+
 @pytest.mark.parametrize(("compiled_takes", "value"), [(50.0, "on"), (150.0, "off")])
 def test_a_long_run_takes_the_faster_form_and_asks_once(settings, timed, compiled_takes, value):
     seconds = timed(lambda size, compiled: compiled_takes if compiled else 100.0)  # 5 updates an epoch, 20 epochs
