@@ -9,7 +9,7 @@ from typing import Protocol
 TICKS = 10_000
 """Parts into which a time budget is cut."""
 
-_AFTERWARDS = 8.0  # seconds of evaluation and report besides a pass over the validation images, on two cores
+_AFTERWARDS = 8.0  # seconds of evaluation and report besides a pass over the validation images, on two quick cores
 
 
 class Standing(Protocol):
@@ -78,8 +78,15 @@ def size_at(tick: int, ticks: int, sizes: Sequence[int]) -> int:
     return sizes[min(tick * len(sizes) // ticks, len(sizes) - 1)]
 
 
-def seconds_to_end(validation: float, size: int, full_size: int) -> float:
+def seconds_to_end(validation: float, size: int, full_size: int, starting: float) -> float:
     """What comes after the last update, from the `validation` seconds at `size`: validation at full size, the same
     once more by the evaluation of the best epoch, and the report.
+
+    `starting` seconds went by up to the first update: where that was slow, evaluating and reporting will be.
     """
-    return 2 * validation * (full_size / size) ** 2 + _AFTERWARDS
+    return 2 * validation * (full_size / size) ** 2 + _afterwards(starting)
+
+
+def _afterwards(starting: float) -> float:
+    """On quick and slow machines it has taken about as long as the start."""
+    return max(_AFTERWARDS, starting)

@@ -9,7 +9,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
-import psutil
 
 from hemafast.data.loader import Batch
 from hemafast.engine.checkpoint import BEST, LAST, save_best, save_last
@@ -31,10 +30,11 @@ _SAVE = 1  # what processes vote for; higher numbers are signals
 class Loop:
     """A run on its way: what is trained, where it is written, and who may stop it."""
 
-    def __init__(self, run: Run, folder: Path, journal: Journal, flag: StopFlag) -> None:
+    def __init__(self, run: Run, folder: Path, journal: Journal, flag: StopFlag, *, began: float) -> None:
         self._run, self._folder, self._journal, self._flag = run, folder, journal, flag
+        self._began = began
         self._saved = self._timed = time.monotonic()
-        self._stepped = False
+        self._starting: float | None = None  # seconds up to the first step
         self._rates: dict[int, float] = {}  # of the epoch under way, by update
 
     def train(self) -> None:
@@ -132,13 +132,13 @@ class Loop:
 
     def _ending(self, validation: float) -> float:
         """Seconds from the last update to the end, from those of a validation as images are now."""
-        return seconds_to_end(validation, self._run.val_batches.image_size, self._run.config.image_size)
+        sizes = self._run.val_batches.image_size, self._run.config.image_size
+        return seconds_to_end(validation, *sizes, self._starting or 0.0)
 
     def _announce_first_step(self) -> None:
-        if not self._stepped:
-            self._stepped = True
-            seconds = time.time() - psutil.Process().create_time()
-            logger.info("first step %.1f s after the start of the process", seconds)
+        if self._starting is None:
+            self._starting = time.monotonic() - self._began
+            logger.info("first step %.1f s after the start", self._starting)
 
     def _maybe_stop(self, watch: _Watch) -> None:
         """Save if it is time to; save and stop if a signal came. All processes do so behind the same update."""

@@ -130,7 +130,7 @@ def _run(run: Run, folder: Path, console: Console, began: float, changed: Sequen
         _announce(run, folder)
         for line in changed:
             logger.warning("changed on resume: %s", line)
-        loop = Loop(run, folder, journal, flag)
+        loop = Loop(run, folder, journal, flag, began=began)
         loop.train()
     return folder if first else None
 

@@ -45,5 +45,10 @@ def test_all_sizes_have_equal_shares():
 
 
 def test_the_ending_is_reckoned_at_full_size():
-    small, full = seconds_to_end(3.0, 64, 128), seconds_to_end(12.0, 128, 128)
+    small, full = seconds_to_end(3.0, 64, 128, 0.0), seconds_to_end(12.0, 128, 128, 0.0)
     assert small == full > 24.0
+
+
+def test_a_slow_start_foretells_a_slow_report():
+    quick, slow = (seconds_to_end(3.0, 128, 128, starting) for starting in (1.0, 30.0))
+    assert 6.0 < quick < slow == 36.0
