@@ -9,7 +9,8 @@ from typing import Protocol
 TICKS = 10_000
 """Parts into which a time budget is cut."""
 
-_AFTERWARDS = 8.0  # seconds of evaluation and report besides a pass over the validation images, on two quick cores
+_AFTERWARDS = (8.0, 30.0)  # seconds of evaluation and report besides a pass over the validation images, within these
+_STARTS = 2.2  # as long as so many starts; 1.4 to 2.8 were seen on two cores, quick and slow
 
 
 class Standing(Protocol):
@@ -82,11 +83,11 @@ def seconds_to_end(validation: float, size: int, full_size: int, starting: float
     """What comes after the last update, from the `validation` seconds at `size`: validation at full size, the same
     once more by the evaluation of the best epoch, and the report.
 
-    `starting` seconds went by up to the first update: where that was slow, evaluating and reporting will be.
+    Importing, building and opening took `starting` seconds: where that was slow, evaluating and reporting will be.
     """
     return 2 * validation * (full_size / size) ** 2 + _afterwards(starting)
 
 
 def _afterwards(starting: float) -> float:
-    """On quick and slow machines it has taken about as long as the start."""
-    return max(_AFTERWARDS, starting)
+    low, high = _AFTERWARDS
+    return min(max(low, _STARTS * starting), high)

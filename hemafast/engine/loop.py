@@ -32,9 +32,9 @@ class Loop:
 
     def __init__(self, run: Run, folder: Path, journal: Journal, flag: StopFlag, *, began: float) -> None:
         self._run, self._folder, self._journal, self._flag = run, folder, journal, flag
-        self._began = began
         self._saved = self._timed = time.monotonic()
-        self._starting: float | None = None  # seconds up to the first step
+        self._began, self._starting = began, self._timed - began
+        self._stepped = False
         self._rates: dict[int, float] = {}  # of the epoch under way, by update
 
     def train(self) -> None:
@@ -133,12 +133,12 @@ class Loop:
     def _ending(self, validation: float) -> float:
         """Seconds from the last update to the end, from those of a validation as images are now."""
         sizes = self._run.val_batches.image_size, self._run.config.image_size
-        return seconds_to_end(validation, *sizes, self._starting or 0.0)
+        return seconds_to_end(validation, *sizes, self._starting)
 
     def _announce_first_step(self) -> None:
-        if self._starting is None:
-            self._starting = time.monotonic() - self._began
-            logger.info("first step %.1f s after the start", self._starting)
+        if not self._stepped:
+            self._stepped = True
+            logger.info("first step %.1f s after the start", time.monotonic() - self._began)
 
     def _maybe_stop(self, watch: _Watch) -> None:
         """Save if it is time to; save and stop if a signal came. All processes do so behind the same update."""
