@@ -10,7 +10,7 @@ TICKS = 10_000
 """Parts into which a time budget is cut."""
 
 _AFTERWARDS = (8.0, 30.0)  # seconds of evaluation and report besides a pass over the validation images, within these
-_STARTS = 2.2  # as long as so many starts; 1.4 to 2.8 were seen on two cores, quick and slow
+_STARTS = 2.2  # as long as so many starts; 1.4 to 2.8 were seen on two slow cores
 
 
 class Standing(Protocol):
