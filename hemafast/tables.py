@@ -9,7 +9,7 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from hemafast.doctor import Finding, Verdict
+from hemafast.doctor.finding import Finding, Verdict
 from hemafast.metrics import with_pooled
 from hemafast.prepare.schema import QUARANTINE, DatasetInfo, Refused
 

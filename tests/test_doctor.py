@@ -5,6 +5,7 @@ import json
 import math
 import os
 import resource
+import shutil
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +15,11 @@ from command import hemafast
 from packaging.requirements import Requirement
 
 from hemafast import doctor, weights
-from hemafast.doctor import Card, Disk, Driver, Finding, Verdict
+from hemafast.doctor import gpu, installation, resources, storage
+from hemafast.doctor.finding import Finding, Verdict, worst
+from hemafast.doctor.gpu import Card, Driver
+from hemafast.doctor.storage import Disk
+from hemafast.engine.compiling import CACHE_VARIABLE
 from hemafast.engine.machine import Choice, choose_machine
 
 GREEN, YELLOW, RED = Verdict.GREEN, Verdict.YELLOW, Verdict.RED
@@ -112,9 +117,9 @@ def test_home_at_the_root_is_not_replaced():
 
 
 def test_the_worst_verdict_counts():
-    assert doctor.worst([]) is GREEN
-    assert doctor.worst([GREEN, YELLOW, GREEN]) is YELLOW
-    assert doctor.worst([RED, YELLOW]) is RED
+    assert worst([]) is GREEN
+    assert worst([GREEN, YELLOW, GREEN]) is YELLOW
+    assert worst([RED, YELLOW]) is RED
 
 
 # The installation
@@ -122,7 +127,7 @@ def test_the_worst_verdict_counts():
 
 @pytest.mark.parametrize(("version", "verdict"), [("3.12.1", GREEN), ("3.13.0rc1", GREEN), ("3.10.9", RED)])
 def test_python_is_as_new_as_required(version, verdict):
-    assert verdict_of(doctor.check_python(version, ">=3.11"), version) is verdict
+    assert verdict_of(installation.check_python(version, ">=3.11"), version) is verdict
 
 
 @pytest.mark.parametrize(
@@ -136,12 +141,14 @@ def test_python_is_as_new_as_required(version, verdict):
 )
 def test_packages_are_what_is_required(installed, verdict, named):
     required = {"hemafast": ["torch>=2.6", "timm"], "torch": ["numpy>=1.26"]}
-    found = doctor.check_packages(installed.get, lambda name: [Requirement(one) for one in required.get(name, [])])
+    found = installation.check_packages(
+        installed.get, lambda name: [Requirement(one) for one in required.get(name, [])]
+    )
     assert verdict_of(found, named) is verdict
 
 
 def test_requirements_of_extras_are_left_out():
-    names = {one.name for one in doctor.requirements_of("hemafast")}
+    names = {one.name for one in installation.requirements_of("hemafast")}
     assert {"torch", "timm", "nvidia-dali-cuda120"} <= names
     assert not {"pytest", "ruff", "mypy"} & names
 
@@ -157,15 +164,15 @@ def test_requirements_of_extras_are_left_out():
 def test_imports_that_fail_are_named(modules, verdict, named, tmp_path, monkeypatch):
     (tmp_path / "crashes.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGSEGV)\n")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    with doctor.start_imports(modules) as importing:
-        assert verdict_of(doctor.check_imports(importing), named) is verdict
+    with installation.start_imports(modules) as importing:
+        assert verdict_of(installation.check_imports(importing), named) is verdict
 
 
 def test_imports_that_never_end_are_given_up(tmp_path, monkeypatch):
     (tmp_path / "hangs.py").write_text("import time\ntime.sleep(60)\n")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    with doctor.start_imports(("hangs",)) as importing:
-        assert verdict_of(doctor.check_imports(importing, seconds=0.5), "not done") is RED
+    with installation.start_imports(("hangs",)) as importing:
+        assert verdict_of(installation.check_imports(importing, seconds=0.5), "not done") is RED
         importing.kill()
 
 
@@ -173,9 +180,11 @@ def test_imports_that_never_end_are_given_up(tmp_path, monkeypatch):
 
 
 def test_processor_without_avx2_is_slow(machine):
-    assert verdict_of(doctor.check_processor(frozenset({"avx2", "amx_bf16"}), "x86_64", machine), "amx_bf16") is GREEN
-    assert verdict_of(doctor.check_processor(frozenset({"sse2"}), "x86_64", machine), "AVX2") is YELLOW
-    assert verdict_of(doctor.check_processor(frozenset(), "aarch64", machine)) is GREEN
+    assert (
+        verdict_of(resources.check_processor(frozenset({"avx2", "amx_bf16"}), "x86_64", machine), "amx_bf16") is GREEN
+    )
+    assert verdict_of(resources.check_processor(frozenset({"sse2"}), "x86_64", machine), "AVX2") is YELLOW
+    assert verdict_of(resources.check_processor(frozenset(), "aarch64", machine)) is GREEN
 
 
 @pytest.mark.parametrize(
@@ -187,7 +196,7 @@ def test_processor_without_avx2_is_slow(machine):
     ],
 )
 def test_threads_are_no_more_than_a_quota_pays_for(allowed, quota, threads, verdict, named):
-    assert verdict_of(doctor.check_cores(allowed, quota, threads), named) is verdict
+    assert verdict_of(resources.check_cores(allowed, quota, threads), named) is verdict
 
 
 @pytest.mark.parametrize(
@@ -196,7 +205,7 @@ def test_threads_are_no_more_than_a_quota_pays_for(allowed, quota, threads, verd
 )
 def test_memory_is_the_smaller_of_free_and_allowed(available, limit, verdict):
     limit_bytes = None if limit is None else limit * 2**30
-    assert verdict_of(doctor.check_memory(available * 2**30, limit_bytes), f"{available}.0 GiB") is verdict
+    assert verdict_of(resources.check_memory(available * 2**30, limit_bytes), f"{available}.0 GiB") is verdict
 
 
 @pytest.mark.parametrize(
@@ -214,7 +223,7 @@ def test_memory_limits_of_both_versions_of_control_groups(files, membership, lim
         (tmp_path / "cgroup" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "cgroup" / name).write_text(f"{text}\n")
     (tmp_path / "own").write_text(membership)
-    assert doctor.memory_limit(tmp_path / "cgroup", tmp_path / "own") == limit
+    assert resources.memory_limit(tmp_path / "cgroup", tmp_path / "own") == limit
 
 
 @pytest.mark.parametrize(
@@ -229,21 +238,21 @@ def test_memory_limits_of_both_versions_of_control_groups(files, membership, lim
 def test_freed_memory_is_kept(tuned, loaded, preload, verdict, named, tmp_path):
     (tmp_path / "maps").write_text(f"7f00-7f01 r-xp 00000000 00:00 0 {loaded}\n")
     choice = Choice("allocator", tuned, "keeps freed memory")
-    assert verdict_of(doctor.check_allocator(choice, tmp_path / "maps", {"LD_PRELOAD": preload}), named) is verdict
+    assert verdict_of(resources.check_allocator(choice, tmp_path / "maps", {"LD_PRELOAD": preload}), named) is verdict
 
 
 def test_small_or_missing_shared_memory(tmp_path, monkeypatch):
-    assert verdict_of(doctor.check_shared_memory(tmp_path / "none"), "is not there") is YELLOW
-    usage = doctor.shutil.disk_usage(tmp_path)
-    monkeypatch.setattr(doctor.shutil, "disk_usage", lambda _: usage._replace(total=2**26, free=2**26))
-    assert verdict_of(doctor.check_shared_memory(tmp_path), "64 of 64 MiB", "--shm-size") is YELLOW
+    assert verdict_of(resources.check_shared_memory(tmp_path / "none"), "is not there") is YELLOW
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(total=2**26, free=2**26))
+    assert verdict_of(resources.check_shared_memory(tmp_path), "64 of 64 MiB", "--shm-size") is YELLOW
 
 
 def test_low_limits_are_told_as_ulimit_sets_them():
-    ample = dict.fromkeys(doctor.LIMITS, resource.RLIM_INFINITY)
-    assert verdict_of(doctor.check_limits(ample), "unlimited open files") is GREEN
-    files, space = (next(one for one in doctor.LIMITS if one.flag == flag) for flag in ("-n", "-v"))
-    found = doctor.check_limits({**ample, files: 256, space: 2**30})
+    ample = dict.fromkeys(resources.LIMITS, resource.RLIM_INFINITY)
+    assert verdict_of(resources.check_limits(ample), "unlimited open files") is GREEN
+    files, space = (next(one for one in resources.LIMITS if one.flag == flag) for flag in ("-n", "-v"))
+    found = resources.check_limits({**ample, files: 256, space: 2**30})
     assert verdict_of(found, "256 open files", "ulimit -n 1024; ulimit -v unlimited", f"{2**20} KiB") is YELLOW
     assert space.shown(math.inf) == "unlimited"
 
@@ -255,11 +264,13 @@ def test_compiler_is_needed_only_where_training_compiles(machine, tmp_path):
     (tmp_path / "Python.h").write_text("")
     here, bare = {"PATH": str(tmp_path)}, {"PATH": str(tmp_path / "none")}
     compiling = replace(machine, device="cuda", compiled=True)
-    assert verdict_of(doctor.check_compiler(machine, here, tmp_path), "g++") is GREEN
-    assert verdict_of(doctor.check_compiler(compiling, here, tmp_path), "gcc") is GREEN
-    assert verdict_of(doctor.check_compiler(machine, bare, tmp_path), "g++ or clang++ not found") is YELLOW
-    assert verdict_of(doctor.check_compiler(compiling, here, tmp_path / "none"), "Python.h", "--compile off") is RED
-    assert verdict_of(doctor.check_compiler(machine, {**here, "CXX": "icpx -O2"}, tmp_path), "icpx") is YELLOW
+    assert verdict_of(installation.check_compiler(machine, here, tmp_path), "g++") is GREEN
+    assert verdict_of(installation.check_compiler(compiling, here, tmp_path), "gcc") is GREEN
+    assert verdict_of(installation.check_compiler(machine, bare, tmp_path), "g++ or clang++ not found") is YELLOW
+    assert (
+        verdict_of(installation.check_compiler(compiling, here, tmp_path / "none"), "Python.h", "--compile off") is RED
+    )
+    assert verdict_of(installation.check_compiler(machine, {**here, "CXX": "icpx -O2"}, tmp_path), "icpx") is YELLOW
 
 
 # The GPU
@@ -278,7 +289,7 @@ def test_compiler_is_needed_only_where_training_compiles(machine, tmp_path):
     ],
 )
 def test_driver_serves_the_cuda_of_the_libraries(driver, needed, verdict, named):
-    assert verdict_of(doctor.check_driver(driver, needed), named) is verdict
+    assert verdict_of(gpu.check_driver(driver, needed), named) is verdict
 
 
 @pytest.mark.parametrize(
@@ -298,7 +309,7 @@ def test_driver_serves_the_cuda_of_the_libraries(driver, needed, verdict, named)
     ],
 )
 def test_gpu_is_one_that_torch_can_use(driver, card, asked, environment, verdict, named, machine):
-    assert verdict_of(doctor.check_gpu(driver, card, asked, machine, environment), named) is verdict
+    assert verdict_of(gpu.check_gpu(driver, card, asked, machine, environment), named) is verdict
 
 
 def test_driver_is_read_from_the_system(tmp_path):
@@ -310,14 +321,14 @@ def test_driver_is_read_from_the_system(tmp_path):
     for place, vendor, kind in (("0000:01:00.0", "0x10de", "0x030200"), ("0000:00:1f.0", "0x8086", "0x030000")):
         (tmp_path / "bus" / place / "vendor").write_text(f"{vendor}\n")
         (tmp_path / "bus" / place / "class").write_text(f"{kind}\n")
-    found = doctor.read_driver(tmp_path / "dev", tmp_path / "proc", tmp_path / "bus")
+    found = gpu.read_driver(tmp_path / "dev", tmp_path / "proc", tmp_path / "bus")
     assert (found.version, found.devices, found.on_bus) == ("550.54.15", 1, True)
-    bare = doctor.read_driver(tmp_path / "none", tmp_path / "none", tmp_path / "none")
+    bare = gpu.read_driver(tmp_path / "none", tmp_path / "none", tmp_path / "none")
     assert (bare.version, bare.devices, bare.on_bus) == ("", 0, False)
 
 
 def test_cuda_of_dali_is_in_its_name():
-    assert doctor.cuda_versions()["DALI"] == (12, 0)
+    assert gpu.cuda_versions()["DALI"] == (12, 0)
 
 
 # Folders and weights
@@ -335,11 +346,11 @@ def test_cuda_of_dali_is_in_its_name():
     ],
 )
 def test_folder_has_room_speed_and_permission(disk, verdict, named):
-    assert verdict_of(doctor.check_folder("runs folder", Path("runs"), disk, unwritable=RED), named) is verdict
+    assert verdict_of(storage.check_folder("runs folder", Path("runs"), disk, unwritable=RED), named) is verdict
 
 
 def test_disk_is_that_of_the_nearest_folder_that_exists(tmp_path):
-    disk = doctor.read_disk(tmp_path / "not" / "yet")
+    disk = storage.read_disk(tmp_path / "not" / "yet")
     assert disk.free > 0
     assert disk.written > 0
     assert disk.read > 0
@@ -357,19 +368,19 @@ def test_disk_is_that_of_the_nearest_folder_that_exists(tmp_path):
     ],
 )
 def test_weights_are_here_or_can_be_fetched(packaged, cached, answers, verdict, named):
-    assert verdict_of(doctor.check_weights(packaged, cached, answers), named) is verdict
+    assert verdict_of(storage.check_weights(packaged, cached, answers), named) is verdict
 
 
 def test_caches_that_cannot_be_written_are_named(monkeypatch):
     folders = {"numba": Path("/a"), "weights": Path("/b")}
-    assert verdict_of(doctor.check_caches(folders)) is (GREEN if os.access("/", os.W_OK) else YELLOW)
-    monkeypatch.setattr(doctor.os, "access", lambda *_: False)
-    assert verdict_of(doctor.check_caches(folders), "numba (/a), weights (/b)", "NUMBA_CACHE_DIR") is YELLOW
+    assert verdict_of(storage.check_caches(folders)) is (GREEN if os.access("/", os.W_OK) else YELLOW)
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    assert verdict_of(storage.check_caches(folders), "numba (/a), weights (/b)", "NUMBA_CACHE_DIR") is YELLOW
 
 
 def test_variables_name_the_caches(tmp_path):
-    given = {"XDG_CACHE_HOME": "/x", "NUMBA_CACHE_DIR": "/n", doctor.CACHE_VARIABLE: "/t"}
-    found = doctor.cache_folders(tmp_path, given)
+    given = {"XDG_CACHE_HOME": "/x", "NUMBA_CACHE_DIR": "/n", CACHE_VARIABLE: "/t"}
+    found = storage.cache_folders(tmp_path, given)
     assert [found[name] for name in ("numba", "torch.compile", "trials")] == [
         Path("/n"),
         Path("/t"),
@@ -392,7 +403,7 @@ def test_hub_is_asked_unless_offline(monkeypatch):
     with http.server.HTTPServer(("127.0.0.1", 0), Fine) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{server.server_port}")
-        assert doctor.ask_hub(offline=False) is True
+        assert storage.ask_hub(offline=False) is True
         server.shutdown()
-    assert doctor.ask_hub(offline=False) is False
-    assert doctor.ask_hub(offline=True) is None
+    assert storage.ask_hub(offline=False) is False
+    assert storage.ask_hub(offline=True) is None

@@ -30,7 +30,8 @@ def doctor(
     Green is well, yellow works but costs time or may fail later, red does not work. Exit code 1 if anything is red.
     Takes some ten seconds; writes 32 MiB to each folder to measure its disk, and removes them.
     """
-    from hemafast.doctor import Verdict, diagnose, report, worst
+    from hemafast.doctor import diagnose, report
+    from hemafast.doctor.finding import Verdict, worst
     from hemafast.tables import doctor_table
 
     console = console_of(verbose=verbose, quiet=quiet or as_json)

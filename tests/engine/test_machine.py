@@ -145,6 +145,8 @@ def test_flags_are_read_from_cpuinfo(monkeypatch, tmp_path):
     monkeypatch.setattr(module, "Path", lambda _: cpuinfo)
     assert cpu_flags() == {"fpu", "avx2", "amx_bf16"}
     assert machine_facts("cpu")["processor"] == "A CPU"
+    cpuinfo.write_text("cpu family\t: 23\nmodel\t\t: 1\nmodel name\t: A CPU\n")
+    assert machine_facts("cpu")["processor"] == "A CPU (family 23, model 1)"
     cpuinfo.unlink()
     assert cpu_flags() == frozenset()
 

@@ -1,0 +1,161 @@
+"""NVIDIA's driver and card, and whether the libraries were built for them."""
+
+from __future__ import annotations
+
+import ctypes
+import re
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from hemafast.config import Device
+from hemafast.doctor.finding import Finding, Verdict, green, red, yellow
+from hemafast.doctor.installation import requirements_of
+from hemafast.doctor.resources import precision
+from hemafast.engine.machine import Machine
+
+_GIB = 2**30
+_OLDEST_DRIVER = {12: "525", 13: "580"}  # for any CUDA of that major version, by NVIDIA's "CUDA Compatibility" guide
+
+
+@dataclass(frozen=True, slots=True)
+class Driver:
+    """NVIDIA's driver as the system shows it, without the help of torch."""
+
+    version: str
+    """Of the kernel's module; empty if none is loaded."""
+    cuda: tuple[int, int] | None
+    """The newest CUDA that its library knows; None where there is no library."""
+    devices: int
+    """Device files that this process sees."""
+    on_bus: bool
+    """Whether there is a card of NVIDIA's, driver or not."""
+
+
+@dataclass(frozen=True, slots=True)
+class Card:
+    """A GPU as torch sees it."""
+
+    name: str
+    capability: tuple[int, int]
+    memory: int
+    architectures: Sequence[str]
+    """What torch was compiled for, as "sm_90" or "compute_120"."""
+
+
+def check_driver(driver: Driver, needed: Mapping[str, tuple[int, int]]) -> Finding:
+    """Whether NVIDIA's driver can serve the versions of CUDA that libraries were built for, if any is `needed`."""
+    version = f"driver {driver.version}" if driver.version else "no driver"
+    if not needed or not (driver.version or driver.cuda or driver.on_bus):
+        return green("driver", ", ".join([version, *_built_for(needed)]))
+    newest = max(needed.values())
+    install = f"Install NVIDIA's driver {_OLDEST_DRIVER.get(newest[0], f'for CUDA {newest[0]}')} or newer"
+    if driver.cuda is None:
+        found = f"{version} and no libcuda.so.1, but an NVIDIA card"
+        remedy = f"{install}; start a container with --gpus all under the NVIDIA Container Toolkit."
+        return Finding("driver", Verdict.RED if driver.version else Verdict.YELLOW, found, remedy)
+    found = ", ".join([f"driver {driver.version} for CUDA {_dotted(driver.cuda)}", *_built_for(needed)])
+    if newest[0] > driver.cuda[0]:
+        return red("driver", found, f"{install}: this one is too old.")
+    if newest > driver.cuda:
+        return yellow("driver", found, "It runs, but kernels compiled on the spot may not: a newer driver is safer.")
+    return green("driver", found)
+
+
+def check_gpu(
+    driver: Driver, card: Card | None, asked: Device, machine: Machine, environment: Mapping[str, str]
+) -> Finding:
+    """Whether torch can use the GPU that is there, if it is asked to."""
+    if asked == "cpu":
+        return green("gpu", "not asked for")
+    if card is not None:
+        return _check_card(card, machine)
+    if driver.devices and environment.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
+        verdict = Verdict.RED if asked == "cuda" else Verdict.YELLOW
+        return Finding("gpu", verdict, "hidden by CUDA_VISIBLE_DEVICES", "Unset CUDA_VISIBLE_DEVICES to use it.")
+    if driver.devices:
+        remedy = "Mend the driver if it is red; else install a build of torch for CUDA. `nvidia-smi` must list the GPU."
+        return red("gpu", "there is one, but torch does not see it", remedy)
+    if asked == "cuda":
+        return red("gpu", "no CUDA device found", "Use --device auto or --device cpu.")
+    return green("gpu", "no CUDA device found: everything runs on the CPU")
+
+
+def _check_card(card: Card, machine: Machine) -> Finding:
+    found = f"{card.name}, {card.memory / _GIB:.0f} GiB, compute capability {_dotted(card.capability)}"
+    if not any(_runs_on(architecture, card.capability) for architecture in card.architectures):
+        remedy = "Use --device cpu, a newer GPU, or a build of torch for this one."
+        return red("gpu", f"{found}, for which torch has no kernels", remedy)
+    return green("gpu", f"{found}; {precision(machine)}")
+
+
+def _runs_on(architecture: str, capability: tuple[int, int]) -> bool:
+    """Binary code runs on later cards of its major version, PTX on all later ones."""
+    parts = re.fullmatch(r"(sm|compute)_(\d+)(\d)[a-z]?", architecture)
+    if parts is None:
+        return False
+    built = (int(parts[2]), int(parts[3]))
+    return built <= capability and (parts[1] == "compute" or built[0] == capability[0])
+
+
+def read_driver(
+    dev: Path = Path("/dev"), proc: Path = Path("/proc/driver/nvidia"), bus: Path = Path("/sys/bus/pci/devices")
+) -> Driver:
+    """What the kernel, the bus and the driver's library say."""
+    file = proc / "version"
+    told = re.search(r"\b\d{3}\.\d+(\.\d+)?\b", file.read_text(encoding="utf-8")) if file.is_file() else None
+    return Driver(
+        version=told[0] if told else "",
+        cuda=_cuda_of_driver(),
+        devices=len(list(dev.glob("nvidia[0-9]*"))),
+        on_bus=any(_is_card(device) for device in bus.glob("*")),
+    )
+
+
+def _cuda_of_driver() -> tuple[int, int] | None:
+    try:
+        library = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return None
+    number = ctypes.c_int()
+    failed = library.cuDriverGetVersion(ctypes.byref(number))
+    return None if failed else (number.value // 1000, number.value % 1000 // 10)
+
+
+def _is_card(device: Path) -> bool:
+    """Whether a device on the bus is a display controller (class 3) of NVIDIA's."""
+    vendor, kind = ((device / name).read_text(encoding="utf-8").strip() for name in ("vendor", "class"))
+    return vendor == "0x10de" and kind.startswith("0x03")
+
+
+def read_card() -> Card | None:
+    """The first GPU as torch sees it, or None."""
+    import torch
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about a driver that is too old: a check of its own says so
+        if not torch.cuda.is_available():
+            return None
+    about = torch.cuda.get_device_properties(0)
+    return Card(about.name, (about.major, about.minor), about.total_memory, torch.cuda.get_arch_list())
+
+
+def cuda_versions() -> dict[str, tuple[int, int]]:
+    """The versions of CUDA that DALI, and torch unless it is for CPUs, were built for."""
+    import torch
+
+    built = {"torch": torch.version.cuda} if torch.version.cuda else {}
+    dali = re.search(r"nvidia-dali-cuda(\d\d)(\d)", " ".join(one.name for one in requirements_of("hemafast")))
+    if dali:
+        built["DALI"] = f"{dali[1]}.{dali[2]}"
+    parts = {name: version.split(".") for name, version in built.items()}
+    return {name: (int(numbers[0]), int(numbers[1])) for name, numbers in parts.items()}
+
+
+def _built_for(needed: Mapping[str, tuple[int, int]]) -> list[str]:
+    return [f"{name} for CUDA {_dotted(version)}" for name, version in needed.items()]
+
+
+def _dotted(version: tuple[int, int]) -> str:
+    return f"{version[0]}.{version[1]}"

@@ -1,0 +1,110 @@
+"""Python, packages and compiler: what hemafast stands on, and whether it imports."""
+
+from __future__ import annotations
+
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hemafast.doctor.finding import Finding, Verdict, green, red, yellow
+from hemafast.engine.machine import Machine
+from hemafast.errors import name_some
+
+if TYPE_CHECKING:
+    from packaging.requirements import Requirement
+
+_NAMED = ("torch", "torchvision", "timm", "nvidia-dali-cuda120", "numpy")  # versions that every bug report needs
+_IMPORT_SECONDS = 120.0  # a cold network disk takes a minute
+
+
+def check_python(version: str, required: str) -> Finding:
+    """Whether this Python is one that hemafast's metadata allows."""
+    from packaging.specifiers import SpecifierSet
+
+    if SpecifierSet(required).contains(version, prereleases=True):
+        return green("python", version)
+    return red("python", f"{version}, but {required} is required", f"Install Python {required}.")
+
+
+def check_packages(
+    version_of: Callable[[str], str | None], requirements_of: Callable[[str], Sequence[Requirement]]
+) -> Finding:
+    """Whether what hemafast requires is installed, and what that requires in turn.
+
+    `version_of` a package is None if it is not there.
+    """
+    needed = [one.name for one in requirements_of("hemafast") if version_of(one.name)]
+    wanting = [
+        (owner, one)
+        for owner in ("hemafast", *needed)
+        for one in requirements_of(owner)
+        if not _fits(version_of(one.name), one)
+    ]
+    named = ", ".join(f"{name} {version_of(name)}" for name in _NAMED if version_of(name))
+    if not wanting:
+        return green("packages", named)
+    faults = [f"{one.name} {version_of(one.name) or 'missing'}, {owner} requires {one}" for owner, one in wanting]
+    verdict = Verdict.RED if wanting[0][0] == "hemafast" else Verdict.YELLOW
+    install = " ".join(dict.fromkeys(shlex.quote(f"{one.name}{one.specifier}") for _, one in wanting))
+    return Finding("packages", verdict, f"{name_some(faults, 4, '; ')}; {named}", f"pip install {install}")
+
+
+def _fits(version: str | None, required: Requirement) -> bool:
+    return version is not None and required.specifier.contains(version, prereleases=True)
+
+
+def version_of(name: str) -> str | None:
+    """The installed version of a package, or None."""
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def requirements_of(name: str) -> list[Requirement]:
+    """What an installed package requires here, extras left out. Raises PackageNotFoundError."""
+    from packaging.requirements import Requirement
+
+    declared = map(Requirement, metadata.requires(name) or ())
+    return [one for one in declared if one.marker is None or one.marker.evaluate({"extra": ""})]
+
+
+def start_imports(modules: Sequence[str]) -> subprocess.Popen[str]:
+    """Import modules in a Python of its own: a library that crashes does not take this process with it."""
+    script = "import importlib, sys\nfor name in sys.argv[1:]: print(name, flush=True); importlib.import_module(name)"
+    command = [sys.executable, "-P", "-c", script, *modules]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def check_imports(importing: subprocess.Popen[str], seconds: float = _IMPORT_SECONDS) -> Finding:
+    """How `start_imports` ended. It prints each name before it is imported, so the last one is at fault."""
+    try:
+        tried, said = importing.communicate(timeout=seconds)
+    except subprocess.TimeoutExpired:
+        return red("imports", f"not done after {seconds:.0f} s", "Try again: a slow disk is quicker the second time.")
+    modules, code = tried.split(), importing.returncode
+    if code == 0:
+        return green("imports", ", ".join(modules))
+    why = signal.Signals(-code).name if code < 0 else (said.strip().splitlines() or [f"exit code {code}"])[-1]
+    remedy = "Install it again, in a version that hemafast requires: `pip install --force-reinstall`."
+    return red("imports", f"{modules[-1] if modules else 'Python'} does not import ({why})", remedy)
+
+
+def check_compiler(machine: Machine, environment: Mapping[str, str], headers: Path) -> Finding:
+    """Whether torch.compile finds a compiler and Python's headers; by default it is used on GPUs only."""
+    variable, usual = ("CC", ("gcc", "clang")) if machine.device == "cuda" else ("CXX", ("g++", "clang++"))
+    names = shlex.split(environment.get(variable, ""))[:1] or usual
+    present = [name for name in names if shutil.which(name, path=environment.get("PATH"))]
+    lacks = [*([] if present else [" or ".join(names)]), *([] if (headers / "Python.h").is_file() else ["Python.h"])]
+    if not lacks:
+        return green("compiler", f"{Path(present[0]).name} and Python.h, for torch.compile")
+    found, remedy = f"{' and '.join(lacks)} not found", "Install them (Debian: apt-get install g++ python3-dev)"
+    if machine.compiled:
+        return red("compiler", f"{found}: training here uses torch.compile", f"{remedy}, or train with --compile off.")
+    return yellow("compiler", f"{found}: --compile on will fail; the default here is off", f"{remedy}.")
