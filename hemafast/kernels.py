@@ -50,6 +50,11 @@ def _compiled_fast(function: Any) -> Any:
     return _kept(lambda cache: njit(cache=cache, fastmath=True)(function))
 
 
+def compiled_without_gil(function: Any) -> Any:
+    """The same, for calls from several threads of Python at once."""
+    return _kept(lambda cache: njit(cache=cache, fastmath=True, nogil=True, error_model="numpy")(function))
+
+
 def _called_back(signature: str, function: Any) -> Any:
     return _kept(lambda cache: cfunc(signature, cache=cache)(function))
 

@@ -582,9 +582,8 @@ def time_to_score_table(result: dict[str, Any]) -> str:
 
 def _epoch_seconds(runs: list[dict[str, Any]]) -> float:
     """Median seconds from one validation to the next; how a process starts is no part of it."""
-    return median(
-        after["seconds"] - before["seconds"] for run in runs for before, after in itertools.pairwise(run["points"])
-    )
+    pairs = (pair for run in runs for pair in itertools.pairwise(run["points"]))
+    return median(float(after["seconds"] - before["seconds"]) for before, after in pairs)
 
 
 def _reached(side: dict[str, Any]) -> str:

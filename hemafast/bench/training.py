@@ -109,11 +109,13 @@ def ready_batches(bench: Bench) -> Sequence[Batch]:
 
 
 def _made(bench: Bench) -> _Trained:
+    from hemafast.engine.depthwise import use_own_gradients
     from hemafast.engine.optimizer import build_optimizer
     from hemafast.model import build_model
 
     machine = bench.machine(tuned=True)
     model = build_model(bench.model, bench.classes, bench.image_size).to(machine.device)
+    use_own_gradients(model, machine)
     optimizer = build_optimizer(model, weight_decay=0.01, device=machine.device)
     return _Trained(model, optimizer, machine, Compiler(enabled=machine.compiled, batch_size=bench.batch_size))
 

@@ -40,6 +40,8 @@ class Machine:
     loader_threads: int
     choices: tuple[Choice, ...]
     facts: dict[str, str]
+    own_gradients: bool = False
+    """Whether depthwise convolutions have the weight gradients of depthwise.py."""
 
     @property
     def loader_device(self) -> str:
@@ -92,11 +94,12 @@ def choose_machine(
     on = _choose_device(device)
     precision = _choose_precision(on.value, amp)
     compiler = _choose_compiler(on.value, compiled)
+    gradients = _choose_gradients(on.value, precision.value, compiled=compiler.value == "on")
     loader = _choose_loader_threads(threads, processes)
     layout = Choice("layout", "channels_last", "convolutions read NHWC, as the loader delivers it, without a copy")
     # Not set here: torch counts the cores it may use by itself, and OMP_NUM_THREADS is how users tell it otherwise.
     threads_of_torch = Choice("torch threads", str(torch.get_num_threads()), "torch's own count, or OMP_NUM_THREADS")
-    chosen = (on, precision, layout, compiler, threads_of_torch, loader)
+    chosen = (on, precision, layout, compiler, gradients, threads_of_torch, loader)
     return Machine(
         device=on.value,
         precision=precision.value,  # type: ignore[arg-type] # _choose_precision yields nothing else
@@ -104,6 +107,7 @@ def choose_machine(
         loader_threads=int(loader.value),
         choices=(allocator, *chosen) if allocator else chosen,
         facts=machine_facts(on.value),
+        own_gradients=gradients.value == "own kernel",
     )
 
 
@@ -209,6 +213,21 @@ def _choose_compiler(device: str, asked: Compile) -> Choice:
     if device == "cuda":
         return Choice(name, "on", "fuses normalisation, activations and batch norm; shapes are static")
     return Choice(name, "off", "eager training was measured faster on CPUs, and compiling takes one to two minutes")
+
+
+def _choose_gradients(device: str, precision: str, *, compiled: bool) -> Choice:
+    import torch
+
+    name, capability = "depthwise gradients", torch.backends.cpu.get_cpu_capability()
+    if device == "cuda":
+        return Choice(name, "torch", "a GPU's libraries have kernels for them")
+    if compiled or precision != "fp32":
+        return Choice(name, "torch", "our own kernel is for steps in fp32 that are not compiled")
+    if capability != "AVX2":
+        return Choice(name, "torch", f"our own kernel was measured with AVX2 only, and this is {capability}")
+    return Choice(
+        name, "own kernel", "oneDNN has none for AVX2; from 5 x 5 taps on ours takes a tenth to two thirds of its time"
+    )
 
 
 def _processor() -> str:

@@ -17,6 +17,7 @@ from hemafast.data.loader import Loader, eval_loader, train_loader
 from hemafast.engine.checkpoint import ModelCard, View
 from hemafast.engine.compiling import Compiler
 from hemafast.engine.course import CountedCourse, Course, TimedCourse, size_at
+from hemafast.engine.depthwise import use_own_gradients
 from hemafast.engine.distributed import World
 from hemafast.engine.machine import Machine, choose_input, choose_machine, tune_allocator
 from hemafast.engine.optimizer import build_optimizer, load_optimizer
@@ -138,7 +139,7 @@ def set_up(
     machine, shape = machine_for(_as_begun(config, state), config.device, train_samples, val_samples, world=world)
     torch.manual_seed(config.seed)
     model, started_from = _build(config, dataset, machine, state)
-    model.to(machine.device)
+    use_own_gradients(model.to(machine.device), machine)
     ema = _averaged(model, config.ema)
     optimizer = build_optimizer(
         model, weight_decay=config.weight_decay, layer_decay=config.layer_decay, device=machine.device

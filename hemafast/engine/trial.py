@@ -20,6 +20,7 @@ from hemafast.config import Amp, TrainConfig
 from hemafast.data.dataset import open_dataset
 from hemafast.data.loader import Batch
 from hemafast.engine.compiling import Compiler
+from hemafast.engine.depthwise import use_own_gradients
 from hemafast.engine.distributed import World
 from hemafast.engine.machine import Choice, Machine
 from hemafast.engine.optimizer import build_optimizer
@@ -188,6 +189,7 @@ def _seconds_of(config: TrainConfig, machine: Machine, classes: int) -> Seconds:
 def _trial_step(config: TrainConfig, machine: Machine, classes: int, size: int, *, compiled: bool) -> TrainStep:
     model = build_model(config.model, classes, config.image_size).to(machine.device)
     model.freeze(stages=config.freeze_stages, norm=config.freeze_norm)
+    use_own_gradients(model, replace(machine, own_gradients=machine.own_gradients and not compiled))
     optimizer = build_optimizer(model, weight_decay=config.weight_decay, device=machine.device)
     compiler = Compiler(enabled=compiled, mode=config.compile_mode, batch_size=size, cache=config.output)
     return TrainStep(model, CrossEntropy(), optimizer, machine, compiler)

@@ -55,7 +55,10 @@ def test_the_real_machine_can_be_chosen_for(device):
 def test_every_choice_has_a_reason(without_gpu):
     machine = _choose(allocator=tune_allocator())
     names = [choice.name for choice in machine.choices]
-    assert names == ["allocator", "device", "precision", "layout", "torch.compile", "torch threads", "loader threads"]
+    assert names == [
+        *("allocator", "device", "precision", "layout", "torch.compile", "depthwise gradients"),
+        *("torch threads", "loader threads"),
+    ]
     assert all(choice.value and choice.reason for choice in machine.choices)
 
 
