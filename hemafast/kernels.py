@@ -50,9 +50,9 @@ def _compiled_fast(function: Any) -> Any:
     return _kept(lambda cache: njit(cache=cache, fastmath=True)(function))
 
 
-def compiled_without_gil(function: Any) -> Any:
-    """The same, for calls from several threads of Python at once."""
-    return _kept(lambda cache: njit(cache=cache, fastmath=True, nogil=True, error_model="numpy")(function))
+def compiled_parallel(function: Any) -> Any:
+    """The same, and a `prange` is shared out among threads."""
+    return _kept(lambda cache: njit(cache=cache, parallel=True, fastmath=True, error_model="numpy")(function))
 
 
 def _called_back(signature: str, function: Any) -> Any:

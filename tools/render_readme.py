@@ -469,6 +469,31 @@ def train_step_table(result: dict[str, Any]) -> str:
     )
 
 
+def depthwise_table(result: dict[str, Any]) -> str:
+    """Training steps with our gradients of depthwise convolutions and with oneDNN's."""
+    rows = []
+    for name, found in result["cases"].items():
+        rates, costs, gain = found["images_per_second"], found["images_per_cpu_second"], found["ratio"]
+        alone = [one["ratio"]["median"] for one in found["convolutions"]]
+        number = sum(one["number"] for one in found["convolutions"])
+        rows.append(
+            f"| {name} | {spread(rates['own'])} | {spread(rates['oneDNN'])} "
+            f"| **{gain['median']:.2f}x** ({gain['min']:.2f} to {gain['max']:.2f}) "
+            f"| {costs['own']['median']:.1f} / {costs['oneDNN']['median']:.1f} "
+            f"| {number}: {min(alone):.1f} to {max(alone):.1f}x |"
+        )
+    return "\n".join(
+        [
+            "| network | ours, images/s | oneDNN's, images/s | step | images per CPU-second | the gradients alone |",
+            "|---|---|---|---|---|---|",
+            *rows,
+            "",
+            f"`{result['command']}`, fp32, whole training steps, in turn, median (min to max); the last column counts "
+            f"the convolutions, and how many times as long oneDNN takes. {_machine(result['machine'])}.",
+        ]
+    )
+
+
 def _where_time_goes(model: str, shares: dict[str, float]) -> str:
     return f"- {model}, by torch's profiler: {', '.join(f'{kind} {share:.0%}' for kind, share in shares.items())}."
 
@@ -712,6 +737,7 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "prepare": prepare_table,
     "field_of_view": field_of_view_table,
     "train_step": train_step_table,
+    "depthwise": depthwise_table,
     "end_to_end": end_to_end_table,
     "time_to_score": time_to_score_table,
     "levers": levers_table,

@@ -1,16 +1,16 @@
 """Weight gradients of depthwise convolutions on a CPU, compiled: what oneDNN has no kernel for without AVX-512.
 
-It multiplies matrices there, one channel at a time. With taps of 3 x 3 that is fast enough; with 5 x 5 it takes a
-quarter of a training step of EfficientNet-Lite0 at 128 px. Forward passes and the gradients of inputs are oneDNN's.
+It multiplies matrices there, one channel at a time, which with taps of 5 x 5 takes a quarter of a training step of
+EfficientNet-Lite0 at 128 px. Forward passes and the gradients of inputs are oneDNN's: those are fast.
+
+numba's threads are torch's: both find the same GNU OpenMP, in whose waiting threads no others get in the way.
 """
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
-from functools import cache, partial
-from itertools import pairwise
 from typing import Any, cast
 
+import numba
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -20,11 +20,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from hemafast.engine.machine import Machine
-from hemafast.kernels import compiled_without_gil
+from hemafast.kernels import compiled_parallel
 
 Floats = npt.NDArray[np.float32]
 
-_LEAST_TAPS = 5  # along a side; below, oneDNN is about as fast
 _CHANNELS = 128  # whose sums for 5 x 5 taps take 13 KB: they stay in the first cache
 _IMAGES = 8  # summed by one thread at once; a fixed number, so that a sum does not depend on how many threads there are
 
@@ -37,9 +36,18 @@ def use_own_gradients(model: nn.Module, machine: Machine) -> int:
     if not machine.own_gradients:
         return 0
     changed = [module for module in model.modules() if type(module) in _OWN and _is_ours(cast(nn.Conv2d, module))]
+    if changed:
+        _start_threads()
     for module in changed:
         module.__class__ = _OWN[type(module)]  # in place, so that whoever holds the module has it too
     return len(changed)
+
+
+def _start_threads() -> None:
+    """Compile, and start numba's threads: they set the number of torch's to that of all cores, which is undone."""
+    threads, nothing = torch.get_num_threads(), torch.zeros(1, 1, 1, 1)
+    weight_gradient(nothing, nothing, 1, 1, (0, 0))
+    torch.set_num_threads(threads)
 
 
 def weight_gradient(images: Tensor, gradient: Tensor, kernel: int, stride: int, padding: tuple[int, int]) -> Tensor:
@@ -54,41 +62,26 @@ def weight_gradient(images: Tensor, gradient: Tensor, kernel: int, stride: int, 
     )
     channels = pixels.shape[3]
     sums = np.empty((-(-len(pixels) // _IMAGES), kernel, kernel, channels), np.float32)
-    tasks, threads = len(sums) * -(-channels // _CHANNELS), torch.get_num_threads()
-    work = partial(_sum_up, pixels, slopes, sums, stride, *padding)
-    mine, *others = pairwise(tasks * thread // threads for thread in range(threads + 1))
-    helping = [_threads(threads).submit(work, begin, end) for begin, end in others]
-    work(*mine)
-    for one in helping:
-        one.result()
+    numba.set_num_threads(min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS))  # type: ignore[attr-defined]
+    _sum_up(pixels, slopes, sums, stride, *padding)
     return torch.from_numpy(sums).sum(dim=0).permute(2, 0, 1).unsqueeze(1)
 
 
-@cache
-def _threads(number: int) -> ThreadPoolExecutor:
-    """Those that help the calling one."""
-    return ThreadPoolExecutor(max(number - 1, 1), thread_name_prefix="depthwise")
+@compiled_parallel
+def _sum_up(pixels: Floats, slopes: Floats, sums: Floats, stride: int, top: int, left: int) -> None:
+    """Fill `sums` (groups of images, taps, taps, channels), a group of images by a block of channels at a time.
 
-
-@compiled_without_gil
-def _sum_up(
-    pixels: Floats, slopes: Floats, sums: Floats, stride: int, top: int, left: int, begin: int, end: int
-) -> None:
-    """Fill the parts `begin` to `end` of `sums` (groups of images, taps, taps, channels); a part is a group of images
-    by a block of channels.
-
-    Four images at a time: a tap's sum is then loaded and stored a quarter as often.
+    Four images go at once: a tap's sum is then loaded and stored a quarter as often.
     """
     height, width, channels = pixels.shape[1:]
     rows, columns, kernel = slopes.shape[1], slopes.shape[2], sums.shape[1]
     blocks = (channels + _CHANNELS - 1) // _CHANNELS
-    part = np.empty((kernel, kernel, _CHANNELS), np.float32)
-    for task in range(begin, end):
+    for task in numba.prange(len(sums) * blocks):
+        part = np.zeros((kernel, kernel, _CHANNELS), np.float32)
         group, block = task // blocks, task % blocks
         here = slice(block * _CHANNELS, min((block + 1) * _CHANNELS, channels))
         first, last = group * _IMAGES, min((group + 1) * _IMAGES, len(pixels))
         fours = first + (last - first) // 4 * 4
-        part[:] = 0
         for row in range(rows):
             for down in range(max(0, top - row * stride), min(kernel, height + top - row * stride)):
                 y = row * stride - top + down
@@ -172,7 +165,7 @@ def _is_ours(module: nn.Conv2d) -> bool:
         module.groups == module.in_channels == module.out_channels > 1
         and module.weight.requires_grad
         and len({*module.kernel_size}) == len({*module.stride}) == 1
-        and module.kernel_size[0] >= _LEAST_TAPS
+        and module.kernel_size[0] > 1
         and module.dilation == (1, 1)
         and module.padding_mode == "zeros"
         and not isinstance(module.padding, str)

@@ -1,5 +1,7 @@
 """Weight gradients of depthwise convolutions: torch's own are what they are held against."""
 
+import subprocess
+import sys
 from copy import deepcopy
 from dataclasses import replace
 
@@ -58,6 +60,19 @@ def test_any_number_of_threads_gives_the_same_bits():
     assert all(torch.equal(one, found[0]) for one in found)
 
 
+def test_threads_of_torch_stay_as_many_as_they_were():
+    script = """
+import torch
+from torch import nn
+from hemafast.engine.depthwise import use_own_gradients
+from hemafast.engine.machine import Machine
+torch.set_num_threads(1)
+assert use_own_gradients(nn.Conv2d(8, 8, 3, groups=8), Machine("cpu", "fp32", False, 1, (), {}, own_gradients=True))
+assert torch.get_num_threads() == 1, torch.get_num_threads()
+"""
+    subprocess.run([sys.executable, "-c", script], check=True)
+
+
 @pytest.mark.parametrize("name", ["tf_efficientnet_lite0", "mobilenetv3_small_050", "convnext_atto"])
 def test_a_network_has_the_gradients_that_it_had(name):
     torch.manual_seed(0)
@@ -79,7 +94,7 @@ def test_a_network_has_the_gradients_that_it_had(name):
 def test_only_what_gains_is_changed():
     fast = nn.Conv2d(8, 8, 5, padding=2, groups=8)
     left = [
-        nn.Conv2d(8, 8, 3, groups=8),
+        nn.Conv2d(8, 8, 1, groups=8),
         nn.Conv2d(8, 16, 5, groups=8),
         nn.Conv2d(8, 8, 5, groups=4),
         nn.Conv2d(8, 8, (5, 7), groups=8),

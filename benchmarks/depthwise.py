@@ -1,0 +1,189 @@
+"""Training steps with our weight gradients of depthwise convolutions, and with oneDNN's.
+
+    python benchmarks/depthwise.py --json benchmarks/results/depthwise.json
+
+Two processes a network, which differ in `Machine.own_gradients` alone, take turns on the same batches of real images,
+and then the two gradients do, on tensors of the shapes that the network has in its own convolutions.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import count, cycle
+from pathlib import Path
+from typing import Annotated, Any, cast
+
+import torch
+import typer
+from time_to_score import write_json
+
+from hemafast.bench.result import spread
+from hemafast.bench.settings import Bench
+from hemafast.bench.training import ready_batches
+from hemafast.bench.worker import Done, Round, Station, Worker
+from hemafast.engine.compiling import Compiler
+from hemafast.engine.depthwise import use_own_gradients, weight_gradient
+from hemafast.engine.machine import choose_machine
+from hemafast.engine.optimizer import build_optimizer
+from hemafast.engine.step import Totals, TrainStep
+from hemafast.model import build_model
+from hemafast.objective import CrossEntropy
+
+_RATE = 1e-4
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """A network as it is trained."""
+
+    model: str
+    image_size: int
+    freeze_stages: int = 0
+
+    @property
+    def name(self) -> str:
+        """For people."""
+        frozen = f", {self.freeze_stages} stages frozen" if self.freeze_stages else ""
+        return f"{self.model}, {self.image_size} px{frozen}"
+
+
+CASES = (
+    Case("tf_efficientnet_lite0", 128, 5),
+    Case("tf_efficientnet_lite0", 128),
+    Case("efficientnet_b0", 224),
+    Case("mobilenetv3_large_100", 224),
+    Case("convnext_atto", 224),
+)
+"""The first two are the presets `fast` and `quick`, the third is the largest part of `best`."""
+
+Shape = tuple[int, int, int, int, tuple[int, ...]]
+"""Channels, side of the image, taps along a side, stride, padding."""
+
+
+def trained(own: bool, freeze_stages: int, bench: Bench) -> Station:
+    """Training steps on batches that lie ready."""
+    machine = replace(bench.machine(tuned=True), own_gradients=own)
+    model = build_model(bench.model, bench.classes, bench.image_size)
+    model.freeze(stages=freeze_stages)
+    if bool(use_own_gradients(model, machine)) != own:
+        raise ValueError(f"{bench.model} has no depthwise convolution whose gradient would be ours")
+    optimizer = build_optimizer(model, weight_decay=0.01, device="cpu")
+    step = TrainStep(model, CrossEntropy(), optimizer, machine, Compiler(enabled=False))
+    totals = Totals(bench.classes, "cpu")
+    for number, batch in zip(count(), cycle(ready_batches(bench)), strict=False):
+        step(batch, _RATE, totals, step=number)
+        yield Done(len(batch.labels))
+
+
+def race(case: Case, bench: Bench, rounds: int, seconds: float) -> dict[str, list[Round]]:
+    """Measurements of both sides, in turn; the first round warms up."""
+    makes = {side: partial(trained, side == "own", case.freeze_stages) for side in ("own", "oneDNN")}
+    measured: dict[str, list[Round]] = {side: [] for side in makes}
+    with ExitStack() as stack:
+        workers = {side: stack.enter_context(Worker({side: make}, bench)) for side, make in makes.items()}
+        for number in range(-1, rounds):
+            for side, worker in workers.items():
+                found = worker.run(side, seconds)
+                if number >= 0:
+                    measured[side].append(found)
+                typer.echo(f"{case.name}, {side}: {found.images / found.seconds:.1f}/s", err=True)
+    return measured
+
+
+def shapes_of(case: Case) -> dict[Shape, int]:
+    """Of the convolutions that have our gradient, and how many there are of each."""
+    model = build_model(case.model, 2, case.image_size)
+    model.freeze(stages=case.freeze_stages)
+    plain = {name: type(module) for name, module in model.named_modules()}
+    use_own_gradients(model, replace(choose_machine(device="cpu", amp="off", compiled="off"), own_gradients=True))
+    found: dict[Shape, int] = {}
+
+    def note(module: torch.nn.Conv2d, inputs: tuple[torch.Tensor], _: torch.Tensor) -> None:
+        padding = (0, 0) if isinstance(module.padding, str) else module.padding
+        shape = (module.in_channels, inputs[0].shape[2], module.kernel_size[0], module.stride[0], padding)
+        found[shape] = found.get(shape, 0) + 1
+
+    for name, module in model.named_modules():
+        if type(module) is not plain[name]:
+            module.register_forward_hook(note)
+    with torch.inference_mode():
+        model.eval()(torch.zeros(1, 3, case.image_size, case.image_size, dtype=torch.uint8))
+    return found
+
+
+def gradients(shape: Shape, batch_size: int) -> dict[str, Callable[[], torch.Tensor]]:
+    """Both ways to the same gradient of a convolution of this shape."""
+    channels, side, taps, stride, padding = shape
+    images = torch.randn(batch_size, channels, side, side).contiguous(memory_format=torch.channels_last)
+    weight = torch.randn(channels, 1, taps, taps)
+    out = torch.nn.functional.conv2d(images, weight, None, stride, padding, groups=channels)
+    slopes = torch.randn_like(out)
+
+    def onednn() -> torch.Tensor:
+        _, of_weight, _ = torch.ops.aten.convolution_backward(
+            *(slopes, images, weight, None, [stride] * 2, padding, [1, 1], False, [0, 0], channels),
+            (False, True, False),
+        )
+        return cast(torch.Tensor, of_weight)
+
+    return {"own": lambda: weight_gradient(images, slopes, taps, stride, (padding[0], padding[1])), "oneDNN": onednn}
+
+
+def timed(shape: Shape, batch_size: int, rounds: int) -> dict[str, Any]:
+    """Milliseconds of both, in turn, and how many times as long oneDNN takes."""
+    sides = gradients(shape, batch_size)
+    times: dict[str, list[float]] = {side: [] for side in sides}
+    for number in range(-1, 4 * rounds):
+        for side, compute in sides.items():
+            started = time.perf_counter()
+            compute()
+            if number >= 0:
+                times[side].append(1e3 * (time.perf_counter() - started))
+    ratios = [theirs / ours for ours, theirs in zip(times["own"], times["oneDNN"], strict=True)]
+    return {"milliseconds": {side: spread(found) for side, found in times.items()}, "ratio": spread(ratios)}
+
+
+def main(
+    data: Annotated[Path, typer.Option(help="Prepared data set of real images.")] = Path("Source/prepared"),
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write everything measured to this file.")] = None,
+    batch_size: Annotated[int, typer.Option(help="Images a step.")] = 32,
+    rounds: Annotated[int, typer.Option(min=3, help="Measurements of each side.")] = 5,
+    seconds: Annotated[float, typer.Option(help="Least length of a measurement of steps.")] = 5.0,
+) -> None:
+    """Race both, about a minute and a half a network on two cores."""
+    machine = choose_machine(device="cpu", amp="off", compiled="off")
+    result: dict[str, Any] = {
+        "command": f"python benchmarks/depthwise.py --batch-size {batch_size} --rounds {rounds} --seconds {seconds:g}",
+        "machine": machine.facts,
+        "batch_size": batch_size,
+        "by_default": machine.own_gradients,
+        "cases": {},
+    }
+    for case in CASES:
+        bench = Bench(data, case.model, case.image_size, batch_size, device="cpu", amp="off", compile="off")
+        measured = race(case, bench, rounds, seconds)
+        rates = {side: [one.images / one.seconds for one in found] for side, found in measured.items()}
+        costs = {side: [one.images / one.cpu_seconds for one in found] for side, found in measured.items()}
+        result["cases"][case.name] = {
+            "images_per_second": {side: spread(found) for side, found in rates.items()},
+            "images_per_cpu_second": {side: spread(found) for side, found in costs.items()},
+            "ratio": spread([ours / theirs for ours, theirs in zip(rates["own"], rates["oneDNN"], strict=True)]),
+            "convolutions": [
+                {"channels": shape[0], "side": shape[1], "taps": shape[2], "stride": shape[3], "number": number}
+                | timed(shape, batch_size, rounds)
+                for shape, number in shapes_of(case).items()
+            ],
+        }
+        if json_file is not None:
+            write_json(result, json_file)
+    if json_file is None:
+        typer.echo(json.dumps(result, indent=2))
+
+
+if __name__ == "__main__":
+    typer.run(main)
