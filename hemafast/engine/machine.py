@@ -228,7 +228,7 @@ def _choose_gradients(device: str, precision: str, *, compiled: bool) -> Choice:
     return Choice(
         name,
         "own kernel",
-        "oneDNN has none for AVX2 and multiplies small matrices, which takes one to forty times as long",
+        "oneDNN has none for AVX2 and multiplies small matrices, up to twenty times as slow by the shape",
     )
 
 
