@@ -2,7 +2,7 @@
 
     python benchmarks/depthwise.py --json benchmarks/results/depthwise.json
 
-Two processes a network, which differ in `Machine.own_gradients` alone, take turns on the same batches of real images,
+Two processes a network, which differ in `Bench.own_gradients` alone, take turns on the same batches of real images,
 and then the two gradients do, on tensors of the shapes that the network has in its own convolutions.
 """
 
@@ -13,8 +13,6 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from functools import partial
-from itertools import count, cycle
 from pathlib import Path
 from typing import Annotated, Any, cast
 
@@ -24,17 +22,11 @@ from time_to_score import write_json
 
 from hemafast.bench.result import spread
 from hemafast.bench.settings import Bench
-from hemafast.bench.training import ready_batches
-from hemafast.bench.worker import Done, Round, Station, Worker
-from hemafast.engine.compiling import Compiler
+from hemafast.bench.training import step
+from hemafast.bench.worker import Round, Worker
 from hemafast.engine.depthwise import use_own_gradients, weight_gradient
 from hemafast.engine.machine import choose_machine
-from hemafast.engine.optimizer import build_optimizer
-from hemafast.engine.step import Totals, TrainStep
 from hemafast.model import build_model
-from hemafast.objective import CrossEntropy
-
-_RATE = 1e-4
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,27 +57,12 @@ Shape = tuple[int, int, int, int, tuple[int, ...]]
 """Channels, side of the image, taps along a side, stride, padding."""
 
 
-def trained(own: bool, freeze_stages: int, bench: Bench) -> Station:
-    """Training steps on batches that lie ready."""
-    machine = replace(bench.machine(tuned=True), own_gradients=own)
-    model = build_model(bench.model, bench.classes, bench.image_size)
-    model.freeze(stages=freeze_stages)
-    if bool(use_own_gradients(model, machine)) != own:
-        raise ValueError(f"{bench.model} has no depthwise convolution whose gradient would be ours")
-    optimizer = build_optimizer(model, weight_decay=0.01, device="cpu")
-    step = TrainStep(model, CrossEntropy(), optimizer, machine, Compiler(enabled=False))
-    totals = Totals(bench.classes, "cpu")
-    for number, batch in zip(count(), cycle(ready_batches(bench)), strict=False):
-        step(batch, _RATE, totals, step=number)
-        yield Done(len(batch.labels))
-
-
 def race(case: Case, bench: Bench, rounds: int, seconds: float) -> dict[str, list[Round]]:
     """Measurements of both sides, in turn; the first round warms up."""
-    makes = {side: partial(trained, side == "own", case.freeze_stages) for side in ("own", "oneDNN")}
-    measured: dict[str, list[Round]] = {side: [] for side in makes}
+    benches = {side: replace(bench, own_gradients=side == "own") for side in ("own", "oneDNN")}
+    measured: dict[str, list[Round]] = {side: [] for side in benches}
     with ExitStack() as stack:
-        workers = {side: stack.enter_context(Worker({side: make}, bench)) for side, make in makes.items()}
+        workers = {side: stack.enter_context(Worker({side: step}, own)) for side, own in benches.items()}
         for number in range(-1, rounds):
             for side, worker in workers.items():
                 found = worker.run(side, seconds)
@@ -165,7 +142,16 @@ def main(
         "cases": {},
     }
     for case in CASES:
-        bench = Bench(data, case.model, case.image_size, batch_size, device="cpu", amp="off", compile="off")
+        bench = Bench(
+            data,
+            case.model,
+            case.image_size,
+            batch_size,
+            device="cpu",
+            amp="off",
+            compile="off",
+            freeze_stages=case.freeze_stages,
+        )
         measured = race(case, bench, rounds, seconds)
         rates = {side: [one.images / one.seconds for one in found] for side, found in measured.items()}
         costs = {side: [one.images / one.cpu_seconds for one in found] for side, found in measured.items()}

@@ -657,6 +657,32 @@ def levers_table(result: dict[str, Any]) -> str:
     )
 
 
+def on_time_table(result: dict[str, Any]) -> str:
+    """What a time budget was, and what the command took."""
+    runs: dict[tuple[str, int], list[dict[str, Any]]] = {(one["preset"], one["budget"]): [] for one in result["runs"]}
+    for one in result["runs"]:
+        runs[one["preset"], one["budget"]].append(one)
+    rows = []
+    for (preset, budget), seeds in runs.items():
+        taken = ", ".join(f"{one['seconds']:.1f} ({one['seconds'] / budget - 1:+.1%})" for one in seeds)
+        epochs, scores = (
+            ", ".join(shown.format(one[key]) for one in seeds)
+            for shown, key in (("{}", "epochs"), ("{:.3f}", "f1_macro"))
+        )
+        rows.append(f"| `--preset {preset} --time-budget {budget}s` | {taken} | {epochs} | {scores} |")
+    images = result["images"]
+    return "\n".join(
+        [
+            "| | seconds of the command | epochs | macro-F1 |",
+            "|---|---|---|---|",
+            *rows,
+            "",
+            f"`{result['command']}`: {images['train']:,} training and {images['val']} validation images of "
+            f"{' and '.join(result['domains'])}. {_machine(result['machine'])}.",
+        ]
+    )
+
+
 def equal_time_table(result: dict[str, Any]) -> str:
     """The score of both sides after the same seconds, by domain."""
     rows = []
@@ -740,6 +766,7 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "depthwise": depthwise_table,
     "end_to_end": end_to_end_table,
     "time_to_score": time_to_score_table,
+    "on_time": on_time_table,
     "levers": levers_table,
     "equal_time": equal_time_table,
 }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -42,6 +42,9 @@ class Bench:
     device: Device = "auto"
     amp: Amp = "auto"
     compile: Compile = "auto"
+    freeze_stages: int = 0
+    own_gradients: bool | None = None
+    """Of depthwise convolutions; None is what the machine chooses."""
 
     @property
     def samples(self) -> Samples:
@@ -56,9 +59,10 @@ class Bench:
     def machine(self, *, tuned: bool = False) -> Machine:
         """The machine's choices; `tuned` touches the allocator too, which is the whole process's."""
         allocator = tune_allocator() if tuned else None
-        return choose_machine(
+        machine = choose_machine(
             device=self.device, amp=self.amp, compiled=self.compile, threads=self.threads, allocator=allocator
         )
+        return machine if self.own_gradients is None else replace(machine, own_gradients=self.own_gradients)
 
     def loader(self, source: Source, batch_size: int, policy: str = "basic") -> Loader:
         """Our loader of training images."""

@@ -115,6 +115,7 @@ def _made(bench: Bench) -> _Trained:
 
     machine = bench.machine(tuned=True)
     model = build_model(bench.model, bench.classes, bench.image_size).to(machine.device)
+    model.freeze(stages=bench.freeze_stages)
     use_own_gradients(model, machine)
     optimizer = build_optimizer(model, weight_decay=0.01, device=machine.device)
     return _Trained(model, optimizer, machine, Compiler(enabled=machine.compiled, batch_size=bench.batch_size))

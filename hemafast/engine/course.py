@@ -9,8 +9,7 @@ from typing import Protocol
 TICKS = 10_000
 """Parts into which a time budget is cut."""
 
-_AFTERWARDS = (8.0, 30.0)  # seconds of evaluation and report besides a pass over the validation images, within these
-_STARTS = 2.2  # as long as so many starts; 1.4 to 2.8 were seen on two slow cores
+_REPORT = 0.9  # evaluation and report besides a pass over the validation images, in CPU seconds of the start
 
 
 class Standing(Protocol):
@@ -83,11 +82,6 @@ def seconds_to_end(validation: float, size: int, full_size: int, starting: float
     """What comes after the last update, from the `validation` seconds at `size`: validation at full size, the same
     once more by the evaluation of the best epoch, and the report.
 
-    Importing, building and opening took `starting` seconds: where that was slow, evaluating and reporting will be.
+    Importing and building kept a core busy for `starting` seconds: where that is slow, scoring and drawing will be.
     """
-    return 2 * validation * (full_size / size) ** 2 + _afterwards(starting)
-
-
-def _afterwards(starting: float) -> float:
-    low, high = _AFTERWARDS
-    return min(max(low, _STARTS * starting), high)
+    return 2 * validation * (full_size / size) ** 2 + _REPORT * starting

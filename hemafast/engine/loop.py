@@ -33,7 +33,9 @@ class Loop:
     def __init__(self, run: Run, folder: Path, journal: Journal, flag: StopFlag, *, began: float) -> None:
         self._run, self._folder, self._journal, self._flag = run, folder, journal, flag
         self._saved = self._timed = time.monotonic()
-        self._began, self._starting = began, self._timed - began
+        self._began = began
+        # Seconds of work, not of waiting: a cold disk is slow but once. This thread may have worked before, elsewhere.
+        self._starting = min(time.thread_time(), self._timed - began)
         self._stepped = False
         self._rates: dict[int, float] = {}  # of the epoch under way, by update
 

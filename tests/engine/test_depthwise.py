@@ -67,7 +67,7 @@ from torch import nn
 from hemafast.engine.depthwise import use_own_gradients
 from hemafast.engine.machine import Machine
 torch.set_num_threads(1)
-assert use_own_gradients(nn.Conv2d(8, 8, 3, groups=8), Machine("cpu", "fp32", False, 1, (), {}, own_gradients=True))
+assert use_own_gradients(nn.Conv2d(64, 64, 3, groups=64), Machine("cpu", "fp32", False, 1, (), {}, own_gradients=True))
 assert torch.get_num_threads() == 1, torch.get_num_threads()
 """
     subprocess.run([sys.executable, "-c", script], check=True)
@@ -92,19 +92,20 @@ def test_a_network_has_the_gradients_that_it_had(name):
 
 
 def test_only_what_gains_is_changed():
-    fast = nn.Conv2d(8, 8, 5, padding=2, groups=8)
+    fast = nn.Conv2d(64, 64, 5, padding=2, groups=64)
     left = [
-        nn.Conv2d(8, 8, 1, groups=8),
-        nn.Conv2d(8, 16, 5, groups=8),
-        nn.Conv2d(8, 8, 5, groups=4),
-        nn.Conv2d(8, 8, (5, 7), groups=8),
-        nn.Conv2d(8, 8, 5, stride=(1, 2), groups=8),
-        nn.Conv2d(8, 8, 5, dilation=2, groups=8),
-        nn.Conv2d(8, 8, 5, padding="same", groups=8),
-        nn.Conv2d(8, 8, 5, padding_mode="reflect", padding=2, groups=8),
-        nn.Conv2d(8, 8, 5, groups=8).requires_grad_(False),
+        nn.Conv2d(64, 64, 1, groups=64),
+        nn.Conv2d(32, 32, 5, groups=32),
+        nn.Conv2d(64, 128, 5, groups=64),
+        nn.Conv2d(64, 64, 5, groups=4),
+        nn.Conv2d(64, 64, (5, 7), groups=64),
+        nn.Conv2d(64, 64, 5, stride=(1, 2), groups=64),
+        nn.Conv2d(64, 64, 5, dilation=2, groups=64),
+        nn.Conv2d(64, 64, 5, padding="same", groups=64),
+        nn.Conv2d(64, 64, 5, padding_mode="reflect", padding=2, groups=64),
+        nn.Conv2d(64, 64, 5, groups=64).requires_grad_(False),
     ]
-    model = nn.ModuleList([fast, Conv2dSame(8, 8, 5, stride=2, groups=8), *left])
+    model = nn.ModuleList([fast, Conv2dSame(64, 64, 5, stride=2, groups=64), *left])
     kinds = [type(module) for module in left]
     assert use_own_gradients(model, CPU) == 0
     assert type(fast) is nn.Conv2d

@@ -16,7 +16,7 @@ from hemafast.errors import HemafastError, StoppedError
 @pytest.fixture(autouse=True)
 def no_report(monkeypatch):
     """Nothing is evaluated here."""
-    monkeypatch.setattr(course, "_afterwards", lambda starting: 0.0)
+    monkeypatch.setattr(course, "_REPORT", 0.0)
 
 
 @pytest.fixture

@@ -1,0 +1,78 @@
+"""How well `hemafast train --time-budget` keeps its time: whole commands, report included, by preset and budget.
+
+    python benchmarks/on_time.py --source DIR_WITH_THE_ARCHIVES --json benchmarks/results/on_time.json
+
+Every run is a process of its own on the same split. The result is written after each of them, and a second call with
+more seeds adds to it.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from time_to_score import before, prepare, write_json
+
+from hemafast.data.dataset import open_dataset
+from hemafast.engine.machine import choose_machine
+from hemafast.prepare.split import TRAIN, VAL
+
+BUDGETS = (("fast", 60), ("fast", 120), ("quick", 120), ("best", 120), ("fast", 300), ("quick", 300), ("best", 300))
+"""Presets and seconds."""
+
+
+def run(preset: str, seconds: int, prepared: Path, seed: int, output: Path) -> dict[str, float]:
+    """Train within a budget: the seconds of the command, its epochs, and the macro-F1 of its best model."""
+    asked = ["--data", str(prepared), "--seed", str(seed), "--time-budget", f"{seconds}s"]
+    command = [sys.executable, "-m", "hemafast", "train", "--preset", preset, *asked, "--output", str(output), "--json"]
+    started = time.perf_counter()
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    taken = time.perf_counter() - started
+    metrics: dict[str, Any] = json.loads(done.stdout)
+    return {
+        "seconds": taken,
+        "epochs": metrics["training"]["epochs"],
+        "f1_macro": metrics["pooled"]["macro_f1"],
+    }
+
+
+def main(
+    source: Annotated[Path, typer.Option(help="Folder with real archives.")],
+    json_file: Annotated[Path, typer.Option("--json", help="Result; one that is there is added to.")],
+    seeds: Annotated[int, typer.Option(min=1, help="How often each budget is tried in the end.")] = 1,
+    group_pattern: Annotated[str | None, typer.Option(help="As for `hemafast prepare`.")] = None,
+) -> None:
+    """Try all budgets, 22 minutes a seed."""
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        prepared = folder / "prepared"
+        prepare(source, prepared, group_pattern)
+        dataset = open_dataset(prepared)
+        if dataset.info.drawn:
+            sys.exit(f"{source} holds drawn cells; how long real ones take is another matter.")
+        result: dict[str, Any] = {
+            "command": f"python benchmarks/on_time.py --seeds {seeds}",
+            "machine": choose_machine(device="cpu", amp="auto", compiled="off").facts,
+            "domains": list(dataset.info.domains),
+            "images": {split: int(dataset.counts(split).sum()) for split in (TRAIN, VAL)},
+            "runs": [],
+        }
+        result["runs"] += before(json_file, result["machine"]).get("runs", [])
+        done = {(one["preset"], one["budget"], one["seed"]) for one in result["runs"]}
+        for seed in range(seeds):
+            for preset, seconds in BUDGETS:
+                if (preset, seconds, seed) not in done:
+                    found = run(preset, seconds, prepared, seed, folder / f"{preset}-{seconds}-{seed}")
+                    typer.echo(f"{preset}, {seconds} s, seed {seed}: {found}", err=True)
+                    result["runs"].append({"preset": preset, "budget": seconds, "seed": seed, **found})
+                    write_json(result, json_file)
+
+
+if __name__ == "__main__":
+    typer.run(main)
