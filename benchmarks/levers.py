@@ -116,7 +116,7 @@ def main(
         if dataset.info.drawn:
             sys.exit(f"{source} holds drawn cells; what a lever buys on them is not worth keeping.")
         result: dict[str, Any] = {
-            "command": f"python benchmarks/levers.py --domain {domain} --seeds {seeds}",
+            "command": f"python benchmarks/levers.py --domain {domain} --seeds {seeds} --seconds {seconds:g}",
             "preset": PRESET,
             "machine": choose_machine(device="cpu", amp="auto", compiled="off").facts,
             "model": train_config(PRESET).model,

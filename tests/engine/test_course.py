@@ -46,7 +46,7 @@ def test_all_sizes_have_equal_shares():
 
 def test_the_ending_is_reckoned_at_full_size():
     small, full = seconds_to_end(3.0, 64, 128, 0.0), seconds_to_end(12.0, 128, 128, 0.0)
-    assert small == full > 24.0
+    assert small == full == 24.0
 
 
 def test_a_slow_start_foretells_a_slow_report():
