@@ -91,7 +91,7 @@ def fast() -> Fields:
 
     Command: `hemafast train --preset fast`
     Time: 2 to 5 minutes on two CPU cores, by their make, for 2,300 images.
-    Score: the race at the top of the README, with its data and seeds.
+    Score: the race at the top of the README, with its data and seeds; benchmarks/README.md has what each option buys.
     """
     return {**quick(), "epochs": 6, "freeze_stages": 5, "warmup": 0.15, "ema": 0.95}
 
