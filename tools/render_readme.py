@@ -677,8 +677,8 @@ def on_time_table(result: dict[str, Any]) -> str:
             "|---|---|---|---|",
             *rows,
             "",
-            f"`{result['command']}`: {images['train']:,} training and {images['val']} validation images of "
-            f"{' and '.join(result['domains'])}. {_machine(result['machine'])}.",
+            f"`{result['command']}`: {result['model']}, {images['train']:,} training and {images['val']} validation "
+            f"images of {' and '.join(result['domains'])}. {_machine(result['machine'])}.",
         ]
     )
 
