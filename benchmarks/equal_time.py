@@ -23,9 +23,8 @@ from typing import Annotated, Any
 import numpy as np
 import pandas as pd
 import typer
-from time_to_score import SIDES, before, class_folders, prepare, run_reference, write_json
+from time_to_score import SIDES, before, class_folders, prepare_real, run_reference, write_json
 
-from hemafast.data.dataset import open_dataset
 from hemafast.engine.machine import choose_machine
 from hemafast.evaluate.bootstrap import interval, resample
 from hemafast.evaluate.metrics import confusions, count_scores
@@ -126,9 +125,7 @@ def main(
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         prepared = folder / "prepared"
-        prepare(source, prepared, group_pattern)
-        if open_dataset(prepared).info.drawn:
-            sys.exit(f"{source} holds drawn cells; no score on them is worth keeping.")
+        prepare_real(source, prepared, group_pattern)
         result: dict[str, Any] = {
             "command": f"python benchmarks/equal_time.py --model {model} --preset {preset} --seeds {seeds}",
             "ours": " ".join(command),

@@ -18,10 +18,9 @@ from statistics import median
 from typing import Annotated, Any
 
 import typer
-from time_to_score import Point, before, biggest_fall, prepare, reached, run_ours, write_json
+from time_to_score import Point, before, biggest_fall, prepare_real, reached, run_ours, write_json
 
 from hemafast.config import train_config
-from hemafast.data.dataset import open_dataset
 from hemafast.engine.machine import choose_machine
 
 PRESET = "fast"
@@ -111,10 +110,7 @@ def main(
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         prepared = folder / "prepared"
-        prepare(source, prepared, group_pattern)
-        dataset = open_dataset(prepared, domains=(domain,))
-        if dataset.info.drawn:
-            sys.exit(f"{source} holds drawn cells; what a lever buys on them is not worth keeping.")
+        dataset = prepare_real(source, prepared, group_pattern, domain)
         result: dict[str, Any] = {
             "command": f"python benchmarks/levers.py --domain {domain} --seeds {seeds} --seconds {seconds:g}",
             "preset": PRESET,

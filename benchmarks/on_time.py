@@ -17,9 +17,8 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from time_to_score import before, prepare, write_json
+from time_to_score import before, prepare_real, write_json
 
-from hemafast.data.dataset import open_dataset
 from hemafast.engine.machine import choose_machine
 from hemafast.prepare.split import TRAIN, VAL
 
@@ -54,19 +53,15 @@ def main(
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         prepared = folder / "prepared"
-        prepare(source, prepared, group_pattern)
-        dataset = open_dataset(prepared)
-        if dataset.info.drawn:
-            sys.exit(f"{source} holds drawn cells; how long real ones take is another matter.")
+        dataset = prepare_real(source, prepared, group_pattern)
         result: dict[str, Any] = {
             "command": f"python benchmarks/on_time.py --seeds {seeds}",
             "machine": choose_machine(device="cpu", amp="auto", compiled="off").facts,
             "model": MODEL,
             "domains": list(dataset.info.domains),
             "images": {split: int(dataset.counts(split).sum()) for split in (TRAIN, VAL)},
-            "runs": [],
         }
-        result["runs"] += before(json_file, result["machine"]).get("runs", [])
+        result["runs"] = before(json_file, result["machine"]).get("runs", [])
         done = {(one["preset"], one["budget"], one["seed"]) for one in result["runs"]}
         for seed in range(seeds):
             for preset, seconds in BUDGETS:

@@ -32,7 +32,7 @@ import pandas as pd
 import typer
 
 from hemafast.config import train_config
-from hemafast.data.dataset import open_dataset
+from hemafast.data.dataset import Dataset, open_dataset
 from hemafast.engine.journal import LOG
 from hemafast.engine.machine import choose_machine
 from hemafast.files import write_whole
@@ -187,6 +187,15 @@ def prepare(source: Path, output: Path, group_pattern: str | None) -> float:
     started = time.perf_counter()
     subprocess.run(command, check=True, capture_output=True)
     return time.perf_counter() - started
+
+
+def prepare_real(source: Path, output: Path, group_pattern: str | None, *domains: str) -> Dataset:
+    """`hemafast prepare`, and these domains of what it made, or all. Drawn cells will not do: the process ends."""
+    prepare(source, output, group_pattern)
+    dataset = open_dataset(output, domains=domains or None)
+    if dataset.info.drawn:
+        sys.exit(f"{source} holds drawn cells; what is measured on them is not worth keeping.")
+    return dataset
 
 
 def unpack(archive: Path, folder: Path) -> float:

@@ -15,6 +15,7 @@ import levers  # scripts beside the package, not parts of it
 import time_to_score
 
 from hemafast.config import train_config
+from hemafast.prepare.schema import DatasetInfo
 
 PREPARATION = {"hemafast": 10.0, "reference": 2.0}
 
@@ -124,6 +125,16 @@ def test_the_reference_sees_the_images_of_the_split(prepared, tmp_path):
         assert {(file.parent.name, file.name) for file in found} == {
             (label, Path(path).name) for label, path in zip(ours["label"], ours["path"], strict=True)
         }
+
+
+def test_drawn_cells_are_refused_once_they_are_prepared(prepared, monkeypatch):
+    monkeypatch.setattr(time_to_score, "prepare", lambda source, output, group_pattern: 0.0)
+    dataset = time_to_score.prepare_real(Path("archives"), prepared.folder, None, "Matek_19")
+    assert dataset.domains == ("Matek_19",)
+    assert time_to_score.prepare_real(Path("archives"), prepared.folder, None).domains is None
+    monkeypatch.setattr(DatasetInfo, "drawn", property(lambda self: True))
+    with pytest.raises(SystemExit, match="archives holds drawn cells"):
+        time_to_score.prepare_real(Path("archives"), prepared.folder, None)
 
 
 @pytest.mark.slow
