@@ -7,6 +7,7 @@ import signal
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from statistics import median
 
 import numpy as np
 
@@ -25,6 +26,7 @@ from hemafast.metrics import accuracy, macro_f1
 logger = logging.getLogger("hemafast")
 
 _SAVE = 1  # what processes vote for; higher numbers are signals
+_LATE = 9  # updates whose pace tells that of the next ones
 
 
 class Loop:
@@ -37,6 +39,7 @@ class Loop:
         # Seconds of work, not of waiting: a cold disk is slow but once. This thread may have worked before, elsewhere.
         self._starting = min(time.thread_time(), self._timed - began)
         self._stepped = False
+        self._paces: list[float] = []  # seconds an image, by update, since images grew
         self._rates: dict[int, float] = {}  # of the epoch under way, by update
 
     def train(self) -> None:
@@ -73,6 +76,7 @@ class Loop:
         watch = _Watch(progress)
         batches = self._batches([completes for _, completes in plan]) if first < len(sizes) else iter(())
         self._rates = {}
+        images = 0  # of the update under way
         for number, batch in enumerate(batches, start=first):
             watch.arrived()
             share, completes = plan[number]
@@ -81,11 +85,13 @@ class Loop:
             run.train_step(batch, rate, run.totals, step=progress.steps_done, share=share, update=completes)
             self._announce_first_step()
             self._show(sizes[number][1])
+            images += sizes[number][1]
             if completes:
                 progress.steps_done += 1
                 self._heed(run.train_step.bad.glance())
                 self._maybe_stop(watch)
-                self._look_at_clock(sum(whole for _, whole in sizes[first : number + 1]))
+                self._look_at_clock(images)
+                images = 0
                 if run.course.over(progress):
                     break
             watch.asked()
@@ -117,20 +123,28 @@ class Loop:
         if run.image_size > run.train_batches.image_size:
             run.train_batches = run.train_batches.resized(run.image_size)
             run.val_batches = run.val_batches.resized(run.image_size)
+            self._paces = []
             logger.info("images have %d px from update %d on", run.image_size, run.progress.steps_done + 1)
 
-    def _look_at_clock(self, trained: int = 0) -> None:
-        """Count the seconds of the run, and before validation has been timed, guess it from `trained` images."""
+    def _look_at_clock(self, images: int = 0) -> None:
+        """Count the seconds of the run; they were those of an update if that had `images`."""
         progress, now = self._run.progress, time.monotonic()
-        progress.elapsed, self._timed = progress.elapsed + now - self._timed, now
+        passed, self._timed = now - self._timed, now
+        progress.elapsed += passed
         if self._run.config.time_budget is None:
             return
-        if trained and not progress.epochs_done:
-            # A forward pass is a third of a step; a guess may be too long rather than too short.
-            guess = progress.seconds / trained * self._run.val_batches.images / 2
-            progress.ending = self._ending(guess)
+        if images and not progress.epochs_done:
+            self._paces.append(passed / images)
+            self._guess_ending()
         progress.elapsed = self._run.world.highest(progress.elapsed)
         progress.ending = self._run.world.highest(progress.ending)
+
+    def _guess_ending(self) -> None:
+        """Before a validation has been timed, guess it from the pace of training."""
+        late = self._paces[1:][-_LATE:]  # the first update fills the loader and compiles, and says nothing
+        if late:
+            # A forward pass is a third of a step; a guess may be too long rather than too short.
+            self._run.progress.ending = self._ending(median(late) * self._run.val_batches.images / 2)
 
     def _ending(self, validation: float) -> float:
         """Seconds from the last update to the end, from those of a validation as images are now."""

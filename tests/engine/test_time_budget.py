@@ -76,6 +76,20 @@ def test_a_budget_that_is_over_before_the_first_update_has_one_and_leaves_a_mode
     assert (folder / BEST).is_file()
 
 
+def test_a_slow_first_update_does_not_make_the_validation_look_long(settings, console, clock, monkeypatch):
+    original = TrainStep.__call__
+
+    def compiling(self, *arguments, step, **named):
+        clock[0] += 199.0 if step == 0 else 0.0
+        return original(self, *arguments, step=step, **named)
+
+    monkeypatch.setattr(TrainStep, "__call__", compiling)
+    monkeypatch.setattr(loop.Loop, "_ending", lambda self, validation: validation)
+    folder = train(settings(time_budget=204.0, batch_size=10), console)
+    assert updates(folder) == 5
+    assert len(read_rows(folder)) == 2  # one epoch, not ended before its time
+
+
 def test_a_stopped_run_goes_on_with_the_time_that_is_left(settings, console, clock, signal_at):
     config = settings(time_budget=12.0, batch_size=10)
     with signal_at(4), pytest.raises(StoppedError):
