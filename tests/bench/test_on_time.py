@@ -13,7 +13,8 @@ from hemafast.config import train_config
 
 
 @pytest.mark.slow
-def test_a_budget_that_is_too_short_for_more_gives_an_epoch_and_its_score(prepared, tmp_path):
+def test_a_budget_that_is_too_short_for_more_gives_an_epoch_and_its_score(prepared, tmp_path, monkeypatch):
+    monkeypatch.setattr(on_time, "MODEL", "test_resnet")
     found = on_time.run("quick", 1, prepared.folder, seed=0, output=tmp_path)
     assert found["epochs"] == 1
     assert found["seconds"] > 1

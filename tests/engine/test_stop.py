@@ -10,11 +10,13 @@ import time
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from hemafast.config import to_json
 from hemafast.engine import stop
 from hemafast.engine.checkpoint import LAST, load_last
 from hemafast.engine.stop import SIGNALS, StopFlag, exit_code
+from hemafast.engine.trainer import train
 
 CODES = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGUSR1: 138}
 
@@ -70,10 +72,16 @@ def written(config, tmp_path: Path) -> Path:
     return file
 
 
+@pytest.fixture(scope="module")
+def straight(settings):
+    """The folder of a run that nobody stopped."""
+    return train(settings(epochs=2, dropout=0.3), Console(quiet=True))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("number", SIGNALS, ids=lambda number: number.name)
 def test_a_signal_saves_behind_the_update_and_the_resumed_run_is_whole(
-    command, settings, tmp_path, assert_equal_runs, number
+    command, settings, tmp_path, assert_equal_runs, straight, number
 ):
     config = settings(epochs=2, dropout=0.3)
     process = command(8, number, "train", "--config", written(config, tmp_path), "--quiet")
@@ -86,9 +94,7 @@ def test_a_signal_saves_behind_the_update_and_the_resumed_run_is_whole(
     resumed = command(0, signal.SIGINT, "train", "--resume", folder, "--quiet")
     resumed.communicate(timeout=120)
     assert resumed.returncode == 0
-    straight = settings(epochs=2, dropout=0.3)
-    command(0, signal.SIGINT, "train", "--config", written(straight, tmp_path), "--quiet").communicate(timeout=120)
-    assert_equal_runs(folder, next(straight.output.iterdir()))
+    assert_equal_runs(folder, straight)
 
 
 @pytest.mark.slow
