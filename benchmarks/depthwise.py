@@ -22,6 +22,7 @@ from time_to_score import write_json
 
 from hemafast.bench.result import spread
 from hemafast.bench.settings import Bench
+from hemafast.bench.stations import Make
 from hemafast.bench.training import step
 from hemafast.bench.worker import Round, Worker
 from hemafast.engine.depthwise import use_own_gradients, weight_gradient
@@ -43,6 +44,19 @@ class Case:
         frozen = f", {self.freeze_stages} stages frozen" if self.freeze_stages else ""
         return f"{self.model}, {self.image_size} px{frozen}"
 
+    def bench(self, data: Path, batch_size: int) -> Bench:
+        """As the bench has it: on the CPU, in full precision."""
+        return Bench(
+            data,
+            self.model,
+            self.image_size,
+            batch_size,
+            device="cpu",
+            amp="off",
+            compile="off",
+            freeze_stages=self.freeze_stages,
+        )
+
 
 CASES = (
     Case("tf_efficientnet_lite0", 128, 5),
@@ -57,19 +71,27 @@ Shape = tuple[int, int, int, int, tuple[int, ...]]
 """Channels, side of the image, taps along a side, stride, padding."""
 
 
-def race(case: Case, bench: Bench, rounds: int, seconds: float) -> dict[str, list[Round]]:
-    """Measurements of both sides, in turn; the first round warms up."""
-    benches = {side: replace(bench, own_gradients=side == "own") for side in ("own", "oneDNN")}
+def race(name: str, station: Make, benches: dict[str, Bench], rounds: int, seconds: float) -> dict[str, Any]:
+    """Rates of a station in two processes that take turns, and how many times faster the first of them is.
+
+    The first round warms up.
+    """
     measured: dict[str, list[Round]] = {side: [] for side in benches}
     with ExitStack() as stack:
-        workers = {side: stack.enter_context(Worker({side: step}, own)) for side, own in benches.items()}
+        workers = {side: stack.enter_context(Worker({side: station}, bench)) for side, bench in benches.items()}
         for number in range(-1, rounds):
             for side, worker in workers.items():
                 found = worker.run(side, seconds)
                 if number >= 0:
                     measured[side].append(found)
-                typer.echo(f"{case.name}, {side}: {found.images / found.seconds:.1f}/s", err=True)
-    return measured
+                typer.echo(f"{name}, {side}: {found.images / found.seconds:.1f}/s", err=True)
+    rates = {side: [one.images / one.seconds for one in found] for side, found in measured.items()}
+    costs = {side: [one.images / one.cpu_seconds for one in found] for side, found in measured.items()}
+    return {
+        "images_per_second": {side: spread(found) for side, found in rates.items()},
+        "images_per_cpu_second": {side: spread(found) for side, found in costs.items()},
+        "ratio": spread([ours / theirs for ours, theirs in zip(*rates.values(), strict=True)]),
+    }
 
 
 def shapes_of(case: Case) -> dict[Shape, int]:
@@ -142,23 +164,9 @@ def main(
         "cases": {},
     }
     for case in CASES:
-        bench = Bench(
-            data,
-            case.model,
-            case.image_size,
-            batch_size,
-            device="cpu",
-            amp="off",
-            compile="off",
-            freeze_stages=case.freeze_stages,
-        )
-        measured = race(case, bench, rounds, seconds)
-        rates = {side: [one.images / one.seconds for one in found] for side, found in measured.items()}
-        costs = {side: [one.images / one.cpu_seconds for one in found] for side, found in measured.items()}
-        result["cases"][case.name] = {
-            "images_per_second": {side: spread(found) for side, found in rates.items()},
-            "images_per_cpu_second": {side: spread(found) for side, found in costs.items()},
-            "ratio": spread([ours / theirs for ours, theirs in zip(rates["own"], rates["oneDNN"], strict=True)]),
+        bench = case.bench(data, batch_size)
+        benches = {side: replace(bench, own_gradients=side == "own") for side in ("own", "oneDNN")}
+        result["cases"][case.name] = race(case.name, step, benches, rounds, seconds) | {
             "convolutions": [
                 {"channels": shape[0], "side": shape[1], "taps": shape[2], "stride": shape[3], "number": number}
                 | timed(shape, batch_size, rounds)

@@ -494,6 +494,27 @@ def depthwise_table(result: dict[str, Any]) -> str:
     )
 
 
+def folding_table(result: dict[str, Any]) -> str:
+    """Steps in which convolutions do the work of batch norms, and steps in which they do not."""
+    rows = []
+    for found in result["cases"]:
+        rates, costs, gain = found["images_per_second"], found["images_per_cpu_second"], found["ratio"]
+        rows.append(
+            f"| {found['step']} | {found['network']} | {spread(rates['folded'])} | {spread(rates['apart'])} "
+            f"| **{gain['median']:.2f}x** ({gain['min']:.2f} to {gain['max']:.2f}) "
+            f"| {costs['folded']['median']:.1f} / {costs['apart']['median']:.1f} |"
+        )
+    return "\n".join(
+        [
+            "| step | network | folded, images/s | apart, images/s | ratio | images per CPU-second |",
+            "|---|---|---|---|---|---|",
+            *rows,
+            "",
+            f"`{result['command']}`, fp32, in turn, median (min to max). {_machine(result['machine'])}.",
+        ]
+    )
+
+
 def _where_time_goes(model: str, shares: dict[str, float]) -> str:
     return f"- {model}, by torch's profiler: {', '.join(f'{kind} {share:.0%}' for kind, share in shares.items())}."
 
@@ -764,6 +785,7 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "field_of_view": field_of_view_table,
     "train_step": train_step_table,
     "depthwise": depthwise_table,
+    "folding": folding_table,
     "end_to_end": end_to_end_table,
     "time_to_score": time_to_score_table,
     "on_time": on_time_table,

@@ -45,6 +45,8 @@ class Bench:
     freeze_stages: int = 0
     own_gradients: bool | None = None
     """Of depthwise convolutions; None is what the machine chooses."""
+    folded: bool = True
+    """Whether convolutions do the work of batch norms in evaluation mode, where nothing is compiled."""
 
     @property
     def samples(self) -> Samples:

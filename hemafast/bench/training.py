@@ -111,12 +111,15 @@ def ready_batches(bench: Bench) -> Sequence[Batch]:
 def _made(bench: Bench) -> _Trained:
     from hemafast.engine.depthwise import use_own_gradients
     from hemafast.engine.optimizer import build_optimizer
+    from hemafast.folding import fold_norms
     from hemafast.model import build_model
 
     machine = bench.machine(tuned=True)
     model = build_model(bench.model, bench.classes, bench.image_size).to(machine.device)
     model.freeze(stages=bench.freeze_stages)
     use_own_gradients(model, machine)
+    if bench.folded and not machine.compiled:
+        fold_norms(model)
     optimizer = build_optimizer(model, weight_decay=0.01, device=machine.device)
     return _Trained(model, optimizer, machine, Compiler(enabled=machine.compiled, batch_size=bench.batch_size))
 

@@ -14,6 +14,7 @@ from hemafast.deploy.views import ViewGraph
 from hemafast.engine.checkpoint import ModelCard, View, load_best, model_file
 from hemafast.engine.machine import Machine
 from hemafast.errors import HemafastError
+from hemafast.folding import fold_norms
 from hemafast.model import Classifier
 from hemafast.prepare.verify import Pixels
 
@@ -49,7 +50,8 @@ def load_models(paths: Sequence[Path], device: str) -> list[Model]:
     models = []
     for file in dict.fromkeys(model_file(path) for path in paths):
         network, card = load_best(file)
-        models.append(Model(file, network.eval().to(device), card))
+        fold_norms(network.eval().to(device))
+        models.append(Model(file, network, card))
     _refuse_names(models[0])
     for model in models[1:]:
         _refuse_other_classes(models[0], model)

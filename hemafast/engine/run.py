@@ -24,6 +24,7 @@ from hemafast.engine.optimizer import build_optimizer, load_optimizer
 from hemafast.engine.schedule import Schedule, build_schedule
 from hemafast.engine.step import EvalStep, Mix, Totals, TrainStep
 from hemafast.errors import HemafastError
+from hemafast.folding import fold_norms
 from hemafast.model import Classifier, build_model
 from hemafast.objective import build_loss
 from hemafast.prepare.schema import DatasetInfo
@@ -139,8 +140,11 @@ def set_up(
     machine, shape = machine_for(_as_begun(config, state), config.device, train_samples, val_samples, world=world)
     torch.manual_seed(config.seed)
     model, started_from = _build(config, dataset, machine, state)
-    use_own_gradients(model.to(machine.device), machine)
-    ema = _averaged(model, config.ema)
+    ema = _averaged(model.to(machine.device), config.ema)
+    use_own_gradients(model, machine)
+    if not machine.compiled:
+        for network in (model, ema.module) if ema is not None else (model,):
+            fold_norms(network)
     optimizer = build_optimizer(
         model, weight_decay=config.weight_decay, layer_decay=config.layer_decay, device=machine.device
     )

@@ -1,0 +1,59 @@
+"""Steps in which convolutions do the work of the batch norms behind them, and steps in which they do not.
+
+    python benchmarks/folding.py --json benchmarks/results/folding.json
+
+Two processes, which differ in `Bench.folded` alone, take turns on the same batches of real images: in validation, where
+all batch norms are in evaluation mode, and in training with frozen stages, where those of the stages are.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from depthwise import Case, race
+from time_to_score import write_json
+
+from hemafast.bench.training import step, validation
+from hemafast.engine.machine import choose_machine
+
+CASES = (
+    ("training", step, Case("tf_efficientnet_lite0", 128, 5)),
+    ("validation", validation, Case("tf_efficientnet_lite0", 128)),
+    ("validation", validation, Case("efficientnet_b0", 224)),
+    ("validation", validation, Case("resnet18", 224)),
+)
+"""The first is a step of the preset `fast`, the second its validation."""
+
+
+def main(
+    data: Annotated[Path, typer.Option(help="Prepared data set of real images.")] = Path("Source/prepared"),
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write everything measured to this file.")] = None,
+    batch_size: Annotated[int, typer.Option(help="Images a step.")] = 32,
+    rounds: Annotated[int, typer.Option(min=3, help="Measurements of each side.")] = 5,
+    seconds: Annotated[float, typer.Option(help="Least length of a measurement.")] = 5.0,
+) -> None:
+    """Race both, about a minute and a half a network on two cores."""
+    result: dict[str, Any] = {
+        "command": f"python benchmarks/folding.py --batch-size {batch_size} --rounds {rounds} --seconds {seconds:g}",
+        "machine": choose_machine(device="cpu", amp="off", compiled="off").facts,
+        "batch_size": batch_size,
+        "cases": [],
+    }
+    for kind, station, case in CASES:
+        bench = case.bench(data, batch_size)
+        benches = {side: replace(bench, folded=side == "folded") for side in ("folded", "apart")}
+        result["cases"].append(
+            {"step": kind, "network": case.name} | race(case.name, station, benches, rounds, seconds)
+        )
+        if json_file is not None:
+            write_json(result, json_file)
+    if json_file is None:
+        typer.echo(json.dumps(result, indent=2))
+
+
+if __name__ == "__main__":
+    typer.run(main)
