@@ -76,6 +76,13 @@ def _one_thread() -> None:
     torch.set_num_threads(1)
 
 
+@pytest.fixture(autouse=True)
+def _still_one_thread() -> Iterator[None]:
+    """What a test leaves changes the last bits of what the next ones train."""
+    yield
+    assert torch.get_num_threads() == 1
+
+
 @pytest.fixture(autouse=True, scope="session")
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """What trials of speed find in tests is not kept for the user of this machine."""

@@ -8,6 +8,7 @@ numba's threads are torch's: both find the same GNU OpenMP, in whose waiting thr
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any, cast
 
 import numba
@@ -44,10 +45,11 @@ def use_own_gradients(model: nn.Module, machine: Machine) -> int:
     return len(changed)
 
 
+@cache
 def _start_threads() -> None:
     """Compile, and start numba's threads: they set the number of torch's to that of all cores, which is undone."""
-    threads, nothing = torch.get_num_threads(), torch.zeros(1, 1, 1, 1)
-    weight_gradient(nothing, nothing, 1, 1, (0, 0))
+    threads, nothing = torch.get_num_threads(), np.zeros((1, 1, 1, 1), np.float32)
+    _sum_up(nothing, nothing, nothing.copy(), 1, 0, 0)
     torch.set_num_threads(threads)
 
 
@@ -57,6 +59,7 @@ def weight_gradient(images: Tensor, gradient: Tensor, kernel: int, stride: int, 
     `images` (n, channels, height, width) went in, `gradient` (n, channels, rows, columns) is that of what came out.
     `padding` is (top, left). The same input gives the same bits with any number of threads.
     """
+    _start_threads()
     pixels, slopes = (
         tensor.contiguous(memory_format=torch.channels_last).permute(0, 2, 3, 1).numpy()
         for tensor in (images, gradient)
