@@ -7,7 +7,6 @@ Writes machine, versions, command, seconds and everything that the command found
 
 from __future__ import annotations
 
-import json
 import shlex
 import sys
 import tempfile
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from output import JsonFile, write_json
 from quick import run_hemafast  # a script beside this one
 
 from hemafast.engine.machine import machine_facts
@@ -22,7 +22,7 @@ from hemafast.engine.machine import machine_facts
 
 def main(
     source: Annotated[Path, typer.Option(help="Folder with real archives.")],
-    json_file: Annotated[Path, typer.Option("--json", help="Where to write the result.")],
+    json_file: JsonFile,
     preset: Annotated[str, typer.Option(help="Preset to train with.")] = "quick",
     group_pattern: Annotated[str | None, typer.Option(help="As for `hemafast prepare`.")] = None,
 ) -> None:
@@ -45,8 +45,7 @@ def main(
         "command_seconds": seconds,
         "found": found,
     }
-    json_file.parent.mkdir(parents=True, exist_ok=True)
-    json_file.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    write_json(result, json_file)
 
 
 if __name__ == "__main__":

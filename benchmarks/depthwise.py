@@ -8,7 +8,6 @@ and then the two gradients do, on tensors of the shapes that the network has in 
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -18,7 +17,7 @@ from typing import Annotated, Any, cast
 
 import torch
 import typer
-from time_to_score import write_json
+from output import JsonFile, write_json
 
 from hemafast.bench.result import spread
 from hemafast.bench.settings import Bench
@@ -148,8 +147,8 @@ def timed(shape: Shape, batch_size: int, rounds: int) -> dict[str, Any]:
 
 
 def main(
+    json_file: JsonFile,
     data: Annotated[Path, typer.Option(help="Prepared data set of real images.")] = Path("Source/prepared"),
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write everything measured to this file.")] = None,
     batch_size: Annotated[int, typer.Option(help="Images a step.")] = 32,
     rounds: Annotated[int, typer.Option(min=3, help="Measurements of each side.")] = 5,
     seconds: Annotated[float, typer.Option(help="Least length of a measurement of steps.")] = 5.0,
@@ -173,10 +172,7 @@ def main(
                 for shape, number in shapes_of(case).items()
             ],
         }
-        if json_file is not None:
-            write_json(result, json_file)
-    if json_file is None:
-        typer.echo(json.dumps(result, indent=2))
+        write_json(result, json_file)
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from output import JsonFileOrNone, print_json
 
 from hemafast.bench.result import spread
 from hemafast.bench.settings import Bench
@@ -104,7 +105,7 @@ def one_round(bench: Bench, workers: dict[str, Worker], seconds: float) -> dict[
 
 def main(
     data: Annotated[Path, typer.Option(help="Prepared data set of real images.")] = Path("Source/prepared"),
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write everything measured to this file.")] = None,
+    json_file: JsonFileOrNone = None,
     model: Annotated[str, typer.Option(help="Any timm image model.")] = "efficientnet_b0",
     image_size: Annotated[int, typer.Option(help="Side in pixels of what the network sees.")] = 224,
     batch_size: Annotated[int, typer.Option(help="Images a step.")] = 32,
@@ -138,11 +139,7 @@ def main(
         "first_step_seconds": spread(starts[1:]),
         "summary": {name: spread([one[name] for one in found]) for name in found[0]},
     }
-    text = json.dumps(result, indent=2) + "\n"
-    if json_file is not None:
-        json_file.parent.mkdir(parents=True, exist_ok=True)
-        json_file.write_text(text, encoding="utf-8")
-    typer.echo(text)
+    print_json(result, json_file)
 
 
 if __name__ == "__main__":

@@ -23,7 +23,8 @@ from typing import Annotated, Any
 import numpy as np
 import pandas as pd
 import typer
-from time_to_score import SIDES, before, class_folders, prepare_real, run_reference, write_json
+from output import JsonFileAddedTo, before, write_json
+from time_to_score import SIDES, class_folders, prepare_real, run_reference
 
 from hemafast.engine.machine import choose_machine
 from hemafast.evaluate.bootstrap import interval, resample
@@ -114,7 +115,7 @@ def truth(prepared: Path, domain: str) -> Answers:
 
 def main(
     source: Annotated[Path, typer.Option(help="Folder with real archives.")],
-    json_file: Annotated[Path, typer.Option("--json", help="Result; one that is there is added to.")],
+    json_file: JsonFileAddedTo,
     model: Annotated[str, typer.Option(help="Network of both sides.")] = "tf_efficientnet_lite0",
     preset: Annotated[str, typer.Option(help="Our side's.")] = "best",
     seeds: Annotated[int, typer.Option(min=1, help="How many runs each side has in the end.")] = 2,

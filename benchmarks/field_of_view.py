@@ -18,13 +18,14 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from output import JsonFile, write_json
 
 FIELDS = ("whole", "25")
 
 
 def main(
     source: Annotated[Path, typer.Option(help="Folder with real archives.")],
-    json_file: Annotated[Path, typer.Option("--json", help="Where to write the result.")],
+    json_file: JsonFile,
     holdout: Annotated[str, typer.Option(help="Domain to hold out.")] = "Matek_19",
     seeds: Annotated[int, typer.Option(min=1, help="Trainings of each kind.")] = 3,
     preset: Annotated[str, typer.Option(help="Preset to train with.")] = "quick",
@@ -56,8 +57,7 @@ def main(
         "machine": machine,
         "runs": runs,
     }
-    json_file.parent.mkdir(parents=True, exist_ok=True)
-    json_file.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    write_json(result, json_file)
 
 
 def _run(arguments: list[str]) -> dict[str, Any]:

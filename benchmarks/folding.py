@@ -8,14 +8,13 @@ all batch norms are in evaluation mode, and in training with frozen stages, wher
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from depthwise import Case, race
-from time_to_score import write_json
+from output import JsonFile, write_json
 
 from hemafast.bench.training import step, validation
 from hemafast.engine.machine import choose_machine
@@ -30,8 +29,8 @@ CASES = (
 
 
 def main(
+    json_file: JsonFile,
     data: Annotated[Path, typer.Option(help="Prepared data set of real images.")] = Path("Source/prepared"),
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write everything measured to this file.")] = None,
     batch_size: Annotated[int, typer.Option(help="Images a step.")] = 32,
     rounds: Annotated[int, typer.Option(min=3, help="Measurements of each side.")] = 5,
     seconds: Annotated[float, typer.Option(help="Least length of a measurement.")] = 5.0,
@@ -49,10 +48,7 @@ def main(
         result["cases"].append(
             {"step": kind, "network": case.name} | race(case.name, station, benches, rounds, seconds)
         )
-        if json_file is not None:
-            write_json(result, json_file)
-    if json_file is None:
-        typer.echo(json.dumps(result, indent=2))
+        write_json(result, json_file)
 
 
 if __name__ == "__main__":

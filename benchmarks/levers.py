@@ -18,7 +18,8 @@ from statistics import median
 from typing import Annotated, Any
 
 import typer
-from time_to_score import Point, before, biggest_fall, prepare_real, reached, run_ours, write_json
+from output import JsonFileAddedTo, before, write_json
+from time_to_score import Point, biggest_fall, prepare_real, reached, run_ours
 
 from hemafast.config import train_config
 from hemafast.engine.machine import choose_machine
@@ -97,7 +98,7 @@ def runs_of_race(file: Path, command: list[str], machine: dict[str, str]) -> dic
 
 def main(
     source: Annotated[Path, typer.Option(help="Folder with real archives.")],
-    json_file: Annotated[Path, typer.Option("--json", help="Result; one that is there is added to.")],
+    json_file: JsonFileAddedTo,
     domain: Annotated[str, typer.Option(help="Domain to train on.")] = "Acevedo_20",
     seeds: Annotated[int, typer.Option(min=1, help="How many runs each lever has in the end.")] = 1,
     seconds: Annotated[float, typer.Option(help="Over which macro-F1 is averaged.")] = 120.0,

@@ -27,6 +27,7 @@ import numpy as np
 import peers
 import typer
 from loader_sides import WRITERS
+from output import JsonFile, write_json
 
 TASKS = {
     "JPEG, random resized crop and flip, to uint8": (
@@ -146,7 +147,7 @@ class Racer:
 
 def main(
     archive: Annotated[Path, typer.Option(help="A real archive of JPEG files.")],
-    json_file: Annotated[Path, typer.Option("--json", help="Where to write the result.")],
+    json_file: JsonFile,
     plot: Annotated[Path | None, typer.Option(help="Where to draw it.")] = None,
     rounds: Annotated[int, typer.Option(min=3, help="Measurements of each side.")] = 5,
     seconds: Annotated[float, typer.Option(min=0.5, help="Least length of a measurement.")] = 2.0,
@@ -186,8 +187,7 @@ def main(
             if ours in measured and theirs in measured
         ],
     }
-    json_file.parent.mkdir(parents=True, exist_ok=True)
-    json_file.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    write_json(result, json_file)
     if plot is not None:
         draw(result, plot)
 

@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from time_to_score import before, prepare_real, write_json
+from output import JsonFileAddedTo, before, write_json
+from time_to_score import prepare_real
 
 from hemafast.engine.machine import choose_machine
 from hemafast.prepare.split import TRAIN, VAL
@@ -45,7 +46,7 @@ def run(preset: str, seconds: int, prepared: Path, seed: int, output: Path) -> d
 
 def main(
     source: Annotated[Path, typer.Option(help="Folder with real archives.")],
-    json_file: Annotated[Path, typer.Option("--json", help="Result; one that is there is added to.")],
+    json_file: JsonFileAddedTo,
     seeds: Annotated[int, typer.Option(min=1, help="How often each budget is tried in the end.")] = 1,
     group_pattern: Annotated[str | None, typer.Option(help="As for `hemafast prepare`.")] = None,
 ) -> None:

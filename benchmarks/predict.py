@@ -9,7 +9,6 @@ not matter here) and take turns in one process.
 
 from __future__ import annotations
 
-import json
 import tempfile
 import time
 import zipfile
@@ -19,6 +18,7 @@ from typing import Annotated, Any
 
 import torch
 import typer
+from output import JsonFileOrNone, print_json
 
 from hemafast.bench.result import spread
 from hemafast.deploy.plan import Options, make_plan
@@ -92,7 +92,7 @@ def make_sides(
 
 def main(
     archive: Annotated[Path, typer.Option(help="Zip of real images, named after its domain.")],
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write everything measured to this file.")] = None,
+    json_file: JsonFileOrNone = None,
     model: Annotated[str, typer.Option(help="Any timm image model.")] = "efficientnet_b0",
     image_size: Annotated[int, typer.Option(help="Side in pixels of what the network sees.")] = 224,
     batch_size: Annotated[int, typer.Option(help="Images at once.")] = 64,
@@ -129,11 +129,7 @@ def main(
         "images_per_cpu_second": {name: spread([rate for _, rate in rates]) for name, rates in found.items()},
         "share_of_forward": {name: spread(values) for name, values in shares.items()},
     }
-    text = json.dumps(result, indent=2) + "\n"
-    if json_file is not None:
-        json_file.parent.mkdir(parents=True, exist_ok=True)
-        json_file.write_text(text, encoding="utf-8")
-    typer.echo(text)
+    print_json(result, json_file)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,6 @@ Refuses drawn archives.
 from __future__ import annotations
 
 import io
-import json
 import os
 import statistics
 import subprocess
@@ -33,6 +32,7 @@ from typing import Annotated, Any
 
 import numpy as np
 import typer
+from output import JsonFile, write_json
 from PIL import Image
 
 from hemafast.config import AUTO_FIELD_OF_VIEW, PrepareConfig
@@ -53,7 +53,7 @@ _ENLARGED = 0.85  # share of the side that is kept
 
 def main(
     source: Annotated[Path, typer.Option(help="Folder with real archives.")],
-    json_file: Annotated[Path, typer.Option("--json", help="Where to write the result.")],
+    json_file: JsonFile,
     rounds: Annotated[int, typer.Option(min=3, help="Measurements of each side.")] = 5,
     sizes: Annotated[list[int] | None, typer.Option(help="Images to measure growth at.")] = None,
 ) -> None:
@@ -77,8 +77,7 @@ def main(
             "growth": [_growth(largest, size, room) for size in sizes or [300, 3_000, 30_000]],
             "comparison": _comparison(33_000),
         }
-    json_file.parent.mkdir(parents=True, exist_ok=True)
-    json_file.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    write_json(result, json_file)
 
 
 def _enough(archive: Archive, room: Path) -> Archive:

@@ -17,11 +17,12 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from output import JsonFile, write_json
 
 
 def main(
     source: Annotated[Path, typer.Option(help="Folder with real archives.")],
-    json_file: Annotated[Path, typer.Option("--json", help="Where to write the result.")],
+    json_file: JsonFile,
     preset: Annotated[str, typer.Option(help="Preset to train with.")] = "quick",
     group_pattern: Annotated[str | None, typer.Option(help="As for `hemafast prepare`.")] = None,
 ) -> None:
@@ -46,8 +47,7 @@ def main(
         "metrics": {name: value for name, value in metrics.items() if name not in ("run", "report")},
     }
     del result["metrics"]["data"]["folder"]
-    json_file.parent.mkdir(parents=True, exist_ok=True)
-    json_file.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    write_json(result, json_file)
 
 
 def run_hemafast(arguments: list[str]) -> tuple[dict[str, Any], float]:

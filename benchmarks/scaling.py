@@ -14,7 +14,6 @@ All points of an axis take turns, round after round; lines and exponents are fit
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from collections import defaultdict
@@ -29,6 +28,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import numpy as np
 import typer
+from output import JsonFileOrNone, print_json
 
 from hemafast.bench.feeding import augment
 from hemafast.bench.result import FEWEST_ROUNDS, spread
@@ -384,7 +384,7 @@ def real_images(data: Path) -> tuple[Samples, list[str]]:
 
 def main(
     data: Annotated[Path, typer.Option(help="Prepared data set of real images.")] = Path("Source/prepared"),
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write everything measured to this file.")] = None,
+    json_file: JsonFileOrNone = None,
     plot: Annotated[Path | None, typer.Option(help="Draw it to this PNG.")] = None,
     axis: Annotated[
         list[str] | None, typer.Option(help="What to let grow; may be repeated.", show_default=", ".join(AXES))
@@ -420,13 +420,9 @@ def main(
         "rounds": rounds,
         "axes": axes,
     }
-    text = json.dumps(result, indent=2) + "\n"
-    if json_file is not None:
-        json_file.parent.mkdir(parents=True, exist_ok=True)
-        json_file.write_text(text, encoding="utf-8")
+    print_json(result, json_file)
     if plot is not None:
         draw(axes, plot)
-    typer.echo(text)
 
 
 if __name__ == "__main__":

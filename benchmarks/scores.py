@@ -9,7 +9,6 @@ each class; no calibration error, which it does not have) of one resample at a t
 
 from __future__ import annotations
 
-import json
 import time
 import warnings
 from collections.abc import Callable
@@ -19,6 +18,7 @@ from typing import Annotated, Any
 import numpy as np
 import numpy.typing as npt
 import typer
+from output import JsonFileOrNone, print_json
 
 from hemafast.bench.result import spread
 from hemafast.engine.machine import machine_facts
@@ -61,7 +61,7 @@ def seconds_of(work: Callable[[], object]) -> float:
 
 def main(
     run: Annotated[Path, typer.Option(help="Run folder that was evaluated.")],
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write everything measured to this file.")] = None,
+    json_file: JsonFileOrNone = None,
     images: Annotated[int, typer.Option(help="How many to score.")] = 10_000,
     rounds: Annotated[int, typer.Option(min=3, help="How often both are measured.")] = 5,
     resamples: Annotated[int, typer.Option(help="Resamples that scikit-learn scores in a round.")] = 10,
@@ -96,11 +96,7 @@ def main(
         "seconds": {name: spread(values) for name, values in found.items()},
         "ratio": spread([b / a for a, b in zip(*found.values(), strict=True)]),
     }
-    text = json.dumps(result, indent=2) + "\n"
-    if json_file is not None:
-        json_file.parent.mkdir(parents=True, exist_ok=True)
-        json_file.write_text(text, encoding="utf-8")
-    typer.echo(text)
+    print_json(result, json_file)
 
 
 if __name__ == "__main__":

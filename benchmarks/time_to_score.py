@@ -30,12 +30,12 @@ from typing import Annotated, Any
 
 import pandas as pd
 import typer
+from output import JsonFileAddedTo, before, write_json
 
 from hemafast.config import train_config
 from hemafast.data.dataset import Dataset, open_dataset
 from hemafast.engine.journal import LOG
 from hemafast.engine.machine import choose_machine
-from hemafast.files import write_whole
 
 THRESHOLDS = (0.60, 0.70, 0.75, 0.80, 0.85)
 SIDES = ("hemafast", "reference")
@@ -161,25 +161,6 @@ def plot(result: dict[str, Any], file: Path) -> None:
     plt.close(figure)
 
 
-def before(file: Path, machine: dict[str, str]) -> dict[str, Any]:
-    """What an earlier call found, if there was one. Seconds of two processors are not mixed: the process ends."""
-    if not file.is_file():
-        return {}
-    found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    if found["machine"]["processor"] != machine["processor"]:
-        sys.exit(
-            f"{file} was measured on {found['machine']['processor']}, and this is {machine['processor']}: "
-            "name another file, or move that one away to begin anew."
-        )
-    return found
-
-
-def write_json(result: dict[str, Any], file: Path) -> None:
-    """Replace the file by this result."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(file, lambda part: part.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8"))
-
-
 def prepare(source: Path, output: Path, group_pattern: str | None) -> float:
     """`hemafast prepare`; its seconds."""
     groups = ["--group-pattern", group_pattern] if group_pattern else []
@@ -233,7 +214,7 @@ def conditions(prepared: Path, domain: str, preset: str, seeds: int) -> dict[str
 
 def main(
     source: Annotated[Path, typer.Option(help="Folder with real archives.")],
-    json_file: Annotated[Path, typer.Option("--json", help="Result; one that is there is added to.")],
+    json_file: JsonFileAddedTo,
     plot_file: Annotated[Path | None, typer.Option("--plot", help="Draw macro-F1 against seconds to this PNG.")] = None,
     domain: Annotated[str, typer.Option(help="Domain to train on, and name of its archive.")] = "Acevedo_20",
     preset: Annotated[str, typer.Option(help="Our side's.")] = "fast",

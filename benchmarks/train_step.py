@@ -10,7 +10,6 @@ At the end torch's profiler says what the seconds of our step go to.
 
 from __future__ import annotations
 
-import json
 import multiprocessing
 from collections import Counter
 from collections.abc import Callable
@@ -22,6 +21,7 @@ from statistics import median
 from typing import Annotated, Any
 
 import typer
+from output import JsonFileOrNone, print_json
 
 from hemafast.bench.ceilings import copy_bytes, matrix_product, memory_copy, product_flops
 from hemafast.bench.costs import step_costs
@@ -153,7 +153,7 @@ def _kind(operator: str, shapes: list[list[int]]) -> str:
 
 def main(
     data: Annotated[Path, typer.Option(help="Prepared data set of real images.")] = Path("Source/prepared"),
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write everything measured to this file.")] = None,
+    json_file: JsonFileOrNone = None,
     model: Annotated[
         list[str] | None, typer.Option(help="Networks to race; may be repeated.", show_default=", ".join(MODELS))
     ] = None,
@@ -175,11 +175,7 @@ def main(
         bench = Bench(data=data, model=name, batch_size=batch_size, device="cpu", amp="off")
         raced = summary(name, bench.image_size, race(bench, rounds, seconds))
         results["models"][name] = {**raced, "shares_of_time": shares_of_time(bench)}
-    text = json.dumps(results, indent=2) + "\n"
-    if json_file is not None:
-        json_file.parent.mkdir(parents=True, exist_ok=True)
-        json_file.write_text(text, encoding="utf-8")
-    typer.echo(text)
+    print_json(results, json_file)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from sklearn.metrics import f1_score
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent / "benchmarks"))
 
 import levers  # scripts beside the package, not parts of it
+import output
 import time_to_score
 
 from hemafast.config import train_config
@@ -74,11 +75,11 @@ def test_the_biggest_fall_is_looked_for_after_the_first_third():
 
 def test_results_of_two_processors_are_not_mixed(tmp_path):
     file = tmp_path / "result.json"
-    assert time_to_score.before(file, {"processor": "this"}) == {}
+    assert output.before(file, {"processor": "this"}) == {}
     file.write_text(json.dumps({"machine": {"processor": "this"}, "runs": {}}))
-    assert time_to_score.before(file, {"processor": "this"})["runs"] == {}
+    assert output.before(file, {"processor": "this"})["runs"] == {}
     with pytest.raises(SystemExit, match="was measured on this, and this is another: name another file"):
-        time_to_score.before(file, {"processor": "another"})
+        output.before(file, {"processor": "another"})
 
 
 def test_the_area_is_the_mean_score_of_the_best_model_so_far():
