@@ -60,12 +60,23 @@ def test_any_number_of_threads_gives_the_same_bits():
     assert all(torch.equal(one, found[0]) for one in found)
 
 
-def test_threads_of_torch_stay_as_many_as_they_were():
-    script = """
+@pytest.mark.parametrize(
+    "first_call",
+    [
+        "assert use_own_gradients(nn.Conv2d(64, 64, 3, groups=64), CPU)",
+        "weight_gradient(torch.zeros(1, 8, 4, 4), torch.zeros(1, 8, 4, 4), 3, 1, (1, 1))",
+    ],
+    ids=["of a network", "of a gradient"],
+)
+def test_threads_of_torch_stay_as_many_as_they_were(first_call):
+    script = f"""
 import torch
-from hemafast.engine.depthwise import weight_gradient
+from torch import nn
+from hemafast.engine.depthwise import use_own_gradients, weight_gradient
+from hemafast.engine.machine import Machine
+CPU = Machine("cpu", "fp32", False, 1, (), {{}}, own_gradients=True)
 torch.set_num_threads(1)
-weight_gradient(torch.zeros(1, 8, 4, 4), torch.zeros(1, 8, 4, 4), 3, 1, (1, 1))
+{first_call}
 assert torch.get_num_threads() == 1, torch.get_num_threads()
 """
     subprocess.run([sys.executable, "-c", script], check=True)
