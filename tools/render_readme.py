@@ -99,7 +99,7 @@ def bench_short_table(result: dict[str, Any]) -> str:
     for name in SHOWN:
         station, ratio = result["stations"][name], result["ratios"].get(name)
         rate, per_cpu = station["images_per_second"], station["images_per_cpu_second"]
-        against = f"**{ratio['median']:.1f}x** ({ratio['min']:.1f} to {ratio['max']:.1f})" if ratio else ""
+        against = _gain(ratio, 1) if ratio else ""
         rows.append(f"| {name} | {spread(rate)} | {spread(per_cpu)} | {against} |")
     return "\n".join(
         [
@@ -295,11 +295,7 @@ def _claims(ratios: dict[tuple[str, str], dict[str, float]]) -> list[str]:
         "crop alone from stored pixels, against FFCV": ("hemafast_packed_crop", "ffcv_raw_crop"),
         "crop and eight symmetries, as a share of copying as many bytes in memory": ("hemafast_packed", "memory_copy"),
     }
-    return [
-        f"- {text}: **{ratio['median']:.2f}x** ({ratio['min']:.2f} to {ratio['max']:.2f})"
-        for text, pair in said.items()
-        if (ratio := ratios.get(pair)) is not None
-    ]
+    return [f"- {text}: {_gain(ratio)}" for text, pair in said.items() if (ratio := ratios.get(pair)) is not None]
 
 
 def _versions(facts: dict[str, str]) -> str:
@@ -451,7 +447,7 @@ def train_step_table(result: dict[str, Any]) -> str:
         for side, rate in found["images_per_second"].items():
             ratio = found["ratios"].get(side)
             share = found["share_of_matrix_product"][side]["median"]
-            beside = f"**{ratio['median']:.2f}x** ({ratio['min']:.2f} to {ratio['max']:.2f})" if ratio else ""
+            beside = _gain(ratio) if ratio else ""
             per_cpu = found["images_per_cpu_second"][side]
             rows.append(f"| {model} | {side} | {spread(rate)} | {spread(per_cpu)} | {share:.0%} | {beside} |")
     return "\n".join(
@@ -478,7 +474,7 @@ def depthwise_table(result: dict[str, Any]) -> str:
         number = sum(one["number"] for one in found["convolutions"])
         rows.append(
             f"| {name} | {spread(rates['own'])} | {spread(rates['oneDNN'])} "
-            f"| **{gain['median']:.2f}x** ({gain['min']:.2f} to {gain['max']:.2f}) "
+            f"| {_gain(gain)} "
             f"| {costs['own']['median']:.1f} / {costs['oneDNN']['median']:.1f} "
             f"| {number}: {min(alone):.1f} to {max(alone):.1f}x |"
         )
@@ -501,7 +497,7 @@ def folding_table(result: dict[str, Any]) -> str:
         rates, costs, gain = found["images_per_second"], found["images_per_cpu_second"], found["ratio"]
         rows.append(
             f"| {found['step']} | {found['network']} | {spread(rates['folded'])} | {spread(rates['apart'])} "
-            f"| **{gain['median']:.2f}x** ({gain['min']:.2f} to {gain['max']:.2f}) "
+            f"| {_gain(gain)} "
             f"| {costs['folded']['median']:.1f} / {costs['apart']['median']:.1f} |"
         )
     return "\n".join(
@@ -551,7 +547,7 @@ def scores_table(result: dict[str, Any]) -> str:
         f"All scores of {result['images']:,} images in {result['classes']} classes with {result['resamples']:,} "
         f"resamples take **{ours['median']:.2f} s** ({ours['min']:.2f} to {ours['max']:.2f}); scikit-learn, at its "
         f"pace over {result['resamples_of_scikit_learn']} resamples, {theirs['median']:.0f} s: "
-        f"**{ratio['median']:.0f}x** ({ratio['min']:.0f} to {ratio['max']:.0f}). `{result['command']}`, "
+        f"{_gain(ratio, 0)}. `{result['command']}`, "
         f"{_machine(result['machine'])}."
     )
 
@@ -792,6 +788,12 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "levers": levers_table,
     "equal_time": equal_time_table,
 }
+
+
+def _gain(ratio: dict[str, float], digits: int = 2) -> str:
+    """How many times as much: the median in bold, and the range."""
+    median, least, most = (f"{ratio[name]:.{digits}f}" for name in ("median", "min", "max"))
+    return f"**{median}x** ({least} to {most})"
 
 
 def _machine(facts: dict[str, str]) -> str:
