@@ -30,6 +30,7 @@ LEVERS = {
     "four stages frozen": "--freeze-stages 4",
     "six stages frozen": "--freeze-stages 6",
     "small images first": "--growing-from 96",
+    "four epochs": "--epochs 4",
     "weights not averaged": "--ema 0",
     "half the images drawn evenly from the classes": "--sampler mixed:0.5",
     "no label smoothing": "--label-smoothing 0",

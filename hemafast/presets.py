@@ -90,7 +90,7 @@ def fast() -> Fields:
     """`quick` in fewer seconds: the early half of the network stays as it was pretrained, and the weights are averaged.
 
     Command: `hemafast train --preset fast`
-    Time: 2 to 5 minutes on two CPU cores, by their make, for 2,300 images.
+    Time: 1 to 4 minutes on two CPU cores, by their make, for 2,300 images.
     Score: the race at the top of the README, with its data and seeds; benchmarks/README.md has what each option buys.
     """
     return {**quick(), "epochs": 6, "freeze_stages": 5, "warmup": 0.15, "ema": 0.95}

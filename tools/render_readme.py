@@ -784,6 +784,7 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "folding": folding_table,
     "end_to_end": end_to_end_table,
     "time_to_score": time_to_score_table,
+    "time_to_score_avx2": time_to_score_table,
     "on_time": on_time_table,
     "levers": levers_table,
     "equal_time": equal_time_table,
