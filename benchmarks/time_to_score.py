@@ -142,6 +142,7 @@ def sum_up(result: dict[str, Any]) -> None:
 def plot(result: dict[str, Any], file: Path) -> None:
     """Macro-F1 against seconds, a line a seed."""
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
     colours = {"hemafast": "#c1121f", "reference": "#3d5a80"}
     figure, axes = plt.subplots(figsize=(8, 4.5), layout="constrained")
@@ -153,6 +154,9 @@ def plot(result: dict[str, Any], file: Path) -> None:
     for threshold in THRESHOLDS:
         axes.axhline(threshold, color="grey", linewidth=0.6, linestyle=":")
     axes.set(xscale="log", xlabel="seconds from the start of the process", ylabel="macro-F1 on validation", ylim=(0, 1))
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set_title(f"{result['model']}, {result['domain']}: {result['images']['train']:,} training images", loc="left")
     axes.legend(loc="lower right")
     axes.grid(alpha=0.3)
