@@ -643,35 +643,35 @@ def _times(row: dict[str, Any], name: str) -> str:
 
 def levers_table(result: dict[str, Any]) -> str:
     """What a change of one lever makes of the preset."""
-    plain, *changed = result["levers"].values()
-    fewest = min(lever["seeds"] for lever in changed)
-    others = "one seed each" if fewest == 1 else f"medians of {fewest} seeds"
+    plain = next(iter(result["levers"].values()))
     rows = []
     for name, lever in result["levers"].items():
         seconds = " | ".join("not" if found is None else f"{found:.0f}" for found in lever["seconds_to"].values())
         gain = "" if lever is plain else f"{lever['area'] - plain['area']:+.3f}"
         options = f"`{lever['options']}`" if lever["options"] else ""
         rows.append(
-            f"| {name} | {options} | {seconds} | {lever['area']:.3f} | {gain} | {lever['last']:.3f} "
-            f"| {lever['fall']:.3f} | {lever['seconds']:.0f} |"
+            f"| {name} | {options} | {lever['seeds']} | {seconds} | {_median_of(lever['areas'])} | {gain} "
+            f"| {_median_of(lever['lasts'])} | {lever['fall']:.3f} | {lever['seconds']:.0f} |"
         )
     bars = " | ".join(f"to {bar}, s" for bar in plain["seconds_to"])
     images = result["images"]
     return "\n".join(
         [
-            f"| `--preset {result['preset']}` | options | {bars} | area | gain | last | biggest fall | seconds |",
-            "|---|---|" + "---|" * (len(plain["seconds_to"]) + 5),
+            f"| `--preset {result['preset']}` | options | seeds | {bars} | area | gain | last | biggest fall | end, s |",
+            "|---|---|" + "---|" * (len(plain["seconds_to"]) + 6),
             *rows,
             "",
             f"`{result['command']}`: {result['model']}, {images['train']:,} training and {images['val']} validation "
-            f"images of {result['domain']}, {others}. Of the preset as it is, {plain['seeds']} seeds: areas from "
-            f"{min(plain['areas']):.3f} to {max(plain['areas']):.3f}, last macro-F1 from {min(plain['lasts']):.3f} to "
-            f"{max(plain['lasts']):.3f}. `not`: most of the seeds miss it. The area is the mean macro-F1 of the best "
-            f"model so far over the first {result['seconds']:.0f} s; a fall is one between two validations, after the "
-            "first third. "
-            f"{_machine(result['machine'])}.",
+            f"images of {result['domain']}; medians of the seeds (min to max). `not`: most of the seeds miss it. The "
+            f"area is the mean macro-F1 of the best model so far over the first {result['seconds']:.0f} s; the biggest "
+            f"fall of any seed is between two validations after the first third. {_machine(result['machine'])}.",
         ]
     )
+
+
+def _median_of(values: list[float]) -> str:
+    several = f" ({min(values):.3f} to {max(values):.3f})" if len(values) > 1 else ""
+    return f"{median(values):.3f}{several}"
 
 
 def on_time_table(result: dict[str, Any]) -> str:

@@ -98,16 +98,6 @@ def test_a_lever_is_summed_up_over_seeds():
     assert found["seeds"] == 2
 
 
-def test_runs_of_a_race_are_taken_over_if_it_was_the_same(tmp_path):
-    file, command, here = tmp_path / "race.json", ["hemafast", "train", "--preset", "fast"], {"processor": "this"}
-    runs = {"hemafast": [{"seed": 1, "points": points((10, 0.7))}], "reference": []}
-    file.write_text(json.dumps({"ours": "hemafast train --preset fast", "machine": here, "runs": runs}))
-    assert levers.runs_of_race(file, command, here) == {"1": points((10, 0.7))}
-    for other in (file, tmp_path / "none"):
-        with pytest.raises(SystemExit, match="is not a race of `hemafast train --preset fast --ema 0`"):
-            levers.runs_of_race(other, [*command, "--ema", "0"], here)
-
-
 @pytest.mark.parametrize("lever", levers.LEVERS)
 def test_a_lever_changes_the_preset(lever):
     changed = asked_of_training("--preset", levers.PRESET, *levers.LEVERS[lever].split())
