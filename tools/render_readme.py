@@ -657,7 +657,8 @@ def levers_table(result: dict[str, Any]) -> str:
     images = result["images"]
     return "\n".join(
         [
-            f"| `--preset {result['preset']}` | options | seeds | {bars} | area | gain | last | biggest fall | end, s |",
+            f"| `--preset {result['preset']}` | options | seeds | {bars} "
+            "| area | gain | last | biggest fall | seconds |",
             "|---|---|" + "---|" * (len(plain["seconds_to"]) + 6),
             *rows,
             "",
