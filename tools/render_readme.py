@@ -782,6 +782,7 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "field_of_view": field_of_view_table,
     "train_step": train_step_table,
     "depthwise": depthwise_table,
+    "depthwise_avx512": depthwise_table,
     "folding": folding_table,
     "end_to_end": end_to_end_table,
     "time_to_score": time_to_score_table,

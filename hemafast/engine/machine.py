@@ -224,7 +224,7 @@ def _choose_gradients(device: str, precision: str, *, compiled: bool) -> Choice:
     if compiled or precision != "fp32":
         return Choice(name, "torch", "our own kernel is for steps in fp32 that are not compiled")
     if capability != "AVX2":
-        return Choice(name, "torch", f"our own kernel was measured with AVX2 only, and this is {capability}")
+        return Choice(name, "torch", f"our own kernel is used with AVX2 only, and this is {capability}")
     return Choice(
         name,
         "own kernel",
