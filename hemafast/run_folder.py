@@ -1,0 +1,193 @@
+"""A run folder: the names of its files, how it is made, found and locked, and how far its run has come.
+
+Everything here reads small files only; torch is not needed to list a hundred runs.
+"""
+
+from __future__ import annotations
+
+import csv
+import fcntl
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from hemafast.config import TrainConfig
+from hemafast.errors import HemafastError
+
+CONFIG = "config.json"
+"""Settings, as `TrainConfig` takes them; `--config` reads it."""
+COMMAND = "command.txt"
+"""The command that makes the run again, on one line."""
+MACHINE = "machine.json"
+"""What was decided for this machine, and why."""
+LOG = "train.log"
+LOG_TABLE = "training_log.csv"
+"""One row for each phase of an epoch."""
+TENSORBOARD = "tb"
+BEST = "best_model.safetensors"
+"""Weights of the best epoch, with all that is needed to use them."""
+LAST = "last_model.ckpt"
+"""Everything that resuming needs; older ones are LAST.1, LAST.2 and so on."""
+CALIBRATION = "calibration.json"
+"""Temperature and thresholds of BEST, fitted on half of the validation images."""
+METRICS = "metrics.json"
+PREDICTIONS = "predictions.csv"
+CONFUSION_PLOT = "confusion_matrix.png"
+REPORT = "report.html"
+EVALUATIONS = "evaluations"
+"""Scores on other data, a folder for each data set."""
+NONFINITE = "nonfinite"
+"""Batches whose loss or gradient was not finite."""
+
+LATEST = "latest"
+"""In place of a run folder: the newest run."""
+METRICS_SCHEMA = 2
+
+_LOCK = ".lock"
+
+
+def find_run(named: str | Path, output: Path = TrainConfig.output) -> Path:
+    """The folder that a user means: a path, or "latest" for the newest run under `output`.
+
+    Raises:
+        HemafastError: there is no such run.
+    """
+    path = Path(named)
+    if str(named) == LATEST and not path.exists():
+        runs = run_folders(output)
+        if not runs:
+            raise HemafastError(f"{output} holds no run yet.", "Train one first, or name a run folder.")
+        return runs[-1]
+    return path
+
+
+def run_folders(output: Path) -> list[Path]:
+    """The run folders under `output`, oldest first: folders that hold a CONFIG, at most two levels down."""
+    found = {file.parent for pattern in (f"*/{CONFIG}", f"*/*/{CONFIG}") for file in output.glob(pattern)}
+    return sorted(found, key=lambda folder: ((folder / CONFIG).stat().st_mtime, folder.name))
+
+
+def make_run_folder(config: TrainConfig) -> Path:
+    """A new, empty folder under `config.output`, named for the moment and the model."""
+    stamp = datetime.now().astimezone().strftime("%Y%m%d_%H%M%S")
+    name = f"{stamp}_{config.model}" + ("" if config.schedule == "constant" else f"_{config.schedule}")
+    for suffix in ("", *(f"-{number}" for number in range(2, 100))):
+        folder = config.output / (name + suffix)
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise HemafastError(f"{folder} cannot be made ({error.strerror}).", "Choose another --output.") from error
+        return folder
+    raise HemafastError(f"{config.output} holds a hundred runs of this second.", "Choose another --output.")
+
+
+def read_config(folder: Path) -> TrainConfig:
+    """The settings of the run in `folder`. Raises HemafastError if it is not a run."""
+    from hemafast.config import checked
+
+    try:
+        fields = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise HemafastError(
+            f"{folder} is not a run: it holds no readable {CONFIG}.", "Name a folder that `hemafast train` made."
+        ) from error
+    return checked(TrainConfig, fields)
+
+
+def read_metrics(folder: Path) -> dict[str, Any]:
+    """The scores in `folder`, a run folder or one of its EVALUATIONS. Raises HemafastError if there are none."""
+    remedy = f"Run `hemafast evaluate {folder}`."
+    try:
+        metrics: dict[str, Any] = json.loads((folder / METRICS).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise HemafastError(f"{folder} holds no readable {METRICS}.", remedy) from error
+    if metrics.get("schema") != METRICS_SCHEMA:
+        raise HemafastError(f"{folder / METRICS} was not written by this version of hemafast.", remedy)
+    return metrics
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keep other processes from training in `folder` meanwhile. Raises HemafastError if one already does."""
+    with (folder / _LOCK).open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise HemafastError(
+                f"Another process is training in {folder}.", "Wait for it, or stop it with Ctrl-C."
+            ) from error
+        except OSError:
+            pass  # a file system without locks
+        yield
+
+
+def _is_locked(folder: Path) -> bool:
+    try:
+        with (folder / _LOCK).open("r") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
+@dataclass(frozen=True, slots=True)
+class RunSummary:
+    """One row of `hemafast runs`."""
+
+    name: str
+    folder: str
+    data: str
+    model: str
+    preset: str
+    state: str
+    """ "running", "finished" or "stopped"."""
+    epochs_done: int
+    epochs: int | None
+    """None under a time budget."""
+    macro_f1: float | None
+    """Pooled over the validation images; None before the run was evaluated."""
+    ci95: tuple[float, float] | None
+    began: str
+    """Local time, ISO 8601."""
+
+
+def summarise(folder: Path) -> RunSummary:
+    """What the small files of a run say. Raises HemafastError if `folder` is not a run."""
+    config = read_config(folder)
+    epochs_done = _epochs_done(folder)
+    try:
+        pooled = read_metrics(folder)["pooled"]
+    except HemafastError:
+        pooled = None
+    complete = epochs_done >= config.epochs if config.time_budget is None else pooled is not None
+    written = min(path.stat().st_mtime for path in folder.iterdir() if path.name != _LOCK)
+    return RunSummary(
+        name=folder.name,
+        folder=str(folder),
+        data=str(config.data),
+        model=config.model,
+        preset=config.preset,
+        state="running" if _is_locked(folder) else "finished" if complete else "stopped",
+        epochs_done=epochs_done,
+        epochs=config.epochs if config.time_budget is None else None,
+        macro_f1=pooled["macro_f1"] if pooled else None,
+        ci95=tuple(pooled["ci95"]["macro_f1"]) if pooled else None,
+        began=datetime.fromtimestamp(written).astimezone().isoformat(timespec="seconds"),
+    )
+
+
+def _epochs_done(folder: Path) -> int:
+    """Epochs that were validated, by the log table; 0 where it is missing or damaged."""
+    try:
+        with (folder / LOG_TABLE).open(newline="", encoding="utf-8") as file:
+            return max((int(row["epoch"]) for row in csv.DictReader(file) if row["phase"] == "val"), default=0)
+    except (OSError, ValueError, KeyError, TypeError):
+        return 0
