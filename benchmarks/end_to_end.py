@@ -17,23 +17,25 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from contextlib import ExitStack
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from output import JsonFileOrNone, print_json
+from output import JsonFileOrNone, machine_line, percentages, print_json, ranged, table
 
 from hemafast.bench.result import spread
 from hemafast.bench.settings import Bench
 from hemafast.bench.training import step, validation
 from hemafast.bench.worker import Worker
 from hemafast.data.dataset import open_dataset
-from hemafast.engine.journal import LOG, column, read_rows
+from hemafast.engine.journal import column, read_rows
 from hemafast.engine.machine import choose_machine
 from hemafast.errors import HemafastError
 from hemafast.prepare.split import TRAIN, VAL
+from hemafast.run_folder import LOG
 
 _LINE = re.compile(r"^(\S+ \S+) INFO epoch (\d+)/", flags=re.MULTILINE)
 _FIRST_STEP = re.compile(r"first step ([\d.]+) s after")
@@ -140,6 +142,27 @@ def main(
         "summary": {name: spread([one[name] for one in found]) for name in found[0]},
     }
     print_json(result, json_file)
+
+
+def tables(results: Mapping[str, Any]) -> dict[str, str]:
+    """What a whole epoch reaches of its bare steps."""
+    result = results["end_to_end"]
+    found, images = result["summary"], result["images"]
+    rows = [
+        ["speed of training in a run, as a share of the bare training step", percentages(found["training_share"])],
+        [
+            "speed of a whole epoch (data, training, validation, checkpoints, logs), as a share of the bare steps",
+            percentages(found["whole_share"]),
+        ],
+        ["share of the training time spent waiting for data", percentages(found["data_wait_share"])],
+        ["seconds from the start of the process to the end of its first step", ranged(result["first_step_seconds"])],
+    ]
+    note = (
+        f"`{result['command']}`, {result['precision']}, {result['image_size']} px, batch {result['batch_size']}, "
+        f"{images['train']} training and {images['val']} validation images of {' and '.join(result['domains'])}. "
+        f"{machine_line(result['machine'])}"
+    )
+    return {"end_to_end": table("| median (min to max)", rows, note)}
 
 
 if __name__ == "__main__":

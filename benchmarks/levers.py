@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import shlex
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from statistics import median
 from typing import Annotated, Any
 
 import typer
-from output import JsonFileAddedTo, before, write_json
+from output import JsonFileAddedTo, before, machine_line, table, write_json
 from time_to_score import Point, biggest_fall, prepare_real, reached, run_ours
 
 from hemafast.config import train_config
@@ -133,6 +134,41 @@ def main(
                 name: {"options": LEVERS[name], **summary(runs, seconds, BARS)} for name, runs in done.items()
             }
             write_json(result, json_file)
+
+
+def tables(results: Mapping[str, Any]) -> dict[str, str]:
+    """What a change of one lever makes of the preset."""
+    result = results["levers"]
+    plain, images = next(iter(result["levers"].values())), result["images"]
+    rows = [
+        [
+            "the preset, unchanged" if lever is plain else name,
+            f"`{lever['options']}`" if lever["options"] else "",
+            str(lever["seeds"]),
+            *("never" if seconds is None else f"{seconds:.0f}" for seconds in lever["seconds_to"].values()),
+            _seeds(lever["areas"]),
+            "" if lever is plain else f"{lever['area'] - plain['area']:+.3f}",
+            _seeds(lever["lasts"]),
+            f"{lever['fall']:.3f}",
+            f"{lever['seconds']:.0f}",
+        ]
+        for name, lever in result["levers"].items()
+    ]
+    note = (
+        f"`{result['command']}`: {result['model']}, {images['train']:,} training and {images['val']} validation "
+        f"images of {result['domain']}; medians of the seeds (min to max). `never`: most seeds do not reach it. The "
+        f"area is the mean macro-F1 of the best model so far over the first {result['seconds']:.0f} s. The biggest "
+        f"fall is the largest drop between two validations after the first third, in any seed. "
+        f"{machine_line(result['machine'])}"
+    )
+    bars = " | ".join(f"to {bar}, s" for bar in plain["seconds_to"])
+    header = f"`--preset {result['preset']}` | options | seeds | {bars} | area | gain | last | biggest fall | seconds"
+    return {"levers": table(header, rows, note)}
+
+
+def _seeds(values: list[float]) -> str:
+    several = f" ({min(values):.3f} to {max(values):.3f})" if len(values) > 1 else ""
+    return f"{median(values):.3f}{several}"
 
 
 if __name__ == "__main__":

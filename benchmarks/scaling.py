@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import numpy as np
 import typer
-from output import JsonFileOrNone, print_json
+from output import JsonFileOrNone, machine_line, percentages, print_json, ranged, table
 
 from hemafast.bench.feeding import augment
 from hemafast.bench.result import FEWEST_ROUNDS, spread
@@ -423,6 +423,40 @@ def main(
     print_json(result, json_file)
     if plot is not None:
         draw(axes, plot)
+
+
+def tables(results: Mapping[str, Any]) -> dict[str, str]:
+    """The ends of each series and what fits them."""
+    result = results["scaling"]
+    rows = [
+        [
+            name,
+            axis["quantity"],
+            *(f"{point['at']:,}: {ranged(point['value'])}" for point in (series["points"][0], series["points"][-1])),
+            _fit(axis, series),
+        ]
+        for axis in result["axes"].values()
+        for name, series in axis["series"].items()
+    ]
+    note = (
+        f"`{result['command']}`, {result['model']}, {result['precision']}, batch {result['batch_size']} "
+        f"(loader alone: {result['loader_batch_size']}), policy `{result['policy']}`, "
+        f"{result['images']:,} real training images of {' and '.join(result['domains'])}; longer epochs repeat them. "
+        f"Epochs at {result['small_image_size']} px, threads and ranks at {result['image_size']} px, one thread per "
+        f"rank. {result['rounds']} interleaved rounds, median (min to max). {machine_line(result['machine'])}"
+    )
+    return {"scaling": table("| | smallest | largest | fit", rows, note)}
+
+
+def _fit(axis: Mapping[str, Any], series: Mapping[str, Any]) -> str:
+    """The exponent, and the line or the efficiency at the end; nothing for a single point."""
+    if "exponent" not in series:
+        return ""
+    power = f"to the power {series['exponent']['median']:.2f}"
+    if "efficiency" in series:
+        return f"{power}; efficiency {percentages(series['efficiency'][-1])}"
+    line = series["line"]
+    return f"{power}; {line['fixed']['median']:.3g} + {line['each']['median']:.3g} x {axis['unit']}"
 
 
 if __name__ == "__main__":
