@@ -178,3 +178,20 @@ def test_a_race_goes_on_without_a_peer_and_says_so(tmp_path, make_archive, requi
     assert found["peers"] == {}
     assert list(found["sides"]) == ["memory_copy"]
     assert len(found["sides"]["memory_copy"]["rounds"]) == 3
+
+
+@pytest.fixture(scope="session")
+def laid_out(tmp_path_factory, make_archive):
+    folder = tmp_path_factory.mktemp("loaders")
+    archive = make_archive(folder / "Acevedo_20.zip", {"basophil": 9, "monocyte": 9}, kind="JPEG")
+    loaders._lay_out(archive, folder)
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name, side in loader_sides.SIDES.items() if not side.peer])
+def test_each_side_without_a_peer_gives_batches(laid_out, name):
+    with loaders.Racer(sys.executable, name, laid_out, threads=1, batch=4) as racer:
+        images, seconds, _ = racer.run(0.01)
+    assert images > 2 * 20  # at least twenty batches; ours keeps the last, smaller one of an epoch
+    assert seconds > 0.01
