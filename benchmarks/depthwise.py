@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """A network as it is trained."""
+    """A network and how it is trained."""
 
     model: str
     image_size: int
@@ -142,7 +142,7 @@ def gradients(shape: Shape, batch_size: int) -> dict[str, Callable[[], Any]]:
 
 
 def timed(shape: Shape, batch_size: int, rounds: int) -> dict[str, Any]:
-    """Milliseconds of both, in turn, and how many times as long oneDNN takes."""
+    """Milliseconds of both, interleaved, and how many times as long oneDNN takes."""
     sides = gradients(shape, batch_size)
     times: dict[str, list[float]] = {side: [] for side in sides}
     for number in range(-1, 4 * rounds):

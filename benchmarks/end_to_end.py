@@ -2,11 +2,11 @@
 
     python benchmarks/end_to_end.py --data Source/prepared --json benchmarks/results/end_to_end.json
 
-Each round measures the training step and the validation step alone, on batches that lie ready, then runs
+Each round measures the training step and the validation step alone, on ready batches, then runs
 `hemafast train` for two epochs as a user would. The second epoch, from the line of the first in train.log to its own,
 holds everything: data, training, validation, both checkpoints, logs. Its images over the seconds that the bare steps
-would need for them is the share that is reached. Before all that, while nothing else runs, `hemafast train` is started
-a few times and stopped behind its first step; the first start, which may fill the page cache, is not counted.
+would need for them is the share that is reached. Before that, while nothing else runs, `hemafast train` is started
+a few times and stopped after its first step. The first start may fill the page cache and does not count.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def first_step_seconds(bench: Bench) -> float:
                     time.sleep(0.1)
             finally:
                 process.kill()
-    raise HemafastError("hemafast train ended before its first step.", "Run it by itself, and see why.")
+    raise HemafastError("hemafast train ended before its first step.", "Run that command alone to see why.")
 
 
 def run_two_epochs(bench: Bench) -> dict[str, float]:

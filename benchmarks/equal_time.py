@@ -41,7 +41,7 @@ Answers = dict[str, str]
 def run_ours(
     prepared: Path, domain: str, command: list[str], seed: int, seconds: float, output: Path
 ) -> tuple[Answers, float]:
-    """Train for so many seconds; the answers of the best epoch to the validation images, and the seconds it took."""
+    """Train within `seconds`; return the best epoch's predictions of the validation images, and the seconds it took."""
     asked = ["--domains", domain, "--data", str(prepared), "--seed", str(seed), "--time-budget", f"{seconds:.0f}"]
     started = time.perf_counter()
     subprocess.run(
@@ -55,7 +55,7 @@ def run_ours(
 
 
 def best_within(folders: Path, model: str, seed: int, seconds: float) -> Answers:
-    """Train with the reference's loop; the answers of the best epoch that ended within so many seconds."""
+    """Train with the reference's loop; return the predictions of the best epoch that ended within `seconds`."""
     file = folders / "answers.json"
     run_reference(folders, model, seed, seconds, target=1.0, answers=file)
     epochs: list[dict[str, Any]] = json.loads(file.read_text(encoding="utf-8"))
@@ -100,7 +100,7 @@ def _indices(classes: list[str], answers: Answers, files: list[str]) -> np.ndarr
 
 
 def _resampled(labels: Any, predicted: Any, classes: int) -> np.ndarray[Any, np.dtype[np.float64]]:
-    """Macro-F1 of the images as they are, then of each resample."""
+    """Macro-F1 of all images, then of each resample."""
     parts = [
         count_scores(confusions(labels, predicted, weights, classes))["macro_f1"] for weights in resample(len(labels))
     ]

@@ -2,8 +2,8 @@
 
     python benchmarks/field_of_view.py --source DIR_WITH_THE_ARCHIVES --json benchmarks/results/field_of_view.json
 
-Each is prepared twice: with the usual split, and with one domain held out as a whole, which says what carries over to a
-laboratory that training has not seen. Trains `seeds` times each, in turn. Refuses drawn archives.
+Each is prepared twice: with the usual split, and with one domain held out entirely, which shows what carries over to a
+laboratory that training has not seen. Trains `seeds` times each, interleaved. Refuses drawn archives.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def main(
     preset: Annotated[str, typer.Option(help="Preset to train with.")] = "quick",
     group_pattern: Annotated[str | None, typer.Option(help="As for `hemafast prepare`.")] = None,
 ) -> None:
-    """Prepare and train in a temporary folder, and write what came of it."""
+    """Prepare and train in a temporary folder, and write the result."""
     groups = ["--group-pattern", group_pattern] if group_pattern else []
     splits = {"usual": [], "held out": ["--holdout-domain", holdout]}
     runs: list[dict[str, Any]] = []

@@ -1,9 +1,9 @@
-"""What each lever of `--preset fast` buys: the race of `time_to_score.py` with one thing changed at a time.
+"""The effect of each option of `--preset fast`: the race of `time_to_score.py` with one option changed at a time.
 
     python benchmarks/levers.py --source DIR_WITH_THE_ARCHIVES --json benchmarks/results/levers.json
 
 Every side trains on the same split from the same weights; seeds are the outer loop, so that a slow hour of the machine
-falls on all sides. The preset as it is has three seeds or more, so that the luck of one is known. The result is written
+falls on all sides. The unchanged preset has three seeds or more, which shows the luck of a seed. The result is written
 after each run, and a later call adds the seeds and levers that are missing.
 """
 
@@ -45,13 +45,13 @@ LEVERS = {
     "no stage frozen": "--freeze-stages 0",
     "small images first, larger in the end": "--growing-from 96,128 --image-size 160",
 }
-"""Options that are put behind the preset's. What has no option is in the README, with the reason."""
+"""Options added to the preset. The README lists what has no option, with the reason."""
 
 BARS = (0.75, 0.80, 0.85)
-"""Macro-F1 whose seconds are told."""
+"""The result has the seconds to each of these macro-F1."""
 
 SPREAD = 3
-"""Seeds of the preset as it is, at the least: what lies within their range may be luck."""
+"""Least number of seeds of the unchanged preset: a difference within their range may be luck."""
 
 
 def area(points: list[Point], seconds: float) -> float:
@@ -95,11 +95,11 @@ def main(
     seeds: Annotated[int, typer.Option(min=1, help="How many runs each lever has in the end.")] = 1,
     seconds: Annotated[float, typer.Option(help="Over which macro-F1 is averaged.")] = 120.0,
     lever: Annotated[
-        list[str] | None, typer.Option(help="Besides the preset as it is, this lever only, and others so named.")
+        list[str] | None, typer.Option(help="Run only this lever beside the unchanged preset; may be repeated.")
     ] = None,
     group_pattern: Annotated[str | None, typer.Option(help="As for `hemafast prepare`.")] = None,
 ) -> None:
-    """Train with each lever in turn; one to four minutes a run on two cores."""
+    """Train with each lever; one to four minutes a run on two cores."""
     if unknown := set(lever or ()) - set(LEVERS):
         raise typer.BadParameter(f"There is no lever {sorted(unknown)}. Choose from: {', '.join(LEVERS)}.")
     with tempfile.TemporaryDirectory() as temporary:

@@ -82,7 +82,7 @@ class Racer:
         self._process.stdin.flush()
         line = self._process.stdout.readline()
         if not line:
-            sys.exit(f"{self._side} has failed; what it said stands above.")
+            sys.exit(f"{self._side} failed. Its output is above.")
         images, wall, cpu = json.loads(line)
         return images, wall, cpu
 
@@ -101,7 +101,7 @@ def main(
     """Lay out the images for every side, let them race, and write the result."""
     threads = threads or len(os.sched_getaffinity(0))
     if unknown := set(only or ()) - SIDES.keys():
-        sys.exit(f"There is no side {min(unknown)!r}; there are {', '.join(SIDES)}.")
+        sys.exit(f"There is no side {min(unknown)!r}. Choose from {', '.join(SIDES)}.")
     wanted = [side for side in SIDES if only is None or side in only]
     pythons, unavailable = find_pythons(wanted, environments)
     raced = {peer: python for side, python in pythons.items() if (peer := SIDES[side].peer)}
@@ -143,7 +143,7 @@ def find_pythons(sides: list[str], environments: Path) -> tuple[dict[str, str], 
         try:
             pythons[peer] = str(peers.peer_python(peer, environments))
         except peers.PeerUnavailable as error:
-            print(f"{error}; it is left out", file=sys.stderr, flush=True)
+            print(f"{error}; the race runs without it", file=sys.stderr, flush=True)
             unavailable[peer] = error.reason
     return {side: pythons[SIDES[side].peer] for side in sides if SIDES[side].peer in pythons}, unavailable
 

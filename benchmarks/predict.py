@@ -2,8 +2,8 @@
 
     python benchmarks/predict.py --archive Source/Acevedo_20.zip --json benchmarks/results/predict.json
 
-The forward-only side classifies one batch of views that lies ready, over and over; the other two predict the images of
-the archive, out of a zip and out of a folder, to the last probability. All three use the same network (its weights do
+The forward-only side classifies one ready batch of views over and over. The other two predict the images of the
+archive, from a zip and from a folder, to the last probability. All three use the same network (its weights do
 not matter here) and take turns in one process.
 """
 
@@ -102,7 +102,7 @@ def main(
     images: Annotated[int, typer.Option(help="How many to classify in a round.")] = 1024,
     rounds: Annotated[int, typer.Option(min=3, help="How often all is measured.")] = 5,
 ) -> None:
-    """Measure all sides in turn; about four minutes on two cores."""
+    """Measure all sides, interleaved; about four minutes on two cores."""
     tune_allocator()
     with tempfile.TemporaryDirectory() as room:
         file = Path(room, "model.safetensors")

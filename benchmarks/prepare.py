@@ -61,7 +61,7 @@ def main(
     rounds: Annotated[int, typer.Option(min=3, help="Measurements of each side.")] = 5,
     sizes: Annotated[list[int] | None, typer.Option(help="Images to measure growth at.")] = None,
 ) -> None:
-    """Measure, and write what came of it."""
+    """Measure, and write the result."""
     archives = [open_archive(path) for path in find_archives(source, source / "prepared")]
     if any(archive.drawn for archive in archives):
         sys.exit(f"{source} holds drawn cells; no speed on them is worth keeping.")
@@ -182,7 +182,7 @@ def _spread(values: list[float]) -> dict[str, float]:
 
 
 def _growth(archive: Archive, size: int, room: Path) -> dict[str, float]:
-    """Seconds and peak memory of preparing so many images in a process of its own, and seconds of doing so again."""
+    """Seconds and peak memory of preparing images in a process of its own, and seconds of a second call."""
     source = Path(tempfile.mkdtemp(dir=room))
     _write_variants(archive, source / archive.path.name, size)
     command = ["prepare", "--source", str(source), "--json"]
@@ -190,7 +190,7 @@ def _growth(archive: Archive, size: int, room: Path) -> dict[str, float]:
 
 
 def _comparison(images: int) -> dict[str, float]:
-    """Seconds of comparing the perceptual hashes of so many images, each with each."""
+    """Seconds to compare the perceptual hashes of all pairs of images."""
     hashes = np.random.default_rng(0).integers(0, 2**63, (images, 4), dtype=np.uint64)
     started = time.perf_counter()
     find_near(hashes)

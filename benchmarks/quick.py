@@ -27,7 +27,7 @@ def main(
     preset: Annotated[str, typer.Option(help="Preset to train with.")] = "quick",
     group_pattern: Annotated[str | None, typer.Option(help="As for `hemafast prepare`.")] = None,
 ) -> None:
-    """Prepare and train in a temporary folder, and write what came of it."""
+    """Prepare and train in a temporary folder, and write the result."""
     groups = ["--group-pattern", group_pattern] if group_pattern else []
     with tempfile.TemporaryDirectory() as folder:
         prepared, runs = Path(folder, "prepared"), Path(folder, "runs")

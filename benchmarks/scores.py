@@ -65,7 +65,7 @@ def main(
     rounds: Annotated[int, typer.Option(min=3, help="How often both are measured.")] = 5,
     resamples: Annotated[int, typer.Option(help="Resamples that scikit-learn scores in a round.")] = 10,
 ) -> None:
-    """Measure both in turn; about a minute."""
+    """Measure both, interleaved; about a minute."""
     from hemafast.evaluate.scores import score
 
     table, classes, probabilities = read_predictions(run / PREDICTIONS)

@@ -5,9 +5,9 @@
 
 Both sides see the split that `hemafast prepare` made, start from the same weights of the same network, and are scored
 on the same validation images without augmentation, after each epoch. Seconds count from the start of the process,
-imports included; preparation is told apart. A reference run ends once it has reached the last threshold, or when its
-time is over: what it has not reached then is told as such. Seeds take turns between the sides. The result is written
-after each run, and a second call with more seeds adds to it, on the same processor.
+imports included; preparation is reported separately. A reference run ends at the last threshold, or when its time
+is over; the result marks the thresholds that it has not reached. Seeds take turns between the sides. The result is
+written after each run, and a second call with more seeds adds to it, on the same processor.
 
 `reference.py` is the other side, and says what it is. With `--reference-seconds 0` only our side runs.
 """
@@ -86,12 +86,12 @@ def run_reference(
 
 
 def reached(points: list[Point], threshold: float) -> float | None:
-    """Seconds of the first point at or above a threshold; None if there is none."""
+    """Seconds of the first point at or above a threshold, or None."""
     return next((point["seconds"] for point in points if point["f1_macro"] >= threshold), None)
 
 
 def biggest_fall(points: list[Point]) -> float:
-    """By how much macro-F1 fell at the most from one validation to one that is after the first third of the seconds."""
+    """The largest drop of macro-F1 from one validation to the next, after the first third of the seconds."""
     third = points[-1]["seconds"] / 3
     return max(
         (

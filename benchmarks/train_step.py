@@ -5,7 +5,7 @@
 Each side is a process; all take turns, round after round, network by network. The matrix product and the memory copy
 that run beside them are this machine's ceilings in the same minutes. The side of timm does what its train.py does in a
 step with `--channels-last --opt adamw`, without and with `--torchcompile`; `best of timm` is the faster of the two.
-At the end torch's profiler says what the seconds of our step go to.
+At the end torch's profiler shows where the time of our step goes.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ SIDES: dict[str, Callable[[Bench], Station]] = {
 
 
 def race(bench: Bench, rounds: int, seconds: float) -> dict[str, list[Round]]:
-    """Measurements of every side, in turn."""
+    """Interleaved measurements of every side."""
     measured: dict[str, list[Round]] = {name: [] for name in SIDES}
     with ExitStack() as stack:
         workers = {name: stack.enter_context(Worker({name: make}, bench)) for name, make in SIDES.items()}
