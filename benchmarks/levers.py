@@ -45,7 +45,7 @@ LEVERS = {
     "no stage frozen": "--freeze-stages 0",
     "small images first, larger in the end": "--growing-from 96,128 --image-size 160",
 }
-"""Options added to the preset. The README lists what has no option, with the reason."""
+"""Options added to the preset. benchmarks/README.md lists what has no option, with the reason."""
 
 BARS = (0.75, 0.80, 0.85)
 """The result has the seconds to each of these macro-F1."""
