@@ -111,7 +111,7 @@ def ready_batches(bench: Bench) -> Sequence[Batch]:
 def _made(bench: Bench) -> _Trained:
     from hemafast.engine.depthwise import use_own_gradients
     from hemafast.engine.optimizer import build_optimizer
-    from hemafast.folding import fold_norms
+    from hemafast.fuse_norm import fuse_batch_norms
     from hemafast.model import build_model
 
     machine = bench.machine(tuned=True)
@@ -119,7 +119,7 @@ def _made(bench: Bench) -> _Trained:
     model.freeze(stages=bench.freeze_stages)
     use_own_gradients(model, machine)
     if bench.folded and not machine.compiled:
-        fold_norms(model)
+        fuse_batch_norms(model)
     optimizer = build_optimizer(model, weight_decay=0.01, device=machine.device)
     return _Trained(model, optimizer, machine, Compiler(enabled=machine.compiled, batch_size=bench.batch_size))
 

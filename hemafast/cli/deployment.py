@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from hemafast import config
-from hemafast.cli.common import Json, Quiet, Verbose, app, console_of, progress, wide_console
+from hemafast.cli.common import ConsoleProgress, Json, Quiet, Verbose, app, console_of, wide_console
 from hemafast.errors import StoppedError
 
 
@@ -67,8 +67,7 @@ def predict(
         amp=amp,
     )
     try:
-        with progress(console, "classifying") as advance:
-            done = predict_to(output, named, runs or (), options, submission=submission, progress=advance)
+        done = predict_to(output, named, runs or (), options, submission=submission, progress=ConsoleProgress(console))
     except KeyboardInterrupt as error:
         raise StoppedError("Stopped; nothing was written.", "Run the same command again.") from error
     summary = {"output": str(output), **done.summary()}

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from hemafast import config
-from hemafast.cli.common import Json, Quiet, Verbose, app, console_of, progress, wide_console
+from hemafast.cli.common import ConsoleProgress, Json, Quiet, Verbose, app, console_of, wide_console
 from hemafast.deploy.choices import Format, Layout, Method
 
 
@@ -75,17 +75,16 @@ def explain(
     from hemafast.deploy.explain import explain as explain_images
 
     console = console_of(verbose=verbose, quiet=quiet or as_json)
-    with progress(console, "explaining") as advance:
-        explained = explain_images(
-            run,
-            images,
-            output,
-            label=label,
-            method=method,
-            um_per_pixel=um_per_pixel,
-            device=device,
-            progress=advance,
-        )
+    explained = explain_images(
+        run,
+        images,
+        output,
+        label=label,
+        method=method,
+        um_per_pixel=um_per_pixel,
+        device=device,
+        progress=ConsoleProgress(console),
+    )
     if as_json:
         typer.echo(json.dumps([asdict(image) for image in explained], indent=2, default=str))
     else:

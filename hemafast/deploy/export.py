@@ -96,7 +96,7 @@ def export_run(run: Path, output: Path | None = None, *, format: Format = "onnx"
     dataset = _data_of(file.parent, card)
     kind = KINDS[format]
     packed = kind.pack(deployed, card)
-    agreement = compare(deployed, kind.run(packed.content, layout), _images(card, dataset))
+    agreement = compare(deployed, kind.load(packed.content).answer, _images(card, dataset))
     folder = output or file.parent / "export"
     exported = Exported(
         path=folder / kind.file,

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from hemafast.deploy.images import begins_formula
+from hemafast.deploy.inputs import begins_formula
 from hemafast.errors import HemafastError
 from hemafast.taxonomy import SUBMISSION_CLASSES
 

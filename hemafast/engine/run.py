@@ -24,7 +24,7 @@ from hemafast.engine.optimizer import build_optimizer, load_optimizer
 from hemafast.engine.schedule import Schedule, build_schedule
 from hemafast.engine.step import EvalStep, Mix, Totals, TrainStep
 from hemafast.errors import HemafastError
-from hemafast.folding import fold_norms
+from hemafast.fuse_norm import fuse_batch_norms
 from hemafast.model import Classifier, build_model
 from hemafast.objective import build_loss
 from hemafast.prepare.schema import DatasetInfo
@@ -144,7 +144,7 @@ def set_up(
     use_own_gradients(model, machine)
     if not machine.compiled:
         for network in (model, ema.module) if ema is not None else (model,):
-            fold_norms(network)
+            fuse_batch_norms(network)
     optimizer = build_optimizer(
         model, weight_decay=config.weight_decay, layer_decay=config.layer_decay, device=machine.device
     )

@@ -28,7 +28,7 @@ from hemafast.engine.run import batch_size_of, tuned_machine
 from hemafast.engine.step import Totals, TrainStep
 from hemafast.errors import HemafastError
 from hemafast.files import write_whole
-from hemafast.folding import fold_norms
+from hemafast.fuse_norm import fuse_batch_norms
 from hemafast.model import build_model
 from hemafast.objective import CrossEntropy
 from hemafast.prepare.split import TRAIN
@@ -192,7 +192,7 @@ def _trial_step(config: TrainConfig, machine: Machine, classes: int, size: int, 
     model.freeze(stages=config.freeze_stages, norm=config.freeze_norm)
     use_own_gradients(model, replace(machine, own_gradients=machine.own_gradients and not compiled))
     if not compiled:
-        fold_norms(model)
+        fuse_batch_norms(model)
     optimizer = build_optimizer(model, weight_decay=config.weight_decay, device=machine.device)
     compiler = Compiler(enabled=compiled, mode=config.compile_mode, batch_size=size, cache=config.output)
     return TrainStep(model, CrossEntropy(), optimizer, machine, compiler)

@@ -29,7 +29,7 @@ from hemafast.evaluate.plots import plot_confusions
 from hemafast.evaluate.predictions import prediction_table, write_predictions
 from hemafast.evaluate.scores import calibrated_scores, score
 from hemafast.files import write_whole
-from hemafast.folding import fold_norms
+from hemafast.fuse_norm import fuse_batch_norms
 from hemafast.metrics import with_pooled
 from hemafast.model import Classifier
 from hemafast.objective import CrossEntropy
@@ -109,7 +109,7 @@ def _classify(
 ) -> npt.NDArray[np.float32]:
     """Probabilities (images, classes) as the model has them."""
     machine, shape = machine_for(replace(config, compile="off"), device, samples)
-    fold_norms(model.to(machine.device))
+    fuse_batch_norms(model.to(machine.device))
     step = EvalStep(model, CrossEntropy(), machine)
     totals = Totals(classes, machine.device)
     return validate(model, step, eval_loader(samples, shape=shape), samples, totals).probabilities

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from command import hemafast
-from exported import CARD, hostile_checkpoints, random_model, write_run
+from exported import CARD, Heard, hostile_checkpoints, random_model, write_run
 from PIL import Image
 
 from hemafast.deploy.explain import explain
@@ -52,8 +52,8 @@ def probabilities_of(files):
 
 
 def test_each_image_has_a_picture_with_its_class_and_probability(run, cells, tmp_path):
-    steps = []
-    explained = explain(run, [str(cells)], tmp_path / "out", progress=lambda *step: steps.append(step))
+    heard = Heard()
+    explained = explain(run, [str(cells)], tmp_path / "out", progress=heard)
     files = sorted(cells.iterdir())
     expected = probabilities_of(files)
     assert len(set(expected.max(axis=1).round(3))) == 5
@@ -64,7 +64,7 @@ def test_each_image_has_a_picture_with_its_class_and_probability(run, cells, tmp
         assert found.probability == pytest.approx(shares.max(), abs=1e-4)
         with Image.open(found.picture) as picture:
             assert picture.format == "PNG"
-    assert steps == [(number, 5) for number in range(1, 6)]
+    assert heard.told == [("explaining", 5), 1, 1, 1, 1, 1, "finished"]
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [file.name for file in files]
 
 
