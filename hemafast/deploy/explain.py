@@ -20,8 +20,9 @@ from hemafast.deploy.decoding import DecodedBatch, decode_images
 from hemafast.deploy.eval_graph import EvalGraph
 from hemafast.deploy.extras import require
 from hemafast.deploy.heat import overlays
-from hemafast.deploy.model import Model
-from hemafast.deploy.plan import Options, Plan, make_plan
+from hemafast.deploy.inputs import Images, list_inputs
+from hemafast.deploy.model import Model, open_model
+from hemafast.deploy.plan import Options, Plan, plan_for
 from hemafast.errors import HemafastError
 from hemafast.files import write_whole
 from hemafast.pictures import save, subplots
@@ -70,9 +71,9 @@ class _Seen:
 
 
 def explain(
-    run: Path,
-    paths: Sequence[str],
-    output: Path | None = None,
+    run: str | Path,
+    images: Images,
+    output: str | Path | None = None,
     *,
     label: str | None = None,
     method: Method = "gradcam",
@@ -84,7 +85,7 @@ def explain(
 
     Args:
         run: a run folder or the file of a model.
-        paths: files, folders, zips and globs.
+        images: paths or arrays, as `Model.predict` takes them.
         output: folder for the pictures; None for "explain" beside the model.
         label: the class to explain; None for the predicted one.
         method: how the heat map is made.
@@ -100,12 +101,13 @@ def explain(
             the network has no feature map.
     """
     require("explain", "pytorch_grad_cam")
-    plan = make_plan([run], paths, Options(um_per_pixel=um_per_pixel, device=device, amp="off"))
-    (model,) = plan.models
+    model = open_model(run, device=device, amp="off")
     _ = model.network  # refuses graphs before anything is read
+    plan = plan_for([model], list_inputs(images), Options(um_per_pixel=um_per_pixel, batch_size=_BATCH))
     if label is not None and label not in plan.classes:
         raise HemafastError(f"The model has no class {label!r}.", f"Choose from: {', '.join(plan.classes)}.")
-    folder, names = output or model.file.parent / "explain", _file_names([image.name for image in plan.images])
+    folder = Path(output) if output else model.file.parent / "explain"
+    names = _file_names([image.name for image in plan.images])
     graph = EvalGraph(model.card.view.packed_size, model.card.image_size, plan.machine, _BATCH)
     explained = []
     with stage(progress, "explaining", len(plan.images)):

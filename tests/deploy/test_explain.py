@@ -85,6 +85,16 @@ def test_the_picture_shows_the_view_and_beside_it_the_overlay(run, tmp_path, enc
         assert (half.max(axis=2) < 100).mean() < 0.1  # letters, and no border
 
 
+def test_arrays_are_explained_as_the_files_they_came_from(run, cells, tmp_path):
+    files = sorted(cells.iterdir())
+    theirs = explain(str(run), files, tmp_path / "files")
+    ours = explain(run, list(map(pixels_of, files)), str(tmp_path / "arrays"))
+    assert [found.probability for found in ours] == [found.probability for found in theirs]
+    assert [found.picture.name for found in ours] == ["0.png", "1.png", "2.png", "3.png", "4.png"]
+    for one, other in zip(ours, theirs, strict=True):
+        assert np.array_equal(pixels_of(one.picture), pixels_of(other.picture))
+
+
 def test_a_class_can_be_asked_for(run, cells, tmp_path):
     file = cells / "cell_0.png"
     shares = probabilities_of([file])[0]

@@ -5,6 +5,7 @@ import os
 import shutil
 import sys
 import threading
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -14,6 +15,7 @@ import torch
 from exported import CARD, Heard, card_on, hostile_checkpoints, write_run
 from PIL import Image
 
+from hemafast.deploy.explain import explain
 from hemafast.deploy.export import export_run
 from hemafast.deploy.model import open_model
 from hemafast.deploy.plan import Options
@@ -163,16 +165,10 @@ def test_progress_hears_of_every_image(model, pictures):
 
 
 def test_a_class_may_have_the_name_of_a_column(pictures, tmp_path):
-    run = write_run(tmp_path / "run", card_with(classes=("path", "label", "error")))
+    run = write_run(tmp_path / "run", replace(CARD, classes=("path", "label", "error")))
     frame = open_model(run, device="cpu").predict(pictures[0])
     assert list(frame) == ["path", "label", "confidence", "status", "error", "path", "label", "error"]
     assert np.allclose(frame.iloc[:, 5:].sum(axis=1), 1, atol=1e-5)
-
-
-def card_with(**changes):
-    from dataclasses import replace
-
-    return replace(CARD, **changes)
 
 
 def test_a_run_its_weights_and_a_copy_of_them_are_one_model(model, run, pictures, tmp_path):
@@ -230,6 +226,12 @@ def test_a_run_and_an_export_of_another_are_an_ensemble(run, exports, pictures):
     table = predict([run, exports["onnx"]], files, Options(device="auto")).table
     alone = predict([run], files, Options(device="cpu")).table
     np.testing.assert_allclose(table["confidence"], alone["confidence"], atol=1e-5)
+
+
+def test_a_graph_cannot_be_explained(exports, pictures, tmp_path):
+    with pytest.raises(HemafastError, match="is a graph"):
+        explain(exports["onnx"], pictures[0], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_without_onnxruntime_its_extra_is_named(exports, monkeypatch):
