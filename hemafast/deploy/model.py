@@ -226,7 +226,7 @@ def _load(file: Path, machine: Machine) -> Model:
     else:
         logits_of, card = load_best(file)
     if isinstance(logits_of, Classifier):
-        logits_of.eval().to(machine.device, memory_format=torch.channels_last)
+        logits_of.eval().to(machine.device).to(memory_format=torch.channels_last)
         fuse_batch_norms(logits_of)
     _refuse_names(file, card)
     return Model(file, card, machine, logits_of)
