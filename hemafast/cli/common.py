@@ -6,7 +6,7 @@ import json
 import logging
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, get_args
 
@@ -17,7 +17,6 @@ from hemafast import __version__, config
 from hemafast.config import TrainConfig
 from hemafast.errors import HemafastError
 from hemafast.presets import PRESETS
-from hemafast.progress import Silent
 
 app = typer.Typer(
     name="hemafast",
@@ -177,26 +176,3 @@ def progress(console: Console, what: str, unit: str = "images") -> Iterator[Call
     with Progress(*columns, console=console, transient=True, disable=console.quiet or not console.is_terminal) as bar:
         task = bar.add_task(what, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
-
-
-class ConsoleProgress(Silent):
-    """A progress bar on a console."""
-
-    shows = True
-
-    def __init__(self, console: Console) -> None:
-        self._console, self._stack = console, ExitStack()
-
-    def start(self, what: str, total: int | None = None, *, unit: str = "images", done: int = 0, **facts: Any) -> None:
-        """Open a bar."""
-        self._done, self._total = done, total
-        self._show = self._stack.enter_context(progress(self._console, what, unit))
-
-    def advance(self, count: int = 1, **measured: float) -> None:
-        """Move the bar."""
-        self._done += count
-        self._show(self._done, self._total or self._done)
-
-    def finish(self, **results: Any) -> None:
-        """Close the bar."""
-        self._stack.close()

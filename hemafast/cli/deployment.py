@@ -9,7 +9,8 @@ from typing import Annotated
 import typer
 
 from hemafast import config
-from hemafast.cli.common import ConsoleProgress, Json, Quiet, Verbose, app, console_of, wide_console
+from hemafast.cli.common import Json, Quiet, Verbose, app, console_of, wide_console
+from hemafast.cli.live import LiveProgress
 from hemafast.errors import StoppedError
 
 
@@ -67,7 +68,7 @@ def predict(
         amp=amp,
     )
     try:
-        done = predict_to(output, named, runs or (), options, submission=submission, progress=ConsoleProgress(console))
+        done = predict_to(output, named, runs or (), options, submission=submission, progress=LiveProgress(console))
     except KeyboardInterrupt as error:
         raise StoppedError("Stopped; nothing was written.", "Run the same command again.") from error
     summary = {"output": str(output), **done.summary()}

@@ -10,7 +10,8 @@ from typing import Annotated
 import typer
 
 from hemafast import config
-from hemafast.cli.common import ConsoleProgress, Json, Quiet, Verbose, app, console_of, wide_console
+from hemafast.cli.common import Json, Quiet, Verbose, app, console_of, wide_console
+from hemafast.cli.live import LiveProgress
 from hemafast.deploy.choices import Format, Layout, Method
 
 
@@ -83,7 +84,7 @@ def explain(
         method=method,
         um_per_pixel=um_per_pixel,
         device=device,
-        progress=ConsoleProgress(console),
+        progress=LiveProgress(console),
     )
     if as_json:
         typer.echo(json.dumps([asdict(image) for image in explained], indent=2, default=str))

@@ -72,8 +72,8 @@ class Dataset:
     files: PreparedFiles
     fold: int | None = None
     """Which fold validates; None for the split that the data set was prepared with."""
-    domains: tuple[str, ...] | None = None
-    """The domains that splits are cut down to; None for all."""
+    chosen: tuple[str, ...] | None = None
+    """The domains that splits are restricted to; None for all."""
 
     @property
     def info(self) -> schema.DatasetInfo:
@@ -81,18 +81,37 @@ class Dataset:
         return self.files.info
 
     @property
-    def manifest(self) -> pd.DataFrame:
-        """One row an image."""
+    def table(self) -> pd.DataFrame:
+        """The manifest: one row per image, quarantined ones included, with path, label, domain, split and verdict."""
         return self.files.manifest
 
-    def images(self, split: str) -> pd.DataFrame:
-        """The rows of the manifest that are in `split`, in its order."""
-        images = schema.in_split(self.manifest, split, self.fold)
-        return images if self.domains is None else images[images["domain"].isin(self.domains)]
+    manifest = table  # TEMP
+
+    def images(self, split):
+        return self.split(split)  # TEMP
+
+    @property
+    def classes(self) -> list[str]:
+        """Names of the classes, in label order."""
+        return list(self.info.classes)
+
+    @property
+    def domains(self) -> list[str]:
+        """Names of the domains that splits contain."""
+        return list(self.chosen or self.info.domains)
+
+    def split(self, name: str) -> pd.DataFrame:
+        """The rows of `table` that are in a split, in its order.
+
+        Args:
+            name: "train" or "val".
+        """
+        images = schema.in_split(self.table, name, self.fold)
+        return images if self.chosen is None else images[images["domain"].isin(self.chosen)]
 
     def samples(self, split: str, image_size: int = 0) -> Samples:
         """The images of `split` ("train" or "val"), packed at a size that suits views of `image_size` pixels."""
-        images = self.images(split)
+        images = self.split(split)
         packed = self.files.packed[choose_pack_size(self.info.pack_sizes, image_size)]
         index = {label: position for position, label in enumerate(self.info.classes)}
         name = split if self.fold is None else f"fold{self.fold}-{split}"
@@ -110,12 +129,12 @@ class Dataset:
 
     def _members(self, split: str, name: str, rows: pd.Index[int]) -> Members:
         """Where the encoded bytes of some rows of the manifest lie in the tars of a split."""
-        whole = schema.in_split(self.manifest, split, self.fold)
+        whole = schema.in_split(self.table, split, self.fold)
         return read_members(self.folder, whole, name, self.info).select(whole.index.get_indexer(rows))
 
     def counts(self, split: str) -> npt.NDArray[np.int64]:
         """(classes,): images of each class in `split`."""
-        labels = self.images(split)["label"].value_counts()
+        labels = self.split(split)["label"].value_counts()
         return np.array([labels.get(name, 0) for name in self.info.classes], dtype=np.int64)
 
 
@@ -135,12 +154,12 @@ def open_dataset(folder: Path, fold: int | None = None, domains: Sequence[str] |
 
 
 def _refuse_missing_domains(dataset: Dataset) -> None:
-    for name in dataset.domains or ():
+    for name in dataset.chosen or ():
         if name not in dataset.info.domains:
             there = ", ".join(dataset.info.domains)
             raise HemafastError(f"{dataset.folder} has no domain {name}.", f"Choose from: {there}.")
         for split in SPLITS:
-            if not (dataset.images(split)["domain"] == name).any():
+            if not (dataset.split(split)["domain"] == name).any():
                 raise HemafastError(f"No image of {name} is in {split}.", "Prepare the data with another split.")
 
 

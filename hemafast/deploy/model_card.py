@@ -15,8 +15,7 @@ import pandas as pd
 from hemafast import __version__
 from hemafast.data.dataset import Dataset
 from hemafast.data.geometry import window_side
-from hemafast.engine.checkpoint import ModelCard
-from hemafast.engine.run import DRAWN_WARNING
+from hemafast.engine.checkpoint import DRAWN_WARNING, ModelCard
 from hemafast.errors import HemafastError
 from hemafast.evaluate.calibration import SENSITIVITY
 from hemafast.metrics import with_pooled

@@ -18,9 +18,9 @@ from hemafast.config import STRICT
 from hemafast.errors import HemafastError
 from hemafast.files import write_whole
 from hemafast.model import Classifier, build_model
+from hemafast.run_folder import BEST
 
-BEST = "best_model.safetensors"
-LAST = "last_model.ckpt"
+DRAWN_WARNING = "THE DATA IS DRAWN, NOT PHOTOGRAPHED: no score on it says anything about real blood"
 
 _FORMAT = "hemafast-2"
 

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from hemafast.config import Amp, Compile, Device, Input
+from hemafast.config import Amp, Compile, Device, Input, TrainConfig
 from hemafast.errors import HemafastError
 
 Precision = Literal["fp32", "bf16", "fp16"]
@@ -108,6 +108,18 @@ def choose_machine(
         choices=(allocator, *chosen) if allocator else chosen,
         facts=machine_facts(on.value),
         own_gradients=gradients.value == "own kernel",
+    )
+
+
+def machine_for(config: TrainConfig, device: Device, processes: int = 1) -> Machine:
+    """How to run here under `config` but on `device`, with `processes` on this host; tunes this one's allocator."""
+    return choose_machine(
+        device=device,
+        amp=config.amp,
+        compiled=config.compile,
+        threads=config.threads,
+        allocator=tune_allocator(),
+        processes=processes,
     )
 
 

@@ -18,10 +18,11 @@ import pandas as pd
 from hemafast.config import Device, TrainConfig
 from hemafast.data.dataset import Dataset, Samples, open_dataset
 from hemafast.data.loader import eval_loader
-from hemafast.engine.checkpoint import BEST, Calibration, ModelCard, load_best, save_calibration
+from hemafast.engine.build import build_eval_step
+from hemafast.engine.checkpoint import DRAWN_WARNING, Calibration, ModelCard, load_best, save_calibration
 from hemafast.engine.journal import column, read_rows
-from hemafast.engine.run import DRAWN_WARNING, machine_for, read_config
-from hemafast.engine.step import EvalStep, Totals
+from hemafast.engine.plan import machine_and_graph
+from hemafast.engine.step import Totals
 from hemafast.engine.validate import validate
 from hemafast.errors import HemafastError
 from hemafast.evaluate.calibration import TARGET, calibrate, soften
@@ -29,11 +30,10 @@ from hemafast.evaluate.plots import plot_confusions
 from hemafast.evaluate.predictions import prediction_table, write_predictions
 from hemafast.evaluate.scores import calibrated_scores, score
 from hemafast.files import write_whole
-from hemafast.fuse_norm import fuse_batch_norms
 from hemafast.metrics import with_pooled
 from hemafast.model import Classifier
-from hemafast.objective import CrossEntropy
 from hemafast.prepare.split import TRAIN, VAL, assign_split
+from hemafast.run_folder import BEST, read_config
 from hemafast.taxonomy import BLAST
 
 METRICS = "metrics.json"
@@ -108,11 +108,9 @@ def _classify(
     model: Classifier, config: TrainConfig, samples: Samples, classes: int, device: Device
 ) -> npt.NDArray[np.float32]:
     """Probabilities (images, classes) as the model has them."""
-    machine, shape = machine_for(replace(config, compile="off"), device, samples)
-    fuse_batch_norms(model.to(machine.device))
-    step = EvalStep(model, CrossEntropy(), machine)
-    totals = Totals(classes, machine.device)
-    return validate(model, step, eval_loader(samples, shape=shape), samples, totals).probabilities
+    machine, graph = machine_and_graph(replace(config, compile="off"), device, samples)
+    step, totals = build_eval_step(model, machine), Totals(classes, machine.device)
+    return validate(model, step, eval_loader(samples, shape=graph), samples, totals).probabilities
 
 
 def _refuse_other_classes(folder: Path, dataset: Dataset, card: ModelCard) -> None:

@@ -17,7 +17,6 @@ from hemafast import __version__
 from hemafast.config import TrainConfig, to_plain
 from hemafast.data.dataset import Dataset, open_dataset
 from hemafast.errors import HemafastError
-from hemafast.evaluate.evaluate import PREDICTIONS
 from hemafast.evaluate.predictions import read_predictions
 from hemafast.experiments.matrix import Answers, Group, Mask, score_cells
 from hemafast.experiments.plots import plot_matrix
@@ -26,6 +25,7 @@ from hemafast.experiments.shortcut import Shortcuts, check_shortcuts
 from hemafast.pages import render
 from hemafast.pictures import data_address, drawn
 from hemafast.prepare.split import TRAIN, VAL
+from hemafast.run_folder import PREDICTIONS
 
 NAME = "crossdomain"
 POOLED = "pooled"

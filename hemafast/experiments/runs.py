@@ -15,13 +15,13 @@ from rich.console import Console
 
 from hemafast.config import TrainConfig
 from hemafast.data.dataset import open_dataset
-from hemafast.engine.checkpoint import BEST, read_card
-from hemafast.engine.run import DRAWN_WARNING
+from hemafast.engine.checkpoint import DRAWN_WARNING, read_card
 from hemafast.engine.trainer import train
 from hemafast.errors import HemafastError, StoppedError
-from hemafast.evaluate.evaluate import PREDICTIONS, Metrics, evaluate_run, read_metrics
+from hemafast.evaluate.evaluate import Metrics, evaluate_run
 from hemafast.files import write_whole
 from hemafast.report.page import write_report
+from hemafast.run_folder import BEST, PREDICTIONS, read_metrics
 
 logger = logging.getLogger("hemafast")
 
@@ -113,7 +113,7 @@ def _outcome(plan: Plan, console: Console) -> Outcome:
 
 
 def _train_and_score(config: TrainConfig, console: Console) -> Scored:
-    folder = train(config, console, go_on=True)
+    folder = train(config, go_on=True)
     assert folder is not None  # None is for processes that torchrun started
     before = scored_before(folder, open_dataset(config.data).info.fingerprint)
     if before is not None:

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from hemafast.evaluate.bootstrap import Weights, interval
-from hemafast.evaluate.evaluate import PREDICTIONS
 from hemafast.evaluate.metrics import Labels, Probabilities, Scores, bootstrapped, confusions, count_scores
 from hemafast.evaluate.predictions import read_predictions
+from hemafast.run_folder import PREDICTIONS
 
 _ELSEWHERE = ("output",)
 

@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from hemafast.config import TrainConfig, to_plain
-from hemafast.engine.checkpoint import BEST, load_best
+from hemafast.engine.checkpoint import load_best
 from hemafast.engine.journal import Row, read_rows
-from hemafast.engine.run import MACHINE, read_config
 from hemafast.errors import HemafastError
-from hemafast.evaluate.evaluate import PREDICTIONS, Metrics, read_metrics
+from hemafast.evaluate.evaluate import Metrics
 from hemafast.files import write_whole
 from hemafast.metrics import with_pooled
 from hemafast.pages import render
@@ -22,6 +21,7 @@ from hemafast.report.command import prepare_command, train_command
 from hemafast.report.compare import changed_settings, differences
 from hemafast.report.gallery import Gallery, listing, open_gallery
 from hemafast.report.plots import plot_curves, plot_reliability, plot_validation
+from hemafast.run_folder import BEST, MACHINE, PREDICTIONS, read_config, read_metrics
 
 REPORT = "report.html"
 

@@ -15,9 +15,10 @@ from hemafast.engine.checkpoint import load_best, load_last, read_card
 from hemafast.engine.journal import read_rows
 from hemafast.errors import HemafastError
 from hemafast.evaluate.calibration import calibrate, soften
-from hemafast.evaluate.evaluate import evaluate_run, read_metrics
+from hemafast.evaluate.evaluate import evaluate_run
 from hemafast.evaluate.predictions import read_predictions
 from hemafast.prepare.build import prepare
+from hemafast.run_folder import read_metrics
 
 
 @pytest.fixture(scope="module")

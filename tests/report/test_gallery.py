@@ -8,11 +8,12 @@ import pytest
 from command import asked_of_training
 
 from hemafast.config import PrepareConfig, TrainConfig, checked, to_plain
-from hemafast.evaluate.evaluate import evaluate_run, read_metrics
+from hemafast.evaluate.evaluate import evaluate_run
 from hemafast.report import gallery as module
 from hemafast.report.command import prepare_command, train_command
 from hemafast.report.compare import changed_settings
 from hemafast.report.gallery import listing, open_gallery
+from hemafast.run_folder import read_metrics
 
 
 def gallery_of(run):

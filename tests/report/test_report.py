@@ -13,12 +13,13 @@ from page import Page, needs_browser, open_in_browser
 from PIL import Image
 
 from hemafast.errors import HemafastError
-from hemafast.evaluate.evaluate import evaluate_run, read_metrics
+from hemafast.evaluate.evaluate import evaluate_run
 from hemafast.evaluate.plots import plot_confusions
 from hemafast.report import plots
 from hemafast.report.compare import differences
 from hemafast.report.page import write_report
 from hemafast.report.plots import plot_curves, plot_reliability, plot_validation
+from hemafast.run_folder import read_metrics
 
 
 def page_of(folder):
