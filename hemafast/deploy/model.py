@@ -31,8 +31,6 @@ if TYPE_CHECKING:
 
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 _EXPORTS = {Path(kind.file).suffix: kind for kind in KINDS.values()}
-SUFFIXES = frozenset(_EXPORTS)
-"""Of files of models."""
 
 logger = logging.getLogger("hemafast")
 
@@ -203,7 +201,7 @@ def load_models(paths: Sequence[Path], device: Device, amp: Amp) -> list[Model]:
 
 def find_model(path: Path) -> Path:
     """The file of the model that a user means; it may be missing."""
-    if path.suffix in SUFFIXES and not path.is_dir():
+    if path.suffix in _EXPORTS and not path.is_dir():
         return path
     files = [path / BEST, *(path / kind.file for kind in KINDS.values())]
     return next((file for file in files if file.is_file()), path / BEST)

@@ -11,7 +11,7 @@ from hemafast.config import Amp, Device
 from hemafast.deploy.crops import Crops, choose_crops
 from hemafast.deploy.ensemble import by_view, refuse_other_classes
 from hemafast.deploy.inputs import Image, list_images
-from hemafast.deploy.model import SUFFIXES, Model, load_models
+from hemafast.deploy.model import Model, load_models
 from hemafast.engine.machine import Machine
 from hemafast.errors import HemafastError
 from hemafast.run_folder import BEST, CONFIG, LOG
@@ -126,7 +126,7 @@ def plan_for(models: Sequence[Model], images: Sequence[Image], options: Options)
 def _is_model(path: Path) -> bool:
     """Run folders count before their first epoch too, so that they are not searched for images."""
     is_run = (path / BEST).is_file() or all((path / name).is_file() for name in (CONFIG, LOG))
-    return is_run or path.suffix in SUFFIXES
+    return is_run or path.suffix in (".safetensors", ".onnx")  # not .pt2: opening a stranger's may execute code
 
 
 def _choose_threshold(models: Sequence[Model], options: Options) -> float | None:

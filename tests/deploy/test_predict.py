@@ -356,10 +356,10 @@ def test_runs_and_images_are_told_apart(tmp_path, trained, cells):
     for file in ("config.json", "train.log"):
         (tmp_path / "unfinished" / file).touch()
     (cells / "config.json").touch()
-    named = [str(cells), str(trained), "x.safetensors", str(tmp_path / "unfinished"), "*.png"]
+    named = [str(cells), str(trained), "x.safetensors", "x.onnx", str(tmp_path / "unfinished"), "*.png", "x.pt2"]
     models, paths = sort_named(named)
-    assert list(map(str, models)) == named[1:4]
-    assert paths == [named[0], named[4]]
+    assert list(map(str, models)) == named[1:5]
+    assert paths == [named[0], *named[5:]]
 
 
 def test_the_command_writes_one_row_an_image(fitted, cells, tmp_path):
