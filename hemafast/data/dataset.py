@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +18,12 @@ from hemafast.prepare.pixels import Windows, centre_windows
 from hemafast.prepare.reader import PackedPixels, PreparedFiles, read_prepared
 from hemafast.prepare.split import SPLITS
 from hemafast.prepare.webdataset import Members, read_members
+
+if TYPE_CHECKING:
+    from hemafast.data.augment import Policy
+    from hemafast.data.graph import Source
+    from hemafast.data.loader import Loader
+    from hemafast.data.stream import Process
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +73,12 @@ class Samples:
 
 @dataclass(frozen=True, slots=True)
 class Dataset:
-    """A prepared data set on disk."""
+    """A prepared data set on disk.
+
+    Attributes:
+        folder: where it lies.
+        fold: which fold validates; None for the split that it was prepared with.
+    """
 
     folder: Path
     files: PreparedFiles
@@ -131,6 +143,56 @@ class Dataset:
         """Where the encoded bytes of some rows of the manifest lie in the tars of a split."""
         whole = schema.in_split(self.table, split, self.fold)
         return read_members(self.folder, whole, name, self.info).select(whole.index.get_indexer(rows))
+
+    def loader(
+        self,
+        split: str = "train",
+        *,
+        policy: str | Policy | None = None,
+        batch_size: int = 64,
+        size: int = 224,
+        device: str = "cpu",
+        sampler: str = "natural",
+        seed: int = 0,
+        source: Source = "packed",
+        threads: int | None = None,
+        process: Process | None = None,
+    ) -> Loader:
+        """Batches for any PyTorch loop, as fast as `hemafast train` has them.
+
+        Args:
+            split: "train" (shuffled and augmented) or "val" (in order, without any randomness).
+            policy: augmentation: "basic" (by default), "seed", "strong", "lineage" or "none".
+            batch_size: images per batch and process.
+            size: side of the images in pixels.
+            device: "cpu", "cuda", or "auto" for a GPU if there is one.
+            sampler: class frequencies: "natural", "balanced", or "mixed:SHARE".
+            seed: seed of order and augmentation.
+            source: "packed" (memory-mapped squares), "resident" (squares in device memory), "files" or "webdataset".
+            threads: threads of the pipeline; None for this process's share of the cores, at most 8.
+            process: which part of each batch is this process's; None asks torch.distributed.
+
+        Returns:
+            The loader. It yields (images, labels): uint8 (n, 3, size, size) in channels_last, and int64 (n,).
+
+        Raises:
+            HemafastError: an argument makes no sense, or the data set lacks what `source` needs.
+        """
+        from hemafast.data.loader import open_loader
+
+        return open_loader(
+            self,
+            split,
+            policy=policy,
+            batch_size=batch_size,
+            size=size,
+            device=device,
+            sampler=sampler,
+            seed=seed,
+            source=source,
+            threads=threads,
+            process=process,
+        )
 
     def counts(self, split: str) -> npt.NDArray[np.int64]:
         """(classes,): images of each class in `split`."""

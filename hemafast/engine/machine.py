@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from hemafast.config import Amp, Compile, Device, Input, TrainConfig
+from hemafast.data.graph import default_threads
 from hemafast.errors import HemafastError
 
 Precision = Literal["fp32", "bf16", "fp16"]
@@ -174,7 +175,7 @@ def _choose_loader_threads(asked: int | None, processes: int) -> Choice:
     if asked:
         return Choice(name, str(asked), "as asked for")
     shared = f", shared by {processes} processes" if processes > 1 else ""
-    return Choice(name, str(min(max(cores // processes, 1), 8)), f"{cores} cores may be used here{shared}")
+    return Choice(name, str(default_threads(processes)), f"{cores} cores may be used here{shared}")
 
 
 def _choose_device(asked: Device) -> Choice:

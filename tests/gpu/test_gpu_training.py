@@ -9,7 +9,7 @@ import torch
 import two_processes
 
 from hemafast.bench.run import run_bench
-from hemafast.bench.settings import Bench
+from hemafast.bench.settings import Bench, bench_settings
 from hemafast.bench.stations import groups
 from hemafast.config import CompileMode, to_json
 from hemafast.engine.checkpoint import load_last
@@ -185,17 +185,16 @@ def torchrun_on(config, folder):
 
 @pytest.mark.slow
 def test_every_station_of_the_bench_runs_on_the_gpu(prepared):
-    bench = Bench(
+    settings = bench_settings(
         data=prepared.folder,
         model="test_resnet",
         image_size=56,
         batch_size=8,
-        loader_batch_size=8,
         threads=2,
         device="cuda",
         compile="off",
     )
-    result = run_bench(bench, rounds=3, seconds=0.1)
+    result = run_bench(Bench(settings, loader_batch_size=8), rounds=3, seconds=0.1)
     assert set(result["stations"]) == {name for group in groups("cuda", peers=True) for name in group.makes}
     assert all(station["images_per_second"]["min"] > 0 for station in result["stations"].values())
     assert result["machine"]["device"] == "cuda"
