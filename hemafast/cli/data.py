@@ -12,6 +12,7 @@ import typer
 from hemafast import config
 from hemafast.cli.common import (
     TRAIN_DEFAULTS,
+    ConsoleProgress,
     CropArea,
     Data,
     Erase,
@@ -56,9 +57,7 @@ def demo(
     if present:
         console.print(f"{source} already holds {', '.join(path.name for path in present)}; nothing drawn.")
         return
-    with progress(console, "drawing cells") as advance:
-        done = iter(range(1, images + 1))
-        paths = write_demo_archives(source, images=images, seed=seed, on_image=lambda: advance(next(done), images))
+    paths = write_demo_archives(source, images=images, seed=seed, progress=ConsoleProgress(console))
     console.print(f"Drew {images} cells into {' and '.join(str(path) for path in paths)}. They are no photographs.")
 
 
