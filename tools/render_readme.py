@@ -17,7 +17,7 @@ from statistics import median
 from typing import Any
 
 from hemafast.data import augment
-from hemafast.prepare.verify import POLICIES
+from hemafast.prepare.image_checks import POLICIES
 from hemafast.presets import PRESETS
 from hemafast.tables import spread
 

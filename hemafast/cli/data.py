@@ -27,7 +27,6 @@ from hemafast.cli.common import (
     Zoom,
     app,
     console_of,
-    progress,
     wide_console,
 )
 from hemafast.config import PrepareConfig
@@ -142,8 +141,7 @@ def prepare(
         },
     )
     try:
-        with progress(console, "reading images") as advance:
-            prepared = prepare_dataset(settings, advance, workers=workers)
+        prepared = prepare_dataset(settings, progress=ConsoleProgress(console), workers=workers)
     except KeyboardInterrupt as error:
         raise StoppedError("Stopped. What was verified is kept.", "Run the same command to go on.") from error
     if as_json:
@@ -170,11 +168,10 @@ def verify(
     quiet: Quiet = False,
 ) -> None:
     """Hash a prepared data set again: every image, every packed pixel, every list. Exit code 1 if anything differs."""
-    from hemafast.prepare.check import check
+    from hemafast.prepare.verify import verify as verify_dataset
 
     console = console_of(verbose=verbose, quiet=quiet or as_json)
-    with progress(console, "hashing images") as advance:
-        found = check(data, advance)
+    found = verify_dataset(data, progress=ConsoleProgress(console))
     if as_json:
         typer.echo(json.dumps(asdict(found), indent=2))
     else:

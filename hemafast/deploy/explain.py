@@ -25,8 +25,8 @@ from hemafast.deploy.windows import tell_scales
 from hemafast.errors import HemafastError
 from hemafast.files import write_whole
 from hemafast.pictures import save, subplots
+from hemafast.prepare.image_checks import strict_decoders
 from hemafast.prepare.threads import Pool
-from hemafast.prepare.verify import strict_decoders
 
 Pixels = npt.NDArray[np.uint8]
 

@@ -19,7 +19,7 @@ from typing import NoReturn
 from hemafast.errors import HemafastError
 from hemafast.prepare import safety
 from hemafast.prepare.archive import Entry, entry_reader, is_image, zip_entries
-from hemafast.prepare.verify import FORMATS
+from hemafast.prepare.image_checks import FORMATS
 
 _FORMULA = ("=", "+", "-", "@")  # what a spreadsheet takes for the beginning of a formula
 _UNWRITABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")  # has no place in a line of UTF-8

@@ -16,7 +16,7 @@ from hemafast.engine.machine import Machine
 from hemafast.errors import HemafastError
 from hemafast.folding import fold_norms
 from hemafast.model import Classifier
-from hemafast.prepare.verify import Pixels
+from hemafast.prepare.image_checks import Pixels
 
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 

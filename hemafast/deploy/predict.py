@@ -23,8 +23,8 @@ from hemafast.deploy.submission import refuse_submission, submission_table
 from hemafast.deploy.windows import tell_scales
 from hemafast.errors import HemafastError
 from hemafast.evaluate.predictions import prediction_table, write_predictions
+from hemafast.prepare.image_checks import strict_decoders
 from hemafast.prepare.threads import Pool, made_ahead
-from hemafast.prepare.verify import strict_decoders
 
 OK, ABSTAINED, FAILED = "ok", "abstained", "error"
 """What became of an image: classified; classified, but not surely enough; unreadable."""

@@ -9,10 +9,15 @@ import numpy as np
 
 from hemafast.deploy.images import Image, read_images
 from hemafast.deploy.windows import Windows
-from hemafast.prepare.compare import refuse_other_pixels
+from hemafast.prepare.image_checks import (
+    Header,
+    Pixels,
+    UnreadableImageError,
+    refuse_other_pixels,
+    verify_image,
+)
 from hemafast.prepare.pixels import SquareDecoder, centre_windows, runs_within
 from hemafast.prepare.threads import Pool
-from hemafast.prepare.verify import Header, Pixels, UnreadableImageError, verify_image
 
 _BATCH_BYTES = 64 * 2**20  # encoded; a batch of larger files is shorter
 _UNKNOWN = Header(0, 0, "", "")
@@ -47,7 +52,7 @@ def read_squares(
 ) -> Iterator[Squares]:
     """Squares of `size` pixels that show the `windows` of `images`, in batches, in order.
 
-    To be iterated within `verify.strict_decoders`. Raises HemafastError for a zip that has gone meanwhile.
+    To be iterated within `strict_decoders`. Raises HemafastError for a zip that has gone meanwhile.
     """
     decoder = SquareDecoder((size,), batch_size, threads)
     for batch in _batches(images, batch_size):
