@@ -200,10 +200,9 @@ def _folder_entries(path: Path) -> Iterator[Entry]:
             whole = Path(folder, name)
             relative, status = whole.relative_to(path).as_posix(), whole.stat()
             safety.refuse_unprintable(path, relative)
-            safety.refuse_nested(path, relative)
+            safety.refuse_nested_or_large(path, relative, status.st_size)
             if not whole.is_file():
                 raise HemafastError(f"{whole} is not a regular file.", "Remove it.")
-            safety.refuse_large(path, relative, status.st_size)
             yield Entry(relative, status.st_size, f"{status.st_mtime_ns}")
 
 

@@ -51,7 +51,7 @@ POLICIES = {
     "16-bit": Policy("convert", "16 bits a channel: divided by 257 and rounded, so that 65535 is 255"),
     "rotated": Policy("convert", "an orientation in EXIF or TIFF: applied"),
     "misnamed": Policy("convert", "the suffix names another format: read by its content"),
-    "empty": Policy("quarantine", "the file has no bytes"),
+    "empty": Policy("quarantine", "no bytes"),
     "not an image": Policy("quarantine", "not a JPEG, PNG, TIFF or BMP"),
     "damaged": Policy("quarantine", "truncated or corrupt: a decoder failed or warned"),
     "checksum": Policy("quarantine", "its sha256 differs from the one in --checksums"),
@@ -114,17 +114,9 @@ class Header:
 
 
 def verify_image(data: bytes, name: str) -> Header:
-    """Decode an image strictly. Call this within `strict_decoders`.
+    """Decode an image strictly, within `strict_decoders`. `name` is its file name, for the suffix.
 
-    Args:
-        data: the encoded image.
-        name: its file name; only the suffix matters.
-
-    Returns:
-        What was found out about it.
-
-    Raises:
-        UnreadableImageError: the image must be quarantined.
+    Raises UnreadableImageError if the image must be quarantined.
     """
     if not data:
         raise UnreadableImageError("empty")
@@ -186,15 +178,9 @@ def decode_reference(data: bytes) -> Pixels:
 
 
 def refuse_other_pixels(data: bytes, header: Header, pixels: Pixels) -> None:
-    """Compare the pixels that DALI reads in `data` with those of the reference decoder, if `header` asks for it.
+    """Compare the pixels (height, width, 3) that DALI reads in `data` with those of the reference decoder.
 
-    Args:
-        data: the encoded image.
-        header: what `verify_image` returned for it.
-        pixels: DALI's pixels, uint8 (height, width, 3).
-
-    Raises:
-        UnreadableImageError: the two differ in shape, or by more than rounding.
+    `header` is what `verify_image` returned. Raises UnreadableImageError if the two differ by more than rounding.
     """
     if pixels.shape != (header.height, header.width, 3):
         raise UnreadableImageError("decoders disagree", f"DALI reads an image of {pixels.shape}")

@@ -66,21 +66,9 @@ def ingest(
 ) -> pd.DataFrame:
     """Read, verify and decode every image in batches. Store its bytes and packed pixels in `folder`.
 
-    Sound results of an interrupted call in `folder` are reused.
-
-    Args:
-        plan: what to read.
-        sums: the sha256 that images must have, by name `domain/class/file`; other images may have any.
-        folder: the data set in the making.
-        workers: number of threads.
-        progress: hears of every batch.
-
-    Returns:
-        One row per image in the order of the manifest, with its columns except split, fold and groups.
-
-    Raises:
-        HemafastError: an archive is damaged.
-        OSError: the disk is full.
+    `sums` holds the sha256 of images, by name; images that are not in it may have any. Sound results of an interrupted
+    call are reused. Returns one row per image in the order of the manifest, with its columns except split, fold and
+    groups. Raises HemafastError if an archive is damaged, OSError if the disk is full.
     """
     rows = plan.rows()
     (folder / schema.PACKED).mkdir(exist_ok=True)

@@ -89,20 +89,10 @@ def _read_table(file: Path, column: str) -> pd.DataFrame:
 
 
 def resolve(file: Path, values: Iterable[tuple[str, str]], names: Iterable[str]) -> dict[str, str]:
-    """Find the images that a list means.
+    """Values by image name `domain/class/file`, from the pairs of path and value that `file` lists.
 
-    A path may have folders before `domain/class/file`, or leave out the domain or the class if the rest is unique.
-
-    Args:
-        file: the list, for error messages.
-        values: pairs of path and value from the list.
-        names: names `domain/class/file` of all images.
-
-    Returns:
-        Values by name. Paths of unknown images are ignored.
-
-    Raises:
-        HemafastError: a path fits several images, or an image has two values.
+    A path may have folders before the domain, or leave out domain and class if the rest is unique. Paths of unknown
+    images are ignored. Raises HemafastError if a path fits several images, or an image has two values.
     """
     endings: dict[str, list[str]] = {}
     for name in names:

@@ -80,15 +80,9 @@ class SquareDecoder:
         self._pipeline = self._build()
 
     def decode(self, encoded: Sequence[bytes], windows: Windows) -> list[Decoded | UnreadableImageError]:
-        """Decode at most batch_size images of any size.
+        """Decode at most batch_size images of any size. Returns the pixels of each, or its error.
 
-        Args:
-            encoded: the bytes of each image.
-            windows: the part of each image to keep.
-
-        Returns:
-            For each image its pixels, or the error. The arrays are DALI's memory, which it leaves alone while they
-            are referenced.
+        The arrays are DALI's memory, which it does not reuse while they are referenced.
         """
         if len(encoded) == 0:
             return []
@@ -147,21 +141,20 @@ class SquareFiles:
     def __init__(self, folder: Path, size: int, rows: int) -> None:
         self._square_bytes = 3 * size * size
         self._rows_per_file = rows_per_file(size)
-        self._headers: list[bytes] = []
-        self._files: list[int] = []
+        self._files: list[tuple[int, int]] = []  # descriptor, length of the header
         for index, start in enumerate(range(0, rows, self._rows_per_file)):
-            header = packed_header(min(self._rows_per_file, rows - start), size)
+            rows_here = min(self._rows_per_file, rows - start)
+            header = packed_header(rows_here, size)
             file = os.open(folder / packed_name(size, index), os.O_RDWR | os.O_CREAT, 0o644)
-            self._files.append(file)
-            self._headers.append(header)
+            self._files.append((file, len(header)))
             os.pwrite(file, header, 0)
-            os.ftruncate(file, len(header) + self._square_bytes * min(self._rows_per_file, rows - start))
+            os.ftruncate(file, len(header) + self._square_bytes * rows_here)
 
     def __enter__(self) -> SquareFiles:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for file in self._files:
+        for file, _ in self._files:
             os.close(file)
 
     def write(self, row: int, square: Pixels) -> None:
@@ -174,7 +167,7 @@ class SquareFiles:
 
     def sync(self) -> None:
         """Wait until everything written is on the disk."""
-        for file in self._files:
+        for file, _ in self._files:
             os.fdatasync(file)
 
     def read(self, row: int) -> bytes:
@@ -184,7 +177,8 @@ class SquareFiles:
 
     def _place(self, row: int) -> tuple[int, int]:
         index, within = divmod(row, self._rows_per_file)
-        return self._files[index], len(self._headers[index]) + within * self._square_bytes
+        file, header_bytes = self._files[index]
+        return file, header_bytes + within * self._square_bytes
 
 
 def packed_name(size: int, index: int) -> str:

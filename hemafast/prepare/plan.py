@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -84,9 +84,12 @@ class Plan:
 
 def make_plan(config: PrepareConfig, progress: Progress = SILENT) -> Plan:
     """List the archives. Raises HemafastError for archives that are unsafe or do not fit the settings."""
+    archives: tuple[Archive, ...] = ()
     paths = find_archives(config.source, config.output)
     with stage(progress, "listing archives", len(paths), unit="archives"):
-        archives = tuple(_opened(paths, progress))
+        for path in paths:
+            archives += (open_archive(path),)
+            progress.advance()
     classes = _choose_classes(archives, config)
     scales = _choose_scales(archives, config)
     if config.holdout_domain is not None:
@@ -103,14 +106,8 @@ def make_plan(config: PrepareConfig, progress: Progress = SILENT) -> Plan:
     )
 
 
-def _opened(paths: Sequence[Path], progress: Progress) -> Iterator[Archive]:
-    for path in paths:
-        yield open_archive(path)
-        progress.advance()
-
-
 def choose_sums(plan: Plan, file: Path | None, progress: Progress = SILENT) -> tuple[dict[str, str], tuple[str, ...]]:
-    """The sha256 that each image must have, by name, and remarks about the list of checksums in `file`.
+    """The sha256 that each image must have, by name, and notes about the list of checksums in `file`.
 
     Raises HemafastError for an archive that differs from the listed one.
     """
@@ -183,17 +180,16 @@ def _choose_windows(scales: Mapping[str, float | None], config: PrepareConfig) -
 
 
 def layout_notes(plan: Plan) -> tuple[str, ...]:
-    """Remarks about images that are ignored because they are not in a class folder."""
-    notes = []
-    for archive in plan.archives:
-        if lost := archive.misplaced:
-            named = name_some(lost, _NAMED)
-            notes.append(f"{archive.domain}: {len(lost)} images are not in a class folder and were ignored: {named}")
-    return tuple(notes)
+    """Notes about images that are ignored because they are not in a class folder."""
+    return tuple(
+        f"{archive.domain}: {len(lost)} images are not in a class folder and were ignored: {name_some(lost, _NAMED)}"
+        for archive in plan.archives
+        if (lost := archive.misplaced)
+    )
 
 
 def scale_notes(manifest: pd.DataFrame, plan: Plan) -> tuple[str, ...]:
-    """Remarks about domains whose cells may appear larger or smaller than those of the others."""
+    """Notes about domains whose cells may appear larger or smaller than those of the others."""
     by_domain = schema.accepted(manifest).groupby("domain")
     return tuple(note for domain, images in by_domain for note in _scale_notes(str(domain), images, plan))
 

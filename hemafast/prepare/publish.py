@@ -27,16 +27,10 @@ def published_whole(
     """Yield a folder beside `target` that replaces `target` when the block succeeds.
 
     If the block raises a HemafastError or an OSError, the folder is deleted. If it is interrupted or killed and the
-    folder has a work log (`log_of`), both stay, and the next call with the same `key` resumes in them.
+    folder has a work log (`log_of`), both stay, and the next call with the same `key` (16 hexadecimal digits) resumes
+    in them. An older `target` is replaced only if it is `ours` or empty.
 
-    Args:
-        target: the folder to write.
-        ours: tells whether hemafast wrote a folder. Other folders are replaced only if they are empty.
-        key: 16 hexadecimal digits that stand for the input.
-        progress: hears of the wait for the disk.
-
-    Raises:
-        HemafastError: `target` must not be replaced, another process is writing it, or the disk is full.
+    Raises HemafastError if `target` must not be replaced, if another process is writing it, or if the disk is full.
     """
     target = target.resolve()
     refuse_foreign(target, ours)

@@ -59,16 +59,10 @@ def refuse_unprintable(path: Path, name: str) -> None:
         raise HemafastError(f"{path}: the name {name!r} holds unprintable characters.", "Rename it.")
 
 
-def refuse_nested(path: Path, name: str) -> None:
-    """An archive in an archive would be ignored, and its cells with it."""
+def refuse_nested_or_large(path: Path, name: str, size: int) -> None:
+    """Refuse an archive in an archive, whose cells would be ignored, and a file larger than any single-cell image."""
     if suffix_of(name) in _ARCHIVES and not is_clutter(name):
-        raise HemafastError(
-            f"{path} holds another archive, {name}.", "Unpack it, and put it beside the other archives."
-        )
-
-
-def refuse_large(path: Path, name: str, size: int) -> None:
-    """Refuse a file larger than any single-cell image."""
+        raise HemafastError(f"{path} holds another archive, {name}.", "Unpack it beside the other archives.")
     if size > MAX_IMAGE_BYTES:
         raise HemafastError(
             f"{path}: {name} has {size / 2**20:,.0f} MiB.",
@@ -98,10 +92,9 @@ def refuse_unsafe(path: Path, info: zipfile.ZipInfo) -> None:
             f"{path}: {name} is compressed by method {info.compress_type}, which cannot be unpacked in bounded memory.",
             "Pack it again with deflate, or unpack it yourself and use the folder.",
         )
-    refuse_large(path, name, info.file_size)
+    refuse_nested_or_large(path, name, info.file_size)
     if info.file_size > 2**20:
         refuse_ratio(path, info.file_size, info.compress_size, f": {name}")
-    refuse_nested(path, name)
 
 
 def refuse_ratio(path: Path, unpacked: int, packed: int, what: str = "") -> None:

@@ -104,7 +104,7 @@ class DatasetInfo(Record):
     """Squares in each file but the last, by packed size."""
     folds: int | None
     notes: tuple[str, ...]
-    """Remarks for the user about the split, the scale and the lists."""
+    """Notes for the user about the split, the scale and the lists."""
     settings: dict[str, Any]
     """Options of `prepare`; files by their sha256."""
     versions: dict[str, str]

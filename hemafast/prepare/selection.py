@@ -18,17 +18,9 @@ _NAMED = 3  # images that an error message lists
 
 
 def select_images(images: pd.DataFrame, config: PrepareConfig) -> tuple[pd.DataFrame, tuple[str, ...]]:
-    """Find duplicates, quarantine contradictions and split.
+    """Find duplicates, quarantine contradictions and split. Returns the manifest, and notes about the split.
 
-    Args:
-        images: one row per image, as `ingest` returns it.
-        config: the settings.
-
-    Returns:
-        The manifest, and remarks about the split.
-
-    Raises:
-        HemafastError: more images would be quarantined than the settings allow, or a side of the split would be empty.
+    Raises HemafastError if more images would be quarantined than the settings allow, or a split would be empty.
     """
     manifest = images.assign(split="", fold=NO_FOLD, duplicate_group="", group="")
     good = schema.accepted(manifest)
@@ -77,7 +69,7 @@ def _quarantine(manifest: pd.DataFrame, kind: str, reasons: pd.Series[str]) -> N
 
 
 def _draw_split(manifest: pd.DataFrame, config: PrepareConfig) -> tuple[str, ...]:
-    """Fill in group, split and fold, in place. Returns remarks."""
+    """Fill in group, split and fold, in place. Returns notes."""
     good = schema.accepted(manifest)
     groups, notes = _groups(good, config)
     good = good.assign(group=groups)
@@ -113,7 +105,7 @@ def _sides(good: pd.DataFrame, config: PrepareConfig) -> pd.Series[str]:
 
 
 def _groups(good: pd.DataFrame, config: PrepareConfig) -> tuple[pd.Series[str], tuple[str, ...]]:
-    """The group of every image, which stays on one side of the split: one picture, patient or slide; and remarks."""
+    """The group of every image, which stays on one side of the split: one picture, patient or slide, and notes."""
     pictures = good["duplicate_group"]
     listed = _listed_groups(good, config)
     if listed is None:
@@ -144,7 +136,7 @@ def _listed_groups(good: pd.DataFrame, config: PrepareConfig) -> pd.Series[str] 
 
 
 def _take_split(manifest: pd.DataFrame, config: PrepareConfig) -> tuple[str, ...]:
-    """Split as --split-file says, in place. Returns remarks.
+    """Split as --split-file says, in place. Returns notes.
 
     Quarantines images that the file does not list, and training images whose picture also validates.
     """

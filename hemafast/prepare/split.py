@@ -45,7 +45,7 @@ def assign_folds(images: pd.DataFrame, *, folds: int, seed: int) -> pd.Series[in
 
 
 def missing_strata(images: pd.DataFrame, part: str, parts: Sequence[Hashable]) -> list[str]:
-    """Remarks about strata without images in some part. `part` is a column, `parts` are its values."""
+    """Notes about strata without images in some part. `part` is a column, `parts` are its values."""
     sentences = []
     for (domain, label), stratum in images.groupby(["domain", "label"]):
         present = set(stratum[part])
@@ -133,20 +133,14 @@ def _fill_empty(
                 group for group, held in groups.items() if held[stratum] and _can_spare(parts[chosen[group]], held)
             ]
             if spare:
-                _move(min(spare, key=lambda name: (groups[name].total(), name)), number, parts, groups, chosen)
+                group = min(spare, key=lambda name: (groups[name].total(), name))
+                parts[chosen[group]].held.subtract(groups[group])
+                part.held.update(groups[group])
+                chosen[group] = number
 
 
 def _can_spare(part: _Part, held: Counter[Stratum]) -> bool:
     return all(part.held[stratum] > count for stratum, count in held.items())
-
-
-def _move(
-    group: str, number: int, parts: Sequence[_Part], groups: Mapping[str, Counter[Stratum]], chosen: dict[str, int]
-) -> None:
-    held = groups[group]
-    parts[chosen[group]].held.subtract(held)
-    parts[number].held.update(held)
-    chosen[group] = number
 
 
 def fair_order(images: pd.DataFrame, key: str = "path") -> np.ndarray[tuple[int], np.dtype[np.int64]]:

@@ -44,16 +44,10 @@ class Members:
 
 
 def read_members(folder: Path, images: pd.DataFrame, split: str, info: DatasetInfo) -> Members:
-    """Find the images of a split in the tars of a prepared data set. The tars' contents are not hashed.
+    """Find `images`, the rows of a split in the manifest, in the tars of a prepared data set.
 
-    Args:
-        folder: the prepared data set.
-        images: rows of the manifest that make up the split, in order.
-        split: name of the split, as "train" or "fold0-val".
-        info: dataset.json.
-
-    Raises:
-        HemafastError: there are no tars, or an index has changed or lists other images.
+    Raises HemafastError if there are no tars, or if an index has changed or lists other images. The contents of tars
+    are not hashed.
     """
     if not (folder / WEBDATASET).is_dir():
         raise HemafastError(f"{folder} holds no tar files.", "Prepare it with --format webdataset.")
