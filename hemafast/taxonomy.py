@@ -28,8 +28,8 @@ SUBMISSION_CLASSES = (
     "monocyte",
     "lymphocyte_typical",
 )
-"""The same classes in the order of a submission's LabelID, which counts from 0. One of the winners published this label map
-of the starter code (github.com/MIC-DKFZ/help_a_hematologist_out_challenge, datasets/hematology_data.py)."""
+"""The same classes in the order of a submission's LabelID, which counts from 0. One of the winners published this label
+map of the starter code (github.com/MIC-DKFZ/help_a_hematologist_out_challenge, datasets/hematology_data.py)."""
 
 UM_PER_PIXEL = {"Acevedo_20": 0.100, "Matek_19": 0.0725}
 """Side of one pixel in micrometres, by domain: 360 px of Acevedo_20 span 36 um, 400 px of Matek_19 span 29 um."""
