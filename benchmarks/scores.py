@@ -22,10 +22,10 @@ from output import JsonFileOrNone, print_json
 
 from hemafast.bench.result import spread
 from hemafast.engine.machine import machine_facts
-from hemafast.evaluate.bootstrap import RESAMPLES
-from hemafast.evaluate.evaluate import PREDICTIONS
+from hemafast.evaluate.intervals import RESAMPLES
 from hemafast.evaluate.predictions import read_predictions
 from hemafast.evaluate.scores import score
+from hemafast.run_folder import PREDICTIONS
 
 Labels = npt.NDArray[np.int64]
 Probabilities = npt.NDArray[np.float64]

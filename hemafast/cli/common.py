@@ -120,20 +120,22 @@ def _root(
 
 def print_evaluation(folder: Path, data: Path | None, device: config.Device, *, as_json: bool) -> None:
     """Evaluate a run, write its report, and print what both say."""
-    from hemafast.evaluate.evaluate import evaluate_run
+    from hemafast.evaluate.evaluate import evaluate_run, scores_folder
     from hemafast.report.page import write_report
     from hemafast.tables import score_table, training_lines
 
     metrics = evaluate_run(folder, data=data, device=device)
-    report = write_report(folder)
+    scores = scores_folder(folder, metrics)
+    report = write_report(scores)
     if as_json:
-        typer.echo(json.dumps({"run": str(folder), "report": str(report), **metrics}, indent=2))
+        typer.echo(json.dumps({"run": str(folder), "scores": str(scores), "report": str(report), **metrics}, indent=2))
         return
     results = wide_console()
     results.print(score_table(metrics))
     for line in training_lines(metrics):
         results.print(line, highlight=False)
-    results.print(f"run folder  {folder}\nreport      {report}", highlight=False, soft_wrap=True)
+    where = "run folder" if scores == folder else "scores    "
+    results.print(f"{where}  {scores}\nreport      {report}", highlight=False, soft_wrap=True)
 
 
 def console_of(*, verbose: bool, quiet: bool) -> Console:

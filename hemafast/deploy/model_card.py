@@ -15,14 +15,14 @@ import pandas as pd
 from hemafast import __version__
 from hemafast.data.dataset import Dataset
 from hemafast.data.geometry import window_side
-from hemafast.engine.checkpoint import ModelCard
-from hemafast.engine.run import DRAWN_WARNING
+from hemafast.engine.checkpoint import DRAWN_WARNING, ModelCard
 from hemafast.errors import HemafastError
 from hemafast.evaluate.calibration import SENSITIVITY
-from hemafast.evaluate.evaluate import METRICS, Metrics, read_metrics
+from hemafast.evaluate.evaluate import Metrics
 from hemafast.metrics import with_pooled
 from hemafast.model import Classifier
 from hemafast.prepare.split import TRAIN
+from hemafast.run_folder import METRICS, read_metrics
 
 if TYPE_CHECKING:
     from hemafast.deploy.export import Exported

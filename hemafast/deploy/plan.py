@@ -13,11 +13,11 @@ from hemafast.config import Amp, Device, TrainConfig
 from hemafast.deploy.images import Image, list_images
 from hemafast.deploy.models import Model, by_view, load_models
 from hemafast.deploy.windows import Windows, choose_windows
-from hemafast.engine.checkpoint import BEST
 from hemafast.engine.journal import LOG
 from hemafast.engine.machine import Machine
 from hemafast.engine.run import CONFIG, tuned_machine
 from hemafast.errors import HemafastError
+from hemafast.run_folder import BEST
 
 _RANGES = {"um_per_pixel": (0.001, 100), "abstain_below": (0, 1), "batch_size": (1, 4096)}
 _REMEDY = "Choose one yourself with --abstain-below, as 0.7."

@@ -12,7 +12,7 @@ from statistics import median
 import numpy as np
 
 from hemafast.data.loader import Batch
-from hemafast.engine.checkpoint import BEST, LAST, save_best, save_last
+from hemafast.engine.checkpoint import save_best, save_last
 from hemafast.engine.course import seconds_to_end
 from hemafast.engine.journal import Journal
 from hemafast.engine.nonfinite import save_bad_batch
@@ -22,6 +22,7 @@ from hemafast.engine.stop import StopFlag, exit_code
 from hemafast.engine.validate import Outcome, validate
 from hemafast.errors import HemafastError, StoppedError
 from hemafast.metrics import accuracy, macro_f1
+from hemafast.run_folder import BEST, LAST
 
 logger = logging.getLogger("hemafast")
 

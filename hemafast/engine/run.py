@@ -14,7 +14,7 @@ from hemafast.data.augment import Policy, named_policy
 from hemafast.data.dataset import Dataset, Samples, open_dataset
 from hemafast.data.graph import GraphShape
 from hemafast.data.loader import Loader, eval_loader, train_loader
-from hemafast.engine.checkpoint import ModelCard, View
+from hemafast.engine.checkpoint import DRAWN_WARNING, ModelCard, View  # noqa: F401
 from hemafast.engine.compiling import Compiler
 from hemafast.engine.course import CountedCourse, Course, TimedCourse, size_at
 from hemafast.engine.depthwise import use_own_gradients
@@ -33,8 +33,6 @@ from hemafast.weights import load_initial_weights
 
 CONFIG = "config.json"
 MACHINE = "machine.json"
-
-DRAWN_WARNING = "THE DATA IS DRAWN, NOT PHOTOGRAPHED: no score on it says anything about real blood"
 
 
 @dataclass(slots=True)

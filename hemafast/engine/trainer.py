@@ -13,13 +13,12 @@ from typing import Any
 from rich.console import Console
 
 from hemafast.config import TrainConfig, checked, to_json, to_plain
-from hemafast.engine.checkpoint import LAST, load_last
+from hemafast.engine.checkpoint import DRAWN_WARNING, load_last
 from hemafast.engine.distributed import World, joined, restarted
 from hemafast.engine.journal import Journal, SilentJournal, logger
 from hemafast.engine.loop import Loop
 from hemafast.engine.run import (
     CONFIG,
-    DRAWN_WARNING,
     MACHINE,
     Run,
     finished,
@@ -31,6 +30,7 @@ from hemafast.engine.trackers import open_trackers, refuse_missing
 from hemafast.engine.trial import DECIDED, decide
 from hemafast.errors import HemafastError
 from hemafast.files import write_whole
+from hemafast.run_folder import LAST
 
 FREE_CHANGES = frozenset(
     {

@@ -15,13 +15,14 @@ from rich.console import Console
 
 from hemafast.config import TrainConfig
 from hemafast.data.dataset import open_dataset
-from hemafast.engine.checkpoint import BEST, read_card
+from hemafast.engine.checkpoint import read_card
 from hemafast.engine.run import DRAWN_WARNING
 from hemafast.engine.trainer import train
 from hemafast.errors import HemafastError, StoppedError
 from hemafast.evaluate.evaluate import PREDICTIONS, Metrics, evaluate_run, read_metrics
 from hemafast.files import write_whole
 from hemafast.report.page import write_report
+from hemafast.run_folder import BEST
 
 logger = logging.getLogger("hemafast")
 

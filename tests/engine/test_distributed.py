@@ -16,7 +16,7 @@ from two_processes import Pair, pair_of_processes, torchrun
 from hemafast.config import TrainConfig, to_json
 from hemafast.data.graph import GraphShape
 from hemafast.data.loader import eval_loader
-from hemafast.engine.checkpoint import BEST, LAST, load_best, load_last
+from hemafast.engine.checkpoint import load_best, load_last
 from hemafast.engine.distributed import World, joined, restarted
 from hemafast.engine.journal import CSV, LOG, read_rows
 from hemafast.engine.machine import Machine
@@ -27,6 +27,7 @@ from hemafast.engine.validate import validate
 from hemafast.errors import HemafastError
 from hemafast.evaluate.evaluate import evaluate_run
 from hemafast.model import build_model
+from hemafast.run_folder import BEST, LAST
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*GradScaler is enabled, but CUDA is not available")
 

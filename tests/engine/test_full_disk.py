@@ -11,10 +11,11 @@ import pytest
 
 from hemafast.config import to_json
 from hemafast.engine import loop
-from hemafast.engine.checkpoint import BEST, LAST, load_best, load_last, save_last
+from hemafast.engine.checkpoint import load_best, load_last, save_last
 from hemafast.engine.journal import column, read_rows
 from hemafast.engine.trainer import resume, train
 from hemafast.errors import HemafastError, StoppedError
+from hemafast.run_folder import BEST, LAST
 
 SCRIPT = """
     import resource, signal

@@ -4,11 +4,12 @@ import numpy as np
 import pytest
 
 from hemafast.engine import loop
-from hemafast.engine.checkpoint import BEST, LAST, load_best, load_last
+from hemafast.engine.checkpoint import load_best, load_last
 from hemafast.engine.journal import read_rows
 from hemafast.engine.step import EvalStep, TrainStep
 from hemafast.engine.trainer import train
 from hemafast.errors import HemafastError
+from hemafast.run_folder import BEST, LAST
 
 UPDATES = 5  # an epoch: 47 images in batches of 10
 

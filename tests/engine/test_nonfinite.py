@@ -10,7 +10,7 @@ import torch
 from rich.console import Console
 from safetensors.torch import load_file
 
-from hemafast.engine.checkpoint import LAST, load_last
+from hemafast.engine.checkpoint import load_last
 from hemafast.engine.journal import column, read_rows
 from hemafast.engine.run import read_config, set_up
 from hemafast.engine.step import TrainStep, seed_batch
@@ -18,6 +18,7 @@ from hemafast.engine.trainer import resume, train
 from hemafast.errors import HemafastError, StoppedError
 from hemafast.objective import CrossEntropy
 from hemafast.prepare.schema import in_split
+from hemafast.run_folder import LAST
 
 ACCUMULATED = {"epochs": 2, "batch_size": 10, "accumulate": 2, "policy": "basic"}  # updates of 10 + 10, 10 + 10, 7
 

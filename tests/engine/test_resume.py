@@ -18,12 +18,13 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from hemafast.config import TrainConfig, to_plain
 from hemafast.engine import loop
-from hemafast.engine.checkpoint import LAST, load_last
+from hemafast.engine.checkpoint import load_last
 from hemafast.engine.journal import Journal, read_rows
 from hemafast.engine.run import read_config
 from hemafast.engine.step import EvalStep, TrainStep
 from hemafast.engine.trainer import FIXED, FREE_CHANGES, resume, train
 from hemafast.errors import HemafastError, StoppedError
+from hemafast.run_folder import LAST
 
 UPDATES = 3  # an epoch: 47 images are batches of 10, 10 | 10, 10 | 7
 EPOCHS = 3
@@ -424,7 +425,7 @@ def test_settings_of_another_version_are_refused(console, straight, tmp_path):
 def test_a_run_without_a_checkpoint_is_refused(console, straight, tmp_path):
     folder = with_one_checkpoint(straight, tmp_path)
     (folder / LAST).unlink()
-    with pytest.raises(HemafastError, match=f"{LAST}.*start anew"):
+    with pytest.raises(HemafastError, match=f"{LAST}.*Start a new run"):
         resume(folder, console)
 
 

@@ -14,9 +14,10 @@ from rich.console import Console
 
 from hemafast.config import to_json
 from hemafast.engine import stop
-from hemafast.engine.checkpoint import LAST, load_last
+from hemafast.engine.checkpoint import load_last
 from hemafast.engine.stop import SIGNALS, StopFlag, exit_code
 from hemafast.engine.trainer import train
+from hemafast.run_folder import LAST
 
 CODES = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGUSR1: 138}
 

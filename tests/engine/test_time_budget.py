@@ -6,11 +6,12 @@ import pytest
 
 from hemafast.config import seconds_of
 from hemafast.engine import course, loop
-from hemafast.engine.checkpoint import BEST, LAST, load_best, load_last
+from hemafast.engine.checkpoint import load_best, load_last
 from hemafast.engine.journal import read_rows
 from hemafast.engine.step import TrainStep
 from hemafast.engine.trainer import resume, train
 from hemafast.errors import HemafastError, StoppedError
+from hemafast.run_folder import BEST, LAST
 
 
 @pytest.fixture(autouse=True)

@@ -54,7 +54,8 @@ def settings(prepared: Prepared) -> Callable[..., TrainConfig]:
 def _no_pictures_of_single_runs() -> Iterator[None]:
     """They take longer than such a run, and have their own tests."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(evaluate, "plot_confusions", lambda target, *_: target.write_bytes(b""))
+        patch.setattr(evaluate, "confusion_figure", lambda *_: None)
+        patch.setattr(evaluate, "save", lambda figure, target: target.write_bytes(b""))
         patch.setattr(runs, "write_report", lambda folder: (folder / "report.html").write_bytes(b""))
         yield
 

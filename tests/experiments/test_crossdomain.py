@@ -17,7 +17,7 @@ from hemafast.config import PrepareConfig, to_json
 from hemafast.data.dataset import open_dataset
 from hemafast.engine.step import TrainStep
 from hemafast.errors import HemafastError, StoppedError
-from hemafast.evaluate.bootstrap import resample
+from hemafast.evaluate.intervals import resample
 from hemafast.evaluate.predictions import read_predictions
 from hemafast.experiments import runs
 from hemafast.experiments.crossdomain import cells_of, compare_domains, find_shortcuts

@@ -7,9 +7,9 @@ import pytest
 from hemafast.config import PrepareConfig
 from hemafast.engine.step import TrainStep
 from hemafast.errors import HemafastError, StoppedError
-from hemafast.evaluate.evaluate import read_metrics
 from hemafast.experiments.runs import Failed, Plan, Scored, run_all, scored_before, write_files
 from hemafast.prepare.build import prepare
+from hemafast.run_folder import read_metrics
 
 
 @pytest.fixture

@@ -14,9 +14,9 @@ from PIL import Image
 from hemafast import presets
 from hemafast.config import TrainConfig
 from hemafast.errors import HemafastError
-from hemafast.evaluate.evaluate import read_metrics
 from hemafast.experiments import sweep
 from hemafast.experiments.plan import SWEEPS, plan_sweep, scaled
+from hemafast.run_folder import read_metrics
 
 PUBLISHED = {
     "baseline": 0.8948,

@@ -13,13 +13,14 @@ from hemafast.bench.run import run_bench
 from hemafast.bench.settings import Bench
 from hemafast.bench.stations import groups
 from hemafast.config import CompileMode, to_json
-from hemafast.engine.checkpoint import BEST, LAST, load_last
+from hemafast.engine.checkpoint import load_last
 from hemafast.engine.journal import column, read_rows
 from hemafast.engine.run import read_config
 from hemafast.engine.step import TrainStep
 from hemafast.engine.trainer import resume, train
 from hemafast.errors import StoppedError
 from hemafast.evaluate.evaluate import evaluate_run
+from hemafast.run_folder import BEST, LAST
 
 pytestmark = [
     pytest.mark.gpu,

@@ -5,8 +5,9 @@ import contextlib
 import pytest
 from page import BROWSER, needs_browser
 
-from hemafast.evaluate.evaluate import evaluate_run, read_metrics
+from hemafast.evaluate.evaluate import evaluate_run
 from hemafast.report.page import write_report
+from hemafast.run_folder import read_metrics
 
 pytestmark = [needs_browser, pytest.mark.slow]
 
