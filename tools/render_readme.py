@@ -16,10 +16,10 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from hemafast.cli.tables import spread
 from hemafast.data import augment
 from hemafast.prepare.verify import POLICIES
 from hemafast.presets import PRESETS
-from hemafast.tables import spread
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "benchmarks"))
 

@@ -6,7 +6,7 @@ import json
 import logging
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Annotated, Any, get_args
 
@@ -17,6 +17,7 @@ from hemafast import __version__, config
 from hemafast.config import TrainConfig
 from hemafast.errors import HemafastError
 from hemafast.presets import PRESETS
+from hemafast.progress import Silent
 
 app = typer.Typer(
     name="hemafast",
@@ -120,9 +121,9 @@ def _root(
 
 def print_evaluation(folder: Path, data: Path | None, device: config.Device, *, as_json: bool) -> None:
     """Evaluate a run, write its report, and print what both say."""
+    from hemafast.cli.tables import score_table, training_lines
     from hemafast.evaluate.evaluate import evaluate_run, scores_folder
     from hemafast.report.page import write_report
-    from hemafast.tables import score_table, training_lines
 
     metrics = evaluate_run(folder, data=data, device=device)
     scores = scores_folder(folder, metrics)
@@ -164,7 +165,7 @@ def wide_console(*, stderr: bool = False, quiet: bool = False) -> Console:
 
 
 @contextmanager
-def progress(console: Console, what: str, unit: str = "images") -> Iterator[Callable[[int, int], None]]:
+def progress(console: Console, what: str, unit: str = "images") -> Iterator[Callable[[int, int | None], None]]:
     """A progress bar with images a second; yields a function of images done and images in all."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn
     from rich.progress import TimeRemainingColumn as Remaining
@@ -178,3 +179,33 @@ def progress(console: Console, what: str, unit: str = "images") -> Iterator[Call
     with Progress(*columns, console=console, transient=True, disable=console.quiet or not console.is_terminal) as bar:
         task = bar.add_task(what, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+class ConsoleProgress(Silent):
+    """Shows progress as a bar on a console."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._open = ExitStack()
+        self._done = 0
+        self._total: int | None = None
+        self.shows = console.is_terminal and not console.quiet
+
+    def start(self, what: str, total: int | None = None, *, unit: str = "images", done: int = 0, **facts: Any) -> None:
+        """Open a bar."""
+        self.finish()
+        self._done, self._total = done, total
+        self._update = self._open.enter_context(progress(self._console, what, unit))
+
+    def advance(self, count: int = 1, **measured: float) -> None:
+        """Move the bar."""
+        self._done += count
+        self._update(self._done, self._total)
+
+    def say(self, text: str) -> None:
+        """Print a line above the bar."""
+        self._console.print(text, highlight=False, markup=False)
+
+    def finish(self, **results: Any) -> None:
+        """Close the bar."""
+        self._open.close()

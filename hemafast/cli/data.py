@@ -152,7 +152,7 @@ def prepare(
         said = {"folder": str(prepared.folder), "fresh": prepared.fresh, **prepared.info.model_dump(mode="json")}
         typer.echo(json.dumps(said | {"quarantine": quarantine}, indent=2))
         return
-    from hemafast.tables import dataset_table, quarantine_table
+    from hemafast.cli.tables import dataset_table, quarantine_table
 
     results = wide_console()
     results.print(dataset_table(prepared.info))

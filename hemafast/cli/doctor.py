@@ -30,9 +30,9 @@ def doctor(
     Green is well, yellow works but costs time or may fail later, red does not work. Exit code 1 if anything is red.
     Takes some ten seconds; writes 32 MiB to each folder to measure its disk, and removes them.
     """
+    from hemafast.cli.tables import doctor_table
     from hemafast.doctor import diagnose, report
     from hemafast.doctor.finding import Verdict, worst
-    from hemafast.tables import doctor_table
 
     console = console_of(verbose=verbose, quiet=quiet or as_json)
     with progress(console, "checking", "checks") as advance:

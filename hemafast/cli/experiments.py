@@ -3,15 +3,26 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from rich.console import RenderableType
 
 from hemafast import config
-from hemafast.cli.common import TRAIN_DEFAULTS, Data, Json, Quiet, Verbose, app, console_of, progress, wide_console
+from hemafast.cli.common import (
+    TRAIN_DEFAULTS,
+    ConsoleProgress,
+    Data,
+    Json,
+    Quiet,
+    Verbose,
+    app,
+    console_of,
+    wide_console,
+)
 from hemafast.errors import StoppedError
 
 _PRESET = "quick"
@@ -57,10 +68,10 @@ def crossdomain(
 
     Writes crossdomain.html, .png, .csv and .json; each run has a folder of its own.
     """
-    from hemafast.experiments.crossdomain import compare_domains, find_shortcuts
-    from hemafast.experiments.tables import print_crossdomain
+    from hemafast.cli.tables import crossdomain_results
+    from hemafast.experiments.crossdomain import NAME, compare_domains, find_shortcuts
 
-    console = console_of(verbose=verbose, quiet=quiet or as_json)
+    progress = ConsoleProgress(console_of(verbose=verbose, quiet=quiet or as_json))
     asked = {
         "data": data,
         "domains": tuple(domain) if domain else None,
@@ -74,17 +85,9 @@ def crossdomain(
     }
     settings = config.train_config(preset or (None if config_file else _PRESET), config_file, **asked)
     with _resumable():
-        shortcuts = None
-        if shortcut:
-            with progress(console, "reading borders") as advance:
-                shortcuts = find_shortcuts(settings, advance)
-        result = compare_domains(settings, console, shortcuts)
-    if as_json:
-        typer.echo(json.dumps(result, indent=2))
-    else:
-        print_crossdomain(wide_console(), result)
-    if result["failures"]:
-        raise typer.Exit(1)
+        shortcuts = find_shortcuts(settings, progress=progress) if shortcut else None
+        result = compare_domains(settings, shortcuts, progress=progress)
+    _show(result, crossdomain_results, settings.output / f"{NAME}.html", as_json=as_json)
 
 
 @app.command(epilog="Examples: `hemafast sweep seed-table`, `hemafast sweep seed-table --preset-scale 0.1 --only b0`")
@@ -116,9 +119,9 @@ def sweep(
     The same command goes on after a stop, and finds what is finished. Exit code 1 if a run failed; the others are run
     all the same. Writes results.md, results_summary.csv, summary_f1.png and a confusion matrix of each.
     """
+    from hemafast.cli.tables import plan_table, sweep_results
     from hemafast.experiments.plan import plan_sweep
-    from hemafast.experiments.sweep import run_sweep
-    from hemafast.experiments.tables import plan_table, print_sweep
+    from hemafast.experiments.sweep import PAGE, run_sweep
 
     console = console_of(verbose=verbose, quiet=quiet or as_json)
     planned = plan_sweep(
@@ -132,22 +135,36 @@ def sweep(
     )
     console.print(plan_table(planned))
     with _resumable():
-        result = run_sweep(planned, console)
+        result = run_sweep(planned, progress=ConsoleProgress(console))
+    _show(result, sweep_results, planned.output / PAGE, as_json=as_json)
+
+
+def _show(
+    result: dict[str, Any],
+    lines_of: Callable[[dict[str, Any]], Iterable[RenderableType]],
+    page: Path,
+    *,
+    as_json: bool,
+) -> None:
+    """Print a result and its page. Exits with 1 if a run failed."""
     if as_json:
         typer.echo(json.dumps(result, indent=2))
     else:
-        print_sweep(wide_console(), result, planned.output)
+        results = wide_console()
+        for line in lines_of(result):
+            results.print(line)
+        results.print(str(page), highlight=False, markup=False, soft_wrap=True)
     if result["failures"]:
         raise typer.Exit(1)
 
 
 @contextmanager
 def _resumable() -> Iterator[None]:
-    """Whatever stops the runs, the same command goes on."""
-    remedy = "Run the same command to go on."
+    """An interrupted command tells how to resume."""
+    remedy = "Run the same command again to resume."
     try:
         yield
     except StoppedError as error:
         raise StoppedError(error.problem, remedy, exit_code=error.exit_code) from error
     except KeyboardInterrupt as error:  # between two runs, or while one is evaluated
-        raise StoppedError("Stopped. What was finished is kept.", remedy) from error
+        raise StoppedError("Stopped. Finished runs are kept.", remedy) from error

@@ -56,8 +56,8 @@ def bench(
     from hemafast.bench.result import read_result
     from hemafast.bench.run import run_bench
     from hemafast.bench.settings import QUICK, THOROUGH, Bench
+    from hemafast.cli.tables import bench_table, change_table, headroom_table
     from hemafast.files import write_whole
-    from hemafast.tables import bench_table, change_table, headroom_table
 
     console = console_of(verbose=verbose, quiet=quiet)
     before = read_result(compare) if compare else None

@@ -1,4 +1,4 @@
-"""What a sweep is: which presets, shrunk or not, beside which published scores, and which of them are done already."""
+"""The plan of a sweep: its presets, scaled down or not, their published scores, and finished runs."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _STEP, _SMALLEST = 32, 64  # px of the side of a view
 
 @dataclass(frozen=True, slots=True)
 class Experiment:
-    """A preset that somebody else has published a score of."""
+    """A preset with a published score."""
 
     preset: str
     title: str
@@ -37,13 +37,13 @@ SWEEPS: dict[str, tuple[Experiment, ...]] = {
         Experiment("onecycle", "EfficientNet-B0 + AMP + one-cycle", 0.9073),
     )
 }
-"""`seed-table`: the five experiments of the reference, github.com/harefi/Hematology-Challenge-HIDA, and what its
-results_summary.csv says of them."""
+"""`seed-table`: the five experiments of the reference, github.com/harefi/Hematology-Challenge-HIDA, with the scores
+in its results_summary.csv."""
 
 
 @dataclass(frozen=True, slots=True)
 class Sweep:
-    """What is about to be run, and what is known already."""
+    """The experiments to run, and those already finished."""
 
     name: str
     scale: float
@@ -51,24 +51,24 @@ class Sweep:
     data: Path
     experiments: tuple[Experiment, ...]
     plans: dict[str, Plan]
-    """Of all experiments, by preset."""
+    """All experiments, by preset."""
     chosen: tuple[str, ...]
-    """Those to run now."""
+    """The presets to run now."""
     before: dict[str, Outcome]
-    """What earlier calls finished."""
+    """Runs that earlier calls finished."""
 
     @property
     def caveat(self) -> str:
-        """What every result must say; nothing where the experiments are as they were published."""
+        """A warning for every result; empty if the experiments are those published."""
         return "" if self.scale == 1 else f"shrunk by --preset-scale {self.scale:g}: not the reference's experiments"
 
     @property
     def headline(self) -> str:
-        """What it is, and what it is not."""
+        """Name and caveat."""
         return f"{self.name}, {self.caveat}" if self.caveat else self.name
 
     def state(self, name: str) -> str:
-        """Whether an experiment is done; how long it takes is known of no other."""
+        """Whether an experiment is finished, and how long it took."""
         outcome = self.before.get(name)
         if not isinstance(outcome, Scored):
             return "to run"
@@ -85,21 +85,32 @@ def plan_sweep(
     seed: int | None = None,
     device: Device | None = None,
 ) -> Sweep:
-    """The runs of the sweep `name`, or those of its experiments that `only` names.
+    """Plan the runs of a sweep.
 
-    With a `scale` below 1 they are shrunk, see `scaled`. Raises HemafastError for an unknown name, a scale that is not
-    in (0, 1], or where there is no prepared data set at `data`.
+    Args:
+        name: one of SWEEPS.
+        data: prepared data set.
+        output: folder for the runs and the results.
+        scale: share of the epochs and pixels to keep, above 0 and up to 1; see `scaled`.
+        only: presets to run; by default all of the sweep.
+        seed: of each run; by default the preset's.
+        device: where the models run; by default the preset's.
+
+    Raises:
+        HemafastError: a name is unknown, `scale` is out of range, or `data` is not a prepared data set.
     """
     if name not in SWEEPS:
-        raise HemafastError(f"There is no sweep {name!r}.", f"There is: {', '.join(SWEEPS)}.")
+        raise HemafastError(f"There is no sweep {name!r}.", f"Choose from: {', '.join(SWEEPS)}.")
     if not 0 < scale <= 1:
-        raise HemafastError(f"--preset-scale {scale:g} is not above 0 and at most 1.", "Choose one as 0.1.")
+        raise HemafastError(
+            f"--preset-scale {scale:g} is out of range.", "Choose a number above 0 and up to 1, such as 0.1."
+        )
     experiments = SWEEPS[name]
     names = [experiment.preset for experiment in experiments]
     for asked in only:
         if asked not in names:
             raise HemafastError(f"{name} has no experiment {asked!r}.", f"Choose from: {', '.join(names)}.")
-    data = data.absolute()  # as the settings of a run have it
+    data = data.absolute()  # as in the settings of a run
     fingerprint = open_dataset(data).info.fingerprint
     configs = {
         preset: scaled(train_config(preset, data=data, output=output / preset, seed=seed, device=device), scale)
@@ -118,9 +129,9 @@ def plan_sweep(
 
 
 def scaled(config: TrainConfig, scale: float) -> TrainConfig:
-    """The same with `scale` times the epochs, and about as many times the pixels; a scale of 1 changes nothing.
+    """Settings with `scale` times the epochs and about `scale` times the pixels; a scale of 1 changes nothing.
 
-    The side of a view is the multiple of 32 px nearest to the side times the root of the scale, and at least 64 px.
+    The side of a view is rounded to a multiple of 32 px, and is at least 64 px.
     """
     if scale == 1:
         return config
@@ -129,12 +140,12 @@ def scaled(config: TrainConfig, scale: float) -> TrainConfig:
 
 
 def _finished_before(output: Path, configs: Mapping[str, TrainConfig], fingerprint: str) -> dict[str, Outcome]:
-    """What earlier calls finished with these very settings on this data, as results.json remembers it."""
+    """Runs listed in results.json that have exactly these settings and this data."""
     try:
         rows = json.loads((output / RESULTS).read_text(encoding="utf-8"))["experiments"]
         remembered = {row["experiment"]: (Path(row["run"]).name, row["settings"]) for row in rows if row["run"]}
     except (OSError, ValueError, KeyError, TypeError):
-        return {}  # the runs themselves are found all the same when they are asked for
+        return {}  # run_all finds finished runs without it
     found: dict[str, Outcome] = {}
     for name, config in configs.items():
         folder, settings = remembered.get(name, ("", None))

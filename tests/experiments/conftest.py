@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from rich.console import Console
 
 from hemafast.config import TrainConfig, checked
 from hemafast.engine.step import TrainStep
@@ -33,11 +32,6 @@ TINY = {
 def tiny() -> dict[str, Any]:
     """Fields of a run that takes a second."""
     return dict(TINY)
-
-
-@pytest.fixture(scope="session")
-def console() -> Console:
-    return Console(quiet=True)
 
 
 @pytest.fixture(scope="session")

@@ -183,7 +183,7 @@ def test_every_output_says_that_a_scaled_run_is_not_the_references(prepared, tmp
     monkeypatch.setattr(
         sweep, "plot_summary", lambda file, rows, title: (titles.append(title), draw_summary(file, rows, title))
     )
-    monkeypatch.setattr(sweep, "confusion_figure", lambda *given: (titles.append(given[-1]), draw_confusion(*given))[1])
+    monkeypatch.setattr(sweep, "confusion_figure", lambda *given: (titles.extend(given[0]), draw_confusion(*given))[1])
     where = ("--data", prepared.folder, "--output", tmp_path / "out")
     done = hemafast("sweep", "seed-table", *where, "--only", "b0", "--preset-scale", 0.5)
     assert done.returncode == 0, done.stderr
@@ -216,7 +216,10 @@ def test_a_scale_out_of_range_is_refused_in_one_line(prepared, tmp_path, scale):
 
 @pytest.mark.parametrize(
     ("name", "only", "words"),
-    [("seed-tables", (), "There is: seed-table"), ("seed-table", ("best",), "baseline, weighted_loss, strong_augment")],
+    [
+        ("seed-tables", (), "Choose from: seed-table"),
+        ("seed-table", ("best",), "baseline, weighted_loss, strong_augment"),
+    ],
 )
 def test_an_unknown_name_is_answered_with_those_that_there_are(prepared, tmp_path, name, only, words):
     with pytest.raises(HemafastError, match=words):
