@@ -12,6 +12,7 @@ import typer
 from hemafast import config
 from hemafast.cli.common import (
     TRAIN_DEFAULTS,
+    ConsoleProgress,
     CropArea,
     Data,
     Erase,
@@ -205,9 +206,8 @@ def eda(
     """
     from hemafast.eda.page import write_eda
 
-    console = console_of(verbose=verbose, quiet=quiet or as_json)
-    with console.status("drawing"):
-        page = write_eda(data, output, images_per_class=images_per_class)
+    progress = ConsoleProgress(console_of(verbose=verbose, quiet=quiet or as_json))
+    page = write_eda(data, output, images_per_class=images_per_class, progress=progress)
     if as_json:
         typer.echo(json.dumps({"page": str(page), "pictures": sorted(str(path) for path in output.glob("*.png"))}))
     else:

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from hemafast import config
-from hemafast.cli.common import TRAIN_DEFAULTS, Quiet, Verbose, app, console_of, progress, wide_console
+from hemafast.cli.common import TRAIN_DEFAULTS, ConsoleProgress, Quiet, Verbose, app, console_of, wide_console
 from hemafast.config import PrepareConfig
 
 _SOURCE = PrepareConfig().source
@@ -34,9 +34,8 @@ def doctor(
     from hemafast.doctor import diagnose, report
     from hemafast.doctor.finding import Verdict, worst
 
-    console = console_of(verbose=verbose, quiet=quiet or as_json)
-    with progress(console, "checking", "checks") as advance:
-        findings = diagnose(source, output, device, offline=offline, on_check=advance)
+    progress = ConsoleProgress(console_of(verbose=verbose, quiet=quiet or as_json))
+    findings = diagnose(source, output, device, offline=offline, progress=progress)
     if as_json:
         typer.echo(json.dumps(report(findings), indent=2))
     else:
