@@ -30,10 +30,11 @@ from hemafast.bench.settings import Bench
 from hemafast.bench.training import step, validation
 from hemafast.bench.worker import Worker
 from hemafast.data.dataset import open_dataset
-from hemafast.engine.journal import LOG, column, read_rows
+from hemafast.engine.journal import column, read_rows
 from hemafast.engine.machine import choose_machine
 from hemafast.errors import HemafastError
 from hemafast.prepare.split import TRAIN, VAL
+from hemafast.run_folder import LOG
 
 _LINE = re.compile(r"^(\S+ \S+) INFO epoch (\d+)/", flags=re.MULTILINE)
 _FIRST_STEP = re.compile(r"first step ([\d.]+) s after")

@@ -44,7 +44,7 @@ LEVERS = {
     "no stage frozen": "--freeze-stages 0",
     "small images first, larger in the end": "--growing-from 96,128 --image-size 160",
 }
-"""Options that are put behind the preset's. What has no option is in the README, with the reason."""
+"""Options that are put behind the preset's. benchmarks/README.md lists what has no option, with the reason."""
 
 BARS = (0.75, 0.80, 0.85)
 """Macro-F1 whose seconds are told."""

@@ -34,8 +34,8 @@ from output import JsonFileAddedTo, before, write_json
 
 from hemafast.config import train_config
 from hemafast.data.dataset import Dataset, open_dataset
-from hemafast.engine.journal import LOG
 from hemafast.engine.machine import choose_machine
+from hemafast.run_folder import LOG
 
 THRESHOLDS = (0.60, 0.70, 0.75, 0.80, 0.85)
 SIDES = ("hemafast", "reference")

@@ -1,3 +1,70 @@
-"""hemafast: a high-throughput training engine for single-cell blood images."""
+"""hemafast: a high-throughput training engine for single-cell blood images.
+
+    import hemafast as hf
+
+    data = hf.prepare("Source", "Source/prepared")
+    run = hf.train(data, preset="fast", epochs=4)
+    run.model().predict("cells/")
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from hemafast.api import TrainedRun, list_runs, open_dataset, open_run, prepare, resume, train
+    from hemafast.config import PrepareConfig, TrainConfig
+    from hemafast.data.dataset import Dataset
+    from hemafast.data.loader import Loader
+    from hemafast.deploy.explain import explain
+    from hemafast.deploy.export import export_run
+    from hemafast.deploy.model import Model, open_model
+    from hemafast.errors import HemafastError, StoppedError
+    from hemafast.progress import Progress, ProgressBar
+
+_HOMES = {
+    "hemafast.api": ("TrainedRun", "list_runs", "open_dataset", "open_run", "prepare", "resume", "train"),
+    "hemafast.config": ("PrepareConfig", "TrainConfig"),
+    "hemafast.data.dataset": ("Dataset",),
+    "hemafast.data.loader": ("Loader",),
+    "hemafast.deploy.explain": ("explain",),
+    "hemafast.deploy.export": ("export_run",),
+    "hemafast.deploy.model": ("Model", "open_model"),
+    "hemafast.errors": ("HemafastError", "StoppedError"),
+    "hemafast.progress": ("Progress", "ProgressBar"),
+}
+"""Public names by the module that defines them. It is imported when a name is first used: torch takes seconds."""
+
+__all__ = [
+    "Dataset",
+    "HemafastError",
+    "Loader",
+    "Model",
+    "PrepareConfig",
+    "Progress",
+    "ProgressBar",
+    "StoppedError",
+    "TrainConfig",
+    "TrainedRun",
+    "explain",
+    "export_run",
+    "list_runs",
+    "open_dataset",
+    "open_model",
+    "open_run",
+    "prepare",
+    "resume",
+    "train",
+]
+
+
+def __getattr__(name: str) -> Any:
+    for module, names in _HOMES.items():
+        if name in names:
+            return getattr(import_module(module), name)
+    raise AttributeError(f"module 'hemafast' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

@@ -1,6 +1,6 @@
-"""What a user asks for, as one frozen dataclass for preparing and one for training, and the checks on both.
+"""Every setting once: type, default, bounds, help line and group. The commands are made from these two dataclasses.
 
-pydantic does the checking; it is imported when there is something to check, so that --help stays quick.
+Settings are checked when they are made, by pydantic, which is imported then, so that --help stays quick.
 """
 
 from __future__ import annotations
@@ -8,17 +8,20 @@ from __future__ import annotations
 import json
 import re
 import tomllib
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
+from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, get_type_hints
 
 from annotated_types import Ge, Gt, Le, Len, Lt
 
 from hemafast.errors import HemafastError
+from hemafast.model_names import refuse_unknown_model
 
 if TYPE_CHECKING:
-    from pydantic import TypeAdapter
+    from pydantic import BaseModel
 
 Classes = Literal["challenge", "from-data"]
 Format = Literal["lists", "webdataset"]
@@ -35,213 +38,401 @@ CompileMode = Literal["default", "reduce-overhead", "max-autotune", "max-autotun
 OnNonfinite = Literal["stop", "skip"]
 TrackerName = Literal["tensorboard", "wandb", "mlflow", "trackio"]
 Rate = Annotated[float, Ge(0), Lt(1)]
+Share = Annotated[float, Gt(0), Le(1)]
 
 AUTO_FIELD_OF_VIEW = 25.0
-"""Micrometres, as the winners of the challenge chose; what it is worth is in the README."""
+"""Micrometres, as the winners of the challenge chose."""
 ImageSize = Annotated[int, Ge(32), Le(1024)]
 PackSize = Annotated[int, Ge(32), Le(1024)]
 
 Settings = TypeVar("Settings", "PrepareConfig", "TrainConfig")
 
+DATA = "The data"
+NETWORK = "The network"
+LEARNING = "How it learns"
+IMAGES = "The images it learns from"
+POLICY = "Changes to the policy"
+RUNNING = "How it runs"
+SPLITTING = "The split"
+PIXELS = "The pixels"
+CHECKING = "The checks"
+
+LEARNS, FREE, FIXED = "learns", "free", "fixed"
+"""What a resumed run may change: with --allow-changes, at will, never."""
+
 _MIXED = re.compile(r"mixed:(0?\.\d+|0|1|1\.0*)")
 _DURATION = re.compile(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s?)?")
 _UNION_TAGS = ("constrained-", "literal[")  # pydantic: which of several allowed types the value failed on
 STRICT = {"extra": "forbid", "allow_inf_nan": False}
-"""pydantic: no unknown key, no number without end."""
+"""pydantic: unknown keys and infinite numbers are errors."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Option:
+    """What the command line says about a setting, and what a resumed run may do with it."""
+
+    help: str
+    group: str
+    common: bool = False
+    """Whether `--help` shows it; `--help-all` shows every option."""
+    none: str = "off"
+    """What None means, in words."""
+    metavar: str | None = None
+    flag: str | None = None
+    """Where it is not made from the name of the field."""
+    parse: Callable[[Any], Any] | None = None
+    """Turns what is typed or stands in a file into the field's type; leaves everything else as it is."""
+    on_resume: str = LEARNS
+
+
+def option(default: Any, help: str, group: str, **more: Any) -> Any:
+    """A field with its option; `more` as `Option` has it. A dict is copied for each instance."""
+    metadata = {"option": Option(help=help, group=group, **more)}
+    if isinstance(default, dict):
+        return field(default_factory=dict, metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+def seconds_of(text: str) -> float:
+    """Seconds of a duration as people write it: "90s", "10m", "1h30m", or a number of seconds.
+
+    Raises HemafastError for anything else.
+    """
+    match = _DURATION.fullmatch(text.strip().lower())
+    if match is None or not any(match.groups()):
+        raise HemafastError(f"{text!r} is not a duration.", "Write it as 90s, 10m or 1h30m.")
+    hours, minutes, seconds = (float(part or 0) for part in match.groups())
+    return 3600 * hours + 60 * minutes + seconds
+
+
+def _duration(value: Any) -> Any:
+    return seconds_of(value) if isinstance(value, str) else value
+
+
+def _sides(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    parts = () if value == "off" else value.split(",")
+    if not all(part.strip().isdecimal() for part in parts):
+        raise HemafastError(f"{value!r} is not a list of sizes in pixels.", "Write it as 96,112, or off.")
+    return tuple(map(int, parts))
+
+
+def _trackers(value: Any) -> Any:
+    return () if value in (["none"], ("none",)) else value
+
+
+def _scales(value: Any) -> Any:
+    """["NAME=UM", ...] as a mapping."""
+    return dict(map(_scale, value)) if isinstance(value, list) else value
+
+
+def _scale(text: str) -> tuple[str, str]:
+    name, equals, number = text.rpartition("=")
+    if not equals or not name:
+        raise HemafastError(f"--um-per-pixel {text!r} is not NAME=UM.", "Write --um-per-pixel Acevedo_20=0.1.")
+    return name, number
 
 
 @dataclass(frozen=True, kw_only=True)
 class PrepareConfig:
-    """How archives become a prepared data set."""
+    """How archives become a prepared data set. Raises HemafastError for a value or a combination that makes no sense."""
 
-    __pydantic_config__ = STRICT
-
-    source: Path = Path("Source")
-    """Folder that holds the archives."""
-    output: Path = Path("Source/prepared")
-    """Folder that will hold the prepared data set; replaced as a whole."""
-    classes: Classes = "challenge"
-    """The eleven classes of the challenge, or whatever class folders the archives hold."""
-    val_fraction: Annotated[float, Ge(0), Lt(1)] = 0.2
-    """Share of each class in each domain that validates; 0 only beside `holdout_domain`."""
-    folds: Annotated[int, Ge(2), Le(100)] | None = None
-    """Cut the images into this many folds for cross-validation instead; fold 0 is the default validation split."""
-    holdout_domain: str | None = None
-    """A domain that validates as a whole, so that training never sees it."""
-    split_file: Path | None = None
-    """A published split to use instead: CSV with the columns path and split."""
-    groups: Path | None = None
-    """Patients or slides that must not cross the split: CSV with the columns path and group."""
-    group_pattern: str | None = None
-    """The same from file names: a regular expression whose first group names the patient, slide or cell of a domain."""
-    checksums: Path | None = None
-    """sha256 sums of archives or images, as `sha256sum` writes them; what does not match is refused."""
-    seed: Annotated[int, Ge(0)] = 42
-    """Seed of the split."""
-    pack_sizes: Annotated[tuple[PackSize, ...], Len(1)] = (256,)
-    """Sides in pixels of the packed squares."""
-    field_of_view: Annotated[float, Gt(0), Le(100_000)] | Literal["auto", "whole"] = "auto"
-    """Side in micrometres of the centre square that is kept of each image. `whole` keeps the largest square; `auto`
-    keeps 25 where the scale is known and the image shows as much, and the largest square elsewhere."""
-    um_per_pixel: dict[str, Annotated[float, Ge(0.001), Le(100)]] = field(default_factory=dict)
-    """Micrometres a pixel spans, by domain; goes before what is known of the challenge's domains."""
-    shards: Annotated[int, Ge(1), Le(9999)] = 8
-    """How many file lists each split is cut into."""
-    format: Format = "lists"
-    """Write file lists alone, or tar files of the WebDataset format beside them."""
-    strict: bool = False
-    """Any image that would be quarantined is an error."""
-    max_quarantined: Annotated[float, Ge(0), Le(1)] = 0.05
-    """Stop if a larger share of the images would be quarantined."""
+    source: Path = option(Path("Source"), "Folder of zips or folders, one per domain.", DATA, common=True)
+    output: Path = option(
+        Path("Source/prepared"), "Where to write the prepared data set.", DATA, common=True, none="SOURCE/prepared"
+    )
+    classes: Classes = option(
+        "challenge", "The 11 classes of the challenge, or the class folders as they are.", DATA, common=True
+    )
+    checksums: Path | None = option(
+        None, "sha256 sums of archives or images. A file that does not match is an error.", DATA, none="none"
+    )
+    val_fraction: Annotated[float, Ge(0), Lt(1)] = option(
+        0.2, "Share of each class and domain in the validation set.", SPLITTING, common=True
+    )
+    folds: Annotated[int, Ge(2), Le(100)] | None = option(
+        None, "Write this many folds for cross-validation instead. Fold 0 validates by default.", SPLITTING, common=True
+    )
+    holdout_domain: str | None = option(
+        None, "Use this whole domain as the validation set.", SPLITTING, common=True, none="none", metavar="NAME"
+    )
+    split_file: Path | None = option(
+        None, "Use a published split: CSV with the columns path and split.", SPLITTING, common=True, none="none"
+    )
+    groups: Path | None = option(
+        None,
+        "Keep patients or slides on one side of the split: CSV with the columns path and group.",
+        SPLITTING,
+        common=True,
+        none="none",
+    )
+    group_pattern: str | None = option(
+        None,
+        "The same from file names: the first group of this regular expression names the patient or slide.",
+        SPLITTING,
+        common=True,
+        none="none",
+        metavar="REGEX",
+    )
+    seed: Annotated[int, Ge(0)] = option(42, "Seed of the split.", SPLITTING, common=True)
+    field_of_view: Annotated[float, Gt(0), Le(100_000)] | Literal["auto", "whole"] = option(
+        "auto",
+        "Side in micrometres of the centre square to keep of each image. whole: the largest square. "
+        "auto: 25 where the scale is known and the image shows as much, else whole.",
+        PIXELS,
+        common=True,
+        metavar="UM|whole|auto",
+    )
+    um_per_pixel: dict[str, Annotated[float, Ge(0.001), Le(100)]] = option(
+        {}, "Micrometres per pixel of a domain; may be repeated.", PIXELS, common=True, metavar="NAME=UM", parse=_scales
+    )
+    pack_sizes: Annotated[tuple[PackSize, ...], Len(1)] = option(
+        (256,), "Side in pixels of the packed squares; may be repeated.", PIXELS, common=True, flag="--pack-size"
+    )
+    shards: Annotated[int, Ge(1), Le(9999)] = option(8, "File lists per split.", PIXELS)
+    format: Format = option("lists", "Write file lists, or WebDataset tar files as well.", PIXELS)
+    strict: bool = option(
+        False, "Fail on the first bad image instead of quarantining it.", CHECKING, common=True, flag="--strict"
+    )
+    max_quarantined: Annotated[float, Ge(0), Le(1)] = option(
+        0.05, "Stop if a larger share of the images would be quarantined.", CHECKING
+    )
 
     def __post_init__(self) -> None:
+        _check(self)
         ways = {"folds": self.folds, "holdout_domain": self.holdout_domain, "split_file": self.split_file}
         chosen = [name for name, value in ways.items() if value is not None]
         if len(chosen) > 1:
             raise HemafastError(f"{' and '.join(chosen)} exclude each other.", "Choose one way to split.")
         if self.split_file is not None and (self.groups or self.group_pattern):
-            raise HemafastError("groups have no say in a published split.", "Leave out the groups, or --split-file.")
+            raise HemafastError(
+                "groups have no effect on a published split.", "Leave out the groups, or leave out --split-file."
+            )
         if self.groups is not None and self.group_pattern is not None:
             raise HemafastError("groups and group_pattern exclude each other.", "Leave out one of them.")
         if self.group_pattern is not None:
             _refuse_bad_pattern(self.group_pattern)
         if self.val_fraction == 0 and self.holdout_domain is None:
-            raise HemafastError("val_fraction = 0 leaves nothing to validate on.", "Name a --holdout-domain with it.")
+            raise HemafastError(
+                "val_fraction = 0 leaves the validation set empty.", "Add --holdout-domain, or give a share above 0."
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """How a prepared data set becomes a model. The defaults are the reference pipeline's (preset `baseline`)."""
+    """How a prepared data set becomes a model. The defaults are the reference pipeline's (preset `baseline`).
 
-    __pydantic_config__ = STRICT
+    Raises HemafastError for a value or a combination that makes no sense.
+    """
 
-    preset: str = "baseline"
-    """Name of the preset that the other fields started from."""
-    data: Path = Path("Source/prepared")
-    """Prepared data set."""
-    fold: Annotated[int, Ge(0)] | None = None
-    """Fold that validates, of a data set prepared with folds; by default fold 0."""
-    domains: Annotated[tuple[str, ...], Len(1)] | None = None
-    """Domains to learn from and to choose the best epoch on; by default all of the data set."""
-    output: Path = Path("runs")
-    """Folder in which the run folder is made."""
-    model: str = "resnet18"
-    """Name of any timm image model."""
-    pretrained: Pretrained = "auto"
-    """Start from pretrained weights: where they can be had, always (an error otherwise), or never."""
-    weights: Path | None = None
-    """Weights file (.safetensors, or .pth of plain tensors) to start from; goes before `pretrained`."""
-    epochs: Annotated[int, Ge(1)] = 30
-    """Passes over the training images."""
-    time_budget: Annotated[float, Ge(1)] | None = None
-    """Seconds that the run may take from the start of its process to its report; as many epochs as fit, in place of
-    `epochs`. Schedule and image sizes are laid over the time."""
-    batch_size: Annotated[int, Ge(2)] | Literal["auto"] = 32
-    """Images that a process works on at once; `auto` tries which number fits (GPU) or is fastest (CPU)."""
-    accumulate: Annotated[int, Ge(1)] = 1
-    """Batches whose gradients make one update."""
-    image_size: ImageSize = 224
-    """Side in pixels of what the network sees."""
-    growing_from: tuple[ImageSize, ...] = ()
-    """Smaller sides that images have at first (progressive resizing); all sizes have equal shares of the run."""
-    dropout: Rate | None = None
-    """Share of the features before the classifier that are dropped; by default the model's own."""
-    drop_path: Rate | None = None
-    """Largest share of the images that skip a residual block (stochastic depth); by default the model's own."""
-    freeze_norm: bool = False
-    """Leave batch norm as it was pretrained: statistics, scales and shifts."""
-    freeze_stages: Annotated[int, Ge(0)] = 0
-    """So many stages from the first layer on are not trained; the stem is the first of them."""
-    policy: PolicyName = "seed"
-    """Augmentation of the training images; validation has none. The fields below change one thing about it each."""
-    crop_area: tuple[Annotated[float, Gt(0), Le(1)], Annotated[float, Gt(0), Le(1)]] | None = None
-    """Least and largest share of the packed square that is cut out and scaled."""
-    zoom: Annotated[float, Ge(0), Le(0.5)] | None = None
-    """Share by which a window of fixed size may grow or shrink; without meaning beside `crop_area`."""
-    symmetry: Symmetry | None = None
-    """Swap left and right, or draw one of the eight flips and quarter turns."""
-    rotation: Annotated[float, Ge(0), Le(180)] | None = None
-    """Largest angle in degrees, either way."""
-    randaugment_ops: Annotated[int, Ge(0), Le(8)] | None = None
-    """Operations of RandAugment that one image goes through."""
-    randaugment_magnitude: Annotated[int, Ge(0), Le(30)] | None = None
-    """Strength of these operations."""
-    stain: Annotated[float, Ge(0), Le(0.5)] | None = None
-    """How much the absorption of each stain varies."""
-    erase: Annotated[float, Ge(0), Le(1)] | None = None
-    """Share of the images of which a rectangle is blanked."""
-    sampler: str = "natural"
-    """Every image once an epoch; or as often from each class (`balanced`); or a mixture, as `mixed:0.66`."""
-    input: Input = "auto"
-    """Where pixels come from: packed squares that lie on the device or in a memory map, or encoded files or members of
-    WebDataset tars that are decoded each epoch. `auto` takes the first of them that memory has room for."""
-    mixup: Annotated[float, Ge(0), Le(10)] = 0.0
-    """Alpha of the beta distribution by which pairs of images are blended; 0 blends none."""
-    cutmix: Annotated[float, Ge(0), Le(10)] = 0.0
-    """Alpha of the beta distribution by which rectangles are swapped between images; 0 swaps none."""
-    lr: Annotated[float, Gt(0)] = 1e-4
-    """Learning rate of AdamW; the peak of it under a schedule."""
-    schedule: ScheduleName = "constant"
-    """How the learning rate goes: constant (after a warm-up, if any), warm-up and cosine, or one cycle."""
-    warmup: Annotated[float, Ge(0), Lt(1)] | None = None
-    """Share of the steps that the rate rises; by default 0 for constant, 0.05 for cosine, 0.3 for onecycle."""
-    weight_decay: Annotated[float, Ge(0)] = 0.01
-    """Decoupled weight decay of AdamW; norms and biases have none."""
-    layer_decay: Annotated[float, Gt(0), Le(1)] | None = None
-    """Each layer learns at this share of the rate of the one above it."""
-    clip_grad: Annotated[float, Gt(0)] | None = None
-    """Largest norm of all gradients together; longer ones are shortened to it."""
-    ema: Rate | None = None
-    """Decay of a moving average of the weights, which then is what validates and is kept as best; 0 is none."""
-    loss: LossName = "cross-entropy"
-    """Cross-entropy as it is, weighted by inverse class frequency, focal, or with logits adjusted by that frequency."""
-    focal_gamma: Annotated[float, Ge(0), Le(10)] = 2.0
-    """How much the focal loss turns to what is still wrong."""
-    logit_tau: Annotated[float, Ge(0), Le(5)] = 1.0
-    """How much the logit-adjusted loss favours rare classes."""
-    label_smoothing: Rate = 0.0
-    """Share of the target spread over all classes."""
-    amp: Amp = "auto"
-    """Autocast precision; `auto` takes what this machine computes fast."""
-    compile: Compile = "auto"
-    """Whether torch.compile compiles the model."""
-    compile_mode: CompileMode = "default"
-    """What torch.compile optimises for; `reduce-overhead` and `max-autotune` replay CUDA graphs."""
-    device: Device = "auto"
-    """Where the model runs; `auto` takes a GPU if there is one."""
-    threads: Annotated[int, Ge(1)] | None = None
-    """Threads of the input pipeline; by default chosen for this machine."""
-    sync_norm: bool = False
-    """Batch norm over the images of all processes; CUDA only."""
-    save_every: Annotated[float, Gt(0)] | None = 10.0
-    """Minutes between checkpoints within an epoch; each epoch ends with one."""
-    keep: Annotated[int, Ge(1), Le(100)] = 2
-    """Checkpoints to keep: the newest is gone on from, the one before it if that is damaged."""
-    on_nonfinite: OnNonfinite = "stop"
-    """What a gradient or loss that is not finite does: stop the run, or leave out the update."""
-    nonfinite_budget: Annotated[int, Ge(0)] = 10
-    """Updates that may be left out before the run is stopped all the same."""
-    track: tuple[TrackerName, ...] = ("tensorboard",)
-    """Where measurements go besides training_log.csv."""
-    seed: Annotated[int, Ge(0)] = 42
-    """Seed of initial weights, order, augmentation and dropout."""
+    preset: str = option(
+        "baseline", "Settings to start from.", DATA, common=True, none="baseline", metavar="NAME", on_resume=FREE
+    )
+    data: Path = option(Path("Source/prepared"), "Prepared data set.", DATA, common=True, on_resume=FIXED)
+    fold: Annotated[int, Ge(0)] | None = option(
+        None, "Fold to validate on, of data prepared with --folds.", DATA, none="0", on_resume=FIXED
+    )
+    domains: Annotated[tuple[str, ...], Len(1)] | None = option(
+        None, "Train and validate on this domain only; may be repeated.", DATA, none="all", metavar="NAME",
+        on_resume=FIXED,
+    )  # fmt: skip
+    output: Path = option(Path("runs"), "Folder in which the run folder is made.", DATA, common=True, on_resume=FREE)
+    seed: Annotated[int, Ge(0)] = option(
+        42, "Seed of initial weights, order, augmentation and dropout.", DATA, common=True
+    )
+
+    model: str = option("resnet18", "Name of any timm image model.", NETWORK, common=True, on_resume=FIXED)
+    pretrained: Pretrained = option(
+        "auto", "Pretrained weights: auto (if available), yes (an error otherwise), no.", NETWORK, common=True,
+        on_resume=FIXED,
+    )  # fmt: skip
+    weights: Path | None = option(
+        None,
+        "Weights file to start from (.safetensors or .pth); overrides --pretrained.",
+        NETWORK,
+        common=True,
+        none="none",
+        on_resume=FIXED,
+    )
+    image_size: ImageSize = option(224, "Side in pixels of the network's input.", NETWORK, common=True)
+    growing_from: tuple[ImageSize, ...] = option(
+        (),
+        "Progressive resizing: smaller sizes to begin with, each for an equal share of the run.",
+        NETWORK,
+        metavar="N,N...|off",
+        parse=_sides,
+    )
+    dropout: Rate | None = option(None, "Dropout before the classifier.", NETWORK, none="the model's own")
+    drop_path: Rate | None = option(None, "Stochastic depth: largest drop rate.", NETWORK, none="the model's own")
+    freeze_norm: bool = option(False, "Freeze batch norm: running statistics, weight and bias.", NETWORK)
+    freeze_stages: Annotated[int, Ge(0)] = option(
+        0, "Freeze this many stages of the network, counted from the stem.", NETWORK
+    )
+
+    epochs: Annotated[int, Ge(1)] = option(30, "Passes over the training set.", LEARNING, common=True, on_resume=FREE)
+    time_budget: Annotated[float, Ge(1)] | None = option(
+        None,
+        "Instead of --epochs: time that the whole command may take, report included.",
+        LEARNING,
+        common=True,
+        metavar="90s|10m|2h",
+        parse=_duration,
+        on_resume=FREE,
+    )
+    batch_size: Annotated[int, Ge(2)] | Literal["auto"] = option(
+        32,
+        "Batch size per process. auto tries sizes and keeps the largest that fits (GPU) or the fastest (CPU).",
+        LEARNING,
+        common=True,
+        metavar="N|auto",
+    )
+    accumulate: Annotated[int, Ge(1)] = option(1, "Batches per optimizer step (gradient accumulation).", LEARNING)
+    lr: Annotated[float, Gt(0)] = option(
+        1e-4, "Learning rate of AdamW; the peak of the schedule.", LEARNING, common=True
+    )
+    schedule: ScheduleName = option(
+        "constant", "Learning rate schedule: constant, cosine, onecycle.", LEARNING, common=True, metavar="NAME"
+    )
+    warmup: Annotated[float, Ge(0), Lt(1)] | None = option(
+        None,
+        "Share of the steps in which the learning rate rises.",
+        LEARNING,
+        none="0 for constant, 0.05 for cosine, 0.3 for onecycle",
+    )
+    weight_decay: Annotated[float, Ge(0)] = option(
+        0.01, "Weight decay of AdamW; norms and biases have none.", LEARNING, common=True
+    )
+    layer_decay: Share | None = option(
+        None, "Layer-wise learning rates: each layer gets this share of the rate of the layer above.", LEARNING
+    )
+    clip_grad: Annotated[float, Gt(0)] | None = option(None, "Clip the gradient norm to this value.", LEARNING)
+    ema: Rate | None = option(
+        None, "Validate and keep an exponential moving average of the weights with this decay, as 0.999.", LEARNING
+    )
+    loss: LossName = option(
+        "cross-entropy",
+        "Loss: cross-entropy, weighted (by inverse class frequency), focal, logit-adjusted.",
+        LEARNING,
+        common=True,
+        metavar="NAME",
+    )
+    focal_gamma: Annotated[float, Ge(0), Le(10)] = option(2.0, "Gamma of --loss focal.", LEARNING)
+    logit_tau: Annotated[float, Ge(0), Le(5)] = option(1.0, "Tau of --loss logit-adjusted.", LEARNING)
+    label_smoothing: Rate = option(0.0, "Label smoothing.", LEARNING, common=True)
+
+    input: Input = option(
+        "auto",
+        "Source of the pixels: resident (packed squares in device memory), packed (memory-mapped), files or "
+        "webdataset (decoded each epoch). auto takes the first that fits.",
+        IMAGES,
+        metavar="NAME",
+    )
+    sampler: str = option(
+        "natural",
+        "Class frequencies in an epoch: natural, balanced, or mixed:SHARE as mixed:0.66.",
+        IMAGES,
+        common=True,
+        metavar="NAME",
+    )
+    mixup: Annotated[float, Ge(0), Le(10)] = option(0.0, "Alpha of mixup; 0 is off.", IMAGES)
+    cutmix: Annotated[float, Ge(0), Le(10)] = option(0.0, "Alpha of cutmix; 0 is off.", IMAGES)
+    policy: PolicyName = option(
+        "seed",
+        "Augmentation of the training images: seed (the reference's), basic, strong, lineage, none. "
+        "`hemafast augment-preview` shows them.",
+        IMAGES,
+        common=True,
+        metavar="NAME",
+    )
+
+    crop_area: tuple[Share, Share] | None = option(
+        None, "Least and largest share of the square to crop, as 0.5 1.", POLICY, metavar="SHARE SHARE"
+    )
+    zoom: Annotated[float, Ge(0), Le(0.5)] | None = option(
+        None, "Scale jitter, as 0.1; has no effect with --crop-area.", POLICY
+    )
+    symmetry: Symmetry | None = option(None, "Mirror, or all eight flips and quarter turns.", POLICY)
+    rotation: Annotated[float, Ge(0), Le(180)] | None = option(None, "Largest rotation in degrees.", POLICY)
+    randaugment_ops: Annotated[int, Ge(0), Le(8)] | None = option(None, "RandAugment: operations per image.", POLICY)
+    randaugment_magnitude: Annotated[int, Ge(0), Le(30)] | None = option(
+        None, "RandAugment: magnitude, 0 to 30.", POLICY
+    )
+    stain: Annotated[float, Ge(0), Le(0.5)] | None = option(None, "Stain jitter, as 0.05.", POLICY)
+    erase: Annotated[float, Ge(0), Le(1)] | None = option(
+        None, "Random erasing: share of the images with a blank rectangle.", POLICY
+    )
+
+    device: Device = option("auto", "Where the model runs; auto takes a GPU if there is one.", RUNNING, common=True)
+    amp: Amp = option("auto", "Autocast precision; auto takes the fastest on this machine.", RUNNING, common=True)
+    compile: Compile = option("auto", "torch.compile; auto tries it where the run is long enough.", RUNNING)
+    compile_mode: CompileMode = option(
+        "default",
+        "Mode of torch.compile: default, reduce-overhead, max-autotune, max-autotune-no-cudagraphs.",
+        RUNNING,
+        metavar="MODE",
+    )
+    threads: Annotated[int, Ge(1)] | None = option(
+        None, "Threads of the input pipeline.", RUNNING, none="chosen for the machine", on_resume=FREE
+    )
+    sync_norm: bool = option(False, "Synchronise batch norm over all processes (CUDA).", RUNNING)
+    save_every: Annotated[float, Gt(0)] | None = option(
+        10.0, "Minutes between checkpoints within an epoch; each epoch ends with one.", RUNNING, on_resume=FREE
+    )
+    keep: Annotated[int, Ge(1), Le(100)] = option(2, "Checkpoints to keep.", RUNNING, on_resume=FREE)
+    on_nonfinite: OnNonfinite = option(
+        "stop",
+        "On a loss or gradient that is not finite: stop the run, or skip the update.",
+        RUNNING,
+        on_resume=FREE,
+    )
+    nonfinite_budget: Annotated[int, Ge(0)] = option(
+        10, "Updates that may be skipped before the run stops anyway.", RUNNING, on_resume=FREE
+    )
+    track: tuple[TrackerName, ...] = option(
+        ("tensorboard",),
+        "Experiment tracker: tensorboard, wandb, mlflow, trackio; may be repeated. none: the CSV only.",
+        RUNNING,
+        none="none",
+        metavar="NAME",
+        parse=_trackers,
+        on_resume=FREE,
+    )
 
     def __post_init__(self) -> None:
+        _check(self)
+        refuse_unknown_model(self.model)
         balanced_share(self.sampler)
         if list(self.growing_from) != sorted({*self.growing_from, self.image_size})[:-1]:
             raise HemafastError(
                 f"growing_from = {self.growing_from} does not rise to image_size = {self.image_size}.",
-                "Give sides from small to large, all below --image-size, or --growing-from off.",
+                "Give sizes from small to large, all below --image-size, or --growing-from off.",
             )
         if self.crop_area is not None and self.crop_area[0] > self.crop_area[1]:
-            raise HemafastError(f"crop_area = {self.crop_area} begins above its end.", "Give the smaller share first.")
+            raise HemafastError(
+                f"crop_area = {self.crop_area}: the first share is larger than the second.",
+                "Give the smaller share first.",
+            )
+        if self.sync_norm and self.device == "cpu":
+            raise HemafastError("sync_norm = True needs GPUs, and device = 'cpu'.", "Leave out --sync-norm.")
+
+
+def option_of(kind: type[Any], name: str) -> Option:
+    """The option of a field of PrepareConfig or TrainConfig."""
+    found: Option = kind.__dataclass_fields__[name].metadata["option"]
+    return found
 
 
 def train_config(preset: str | None = None, file: Path | None = None, **asked: Any) -> TrainConfig:
-    """A training configuration: the fields of the preset, then of `file`, then every one in `asked` that is not None.
+    """A training configuration: the preset, then the settings in `file`, then every setting in `asked` but None.
 
-    A `file` is JSON or TOML; the config.json of a run is one. Without a `preset` it is the one that the file names, or
-    `baseline`. Raises HemafastError for an unknown preset or field, or a value out of range.
+    Args:
+        preset: name of a preset; by default the one that `file` names, or `baseline`.
+        file: JSON or TOML; the config.json of a run is one.
+        asked: fields of TrainConfig.
+
+    Raises:
+        HemafastError: an unknown preset or field, or a value out of range.
     """
     from hemafast.presets import named_preset
 
@@ -254,7 +445,7 @@ def train_config(preset: str | None = None, file: Path | None = None, **asked: A
 def read_settings(file: Path) -> dict[str, Any]:
     """The fields of TrainConfig that a settings file names.
 
-    Raises HemafastError if it is no JSON or TOML table, or one of its fields is unknown or does not fit.
+    Raises HemafastError if it is not a JSON or TOML table, or if a field is unknown or out of range.
     """
     try:
         text = file.read_text(encoding="utf-8")
@@ -262,34 +453,12 @@ def read_settings(file: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise HemafastError(f"{file} cannot be read ({error}).", "Give JSON, or TOML in a file named .toml.") from error
     if not isinstance(fields, dict):
-        raise HemafastError(f"{file} holds no table of settings.", "Write a JSON object, or `name = value` a line.")
-    _refuse_unknown(file, fields)
+        raise HemafastError(f"{file} holds no table of settings.", "Write a JSON object, or `name = value` per line.")
     try:
         checked(TrainConfig, fields)
     except HemafastError as error:
         raise HemafastError(f"{file}: {error.problem}", error.remedy) from error
     return fields
-
-
-def _refuse_unknown(file: Path, fields: dict[str, Any]) -> None:
-    known = TrainConfig.__dataclass_fields__
-    for name in fields:
-        if name not in known:
-            close = get_close_matches(name.replace("-", "_"), known, n=1)
-            remedy = f"Did you mean {close[0]}?" if close else "Options of `hemafast train` are, with _ for -."
-            raise HemafastError(f"{file}: {name} is no setting.", remedy)
-
-
-def seconds_of(text: str) -> float:
-    """A length of time as people write it: "90s", "10m", "1h30m", or a number of seconds.
-
-    Raises HemafastError for anything else.
-    """
-    match = _DURATION.fullmatch(text.strip().lower())
-    if match is None or not any(match.groups()):
-        raise HemafastError(f"{text!r} is no length of time.", "Write it as 90s, 10m or 1h30m.")
-    hours, minutes, seconds = (float(part or 0) for part in match.groups())
-    return 3600 * hours + 60 * minutes + seconds
 
 
 def balanced_share(sampler: str) -> float:
@@ -317,18 +486,46 @@ def _refuse_bad_pattern(pattern: str) -> None:
         raise HemafastError(f"group_pattern = {pattern!r} captures nothing.", "Put what names the group in brackets.")
 
 
-def checked(kind: type[Settings], fields: dict[str, Any]) -> Settings:
-    """Make settings of `kind`; a field that is unknown or does not fit is a HemafastError that names it."""
+def checked(kind: type[Settings], given: Mapping[str, Any]) -> Settings:
+    """Make settings of `kind`. Raises HemafastError that names a field that is unknown or out of range."""
+    known = kind.__dataclass_fields__
+    for name, value in given.items():
+        if name not in known:
+            close = get_close_matches(name.replace("-", "_"), known, n=1)
+            remedy = f"Did you mean {close[0]}?" if close else f"Settings are: {', '.join(known)}."
+            raise HemafastError(f"{name} = {value!r}: there is no such setting.", remedy)
+    return kind(**given)
+
+
+def _check(settings: PrepareConfig | TrainConfig) -> None:
+    """Replace each value by what its type makes of it, or raise HemafastError."""
     from pydantic import ValidationError
 
+    kind = type(settings)
+    given = {one.name: _parsed(option_of(kind, one.name), getattr(settings, one.name)) for one in fields(settings)}
     try:
-        settings: Settings = _adapter(kind).validate_python(fields)
+        clean = _model_of(kind).model_validate(given)
     except ValidationError as error:
         first = error.errors()[0]
         name = _name_of(first["loc"])
         said = [found["msg"] for found in error.errors() if _name_of(found["loc"]) == name]
         raise HemafastError(f"{name} = {first['input']!r}: {_either(said)}.", "Correct it and try again.") from error
-    return settings
+    for name in given:
+        object.__setattr__(settings, name, getattr(clean, name))
+
+
+def _parsed(option: Option, value: Any) -> Any:
+    return value if option.parse is None else option.parse(value)
+
+
+@cache
+def _model_of(kind: type[Any]) -> type[BaseModel]:
+    from pydantic import ConfigDict, create_model
+
+    hints = get_type_hints(kind, include_extras=True)
+    known: dict[str, Any] = {name: (hints[name], ...) for name in kind.__dataclass_fields__}
+    # No namespace of pydantic's own: fields are named as users know them.
+    return create_model(kind.__name__, __config__=ConfigDict(**STRICT, protected_namespaces=()), **known)  # type: ignore[arg-type]
 
 
 def _name_of(place: tuple[int | str, ...]) -> str:
@@ -336,7 +533,7 @@ def _name_of(place: tuple[int | str, ...]) -> str:
 
 
 def _either(said: list[str]) -> str:
-    """What pydantic says of a value, in one sentence where it fits none of several allowed types."""
+    """What pydantic says of a value, in one sentence where several types are allowed."""
     first, *others = (text.partition(", unable")[0] for text in said)
     return " or ".join([first, *(text.removeprefix("Input should be ") for text in others)])
 
@@ -347,12 +544,13 @@ def to_json(settings: PrepareConfig | TrainConfig) -> str:
 
 
 def to_plain(settings: PrepareConfig | TrainConfig) -> dict[str, Any]:
-    """Settings as numbers, strings, booleans and None, by name of the field."""
-    plain: dict[str, Any] = _adapter(type(settings)).dump_python(settings, mode="json")
-    return plain
+    """Settings by name as numbers, strings, booleans, lists and None."""
+    return {one.name: _plain(getattr(settings, one.name)) for one in fields(settings)}
 
 
-def _adapter(kind: type[Any]) -> TypeAdapter[Any]:
-    from pydantic import TypeAdapter
-
-    return TypeAdapter(kind)
+def _plain(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return [_plain(part) for part in value]
+    if isinstance(value, dict):
+        return dict(value)
+    return str(value) if isinstance(value, Path) else value

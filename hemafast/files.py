@@ -26,6 +26,11 @@ def write_whole(
         part.unlink(missing_ok=True)
 
 
+def write_text(file: Path, text: str) -> None:
+    """Write UTF-8 text, whole or not at all. Raises OSError."""
+    write_whole(file, lambda part: part.write_text(text, encoding="utf-8"))
+
+
 def _replace(file: Path, target: Path) -> None:
     """Rename `file` to `target`, and see to it that the disk knows."""
     file.replace(target)

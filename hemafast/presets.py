@@ -41,7 +41,7 @@ def strong_augment() -> Fields:
     """`baseline` with RandAugment and random erasing on top of the crop.
 
     Command: `hemafast train --preset strong_augment`
-    Time: as `baseline`; on a fast GPU the input pipeline may be what it waits for (see hemafast/data/README.md).
+    Time: as `baseline`; on a fast GPU the input pipeline may limit it (see docs/data.md).
     Score: not measured here.
     """
     return {**baseline(), "policy": "strong"}
@@ -58,7 +58,7 @@ def b0() -> Fields:
 
 
 def onecycle() -> Fields:
-    """`b0` with a one-cycle learning rate that peaks at 1e-3; autocast comes by itself where it is fast.
+    """`b0` with a one-cycle learning rate that peaks at 1e-3; autocast where it is fast.
 
     Command: `hemafast train --preset onecycle`
     Time: as `b0`.
@@ -72,7 +72,7 @@ def quick() -> Fields:
 
     Command: `hemafast train --preset quick`
     Time: 3 minutes on two CPU cores for 3,000 images (83 images/s).
-    Score: the table at the top of the README, with its data, seed and interval.
+    Score: see docs/results.md, with data, seed and interval.
     """
     return {
         "model": "tf_efficientnet_lite0",
@@ -87,21 +87,21 @@ def quick() -> Fields:
 
 
 def fast() -> Fields:
-    """`quick` in fewer seconds: the early half of the network stays as it was pretrained, and the weights are averaged.
+    """`quick` in fewer seconds: the early half of the network is frozen, and the weights are averaged.
 
     Command: `hemafast train --preset fast`
-    Time: 1 to 4 minutes on two CPU cores, by their make, for 2,300 images.
-    Score: the race at the top of the README, with its data and seeds; benchmarks/README.md has what each option buys.
+    Time: 1 to 4 minutes for 2,300 images on two CPU cores, depending on the processor.
+    Score: see the README, with data and seeds; benchmarks/README.md says what each option buys.
     """
     return {**quick(), "epochs": 6, "freeze_stages": 5, "warmup": 0.15, "ema": 0.95}
 
 
 def best() -> Fields:
-    """The final score before the time: rare classes more often, mild stain and scale jitter, averaged weights.
+    """Score before speed: rare classes more often, mild stain and scale jitter, averaged weights.
 
     Command: `hemafast train --preset best`
     Time: 7 hours on two CPU cores (28 images/s at full size); not measured on a GPU.
-    Score: the race within equal seconds in benchmarks/README.md, with its data, seeds and intervals.
+    Score: see benchmarks/README.md, within equal seconds, with data, seeds and intervals.
     """
     return {
         "model": "efficientnet_b0",

@@ -15,7 +15,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from hemafast.config import TrainConfig
+from hemafast.config import TrainConfig, checked
 from hemafast.errors import HemafastError
 
 CONFIG = "config.json"
@@ -48,6 +48,7 @@ LATEST = "latest"
 METRICS_SCHEMA = 2
 
 _LOCK = ".lock"
+_STAMP = "%Y%m%d_%H%M%S"
 
 
 def find_run(named: str | Path, output: Path = TrainConfig.output) -> Path:
@@ -58,22 +59,31 @@ def find_run(named: str | Path, output: Path = TrainConfig.output) -> Path:
     """
     path = Path(named)
     if str(named) == LATEST and not path.exists():
-        runs = run_folders(output)
+        runs = run_folders(output, nested=True)
         if not runs:
             raise HemafastError(f"{output} holds no run yet.", "Train one first, or name a run folder.")
         return runs[-1]
     return path
 
 
-def run_folders(output: Path) -> list[Path]:
-    """The run folders under `output`, oldest first: folders that hold a CONFIG, at most two levels down."""
-    found = {file.parent for pattern in (f"*/{CONFIG}", f"*/*/{CONFIG}") for file in output.glob(pattern)}
-    return sorted(found, key=lambda folder: ((folder / CONFIG).stat().st_mtime, folder.name))
+def run_folders(output: Path, *, nested: bool = False) -> list[Path]:
+    """The run folders in `output`, oldest first; with `nested` also those of sweeps and other experiments in it."""
+    patterns = [f"{'*/' * depth}{CONFIG}" for depth in ((1, 2, 3) if nested else (1,))]
+    return sorted({file.parent for pattern in patterns for file in output.glob(pattern)}, key=_began)
+
+
+def _began(folder: Path) -> tuple[datetime, str]:
+    """When a run began, by its name, or by its settings file where the user has renamed it."""
+    try:
+        began = datetime.strptime(folder.name[: len("20261129_235959")], _STAMP)
+    except ValueError:
+        began = datetime.fromtimestamp((folder / CONFIG).stat().st_mtime)
+    return began, folder.name
 
 
 def make_run_folder(config: TrainConfig) -> Path:
     """A new, empty folder under `config.output`, named for the moment and the model."""
-    stamp = datetime.now().astimezone().strftime("%Y%m%d_%H%M%S")
+    stamp = datetime.now().astimezone().strftime(_STAMP)
     name = f"{stamp}_{config.model}" + ("" if config.schedule == "constant" else f"_{config.schedule}")
     for suffix in ("", *(f"-{number}" for number in range(2, 100))):
         folder = config.output / (name + suffix)
@@ -89,8 +99,6 @@ def make_run_folder(config: TrainConfig) -> Path:
 
 def read_config(folder: Path) -> TrainConfig:
     """The settings of the run in `folder`. Raises HemafastError if it is not a run."""
-    from hemafast.config import checked
-
     try:
         fields = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -168,7 +176,6 @@ def summarise(folder: Path) -> RunSummary:
     except HemafastError:
         pooled = None
     complete = epochs_done >= config.epochs if config.time_budget is None else pooled is not None
-    written = min(path.stat().st_mtime for path in folder.iterdir() if path.name != _LOCK)
     return RunSummary(
         name=folder.name,
         folder=str(folder),
@@ -180,7 +187,7 @@ def summarise(folder: Path) -> RunSummary:
         epochs=config.epochs if config.time_budget is None else None,
         macro_f1=pooled["macro_f1"] if pooled else None,
         ci95=tuple(pooled["ci95"]["macro_f1"]) if pooled else None,
-        began=datetime.fromtimestamp(written).astimezone().isoformat(timespec="seconds"),
+        began=_began(folder)[0].isoformat(timespec="seconds"),
     )
 
 

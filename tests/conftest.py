@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from rich.console import Console
 
 from hemafast.config import PrepareConfig, TrainConfig, checked
 from hemafast.data.dataset import Dataset, Samples, open_dataset
@@ -168,7 +167,7 @@ def train_on(tmp_path_factory: pytest.TempPathFactory) -> TrainOn:
         before = logger.level
         logger.setLevel(logging.DEBUG)
         try:
-            return train(checked(TrainConfig, small | changes), Console(quiet=True))
+            return train(checked(TrainConfig, small | changes))
         finally:
             logger.setLevel(before)
 

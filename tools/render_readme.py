@@ -1,7 +1,7 @@
-"""Write the tables of the READMEs from benchmarks/results and from the code, so that no figure is typed by hand.
+"""Write the tables of the documentation from benchmarks/results and from the code, so that no figure is typed by hand.
 
 python tools/render_readme.py           # write
-python tools/render_readme.py --check   # exit 1 if a README is out of date
+python tools/render_readme.py --check   # exit 1 if a page is out of date
 """
 
 from __future__ import annotations
@@ -26,20 +26,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "benchmarks"))
 import loaders  # a script beside the package, not a part of it
 
 ROOT = Path(__file__).resolve().parent.parent
-READMES = tuple(
-    ROOT / folder / "README.md"
-    for folder in (
-        ".",
-        "hemafast/prepare",
-        "hemafast/data",
-        "hemafast/engine",
-        "hemafast/evaluate",
-        "hemafast/deploy",
-        "hemafast/experiments",
-        "hemafast/bench",
-        "benchmarks",
-    )
+PAGES = sorted(
+    page for pattern in ("*.md", "docs/*.md", "hemafast/*/*.md", "*/README.md") for page in ROOT.glob(pattern)
 )
+"""Pages with tables of this script; the other pages of benchmarks/ have scripts of their own."""
 RESULTS = ROOT / "benchmarks" / "results"
 
 FULL = {"Acevedo_20": 14_291, "Matek_19": 18_321}
@@ -49,7 +39,7 @@ FULL_GB = 11.2
 
 
 def render(text: str) -> str:
-    """A README with every block `<!-- table: NAME -->` ... `<!-- end -->` filled from its result file or the code."""
+    """A page with every block `<!-- table: NAME -->` ... `<!-- end -->` filled from its result file or the code."""
 
     def fill(match: re.Match[str]) -> str:
         name = match["name"]
@@ -253,7 +243,7 @@ def loaders_short_table(result: dict[str, Any]) -> str:
             *rows,
             "",
             f"`benchmarks/loaders.py`, {result['rounds']} rounds in turn, median (min to max); all "
-            f"{len(result['sides'])} sides: [hemafast/data](hemafast/data/README.md#speed).",
+            f"{len(result['sides'])} sides follow.",
         ]
     )
 
@@ -806,14 +796,14 @@ def _machine(facts: dict[str, str]) -> str:
 
 
 def main() -> int:
-    """Write or check the READMEs; the exit code is 1 if a check finds one out of date."""
+    """Write or check the pages; the exit code is 1 if a check finds one out of date."""
     stale = False
-    for readme in READMES:
-        before = readme.read_text(encoding="utf-8")
+    for page in PAGES:
+        before = page.read_text(encoding="utf-8")
         after = render(before)
         stale |= before != after
         if "--check" not in sys.argv[1:]:
-            readme.write_text(after, encoding="utf-8")
+            page.write_text(after, encoding="utf-8")
     return int(stale and "--check" in sys.argv[1:])
 
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from hemafast.bench.settings import Bench, wait_for
 from hemafast.bench.worker import Done, Station
+from hemafast.data.augment import POLICIES
 from hemafast.data.loader import Loader
 
 _BATCHES = 4  # that lie ready where a station does not make its own
@@ -48,12 +49,12 @@ def decode(bench: Bench) -> Station:
 
 def augment(policy: str, bench: Bench) -> Station:
     """Our loader from packed squares to views under a policy."""
-    return _drained(bench.loader("packed", bench.loader_batch_size, policy))
+    return _drained(bench.loader("packed", bench.loader_batch_size, POLICIES[policy]))
 
 
 def files_loader(bench: Bench) -> Station:
     """Our loader from encoded files to views, policy basic."""
-    return _drained(bench.loader("files", bench.loader_batch_size))
+    return _drained(bench.loader("files", bench.loader_batch_size, POLICIES["basic"]))
 
 
 def hand_over(bench: Bench) -> Station:

@@ -18,14 +18,15 @@ def headroom(result: Result) -> dict[str, float]:
     """Rates in images a second, as `result.Headroom` has them, of a result with stations, ceilings and costs."""
     rates = {name: station["images_per_second"]["median"] for name, station in result["stations"].items()}
     costs = result["costs"]
+    loader = rates.get(f"augment, {result['bench'].get('policy')}", rates[LOADER])
     return {
         "end_to_end": rates[WHOLE],
         "step_with_free_data": rates[STEP],
-        "data_with_free_step": rates[LOADER],
+        "data_with_free_step": loader,
         "decode": rates[DECODE],
         "arithmetic": result["matrix_product_flops"]["median"] / costs["training_flops"],
         "memory": result["memory_copy_bytes"]["median"] / costs["training_bytes"],
-        "reached": rates[WHOLE] / min(rates[STEP], rates[LOADER]),
+        "reached": rates[WHOLE] / min(rates[STEP], loader),
     }
 
 

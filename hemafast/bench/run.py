@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import asdict, replace
@@ -16,9 +15,9 @@ from hemafast.bench.result import FEWEST_ROUNDS, SCHEMA, checked_result, spread
 from hemafast.bench.settings import Bench
 from hemafast.bench.stations import COPY, PRODUCT, RATIOS, UNITS, groups
 from hemafast.bench.worker import Round, Worker
-from hemafast.config import TrainConfig, checked
-from hemafast.data.dataset import open_dataset
 from hemafast.errors import HemafastError
+from hemafast.prepare.split import TRAIN
+from hemafast.progress import SILENT, Progress
 
 Result = dict[str, Any]
 
@@ -29,29 +28,28 @@ def run_bench(
     rounds: int,
     seconds: float,
     peers: bool = True,
-    on_round: Callable[[str, int, int], None] = lambda name, done, total: None,
+    progress: Progress = SILENT,
 ) -> Result:
     """Measure every station `rounds` times for at least `seconds`, in turn, after a warm-up round of each.
 
-    `peers` are the stations of a plain PyTorch script. `on_round` is called before each round with the name of the
-    station, the rounds done and all there are. Returns what --json writes, as `result.BenchFacts` has it. Raises
+    `peers` are the stations of a plain PyTorch script. `progress` is told of each round. Returns what --json writes, as `result.BenchFacts` has it. Raises
     HemafastError for fewer than three rounds, which have no spread.
     """
     if rounds < FEWEST_ROUNDS:
         raise HemafastError(f"{rounds} rounds are too few to give a spread.", f"Use --rounds {FEWEST_ROUNDS} or more.")
-    info = open_dataset(bench.data).info
-    bench = _with_precision(bench, len(info.classes))
+    info = bench.dataset.info
+    bench = _with_precision(bench)
     machine = bench.machine()
     # Counting is over before the warm-up is, which does the same and more: import the libraries and build the network.
     with ThreadPoolExecutor(1) as aside:
         counting = aside.submit(
             step_costs, bench.model, len(info.classes), bench.image_size, machine.precision, bench.batch_size
         )
-        measured = _measure(bench, machine.device, rounds, seconds, peers, on_round)
+        measured = _measure(bench, machine.device, rounds, seconds, peers, progress)
     costs = counting.result()
     result: Result = {
         "schema": SCHEMA,
-        "bench": {key: value for key, value in asdict(bench).items() if key != "data"},
+        "bench": bench.to_plain(),
         "data": {"fingerprint": info.fingerprint, "drawn": info.drawn, "domains": list(info.domains)},
         "machine": machine.facts | {choice.name: choice.value for choice in machine.choices},
         "warm_up_rounds": 1,
@@ -73,7 +71,7 @@ def run_bench(
 
 
 def _measure(
-    bench: Bench, device: str, rounds: int, seconds: float, peers: bool, on_round: Callable[[str, int, int], None]
+    bench: Bench, device: str, rounds: int, seconds: float, peers: bool, progress: Progress
 ) -> dict[str, list[Round]]:
     """Measurements of every station, without those of the warm-up."""
     with ExitStack() as stack:
@@ -85,7 +83,7 @@ def _measure(
         begun, total = count(), len(places) * (1 + rounds)
 
         def one_round(worker: Worker, name: str) -> Round:
-            on_round(name, next(begun), total)
+            progress.start(f"measuring: {name}", total, unit="rounds", done=next(begun))
             return worker.run(name, seconds)
 
         # Imports, caches, first allocations: nothing is counted, so the processes need not wait for each other.
@@ -97,16 +95,16 @@ def _measure(
                 measured[name].append(one_round(worker, name))
         for worker, _ in teams:
             worker.dismiss()
+        progress.finish()
     return measured
 
 
-def _with_precision(bench: Bench, classes: int) -> Bench:
+def _with_precision(bench: Bench) -> Bench:
     """`bench` in the precision that `hemafast train` would take here."""
     from hemafast.engine.trial import decide_precision
 
-    fields = ("data", "model", "image_size", "batch_size", "device", "amp")
-    config, _ = decide_precision(checked(TrainConfig, {name: getattr(bench, name) for name in fields}), classes)
-    return replace(bench, amp=config.amp)
+    settings, _ = decide_precision(bench.settings, bench.dataset.counts(TRAIN))
+    return replace(bench, settings=settings)
 
 
 def _summary(rounds: list[Round], unit: str) -> dict[str, Any]:

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from hemafast.config import Amp, Compile, Device
-from hemafast.data.augment import POLICIES
-from hemafast.data.dataset import Samples, open_dataset
+from hemafast.config import TrainConfig, train_config
+from hemafast.data.augment import Policy
+from hemafast.data.dataset import Dataset, Samples, open_dataset
 from hemafast.data.graph import GraphShape, Source
 from hemafast.data.loader import Loader, train_loader
 from hemafast.engine.machine import Machine, choose_machine, tune_allocator
+from hemafast.engine.plan import batch_size_of, policy_of
 from hemafast.prepare.split import TRAIN
 
 
 class Effort(NamedTuple):
-    """How much is measured where nothing else was asked for."""
+    """How much is measured by default."""
 
     batch_size: int
     rounds: int
@@ -33,41 +34,65 @@ QUICK = Effort(batch_size=8, rounds=3, seconds=0.1, peers=False)
 class Bench:
     """What is measured, and on what."""
 
-    data: Path
-    model: str = "efficientnet_b0"
-    image_size: int = 224
-    batch_size: int = THOROUGH.batch_size
+    settings: TrainConfig
+    """Of the training whose objects are measured."""
     loader_batch_size: int = 64
-    threads: int | None = None
-    device: Device = "auto"
-    amp: Amp = "auto"
-    compile: Compile = "auto"
-    freeze_stages: int = 0
+    """Batch size of the stations that load without training."""
     own_gradients: bool | None = None
     """Of depthwise convolutions; None is what the machine chooses."""
-    folded: bool = True
-    """Whether convolutions do the work of batch norms in evaluation mode, where nothing is compiled."""
+    fused: bool = True
+    """Whether batch norms in evaluation mode are fused into convolutions, where nothing is compiled."""
+
+    @property
+    def data(self) -> Path:
+        """The prepared data set."""
+        return self.settings.data
+
+    @property
+    def model(self) -> str:
+        """Name of the timm model."""
+        return self.settings.model
+
+    @property
+    def image_size(self) -> int:
+        """Side in pixels of the network's input."""
+        return self.settings.image_size
+
+    @property
+    def batch_size(self) -> int:
+        """Of the training step."""
+        return batch_size_of(self.settings)
+
+    @property
+    def dataset(self) -> Dataset:
+        """The prepared data set, opened."""
+        return open_dataset(self.data, self.settings.fold, self.settings.domains)
 
     @property
     def samples(self) -> Samples:
         """The training split."""
-        return open_dataset(self.data).samples(TRAIN, self.image_size)
+        return self.dataset.samples(TRAIN, self.image_size)
 
     @property
     def classes(self) -> int:
-        """How many there are."""
-        return len(open_dataset(self.data).info.classes)
+        """Number of classes."""
+        return len(self.dataset.info.classes)
 
     def machine(self, *, tuned: bool = False) -> Machine:
-        """The machine's choices; `tuned` touches the allocator too, which is the whole process's."""
+        """The machine's choices; `tuned` tunes the allocator too, for the whole process."""
+        settings = self.settings
         allocator = tune_allocator() if tuned else None
         machine = choose_machine(
-            device=self.device, amp=self.amp, compiled=self.compile, threads=self.threads, allocator=allocator
+            device=settings.device,
+            amp=settings.amp,
+            compiled=settings.compile,
+            threads=settings.threads,
+            allocator=allocator,
         )
         return machine if self.own_gradients is None else replace(machine, own_gradients=self.own_gradients)
 
-    def loader(self, source: Source, batch_size: int, policy: str = "basic") -> Loader:
-        """Our loader of training images."""
+    def loader(self, source: Source, batch_size: int, policy: Policy | None = None) -> Loader:
+        """Our loader of training images, by default under the policy of the settings."""
         samples, machine = self.samples, self.machine()
         shape = GraphShape(
             device=machine.loader_device,
@@ -77,7 +102,23 @@ class Bench:
             batch_size=batch_size,
             threads=machine.loader_threads,
         )
-        return train_loader(samples, policy=POLICIES[policy], seed=0, shape=shape)
+        return train_loader(samples, policy=policy or policy_of(self.settings), seed=0, shape=shape)
+
+    def to_plain(self) -> dict[str, Any]:
+        """What --json writes: the settings that a rate depends on, without the path of the data."""
+        names = ("model", "image_size", "batch_size", "policy", "threads", "device", "amp", "compile", "freeze_stages")
+        return {name: getattr(self.settings, name) for name in names} | {
+            "loader_batch_size": self.loader_batch_size,
+            "own_gradients": self.own_gradients,
+            "fused": self.fused,
+        }
+
+
+def bench_settings(preset: str | None = None, file: Path | None = None, **asked: Any) -> TrainConfig:
+    """Settings of a bench: EfficientNet-B0 under the policy `basic`, unless a preset or a file says otherwise."""
+    usual = {"policy": "basic"} if preset is None and file is None else {}
+    given = {name: value for name, value in asked.items() if value is not None}
+    return train_config(preset or (None if file else "b0"), file, **{**usual, **given})
 
 
 def wait_for(device: str) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from functools import cache
 from itertools import count, cycle, islice
 from pathlib import Path
@@ -13,28 +12,17 @@ from typing import TYPE_CHECKING
 
 from hemafast.bench.settings import Bench, wait_for
 from hemafast.bench.worker import Done, Station
-from hemafast.engine.compiling import Compiler
 from hemafast.engine.machine import Machine
 
 if TYPE_CHECKING:
-    import torch
-
     from hemafast.data.loader import Batch
-    from hemafast.engine.step import TrainStep
-    from hemafast.model import Classifier
+    from hemafast.engine.build import Learner
 
 _BATCHES = 4  # that lie ready
 _RATE = 1e-4
 
 
-@dataclass(frozen=True, slots=True)
-class _Trained:
-    """A network and what trains it."""
-
-    model: Classifier
-    optimizer: torch.optim.Optimizer
-    machine: Machine
-    compiler: Compiler
+_NO_WEIGHTS = "random weights, for a measurement"
 
 
 def forward(bench: Bench) -> Station:
@@ -50,35 +38,33 @@ def backward(bench: Bench) -> Station:
 def optimizer(bench: Bench) -> Station:
     """The update of all weights, once their gradients are there."""
     from hemafast.engine.step import loss_forward
-    from hemafast.objective import CrossEntropy
 
-    made = _made(bench)
+    learner, machine = _built(bench)
     batch = ready_batches(bench)[0]
-    loss, _ = loss_forward(made.model, CrossEntropy(), made.machine)(batch.images[:2], batch.labels[:2])
+    loss, _ = loss_forward(learner.model, learner.loss, machine)(batch.images[:2], batch.labels[:2])
     loss.backward()  # type: ignore[no-untyped-call]
     while True:
-        made.optimizer.step()
-        wait_for(made.machine.device)
+        learner.optimizer.step()
+        wait_for(machine.device)
         yield Done(bench.batch_size)
 
 
 def step(bench: Bench) -> Station:
     """Our training step alone, on batches that lie ready on the device."""
-    made = _made(bench)
-    return _steps(bench, made, cycle(ready_batches(bench)))
+    return _steps(bench, _built(bench)[0], cycle(ready_batches(bench)))
 
 
 def validation(bench: Bench) -> Station:
     """Our validation step alone, on batches that lie ready."""
-    from hemafast.engine.step import EvalStep, Totals
-    from hemafast.objective import CrossEntropy
+    from hemafast.engine.step import Totals
 
-    made = _made(bench)
-    evaluate = EvalStep(made.model.eval(), CrossEntropy(), made.machine, made.compiler)
-    totals = Totals(bench.classes, made.machine.device)
+    learner, machine = _built(bench)
+    averaged = learner.ema.module if learner.ema is not None else learner.model
+    averaged.eval()
+    totals = Totals(bench.classes, machine.device)
     for batch in cycle(ready_batches(bench)):
-        evaluate(batch, totals)
-        wait_for(made.machine.device)
+        learner.eval_step(batch, totals)
+        wait_for(machine.device)
         yield Done(len(batch.labels))
 
 
@@ -86,12 +72,12 @@ def checkpoint(bench: Bench) -> Station:
     """The whole state of network and optimizer to the temporary folder, down to the disk; each counts as one."""
     from hemafast.engine.checkpoint import save_last
 
-    made = _made(bench)
-    steps = _steps(bench, made, iter(ready_batches(bench)[:1]))
+    learner, _ = _built(bench)
+    steps = _steps(bench, learner, iter(ready_batches(bench)[:1]))
     next(steps)  # the optimizer has no state before its first update
     with tempfile.TemporaryDirectory() as folder:
         while True:
-            state = {"model": made.model.state_dict(), "optimizer": made.optimizer.state_dict()}
+            state = {"model": learner.model.state_dict(), "optimizer": learner.optimizer.state_dict()}
             save_last(Path(folder, "last_model.ckpt"), state)
             yield Done(1)
 
@@ -99,7 +85,7 @@ def checkpoint(bench: Bench) -> Station:
 def end_to_end(bench: Bench) -> Station:
     """Our loader and our training step together, as `hemafast train` runs them."""
     loader = bench.loader("packed", bench.batch_size)
-    return _steps(bench, _made(bench), (batch for epoch in count() for batch in loader.epoch(epoch)))
+    return _steps(bench, _built(bench)[0], (batch for epoch in count() for batch in loader.epoch(epoch)))
 
 
 @cache
@@ -108,58 +94,52 @@ def ready_batches(bench: Bench) -> Sequence[Batch]:
     return tuple(islice(bench.loader("packed", bench.batch_size).epoch(0), _BATCHES))
 
 
-def _made(bench: Bench) -> _Trained:
-    from hemafast.engine.depthwise import use_own_gradients
-    from hemafast.engine.optimizer import build_optimizer
-    from hemafast.folding import fold_norms
-    from hemafast.model import build_model
+def _built(bench: Bench) -> tuple[Learner, Machine]:
+    """What training builds from these settings; weights are random, their values change nothing about the time."""
+    from hemafast.engine.build import build_learner
+    from hemafast.prepare.split import TRAIN
 
     machine = bench.machine(tuned=True)
-    model = build_model(bench.model, bench.classes, bench.image_size).to(machine.device)
-    model.freeze(stages=bench.freeze_stages)
-    use_own_gradients(model, machine)
-    if bench.folded and not machine.compiled:
-        fold_norms(model)
-    optimizer = build_optimizer(model, weight_decay=0.01, device=machine.device)
-    return _Trained(model, optimizer, machine, Compiler(enabled=machine.compiled, batch_size=bench.batch_size))
+    learner = build_learner(
+        bench.settings,
+        machine,
+        bench.dataset.counts(TRAIN),
+        batch_size=bench.batch_size,
+        started_from=_NO_WEIGHTS,
+        fuse=bench.fused,
+    )
+    return learner, machine
 
 
-def _train_step(bench: Bench, made: _Trained) -> TrainStep:
-    from hemafast.engine.step import TrainStep
-    from hemafast.objective import CrossEntropy
-
-    return TrainStep(made.model, CrossEntropy(), made.optimizer, made.machine, made.compiler)
-
-
-def _steps(bench: Bench, made: _Trained, batches: Iterator[Batch]) -> Station:
+def _steps(bench: Bench, learner: Learner, batches: Iterator[Batch]) -> Station:
     from hemafast.engine.step import Totals
 
-    step, totals = _train_step(bench, made), Totals(bench.classes, made.machine.device)
+    device = learner.model.scale.device.type
+    step, totals = learner.train_step, Totals(bench.classes, device)
     for number in count():
         asked = time.perf_counter()
         batch = next(batches)
         waited = time.perf_counter() - asked
         step(batch, _RATE, totals, step=number)
-        wait_for(made.machine.device)
+        wait_for(device)
         yield Done(len(batch.labels), waited)
 
 
 def _passes(bench: Bench, *, backward: bool) -> Station:
     """Forward passes, or the backward passes behind them: the time of the one or the other counts."""
     from hemafast.engine.step import loss_forward
-    from hemafast.objective import CrossEntropy
 
-    made = _made(bench)
-    run = made.compiler.compile(loss_forward(made.model, CrossEntropy(), made.machine), "training")
+    learner, machine = _built(bench)
+    run = learner.compiler.compile(loss_forward(learner.model, learner.loss, machine), "training")
     for batch in cycle(ready_batches(bench)):
         wall, cpu = time.perf_counter(), time.process_time()
         loss, logits = run(batch.images, batch.labels)
-        wait_for(made.machine.device)
+        wait_for(machine.device)
         if backward:
             wall, cpu = time.perf_counter(), time.process_time()
             loss.backward()  # type: ignore[no-untyped-call]
-            wait_for(made.machine.device)
+            wait_for(machine.device)
         done = Done(len(batch.labels), seconds=time.perf_counter() - wall, cpu_seconds=time.process_time() - cpu)
         del loss, logits  # and with them the graph, or every station would hold its own while the others run
         yield done
-        made.optimizer.zero_grad(set_to_none=True)
+        learner.optimizer.zero_grad(set_to_none=True)

@@ -1,62 +1,70 @@
-"""What a trained model is for: predict."""
+"""What a trained model is for: predict, export, explain."""
 
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from hemafast import config
-from hemafast.cli.common import Json, Quiet, Verbose, app, console_of, progress, wide_console
+from hemafast.cli.common import Amp, Device, Json, Quiet, Verbose, app, listen, wide_console
+from hemafast.deploy.choices import Format, Layout, Method
 from hemafast.errors import StoppedError
+from hemafast.run_folder import LATEST, find_run
+
+Model = Annotated[str, typer.Argument(metavar="RUN", help="Run folder, latest, or the file of a model.")]
+Images = Annotated[list[str], typer.Argument(metavar="IMAGE...", help="Files, folders, zips, or quoted globs.")]
+UmPerPixel = Annotated[
+    float | None,
+    typer.Option(
+        help="Micrometres per pixel of all images.", show_default="that of the domain a folder or zip is named after"
+    ),
+]
 
 
 @app.command(
     epilog="Examples: `hemafast predict runs/NAME cells/ --output out.csv`, "
-    "`hemafast predict runs/NAME more.zip 'cells/**/*.png' --tta`, `hemafast predict cells/ --runs runs/A runs/B`"
+    "`hemafast predict latest more.zip 'cells/**/*.png' --tta`, `hemafast predict cells/ --runs runs/A runs/B`"
 )
 def predict(
     named: Annotated[
-        list[str], typer.Argument(metavar="RUN PATH...", help="Run folder, then images: files, folders, zips, globs.")
+        list[str],
+        typer.Argument(
+            metavar="RUN PATH...", help="Run folder or latest, then images: files, folders, zips, quoted globs."
+        ),
     ],
     runs: Annotated[
         list[Path] | None,
-        typer.Option(help="Further run folders: probabilities are the mean over all.", metavar="RUN..."),
+        typer.Option(help="Further runs of an ensemble: probabilities are averaged.", metavar="RUN..."),
     ] = None,
     output: Annotated[Path, typer.Option(help="CSV to write.")] = Path("predictions.csv"),
     submission: Annotated[
         bool, typer.Option("--submission", help="Write the challenge's submission instead: Image, Label, LabelID.")
     ] = False,
-    tta: Annotated[bool, typer.Option("--tta", help="Mean over the eight flips and quarter turns.")] = False,
+    tta: Annotated[bool, typer.Option("--tta", help="Average over the eight flips and quarter turns.")] = False,
     abstain: Annotated[
-        bool, typer.Option("--abstain", help="Name no class below the confidence chosen on validation images.")
+        bool, typer.Option("--abstain", help="Name no class below the confidence chosen on the validation set.")
     ] = False,
     abstain_below: Annotated[float | None, typer.Option(help="Name no class below this confidence, as 0.7.")] = None,
-    um_per_pixel: Annotated[
-        float | None,
-        typer.Option(
-            help="Scale of all images.",
-            show_default="that of the domain a folder or zip is named after",
-        ),
-    ] = None,
-    batch_size: Annotated[int, typer.Option(help="Images at once.")] = 64,
-    device: Annotated[config.Device, typer.Option(help="Where models run.")] = "auto",
-    amp: Annotated[config.Amp, typer.Option(help="Autocast precision; auto: fp32 on a CPU.")] = "auto",
+    um_per_pixel: UmPerPixel = None,
+    batch_size: Annotated[int, typer.Option(help="Batch size.")] = 64,
+    device: Device = "auto",
+    amp: Amp = "auto",
     as_json: Json = False,
     verbose: Verbose = False,
     quiet: Quiet = False,
 ) -> None:
-    """Classify images with a run's best model: one row an image, with the probability of each class.
+    """Classify images with a run's best model: one row per image, with the probability of each class.
 
-    An image that cannot be read is a row with its error, and the exit code is 1. Several runs are one ensemble. Images
-    are verified, decoded and cut as for training; probabilities are calibrated if the run was evaluated.
+    An unreadable image is a row with its error, and the exit code is 1. Several runs form an ensemble. Images are
+    verified, decoded and cropped as for training; probabilities are calibrated if the run was evaluated.
     """
+    progress = listen(verbose=verbose, quiet=quiet or as_json)
     from hemafast.deploy.plan import Options
     from hemafast.deploy.predict import predict_to
 
-    console = console_of(verbose=verbose, quiet=quiet or as_json)
     options = Options(
         um_per_pixel=um_per_pixel,
         tta=tta,
@@ -66,9 +74,9 @@ def predict(
         device=device,
         amp=amp,
     )
+    named = [str(find_run(name)) if name == LATEST else name for name in named]
     try:
-        with progress(console, "classifying") as advance:
-            done = predict_to(output, named, runs or (), options, submission=submission, progress=advance)
+        done = predict_to(output, named, runs or (), options, submission=submission, progress=progress)
     except KeyboardInterrupt as error:
         raise StoppedError("Stopped; nothing was written.", "Run the same command again.") from error
     summary = {"output": str(output), **done.summary()}
@@ -78,4 +86,83 @@ def predict(
         for line in (*done.lines(), str(output)):
             wide_console().print(line, highlight=False, markup=False, soft_wrap=True)
     if done.failed:
+        raise typer.Exit(1)
+
+
+@app.command(
+    epilog="Examples: `hemafast export runs/NAME`, `hemafast export latest --format torch-export --layout nchw`"
+)
+def export(
+    run: Model,
+    format: Annotated[
+        Format, typer.Option(help="A graph for ONNX or torch.export, or the weights under timm's names.")
+    ] = "onnx",
+    layout: Annotated[
+        Layout, typer.Option(help="Layout of a graph's images: channels last, as decoders give them, or first.")
+    ] = "nhwc",
+    output: Annotated[Path | None, typer.Option(help="Folder to write into.", show_default="RUN/export")] = None,
+    as_json: Json = False,
+    verbose: Verbose = False,
+    quiet: Quiet = False,
+) -> None:
+    """Write a run's best model for programs without hemafast, with a model card beside it.
+
+    Graphs take uint8 images in batches of any size and normalise them. The export is checked against the model on noise
+    and, if the run's data set is there, on cells. If the two differ, nothing is written.
+    """
+    progress = listen(verbose=verbose, quiet=quiet or as_json)
+    from hemafast.deploy.export import export_run
+    from hemafast.progress import stage
+
+    with stage(progress, "exporting"):
+        exported = export_run(find_run(run), output, format=format, layout=layout)
+    if as_json:
+        typer.echo(json.dumps(exported.to_plain(), indent=2))
+    else:
+        wide_console().print(exported.told(), highlight=False, markup=False, soft_wrap=True)
+
+
+@app.command(
+    epilog="Examples: `hemafast explain runs/NAME cell.jpg`, `hemafast explain latest cells/ --class monocyte`"
+)
+def explain(
+    run: Model,
+    images: Images,
+    output: Annotated[Path | None, typer.Option(help="Folder for the pictures.", show_default="RUN/explain")] = None,
+    label: Annotated[
+        str | None,
+        typer.Option("--class", metavar="NAME", help="Class to explain.", show_default="the predicted one"),
+    ] = None,
+    method: Annotated[Method, typer.Option(help="Method of the heat map.")] = "gradcam",
+    um_per_pixel: UmPerPixel = None,
+    device: Device = "auto",
+    as_json: Json = False,
+    verbose: Verbose = False,
+    quiet: Quiet = False,
+) -> None:
+    """Draw what the network sees of each image, with a heat map of where it finds the class: one PNG per image.
+
+    The heat map is as coarse as the network's last features, mostly one value for 32 by 32 pixels, and is scaled within
+    each image: it shows where, not how much. Exit code 1 if an image cannot be read.
+    """
+    progress = listen(verbose=verbose, quiet=quiet or as_json)
+    from hemafast.deploy.explain import explain as explain_images
+
+    explained = explain_images(
+        find_run(run),
+        images,
+        output,
+        label=label,
+        method=method,
+        um_per_pixel=um_per_pixel,
+        device=device,
+        progress=progress,
+    )
+    if as_json:
+        typer.echo(json.dumps([asdict(image) for image in explained], indent=2, default=str))
+    else:
+        results = wide_console()
+        for image in explained:
+            results.print(image.told(), highlight=False, markup=False, soft_wrap=True)
+    if any(image.error for image in explained):
         raise typer.Exit(1)

@@ -8,18 +8,15 @@ from typing import Annotated
 
 import typer
 
-from hemafast import config
-from hemafast.cli.common import TRAIN_DEFAULTS, ConsoleProgress, Quiet, Verbose, app, console_of, wide_console
-from hemafast.config import PrepareConfig
-
-_SOURCE = PrepareConfig().source
+from hemafast.cli.common import Device, Quiet, Verbose, app, listen, wide_console
+from hemafast.config import PrepareConfig, TrainConfig
 
 
 @app.command(epilog="Examples: `hemafast doctor`, `hemafast doctor --json > doctor.json`")
 def doctor(
-    source: Annotated[Path, typer.Option(help="Folder of the archives and the prepared data set.")] = _SOURCE,
-    output: Annotated[Path, typer.Option(help="Folder for runs.")] = TRAIN_DEFAULTS.output,
-    device: Annotated[config.Device, typer.Option(help="Where models are to run.")] = "auto",
+    source: Annotated[Path, typer.Option(help="Folder of the archives and the prepared data set.")] = PrepareConfig.source,
+    output: Annotated[Path, typer.Option(help="Folder for runs.")] = TrainConfig.output,
+    device: Device = "auto",
     offline: Annotated[bool, typer.Option("--offline", help="Do not ask whether timm's hub answers.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for a bug report on standard output.")] = False,
     verbose: Verbose = False,
@@ -27,14 +24,14 @@ def doctor(
 ) -> None:
     """Check versions, driver, processor, memory, disks, limits and weights; each line has a verdict and a remedy.
 
-    Green is well, yellow works but costs time or may fail later, red does not work. Exit code 1 if anything is red.
-    Takes some ten seconds; writes 32 MiB to each folder to measure its disk, and removes them.
+    Green is fine, yellow works but costs time or may fail later, red does not work (exit code 1). Takes about ten
+    seconds. Writes 32 MiB to each folder to measure its disk, and removes them.
     """
-    from hemafast.cli.tables import doctor_table
     from hemafast.doctor import diagnose, report
     from hemafast.doctor.finding import Verdict, worst
+    from hemafast.cli.tables import doctor_table
 
-    progress = ConsoleProgress(console_of(verbose=verbose, quiet=quiet or as_json))
+    progress = listen(verbose=verbose, quiet=quiet or as_json)
     findings = diagnose(source, output, device, offline=offline, progress=progress)
     if as_json:
         typer.echo(json.dumps(report(findings), indent=2))

@@ -8,57 +8,87 @@ from typing import Annotated
 
 import typer
 
-from hemafast import config
-from hemafast.cli.common import Json, Quiet, Verbose, app, console_of, print_evaluation, wide_console
+from hemafast.cli.common import Device, Json, Quiet, Verbose, app, listen, refuse_missing_data, wide_console
+from hemafast.config import Device as DeviceName
+from hemafast.run_folder import find_run, read_config
+
+Run = Annotated[str, typer.Argument(metavar="RUN", help="Run folder, or latest.")]
 
 
-@app.command(epilog="Example: `hemafast evaluate runs/NAME`")
+@app.command(epilog="Examples: `hemafast evaluate runs/NAME`, `hemafast evaluate latest --data Other/prepared`")
 def evaluate(
-    run: Annotated[Path, typer.Argument(help="Run folder.")],
+    run: Run,
     data: Annotated[
         Path | None, typer.Option(help="Prepared data set to score on.", show_default="the run's own")
     ] = None,
-    device: Annotated[config.Device, typer.Option(help="Where the model runs.")] = "auto",
+    device: Device = "auto",
     as_json: Json = False,
     verbose: Verbose = False,
     quiet: Quiet = False,
 ) -> None:
     """Score a run's best model on the validation images, by domain and pooled.
 
-    Half of the images calibrate: temperature and thresholds are fitted on them, kept with the model, and reported on
-    the others. Writes metrics.json, predictions.csv, confusion_matrix.png and report.html into the run folder.
+    Half of the images calibrate: temperature and thresholds are fitted on them and reported on the other half. Writes
+    metrics.json, predictions.csv, confusion_matrix.png, calibration.json and report.html into the run folder. Scores on
+    other data go into a folder of their own below it.
     """
-    console_of(verbose=verbose, quiet=quiet or as_json)
-    print_evaluation(run, data, device, as_json=as_json)
+    folder = find_run(run)
+    read_config(folder)
+    if data is not None:
+        refuse_missing_data(data)
+    listen(verbose=verbose, quiet=quiet or as_json)
+    print_evaluation(folder, data, device, as_json=as_json)
+
+
+def print_evaluation(folder: Path, data: Path | None, device: DeviceName, *, as_json: bool) -> None:
+    """Evaluate a run, write its report, and print what both say."""
+    from hemafast.cli.tables import score_table, training_lines
+    from hemafast.evaluate.evaluate import evaluate_run, scores_folder
+    from hemafast.report.page import write_report
+
+    metrics = evaluate_run(folder, data=data, device=device)
+    scores = scores_folder(folder, metrics)
+    report = write_report(scores)
+    if as_json:
+        typer.echo(json.dumps({"run": str(folder), "scores": str(scores), "report": str(report), **metrics}, indent=2))
+        return
+    results = wide_console()
+    results.print(score_table(metrics))
+    for line in training_lines(metrics):
+        results.print(line, highlight=False)
+    where = "run folder" if scores == folder else "scores    "
+    results.print(f"{where}  {scores}\nreport      {report}", highlight=False, markup=False, soft_wrap=True)
 
 
 @app.command(
-    epilog="Examples: `hemafast report runs/NAME`, `hemafast report runs/A runs/B --output runs/compared.html`, "
+    epilog="Examples: `hemafast report latest`, `hemafast report runs/A runs/B --output runs/compared.html`, "
     "`hemafast report runs/NAME --explain`"
 )
 def report(
-    runs: Annotated[list[Path], typer.Argument(help="Run folders; several are shown side by side.")],
+    runs: Annotated[list[str], typer.Argument(metavar="RUN...", help="Run folders, or latest; several are compared.")],
     output: Annotated[
         Path | None, typer.Option(help="Page to write; needed for several runs.", show_default="report.html in the run")
     ] = None,
     thumbnails: Annotated[int, typer.Option(min=0, max=5000, help="Most cells to show as pictures.")] = 600,
     explain: Annotated[
-        bool, typer.Option("--explain", help="Show where the surest mistakes were read from, by Grad-CAM.")
+        bool, typer.Option("--explain", help="Show by Grad-CAM what the most confident mistakes were based on.")
     ] = False,
     as_json: Json = False,
     verbose: Verbose = False,
     quiet: Quiet = False,
 ) -> None:
-    """Write one page about runs that were evaluated: scores, confusion, mistakes, calibration, curves, settings.
+    """Write one page about evaluated runs: scores, confusion, mistakes, calibration, curves, settings.
 
-    It needs no other file and no network. Several runs are compared on the same images, with paired intervals.
+    The page needs no other file and no network. Several runs are compared on the same images, with paired intervals.
     """
+    folders = [find_run(run) for run in runs]
+    progress = listen(verbose=verbose, quiet=quiet or as_json)
+    from hemafast.progress import stage
     from hemafast.report.page import write_report
 
-    console = console_of(verbose=verbose, quiet=quiet or as_json)
-    with console.status("writing the page"):
-        page = write_report(runs, output, thumbnails=thumbnails, explain=explain)
+    with stage(progress, "writing the page"):
+        page = write_report(folders, output, thumbnails=thumbnails, explain=explain)
     if as_json:
         typer.echo(json.dumps({"report": str(page), "bytes": page.stat().st_size}))
     else:
-        wide_console().print(str(page), highlight=False, soft_wrap=True)
+        wide_console().print(str(page), highlight=False, markup=False, soft_wrap=True)

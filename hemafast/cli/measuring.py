@@ -8,24 +8,21 @@ from typing import Annotated
 
 import typer
 
-from hemafast import config
-from hemafast.cli.common import TRAIN_DEFAULTS, Data, Quiet, Verbose, app, console_of, progress, wide_console
+from hemafast.cli.common import ConfigFile, Quiet, Verbose, app, listen, refuse_missing_data, wide_console
+from hemafast.cli.options import Asked, configured
+from hemafast.config import TrainConfig
+
+_MEASURED = ("preset", "data", "model", "image_size", "batch_size", "policy", "threads", "device", "amp", "compile")
+_DEFAULTS = {"preset": "b0", "model": "efficientnet_b0", "policy": "basic", "batch_size": "32; 8 if --quick"}
 
 
 @app.command(epilog="Example: `hemafast bench --json bench.json --plot bench.png`")
+@configured(
+    TrainConfig, fields=TrainConfig.__dataclass_fields__.keys() - {"output"}, common=_MEASURED, defaults=_DEFAULTS
+)
 def bench(
-    data: Data = TRAIN_DEFAULTS.data,
-    model: Annotated[str, typer.Option(help="Any timm image model.")] = "efficientnet_b0",
-    image_size: Annotated[int, typer.Option(min=32, help="Side in pixels of what the network sees.")] = 224,
-    batch_size: Annotated[
-        int | None, typer.Option(min=2, help="Images a training step.", show_default="32; 8 if --quick")
-    ] = None,
-    threads: Annotated[
-        int | None, typer.Option(min=1, help="Threads of the loaders.", show_default="the cores, at most 8")
-    ] = None,
-    device: Annotated[config.Device, typer.Option(help="Where the model runs.")] = "auto",
-    amp: Annotated[config.Amp, typer.Option(help="Autocast precision.")] = "auto",
-    compile: Annotated[config.Compile, typer.Option(help="torch.compile.")] = "auto",
+    asked: Asked,
+    config_file: ConfigFile = None,
     rounds: Annotated[
         int | None, typer.Option(help="Measurements of each station, at least 3.", show_default="5; 3 if --quick")
     ] = None,
@@ -38,60 +35,57 @@ def bench(
     quick: Annotated[
         bool, typer.Option("--quick", help="Short measurements, without a plain script: a minute on two cores.")
     ] = False,
-    compare: Annotated[Path | None, typer.Option(help="Say what changed since this file of --json.")] = None,
+    compare: Annotated[Path | None, typer.Option(help="Compare with this file of --json.")] = None,
     result: Annotated[
-        Path | None, typer.Option("--result", help="Measure nothing: show, draw or compare this file of --json.")
+        Path | None, typer.Option("--result", help="Measure nothing: show, plot or compare this file of --json.")
     ] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write everything measured to this file.")] = None,
-    plot: Annotated[Path | None, typer.Option(help="Draw the roofline to this PNG.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Plot the roofline to this PNG.")] = None,
     verbose: Verbose = False,
     quiet: Quiet = False,
 ) -> None:
-    """Measure every station of training, alone and together, and say what it is bound by and what to try next.
+    """Measure every station of training, alone and together. Say what limits it and what to try next.
 
     From storage to checkpoint, beside the ceilings of this machine and a plain PyTorch script. Stations take turns,
-    round after round, so that a machine that slows down slows all of them. About six minutes on two cores.
+    round after round, so that a machine that slows down slows all of them. Takes about six minutes on two cores.
     """
-    from hemafast.bench.compare import compare as compare_results
+    progress = listen(verbose=verbose, quiet=quiet)
     from hemafast.bench.result import read_result
-    from hemafast.bench.run import run_bench
-    from hemafast.bench.settings import QUICK, THOROUGH, Bench
-    from hemafast.cli.tables import bench_table, change_table, headroom_table
-    from hemafast.files import write_whole
 
-    console = console_of(verbose=verbose, quiet=quiet)
     before = read_result(compare) if compare else None
-    if result is not None:
-        found = read_result(result)
-    else:
+    found = read_result(result) if result else None
+    if found is None:
+        from hemafast.bench.settings import QUICK, THOROUGH, Bench, bench_settings
+
         usual = QUICK if quick else THOROUGH
-        chosen = Bench(
-            data=data,
-            model=model,
-            image_size=image_size,
-            batch_size=batch_size or usual.batch_size,
-            threads=threads,
-            device=device,
-            amp=amp,
-            compile=compile,
+        if config_file is None and "preset" not in asked:
+            asked.setdefault("batch_size", usual.batch_size)
+        settings = bench_settings(asked.pop("preset", None), config_file, **asked)
+        refuse_missing_data(settings.data)
+        from hemafast.bench.run import run_bench
+
+        found = run_bench(
+            Bench(settings),
+            rounds=usual.rounds if rounds is None else rounds,
+            seconds=seconds or usual.seconds,
+            peers=usual.peers if peers is None else peers,
+            progress=progress,
         )
-        with progress(console, "measuring", "rounds") as told:
-            found = run_bench(
-                chosen,
-                rounds=usual.rounds if rounds is None else rounds,
-                seconds=seconds or usual.seconds,
-                peers=usual.peers if peers is None else peers,
-                on_round=lambda name, done, total: told(done, total),
-            )
     if json_file is not None:
+        from hemafast.files import write_text
+
         json_file.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(json_file, lambda part: part.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8"))
+        write_text(json_file, json.dumps(found, indent=2) + "\n")
+    from hemafast.bench.compare import compare as compare_results
+    from hemafast.cli.tables import bench_table, change_table, headroom_table
+
     results = wide_console()
     results.print(bench_table(found))
     results.print(headroom_table(found))
     results.print(found["bound_by"], highlight=False)
     if plot is not None:
         from hemafast.bench.plots import roofline_figure
+        from hemafast.files import write_whole
         from hemafast.pictures import save
 
         plot.parent.mkdir(parents=True, exist_ok=True)

@@ -14,6 +14,7 @@ from rich.text import Text
 from hemafast.doctor.finding import Finding, Verdict
 from hemafast.metrics import with_pooled
 from hemafast.prepare.schema import QUARANTINE, DatasetInfo, Refused
+from hemafast.run_folder import RunSummary
 
 if TYPE_CHECKING:
     from hemafast.experiments.plan import Sweep
@@ -311,3 +312,27 @@ def estimate(score: Mapping[str, Any]) -> str:
 def number(value: float | None) -> str:
     """A score; empty if there is none."""
     return "" if value is None else f"{value:.3f}"
+
+
+def run_table(runs: Sequence[RunSummary]) -> Table:
+    """Runs with their data, progress and score."""
+    table = Table()
+    for column in ("run", "data", "model", "preset", "state"):
+        table.add_column(column, overflow="fold")
+    for column in ("epochs", "macro-F1", "95 % interval"):
+        table.add_column(column, justify="right")
+    table.add_column("began")
+    for run in runs:
+        low, high = run.ci95 or (None, None)
+        table.add_row(
+            Text(run.name),
+            Text(run.data),
+            Text(run.model),
+            Text(run.preset),
+            run.state,
+            str(run.epochs_done) if run.epochs is None else f"{run.epochs_done} of {run.epochs}",
+            number(run.macro_f1),
+            "" if low is None else f"{low:.3f} to {high:.3f}",
+            run.began.replace("T", " "),
+        )
+    return table

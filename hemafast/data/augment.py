@@ -75,7 +75,7 @@ POLICIES = {
     "lineage": Policy(shift=True, zoom=0.1, symmetry="eight", stain=0.05),
     "none": Policy(),
 }
-"""The policies by name; hemafast/data/README.md says what each is for, and shows it."""
+"""The policies by name. docs/data.md says what each is for, and shows it."""
 
 
 def named_policy(name: str, **changes: Any) -> Policy:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +18,12 @@ from hemafast.prepare.pixels import Windows, centre_windows
 from hemafast.prepare.reader import PackedPixels, PreparedFiles, read_prepared
 from hemafast.prepare.split import SPLITS
 from hemafast.prepare.webdataset import Members, read_members
+
+if TYPE_CHECKING:
+    from hemafast.data.augment import Policy
+    from hemafast.data.graph import Source
+    from hemafast.data.loader import Loader
+    from hemafast.data.stream import Process
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,14 +73,19 @@ class Samples:
 
 @dataclass(frozen=True, slots=True)
 class Dataset:
-    """A prepared data set on disk."""
+    """A prepared data set on disk.
+
+    Attributes:
+        folder: where it lies.
+        fold: which fold validates; None for the split that it was prepared with.
+    """
 
     folder: Path
     files: PreparedFiles
     fold: int | None = None
     """Which fold validates; None for the split that the data set was prepared with."""
-    domains: tuple[str, ...] | None = None
-    """The domains that splits are cut down to; None for all."""
+    chosen: tuple[str, ...] | None = None
+    """The domains that splits are restricted to; None for all."""
 
     @property
     def info(self) -> schema.DatasetInfo:
@@ -81,18 +93,37 @@ class Dataset:
         return self.files.info
 
     @property
-    def manifest(self) -> pd.DataFrame:
-        """One row an image."""
+    def table(self) -> pd.DataFrame:
+        """The manifest: one row per image, quarantined ones included, with path, label, domain, split and verdict."""
         return self.files.manifest
 
-    def images(self, split: str) -> pd.DataFrame:
-        """The rows of the manifest that are in `split`, in its order."""
-        images = schema.in_split(self.manifest, split, self.fold)
-        return images if self.domains is None else images[images["domain"].isin(self.domains)]
+    manifest = table  # TEMP
+
+    def images(self, split):
+        return self.split(split)  # TEMP
+
+    @property
+    def classes(self) -> list[str]:
+        """Names of the classes, in label order."""
+        return list(self.info.classes)
+
+    @property
+    def domains(self) -> list[str]:
+        """Names of the domains that splits contain."""
+        return list(self.chosen or self.info.domains)
+
+    def split(self, name: str) -> pd.DataFrame:
+        """The rows of `table` that are in a split, in its order.
+
+        Args:
+            name: "train" or "val".
+        """
+        images = schema.in_split(self.table, name, self.fold)
+        return images if self.chosen is None else images[images["domain"].isin(self.chosen)]
 
     def samples(self, split: str, image_size: int = 0) -> Samples:
         """The images of `split` ("train" or "val"), packed at a size that suits views of `image_size` pixels."""
-        images = self.images(split)
+        images = self.split(split)
         packed = self.files.packed[choose_pack_size(self.info.pack_sizes, image_size)]
         index = {label: position for position, label in enumerate(self.info.classes)}
         name = split if self.fold is None else f"fold{self.fold}-{split}"
@@ -110,12 +141,62 @@ class Dataset:
 
     def _members(self, split: str, name: str, rows: pd.Index[int]) -> Members:
         """Where the encoded bytes of some rows of the manifest lie in the tars of a split."""
-        whole = schema.in_split(self.manifest, split, self.fold)
+        whole = schema.in_split(self.table, split, self.fold)
         return read_members(self.folder, whole, name, self.info).select(whole.index.get_indexer(rows))
+
+    def loader(
+        self,
+        split: str = "train",
+        *,
+        policy: str | Policy | None = None,
+        batch_size: int = 64,
+        size: int = 224,
+        device: str = "cpu",
+        sampler: str = "natural",
+        seed: int = 0,
+        source: Source = "packed",
+        threads: int | None = None,
+        process: Process | None = None,
+    ) -> Loader:
+        """Batches for any PyTorch loop, as fast as `hemafast train` has them.
+
+        Args:
+            split: "train" (shuffled and augmented) or "val" (in order, without any randomness).
+            policy: augmentation: "basic" (by default), "seed", "strong", "lineage" or "none".
+            batch_size: images per batch and process.
+            size: side of the images in pixels.
+            device: "cpu", "cuda", or "auto" for a GPU if there is one.
+            sampler: class frequencies: "natural", "balanced", or "mixed:SHARE".
+            seed: seed of order and augmentation.
+            source: "packed" (memory-mapped squares), "resident" (squares in device memory), "files" or "webdataset".
+            threads: threads of the pipeline; None for this process's share of the cores, at most 8.
+            process: which part of each batch is this process's; None asks torch.distributed.
+
+        Returns:
+            The loader. It yields (images, labels): uint8 (n, 3, size, size) in channels_last, and int64 (n,).
+
+        Raises:
+            HemafastError: an argument makes no sense, or the data set lacks what `source` needs.
+        """
+        from hemafast.data.loader import open_loader
+
+        return open_loader(
+            self,
+            split,
+            policy=policy,
+            batch_size=batch_size,
+            size=size,
+            device=device,
+            sampler=sampler,
+            seed=seed,
+            source=source,
+            threads=threads,
+            process=process,
+        )
 
     def counts(self, split: str) -> npt.NDArray[np.int64]:
         """(classes,): images of each class in `split`."""
-        labels = self.images(split)["label"].value_counts()
+        labels = self.split(split)["label"].value_counts()
         return np.array([labels.get(name, 0) for name in self.info.classes], dtype=np.int64)
 
 
@@ -135,12 +216,12 @@ def open_dataset(folder: Path, fold: int | None = None, domains: Sequence[str] |
 
 
 def _refuse_missing_domains(dataset: Dataset) -> None:
-    for name in dataset.domains or ():
+    for name in dataset.chosen or ():
         if name not in dataset.info.domains:
             there = ", ".join(dataset.info.domains)
             raise HemafastError(f"{dataset.folder} has no domain {name}.", f"Choose from: {there}.")
         for split in SPLITS:
-            if not (dataset.images(split)["domain"] == name).any():
+            if not (dataset.split(split)["domain"] == name).any():
                 raise HemafastError(f"No image of {name} is in {split}.", "Prepare the data with another split.")
 
 

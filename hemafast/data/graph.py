@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -51,6 +52,11 @@ class GraphShape:
             "erase": policy.erase > 0,
         }
         return tuple(name for name, does in needed.items() if does)
+
+
+def default_threads(processes: int = 1) -> int:
+    """Threads of the pipeline of one of several processes: its share of the cores, at most 8."""
+    return min(max(len(os.sched_getaffinity(0)) // processes, 1), 8)
 
 
 def define_graph(images: Node, views: dict[str, Node], shape: GraphShape, policy: Policy) -> Node:

@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from hemafast.config import balanced_share
-from hemafast.data.augment import POLICIES, Policy, Views
-from hemafast.data.dataset import Samples
-from hemafast.data.graph import GraphShape, build_graph
+from hemafast.data.augment import POLICIES, Policy, Views, named_policy
+from hemafast.data.dataset import Dataset, Samples
+from hemafast.data.graph import GraphShape, Source, build_graph, default_threads
 from hemafast.data.source import open_source
 from hemafast.data.stream import ALONE, BatchStream, Draw, Process
 from hemafast.errors import HemafastError
+from hemafast.prepare.split import VAL
 
 if TYPE_CHECKING:
     import torch
@@ -43,7 +44,11 @@ class Position(NamedTuple):
 
 
 class Loader:
-    """Batches of one split. An epoch can be asked for by its number, and gone on with from any of its batches.
+    """Batches of one split, for any PyTorch loop: `for images, labels in loader`.
+
+    An iteration is one epoch. `images` are uint8 (n, 3, size, size) in channels_last and `labels` int64 (n,), both on
+    the loader's device. Every image comes once per epoch and process group, the shorter last batch included. `len` is
+    the number of batches. `state_dict` and `load_state_dict` save and restore the position, also within an epoch.
 
     Raises HemafastError if the data set does not hold its images in the form that `shape` names.
     """
@@ -63,6 +68,19 @@ class Loader:
 
     def __len__(self) -> int:
         return len(self._stream)
+
+    def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """The batches of the next epoch, or the rest of a restored one, as (images, labels)."""
+        for batch in self.epoch():
+            yield batch.images, batch.labels
+
+    def set_epoch(self, epoch: int) -> None:
+        """Let the next iteration be epoch `epoch`, counted from 0; within a restored epoch, its rest.
+
+        Epochs follow by themselves: call this only to jump, or where a framework does.
+        """
+        if epoch != self._next.epoch:
+            self._next = Position(epoch, 0)
 
     @property
     def images(self) -> int:
@@ -122,7 +140,7 @@ class Loader:
         return self._stream.image_size
 
     def state_dict(self) -> dict[str, Any]:
-        """Which batches have been delivered, and of what; plain numbers and strings."""
+        """The position behind the last batch, and what identifies the batches: plain numbers, strings and lists."""
         return {**self.position._asdict(), **self._identity()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -227,6 +245,58 @@ def train_loader(
 def eval_loader(samples: Samples, *, shape: GraphShape, process: Process = ALONE) -> Loader:
     """Batches in shard order without any randomness; there is no way to ask for augmentation here."""
     return _loader(samples, shape, process, policy=POLICIES["none"], shuffle=False)
+
+
+def open_loader(
+    dataset: Dataset,
+    split: str,
+    *,
+    policy: str | Policy | None,
+    batch_size: int,
+    size: int,
+    device: str,
+    sampler: str,
+    seed: int,
+    source: Source,
+    threads: int | None,
+    process: Process | None,
+) -> Loader:
+    """A loader over a split; the arguments are those of `Dataset.loader`."""
+    on_gpu = _on_gpu(device)
+    process = process or _process_here()
+    samples = dataset.samples(split, size)
+    shape = GraphShape(
+        device="gpu" if on_gpu else "cpu",
+        source=source,
+        packed_size=samples.packed_size,
+        image_size=size,
+        batch_size=batch_size,
+        threads=threads or default_threads(process.world_size),
+    )
+    if split == VAL:
+        if policy not in (None, "none"):
+            raise HemafastError(f"Validation has no augmentation, and policy = {policy!r}.", "Leave out the policy.")
+        return eval_loader(samples, shape=shape, process=process)
+    chosen = policy if isinstance(policy, Policy) else named_policy(policy or "basic")
+    return train_loader(samples, policy=chosen, seed=seed, shape=shape, sampler=sampler, process=process)
+
+
+def _on_gpu(device: str) -> bool:
+    import torch
+
+    present = torch.cuda.is_available()
+    if device not in ("auto", "cpu", "cuda") or (device == "cuda" and not present):
+        raise HemafastError(f"device = {device!r} cannot be used here.", "Choose cpu or auto.")
+    return present and device != "cpu"
+
+
+def _process_here() -> Process:
+    """The part of this process, if torch.distributed is initialised."""
+    from torch import distributed
+
+    if distributed.is_available() and distributed.is_initialized():
+        return Process(distributed.get_rank(), distributed.get_world_size())
+    return ALONE
 
 
 def _loader(samples: Samples, shape: GraphShape, process: Process, **draws: Any) -> Loader:

@@ -19,10 +19,10 @@ from hemafast.deploy.choices import Format, Layout
 from hemafast.deploy.formats import KINDS, Answer, Deployed
 from hemafast.deploy.model_card import model_card
 from hemafast.engine.checkpoint import ModelCard, load_best, model_file
-from hemafast.engine.run import read_config
 from hemafast.errors import HemafastError
 from hemafast.files import write_whole
 from hemafast.prepare.split import VAL
+from hemafast.run_folder import read_config
 
 CARD = "MODEL_CARD.md"
 

@@ -13,11 +13,9 @@ from hemafast.config import Amp, Device, TrainConfig
 from hemafast.deploy.images import Image, list_images
 from hemafast.deploy.models import Model, by_view, load_models
 from hemafast.deploy.windows import Windows, choose_windows
-from hemafast.engine.journal import LOG
-from hemafast.engine.machine import Machine
-from hemafast.engine.run import CONFIG, tuned_machine
+from hemafast.engine.machine import Machine, machine_for
 from hemafast.errors import HemafastError
-from hemafast.run_folder import BEST
+from hemafast.run_folder import BEST, CONFIG, LOG
 
 _RANGES = {"um_per_pixel": (0.001, 100), "abstain_below": (0, 1), "batch_size": (1, 4096)}
 _REMEDY = "Choose one yourself with --abstain-below, as 0.7."
@@ -129,7 +127,7 @@ def _choose_machine(options: Options) -> Machine:
     on_gpu = options.device != "cpu" and torch.cuda.is_available()
     # On a CPU the faster of bf16 and fp32 depends on the network, and a trial would take longer than most predictions.
     amp = "off" if options.amp == "auto" and not on_gpu else options.amp
-    return tuned_machine(TrainConfig(amp=amp, compile="off"), options.device)
+    return machine_for(TrainConfig(amp=amp, compile="off"), options.device)
 
 
 def _choose_threshold(models: Sequence[Model], options: Options) -> float | None:

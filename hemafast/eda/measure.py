@@ -30,14 +30,14 @@ class Copies:
 
 def count_classes(dataset: Dataset) -> Table:
     """Accepted images of each class (rows, in label order) in each domain (columns)."""
-    images = schema.accepted(dataset.manifest)
+    images = schema.accepted(dataset.table)
     counts = pd.crosstab(images["label"], images["domain"])
     return counts.reindex(index=list(dataset.info.classes), columns=list(dataset.info.domains), fill_value=0)
 
 
 def count_parts(dataset: Dataset) -> dict[str, Table]:
     """Images of each class and domain, for each side of the split or each fold."""
-    manifest = dataset.manifest
+    manifest = dataset.table
     if dataset.info.folds:
         parts = {f"fold {fold}": schema.in_split(manifest, "val", fold) for fold in range(dataset.info.folds)}
     else:
@@ -51,7 +51,7 @@ def count_parts(dataset: Dataset) -> dict[str, Table]:
 
 def count_files(dataset: Dataset) -> Table:
     """Images by domain, size in pixels, format and layout, with their mean size in bytes and the size that is kept."""
-    images = schema.accepted(dataset.manifest)
+    images = schema.accepted(dataset.table)
     keys = ["domain", "width", "height", "window", "format", "mode"]
     files = images.groupby(keys).agg(images=("path", "size"), bytes=("bytes", "mean")).reset_index()
     scale = files["domain"].map(lambda name: dataset.info.domains[name].um_per_pixel).astype(float)
@@ -60,7 +60,7 @@ def count_files(dataset: Dataset) -> Table:
 
 def mean_colours(dataset: Dataset) -> dict[str, npt.NDArray[np.float64]]:
     """By domain: (images, 3), the mean red, green and blue of each image, 0 to 255."""
-    images = schema.accepted(dataset.manifest)
+    images = schema.accepted(dataset.table)
     columns = ["mean_red", "mean_green", "mean_blue"]
     return {str(name): part[columns].to_numpy() for name, part in images.groupby("domain")}
 
@@ -69,7 +69,7 @@ def sample_pixels(dataset: Dataset) -> dict[str, npt.NDArray[np.uint8]]:
     """By domain: uint8 (n, 3), pixels at random places of random images."""
     generator = np.random.default_rng(_SEED)
     packed = dataset.files.packed[max(dataset.info.pack_sizes)]
-    images = schema.accepted(dataset.manifest)
+    images = schema.accepted(dataset.table)
     found = {}
     for name, part in images.groupby("domain"):
         rows = generator.permutation(part.index.to_numpy())[:_IMAGES_FOR_COLOUR]
@@ -83,7 +83,7 @@ def sample_pixels(dataset: Dataset) -> dict[str, npt.NDArray[np.uint8]]:
 def choose_samples(dataset: Dataset, images_per_class: int) -> dict[str, dict[str, list[int]]]:
     """By class and domain: rows of the manifest, drawn at random."""
     generator = np.random.default_rng(_SEED)
-    images = schema.accepted(dataset.manifest)
+    images = schema.accepted(dataset.table)
     strata = {key: part.index.to_numpy() for key, part in images.groupby(["label", "domain"])}
     return {
         label: {
@@ -97,7 +97,7 @@ def choose_samples(dataset: Dataset, images_per_class: int) -> dict[str, dict[st
 
 def find_copies(dataset: Dataset) -> list[Copies]:
     """Pictures that the archives hold more than once, quarantined ones included."""
-    images = dataset.manifest[dataset.manifest["duplicate_group"] != ""]
+    images = dataset.table[dataset.table["duplicate_group"] != ""]
     groups = images.groupby("duplicate_group")
     return [
         Copies(tuple(sorted(part["path"])), int(part.index[0]))

@@ -96,7 +96,7 @@ def _write_together(folder: Path, files: dict[str, bytes]) -> None:
 
 
 def _headline(dataset: Dataset, copies: int) -> dict[str, int]:
-    manifest = dataset.manifest
+    manifest = dataset.table
     good = schema.accepted(manifest)
     return {
         "images": len(manifest),
@@ -115,7 +115,7 @@ def _rows(counts: Any) -> list[tuple[str, list[int]]]:
 
 def _cells(dataset: Dataset, packed: PackedPixels, chosen: dict[str, list[int]]) -> dict[str, list[tuple[str, str]]]:
     """By domain: picture and file of each cell."""
-    paths = dataset.manifest["path"]
+    paths = dataset.table["path"]
     return {
         domain: [(embedded_pixels(packed[row], _DENSE), str(paths[row])) for row in rows]
         for domain, rows in chosen.items()
@@ -124,9 +124,9 @@ def _cells(dataset: Dataset, packed: PackedPixels, chosen: dict[str, list[int]])
 
 def _refused(dataset: Dataset, packed: PackedPixels) -> list[tuple[str | None, schema.Refused]]:
     """Quarantined images, with a picture if it can be decoded."""
-    rows = {path: row for row, path in enumerate(dataset.manifest["path"])}
-    readable = dataset.manifest["pixels_xxh128"] != ""
+    rows = {path: row for row, path in enumerate(dataset.table["path"])}
+    readable = dataset.table["pixels_xxh128"] != ""
     return [
         (embedded_pixels(packed[rows[image.file]], _CELL) if readable[rows[image.file]] else None, image)
-        for image in schema.refused(dataset.manifest)[:_MOST_REFUSED]
+        for image in schema.refused(dataset.table)[:_MOST_REFUSED]
     ]

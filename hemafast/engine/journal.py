@@ -1,27 +1,25 @@
-"""What a run leaves to read: train.log, training_log.csv, what its trackers show, and a live panel while it runs."""
+"""What a run tells while it trains: train.log, training_log.csv, its trackers, and its progress."""
 
 from __future__ import annotations
 
 import csv
 import io
 import logging
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import TracebackType
 
-from rich.console import Console
-
-from hemafast.engine.panel import Panel
+from hemafast.engine.run import RunState
+from hemafast.engine.step import Totals
 from hemafast.engine.trackers import LR, Tracker
-from hemafast.engine.trackers import TENSORBOARD as TENSORBOARD  # noqa: PLC0414 - a name of the run folder, as below
 from hemafast.errors import HemafastError
 from hemafast.files import write_whole
-from hemafast.metrics import Confusion
+from hemafast.metrics import Confusion, macro_f1
 from hemafast.pictures import confusion_figure
-
-LOG = "train.log"
-CSV = "training_log.csv"
+from hemafast.progress import SILENT, Progress
+from hemafast.run_folder import LOG, LOG_TABLE
 
 Row = dict[str, float | str]
 """Measurements of one phase of an epoch, by name; the names of `_FIRST` come first."""
@@ -33,12 +31,12 @@ logger = logging.getLogger("hemafast")
 
 
 class Journal:
-    """Writes a row for each phase of an epoch to the CSV and the trackers, lines to the log, and shows how it goes."""
+    """Writes a row for each phase of an epoch to the CSV and the trackers, lines to the log, and reports progress."""
 
     def __init__(
         self,
         folder: Path,
-        console: Console,
+        progress: Progress = SILENT,
         *,
         epochs: int | None,
         first_epoch: int,
@@ -47,13 +45,15 @@ class Journal:
     ) -> None:
         """Read what the run has written before its epoch `first_epoch`; later epochs are forgotten.
 
-        The run is one of so many `epochs`, or one that ends in so many `seconds`.
+        The run ends after `epochs`, or in `seconds`.
         Raises HemafastError if training_log.csv is damaged elsewhere than in its last row.
         """
         self._folder, self._first_epoch = folder, first_epoch
-        self._rows, self._torn = _read_before_crash(folder / CSV)
+        self._rows, self._torn = _read_before_crash(folder / LOG_TABLE)
         self._trackers = list(trackers)
-        self._panel = Panel(console, epochs=epochs, seconds=seconds)
+        self._progress, self._epochs = progress, epochs
+        self._ends = None if seconds is None else time.monotonic() + seconds
+        self._epoch = first_epoch
         self._closing = ExitStack()
 
     def __enter__(self) -> Journal:
@@ -63,9 +63,8 @@ class Journal:
                 undo.callback(tracker.close)
             self._forget_later_epochs()
             for epoch, measured in _by_epoch(self._rows).items():
-                self._panel.end_epoch(epoch, measured)
-            undo.callback(self._panel.close)
-            self._panel.open()
+                self._progress.finish(epoch=epoch, rows=measured)
+            undo.callback(self._progress.finish)
             self._closing = undo.pop_all()
         return self
 
@@ -76,29 +75,31 @@ class Journal:
             self._log.handle(logger.makeRecord(logger.name, logging.ERROR, __file__, 0, "stopped: %s", (why,), None))
         self._closing.close()
 
-    @property
-    def shows(self) -> bool:
-        """Whether somebody watches the panel; what `advance` shows need not be computed otherwise."""
-        return self._panel.shows
-
-    def phase(self, text: str) -> None:
-        """Show what is being done now, as "validating"."""
-        self._panel.phase(text)
-
     def begin_epoch(self, epoch: int, images: int, done: int = 0) -> None:
-        """Show the training of an epoch, counted from 1, of which `done` images were trained before a resume."""
-        self._panel.begin_epoch(epoch, images, done)
+        """Report the training of an epoch, counted from 1, of which `done` images were trained before a resume."""
+        self._epoch = epoch
+        self._start("training", images, done)
 
-    def advance(
-        self,
-        images: int,
-        *,
-        loss: float | None = None,
-        f1_macro: float | None = None,
-        data_wait_share: float | None = None,
-    ) -> None:
-        """Show that `images` more are trained; None leaves a measurement as it is shown."""
-        self._panel.advance(images, loss=loss, f1_macro=f1_macro, data_wait_share=data_wait_share)
+    def begin_validation(self, images: int) -> None:
+        """Report that validation begins."""
+        self._start("validating", images)
+
+    def validated(self, images: int) -> None:
+        """Report that so many more images are classified."""
+        self._progress.advance(images)
+
+    def _start(self, what: str, images: int, done: int = 0) -> None:
+        left = None if self._ends is None else self._ends - time.monotonic()
+        self._progress.start(what, images, done=done, epoch=self._epoch, epochs=self._epochs, seconds_left=left)
+
+    def advance(self, images: int, totals: Totals, state: RunState) -> None:
+        """Report that so many more images are trained, with the latest scores if they are known and shown."""
+        latest = totals.glance() if self._progress.shows else None
+        if latest is None:
+            self._progress.advance(images)
+            return
+        waited = {"data_wait_share": state.waited / state.seconds} if state.seconds else {}
+        self._progress.advance(images, loss=latest[0], f1_macro=macro_f1(latest[1]), **waited)
 
     def end_epoch(
         self,
@@ -111,13 +112,12 @@ class Journal:
     ) -> None:
         """Record an epoch: measurements by phase ("train", "val") and name, and the confusion matrix of validation.
 
-        `lrs` are learning rates by optimizer step. A disk that takes no more is a warning: the rows are written after
-        the next epoch.
+        `lrs` are learning rates by optimizer step. If the disk is full, this warns, and the next epoch writes the rows.
         """
         measured = {phase: {name: float(value) for name, value in values.items()} for phase, values in rows.items()}
         self._rows += [{"epoch": epoch, "phase": phase, **values} for phase, values in measured.items()]
         self._write()
-        self._panel.end_epoch(epoch, measured)
+        self._progress.finish(epoch=epoch, rows=measured)
         if self._trackers:
             self._track(epoch, measured, lrs)
         if self._trackers and confusion is not None:
@@ -146,13 +146,13 @@ class Journal:
     def _forget_later_epochs(self) -> None:
         kept = [row for row in self._rows if int(row["epoch"]) < self._first_epoch]
         if self._torn:
-            logger.warning("%s ended in half a row, which is left out", self._folder / CSV)
+            logger.warning("%s ended in half a row, which is left out", self._folder / LOG_TABLE)
         if self._torn or len(kept) < len(self._rows):
             self._rows = kept
             self._write()
 
     def _write(self) -> None:
-        file = self._folder / CSV
+        file = self._folder / LOG_TABLE
         try:
             write_whole(file, lambda part: _write_rows(part, self._rows))
         except OSError as error:
@@ -173,19 +173,17 @@ class SilentJournal(Journal):
     def __exit__(self, *_: object) -> None:
         logger.setLevel(self._level)
 
-    @property
-    def shows(self) -> bool:
-        """Never."""
-        return False
-
-    def phase(self, text: str) -> None:
-        """Show nothing."""
-
     def begin_epoch(self, epoch: int, images: int, done: int = 0) -> None:
-        """Show nothing."""
+        """Report nothing."""
 
-    def advance(self, images: int, **_: float | None) -> None:
-        """Show nothing."""
+    def begin_validation(self, images: int) -> None:
+        """Report nothing."""
+
+    def validated(self, images: int) -> None:
+        """Report nothing."""
+
+    def advance(self, images: int, totals: Totals, state: RunState) -> None:
+        """Report nothing."""
 
     def end_epoch(self, *_: object, **__: object) -> None:
         """Record nothing."""
@@ -207,7 +205,7 @@ def read_rows(folder: Path) -> list[Row]:
 
     `epoch` is an int, `phase` a string, all others are floats. Raises HemafastError if the file is damaged.
     """
-    return _rows_of(_content(folder / CSV), folder / CSV)
+    return _rows_of(_content(folder / LOG_TABLE), folder / LOG_TABLE)
 
 
 def column(rows: Sequence[Row], phase: str, name: str) -> list[float]:

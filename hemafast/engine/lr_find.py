@@ -7,7 +7,7 @@ by a constant factor.
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
@@ -18,10 +18,14 @@ import numpy.typing as npt
 
 from hemafast.config import TrainConfig
 from hemafast.data.loader import Batch
-from hemafast.engine.run import Run, set_up
-from hemafast.engine.step import Totals, seed_batch
+from hemafast.engine.build import build_run
+from hemafast.engine.distributed import World
+from hemafast.engine.plan import settle
+from hemafast.engine.run import Run
+from hemafast.engine.step import seed_batch
 from hemafast.errors import HemafastError
 from hemafast.pictures import DOMAIN_COLOURS, TRAIN_COLOUR, VAL_COLOUR, save, subplots
+from hemafast.progress import SILENT, Progress, stage
 
 _MEMORY = 0.9  # of the moving average over the losses: one batch says little
 _BROKEN = 3.0  # times the lowest loss: from here on it only gets worse
@@ -64,7 +68,7 @@ def find_rate(
     first: float = 1e-6,
     last: float = 1.0,
     steps: int = 100,
-    on_step: Callable[[int, int], None] = lambda done, total: None,
+    progress: Progress = SILENT,
 ) -> RateCurve:
     """Train for `steps` updates at rates from `first` to `last`; ends early once the loss has broken out.
 
@@ -75,18 +79,21 @@ def find_rate(
             f"{steps} steps from {first} to {last} are no range.",
             f"Give rates that rise, and {2 * _EDGE} steps or more.",
         )
-    run = set_up(replace(config, on_nonfinite="skip"))
+    world = World()
+    run = build_run(settle(replace(config, on_nonfinite="skip"), world), world)
     run.model.train()
     rates, losses = np.geomspace(first, last, steps), []
-    for step, batch in zip(range(steps), _endless(run), strict=False):
-        totals = Totals(len(run.classes), run.machine.device)
-        run.train_step(batch, float(rates[step]), totals, step=step)
-        if run.train_step.bad.read()[0]:
-            break
-        losses.append(totals.read()[0])
-        on_step(step + 1, steps)
-        if losses[-1] > _BROKEN * min(losses):
-            break
+    train_step = run.learner.train_step
+    with stage(progress, "raising the learning rate", steps, unit="steps"):
+        for step, batch in zip(range(steps), _endless(run), strict=False):
+            totals = run.new_totals()
+            train_step(batch, float(rates[step]), totals, step=step)
+            if train_step.bad.read()[0]:
+                break
+            losses.append(totals.read()[0])
+            progress.advance()
+            if losses[-1] > _BROKEN * min(losses):
+                break
     if len(losses) < 2 * _EDGE:
         raise HemafastError(f"The loss broke out within {len(losses)} steps.", "Begin with a lower rate.")
     return RateCurve(rates[: len(losses)], np.array(losses))

@@ -10,7 +10,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from hemafast.config import Amp, Compile, Device, Input
+from hemafast.config import Amp, Compile, Device, Input, TrainConfig
+from hemafast.data.graph import default_threads
 from hemafast.errors import HemafastError
 
 Precision = Literal["fp32", "bf16", "fp16"]
@@ -111,6 +112,18 @@ def choose_machine(
     )
 
 
+def machine_for(config: TrainConfig, device: Device, processes: int = 1) -> Machine:
+    """How to run here under `config` but on `device`, with `processes` on this host; tunes this one's allocator."""
+    return choose_machine(
+        device=device,
+        amp=config.amp,
+        compiled=config.compile,
+        threads=config.threads,
+        allocator=tune_allocator(),
+        processes=processes,
+    )
+
+
 def choose_input(asked: Input, machine: Machine, *, packed_bytes: int, file_bytes: int) -> Choice:
     """Decide where pixels come from: squares that take `packed_bytes`, or encoded files that take `file_bytes`."""
     import psutil
@@ -162,7 +175,7 @@ def _choose_loader_threads(asked: int | None, processes: int) -> Choice:
     if asked:
         return Choice(name, str(asked), "as asked for")
     shared = f", shared by {processes} processes" if processes > 1 else ""
-    return Choice(name, str(min(max(cores // processes, 1), 8)), f"{cores} cores may be used here{shared}")
+    return Choice(name, str(default_threads(processes)), f"{cores} cores may be used here{shared}")
 
 
 def _choose_device(asked: Device) -> Choice:

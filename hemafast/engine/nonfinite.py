@@ -11,8 +11,7 @@ from hemafast.data.dataset import Dataset
 from hemafast.data.loader import Batch
 from hemafast.files import write_whole
 from hemafast.prepare.split import TRAIN
-
-FOLDER = "nonfinite"
+from hemafast.run_folder import NONFINITE
 
 
 def save_bad_batch(folder: Path, batch: Batch, dataset: Dataset, *, epoch: int, number: int, rank: int = 0) -> Path:
@@ -21,12 +20,12 @@ def save_bad_batch(folder: Path, batch: Batch, dataset: Dataset, *, epoch: int, 
     `images` is uint8 (n, 3, height, width) as the network saw it before mixing. `epoch` counts from 1, `number` within
     it from 0, as in the settings of the loader. Returns the file of tensors.
     """
-    folder = folder / FOLDER
+    folder = folder / NONFINITE
     folder.mkdir(exist_ok=True)
     file = folder / f"epoch{epoch:03d}-batch{number:05d}-rank{rank}.safetensors"
     tensors = {"images": batch.images.contiguous(), "labels": batch.labels, "rows": batch.rows}
     where = {"epoch": str(epoch), "batch": str(number), "classes": json.dumps(dataset.info.classes)}
     write_whole(file, lambda part: save_file(tensors, part, where))
-    rows = dataset.images(TRAIN).iloc[batch.rows.numpy()]
+    rows = dataset.split(TRAIN).iloc[batch.rows.numpy()]
     write_whole(file.with_suffix(".csv"), lambda part: rows.to_csv(part, index=False))
     return file

@@ -1,18 +1,15 @@
-"""Stop anywhere: a signal sets a flag, the loop saves at its next step; a second one ends the process at once."""
+"""Stop anywhere: a signal sets a flag, and the loop saves at its next step. A second signal interrupts at once."""
 
 from __future__ import annotations
 
-import os
 import signal
 import threading
 import time
-from collections.abc import Callable
 from types import FrameType, TracebackType
 from typing import Any
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 """Ctrl-C, what schedulers and containers send, and what Slurm can be told to send before its time is up."""
-
 
 _ONE_PRESS = 1.0  # seconds in which signals count as one: torchrun passes on what the terminal has sent already
 
@@ -22,13 +19,20 @@ def exit_code(number: int) -> int:
     return 128 + number
 
 
-class StopFlag:
-    """Handlers for SIGNALS while it is entered; `number` is the signal that came, or 0."""
+class SecondSignal(KeyboardInterrupt):  # noqa: N818 - as KeyboardInterrupt
+    """The user does not want to wait for the next step. The last checkpoint stays valid."""
 
-    def __init__(self, on_second: Callable[[], object] = lambda: None) -> None:
+    def __init__(self, number: int) -> None:
+        super().__init__(signal.Signals(number).name)
+        self.exit_code = exit_code(number)
+
+
+class StopFlag:
+    """Handlers for SIGNALS while it is entered; `number` is the first signal that came, or 0."""
+
+    def __init__(self) -> None:
         self.number = 0
         self._since = 0.0
-        self._on_second = on_second
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> StopFlag:
@@ -51,6 +55,5 @@ class StopFlag:
             self.number, self._since = number, now
         if now - self._since < _ONE_PRESS:
             return
-        # Whatever is being written replaces the file before it only once it is whole, so nothing is lost.
-        self._on_second()
-        os._exit(exit_code(number))
+        # A file that is being written replaces the one before it only when it is whole, so nothing is lost.
+        raise SecondSignal(number)

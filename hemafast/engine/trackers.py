@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 from hemafast.config import TrackerName
 from hemafast.errors import HemafastError
 from hemafast.pictures import pixels_of
+from hemafast.run_folder import TENSORBOARD
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-TENSORBOARD = "tb"
 LR = "lr"
 """The one curve that counts optimizer steps; all others count epochs."""
 

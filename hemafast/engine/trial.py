@@ -14,23 +14,19 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from hemafast.config import Amp, TrainConfig
-from hemafast.data.dataset import open_dataset
+from hemafast.data.dataset import Dataset
 from hemafast.data.loader import Batch
-from hemafast.engine.compiling import Compiler
-from hemafast.engine.depthwise import use_own_gradients
+from hemafast.engine.build import build_learner
 from hemafast.engine.distributed import World
-from hemafast.engine.machine import Choice, Machine
-from hemafast.engine.optimizer import build_optimizer
-from hemafast.engine.run import batch_size_of, tuned_machine
-from hemafast.engine.step import Totals, TrainStep
+from hemafast.engine.machine import Choice, Machine, machine_for
+from hemafast.engine.step import Totals
 from hemafast.errors import HemafastError
 from hemafast.files import write_whole
-from hemafast.folding import fold_norms
-from hemafast.model import build_model
-from hemafast.objective import CrossEntropy
 from hemafast.prepare.split import TRAIN
 
 logger = logging.getLogger("hemafast")
@@ -47,50 +43,50 @@ _SMALL_BATCH = 16  # enough to tell precisions apart
 _GLANCE = 4  # images of the step that tells how long a run will take: every run on a CPU waits for it
 _WORTH_SECONDS = 3600.0  # compiling for a trial takes minutes; a run must be long enough to win them back
 
+Counts = npt.NDArray[np.int64]
+"""Training images per class."""
 Seconds = Callable[[int, bool], float]
 """How long a step over so many images takes, compiled or not."""
 
 
-def decide(config: TrainConfig, world: World) -> tuple[TrainConfig, tuple[Choice, ...]]:
-    """Put an answer in the place of what is `auto` and wants a trial: batch size, and on a CPU precision and compiling.
+def decide(config: TrainConfig, dataset: Dataset, world: World) -> tuple[TrainConfig, tuple[Choice, ...]]:
+    """Replace each `auto` that a short trial answers: batch size, and on a CPU precision and compiling.
 
     The first process tries, all take its answer. Raises HemafastError if not even the smallest batch fits.
     """
-    answer = world.broadcast(_decide(config, world) if world.first else None)
+    answer = world.broadcast(_decide(config, dataset.counts(TRAIN), world) if world.first else None)
     assert answer is not None
     return answer
 
 
-def _decide(config: TrainConfig, world: World) -> tuple[TrainConfig, tuple[Choice, ...]]:
-    dataset = open_dataset(config.data, config.fold, config.domains)
-    classes = len(dataset.info.classes)
-    config, choices = decide_precision(config, classes, processes=world.local_size)
-    machine = tuned_machine(config, config.device, world.local_size)
-    seconds = _seconds_of(config, machine, classes)
+def _decide(config: TrainConfig, counts: Counts, world: World) -> tuple[TrainConfig, tuple[Choice, ...]]:
+    config, choices = decide_precision(config, counts, processes=world.local_size)
+    machine = machine_for(config, config.device, world.local_size)
+    seconds = _seconds_of(config, machine, counts)
     answers = Answers(machine, config)
     if config.batch_size == "auto":
         choices.append(answers.get("batch size", lambda: choose_batch_size(machine.device, seconds)))
         config = replace(config, batch_size=int(choices[-1].value))
     if config.compile == "auto" and machine.device == "cpu":
-        size = batch_size_of(config)
-        steps = int(dataset.counts(TRAIN).sum()) * config.epochs // (world.process.world_size * size)
+        size = int(config.batch_size)
+        steps = int(counts.sum()) * config.epochs // (world.process.world_size * size)
         choices.append(_choose_compiling(answers, size, steps, seconds, budget=config.time_budget))
         config = replace(config, compile="on" if choices[-1].value == "on" else "off")
     return config, tuple(choices)
 
 
-def decide_precision(config: TrainConfig, classes: int, *, processes: int = 1) -> tuple[TrainConfig, list[Choice]]:
+def decide_precision(config: TrainConfig, counts: Counts, *, processes: int = 1) -> tuple[TrainConfig, list[Choice]]:
     """Try bf16 beside fp32 where `amp` is `auto` and the CPU has instructions for bf16.
 
     Which is faster depends on the network: dense convolutions and matrix products gain, depthwise convolutions lose.
     """
-    machine = tuned_machine(config, config.device, processes)
+    machine = machine_for(config, config.device, processes)
     if config.amp != "auto" or (machine.device, machine.precision) != ("cpu", "bf16"):
         return config, []
 
     def seconds(amp: Amp) -> float:
         asked = replace(config, amp=amp, compile="off")
-        return _seconds_of(asked, tuned_machine(asked, asked.device, processes), classes)(_SMALL_BATCH, False)
+        return _seconds_of(asked, machine_for(asked, asked.device, processes), counts)(_SMALL_BATCH, False)
 
     choice = Answers(machine, config).get("precision", lambda: choose_precision(seconds))
     return replace(config, amp="bf16" if choice.value == "bf16" else "off"), [choice]
@@ -161,41 +157,28 @@ def _fits(size: int, seconds: Seconds) -> bool:
     return torch.cuda.max_memory_reserved() <= _FULL * all_memory
 
 
-def _seconds_of(config: TrainConfig, machine: Machine, classes: int) -> Seconds:
-    """A function that times the training step of `config` on made-up pixels: the median after a first step."""
+def _seconds_of(config: TrainConfig, machine: Machine, counts: Counts) -> Seconds:
+    """A function that times the training step of `config` on random pixels: the median after a first step."""
 
     def seconds(size: int, compiled: bool) -> float:
-        train_step, totals = (
-            _trial_step(config, machine, classes, size, compiled=compiled),
-            Totals(classes, machine.device),
-        )
-        side = config.image_size
-        images = torch.randint(0, 256, (size, side, side, 3), dtype=torch.uint8, device=machine.device)
-        batch = Batch(
-            images.permute(0, 3, 1, 2), torch.arange(size, device=machine.device) % classes, torch.arange(size)
-        )
+        on = replace(machine, compiled=compiled, own_gradients=machine.own_gradients and not compiled)
+        # No weights are loaded: their values change nothing about the time.
+        learner = build_learner(config, on, counts, batch_size=size, started_from="random weights, for a trial")
+        totals, side = Totals(len(counts), on.device), config.image_size
+        images = torch.randint(0, 256, (size, side, side, 3), dtype=torch.uint8, device=on.device)
+        labels = torch.arange(size, device=on.device) % len(counts)
+        batch = Batch(images.permute(0, 3, 1, 2), labels, torch.arange(size))
         times = []
         for step in range(1 + _ROUNDS):
             started = time.perf_counter()
-            train_step(batch, 1e-4, totals, step=step)
+            learner.train_step(batch, 1e-4, totals, step=step)
             totals.read()  # waits for the device
             times.append(time.perf_counter() - started)
-        del train_step, images, batch
+        del learner, images, batch
         gc.collect()
         return median(times[1:])
 
     return seconds
-
-
-def _trial_step(config: TrainConfig, machine: Machine, classes: int, size: int, *, compiled: bool) -> TrainStep:
-    model = build_model(config.model, classes, config.image_size).to(machine.device)
-    model.freeze(stages=config.freeze_stages, norm=config.freeze_norm)
-    use_own_gradients(model, replace(machine, own_gradients=machine.own_gradients and not compiled))
-    if not compiled:
-        fold_norms(model)
-    optimizer = build_optimizer(model, weight_decay=config.weight_decay, device=machine.device)
-    compiler = Compiler(enabled=compiled, mode=config.compile_mode, batch_size=size, cache=config.output)
-    return TrainStep(model, CrossEntropy(), optimizer, machine, compiler)
 
 
 class Answers:

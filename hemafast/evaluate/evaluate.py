@@ -18,20 +18,19 @@ import pandas as pd
 from hemafast.config import Device, TrainConfig
 from hemafast.data.dataset import Dataset, Samples, open_dataset
 from hemafast.data.loader import eval_loader
+from hemafast.engine.build import build_eval_step
 from hemafast.engine.checkpoint import DRAWN_WARNING, Calibration, ModelCard, load_best, save_calibration
 from hemafast.engine.journal import column, read_rows
-from hemafast.engine.run import machine_for
-from hemafast.engine.step import EvalStep, Totals
+from hemafast.engine.plan import machine_and_graph
+from hemafast.engine.step import Totals
 from hemafast.engine.validate import validate
 from hemafast.errors import HemafastError
 from hemafast.evaluate.calibration import TARGET, calibrate, soften
 from hemafast.evaluate.predictions import prediction_table, write_predictions
 from hemafast.evaluate.scores import calibrated_scores, score
 from hemafast.files import write_whole
-from hemafast.folding import fold_norms
 from hemafast.metrics import macro_f1, with_pooled
 from hemafast.model import Classifier
-from hemafast.objective import CrossEntropy
 from hemafast.pictures import confusion_figure, save
 from hemafast.prepare.split import TRAIN, VAL, assign_split
 from hemafast.run_folder import (
@@ -143,11 +142,9 @@ def _classify(
     model: Classifier, config: TrainConfig, samples: Samples, classes: int, device: Device
 ) -> npt.NDArray[np.float32]:
     """Uncalibrated probabilities (images, classes)."""
-    machine, shape = machine_for(replace(config, compile="off"), device, samples)
-    fold_norms(model.to(machine.device))
-    step = EvalStep(model, CrossEntropy(), machine)
-    totals = Totals(classes, machine.device)
-    return validate(model, step, eval_loader(samples, shape=shape), samples, totals).probabilities
+    machine, graph = machine_and_graph(replace(config, compile="off"), device, samples)
+    step, totals = build_eval_step(model, machine), Totals(classes, machine.device)
+    return validate(model, step, eval_loader(samples, shape=graph), samples, totals).probabilities
 
 
 def _refuse_other_classes(folder: Path, dataset: Dataset, card: ModelCard) -> None:
@@ -160,7 +157,7 @@ def _refuse_other_classes(folder: Path, dataset: Dataset, card: ModelCard) -> No
 
 def _calibration_part(dataset: Dataset, card: ModelCard) -> Mask:
     """(images,): half of each class in each training domain. A hash draws it, and groups stay together."""
-    images = dataset.images(VAL)
+    images = dataset.split(VAL)
     part = assign_split(images, val_fraction=0.5, seed=0)
     return np.asarray((part == TRAIN) & images["domain"].isin(card.domains))
 
@@ -195,7 +192,7 @@ def _scores(
 
 def _predictions(dataset: Dataset, samples: Samples, softened: npt.NDArray[np.float64], fitted: Mask) -> pd.DataFrame:
     """One row per image, with calibrated probabilities."""
-    images = dataset.images(VAL)
+    images = dataset.split(VAL)
     columns = {
         "image": images["path"].to_numpy(),
         "domain": samples.domains,

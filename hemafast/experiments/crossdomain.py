@@ -71,7 +71,7 @@ def find_shortcuts(config: TrainConfig, *, progress: Progress = SILENT) -> Short
 
 def _trainable(dataset: Dataset, asked: Sequence[str] | None) -> tuple[str, ...]:
     """The domains of `asked` (by default all) that have training and validation images."""
-    there = [set(dataset.images(split)["domain"]) for split in (TRAIN, VAL)]
+    there = [set(dataset.split(split)["domain"]) for split in (TRAIN, VAL)]
     return tuple(name for name in _domains(dataset, asked) if all(name in names for names in there))
 
 
@@ -97,7 +97,7 @@ def _domains(dataset: Dataset, asked: Sequence[str] | None) -> tuple[str, ...]:
 def _groups(dataset: Dataset, asked: Sequence[str] | None) -> tuple[list[Group], list[Group]]:
     """Groups to train on and groups to test on; a domain without training images is only tested on."""
     names, learned = _domains(dataset, asked), _trainable(dataset, asked)
-    tested = [name for name in names if (dataset.images(VAL)["domain"] == name).any()]
+    tested = [name for name in names if (dataset.split(VAL)["domain"] == name).any()]
     if not learned or len(tested) < 2:
         raise HemafastError(
             f"Of {' and '.join(names)}, {len(learned)} have training images and {len(tested)} have validation images.",
@@ -148,12 +148,12 @@ def _result(
 
 def _known(dataset: Dataset, group: Group) -> Mask:
     """(classes,): which classes have training images in the group."""
-    return replace(dataset, domains=group.domains).counts(TRAIN) > 0
+    return replace(dataset, chosen=group.domains).counts(TRAIN) > 0
 
 
 def _answers(dataset: Dataset, runs: Mapping[str, Path]) -> Answers:
     """The predictions of each run for the validation images of all domains."""
-    images = dataset.images(VAL)
+    images = dataset.split(VAL)
     places = {label: place for place, label in enumerate(dataset.info.classes)}
     predicted = {}
     for name, folder in runs.items():
@@ -173,7 +173,7 @@ def _row(dataset: Dataset, group: Group, known: Mask, outcome: Outcome) -> dict[
     row: dict[str, Any] = {
         "name": group.name,
         "domains": list(group.domains),
-        "images": int(replace(dataset, domains=group.domains).counts(TRAIN).sum()),
+        "images": int(replace(dataset, chosen=group.domains).counts(TRAIN).sum()),
         "absent": [name for name, there in zip(names, known, strict=True) if not there],
         "run": None,
     }

@@ -7,15 +7,19 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
-from hemafast.config import Device, TrainConfig, to_plain, train_config
+from hemafast.config import TrainConfig, checked, to_plain, train_config
 from hemafast.data.dataset import open_dataset
 from hemafast.errors import HemafastError
 from hemafast.experiments.runs import Outcome, Plan, Scored, scored_before
+from hemafast.presets import named_preset
 
 RESULTS = "results.json"
 
-_STEP, _SMALLEST = 32, 64  # px of the side of a view
+_STEP, _SMALLEST = 32, 64  # px: steps of a view's side, and the smallest
+_UNCHANGED_BY = frozenset({"data", "output", "device", "seed", "threads", "save_every", "keep", "track"})
+"""Settings that leave an experiment the one that was published."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,10 +61,13 @@ class Sweep:
     before: dict[str, Outcome]
     """Runs that earlier calls finished."""
 
+    changed: tuple[str, ...]
+    """Options that make the experiments differ from those published."""
+
     @property
     def caveat(self) -> str:
         """A warning for every result; empty if the experiments are those published."""
-        return "" if self.scale == 1 else f"shrunk by --preset-scale {self.scale:g}: not the reference's experiments"
+        return f"changed by {', '.join(self.changed)}: not the reference's experiments" if self.changed else ""
 
     @property
     def headline(self) -> str:
@@ -78,54 +85,61 @@ class Sweep:
 def plan_sweep(
     name: str,
     *,
-    data: Path,
     output: Path,
     scale: float = 1.0,
     only: Sequence[str] = (),
-    seed: int | None = None,
-    device: Device | None = None,
+    base: str | None = None,
+    file: Path | None = None,
+    changes: Mapping[str, Any] | None = None,
 ) -> Sweep:
     """Plan the runs of a sweep.
 
     Args:
         name: one of SWEEPS.
-        data: prepared data set.
         output: folder for the runs and the results.
         scale: share of the epochs and pixels to keep, above 0 and up to 1; see `scaled`.
         only: presets to run; by default all of the sweep.
-        seed: of each run; by default the preset's.
-        device: where the models run; by default the preset's.
+        base: preset on top of which the presets of the sweep are laid.
+        file: settings file, laid between `base` and the presets of the sweep.
+        changes: settings of every run by name, on top of all others; `data` is among them.
 
     Raises:
-        HemafastError: a name is unknown, `scale` is out of range, or `data` is not a prepared data set.
+        HemafastError: a name is unknown, a setting or `scale` is out of range, or the data is not prepared.
     """
     if name not in SWEEPS:
         raise HemafastError(f"There is no sweep {name!r}.", f"Choose from: {', '.join(SWEEPS)}.")
     if not 0 < scale <= 1:
-        raise HemafastError(
-            f"--preset-scale {scale:g} is out of range.", "Choose a number above 0 and up to 1, such as 0.1."
-        )
-    experiments = SWEEPS[name]
-    names = [experiment.preset for experiment in experiments]
+        raise HemafastError(f"--preset-scale {scale:g} is out of range.", "Give a number above 0 and up to 1, as 0.1.")
+    names = [experiment.preset for experiment in SWEEPS[name]]
     for asked in only:
         if asked not in names:
             raise HemafastError(f"{name} has no experiment {asked!r}.", f"Choose from: {', '.join(names)}.")
-    data = data.absolute()  # as in the settings of a run
-    fingerprint = open_dataset(data).info.fingerprint
-    configs = {
-        preset: scaled(train_config(preset, data=data, output=output / preset, seed=seed, device=device), scale)
-        for preset in names
-    }
+    start = to_plain(train_config(base, file)) if base or file else {}
+    given = {name: value for name, value in (changes or {}).items() if value is not None}
+    configs = {preset: _settings(start, preset, {**given, "output": output / preset}, scale) for preset in names}
+    data = configs[names[0]].data
     return Sweep(
         name=name,
         scale=scale,
         output=output,
         data=data,
-        experiments=experiments,
+        experiments=SWEEPS[name],
         plans={preset: Plan(preset, config) for preset, config in configs.items()},
         chosen=tuple(preset for preset in names if not only or preset in only),
-        before=_finished_before(output, configs, fingerprint),
+        before=_finished_before(output, configs, open_dataset(data).info.fingerprint),
+        changed=(
+            *([f"--preset-scale {scale:g}"] if scale != 1 else []),
+            *([f"--preset {base}"] if base else []),
+            *([f"--config {file}"] if file else []),
+            *(f"--{name.replace('_', '-')}" for name in given if name not in _UNCHANGED_BY),
+        ),
     )
+
+
+def _settings(start: Mapping[str, Any], preset: str, given: Mapping[str, Any], scale: float) -> TrainConfig:
+    """The settings of one experiment, with an absolute path of the data as in the settings of a run."""
+    config = checked(TrainConfig, {**start, **named_preset(preset), "preset": preset, **given})
+    return scaled(replace(config, data=config.data.absolute()), scale)
 
 
 def scaled(config: TrainConfig, scale: float) -> TrainConfig:

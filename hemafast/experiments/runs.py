@@ -11,7 +11,6 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from rich.console import Console
 
 from hemafast.config import TrainConfig
 from hemafast.data.dataset import open_dataset
@@ -122,7 +121,7 @@ def _outcome(plan: Plan, progress: Progress) -> Outcome:
 
 
 def _train_and_score(config: TrainConfig, progress: Progress) -> Scored:
-    folder = train(config, Console(quiet=True), go_on=True)
+    folder = train(config, go_on=True, progress=progress)
     assert folder is not None  # None only in processes that torchrun started
     before = scored_before(folder, open_dataset(config.data).info.fingerprint)
     if before is not None:

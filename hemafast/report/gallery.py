@@ -82,7 +82,7 @@ def open_gallery(predictions: Path, data: Path, fingerprint: str) -> Gallery:
     order = np.lexsort((np.where(wrong, -confidence, confidence), ~wrong))[:LISTED]
     chosen = table.iloc[order].reset_index(drop=True)
     dataset = _open_if_same(data, fingerprint)
-    place = {} if dataset is None else {path: row for row, path in enumerate(dataset.manifest["path"])}
+    place = {} if dataset is None else {path: row for row, path in enumerate(dataset.table["path"])}
     there = dataset is not None and set(chosen["image"]) <= set(place)
     rows = np.array([place[path] for path in chosen["image"]], dtype=np.int64) if there else None
     return Gallery(chosen, classes, probabilities[order], len(table), rows, dataset if there else None)

@@ -9,10 +9,11 @@ import pytest
 from hemafast.bench.headroom import bound_by, headroom
 from hemafast.bench.result import BenchFacts
 from hemafast.bench.run import _ratio, run_bench
-from hemafast.bench.settings import Bench
+from hemafast.bench.settings import Bench, bench_settings
 from hemafast.bench.stations import RATIOS, groups
 from hemafast.bench.worker import Done, Round, Worker
 from hemafast.errors import HemafastError
+from hemafast.progress import Silent
 
 
 def result_at(loader: float, step: float, whole: float, *, memory: float = 60.0, **more):
@@ -95,12 +96,12 @@ def test_ratios_are_paired_by_round():
 
 def test_fewer_than_three_rounds_are_refused_at_once(tmp_path):
     with pytest.raises(HemafastError, match="--rounds 3"):
-        run_bench(Bench(data=tmp_path / "missing"), rounds=2, seconds=0.1)
+        run_bench(Bench(bench_settings(data=tmp_path / "missing")), rounds=2, seconds=0.1)
 
 
 def test_missing_data_is_refused_before_a_process_starts(tmp_path):
     with pytest.raises(HemafastError, match="not a prepared data set"):
-        run_bench(Bench(data=tmp_path / "missing"), rounds=3, seconds=0.1)
+        run_bench(Bench(bench_settings(data=tmp_path / "missing")), rounds=3, seconds=0.1)
     assert children() == []
 
 
@@ -185,23 +186,34 @@ def test_a_station_whose_process_dies_is_named_and_leaves_no_process():
 
 @pytest.fixture
 def bench(prepared) -> Bench:
-    return Bench(
+    settings = bench_settings(
         data=prepared.folder,
         model="test_resnet",
         image_size=32,
         batch_size=8,
-        loader_batch_size=8,
         threads=1,
         device="cpu",
         amp="off",
         compile="off",
     )
+    return Bench(settings, loader_batch_size=8)
+
+
+class Told(Silent):
+    """Remembers the rounds that began: station, rounds done, rounds in all."""
+
+    def __init__(self):
+        self.rounds = []
+
+    def start(self, what, total=None, *, unit="images", done=0, **facts):
+        self.rounds.append((what.removeprefix("measuring: "), done, total))
 
 
 @pytest.mark.slow
 def test_all_stations_are_measured_and_no_process_is_left(bench, dataset):
-    named = []
-    result = run_bench(bench, rounds=3, seconds=0.05, on_round=lambda *of: named.append(of))
+    told = Told()
+    result = run_bench(bench, rounds=3, seconds=0.05, progress=told)
+    named = told.rounds
     assert children() == []
     stations = [name for group in groups("cpu", peers=True) for name in group.makes]
     assert list(result["stations"]) == stations
@@ -233,12 +245,13 @@ def test_all_stations_are_measured_and_no_process_is_left(bench, dataset):
 
 @pytest.mark.slow
 def test_an_interrupted_bench_leaves_no_process(bench):
-    def stop(name: str, done: int, total: int) -> None:
-        if name == "decode":
-            raise KeyboardInterrupt
+    class Stop(Told):
+        def start(self, what, total=None, **more):
+            if what.endswith("decode"):
+                raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        run_bench(bench, rounds=3, seconds=0.1, on_round=stop)
+        run_bench(bench, rounds=3, seconds=0.1, progress=Stop())
     assert children() == []
 
 

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from rich.console import Console
 
 from hemafast.config import PrepareConfig, TrainConfig, checked
 from hemafast.engine.checkpoint import load_best, load_last
@@ -18,11 +17,6 @@ from hemafast.prepare.build import Prepared, prepare
 from hemafast.run_folder import BEST, LAST
 
 TIMES = ("seconds", "waited", "elapsed", "ending", "per_second", "share")
-
-
-@pytest.fixture
-def console() -> Console:
-    return Console(quiet=True)
 
 
 @pytest.fixture(scope="session")

@@ -9,25 +9,26 @@ import numpy as np
 import pytest
 import torch
 import two_processes
-from rich.console import Console
 from torch import nn
 from two_processes import Pair, pair_of_processes, torchrun
 
 from hemafast.config import TrainConfig, to_json
 from hemafast.data.graph import GraphShape
 from hemafast.data.loader import eval_loader
+from hemafast.engine import hooks
+from hemafast.engine.build import build_run, synchronised
 from hemafast.engine.checkpoint import load_best, load_last
 from hemafast.engine.distributed import World, joined, restarted
-from hemafast.engine.journal import CSV, LOG, read_rows
+from hemafast.engine.journal import read_rows
 from hemafast.engine.machine import Machine
-from hemafast.engine.run import _synchronised, set_up
+from hemafast.engine.plan import settle
 from hemafast.engine.step import Totals, update_plan
 from hemafast.engine.trainer import resume, train
 from hemafast.engine.validate import validate
 from hemafast.errors import HemafastError
 from hemafast.evaluate.evaluate import evaluate_run
 from hemafast.model import build_model
-from hemafast.run_folder import BEST, LAST
+from hemafast.run_folder import BEST, LAST, LOG, LOG_TABLE
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*GradScaler is enabled, but CUDA is not available")
 
@@ -49,11 +50,11 @@ def updates_of_an_epoch(config: TrainConfig) -> tuple[list[torch.Tensor], torch.
     """Gradients as the optimizer meets them, an entry an update; the parameters then; rows; mean loss and images."""
     gradients, rows = [], []
     with joined(config.device) as world:
-        run = set_up(config, world=world)
+        run = build_run(settle(config, world), world)
         parameters = [parameter for parameter in run.model.parameters() if parameter.requires_grad]
-        for group in run.optimizer.param_groups:
+        for group in run.learner.optimizer.param_groups:
             group["eps"] = 1.0  # Adam's steps then grow with the gradients, and do not only take their signs
-        run.optimizer.register_step_pre_hook(
+        run.learner.optimizer.register_step_pre_hook(
             lambda *_: gradients.append(torch.cat([parameter.grad.flatten() for parameter in parameters]))
         )
         plan = update_plan(run.train_batches.sizes, config.accumulate, world.process.world_size)
@@ -61,7 +62,7 @@ def updates_of_an_epoch(config: TrainConfig) -> tuple[list[torch.Tensor], torch.
         update = 0
         for batch, (share, completes) in zip(run.train_batches.epoch(), plan, strict=True):
             rows += batch.rows.tolist()
-            run.train_step(batch, 1.0, run.totals, step=update, share=share, update=completes)
+            run.learner.train_step(batch, 1.0, run.totals, step=update, share=share, update=completes)
             update += completes
         run.totals.load(run.totals.summed(world))
         loss, confusion = run.totals.read()
@@ -72,20 +73,20 @@ def updates_of_an_epoch(config: TrainConfig) -> tuple[list[torch.Tensor], torch.
 def outcome_of(config: TrainConfig, images: int):
     """What the untrained network makes of the first validation images."""
     with joined(config.device) as world:
-        run = set_up(config, world=world)
-        samples = run.val_samples.select(np.arange(images))
+        run = build_run(settle(config, world), world)
+        samples = run.plan.val.select(np.arange(images))
         shape = GraphShape("cpu", "packed", samples.packed_size, config.image_size, config.batch_size, threads=1)
         totals = Totals(len(run.classes), "cpu")
         batches = eval_loader(samples, shape=shape, process=world.process)
-        return validate(run.model, run.eval_step, batches, samples, totals, world=world)
+        return validate(run.model, run.learner.eval_step, batches, samples, totals, world=world)
 
 
 def trained_run(config: TrainConfig) -> Path | None:
-    return train(config, Console(quiet=True))
+    return train(config)
 
 
 def resumed_run(folder: Path) -> Path | None:
-    return resume(folder, Console(quiet=True))
+    return resume(folder)
 
 
 def answers_to_votes(votes: list[list[int]]) -> list[int]:
@@ -103,22 +104,23 @@ def things_said_together() -> tuple:
 
 def saves_of_a_run(config: TrainConfig, due: int) -> list[int]:
     """Updates behind which a run saves, where the clock of the first process says so behind update `due`."""
-    from hemafast.engine import loop
 
     saved = []
 
-    class Clocked(loop.Loop):
-        def _maybe_stop(self, watch) -> None:
-            if self._run.world.first and self._run.progress.steps_done == due:
-                self._saved = -math.inf
-            super()._maybe_stop(watch)
+    after_update, save = hooks.Stops.after_update, hooks.Saver.save
 
-        def _save(self, *, must: bool = False) -> None:
-            saved.append(self._run.progress.steps_done)
-            super()._save(must=must)
+    def after_clocked_update(self) -> None:
+        if self._run.world.first and self._run.state.steps_done == due:
+            self._saver.saved = -math.inf
+        after_update(self)
+
+    def noted_save(self, *, must: bool = False) -> None:
+        saved.append(self._run.state.steps_done)
+        save(self, must=must)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("hemafast.engine.trainer.Loop", Clocked)
+        patch.setattr(hooks.Stops, "after_update", after_clocked_update)
+        patch.setattr(hooks.Saver, "save", noted_save)
         trained_run(config)
     return saved
 
@@ -277,7 +279,7 @@ def test_a_restart_is_known_by_torchruns_count(count, expected):
 def test_batch_norm_over_processes_is_refused_on_a_cpu(settings):
     config = settings(sync_norm=True)
     with pytest.raises(HemafastError, match="--sync-norm needs GPUs"):
-        train(config, Console(quiet=True))
+        train(config)
     assert not [path for path in config.output.iterdir() if not path.name.startswith(".")]
 
 
@@ -286,7 +288,7 @@ def test_batch_norm_over_processes_is_refused_on_a_cpu(settings):
 def test_batch_norm_over_processes_keeps_parameters_and_what_is_frozen(name, freeze):
     plain, model = (build_model(name, 5, 32) for _ in range(2))
     model.load_state_dict(plain.state_dict())
-    converted = _synchronised(model, Machine("cuda", "fp32", False, 1, (), {}))
+    converted = synchronised(model, Machine("cuda", "fp32", False, 1, (), {}))
     for network in (plain, converted):
         network.freeze(**freeze)
     norms = [[part for part in network.modules() if isinstance(part, nn.BatchNorm2d)] for network in (plain, converted)]
@@ -339,7 +341,7 @@ def test_one_process_writes_and_speaks(asked, straight, assert_equal_runs):
     assert [(row["epoch"], row["phase"]) for row in read_rows(folder)] == [
         (epoch, phase) for epoch in (1, 2, 3) for phase in ("train", "val")
     ]
-    assert len((folder / CSV).read_text(encoding="utf-8").splitlines()) == 7
+    assert len((folder / LOG_TABLE).read_text(encoding="utf-8").splitlines()) == 7
     assert_equal_runs(folder, straight)
 
 
@@ -374,6 +376,6 @@ def test_sigterm_to_torchrun_stops_all_processes_behind_the_same_update(pair, as
 
 @pytest.mark.slow
 def test_a_run_that_is_finished_is_left_alone_by_all_processes(pair, straight):
-    before = (straight / CSV).read_bytes(), (straight / LAST).stat().st_mtime_ns
+    before = (straight / LOG_TABLE).read_bytes(), (straight / LAST).stat().st_mtime_ns
     assert pair(resumed_run, straight) == [straight, None]
-    assert ((straight / CSV).read_bytes(), (straight / LAST).stat().st_mtime_ns) == before
+    assert ((straight / LOG_TABLE).read_bytes(), (straight / LAST).stat().st_mtime_ns) == before

@@ -10,7 +10,7 @@ from itertools import count
 import pytest
 
 from hemafast.config import to_json
-from hemafast.engine import loop
+from hemafast.engine import hooks
 from hemafast.engine.checkpoint import load_best, load_last, save_last
 from hemafast.engine.journal import column, read_rows
 from hemafast.engine.trainer import resume, train
@@ -22,10 +22,10 @@ SCRIPT = """
     from itertools import count
 
     from hemafast.cli import main
-    from hemafast.engine import loop
+    from hemafast.engine import hooks
 
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # then a write beyond the limit is an error of the file
-    save, numbers = loop.save_last, count(1)
+    save, numbers = hooks.save_last, count(1)
 
     def save_within_a_limit(*arguments, **named):
         limit = 100_000 if next(numbers) == 2 else resource.RLIM_INFINITY
@@ -35,7 +35,7 @@ SCRIPT = """
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
 
-    loop.save_last = save_within_a_limit
+    hooks.save_last = save_within_a_limit
     main()
 """
 
@@ -54,7 +54,7 @@ def full(monkeypatch):
                 patch.setattr(os, "fsync", no_space)
                 return save_last(*arguments, **named)
 
-        monkeypatch.setattr(loop, "save_last", save)
+        monkeypatch.setattr(hooks, "save_last", save)
 
     return make
 
@@ -67,53 +67,49 @@ def litter(folder):
     return [path.name for path in folder.iterdir() if path.name.endswith(".part")]
 
 
-def test_a_checkpoint_that_finds_no_room_is_a_warning_and_the_one_before_is_whole(settings, console, full, caplog):
+def test_a_checkpoint_that_finds_no_room_is_a_warning_and_the_one_before_is_whole(settings, full, caplog):
     full(2)  # the first is that of the start
     seen = []
     config = settings(epochs=2)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop.Loop, "_save_best", lambda self, epoch: seen.append(load_last(self._folder / LAST)) or True)
-        folder = train(config, console)
+        patch.setattr(hooks.Saver, "save_best", lambda self: seen.append(load_last(self._folder / LAST)) or True)
+        folder = train(config)
     assert "cannot be written (No space left on device" in caplog.text.replace("[Errno 28] ", "")
     assert [state["progress"]["epochs_done"] for state in seen] == [0, 0]  # epoch 1 was not saved
     assert load_last(folder / LAST)["progress"]["epochs_done"] == 2
     assert litter(folder) == []
 
 
-def test_a_start_that_finds_no_room_is_refused(settings, console, full):
+def test_a_start_that_finds_no_room_is_refused(settings, full):
     full(1)
     with pytest.raises(HemafastError, match=r"cannot be written.*--resume") as error:
-        train(settings(), console)
+        train(settings())
     assert error.value.exit_code == 2
 
 
-def test_a_stop_that_finds_no_room_says_so_and_keeps_what_was_saved(
-    settings, console, full, signal_at, assert_equal_runs
-):
+def test_a_stop_that_finds_no_room_says_so_and_keeps_what_was_saved(settings, full, signal_at, assert_equal_runs):
     full(3)
     config = settings(epochs=3)
     with signal_at(8), pytest.raises(HemafastError, match="the one before it is intact") as error:
-        train(config, console)
+        train(config)
     assert not isinstance(error.value, StoppedError)
     (folder,) = config.output.iterdir()
     assert load_last(folder / LAST)["progress"]["epochs_done"] == 1
     assert litter(folder) == []
-    resume(folder, console)
-    assert_equal_runs(folder, train(settings(epochs=3), console))
+    resume(folder)
+    assert_equal_runs(folder, train(settings(epochs=3)))
 
 
-def test_a_best_model_that_finds_no_room_is_a_warning_and_a_later_one_takes_its_place(
-    settings, console, monkeypatch, caplog
-):
-    calls, save = count(1), loop.save_best
+def test_a_best_model_that_finds_no_room_is_a_warning_and_a_later_one_takes_its_place(settings, monkeypatch, caplog):
+    calls, save = count(1), hooks.save_best
 
     def save_or_not(*arguments):
         if next(calls) == 1:
             no_space(None)
         save(*arguments)
 
-    monkeypatch.setattr(loop, "save_best", save_or_not)
-    folder = train(settings(epochs=3), console)
+    monkeypatch.setattr(hooks, "save_best", save_or_not)
+    folder = train(settings(epochs=3))
     assert "the best model cannot be written" in caplog.text
     scores = column(read_rows(folder), "val", "f1_macro")
     assert load_best(folder / BEST)[1].epoch == 2 + scores[1:].index(max(scores[1:]))
@@ -141,11 +137,11 @@ def test_a_file_that_may_grow_no_further_leaves_the_checkpoint_before(settings, 
     assert litter(folder) == []
 
 
-def test_checkpoints_are_written_within_an_epoch_when_it_is_time(settings, console, monkeypatch):
+def test_checkpoints_are_written_within_an_epoch_when_it_is_time(settings, monkeypatch):
     saved, clock = [], count(step=40)
-    monkeypatch.setattr(loop.time, "monotonic", lambda: next(clock))
-    monkeypatch.setattr(loop, "save_last", lambda file, state, keep: saved.append(state["progress"]["steps_done"]))
-    train(settings(save_every=1.0), console)
+    monkeypatch.setattr(hooks.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(hooks, "save_last", lambda file, state, keep: saved.append(state["progress"]["steps_done"]))
+    train(settings(save_every=1.0))
     assert saved[0] == 0
     assert saved[-1] == 6
     assert {0, 6} < set(saved)

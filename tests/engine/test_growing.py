@@ -31,22 +31,22 @@ def _noting(step, seen):
     return noted
 
 
-def test_images_grow_in_equal_shares_and_validation_with_them(settings, console, sizes):
-    train(settings(epochs=3, batch_size=10, image_size=64, growing_from=(32, 48)), console)
+def test_images_grow_in_equal_shares_and_validation_with_them(settings, sizes):
+    train(settings(epochs=3, batch_size=10, image_size=64, growing_from=(32, 48)))
     assert sizes["train"] == [32] * UPDATES + [48] * UPDATES + [64] * UPDATES
     assert np.diff(sizes["val"]).min() >= 0
     assert set(sizes["val"]) == {32, 48, 64}
 
 
-def test_images_grow_within_an_epoch_behind_a_whole_update(settings, console, sizes):
-    train(settings(epochs=1, batch_size=10, accumulate=2, image_size=64, growing_from=(32,)), console)
+def test_images_grow_within_an_epoch_behind_a_whole_update(settings, sizes):
+    train(settings(epochs=1, batch_size=10, accumulate=2, image_size=64, growing_from=(32,)))
     assert sizes["train"] == [32] * 4 + [
         64
     ]  # three updates, of 2, 2 and 1 batches; the second begins in the first half
     assert set(sizes["val"]) == {64}
 
 
-def test_an_epoch_in_which_images_grow_has_every_image_once(settings, console, monkeypatch):
+def test_an_epoch_in_which_images_grow_has_every_image_once(settings, monkeypatch):
     rows, step = [], TrainStep.__call__
 
     def noted(self, batch, *arguments, **named):
@@ -54,22 +54,22 @@ def test_an_epoch_in_which_images_grow_has_every_image_once(settings, console, m
         return step(self, batch, *arguments, **named)
 
     monkeypatch.setattr(TrainStep, "__call__", noted)
-    train(settings(epochs=1, batch_size=10, image_size=64, growing_from=(32, 48)), console)
+    train(settings(epochs=1, batch_size=10, image_size=64, growing_from=(32, 48)))
     assert sorted(np.concatenate(rows)) == list(range(47))
 
 
-def test_the_model_knows_the_size_of_its_best_epoch(settings, console, monkeypatch):
+def test_the_model_knows_the_size_of_its_best_epoch(settings, monkeypatch):
     monkeypatch.setattr(loop, "macro_f1", lambda _: 0.5)  # so that the first epoch stays the best one
-    folder = train(settings(epochs=2, batch_size=10, image_size=64, growing_from=(32,)), console)
+    folder = train(settings(epochs=2, batch_size=10, image_size=64, growing_from=(32,)))
     _, card = load_best(folder / BEST)
     assert (card.epoch, card.image_size) == (1, 32)
 
 
-def test_a_run_that_grows_is_evaluated_at_the_size_of_its_best_epoch(settings, console, monkeypatch, sizes):
+def test_a_run_that_grows_is_evaluated_at_the_size_of_its_best_epoch(settings, monkeypatch, sizes):
     from hemafast.evaluate.evaluate import evaluate_run
 
     monkeypatch.setattr(loop, "macro_f1", lambda _: 0.5)
-    folder = train(settings(epochs=2, batch_size=10, image_size=64, growing_from=(32,)), console)
+    folder = train(settings(epochs=2, batch_size=10, image_size=64, growing_from=(32,)))
     sizes["val"].clear()
     metrics = evaluate_run(folder)
     assert set(sizes["val"]) == {32}
@@ -77,8 +77,8 @@ def test_a_run_that_grows_is_evaluated_at_the_size_of_its_best_epoch(settings, c
     assert [row["phase"] for row in read_rows(folder)] == ["train", "val"] * 2
 
 
-def test_the_checkpoint_says_how_large_the_images_were(settings, console):
-    folder = train(settings(epochs=2, batch_size=10, image_size=64, growing_from=(32,)), console)
+def test_the_checkpoint_says_how_large_the_images_were(settings):
+    folder = train(settings(epochs=2, batch_size=10, image_size=64, growing_from=(32,)))
     assert load_last(folder / LAST)["loader"]["image_size"] == 64
 
 

@@ -8,8 +8,12 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from hemafast.engine.journal import CSV, LOG, Journal, column, logger, read_rows
+from hemafast.cli.live import LiveProgress
+from hemafast.engine.journal import Journal, column, logger, read_rows
+from hemafast.engine.run import RunState
+from hemafast.engine.step import Totals
 from hemafast.errors import HemafastError
+from hemafast.run_folder import LOG, LOG_TABLE
 
 TRAIN = {"loss": 0.1234567890123, "accuracy": 0.5, "f1_macro": 1e-17, "lr": 3e-4, "seconds": 1.0}
 VAL = {"loss": 2.0, "accuracy": 0.25, "f1_macro": float("inf"), 'f1_macro_a,b\n"c"': 0.5}
@@ -32,11 +36,11 @@ class Recorder:
 
 
 @pytest.fixture
-def journal_of(tmp_path, console):
+def journal_of(tmp_path):
     """`journal_of(first_epoch, *trackers)`: the journal of a run of three epochs."""
 
     def make(first_epoch=1, *trackers):
-        return Journal(tmp_path, console, epochs=3, first_epoch=first_epoch, trackers=trackers)
+        return Journal(tmp_path, epochs=3, first_epoch=first_epoch, trackers=trackers)
 
     return make
 
@@ -65,7 +69,7 @@ def test_the_columns_are_five_fixed_ones_then_others_in_order_of_appearance(tmp_
     with journal_of() as journal:
         end(journal, 1, {"train": {"lr": 0.5, "loss": 1.0}, "val": {"seconds": 2.0, "f1_macro": 0.5, "accuracy": 1.0}})
         end(journal, 2, {"train": {"grad_norm": 3.0, "lr": 0.25}})
-    assert (tmp_path / CSV).read_text(encoding="utf-8").splitlines() == [
+    assert (tmp_path / LOG_TABLE).read_text(encoding="utf-8").splitlines() == [
         "epoch,phase,loss,accuracy,f1_macro,lr,seconds,grad_norm",
         "1,train,1.0,,,0.5,,",
         "1,val,,1.0,0.5,,2.0,",
@@ -95,9 +99,9 @@ def test_half_a_row_of_an_older_crash_does_not_stop_a_resume(tmp_path, journal_o
     with journal_of() as journal:
         for epoch in (1, 2):
             end(journal, epoch)
-    whole = (tmp_path / CSV).read_bytes()
+    whole = (tmp_path / LOG_TABLE).read_bytes()
     for size in range(1, len(whole)):
-        (tmp_path / CSV).write_bytes(whole[:size])
+        (tmp_path / LOG_TABLE).write_bytes(whole[:size])
         with journal_of(3):
             pass
         assert losses(tmp_path) == [(1, 1.0), (2, 2.0)][: max(whole[:size].count(b"\n") - 1, 0)]
@@ -118,17 +122,17 @@ def test_half_a_row_of_an_older_crash_does_not_stop_a_resume(tmp_path, journal_o
     ids=["other columns", "few cells", "no number", "no epoch", "no text", "zeros", "open quote"],
 )
 def test_a_damaged_file_is_refused_by_name_and_left_as_it_is(tmp_path, journal_of, content):
-    (tmp_path / CSV).write_bytes(content)
+    (tmp_path / LOG_TABLE).write_bytes(content)
     handlers = list(logger.handlers)
     for read in (lambda: read_rows(tmp_path), lambda: journal_of(2)):
-        with pytest.raises(HemafastError, match=f"{CSV} is damaged .*Move it away"):
+        with pytest.raises(HemafastError, match=f"{LOG_TABLE} is damaged .*Move it away"):
             read()
-    assert (tmp_path / CSV).read_bytes() == content
+    assert (tmp_path / LOG_TABLE).read_bytes() == content
     assert logger.handlers == handlers
 
 
 def test_half_a_row_is_damage_to_whoever_only_reads(tmp_path):
-    (tmp_path / CSV).write_bytes(b"epoch,phase,loss,accuracy,f1_macro\n1,train,0.5,,0.12")
+    (tmp_path / LOG_TABLE).write_bytes(b"epoch,phase,loss,accuracy,f1_macro\n1,train,0.5,,0.12")
     with pytest.raises(HemafastError, match="half a row"):
         read_rows(tmp_path)
 
@@ -151,7 +155,7 @@ def test_a_full_disk_is_a_warning_and_the_rows_are_written_later(tmp_path, journ
         end(journal, 3)
     assert losses(tmp_path) == [(1, 1.0), (2, 2.0), (3, 3.0)]
     assert "No space left" in (tmp_path / LOG).read_text(encoding="utf-8")
-    assert {path.name for path in tmp_path.iterdir()} == {CSV, LOG}
+    assert {path.name for path in tmp_path.iterdir()} == {LOG_TABLE, LOG}
 
 
 def test_a_log_on_a_full_disk_neither_stops_the_run_nor_fills_the_terminal(tmp_path, journal_of, capfd):
@@ -190,19 +194,22 @@ def test_a_resumed_run_shows_the_epochs_before(tmp_path, journal_of):
         for epoch in (1, 2):
             end(journal, epoch)
     stream = io.StringIO()
-    console = Console(file=stream, force_terminal=True, width=100, color_system=None)
-    with Journal(tmp_path, console, epochs=3, first_epoch=2) as journal:
-        assert journal.shows
+    live = LiveProgress(Console(file=stream, force_terminal=True, width=100, color_system=None))
+    totals = Totals(2, "cpu")
+    with Journal(tmp_path, live, epochs=3, first_epoch=2) as journal:
         journal.begin_epoch(2, 64, done=32)
-        journal.advance(16, loss=0.125)
-        journal.phase("validating")
+        journal.advance(16, totals, RunState(seconds=2.0, waited=0.5))
+        journal.begin_validation(10)
+        journal.validated(10)
     assert "1.0000" in stream.getvalue()
     assert "2.0000" not in stream.getvalue()
 
 
-def test_a_quiet_journal_shows_nothing(journal_of):
+def test_scores_are_not_computed_if_nobody_watches(journal_of, monkeypatch):
+    monkeypatch.setattr(Totals, "glance", lambda self: pytest.fail("somebody waited for scores"))
     with journal_of() as journal:
-        assert not journal.shows
+        journal.begin_epoch(1, 64)
+        journal.advance(16, Totals(2, "cpu"), RunState())
 
 
 def test_the_log_says_why_a_run_stopped_and_all_is_closed(tmp_path, journal_of):

@@ -118,16 +118,14 @@ def test_the_watch_sees_a_value_that_is_read_within_a_step(waits):
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])
-def test_an_epoch_of_twice_as_many_batches_makes_the_host_wait_no_more_often(
-    settings, console, waits, monkeypatch, accumulate
-):
+def test_an_epoch_of_twice_as_many_batches_makes_the_host_wait_no_more_often(settings, waits, monkeypatch, accumulate):
     monkeypatch.setattr(loop, "macro_f1", lambda confusion: 0.5)  # or a lucky epoch would write one more best model
     found = {}
     for batch_size in (12, 6):
         config = settings(**EVERYTHING, epochs=2, batch_size=batch_size, accumulate=accumulate)
         waits.found.clear()
         with waits:
-            train(config, console)
+            train(config)
         found[batch_size] = sorted(waits.found)
     assert found[12] == found[6]
     assert {"cpu", "numpy"} <= set(found[6])  # at the end of an epoch, for the log

@@ -7,18 +7,19 @@ from contextlib import contextmanager
 import numpy as np
 import pytest
 import torch
-from rich.console import Console
 from safetensors.torch import load_file
 
+from hemafast.engine.build import build_run
 from hemafast.engine.checkpoint import load_last
+from hemafast.engine.distributed import World
 from hemafast.engine.journal import column, read_rows
-from hemafast.engine.run import read_config, set_up
+from hemafast.engine.plan import settle
 from hemafast.engine.step import TrainStep, seed_batch
 from hemafast.engine.trainer import resume, train
 from hemafast.errors import HemafastError, StoppedError
 from hemafast.objective import CrossEntropy
 from hemafast.prepare.schema import in_split
-from hemafast.run_folder import LAST
+from hemafast.run_folder import LAST, read_config
 
 ACCUMULATED = {"epochs": 2, "batch_size": 10, "accumulate": 2, "policy": "basic"}  # updates of 10 + 10, 10 + 10, 7
 
@@ -50,7 +51,7 @@ def stopped(settings):
     """A run that stopped at its fifth update, and the batches that each of its updates saw."""
     config = settings(**ACCUMULATED)
     with poisoned(4) as seen, pytest.raises(HemafastError, match=r"not finite in update 5 .epoch 2.*--lr") as error:
-        train(config, Console(quiet=True))
+        train(config)
     assert "the last checkpoint is intact" in error.value.problem
     assert not isinstance(error.value, StoppedError)
     (folder,) = config.output.iterdir()
@@ -62,10 +63,10 @@ def kept(folder):
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-def test_no_update_that_is_not_finite_gets_by(settings, console, value):
+def test_no_update_that_is_not_finite_gets_by(settings, value):
     config = settings()
     with poisoned(2, value=value), pytest.raises(HemafastError, match="update 3 "):
-        train(config, console)
+        train(config)
 
 
 def test_the_very_images_labels_and_rows_of_the_update_are_kept(stopped):
@@ -99,33 +100,33 @@ def test_the_last_checkpoint_is_finite_and_that_of_the_epoch_before(stopped):
     assert all(tensor.isfinite().all() for tensor in state["model"].values())
 
 
-def test_a_stopped_run_goes_on_and_is_the_run_without_the_accident(stopped, settings, console, assert_equal_runs):
+def test_a_stopped_run_goes_on_and_is_the_run_without_the_accident(stopped, settings, assert_equal_runs):
     folder, _ = stopped
-    assert_equal_runs(resume(folder, console), train(settings(**ACCUMULATED), console))
+    assert_equal_runs(resume(folder), train(settings(**ACCUMULATED)))
 
 
-def test_checkpoint_and_kept_images_reproduce_the_loss_that_was_not_finite(settings, console):
+def test_checkpoint_and_kept_images_reproduce_the_loss_that_was_not_finite(settings):
     """The weights are ruined this time, not the loss: replayed without any help."""
     config = settings(lr=1e36, on_nonfinite="stop", policy="basic")
     with pytest.raises(HemafastError, match="update 2 "):
-        train(config, console)
+        train(config)
     (folder,) = config.output.iterdir()
-    run = set_up(read_config(folder), load_last(folder / LAST))
+    run = build_run(settle(read_config(folder), World(), load_last(folder / LAST)), World(), load_last(folder / LAST))
     run.model.train()
     (file,) = kept(folder)
     batch = run.train_batches.again(0, 1)
     assert torch.equal(batch.images, load_file(file)["images"])
     for number in range(2):  # from the checkpoint to the update
         seed_batch(config.seed, 0, 1, number)
-        run.train_step(run.train_batches.again(0, number), config.lr, run.totals, step=number)
-        assert run.train_step.bad.read() == (number, number)
+        run.learner.train_step(run.train_batches.again(0, number), config.lr, run.totals, step=number)
+        assert run.learner.train_step.bad.read() == (number, number)
     assert not run.model(load_file(file)["images"]).isfinite().all()
 
 
-def test_skipped_updates_are_left_out_counted_and_kept(settings, console):
+def test_skipped_updates_are_left_out_counted_and_kept(settings):
     config = settings(**ACCUMULATED, on_nonfinite="skip")
     with poisoned(1, 4):
-        folder = train(config, console)
+        folder = train(config)
     rows = read_rows(folder)
     assert column(rows, "train", "bad_updates") == [1, 2]
     assert np.isfinite(column(rows, "train", "loss") + column(rows, "train", "grad_norm")).all()
@@ -135,7 +136,7 @@ def test_skipped_updates_are_left_out_counted_and_kept(settings, console):
 
 
 @pytest.mark.parametrize("model", ["test_resnet", "test_vit"], ids=["with batch norm", "without"])
-def test_a_skipped_update_leaves_the_run_as_if_it_had_never_been(settings, console, same, model):
+def test_a_skipped_update_leaves_the_run_as_if_it_had_never_been(settings, same, model):
     """Constant rate, no other updates: after the bad ones, weights, optimizer and statistics are those before."""
     config = settings(model=model, on_nonfinite="skip", ema=0.9, clip_grad=1.0)
     states = []
@@ -148,7 +149,7 @@ def test_a_skipped_update_leaves_the_run_as_if_it_had_never_been(settings, conso
                     call(self, *arguments, **named)
 
             patch.setattr(TrainStep, "__call__", step_or_not)
-            states.append(load_last(train(config, console) / LAST))
+            states.append(load_last(train(config) / LAST))
     for name in ("model", "ema", "optimizer"):
         first, second = (without_counts(state[name]) for state in states)
         assert same(first, second), name
@@ -159,34 +160,34 @@ def without_counts(state):
 
 
 @pytest.mark.parametrize("stop", [2, 3])
-def test_counts_and_statistics_survive_a_resume(settings, console, signal_at, assert_equal_runs, stop):
+def test_counts_and_statistics_survive_a_resume(settings, signal_at, assert_equal_runs, stop):
     """The third update is bad: the stop comes right before it, or within it."""
     changes = {**ACCUMULATED, "on_nonfinite": "skip", "ema": 0.9}
     with poisoned(2, 4):
-        straight = train(settings(**changes), console)
+        straight = train(settings(**changes))
     config = settings(**changes)
     with poisoned(2, 4), signal_at(stop), pytest.raises(StoppedError):
-        train(config, console)
+        train(config)
     (folder,) = config.output.iterdir()
     assert load_last(folder / LAST)["progress"]["bad_updates"] == stop - 2
     with poisoned(2, 4):
-        resume(folder, console)
+        resume(folder)
     assert column(read_rows(folder), "train", "bad_updates") == [1, 2]
     assert_equal_runs(folder, straight)
 
 
-def test_a_run_stops_where_its_budget_is_used_up_a_resumed_one_too(settings, console, signal_at):
+def test_a_run_stops_where_its_budget_is_used_up_a_resumed_one_too(settings, signal_at):
     config = settings(on_nonfinite="skip", nonfinite_budget=1)
     with poisoned(0, 3), signal_at(2), pytest.raises(StoppedError):
-        train(config, console)
+        train(config)
     (folder,) = config.output.iterdir()
     with poisoned(0, 3) as seen, pytest.raises(HemafastError, match=r"2 updates were not finite.*--nonfinite-budget"):
-        resume(folder, console)
+        resume(folder)
     assert max(seen) == 3
     assert len(kept(folder)) == 2
 
 
-def test_a_budget_that_is_not_used_up_lets_the_run_end(settings, console):
+def test_a_budget_that_is_not_used_up_lets_the_run_end(settings):
     with poisoned(0, 3):
-        folder = train(settings(on_nonfinite="skip", nonfinite_budget=2), console)
+        folder = train(settings(on_nonfinite="skip", nonfinite_budget=2))
     assert column(read_rows(folder), "train", "bad_updates") == [2]

@@ -13,18 +13,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from hemafast.config import TrainConfig, to_plain
-from hemafast.engine import loop
+from hemafast.config import FREE, TrainConfig, option_of, to_plain
+from hemafast.engine import hooks
 from hemafast.engine.checkpoint import load_last
 from hemafast.engine.journal import Journal, read_rows
-from hemafast.engine.run import read_config
 from hemafast.engine.step import EvalStep, TrainStep
-from hemafast.engine.trainer import FIXED, FREE_CHANGES, resume, train
+from hemafast.engine.trainer import resume, train
 from hemafast.errors import HemafastError, StoppedError
-from hemafast.run_folder import LAST
+from hemafast.run_folder import LAST, read_config
 
 UPDATES = 3  # an epoch: 47 images are batches of 10, 10 | 10, 10 | 7
 EPOCHS = 3
@@ -55,13 +53,13 @@ NEXT_EVENT_FILE = 1.0
 @pytest.fixture(scope="module")
 def straight(settings):
     """The finished run that was never stopped, with everything on that depends on chance or on what came before."""
-    return train(settings(**EVERYTHING), Console(quiet=True))
+    return train(settings(**EVERYTHING))
 
 
 @pytest.fixture(scope="module")
 def tracked(settings):
     """The same with TensorBoard."""
-    return train(settings(**EVERYTHING | {"track": ["tensorboard"]}), Console(quiet=True))
+    return train(settings(**EVERYTHING | {"track": ["tensorboard"]}))
 
 
 @pytest.fixture(scope="module")
@@ -69,24 +67,24 @@ def stopped(settings, signal_at):
     """The same in its fourth of nine updates, the first of epoch 2. Copy it before going on."""
     config = settings(**EVERYTHING)
     with signal_at(4), pytest.raises(StoppedError):
-        train(config, Console(quiet=True))
+        train(config)
     (folder,) = config.output.iterdir()
     return folder
 
 
 @pytest.fixture
-def in_pieces(settings, console, signal_at):
+def in_pieces(settings, signal_at):
     """`in_pieces(*stops, finish=True, **changes)`: that run, stopped behind each of these updates and resumed."""
 
     def make(*stops: int, finish: bool = True, number: int = signal.SIGINT, **changes) -> Path:
         config = settings(**EVERYTHING | changes)
-        go_on = lambda: train(config, console)  # noqa: E731 - it becomes another one below
+        go_on = lambda: train(config)  # noqa: E731 - it becomes another one below
         for stop in stops:
             with signal_at(stop, number), pytest.raises(StoppedError, match=f"after {stop} updates.*--resume"):
                 go_on()
             (folder,) = config.output.iterdir()
             assert load_last(folder / LAST)["progress"]["steps_done"] == stop
-            go_on = lambda: resume(folder, console)  # noqa: B023, E731
+            go_on = lambda: resume(folder)  # noqa: B023, E731
             if "track" in changes:
                 time.sleep(NEXT_EVENT_FILE)
         return go_on() if finish else folder
@@ -163,7 +161,7 @@ def test_the_epochs_of_the_run_do_differ(straight):
 
 
 @pytest.mark.parametrize("batch", [1, 2])
-def test_a_stop_within_validation_loses_nothing(settings, console, straight, assert_equal_runs, batch, monkeypatch):
+def test_a_stop_within_validation_loses_nothing(settings, straight, assert_equal_runs, batch, monkeypatch):
     config, calls, evaluate = settings(**EVERYTHING), count(1), EvalStep.__call__
     in_epoch_2 = 2 + batch  # 11 images are two batches
 
@@ -174,19 +172,19 @@ def test_a_stop_within_validation_loses_nothing(settings, console, straight, ass
 
     monkeypatch.setattr(EvalStep, "__call__", evaluate_and_signal)
     with pytest.raises(StoppedError, match="SIGTERM after 6 updates, in epoch 2 of 3"):
-        train(config, console)
+        train(config)
     (folder,) = config.output.iterdir()
     assert [row["epoch"] for row in read_rows(folder)] == [1, 1]
-    resume(folder, console)
+    resume(folder)
     assert_equal_runs(folder, straight)
 
 
 @pytest.mark.parametrize(
     ("place", "name", "call"),
-    [(loop, "save_best", 1), (Journal, "end_epoch", 2), (loop, "save_last", 3)],
+    [(hooks, "save_best", 1), (Journal, "end_epoch", 2), (hooks, "save_last", 3)],
     ids=["before the best model", "before the row of epoch 2", "between the row and the checkpoint of epoch 2"],
 )
-def test_a_crash_behind_validation_loses_nothing(settings, console, tracked, assert_equal_runs, place, name, call):
+def test_a_crash_behind_validation_loses_nothing(settings, tracked, assert_equal_runs, place, name, call):
     config = settings(**EVERYTHING | {"track": ["tensorboard"]})
     calls, original = count(1), getattr(place, name)
 
@@ -198,42 +196,40 @@ def test_a_crash_behind_validation_loses_nothing(settings, console, tracked, ass
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(place, name, crash_or_do)
         with pytest.raises(Crash):
-            train(config, console)
+            train(config)
     (folder,) = config.output.iterdir()
     time.sleep(NEXT_EVENT_FILE)
-    resume(folder, console)
+    resume(folder)
     assert_equal_runs(folder, tracked)
     assert curves(folder) == curves(tracked)
 
 
-def test_a_damaged_checkpoint_costs_the_epoch_behind_the_one_before(
-    console, straight, assert_equal_runs, tmp_path, caplog
-):
+def test_a_damaged_checkpoint_costs_the_epoch_behind_the_one_before(straight, assert_equal_runs, tmp_path, caplog):
     folder = copied(straight, tmp_path)
     content = bytearray((folder / LAST).read_bytes())
     content[len(content) // 2] ^= 1
     (folder / LAST).write_bytes(content)
-    resume(folder, console)
+    resume(folder)
     assert f"{LAST} cannot be read (.last_model.ckpt/data/" in caplog.text
     assert_equal_runs(folder, straight)
 
 
-def test_resuming_a_finished_run_says_so_and_changes_no_file(console, straight, caplog):
+def test_resuming_a_finished_run_says_so_and_changes_no_file(straight, caplog):
     before = files(straight)
     with caplog.at_level(logging.INFO, "hemafast"):
-        assert resume(straight, console) == straight
-        assert resume(straight, console, {"epochs": 2, "keep": 5}) == straight
+        assert resume(straight) == straight
+        assert resume(straight, {"epochs": 2, "keep": 5}) == straight
     assert [record.getMessage().count("is finished") for record in caplog.records] == [1, 1]
     assert files(straight) == before
 
 
-def test_more_epochs_extend_a_finished_run(settings, console, assert_equal_runs):
+def test_more_epochs_extend_a_finished_run(settings, assert_equal_runs):
     # Neither the rate nor the image size may be laid over the epochs: a longer course would lay them elsewhere.
     constant = EVERYTHING | {"schedule": "constant", "growing_from": ()}
-    folder = train(settings(**constant | {"epochs": 1}), console)
-    resume(folder, console, {"epochs": 2})
+    folder = train(settings(**constant | {"epochs": 1}))
+    resume(folder, {"epochs": 2})
     assert read_config(folder).epochs == 2
-    assert_equal_runs(folder, train(settings(**constant | {"epochs": 2}), console))
+    assert_equal_runs(folder, train(settings(**constant | {"epochs": 2})))
 
 
 def test_make_resume_extends_a_run():
@@ -249,9 +245,9 @@ def test_make_resume_extends_a_run():
     ]
 
 
-def test_epochs_out_of_range_are_refused(console, straight):
+def test_epochs_out_of_range_are_refused(straight):
     with pytest.raises(HemafastError, match="epochs"):
-        resume(straight, console, {"epochs": 0})
+        resume(straight, {"epochs": 0})
 
 
 CHANGES = {
@@ -269,24 +265,24 @@ CHANGES = {
 
 
 @pytest.mark.parametrize("name", CHANGES)
-def test_a_setting_that_changes_what_is_learned_is_refused_by_name(console, straight, name):
+def test_a_setting_that_changes_what_is_learned_is_refused_by_name(straight, name):
     before = files(straight)
     with pytest.raises(HemafastError, match=rf"\({name}: .* -> .*--allow-changes") as refused:
-        resume(straight, console, {name: CHANGES[name], "epochs": 9})
+        resume(straight, {name: CHANGES[name], "epochs": 9})
     assert "epochs" not in refused.value.problem
     assert files(straight) == before
 
 
 @pytest.mark.parametrize("name", ["batch_size", "policy", "image_size", "ema"])
-def test_it_can_be_taken_over(console, stopped, tmp_path, name):
+def test_it_can_be_taken_over(stopped, tmp_path, name):
     folder = copied(stopped, tmp_path)
-    resume(folder, console, {name: CHANGES[name], "epochs": 2}, allow_changes=True)
+    resume(folder, {name: CHANGES[name], "epochs": 2}, allow_changes=True)
     assert to_plain(read_config(folder))[name] == CHANGES[name]
     assert f"changed on resume: {name}: " in (folder / "train.log").read_text(encoding="utf-8")
     assert [row["epoch"] for row in read_rows(folder)] == [1, 1, 2, 2]
 
 
-def test_changes_reach_the_optimizer_and_the_epoch_under_way_begins_anew(console, in_pieces, monkeypatch):
+def test_changes_reach_the_optimizer_and_the_epoch_under_way_begins_anew(in_pieces, monkeypatch):
     folder, seen, step = in_pieces(4, finish=False, layer_decay=None), [], TrainStep.__call__
 
     def step_and_look(self, batch, rate, *arguments, **named):
@@ -297,7 +293,7 @@ def test_changes_reach_the_optimizer_and_the_epoch_under_way_begins_anew(console
 
     monkeypatch.setattr(TrainStep, "__call__", step_and_look)
     changes = {"lr": 0.25, "weight_decay": 0.5, "schedule": "constant", "accumulate": 1}
-    resume(folder, console, changes, allow_changes=True)
+    resume(folder, changes, allow_changes=True)
     updates = [(size, 0.25) for size in (10, 10, 10, 10, 7)] * 2  # epochs 2 and 3, from their first batch
     assert [(size, *rates) for _, rates, _, size in seen] == updates
     assert [step for step, *_ in seen] == list(range(5, 15))  # five an epoch, now that each batch is an update
@@ -305,7 +301,7 @@ def test_changes_reach_the_optimizer_and_the_epoch_under_way_begins_anew(console
     assert sum(row["phase"] == "train" for row in read_rows(folder)) == EPOCHS
 
 
-def test_a_run_that_crashes_right_after_a_change_is_resumed(console, stopped, tmp_path):
+def test_a_run_that_crashes_right_after_a_change_is_resumed(stopped, tmp_path):
     folder = copied(stopped, tmp_path)
 
     def crash(*_, **__):
@@ -314,12 +310,16 @@ def test_a_run_that_crashes_right_after_a_change_is_resumed(console, stopped, tm
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(TrainStep, "__call__", crash)
         with pytest.raises(Crash):
-            resume(folder, console, {"batch_size": 8}, allow_changes=True)
-    assert resume(folder, console) == folder
+            resume(folder, {"batch_size": 8}, allow_changes=True)
+    assert resume(folder) == folder
     assert [row["epoch"] for row in read_rows(folder)] == [1, 1, 2, 2, 3, 3]
 
 
-def test_free_changes_pass_and_change_nothing_that_is_learned(console, straight, stopped, assert_equal_runs, tmp_path):
+def settings_that_are(kind):
+    return {name for name in TrainConfig.__dataclass_fields__ if option_of(TrainConfig, name).on_resume == kind}
+
+
+def test_free_changes_pass_and_change_nothing_that_is_learned(straight, stopped, assert_equal_runs, tmp_path):
     free = {
         "preset": "strong_augment",
         "output": str(tmp_path),
@@ -330,9 +330,9 @@ def test_free_changes_pass_and_change_nothing_that_is_learned(console, straight,
         "nonfinite_budget": 3,
         "track": ["tensorboard"],
     }
-    assert set(free) | {"epochs", "time_budget"} == FREE_CHANGES
+    assert set(free) | {"epochs", "time_budget"} == settings_that_are(FREE)
     folder = copied(stopped, tmp_path)
-    assert resume(folder, console, free) == folder
+    assert resume(folder, free) == folder
     assert {name: to_plain(read_config(folder))[name] for name in free} == free
     assert_equal_runs(folder, straight)
 
@@ -341,100 +341,93 @@ def test_free_changes_pass_and_change_nothing_that_is_learned(console, straight,
     ("name", "value"),
     [("data", "elsewhere"), ("fold", 1), ("model", "test_vit"), ("weights", "w.safetensors"), ("pretrained", "yes")],
 )
-def test_what_a_run_is_made_of_is_refused_even_if_changes_are_allowed(console, straight, name, value):
+def test_what_a_run_is_made_of_is_refused_even_if_changes_are_allowed(straight, name, value):
     before = files(straight)
     with pytest.raises(HemafastError, match=f"cannot change this .{name}: .*new run"):
-        resume(straight, console, {name: value, "epochs": 9}, allow_changes=True)
+        resume(straight, {name: value, "epochs": 9}, allow_changes=True)
     assert files(straight) == before
 
 
-def test_free_and_fixed_settings_are_settings():
-    assert set(TrainConfig.__dataclass_fields__) > FREE_CHANGES | FIXED
-    assert not FREE_CHANGES & FIXED
-
-
-def test_going_on_takes_the_newest_run_of_the_very_same_settings(
-    settings, console, signal_at, straight, assert_equal_runs
-):
+def test_going_on_takes_the_newest_run_of_the_very_same_settings(settings, signal_at, straight, assert_equal_runs):
     config = settings(**EVERYTHING)
-    older = train(config, console)
+    older = train(config)
     before = files(older)
     with signal_at(4), pytest.raises(StoppedError):
-        train(config, console)
+        train(config)
     (newer,) = set(config.output.iterdir()) - {older}
     other = settings(**EVERYTHING | {"output": config.output, "lr": 0.5, "epochs": 1})
-    train(other, console)  # the newest of all, and another run
-    assert train(config, console, go_on=True) == newer
+    train(other)  # the newest of all, and another run
+    assert train(config, go_on=True) == newer
     assert_equal_runs(newer, straight)
-    assert train(config, console, go_on=True) == newer  # finished
+    assert train(config, go_on=True) == newer  # finished
     assert files(older) == before
 
 
-def test_going_on_begins_a_run_where_there_is_none(settings, console):
+def test_going_on_begins_a_run_where_there_is_none(settings):
     config = settings()
-    folder = train(config, console, go_on=True)
+    folder = train(config, go_on=True)
     assert folder.parent == config.output
-    assert train(config, console, go_on=True) == folder
+    assert train(config, go_on=True) == folder
     assert list(config.output.iterdir()) == [folder]
 
 
-def test_going_on_with_more_epochs_trains_them(settings, console):
+def test_going_on_with_more_epochs_trains_them(settings):
     config = settings()
-    train(config, console)
+    train(config)
     longer = settings(output=config.output, epochs=2)
-    folder = train(longer, console, go_on=True)
+    folder = train(longer, go_on=True)
     assert [row["epoch"] for row in read_rows(folder)] == [1, 1, 2, 2]
 
 
-def test_going_on_finds_a_run_whose_batch_size_was_found_by_a_trial(settings, console, tmp_path, monkeypatch):
+def test_going_on_finds_a_run_whose_batch_size_was_found_by_a_trial(settings, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     config = settings(batch_size="auto", compile="auto")
-    folder = train(config, console, go_on=True)
+    folder = train(config, go_on=True)
     assert read_config(folder).batch_size != "auto"
-    assert train(config, console, go_on=True) == folder
+    assert train(config, go_on=True) == folder
 
 
-def test_data_with_another_fingerprint_is_refused(console, straight, prepare_again, tmp_path):
+def test_data_with_another_fingerprint_is_refused(straight, prepare_again, tmp_path):
     folder = redirected(straight, tmp_path, data=prepare_again(seed=7))
     before = files(folder)
     with pytest.raises(HemafastError, match="not the data the run began with"):
-        resume(folder, console, {"epochs": 4})
+        resume(folder, {"epochs": 4})
     assert files(folder) == before
 
 
-def test_data_with_other_classes_is_refused(console, straight, prepare_again, tmp_path):
+def test_data_with_other_classes_is_refused(straight, prepare_again, tmp_path):
     folder = redirected(straight, tmp_path, data=prepare_again(classes="from-data"))
     with pytest.raises(HemafastError, match="classes"):
-        resume(folder, console, {"epochs": 4})
+        resume(folder, {"epochs": 4})
 
 
-def test_a_folder_that_is_no_run_is_refused(console, tmp_path):
+def test_a_folder_that_is_no_run_is_refused(tmp_path):
     with pytest.raises(HemafastError, match="is not a run"):
-        resume(tmp_path, console)
+        resume(tmp_path)
     (tmp_path / "config.json").write_text("{not json", encoding="utf-8")
     with pytest.raises(HemafastError, match="is not a run"):
-        resume(tmp_path, console)
+        resume(tmp_path)
 
 
-def test_settings_of_another_version_are_refused(console, straight, tmp_path):
+def test_settings_of_another_version_are_refused(straight, tmp_path):
     folder = redirected(straight, tmp_path, a_setting_of_tomorrow=1)
     with pytest.raises(HemafastError, match="a_setting_of_tomorrow"):
-        resume(folder, console, {"epochs": 4})
+        resume(folder, {"epochs": 4})
 
 
-def test_a_run_without_a_checkpoint_is_refused(console, straight, tmp_path):
+def test_a_run_without_a_checkpoint_is_refused(straight, tmp_path):
     folder = with_one_checkpoint(straight, tmp_path)
     (folder / LAST).unlink()
-    with pytest.raises(HemafastError, match=f"{LAST}.*Start a new run"):
-        resume(folder, console)
+    with pytest.raises(HemafastError, match=f"{LAST}.*start anew"):
+        resume(folder)
 
 
 @pytest.mark.parametrize("keep", [0, 100, -100], ids=["emptied", "cut to its head", "cut by its tail"])
-def test_a_run_whose_only_checkpoint_is_damaged_is_refused(console, straight, tmp_path, keep):
+def test_a_run_whose_only_checkpoint_is_damaged_is_refused(straight, tmp_path, keep):
     folder = with_one_checkpoint(straight, tmp_path)
     (folder / LAST).write_bytes((straight / LAST).read_bytes()[:keep])
     with pytest.raises(HemafastError, match="cannot be read"):
-        resume(folder, console, {"epochs": 4})
+        resume(folder, {"epochs": 4})
 
 
 class Touch:
@@ -457,11 +450,11 @@ WRITERS_AND_READERS = {
 
 
 @pytest.mark.parametrize(("write", "read"), WRITERS_AND_READERS.values(), ids=WRITERS_AND_READERS)
-def test_a_checkpoint_that_would_execute_code_is_refused_and_executes_none(console, straight, tmp_path, write, read):
+def test_a_checkpoint_that_would_execute_code_is_refused_and_executes_none(straight, tmp_path, write, read):
     folder, touched = with_one_checkpoint(straight, tmp_path), tmp_path / "touched"
     write(load_last(folder / LAST) | {"started_from": Touch(touched)}, folder / LAST)
     with pytest.raises(HemafastError, match="cannot be read"):
-        resume(folder, console, {"epochs": 4})
+        resume(folder, {"epochs": 4})
     assert not touched.exists()
     read(folder / LAST)
     assert touched.exists()  # a trusting reader would have done it
@@ -476,14 +469,14 @@ FOREIGN = {
 
 
 @pytest.mark.parametrize("content", FOREIGN.values(), ids=FOREIGN)
-def test_a_checkpoint_of_another_program_is_refused(console, straight, tmp_path, content):
+def test_a_checkpoint_of_another_program_is_refused(straight, tmp_path, content):
     folder = with_one_checkpoint(straight, tmp_path)
     torch.save(content, folder / LAST)
     with pytest.raises(HemafastError, match="not a checkpoint of this version"):
-        resume(folder, console, {"epochs": 4})
+        resume(folder, {"epochs": 4})
 
 
-def test_a_checkpoint_of_another_network_is_refused(console, straight, tmp_path):
+def test_a_checkpoint_of_another_network_is_refused(straight, tmp_path):
     folder = redirected(straight, tmp_path, model="test_efficientnet")
     with pytest.raises(HemafastError, match="does not fit"):
-        resume(folder, console, {"epochs": 4})
+        resume(folder, {"epochs": 4})

@@ -10,15 +10,16 @@ from hemafast.config import TrainConfig, checked
 from hemafast.engine import trainer
 from hemafast.engine.checkpoint import load_best, load_last
 from hemafast.engine.journal import column, read_rows
-from hemafast.engine.trainer import read_config, train
+from hemafast.engine.trainer import train
 from hemafast.errors import HemafastError
+from hemafast.run_folder import read_config
 
 SPLITS = {"train": "training", "val": "validation"}
 
 
-def test_a_run_folder_holds_settings_machine_logs_and_both_checkpoints(settings, console, dataset):
+def test_a_run_folder_holds_settings_machine_logs_and_both_checkpoints(settings, dataset):
     config = settings(epochs=2)
-    folder = train(config, console)
+    folder = train(config)
     assert folder.parent == config.output
     assert {path.name for path in folder.iterdir()} == {
         "config.json",
@@ -50,8 +51,8 @@ def test_a_run_folder_holds_settings_machine_logs_and_both_checkpoints(settings,
     assert "epoch 2/2" in log
 
 
-def test_the_best_model_is_that_of_the_epoch_with_the_highest_macro_f1(settings, console):
-    folder = train(settings(epochs=3), console)
+def test_the_best_model_is_that_of_the_epoch_with_the_highest_macro_f1(settings):
+    folder = train(settings(epochs=3))
     scores = column(read_rows(folder), "val", "f1_macro")
     assert load_best(folder / "best_model.safetensors")[1].epoch == 1 + scores.index(max(scores))
     progress = load_last(folder / "last_model.ckpt")["progress"]
@@ -64,14 +65,14 @@ def test_the_best_model_is_that_of_the_epoch_with_the_highest_macro_f1(settings,
     [{"model": "no_such_network"}, {"weights": "missing.safetensors"}, {"data": "missing"}],
     ids=["model", "weights", "data"],
 )
-def test_what_cannot_be_trained_is_refused_before_a_folder_is_made(settings, console, changes):
+def test_what_cannot_be_trained_is_refused_before_a_folder_is_made(settings, changes):
     config = settings(**changes)
     with pytest.raises(HemafastError):
-        train(config, console)
+        train(config)
     assert list(config.output.iterdir()) == []
 
 
-def test_two_runs_that_begin_in_the_same_second_get_two_folders(settings, console, monkeypatch):
+def test_two_runs_that_begin_in_the_same_second_get_two_folders(settings, monkeypatch):
     class Frozen(datetime):
         @classmethod
         def now(cls, tz=None):
@@ -79,21 +80,21 @@ def test_two_runs_that_begin_in_the_same_second_get_two_folders(settings, consol
 
     monkeypatch.setattr(trainer, "datetime", Frozen)
     config = settings()
-    folders = [train(config, console) for _ in range(2)]
+    folders = [train(config) for _ in range(2)]
     assert folders[0] != folders[1]
     assert all(len(read_rows(folder)) == 2 for folder in folders)
 
 
-def test_an_output_that_is_a_file_is_refused(settings, console, tmp_path):
+def test_an_output_that_is_a_file_is_refused(settings, tmp_path):
     (tmp_path / "runs").write_text("in the way", encoding="utf-8")
     with pytest.raises(HemafastError, match="Choose another --output"):
-        train(settings(output=tmp_path / "runs"), console)
+        train(settings(output=tmp_path / "runs"))
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(settings, console):
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(settings):
     config = settings(lr=1e30)
     with pytest.raises(HemafastError, match="--lr"):
-        train(config, console)
+        train(config)
     (folder,) = config.output.iterdir()
     state = load_last(folder / "last_model.ckpt")
     assert state["progress"]["epochs_done"] == 0
@@ -101,17 +102,17 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(settin
     assert "stopped" in (folder / "train.log").read_text(encoding="utf-8")
 
 
-def test_weights_that_the_last_step_of_an_epoch_ruined_never_reach_the_checkpoint(settings, console):
+def test_weights_that_the_last_step_of_an_epoch_ruined_never_reach_the_checkpoint(settings):
     config = settings(lr=1e30, epochs=2, batch_size=64)  # one step an epoch: its loss is that of the sound weights
     with pytest.raises(HemafastError, match="--lr"):
-        train(config, console)
+        train(config)
     (folder,) = config.output.iterdir()
     weights = load_last(folder / "last_model.ckpt")["model"].values()
     assert all(tensor.abs().max() < 1e6 for tensor in weights if tensor.is_floating_point())
 
 
-def test_the_log_is_whole_whoever_calls(settings, console, monkeypatch):
+def test_the_log_is_whole_whoever_calls(settings, monkeypatch):
     monkeypatch.setattr(trainer.logger, "level", 0)
     trainer.logger.manager._clear_cache()
-    folder = train(settings(), console)
+    folder = train(settings())
     assert "epoch 1/1" in (folder / "train.log").read_text(encoding="utf-8")

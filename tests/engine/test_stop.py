@@ -10,7 +10,6 @@ import time
 from pathlib import Path
 
 import pytest
-from rich.console import Console
 
 from hemafast.config import to_json
 from hemafast.engine import stop
@@ -24,12 +23,12 @@ CODES = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGUSR1: 138}
 COMMAND = """
     import os, signal, sys, time
     from hemafast.cli import main
-    from hemafast.engine import loop
+    from hemafast.engine import hooks
     from hemafast.engine.step import TrainStep
 
     update, number, slow = map(int, sys.argv[1:4])
     del sys.argv[1:4]
-    step, save, signalled = TrainStep.__call__, loop.save_last, False
+    step, save, signalled = TrainStep.__call__, hooks.save_last, False
 
     def step_and_signal(self, *arguments, **named):
         global signalled
@@ -44,7 +43,7 @@ COMMAND = """
             time.sleep(60)
         save(*arguments, **named)
 
-    TrainStep.__call__, loop.save_last = step_and_signal, save_slowly
+    TrainStep.__call__, hooks.save_last = step_and_signal, save_slowly
     main()
 """
 
@@ -76,7 +75,7 @@ def written(config, tmp_path: Path) -> Path:
 @pytest.fixture(scope="module")
 def straight(settings):
     """The folder of a run that nobody stopped."""
-    return train(settings(epochs=2, dropout=0.3), Console(quiet=True))
+    return train(settings(epochs=2, dropout=0.3))
 
 
 @pytest.mark.slow

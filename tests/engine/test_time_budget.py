@@ -5,7 +5,7 @@ import time
 import pytest
 
 from hemafast.config import seconds_of
-from hemafast.engine import course, loop
+from hemafast.engine import course, hooks
 from hemafast.engine.checkpoint import load_best, load_last
 from hemafast.engine.journal import read_rows
 from hemafast.engine.step import TrainStep
@@ -31,8 +31,8 @@ def clock(monkeypatch):
         return step(self, *arguments, **named)
 
     monkeypatch.setattr(TrainStep, "__call__", ticking)
-    monkeypatch.setattr(loop.time, "monotonic", lambda: now[0])
-    monkeypatch.setattr(loop.Loop, "_ending", lambda self, validation: 2.0)
+    monkeypatch.setattr(hooks.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(hooks.Clock, "_ending", lambda self, validation: 2.0)
     return now
 
 
@@ -40,15 +40,15 @@ def updates(folder):
     return load_last(folder / LAST)["progress"]["steps_done"]
 
 
-def test_as_many_updates_are_made_as_fit(settings, console, clock):
-    folder = train(settings(time_budget=14.0, batch_size=10, epochs=1), console)
+def test_as_many_updates_are_made_as_fit(settings, clock):
+    folder = train(settings(time_budget=14.0, batch_size=10, epochs=1))
     assert updates(folder) == 12  # two epochs of five, and two updates of the third
     assert len(read_rows(folder)) == 6
     _, card = load_best(folder / BEST)
     assert card.epoch in (1, 2, 3)
 
 
-def test_schedule_and_sizes_are_laid_over_the_time(settings, console, clock, monkeypatch):
+def test_schedule_and_sizes_are_laid_over_the_time(settings, clock, monkeypatch):
     seen, step = [], TrainStep.__call__
 
     def noting(self, batch, lr, *arguments, **named):
@@ -57,7 +57,7 @@ def test_schedule_and_sizes_are_laid_over_the_time(settings, console, clock, mon
 
     monkeypatch.setattr(TrainStep, "__call__", noting)
     asked = {"schedule": "onecycle", "lr": 1e-2, "image_size": 64, "growing_from": (32,)}
-    train(settings(time_budget=12.0, batch_size=10, **asked), console)
+    train(settings(time_budget=12.0, batch_size=10, **asked))
     sides, rates = zip(*seen, strict=True)
     assert sides == (32,) * 5 + (64,) * 5
     assert max(rates) == pytest.approx(1e-2, rel=0.1)
@@ -65,19 +65,19 @@ def test_schedule_and_sizes_are_laid_over_the_time(settings, console, clock, mon
     assert rates[-1] < 1e-3
 
 
-def test_a_budget_shorter_than_an_epoch_leaves_a_model(settings, console, clock):
-    folder = train(settings(time_budget=4.0, batch_size=10), console)
+def test_a_budget_shorter_than_an_epoch_leaves_a_model(settings, clock):
+    folder = train(settings(time_budget=4.0, batch_size=10))
     assert updates(folder) == 2
     assert load_best(folder / BEST)[1].epoch == 1
 
 
-def test_a_budget_that_is_over_before_the_first_update_has_one_and_leaves_a_model(settings, console, clock):
-    folder = train(settings(time_budget=4.0, batch_size=10), console, began=clock[0] - 60)
+def test_a_budget_that_is_over_before_the_first_update_has_one_and_leaves_a_model(settings, clock):
+    folder = train(settings(time_budget=4.0, batch_size=10), began=clock[0] - 60)
     assert updates(folder) == 1
     assert (folder / BEST).is_file()
 
 
-def test_a_slow_first_update_does_not_make_the_validation_look_long(settings, console, clock, monkeypatch):
+def test_a_slow_first_update_does_not_make_the_validation_look_long(settings, clock, monkeypatch):
     original = TrainStep.__call__
 
     def compiling(self, *arguments, step, **named):
@@ -85,52 +85,52 @@ def test_a_slow_first_update_does_not_make_the_validation_look_long(settings, co
         return original(self, *arguments, step=step, **named)
 
     monkeypatch.setattr(TrainStep, "__call__", compiling)
-    monkeypatch.setattr(loop.Loop, "_ending", lambda self, validation: validation)
-    folder = train(settings(time_budget=204.0, batch_size=10), console)
+    monkeypatch.setattr(hooks.Clock, "_ending", lambda self, validation: validation)
+    folder = train(settings(time_budget=204.0, batch_size=10))
     assert updates(folder) == 5
     assert len(read_rows(folder)) == 2  # one epoch, not ended before its time
 
 
-def test_a_stopped_run_goes_on_with_the_time_that_is_left(settings, console, clock, signal_at):
+def test_a_stopped_run_goes_on_with_the_time_that_is_left(settings, clock, signal_at):
     config = settings(time_budget=12.0, batch_size=10)
     with signal_at(4), pytest.raises(StoppedError):
-        train(config, console)
+        train(config)
     (folder,) = config.output.iterdir()
     clock[0] += 3600  # nobody was training
-    resume(folder, console)
+    resume(folder)
     assert updates(folder) == 10
 
 
-def test_a_finished_run_is_left_alone_and_a_longer_budget_extends_it(settings, console, clock):
-    folder = train(settings(time_budget=8.0, batch_size=10), console)
+def test_a_finished_run_is_left_alone_and_a_longer_budget_extends_it(settings, clock):
+    folder = train(settings(time_budget=8.0, batch_size=10))
     before = (folder / LAST).read_bytes()
-    resume(folder, console)
+    resume(folder)
     assert (folder / LAST).read_bytes() == before
-    resume(folder, console, {"time_budget": 12.0})
+    resume(folder, {"time_budget": 12.0})
     assert updates(folder) == 10
 
 
-def test_a_run_stopped_in_its_last_validation_validates_when_it_goes_on(settings, console, clock, monkeypatch):
+def test_a_run_stopped_in_its_last_validation_validates_when_it_goes_on(settings, clock, monkeypatch):
     config = settings(time_budget=7.0, batch_size=10)
-    monkeypatch.setattr(loop.Loop, "_between_validation_batches", lambda self, _: self._stop(2))
+    monkeypatch.setattr(hooks.Stops, "in_validation", lambda self: self._stop(2))
     with pytest.raises(StoppedError):
-        train(config, console)
+        train(config)
     (folder,) = config.output.iterdir()
     assert not (folder / BEST).exists()
     monkeypatch.undo()
-    resume(folder, console)
+    resume(folder)
     assert (folder / BEST).is_file()
 
 
-def test_the_log_does_not_promise_a_number_of_epochs(settings, console, clock):
-    folder = train(settings(time_budget=8.0, batch_size=10), console)
+def test_the_log_does_not_promise_a_number_of_epochs(settings, clock):
+    folder = train(settings(time_budget=8.0, batch_size=10))
     assert "epoch 1: train loss" in (folder / "train.log").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("seconds", [6.0, 9.0])
-def test_a_real_clock_is_kept(settings, console, seconds):
+def test_a_real_clock_is_kept(settings, seconds):
     began = time.monotonic()
-    folder = train(settings(time_budget=seconds, batch_size=10, epochs=1), console, began=began)
+    folder = train(settings(time_budget=seconds, batch_size=10, epochs=1), began=began)
     assert updates(folder) > 5
     assert 0.85 * seconds < time.monotonic() - began < seconds + 1.0
 

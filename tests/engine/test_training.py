@@ -9,12 +9,15 @@ from safetensors.torch import load_file
 from torch.nn import functional
 
 from hemafast.engine import loop
-from hemafast.engine.journal import LOG, column, read_rows
-from hemafast.engine.run import read_config, set_up
+from hemafast.engine.build import build_run
+from hemafast.engine.distributed import World
+from hemafast.engine.journal import column, read_rows
+from hemafast.engine.plan import settle
 from hemafast.engine.schedule import one_cycle
 from hemafast.engine.step import TrainStep
 from hemafast.engine.trainer import resume, train
 from hemafast.objective import class_weights
+from hemafast.run_folder import LOG, read_config
 
 BEST = "best_model.safetensors"
 
@@ -34,14 +37,14 @@ def seen(monkeypatch):
     return steps
 
 
-def test_a_constant_rate_arrives_in_the_optimizer(settings, console, seen):
-    folder = train(settings(lr=3e-4), console)
+def test_a_constant_rate_arrives_in_the_optimizer(settings, seen):
+    folder = train(settings(lr=3e-4))
     assert [rate for rates, *_ in seen for rate in rates] == pytest.approx([3e-4] * 6)
     assert read_rows(folder)[0]["lr"] == 3e-4
 
 
-def test_the_one_cycle_rate_arrives_in_the_optimizer(settings, console, seen):
-    folder = train(settings(epochs=2, schedule="onecycle"), console)
+def test_the_one_cycle_rate_arrives_in_the_optimizer(settings, seen):
+    folder = train(settings(epochs=2, schedule="onecycle"))
     expected = [one_cycle(1e-3, 12)(step) for step in range(12)]
     assert [rate for rates, *_ in seen for rate in rates] == pytest.approx(expected)
     assert len(set(expected)) == 12
@@ -50,9 +53,9 @@ def test_the_one_cycle_rate_arrives_in_the_optimizer(settings, console, seen):
 
 
 @pytest.mark.parametrize("weighted", [False, True])
-def test_the_loss_is_weighted_by_class_if_asked(settings, console, seen, dataset, weighted):
+def test_the_loss_is_weighted_by_class_if_asked(settings, seen, dataset, weighted):
     name = "weighted" if weighted else "cross-entropy"
-    folder = train(settings(batch_size=64, loss=name, label_smoothing=0.1), console)
+    folder = train(settings(batch_size=64, loss=name, label_smoothing=0.1))
     ((_, _, logits, labels),) = seen
     weight = torch.from_numpy(class_weights(dataset.counts("train")))
     plain, heavy = (
@@ -63,13 +66,13 @@ def test_the_loss_is_weighted_by_class_if_asked(settings, console, seen, dataset
     assert read_rows(folder)[0]["loss"] == pytest.approx(heavy if weighted else plain, rel=1e-5)
 
 
-def test_the_same_seed_gives_the_same_weights_and_another_seed_others(settings, console):
-    first, second, other = (load_file(train(settings(seed=seed), console) / BEST) for seed in (1, 1, 2))
+def test_the_same_seed_gives_the_same_weights_and_another_seed_others(settings):
+    first, second, other = (load_file(train(settings(seed=seed)) / BEST) for seed in (1, 1, 2))
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert not torch.equal(first["backbone.fc.weight"], other["backbone.fc.weight"])
 
 
-def test_validation_sees_every_image_whole_and_still_while_training_augments(settings, console, monkeypatch, seen):
+def test_validation_sees_every_image_whole_and_still_while_training_augments(settings, monkeypatch, seen):
     original, epochs = loop.validate, []
 
     def spy(model, step, loader, samples, totals, **named):
@@ -77,7 +80,7 @@ def test_validation_sees_every_image_whole_and_still_while_training_augments(set
         return original(model, step, loader, samples, totals, **named)
 
     monkeypatch.setattr(loop, "validate", spy)
-    train(settings(epochs=2, policy="basic", image_size=56), console)
+    train(settings(epochs=2, policy="basic", image_size=56))
     (first, samples), (second, _) = epochs
     assert np.array_equal(first, np.asarray(samples.packed)[:, 4:60, 4:60])  # the centre window of 7/8, pixel for pixel
     assert np.array_equal(first, second)
@@ -86,21 +89,21 @@ def test_validation_sees_every_image_whole_and_still_while_training_augments(set
     assert first_epoch != second_epoch
 
 
-def test_the_log_names_the_domains_that_are_trained_on(settings, console):
-    folder = train(settings(domains=("Matek_19",)), console)
+def test_the_log_names_the_domains_that_are_trained_on(settings):
+    folder = train(settings(domains=("Matek_19",)))
     assert " validation images of Matek_19, " in (folder / LOG).read_text(encoding="utf-8")
 
 
-def test_the_weights_of_the_best_epoch_are_the_averaged_ones_where_asked_for(settings, console):
-    plain, none, averaged = (load_file(train(settings(ema=ema), console) / BEST) for ema in (None, 0, 0.9))
+def test_the_weights_of_the_best_epoch_are_the_averaged_ones_where_asked_for(settings):
+    plain, none, averaged = (load_file(train(settings(ema=ema)) / BEST) for ema in (None, 0, 0.9))
     assert plain.keys() == averaged.keys()
     assert torch.equal(plain["backbone.fc.weight"], none["backbone.fc.weight"])
     assert not torch.equal(plain["backbone.fc.weight"], averaged["backbone.fc.weight"])
 
 
-def test_frozen_stages_and_norms_come_out_as_they_went_in(settings, console):
-    frozen = train(settings(freeze_stages=2, freeze_norm=True, lr=1e-2), console)
-    run = set_up(read_config(frozen))
+def test_frozen_stages_and_norms_come_out_as_they_went_in(settings):
+    frozen = train(settings(freeze_stages=2, freeze_norm=True, lr=1e-2))
+    run = build_run(settle(read_config(frozen), World()), World())
     before, after = run.model.state_dict(), load_file(frozen / BEST)
     same = {name for name in after if torch.equal(before[name], after[name])}
     assert {name for name in after if "running_" in name or "bn" in name} <= same
@@ -109,31 +112,31 @@ def test_frozen_stages_and_norms_come_out_as_they_went_in(settings, console):
 
 
 @pytest.mark.parametrize("kind", ["auto", "resident"])
-def test_every_place_of_the_squares_trains_the_same_network(settings, console, kind):
-    packed, other = (load_file(train(settings(input=source), console) / BEST) for source in ("packed", kind))
+def test_every_place_of_the_squares_trains_the_same_network(settings, kind):
+    packed, other = (load_file(train(settings(input=source)) / BEST) for source in ("packed", kind))
     assert all(torch.equal(packed[name], other[name]) for name in packed)
 
 
-def test_files_train_nearly_the_network_that_packed_pixels_train(settings, console):
+def test_files_train_nearly_the_network_that_packed_pixels_train(settings):
     """A view of a file is scaled once and rounded once, that of a square may be scaled for the second time."""
-    packed, files = (read_rows(train(settings(input=kind), console)) for kind in ("packed", "files"))
+    packed, files = (read_rows(train(settings(input=kind))) for kind in ("packed", "files"))
     for one, other in zip(packed, files, strict=True):
         assert one["loss"] == pytest.approx(other["loss"], rel=0.05)
 
 
-def test_the_input_and_its_bytes_are_in_the_log_and_beside_the_run(settings, console):
-    folder = train(settings(input="files"), console)
+def test_the_input_and_its_bytes_are_in_the_log_and_beside_the_run(settings):
+    folder = train(settings(input="files"))
     chosen = {choice["name"]: choice for choice in json.loads((folder / "machine.json").read_text())["choices"]}
     assert chosen["input"]["value"] == "files"
     assert "MiB of encoded images" in chosen["input"]["reason"]
     assert "input: files" in (folder / "train.log").read_text(encoding="utf-8")
 
 
-def test_a_run_under_a_changed_policy_and_sampler_trains_and_is_resumed(settings, console):
+def test_a_run_under_a_changed_policy_and_sampler_trains_and_is_resumed(settings):
     asked = {"policy": "lineage", "stain": 0.1, "erase": 0.2, "sampler": "mixed:0.66"}
-    straight = train(settings(**asked, epochs=2), console)
-    stopped = train(settings(**asked, epochs=1), console)
-    resume(stopped, console, {"epochs": 2})
+    straight = train(settings(**asked, epochs=2))
+    stopped = train(settings(**asked, epochs=1))
+    resume(stopped, {"epochs": 2})
     assert all(
         torch.equal(one, other)
         for one, other in zip(load_file(straight / BEST).values(), load_file(stopped / BEST).values(), strict=True)

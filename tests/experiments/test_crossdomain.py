@@ -306,11 +306,11 @@ class TestCommand:
         asked.write_text(to_json(config), encoding="utf-8")
         command = (
             *("crossdomain", "--config", asked, "--data", config.data, "--output", config.output),
-            *("--no-shortcut", "--model", "no_such_model"),
+            *("--no-shortcut", "--weights", "no_such_weights.pth"),
         )
         failed = hemafast(*command)
         assert failed.returncode == 1
-        assert failed.stdout.count("no_such_model") >= 3
+        assert failed.stdout.count("no_such_weights") >= 3
         for error in (StoppedError("Stopped by SIGTERM.", "Go on with X.", exit_code=143), KeyboardInterrupt()):
             monkeypatch.setattr(runs, "train", Mock(side_effect=error))
             stopped = hemafast(*command)

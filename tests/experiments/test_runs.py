@@ -61,10 +61,10 @@ def test_a_run_that_was_stopped_is_gone_on_with(plan, updates, monkeypatch):
 
 
 def test_a_failure_ends_no_other_run(plan, settings, tmp_path):
-    broken = Plan("broken", settings(tmp_path / "broken", model="no_such_model"))
+    broken = Plan("broken", settings(tmp_path / "broken", weights="no_such_weights.pth"))
     (_, failed), (_, outcome) = run_all([broken, plan])
     assert isinstance(failed, Failed)
-    assert "no_such_model" in failed.reason
+    assert "no_such_weights" in failed.reason
     assert isinstance(outcome, Scored)
 
 

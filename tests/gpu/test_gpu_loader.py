@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 import torch
+from hemafast.data.static import static_batches
 
 from hemafast.data.augment import POLICIES
 from hemafast.data.graph import GraphShape
 from hemafast.data.loader import eval_loader, train_loader
-from hemafast.data.static import static_batches
 
 pytestmark = [
     pytest.mark.gpu,

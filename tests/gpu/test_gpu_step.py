@@ -11,10 +11,10 @@ from torch import nn
 
 from hemafast.config import CompileMode, LossName
 from hemafast.data.loader import Batch
+from hemafast.engine.build import synchronised
 from hemafast.engine.compiling import Compiler
 from hemafast.engine.machine import choose_machine
 from hemafast.engine.optimizer import build_optimizer
-from hemafast.engine.run import _synchronised
 from hemafast.engine.step import EvalStep, Late, Mix, Totals, TrainStep, seed_batch
 from hemafast.model import build_model
 from hemafast.objective import build_loss
@@ -266,7 +266,7 @@ def test_synchronised_batch_norm_alone_is_batch_norm(name):
     losses = []
     for convert in (False, True):
         model = network(name)
-        model = _synchronised(model, machine_with()) if convert else model
+        model = synchronised(model, machine_with()) if convert else model
         totals = Totals(CLASSES, "cuda")
         step_of(model)(batch_of(), 1e-3, totals, step=0)
         losses.append(totals.read()[0])

@@ -7,20 +7,18 @@ from typing import get_args
 import pytest
 import torch
 import two_processes
-from rich.console import Console
 
 from hemafast.bench.run import run_bench
-from hemafast.bench.settings import Bench
+from hemafast.bench.settings import Bench, bench_settings
 from hemafast.bench.stations import groups
 from hemafast.config import CompileMode, to_json
 from hemafast.engine.checkpoint import load_last
 from hemafast.engine.journal import column, read_rows
-from hemafast.engine.run import read_config
 from hemafast.engine.step import TrainStep
 from hemafast.engine.trainer import resume, train
 from hemafast.errors import StoppedError
 from hemafast.evaluate.evaluate import evaluate_run
-from hemafast.run_folder import BEST, LAST
+from hemafast.run_folder import BEST, LAST, read_config
 
 pytestmark = [
     pytest.mark.gpu,
@@ -50,7 +48,7 @@ def _own_trials(monkeypatch, tmp_path):
 
 
 def trained(config):
-    return train(config, Console(quiet=True))
+    return train(config)
 
 
 def losses_of(folder, phase="train"):
@@ -133,7 +131,7 @@ def test_a_run_that_is_resumed_in_the_middle_of_an_epoch_is_the_straight_one(set
     state = load_last(folder / LAST)
     assert state["progress"]["epochs_done"] == 1
     assert bool(state["scaler"]) == (amp == "fp16")
-    resume(folder, Console(quiet=True))
+    resume(folder)
     straight = trained(settings(**asked, output=folder.parent.parent / "straight"))
     first, second = read_rows(folder), read_rows(straight)
     assert [(row["epoch"], row["phase"]) for row in first] == [(row["epoch"], row["phase"]) for row in second]
@@ -187,17 +185,16 @@ def torchrun_on(config, folder):
 
 @pytest.mark.slow
 def test_every_station_of_the_bench_runs_on_the_gpu(prepared):
-    bench = Bench(
+    settings = bench_settings(
         data=prepared.folder,
         model="test_resnet",
         image_size=56,
         batch_size=8,
-        loader_batch_size=8,
         threads=2,
         device="cuda",
         compile="off",
     )
-    result = run_bench(bench, rounds=3, seconds=0.1)
+    result = run_bench(Bench(settings, loader_batch_size=8), rounds=3, seconds=0.1)
     assert set(result["stations"]) == {name for group in groups("cuda", peers=True) for name in group.makes}
     assert all(station["images_per_second"]["min"] > 0 for station in result["stations"].values())
     assert result["machine"]["device"] == "cuda"

@@ -1,4 +1,4 @@
-"""The live view of a run on a terminal: a table of the last epochs, and how the present one goes."""
+"""Progress on a terminal: a bar for any long work, and for training a table of the last epochs above it."""
 
 from __future__ import annotations
 
@@ -25,132 +25,123 @@ _MARK_SECONDS = 0.25
 _MARKS = 40  # the rate is that of the last ten seconds, so that compiling is soon forgotten
 
 
-class Panel:
-    """Shows a run while it goes on; the table stays when it ends. Costs nothing where it is not shown."""
+class LiveProgress:
+    """Shows long work while it runs; the table of a training stays when it ends. Costs nothing if it is not shown."""
 
-    def __init__(
-        self,
-        console: Console,
-        *,
-        epochs: int | None,
-        seconds: float | None = None,
-        clock: Callable[[], float] = time.perf_counter,
-    ) -> None:
-        """A run of so many `epochs`, or one that ends in so many `seconds`."""
+    def __init__(self, console: Console, clock: Callable[[], float] = time.perf_counter) -> None:
         self.shows = console.is_terminal and not console.quiet
-        self._console, self._epochs, self._clock = console, epochs, clock
-        self._ends = None if seconds is None else clock() + seconds
+        self._console, self._clock = console, clock
         self._live: Any = None
         self._ended: dict[int, Epoch] = {}
         self._table: _Drawn | None = None
-        self._phase, self._epoch, self._images, self._done = "starting", 0, 0, 0
-        self._loss: float | None = None
-        self._f1_macro: float | None = None
-        self._data_wait_share: float | None = None
-        self._marks: deque[tuple[float, int]] = deque(maxlen=_MARKS)
-        self._advanced = 0.0
+        self._what, self._unit, self._total = "", "images", 0
+        self._epoch: int | None = None
+        self._epochs: int | None = None
+        self._ends: float | None = None
+        self._done = 0
+        self._measured: dict[str, float] = {}
+        self._marks: deque[tuple[float, int]] = deque([(clock(), 0)], maxlen=_MARKS)
+        self._advanced = clock()
 
-    def open(self) -> None:
-        """Begin to show, twice a second."""
-        if self.shows:
-            from rich.live import Live
-
-            self._live = Live(console=self._console, refresh_per_second=_REFRESHES, get_renderable=self._view)
-            self._live.start()
-
-    def close(self) -> None:
-        """Leave the table alone on the terminal."""
-        if self._live is not None:
-            live, self._live = self._live, None
-            self._epoch = 0
-            live.stop()
-
-    def phase(self, text: str) -> None:
-        """Show what is being done."""
-        self._phase = text
-
-    def begin_epoch(self, epoch: int, images: int, done: int = 0) -> None:
-        """Begin an epoch of `images`, of which `done` were trained before a resume."""
-        self._phase, self._epoch, self._images, self._done = "training", epoch, images, done
-        self._loss = self._f1_macro = self._data_wait_share = None
+    def start(self, what: str, total: int | None = None, *, unit: str = "images", done: int = 0, **facts: Any) -> None:
+        """Begin a stage."""
+        self._what, self._unit, self._total, self._done = what, unit, total or 0, done
+        self._epoch, self._epochs = facts.get("epoch"), facts.get("epochs")
+        left = facts.get("seconds_left")
         self._advanced = self._clock()
+        self._ends = None if left is None else self._advanced + left
+        self._measured = {}
         self._marks.clear()
         self._marks.append((self._advanced, done))
+        if self.shows and self._live is None:
+            from rich.live import Live
 
-    def advance(
-        self,
-        images: int,
-        *,
-        loss: float | None = None,
-        f1_macro: float | None = None,
-        data_wait_share: float | None = None,
-    ) -> None:
-        """Count `images` more; None leaves a measurement as it is."""
+            # A training leaves its table; a bar leaves nothing.
+            self._live = Live(
+                console=self._console,
+                refresh_per_second=_REFRESHES,
+                get_renderable=self._view,
+                transient=self._epoch is None,
+            )
+            self._live.start()
+
+    def advance(self, count: int = 1, **measured: float) -> None:
+        """Count more units; measurements that are not given stay as they are."""
         if not self.shows:
             return
-        self._done += images
+        self._done += count
         self._advanced = now = self._clock()
         if now - self._marks[-1][0] >= _MARK_SECONDS:
             self._marks.append((now, self._done))
-        if loss is not None:
-            self._loss = loss
-        if f1_macro is not None:
-            self._f1_macro = f1_macro
-        if data_wait_share is not None:
-            self._data_wait_share = data_wait_share
+        self._measured |= measured
 
-    def end_epoch(self, epoch: int, measured: Epoch) -> None:
-        """Add a line to the table."""
-        self._ended[epoch] = measured
-        if self.shows:
-            self._table = _Drawn(_table(self._ended))
+    def say(self, text: str) -> None:
+        """Show a line that stays."""
+        self._console.print(text, highlight=False, markup=False, soft_wrap=True)
 
-    def images_per_second(self) -> float | None:
-        """The rate of the last seconds of training; None until it is known."""
+    def finish(self, **results: Any) -> None:
+        """Add an epoch to the table, if this ends one; else take the view down."""
+        if "rows" in results:
+            self._ended[results["epoch"]] = results["rows"]
+            if self.shows:
+                self._table = _Drawn(_epoch_table(self._ended))
+        elif self._live is not None:
+            live, self._live = self._live, None
+            self._what = ""
+            live.stop()
+
+    def rate(self) -> float | None:
+        """Units per second over the last seconds; None until it is known."""
         began, done = self._marks[0]
         seconds = self._advanced - began
         return (self._done - done) / seconds if seconds > 0 and self._done > done else None
 
-    def epoch_left(self) -> float | None:
-        """Seconds until all images of the epoch are trained; None until that is known."""
-        rate = self.images_per_second()
-        return max(self._images - self._done, 0) / rate if rate else None
+    def stage_left(self) -> float | None:
+        """Seconds until this stage ends; None until that is known."""
+        rate = self.rate()
+        return max(self._total - self._done, 0) / rate if rate and self._total else None
 
     def run_left(self) -> float | None:
-        """Seconds until the run ends, from the mean of its last epochs; None until one has ended.
-
-        Where the end is a moment, until that moment.
-        """
+        """Seconds until the run ends: to its time budget, or by the mean of its last epochs, None before the first."""
         if self._ends is not None:
             return max(self._ends - self._clock(), 0.0)
         taken = [seconds for seconds in map(_seconds, self._ended.values()) if seconds is not None][-_RECENT_EPOCHS:]
-        if not taken or self._epochs is None:
+        if not taken or self._epochs is None or self._epoch is None:
             return None
-        share_left = max(1 - self._done / max(self._images, 1), 0.0)
+        share_left = max(1 - self._done / max(self._total, 1), 0.0) if self._what == "training" else 0.0
         return sum(taken) / len(taken) * (self._epochs - self._epoch + share_left)
 
     def _view(self) -> RenderableType:
         from rich.console import Group
 
         table = [self._table] if self._table is not None else []
-        return Group(*table, *(self._lines() if self._epoch else ()))
+        return Group(*table, *(self._lines() if self._what else ()))
 
     def _lines(self) -> Iterable[RenderableType]:
         from rich.progress_bar import ProgressBar
+        from rich.spinner import Spinner
         from rich.table import Table
         from rich.text import Text
 
+        of = f"/{self._epochs}" if self._epochs else ""
+        what = self._what if self._epoch is None else f"{self._what}  epoch {self._epoch}{of}"
+        if not self._total:
+            yield Spinner("dots", text=Text(what))
+            return
         grid = Table.grid(padding=(0, 2))
-        where = Text(f"{self._phase}  epoch {self._epoch}{f'/{self._epochs}' if self._epochs else ''}", no_wrap=True)
-        bar = ProgressBar(total=max(self._images, 1), completed=self._done, width=24)
-        rate = _text(self.images_per_second(), ",.0f")
-        grid.add_row(where, bar, Text(f"{self._done:,}/{self._images:,} images  {rate} images/s", no_wrap=True))
+        bar = ProgressBar(total=self._total, completed=self._done, width=24)
+        count = f"{self._done:,}/{self._total:,} {self._unit}  {_text(self.rate(), ',.0f')} {self._unit}/s"
+        left = [f"left: {_clock_text(self.stage_left())}"] if self._epoch is None else []
+        grid.add_row(Text(what, no_wrap=True), bar, *(Text(text, no_wrap=True) for text in (count, *left)))
         yield grid
-        yield Text(
-            f"loss {_text(self._loss, '.4f')}  macro-F1 {_text(self._f1_macro, '.4f')}  "
-            f"data wait {_text(self._data_wait_share, '.1%')}  "
-            f"left: epoch {_clock_text(self.epoch_left())}, run {_clock_text(self.run_left())}"
-        )
+        if self._epoch is not None:
+            measured = self._measured
+            yield Text(
+                f"loss {_text(measured.get('loss'), '.4f')}  "
+                f"macro-F1 {_text(measured.get('f1_macro'), '.4f')}  "
+                f"data wait {_text(measured.get('data_wait_share'), '.1%')}  "
+                f"left: epoch {_clock_text(self.stage_left())}, run {_clock_text(self.run_left())}"
+            )
 
 
 class _Drawn:
@@ -166,7 +157,7 @@ class _Drawn:
         return self._segments
 
 
-def _table(ended: Mapping[int, Epoch]) -> RenderableType:
+def _epoch_table(ended: Mapping[int, Epoch]) -> RenderableType:
     """A row for each of the last epochs, and the best one."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table

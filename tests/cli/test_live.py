@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 from rich.logging import RichHandler
 
-from hemafast.engine.panel import Panel
+from hemafast.cli.live import LiveProgress
 
 
 class Clock:
@@ -35,10 +35,10 @@ def measured(val_f1, seconds=10.0):
     return {"train": train, "val": {"loss": 0.75, "f1_macro": val_f1, "seconds": 2.0}}
 
 
-def lines(panel, width=80):
+def lines(live, width=80):
     """What is shown at this moment."""
     console = Console(file=io.StringIO(), width=width, color_system=None)
-    console.print(panel._view())
+    console.print(live._view())
     return [line.strip() for line in console.file.getvalue().splitlines() if line.strip()]
 
 
@@ -51,27 +51,26 @@ def lines(panel, width=80):
     ],
     ids=["terminal", "quiet terminal", "pipe"],
 )
-def test_a_panel_shows_on_a_terminal_that_is_not_quiet(options, shown):
+def test_a_live_shows_on_a_terminal_that_is_not_quiet(options, shown):
     stream = io.StringIO()
-    panel = Panel(Console(file=stream, width=100, **options), epochs=3)
-    panel.open()
-    panel.begin_epoch(1, 64)
-    panel.advance(48, loss=0.1)
-    panel.end_epoch(1, measured(0.4))
-    panel.close()
-    assert panel.shows == shown
+    live = LiveProgress(Console(file=stream, width=100, **options))
+    live.start("training", 64, epoch=1, epochs=3)
+    live.advance(48, loss=0.1)
+    live.finish(epoch=1, rows=measured(0.4))
+    live.finish()
+    assert live.shows == shown
     assert bool(stream.getvalue()) == shown
 
 
 def test_the_present_epoch_is_told_with_its_rate_and_what_is_left(terminal, clock):
-    panel = Panel(terminal, epochs=4, clock=clock)
-    panel.end_epoch(1, measured(0.4, seconds=8.0))
-    panel.begin_epoch(2, 1200)
+    live = LiveProgress(terminal, clock)
+    live.finish(epoch=1, rows=measured(0.4, seconds=8.0))
+    live.start("training", 1200, epoch=2, epochs=4)
     clock.now += 2
-    panel.advance(400, loss=0.5, f1_macro=0.25, data_wait_share=0.125)
+    live.advance(400, loss=0.5, f1_macro=0.25, data_wait_share=0.125)
     clock.now += 2
-    panel.advance(200)
-    *_, where, how = lines(panel)
+    live.advance(200)
+    *_, where, how = lines(live)
     assert where.startswith("training  epoch 2/4")
     assert where.endswith("600/1,200 images  150 images/s")
     # 600 images at 150 a second; half of this epoch and two more of ten seconds
@@ -79,89 +78,88 @@ def test_the_present_epoch_is_told_with_its_rate_and_what_is_left(terminal, cloc
 
 
 def test_what_is_not_known_yet_is_a_dash(terminal):
-    panel = Panel(terminal, epochs=4)
-    panel.begin_epoch(1, 1200)
-    *_, where, how = lines(panel)
+    live = LiveProgress(terminal)
+    live.start("training", 1200, epoch=1, epochs=4)
+    *_, where, how = lines(live)
     assert where.endswith("0/1,200 images  - images/s")
     assert how == "loss -  macro-F1 -  data wait -  left: epoch -, run -"
 
 
 def test_images_done_before_a_resume_count_for_the_progress_but_not_for_the_rate(terminal, clock):
-    panel = Panel(terminal, epochs=4, clock=clock)
-    panel.begin_epoch(1, 1200, done=1000)
+    live = LiveProgress(terminal, clock)
+    live.start("training", 1200, done=1000, epoch=1, epochs=4)
     clock.now += 1
-    panel.advance(100)
-    assert panel.images_per_second() == 100
-    assert panel.epoch_left() == 1
+    live.advance(100)
+    assert live.rate() == 100
+    assert live.stage_left() == 1
 
 
 def test_a_slow_start_is_forgotten(terminal, clock):
-    panel = Panel(terminal, epochs=1, clock=clock)
-    panel.begin_epoch(1, 100_000)
+    live = LiveProgress(terminal, clock)
+    live.start("training", 100_000, epoch=1, epochs=1)
     clock.now += 60  # compiling
-    panel.advance(10)
+    live.advance(10)
     for _ in range(50):
         clock.now += 1
-        panel.advance(10)
-    assert panel.images_per_second() == pytest.approx(10)
+        live.advance(10)
+    assert live.rate() == pytest.approx(10)
 
 
 def test_the_run_ends_as_the_last_epochs_went(terminal):
-    panel = Panel(terminal, epochs=10)
-    panel.end_epoch(1, measured(0.1, seconds=1000.0))
+    live = LiveProgress(terminal)
+    live.finish(epoch=1, rows=measured(0.1, seconds=1000.0))
     for epoch in range(2, 7):
-        panel.end_epoch(epoch, measured(0.1, seconds=8.0))
-    panel.begin_epoch(7, 100)
-    assert panel.run_left() == 40.0
+        live.finish(epoch=epoch, rows=measured(0.1, seconds=8.0))
+    live.start("training", 100, epoch=7, epochs=10)
+    assert live.run_left() == 40.0
 
 
 def test_the_phase_is_shown_until_training_begins_again(terminal):
-    panel = Panel(terminal, epochs=2)
-    panel.begin_epoch(1, 10)
-    panel.phase("validating")
-    assert lines(panel)[0].startswith("validating  epoch 1/2")
-    panel.begin_epoch(2, 10)
-    assert lines(panel)[0].startswith("training  epoch 2/2")
+    live = LiveProgress(terminal)
+    live.start("training", 10, epoch=1, epochs=2)
+    live.start("validating", 10, epoch=1, epochs=2)
+    assert lines(live)[0].startswith("validating  epoch 1/2")
+    live.start("training", 10, epoch=2, epochs=2)
+    assert lines(live)[0].startswith("training  epoch 2/2")
 
 
 def test_the_table_has_the_last_epochs_and_the_best_one_marked(terminal):
-    panel = Panel(terminal, epochs=30)
+    live = LiveProgress(terminal)
     for epoch in range(1, 13):
-        panel.end_epoch(epoch, measured({2: 0.9, 11: 0.9}.get(epoch, 0.4)))
-    rows = lines(panel)[3:]
+        live.finish(epoch=epoch, rows=measured({2: 0.9, 11: 0.9}.get(epoch, 0.4)))
+    rows = lines(live)[3:]
     assert [row.split()[0] for row in rows] == ["*", "5", "6", "7", "8", "9", "10", "11", "12"]
     assert rows[0].split() == ["*", "2", "0.5000", "0.2500", "0.7500", "0.9000", "1,234", "3.1", "12.0"]
 
 
 def test_an_epoch_without_validation_or_a_score_is_shown_and_never_the_best(terminal):
-    panel = Panel(terminal, epochs=3)
-    panel.end_epoch(1, {"train": {"loss": 0.5}})
-    panel.end_epoch(2, measured(float("nan")))
-    assert [row.split()[0] for row in lines(panel)[3:]] == ["1", "2"]
-    assert lines(panel)[3].split() == ["1", "0.5000", "-", "-", "-", "-", "-", "-"]
+    live = LiveProgress(terminal)
+    live.finish(epoch=1, rows={"train": {"loss": 0.5}})
+    live.finish(epoch=2, rows=measured(float("nan")))
+    assert [row.split()[0] for row in lines(live)[3:]] == ["1", "2"]
+    assert lines(live)[3].split() == ["1", "0.5000", "-", "-", "-", "-", "-", "-"]
 
 
 def test_nothing_is_cut_off_on_a_terminal_of_eighty_columns(terminal, clock):
-    panel = Panel(terminal, epochs=300, clock=clock)
-    panel.end_epoch(100, measured(0.4, seconds=100.0))
-    panel.begin_epoch(101, 100_000)
-    panel.advance(32, loss=12.5, f1_macro=0.25, data_wait_share=0.25)
-    assert not [line for line in lines(panel) if "…" in line]
-    assert len(lines(panel)) == 6
+    live = LiveProgress(terminal, clock)
+    live.finish(epoch=100, rows=measured(0.4, seconds=100.0))
+    live.start("training", 100_000, epoch=101, epochs=300)
+    live.advance(32, loss=12.5, f1_macro=0.25, data_wait_share=0.25)
+    assert not [line for line in lines(live) if "…" in line]
+    assert len(lines(live)) == 6
 
 
 def test_lines_of_the_log_scroll_above_and_the_table_alone_remains(terminal):
     handler = RichHandler(console=terminal, show_path=False, show_time=False)
-    log = logging.getLogger("test_panel")
+    log = logging.getLogger("test_live")
     log.addHandler(handler)
-    panel = Panel(terminal, epochs=2)
-    panel.open()
+    live = LiveProgress(terminal)
     try:
-        panel.begin_epoch(1, 10)
+        live.start("training", 10, epoch=1, epochs=2)
         log.warning("a line of the log")
-        panel.end_epoch(1, measured(0.4))
+        live.finish(epoch=1, rows=measured(0.4))
     finally:
-        panel.close()
+        live.finish()
         log.removeHandler(handler)
     written = terminal.file.getvalue()
     end = written[written.rindex("macro-F1") :]
@@ -171,12 +169,12 @@ def test_lines_of_the_log_scroll_above_and_the_table_alone_remains(terminal):
 
 
 def test_advancing_costs_less_than_fifty_microseconds(terminal):
-    panel = Panel(terminal, epochs=2)
-    panel.begin_epoch(1, 10**9)
+    live = LiveProgress(terminal)
+    live.start("training", 10**9, epoch=1, epochs=2)
     calls, best = 2_000, float("inf")
     for _ in range(5):  # the best of five, for others compute here too
         started = time.perf_counter()
         for _ in range(calls):
-            panel.advance(32, loss=0.5, f1_macro=0.5, data_wait_share=0.01)
+            live.advance(32, loss=0.5, f1_macro=0.5, data_wait_share=0.01)
         best = min(best, (time.perf_counter() - started) / calls)
     assert best < 50e-6

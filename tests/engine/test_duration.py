@@ -4,28 +4,28 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hemafast.engine.course import TICKS, CountedCourse, TimedCourse, seconds_to_end, size_at
-from hemafast.engine.run import Progress
+from hemafast.engine.duration import TICKS, EpochCount, TimeBudget, seconds_to_end, size_at
+from hemafast.engine.run import RunState
 
 
 def test_a_counted_course_is_over_behind_its_last_epoch():
-    course = CountedCourse(epochs=3, updates=5)
+    course = EpochCount(epochs=3, updates=5)
     assert course.ticks == 15
-    assert course.tick(Progress(steps_done=7, epochs_done=1)) == 7
-    assert not course.over(Progress(steps_done=15, epochs_done=2))  # trained, but not validated
-    assert course.over(Progress(steps_done=15, epochs_done=3))
+    assert course.tick(RunState(steps_done=7, epochs_done=1)) == 7
+    assert not course.over(RunState(steps_done=15, epochs_done=2))  # trained, but not validated
+    assert course.over(RunState(steps_done=15, epochs_done=3))
 
 
 def test_a_timed_course_leaves_time_for_its_ending():
-    course = TimedCourse(budget=100.0)
-    assert course.tick(Progress(elapsed=20.0, ending=20.0)) == TICKS // 4
-    assert not course.over(Progress(steps_done=9, elapsed=79.0, ending=20.0))
-    assert course.over(Progress(steps_done=9, elapsed=80.0, ending=20.0))
+    course = TimeBudget(budget=100.0)
+    assert course.tick(RunState(elapsed=20.0, ending=20.0)) == TICKS // 4
+    assert not course.over(RunState(steps_done=9, elapsed=79.0, ending=20.0))
+    assert course.over(RunState(steps_done=9, elapsed=80.0, ending=20.0))
 
 
 @pytest.mark.parametrize("ending", [0.0, 5.0, 500.0])
 def test_a_timed_course_has_one_update_however_late_it_is(ending):
-    course, late = TimedCourse(budget=10.0), Progress(elapsed=60.0, ending=ending)
+    course, late = TimeBudget(budget=10.0), RunState(elapsed=60.0, ending=ending)
     assert course.tick(late) == TICKS
     assert not course.over(late)
     late.steps_done = 1
@@ -34,7 +34,7 @@ def test_a_timed_course_has_one_update_however_late_it_is(ending):
 
 @given(st.floats(0, 1e6), st.floats(1, 1e6), st.floats(0, 1e6))
 def test_ticks_stay_on_the_course(elapsed, budget, ending):
-    assert 0 <= TimedCourse(budget).tick(Progress(elapsed=elapsed, ending=ending)) <= TICKS
+    assert 0 <= TimeBudget(budget).tick(RunState(elapsed=elapsed, ending=ending)) <= TICKS
 
 
 def test_all_sizes_have_equal_shares():

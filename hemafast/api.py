@@ -1,0 +1,280 @@
+"""The library: what a notebook or a script calls. `import hemafast as hf` offers all of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hemafast.config import Amp, Device, PrepareConfig, TrainConfig, checked, to_plain, train_config
+from hemafast.errors import HemafastError
+from hemafast.progress import SILENT, Progress
+from hemafast.run_folder import PREDICTIONS, find_run, read_config, read_metrics, run_folders
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from hemafast.data.dataset import Dataset
+    from hemafast.deploy.model import Model
+
+
+def prepare(
+    source: str | Path = PrepareConfig.source,
+    output: str | Path | None = None,
+    *,
+    progress: Progress = SILENT,
+    workers: int | None = None,
+    **settings: Any,
+) -> Dataset:
+    """Turn archives of class folders into a verified data set, and open it.
+
+    A second call with the same archives and settings changes nothing and takes a moment. An interrupted call resumes.
+
+    Args:
+        source: folder of zips or folders, one per domain.
+        output: where to write the data set; None for `source`/prepared.
+        progress: listens to the number of images read.
+        workers: threads; None for the number of cores.
+        settings: other fields of `PrepareConfig`, such as `folds=5` or `um_per_pixel={"MyLab": 0.11}`.
+
+    Returns:
+        The data set.
+
+    Raises:
+        HemafastError: a setting makes no sense, an archive cannot be trusted, or too many images are unreadable.
+    """
+    from hemafast.prepare.build import prepare as prepare_dataset
+
+    given = {"source": Path(source), "output": Path(output) if output else Path(source) / "prepared", **settings}
+    return open_dataset(prepare_dataset(checked(PrepareConfig, given), progress=progress, workers=workers).folder)
+
+
+def open_dataset(
+    folder: str | Path = TrainConfig.data, *, fold: int | None = None, domains: list[str] | None = None
+) -> Dataset:
+    """Open a prepared data set.
+
+    Args:
+        folder: the folder that `prepare` wrote.
+        fold: which fold validates, of data prepared with `folds`; None for the split it was prepared with.
+        domains: restrict both sides of the split to these domains; None for all.
+
+    Returns:
+        The data set: `table` (a frame with one row per image), `classes`, `domains`, `split` and `loader`.
+
+    Raises:
+        HemafastError: there is no data set, it is incomplete, or it has no such fold or domain.
+    """
+    from hemafast.data.dataset import open_dataset as open_prepared
+
+    return open_prepared(Path(folder), fold, domains)
+
+
+def train(
+    data: Dataset | str | Path,
+    config: TrainConfig | str | Path | None = None,
+    *,
+    preset: str | None = None,
+    progress: Progress = SILENT,
+    **settings: Any,
+) -> TrainedRun:
+    """Train a classifier, evaluate its best epoch, write the report, and open the run.
+
+    The same as `hemafast train`. An interrupt saves the run and raises StoppedError; `resume` continues it. What
+    training sets for the process (random generators, signal handlers, compiler flags) is restored afterwards, except
+    that glibc keeps freed memory from then on, which makes later steps faster.
+
+    Args:
+        data: a data set, or the folder of one.
+        config: all settings, or a TOML or JSON file of settings on top of the preset; None for the preset alone.
+        preset: name of the preset to start from; None for `baseline`.
+        progress: listens to epochs and images, as `ProgressBar()`.
+        settings: fields of `TrainConfig`, such as `epochs=4`; they override `config` and `preset`.
+
+    Returns:
+        The evaluated run.
+
+    Raises:
+        HemafastError: a setting or the data does not fit; raised before anything is written.
+        StoppedError: the run was interrupted; everything is saved.
+    """
+    from hemafast.engine import trainer
+
+    if isinstance(config, TrainConfig):
+        if preset is not None:
+            raise HemafastError("A TrainConfig already has its preset.", "Leave out preset, or give settings by name.")
+        chosen = checked(TrainConfig, {**to_plain(config), **_data_settings(data), **settings})
+    else:
+        file = None if config is None else Path(config)
+        chosen = train_config(preset, file, **{**_data_settings(data), **settings})
+    return _finish(trainer.train(chosen, progress=progress), progress)
+
+
+def resume(
+    run: TrainedRun | str | Path,
+    *,
+    allow_changes: bool = False,
+    progress: Progress = SILENT,
+    **changes: Any,
+) -> TrainedRun:
+    """Continue a run that was interrupted, or extend a finished one, then evaluate it. On a CPU, the result is
+    bit-identical to a run that was never interrupted.
+
+    Args:
+        run: a run, its folder, or "latest".
+        allow_changes: also accept changes that matter to what is learned; the epoch then begins anew.
+        progress: listens to epochs and images.
+        changes: fields of `TrainConfig` to change, such as `epochs=50`.
+
+    Returns:
+        The evaluated run.
+
+    Raises:
+        HemafastError: the folder is not a run, its data has changed, or a change is not allowed.
+        StoppedError: the run was interrupted again; everything is saved.
+    """
+    from hemafast.engine import trainer
+
+    folder = run.folder if isinstance(run, TrainedRun) else find_run(run)
+    return _finish(trainer.resume(folder, changes, allow_changes=allow_changes, progress=progress), progress)
+
+
+def _data_settings(data: Dataset | str | Path) -> dict[str, Any]:
+    if isinstance(data, str | Path):
+        return {"data": Path(data)}
+    return {"data": data.folder, "fold": data.fold, "domains": data.chosen}
+
+
+def _finish(folder: Path | None, progress: Progress) -> TrainedRun:
+    if folder is None:
+        raise HemafastError("This process does not write the run.", "Use the run in the process of rank 0.")
+    run = TrainedRun(folder)
+    run.evaluate(progress=progress)
+    return run
+
+
+def open_run(run: str | Path = "latest", output: str | Path = TrainConfig.output) -> TrainedRun:
+    """Open a run that was trained before.
+
+    Args:
+        run: the run folder, or "latest" for the newest run under `output`.
+        output: folder of the runs.
+
+    Returns:
+        The run.
+
+    Raises:
+        HemafastError: there is no such run.
+    """
+    folder = find_run(run, Path(output))
+    read_config(folder)
+    return TrainedRun(folder)
+
+
+def list_runs(output: str | Path = TrainConfig.output) -> pd.DataFrame:
+    """The runs under a folder, those of sweeps and other experiments included.
+
+    Args:
+        output: folder of the runs.
+
+    Returns:
+        One row per run, oldest first: name, folder, data, model, preset, state ("running", "finished" or "stopped"),
+        epochs_done, epochs, macro_f1 (0 to 1, None before evaluation), ci95 (its 95 % interval) and began (local time).
+    """
+    import pandas as pd
+
+    from hemafast.run_folder import RunSummary, summarise
+
+    columns = list(RunSummary.__dataclass_fields__)
+    return pd.DataFrame([summarise(folder) for folder in run_folders(Path(output), nested=True)], columns=columns)
+
+
+@dataclass(frozen=True, slots=True)
+class TrainedRun:
+    """A run folder, opened.
+
+    Attributes:
+        folder: the run folder.
+    """
+
+    folder: Path
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The settings by name, as `config.json` holds them. Raises HemafastError if it is damaged."""
+        return to_plain(read_config(self.folder))
+
+    @property
+    def metrics(self) -> Mapping[str, Any]:
+        """Every score, as `metrics.json` holds it: `pooled`, `domains`, `model`, `data`, `training`.
+
+        Raises HemafastError before the run was evaluated.
+        """
+        return read_metrics(self.folder)
+
+    @property
+    def history(self) -> pd.DataFrame:
+        """One row per epoch and phase ("train", "val"): loss, accuracy, f1_macro (0 to 1), seconds, images_per_second."""
+        import pandas as pd
+
+        from hemafast.engine.journal import read_rows
+
+        return pd.DataFrame(read_rows(self.folder))
+
+    @property
+    def predictions(self) -> pd.DataFrame:
+        """One row per validation image: image, label, predicted, confidence and a probability per class.
+
+        Raises HemafastError before the run was evaluated.
+        """
+        from hemafast.evaluate.predictions import read_predictions
+
+        return read_predictions(self.folder / PREDICTIONS)[0]
+
+    def model(self, *, device: Device = "auto", amp: Amp = "auto") -> Model:
+        """The best model of the run, ready to predict and embed.
+
+        Args:
+            device: "cpu", "cuda", or "auto" for a GPU if there is one.
+            amp: autocast precision; "auto" for the fastest on a GPU and fp32 on a CPU.
+
+        Returns:
+            The model with its normalisation and calibration.
+
+        Raises:
+            HemafastError: no epoch was finished yet, or the file is damaged.
+        """
+        from hemafast.deploy.model import open_model
+
+        return open_model(self.folder, device=device, amp=amp)
+
+    def evaluate(
+        self,
+        data: Dataset | str | Path | None = None,
+        *,
+        device: Device | None = None,
+        progress: Progress = SILENT,
+    ) -> Mapping[str, Any]:
+        """Score the best model and write metrics, predictions and report.
+
+        Args:
+            data: another prepared data set, whose scores go into a folder of their own; None for the run's own.
+            device: where the model runs; None for the run's own choice.
+            progress: listens to what is done.
+
+        Returns:
+            The scores, as `metrics.json` holds them.
+
+        Raises:
+            HemafastError: the data has other classes, or the run's own data has changed.
+        """
+        from hemafast.evaluate.evaluate import evaluate_run, scores_folder
+        from hemafast.progress import stage
+        from hemafast.report.page import write_report
+
+        folder = None if data is None else Path(_data_settings(data)["data"])
+        with stage(progress, "evaluating"):
+            metrics = evaluate_run(self.folder, data=folder, device=device or read_config(self.folder).device)
+            write_report(scores_folder(self.folder, metrics))
+        return metrics

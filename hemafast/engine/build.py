@@ -1,0 +1,182 @@
+"""Settings, data and machine in; loader, network, step, optimizer and schedule out. The only place that builds them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+
+from hemafast.config import TrainConfig
+from hemafast.data.loader import eval_loader, train_loader
+from hemafast.engine.compiling import Compiler
+from hemafast.engine.depthwise import use_own_gradients
+from hemafast.engine.distributed import World
+from hemafast.engine.machine import Machine
+from hemafast.engine.optimizer import build_optimizer
+from hemafast.engine.schedule import build_schedule
+from hemafast.engine.step import EvalStep, Mix, Totals, TrainStep
+from hemafast.errors import HemafastError
+from hemafast.folding import fold_norms
+from hemafast.model import Classifier, build_model
+from hemafast.objective import CrossEntropy, build_loss
+from hemafast.prepare.split import TRAIN
+from hemafast.weights import load_initial_weights
+
+if TYPE_CHECKING:
+    from hemafast.engine.plan import Plan
+    from hemafast.engine.run import Run
+
+
+@dataclass(frozen=True, slots=True)
+class Learner:
+    """A network and everything that trains it."""
+
+    model: Classifier
+    ema: Any
+    """timm's ModelEmaV3, or None."""
+    loss: nn.Module
+    optimizer: torch.optim.Optimizer
+    compiler: Compiler
+    train_step: TrainStep
+    eval_step: EvalStep
+    started_from: str
+    """The origin of the first weights, in words."""
+
+
+def build_run(plan: Plan, world: World, saved: dict[str, Any] | None = None, *, restart_epoch: bool = False) -> Run:
+    """All objects of a run, new or from the state `saved` in a checkpoint; writes nothing.
+
+    With `restart_epoch` a saved run begins its epoch anew, because its settings have changed.
+    """
+    from hemafast.engine.run import Run, RunState, duration_of
+
+    settings, graph = plan.settings, plan.graph
+    torch.manual_seed(settings.seed)
+    learner = build_learner(
+        settings,
+        plan.machine,
+        plan.dataset.counts(TRAIN),
+        batch_size=graph.batch_size,
+        world=world,
+        started_from=None if saved is None else str(saved["started_from"]),
+    )
+    batches = train_loader(
+        plan.train,
+        policy=plan.policy,
+        seed=settings.seed,
+        shape=graph,
+        sampler=settings.sampler,
+        process=world.process,
+    )
+    duration = duration_of(settings, -(-len(batches) // settings.accumulate))
+    run = Run(
+        plan=plan,
+        world=world,
+        learner=learner,
+        duration=duration,
+        schedule=build_schedule(settings.schedule, settings.lr, duration.ticks, settings.warmup),
+        train_batches=batches,
+        val_batches=eval_loader(plan.val, shape=graph, process=world.process),
+        totals=Totals(len(plan.dataset.info.classes), plan.machine.device),
+        state=RunState(),
+    )
+    if saved is not None:
+        run.load_state_dict(saved, restart_epoch=restart_epoch)
+    else:
+        run.resize()
+    return run
+
+
+def build_learner(
+    settings: TrainConfig,
+    machine: Machine,
+    counts: npt.NDArray[np.int64],
+    *,
+    batch_size: int,
+    world: World | None = None,
+    started_from: str | None = None,
+    fuse: bool = True,
+) -> Learner:
+    """A network with its loss, optimizer and steps on the machine's device.
+
+    `counts` are training images per class. With `started_from`, no initial weights are loaded: a checkpoint has them,
+    or the network is only timed. Batch norms are fused into the convolutions before them unless `fuse` is off.
+    """
+    world = world or World()
+    classes = len(counts)
+    model, origin = _build_network(settings, classes, machine, started_from)
+    ema = _averaged(model.to(machine.device), settings.ema)
+    use_own_gradients(model, machine)
+    if fuse and not machine.compiled:
+        for network in (model, ema.module) if ema is not None else (model,):
+            fold_norms(network)
+    optimizer = build_optimizer(
+        model, weight_decay=settings.weight_decay, layer_decay=settings.layer_decay, device=machine.device
+    )
+    loss = build_loss(
+        counts,
+        settings.loss,
+        smoothing=settings.label_smoothing,
+        focal_gamma=settings.focal_gamma,
+        logit_tau=settings.logit_tau,
+    ).to(machine.device)
+    mixes = settings.mixup > 0 or settings.cutmix > 0
+    compiler = Compiler(
+        enabled=machine.compiled, mode=settings.compile_mode, batch_size=batch_size, cache=settings.output
+    )
+    train_step = TrainStep(
+        model,
+        loss,
+        optimizer,
+        machine,
+        compiler,
+        clip_grad=settings.clip_grad,
+        ema=ema,
+        mix=Mix(classes, mixup=settings.mixup, cutmix=settings.cutmix) if mixes else None,
+        skip_bad=settings.on_nonfinite == "skip",
+        shared=world.share(model, machine.device),
+    )
+    eval_step = EvalStep(ema.module if ema is not None else model, loss, machine, compiler)
+    return Learner(model, ema, loss, optimizer, compiler, train_step, eval_step, origin)
+
+
+def build_eval_step(model: Classifier, machine: Machine) -> EvalStep:
+    """The evaluation step of a trained model, which is moved to the machine's device."""
+    fold_norms(model.to(machine.device))
+    return EvalStep(model, CrossEntropy(), machine)
+
+
+def _build_network(
+    settings: TrainConfig, classes: int, machine: Machine, started_from: str | None
+) -> tuple[Classifier, str]:
+    model = build_model(
+        settings.model, classes, settings.image_size, dropout=settings.dropout, drop_path=settings.drop_path
+    )
+    if started_from is None:
+        weights = {"pretrained": settings.pretrained, "file": settings.weights}
+        started_from = load_initial_weights(model.backbone, settings.model, **weights).detail  # type: ignore[arg-type]
+    if settings.sync_norm:
+        model = synchronised(model, machine)
+    model.freeze(stages=settings.freeze_stages, norm=settings.freeze_norm)
+    return model, started_from
+
+
+def _averaged(model: Classifier, decay: float | None) -> Any:
+    from timm.utils import ModelEmaV3
+
+    # The decay rises to its value, so that a short run is not an average over its beginning.
+    return ModelEmaV3(model, decay=decay, use_warmup=True) if decay else None
+
+
+def synchronised(model: Classifier, machine: Machine) -> Classifier:
+    """The model with batch norms over all processes. Raises HemafastError on a CPU."""
+    from timm.layers import convert_sync_batchnorm
+
+    if machine.device != "cuda":
+        raise HemafastError("--sync-norm needs GPUs: torch does not support it on CPUs.", "Leave it out.")
+    converted: Classifier = convert_sync_batchnorm(model)
+    return converted

@@ -1,0 +1,90 @@
+"""Open a run: a new one from settings, or a stopped one with the newest state that it saved."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from hemafast.config import FIXED, FREE, TrainConfig, checked, option_of, to_plain
+from hemafast.engine.checkpoint import load_last
+from hemafast.engine.trial import DECIDED
+from hemafast.errors import HemafastError
+from hemafast.run_folder import LAST, read_config, run_folders
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """A run before anything is decided about it."""
+
+    settings: TrainConfig
+    folder: Path | None = None
+    """None for a new run: its folder is made when everything else is ready."""
+    saved: dict[str, Any] | None = None
+    """State of a stopped run, as `Run.state_dict` has it."""
+    changed: tuple[str, ...] = ()
+    """Settings that were changed on resume, in words."""
+    restart_epoch: bool = False
+    """Whether its epoch begins anew, because the saved state has other settings."""
+
+
+def open_stopped(folder: Path, changes: Mapping[str, Any], *, allow_changes: bool) -> Opened:
+    """The run in `folder`, with its newest checkpoint that is whole, under `changes`: settings by name.
+
+    Raises HemafastError if `folder` is not a run, or if a change is not allowed.
+    """
+    before = read_config(folder)
+    settings = checked(TrainConfig, {**to_plain(before), **changes})
+    changed = _changes(to_plain(before), to_plain(settings))
+    _refuse(changed, allow_changes=allow_changes)
+    saved = load_last(folder / LAST)
+    # The checkpoint may be older than the settings: for one, of a run that crashed right after a change.
+    restart = bool(_changes(saved["settings"], to_plain(settings)))
+    return Opened(settings, folder, saved, tuple(changed), restart)
+
+
+def free_settings(config: TrainConfig) -> dict[str, Any]:
+    """The settings of `config` that a resumed run may change at will, as plain data."""
+    return {name: value for name, value in to_plain(config).items() if _on_resume(name) == FREE}
+
+
+def newest_run(config: TrainConfig) -> Path | None:
+    """The newest run under `config.output` with exactly these settings and a checkpoint.
+
+    Where `auto` is asked for, any decision of the stored run counts as the same.
+    """
+    for folder in reversed(run_folders(config.output)):
+        try:
+            stored = replace(read_config(folder), output=config.output)
+            decided = {name: getattr(stored, name) for name in DECIDED if getattr(config, name) == "auto"}
+            same = not _changes(to_plain(stored), to_plain(replace(config, **decided)))
+        except HemafastError:
+            continue
+        length = (config.epochs, config.time_budget)
+        if same and (stored.epochs, stored.time_budget) == length and (folder / LAST).exists():
+            return folder
+    return None
+
+
+def _on_resume(name: str) -> str:
+    return option_of(TrainConfig, name).on_resume
+
+
+def _changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """Settings that differ and matter to what is learned, a line each. Old runs have their defaults of new settings."""
+    usual = {name: to_plain(TrainConfig())[name] for name in new if name not in old}
+    before = {**old, **usual}
+    names = [name for name in new if _on_resume(name) != FREE and before[name] != new[name]]
+    return [f"{name}: {before[name]} -> {new[name]}" for name in names]
+
+
+def _refuse(changed: list[str], *, allow_changes: bool) -> None:
+    fixed = [line for line in changed if _on_resume(line.partition(":")[0]) == FIXED]
+    if fixed:
+        raise HemafastError(f"A run cannot change this ({fixed[0]}).", "Start a new run.")
+    if changed and not allow_changes:
+        raise HemafastError(
+            f"This would change the run ({'; '.join(changed)}).",
+            "Leave it out to continue exactly, or add --allow-changes.",
+        )

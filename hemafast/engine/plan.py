@@ -1,0 +1,152 @@
+"""Settle a run: settings, machine and data in, one fixed plan out. Whatever needs a decision later reads the plan."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import torch
+
+from hemafast.config import Compile, Device, TrainConfig
+from hemafast.data.augment import Policy, named_policy
+from hemafast.data.dataset import Dataset, Samples, open_dataset
+from hemafast.data.graph import GraphShape
+from hemafast.engine.checkpoint import DRAWN_WARNING
+from hemafast.engine.distributed import World
+from hemafast.engine.machine import Machine, choose_input, machine_for
+from hemafast.engine.trial import decide
+from hemafast.errors import HemafastError
+from hemafast.prepare.split import TRAIN, VAL
+
+logger = logging.getLogger("hemafast")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """Everything that is decided about a run before its objects are built; nothing here says `auto`."""
+
+    settings: TrainConfig
+    """What was asked for, with batch size, precision and compiling decided. Device, precision, threads and the source
+    of the pixels are in `machine` and `graph`, whatever is asked for here."""
+    dataset: Dataset
+    train: Samples
+    val: Samples
+    machine: Machine
+    graph: GraphShape
+    """The input graph, with device, source, batch size, image size and threads."""
+    policy: Policy
+    """Augmentation of the training images."""
+
+    def to_json(self) -> dict[str, Any]:
+        """The plan as machine.json has it."""
+        graph = {one.name: getattr(self.graph, one.name) for one in fields(self.graph)}
+        return {**self.machine.to_json(), "input": graph, "policy": self.policy.to_plain()}
+
+
+def settle(config: TrainConfig, world: World, saved: dict[str, Any] | None = None) -> Plan:
+    """The plan of a new run, or of one that continues from the state `saved` in its checkpoint; collective.
+
+    Raises HemafastError for what this machine or this data cannot do.
+    """
+    dataset = open_dataset(config.data, config.fold, config.domains)
+    tried: Sequence[Any] = ()
+    if saved is None:
+        config, tried = decide(config, dataset, world)
+    else:
+        _refuse_other_data(saved, dataset)
+    train, val = (dataset.samples(split, config.image_size) for split in (TRAIN, VAL))
+    machine, graph = machine_and_graph(_as_begun(config, saved), config.device, train, val, world=world)
+    return Plan(
+        settings=config,
+        dataset=dataset,
+        train=train,
+        val=val,
+        machine=machine.with_choices(tried),
+        graph=graph,
+        policy=policy_of(config),
+    )
+
+
+def announce(plan: Plan, started_from: str) -> None:
+    """Log the plan: each decision with its reason, the data, the network, and what to beware of."""
+    info, settings = plan.dataset.info, plan.settings
+    for choice in plan.machine.choices:
+        logger.info("%s: %s (%s)", choice.name, choice.value, choice.reason)
+    logger.info(
+        "%d training and %d validation images of %s, %d classes, fingerprint %s",
+        len(plan.train),
+        len(plan.val),
+        ", ".join(plan.dataset.domains),
+        len(info.classes),
+        info.fingerprint[:12],
+    )
+    logger.info("%s at %d px, started from %s", settings.model, settings.image_size, started_from)
+    if info.drawn:
+        logger.warning(DRAWN_WARNING)
+    if started_from.startswith("RANDOM"):
+        logger.warning("TRAINING STARTS FROM %s: expect a far lower score in the same time", started_from)
+
+
+def batch_size_of(config: TrainConfig) -> int:
+    """The batch size as a number; `auto` must have been decided before."""
+    if config.batch_size == "auto":
+        raise HemafastError("The batch size has not been decided yet.", "Give --batch-size a number.")
+    return config.batch_size
+
+
+def policy_of(config: TrainConfig) -> Policy:
+    """The augmentation that `config` asks for."""
+    changes = {one.name: getattr(config, one.name, None) for one in fields(Policy)}
+    return named_policy(config.policy, **changes)
+
+
+def machine_and_graph(
+    config: TrainConfig, device: Device, *splits: Samples, world: World | None = None
+) -> tuple[Machine, GraphShape]:
+    """How to run here under `config` but on `device`, and the input graph for `splits`."""
+    machine = machine_for(config, device, world.local_size if world else 1)
+    source = choose_input(
+        config.input,
+        machine,
+        packed_bytes=sum(samples.packed.nbytes for samples in splits),
+        file_bytes=sum(int(samples.sizes.sum()) for samples in splits),
+    )
+    graph = GraphShape(
+        device=machine.loader_device,
+        source=source.value,  # type: ignore[arg-type] # choose_input yields nothing else
+        packed_size=splits[0].packed_size,
+        image_size=config.image_size,
+        batch_size=batch_size_of(config),
+        threads=machine.loader_threads,
+    )
+    return machine.with_choices([source]), graph
+
+
+def _as_begun(config: TrainConfig, saved: dict[str, Any] | None) -> TrainConfig:
+    """On resume `auto` keeps what the run began with: the kind of pixels, and whether the step is compiled."""
+    if saved is None:
+        return config
+    compiled: Compile = "on" if saved["compiled"] else "off"
+    decoded = saved["loader"]["pixels"] == "decoded"
+    on_gpu = torch.cuda.is_available() and config.device != "cpu"
+    return replace(
+        config,
+        compile=compiled if config.compile == "auto" else config.compile,
+        input=config.input if config.input != "auto" else "files" if decoded else "auto" if on_gpu else "packed",
+    )
+
+
+def _refuse_other_data(saved: dict[str, Any], dataset: Dataset) -> None:
+    if tuple(saved["classes"]) != dataset.info.classes:
+        raise HemafastError(
+            f"The checkpoint was trained on other classes ({len(saved['classes'])}) than {dataset.folder} has "
+            f"({len(dataset.info.classes)}).",
+            "Resume with the data the run began with.",
+        )
+    if saved["data_fingerprint"] != dataset.info.fingerprint:
+        raise HemafastError(
+            f"{dataset.folder} is not the data the run began with (its fingerprint differs).",
+            "Prepare the same archives with the same settings again, or start a new run.",
+        )

@@ -1,0 +1,100 @@
+"""Links between the pages, and from the code to the pages, lead somewhere; commands on the pages have their options."""
+
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import typer
+
+from hemafast.cli import app
+
+ROOT = Path(__file__).resolve().parent.parent
+PATTERNS = ("*.md", "docs/*.md", "benchmarks/*.md", "*/README.md", "hemafast/**/*.md")
+PAGES = sorted({page for pattern in PATTERNS for page in ROOT.glob(pattern)})
+CODE = sorted(file for folder in ("hemafast", "benchmarks", "tools", "tests") for file in (ROOT / folder).rglob("*.py"))
+NAMED = re.compile(r"\b(?:docs|hemafast|benchmarks)/[\w/-]+\.md(?:#[\w-]+)?")
+FENCE = re.compile(r"^```.*?^```", flags=re.DOTALL | re.MULTILINE)
+
+
+def name_of(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+def prose(page: Path) -> str:
+    return FENCE.sub("", page.read_text(encoding="utf-8"))
+
+
+def links(page: Path) -> list[str]:
+    """Targets of links and pictures, without those to other sites."""
+    return [link for link in re.findall(r"\]\(([^)\s]+)\)", prose(page)) if "://" not in link]
+
+
+def anchors(page: Path) -> set[str]:
+    """Names that GitHub gives to the headings of a page."""
+    titles = re.findall(r"^#+ +(.+?) *$", prose(page), flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+def broken(page: Path, targets: list[str]) -> Iterator[str]:
+    for target in targets:
+        path, _, anchor = target.partition("#")
+        there = (page.parent / path).resolve() if path else page
+        if not there.exists() or (anchor and anchor not in anchors(there)):
+            yield target
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_every_link_leads_to_a_file_and_a_heading(page):
+    assert not list(broken(page, links(page)))
+
+
+@pytest.mark.parametrize("page", sorted((ROOT / "docs").glob("*.md")), ids=name_of)
+def test_the_index_links_every_page(page):
+    index = ROOT / "docs" / "index.md"
+    assert page == index or page.name in {link.partition("#")[0] for link in links(index)}
+
+
+def test_pages_named_in_the_code_exist():
+    named = {(name_of(file), link) for file in CODE for link in NAMED.findall(file.read_text(encoding="utf-8"))}
+    assert named
+    assert not {(file, link) for file, link in named if list(broken(ROOT / "README.md", [link]))}
+
+
+def test_broken_links_are_found(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("# A `title`, twice\n```\n# no heading\n```\n")
+    assert anchors(page) == {"a-title-twice"}
+    assert list(broken(page, ["page.md", "#a-title-twice", "#no-heading", "gone.md", "page.md#gone"])) == [
+        "#no-heading",
+        "gone.md",
+        "page.md#gone",
+    ]
+
+
+def commands(page: Path) -> list[list[str]]:
+    """The words of each `hemafast COMMAND ...` in the shell blocks and in the text of a page."""
+    text = page.read_text(encoding="utf-8")
+    blocks = re.findall(r"^```sh\n(.*?)^```", text, flags=re.DOTALL | re.MULTILINE)
+    found = [*"\n".join(blocks).splitlines(), *re.findall(r"`([^`\n]+)`", prose(page))]
+    return [shlex.split(line, comments=True)[1:] for line in found if re.match(r"hemafast [a-z]", line)]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_every_command_on_a_page_exists_with_its_options(page):
+    known = {
+        name: {
+            "--help",
+            "--help-all",
+            *(option for param in command.params for option in (*param.opts, *param.secondary_opts)),
+        }
+        for name, command in typer.main.get_command(app).commands.items()
+    }
+    for name, *words in commands(page):
+        assert name in known
+        assert {word.partition("=")[0] for word in words if word.startswith("--")} <= known[name]
+
+
+def test_the_first_page_is_short():
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").split()) < 1500
