@@ -56,7 +56,15 @@ class Classifier(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits, float (n, classes), of uint8 images (n, 3, height, width)."""
-        return cast(Tensor, self.backbone(torch.addcmul(self.shift, images.float(), self.scale)))
+        return cast(Tensor, self.backbone(self._normalised(images)))
+
+    def features(self, images: Tensor) -> Tensor:
+        """Pooled features before the last layer, float (n, d), of uint8 images (n, 3, height, width)."""
+        backbone: Any = self.backbone
+        return cast(Tensor, backbone.forward_head(backbone.forward_features(self._normalised(images)), pre_logits=True))
+
+    def _normalised(self, images: Tensor) -> Tensor:
+        return torch.addcmul(self.shift, images.float(), self.scale)
 
 
 def build_model(

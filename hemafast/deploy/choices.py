@@ -1,10 +1,10 @@
-"""What `export` and `explain` let a user choose from; imports nothing, so that the command line may read it."""
+"""The choices of `export` and `explain`; imports nothing, so that the command line stays fast."""
 
 from typing import Literal
 
 Format = Literal["onnx", "torch-export", "safetensors"]
-"""Of an exported model."""
+"""Format of an exported model."""
 Layout = Literal["nhwc", "nchw"]
-"""Of the images that an exported graph takes: channels last, as decoders give them, or first."""
+"""Image layout that an exported graph takes: channels last, as decoders give them, or first."""
 Method = Literal["gradcam", "gradcam++", "hirescam", "layercam", "eigencam"]
-"""Of a heat map."""
+"""How a heat map is made."""

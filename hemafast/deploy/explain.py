@@ -1,9 +1,9 @@
-"""Show where a run's best model looks: for each image what the network sees, and beside it the heat map of a class."""
+"""Draw what the network sees of each image, and beside it the heat map of a class."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,42 +15,44 @@ from torch import Tensor
 
 from hemafast.config import Device
 from hemafast.deploy.choices import Method
+from hemafast.deploy.crops import log_scales
+from hemafast.deploy.decoding import DecodedBatch, decode_images
+from hemafast.deploy.eval_graph import EvalGraph
 from hemafast.deploy.extras import require
 from hemafast.deploy.heat import overlays
-from hemafast.deploy.models import Model
-from hemafast.deploy.plan import Options, Plan, make_plan
-from hemafast.deploy.squares import Squares, read_squares
-from hemafast.deploy.views import ViewGraph
-from hemafast.deploy.windows import tell_scales
+from hemafast.deploy.inputs import Images, list_inputs
+from hemafast.deploy.model import Model, open_model
+from hemafast.deploy.plan import Options, Plan, plan_for
 from hemafast.errors import HemafastError
 from hemafast.files import write_whole
 from hemafast.pictures import save, subplots
 from hemafast.prepare.threads import Pool
-from hemafast.prepare.verify import strict_decoders
+from hemafast.prepare.image_checks import strict_decoders
+from hemafast.progress import SILENT, Progress, stage
 
 Pixels = npt.NDArray[np.uint8]
 
 _BATCH = 16
-_LONGEST_NAME = 50  # letters, which are four bytes at most; file systems take 255
+_LONGEST_NAME = 50  # letters of at most four bytes each; file systems take 255 bytes
 _UNSAFE = re.compile(r"[^\w.+-]+")
 
 
 @dataclass(frozen=True, slots=True)
 class Explained:
-    """What became of one image."""
+    """The result for one image."""
 
     image: str
     error: str = ""
-    """Why it could not be read; then nothing else is known of it."""
+    """Why it could not be read; then the other fields are empty."""
     picture: Path | None = None
     predicted: str = ""
     explained: str = ""
     """The class whose heat map was drawn."""
     probability: float | None = None
-    """Of that class."""
+    """Of the explained class."""
 
     def told(self) -> str:
-        """One line about it."""
+        """The result in one line."""
         if self.error:
             return f"{self.image}: {self.error}"
         return f"{self.picture}  {self.explained} {self.probability:.3f}, predicted {self.predicted}"
@@ -69,58 +71,74 @@ class _Seen:
 
 
 def explain(
-    run: Path,
-    paths: Sequence[str],
-    output: Path | None = None,
+    run: str | Path,
+    images: Images,
+    output: str | Path | None = None,
     *,
     label: str | None = None,
     method: Method = "gradcam",
     um_per_pixel: float | None = None,
     device: Device = "auto",
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    progress: Progress = SILENT,
 ) -> list[Explained]:
-    """Write one PNG for each image of `paths` into `output`, by default the run's folder "explain".
+    """Draw where a model looks: one PNG for each image.
 
-    `run` is a run folder or the file of a model. The heat map is that of the class `label`, or of the predicted one. An
-    image that cannot be read has its error in its row. Raises HemafastError if there is no model or no image, if the
-    model does not know `label`, if grad-cam is not installed, or if the network has no feature map.
+    Args:
+        run: a run folder or the file of a model.
+        images: paths or arrays, as `Model.predict` takes them.
+        output: folder for the pictures; None for "explain" beside the model.
+        label: the class to explain; None for the predicted one.
+        method: how the heat map is made.
+        um_per_pixel: scale of the images; None for that of the domain that a folder or zip is named after.
+        device: where the model runs.
+        progress: listens to the number of images done.
+
+    Returns:
+        One result per image, in order. An unreadable image has its error.
+
+    Raises:
+        HemafastError: there is no model or no image, the model has no class `label`, grad-cam is not installed, or
+            the network has no feature map.
     """
     require("explain", "pytorch_grad_cam")
-    plan = make_plan([run], paths, Options(um_per_pixel=um_per_pixel, device=device, amp="off"))
-    (model,) = plan.models
+    model = open_model(run, device=device, amp="off")
+    _ = model.network  # refuses graphs before anything is read
+    plan = plan_for([model], list_inputs(images), Options(um_per_pixel=um_per_pixel, batch_size=_BATCH))
     if label is not None and label not in plan.classes:
-        raise HemafastError(f"The model knows no class {label!r}.", f"Choose from: {', '.join(plan.classes)}.")
-    folder, names = output or model.file.parent / "explain", _file_names([image.name for image in plan.images])
-    graph = ViewGraph(model.view.packed_size, model.card.image_size, plan.machine, _BATCH)
+        raise HemafastError(f"The model has no class {label!r}.", f"Choose from: {', '.join(plan.classes)}.")
+    folder = Path(output) if output else model.file.parent / "explain"
+    names = _file_names([image.name for image in plan.images])
+    graph = EvalGraph(model.card.view.packed_size, model.card.image_size, plan.machine, _BATCH)
     explained = []
-    for squares in _squares(plan):
-        seen = _look(model, graph(squares.pixels), label, method) if squares.pixels else []
-        found: dict[int, _Seen | str] = {**squares.errors, **dict(zip(squares.rows, seen, strict=True))}
-        for row in sorted(found):
-            explained.append(_written(plan.images[row].name, found[row], folder / names[row]))
-            progress(len(explained), len(plan.images))
+    with stage(progress, "explaining", len(plan.images)):
+        for batch in _batches(plan):
+            seen = _look(model, graph(batch.squares), label, method) if batch.squares else []
+            found: dict[int, _Seen | str] = {**batch.errors, **dict(zip(batch.rows, seen, strict=True))}
+            for row in sorted(found):
+                explained.append(_written(plan.images[row].name, found[row], folder / names[row]))
+                progress.advance()
     return explained
 
 
-def _squares(plan: Plan) -> Iterator[Squares]:
+def _batches(plan: Plan) -> Iterator[DecodedBatch]:
     (group,) = plan.groups
-    tell_scales([group.windows])
+    log_scales([group.crops])
     threads = plan.machine.loader_threads
     with Pool(threads) as pool:
-        batches = read_squares(plan.images, group.windows, group.size, batch_size=_BATCH, threads=threads, pool=pool)
+        batches = decode_images(plan.images, group.crops, group.size, batch_size=_BATCH, threads=threads, pool=pool)
         while True:
-            with strict_decoders():  # for decoders alone: networks and drawings may warn
-                squares = next(batches, None)
-            if squares is None:
+            with strict_decoders():  # around the decoders only: networks and drawing may warn
+                batch = next(batches, None)
+            if batch is None:
                 return
-            yield squares
+            yield batch
 
 
 def _look(model: Model, images: Tensor, label: str | None, method: Method) -> list[_Seen]:
-    """What the network makes of uint8 images (n, 3, side, side) on its device."""
+    """Classes and heat maps of uint8 images (n, 3, side, side) on the model's device."""
     with torch.inference_mode():
-        probabilities = (model.network(images) / model.card.temperature).softmax(dim=1).cpu().numpy()
-    classes = model.card.classes
+        probabilities = (model.logits(images) / model.card.temperature).softmax(dim=1).cpu().numpy()
+    classes = model.classes
     predicted = probabilities.argmax(axis=1)
     explained = predicted if label is None else np.full_like(predicted, classes.index(label))
     views = images.permute(0, 2, 3, 1).cpu().numpy()
@@ -144,19 +162,19 @@ def _figure(seen: _Seen) -> Any:
     for axis, pixels in ((left, seen.view), (right, seen.overlay)):
         axis.imshow(pixels, interpolation="lanczos")
         axis.set_axis_off()
-    # parse_math: names are the user's, and a dollar sign in one starts no formula.
+    # parse_math=False: a dollar sign in the user's names starts no formula.
     left.set_title(f"predicted: {seen.predicted}", fontsize=9, parse_math=False)
     right.set_title(f"{seen.explained}: {seen.probability:.3f}", fontsize=9, parse_math=False)
     return figure
 
 
 def _file_names(images: Sequence[str]) -> list[str]:
-    """A PNG for each image, named after it; a number tells those apart that have one name."""
+    """A PNG name for each image, with a number where names collide."""
     names: dict[str, str] = {}
     for image in images:
         stem = name = _UNSAFE.sub("_", Path(image).stem).lstrip(".")[:_LONGEST_NAME] or "image"
         number = 1
-        while name.casefold() in names:  # some file systems take both cases for one
+        while name.casefold() in names:  # some file systems ignore case
             number += 1
             name = f"{stem}-{number}"
         names[name.casefold()] = f"{name}.png"

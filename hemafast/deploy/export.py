@@ -1,4 +1,4 @@
-"""Export a run's best model for programs without hemafast; what is written was run and compared with the model."""
+"""Export a model for programs without hemafast, after running the export and comparing it with the model."""
 
 from __future__ import annotations
 
@@ -27,8 +27,7 @@ from hemafast.run_folder import read_config
 CARD = "MODEL_CARD.md"
 
 TOLERANCE = 1e-3
-"""How far a logit may be from the model's, as a share of the largest logit where that is above 1. fp32 sums in another
-order stay far below it."""
+"""Largest difference of a logit, relative to the largest logit if that is above 1. Rounding in fp32 stays far below."""
 
 _ROUNDING = 1e-5  # of a probability
 _RANDOM_BATCHES = (1, 2, 5)
@@ -39,40 +38,40 @@ logger = logging.getLogger("hemafast")
 
 @dataclass(frozen=True, slots=True)
 class Agreement:
-    """How an exported model compares with the one it was made from."""
+    """How an exported model compares with the original."""
 
     images: int
-    """Images that both were shown: random pixels and cells."""
+    """Images that both classified: random pixels and cells."""
     cells: int
-    """How many of them are validation images of the run."""
+    """How many of these are validation images of the run."""
     same_class: int
-    """How many both put into the same class."""
+    """How many have the same class in both."""
     largest_difference: float
-    """Of a logit."""
+    """Largest difference of a logit."""
 
 
 @dataclass(frozen=True, slots=True)
 class Exported:
-    """What an export wrote."""
+    """The files that an export wrote."""
 
     path: Path
     card: Path
     format: Format
     layout: Layout | None
-    """None for bare weights."""
+    """None for weights."""
     bytes: int
     opset: int | None
-    """Version of ONNX's operators; None for other formats."""
+    """ONNX opset version; None for other formats."""
     agreement: Agreement
 
     def to_plain(self) -> dict[str, Any]:
-        """All of it by name, as JSON takes it."""
+        """All fields by name, ready for JSON."""
         plain = asdict(self)
         agreement = plain.pop("agreement")
         return {**plain, "path": str(self.path), "card": str(self.card), **agreement}
 
     def told(self) -> str:
-        """What a user is told of it, in lines."""
+        """The result in lines of text."""
         found = self.agreement
         kind = ", ".join([self.format, *([self.layout] if self.layout else []), f"{self.bytes / 1e6:.1f} MB"])
         return (
@@ -82,22 +81,33 @@ class Exported:
         )
 
 
-def export_run(run: Path, output: Path | None = None, *, format: Format = "onnx", layout: Layout = "nhwc") -> Exported:
-    """Write the best model of a run, and a model card beside it, into `output`, by default the run's folder "export".
+def export_run(
+    run: str | Path, output: str | Path | None = None, *, format: Format = "onnx", layout: Layout = "nhwc"
+) -> Exported:
+    """Export the best model of a run, with a model card beside it.
 
-    `run` is a run folder or the file of a model. Onnx and torch-export hold a graph that takes uint8 images of `layout`
-    in batches of any size; safetensors holds weights by the names that timm gives them. Raises HemafastError if there
-    is no model, if it cannot be exported, or if the export answers otherwise than the model: then nothing is written.
+    Args:
+        run: a run folder or its `best_model.safetensors`.
+        output: folder to write into; None for "export" in the run folder.
+        format: "onnx" or "torch-export" for a graph, "safetensors" for the weights under timm's names.
+        layout: images that the graph takes, uint8: "nhwc" for (batch, side, side, 3), "nchw" for (batch, 3, side,
+            side). The batch may have any size.
+
+    Returns:
+        The files, and how the export compares with the model.
+
+    Raises:
+        HemafastError: there is no model, it cannot be exported, or the export differs from it; nothing is written.
     """
-    file = model_file(run)
+    file = model_file(Path(run))
     model, card = load_best(file)
-    model.to(memory_format=torch.contiguous_format)  # as exporters expect weights to lie
+    model.to(memory_format=torch.contiguous_format)  # the memory layout that exporters expect
     deployed = Deployed(model, layout, card.temperature).eval()
     dataset = _data_of(file.parent, card)
     kind = KINDS[format]
     packed = kind.pack(deployed, card)
-    agreement = compare(deployed, kind.run(packed.content, layout), _images(card, dataset))
-    folder = output or file.parent / "export"
+    agreement = compare(deployed, kind.load(packed.content).answer, _images(card, dataset))
+    folder = Path(output) if output else file.parent / "export"
     exported = Exported(
         path=folder / kind.file,
         card=folder / CARD,
@@ -115,7 +125,7 @@ def export_run(run: Path, output: Path | None = None, *, format: Format = "onnx"
 
 
 def _data_of(folder: Path, card: ModelCard) -> Dataset | None:
-    """The data set of the run in `folder`, if it is there and still the one that the model was trained with."""
+    """The data set of the run in `folder`, if it exists and is still the one that the model was trained on."""
     try:
         config = read_config(folder)
         dataset = open_dataset(config.data, config.fold, config.domains)
@@ -127,10 +137,9 @@ def _data_of(folder: Path, card: ModelCard) -> Dataset | None:
 
 @torch.inference_mode()
 def compare(deployed: Deployed, answer: Answer, batches: Iterable[tuple[Tensor, bool]]) -> Agreement:
-    """Show the same images to a model and to what was exported of it; each batch says whether it is of cells.
+    """Run a model and its export on batches of uint8 images (n, 3, height, width), each with whether it holds cells.
 
-    Images are uint8 (n, 3, height, width). Raises HemafastError if a logit differs by more than TOLERANCE, or if the
-    probabilities are not those of the logits.
+    Raises HemafastError if a logit differs by more than TOLERANCE or the probabilities do not match the logits.
     """
     expected, answers, cells = [], [], 0
     for images, real in batches:
@@ -147,16 +156,16 @@ def compare(deployed: Deployed, answer: Answer, batches: Iterable[tuple[Tensor, 
 
 
 def _refuse(difference: float, allowed: float, what: str) -> None:
-    if not difference <= allowed:  # nan is no agreement either
+    if not difference <= allowed:  # nan must fail too
         raise HemafastError(
-            f"The exported model differs from the model by {difference:.3g} in {what}, where {allowed:.3g} is allowed: "
+            f"The exported model differs from the model by {difference:.3g} in {what}, but {allowed:.3g} is allowed: "
             "nothing was written.",
             "Choose another --format.",
         )
 
 
 def _images(card: ModelCard, dataset: Dataset | None) -> Iterator[tuple[Tensor, bool]]:
-    """Batches of several sizes, uint8 (n, 3, image_size, image_size), and whether they are of cells."""
+    """Batches of several sizes, uint8 (n, 3, image_size, image_size), and whether they hold cells."""
     draw = torch.Generator().manual_seed(0)
     for count in _RANDOM_BATCHES:
         size = (count, 3, card.image_size, card.image_size)

@@ -1,4 +1,4 @@
-"""Packages that only an extra of hemafast brings."""
+"""Packages that come only with an extra of hemafast."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from hemafast.errors import HemafastError
 
 
 def require(extra: str, *packages: str) -> None:
-    """Import packages that `extra` brings. Raises HemafastError for one that is not there or does not import."""
+    """Import packages of `extra`. Raises HemafastError for one that is missing or fails to import."""
     for name in packages:
         try:
             importlib.import_module(name)

@@ -1,11 +1,11 @@
-"""The files that a model can be exported as: how each is made, and how it is run again."""
+"""The files that a model can be exported as: how each is made, and how it is loaded again."""
 
 from __future__ import annotations
 
 import io
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import torch
@@ -21,16 +21,26 @@ from hemafast.model import Classifier, sized_options
 INPUT = "images"
 OUTPUTS = ("logits", "probabilities")
 METADATA = "metadata.json"
-"""Within an archive of torch.export: what the other formats have as metadata."""
+"""The file within a torch.export archive that holds the metadata."""
 
-_TRACED_BATCH = 2  # torch.export takes a batch of one for a constant
+_TRACED_BATCH = 2  # torch.export would treat a batch size of 1 as constant
 
 Answer = Callable[[Tensor], tuple[Tensor, Tensor]]
-"""uint8 images (n, 3, height, width) to logits and probabilities (n, classes), by what was exported."""
+"""From uint8 images (n, 3, height, width) to logits and probabilities (n, classes)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """An exported model, loaded on the CPU."""
+
+    answer: Answer
+    metadata: dict[str, str]
+    network: Classifier | None = None
+    """None for graphs."""
 
 
 class Deployed(nn.Module):
-    """A classifier as others run it: uint8 images of one layout in, logits and calibrated probabilities out."""
+    """A classifier to export: uint8 images of one layout in, logits and calibrated probabilities out."""
 
     def __init__(self, model: Classifier, layout: Layout, temperature: float) -> None:
         super().__init__()
@@ -44,30 +54,34 @@ class Deployed(nn.Module):
 
 @dataclass(frozen=True, slots=True)
 class Packed:
-    """An exported model, as the bytes of its file."""
+    """An exported model as the bytes of its file."""
 
     content: bytes
     opset: int | None = None
-    """Version of ONNX's operators; None for other formats."""
+    """ONNX opset version; None for other formats."""
 
 
 def metadata_of(card: ModelCard, layout: Layout | None) -> dict[str, str]:
-    """What a program must know to use the model; what is no plain name or number is JSON. No layout for weights."""
-    return {
-        "hemafast_version": __version__,
-        "backbone": card.backbone,
-        "classes": json.dumps(card.classes),
-        "image_size": str(card.image_size),
-        **({"layout": layout} if layout else {}),
-        "view": json.dumps(asdict(card.view)),
-        "temperature": repr(card.temperature),
-        "calibration": json.dumps(asdict(card.calibration) if card.calibration else None),
-        "data_fingerprint": card.data_fingerprint,
+    """The whole card, version, temperature and layout (None for weights): text as it is, all else as JSON."""
+    said = {"hemafast_version": __version__, **asdict(card), "temperature": card.temperature}
+    plain = {name: value if isinstance(value, str) else json.dumps(value) for name, value in said.items()}
+    return plain | ({"layout": layout} if layout else {})
+
+
+def card_of(metadata: dict[str, str]) -> ModelCard:
+    """The card in the metadata of an exported file. Raises ValueError if it is incomplete or invalid."""
+    from pydantic import TypeAdapter
+
+    said = {
+        field.name: metadata[field.name] if field.type == "str" else json.loads(metadata[field.name])
+        for field in fields(ModelCard)
+        if field.name in metadata
     }
+    return TypeAdapter(ModelCard).validate_json(json.dumps(said))
 
 
 def pack_onnx(deployed: Deployed, card: ModelCard) -> Packed:
-    """An ONNX graph with its weights. Raises HemafastError if packages are missing, or operators in ONNX."""
+    """An ONNX graph with its weights. Raises HemafastError for missing packages and operators without translation."""
     require("export", "onnx", "onnxscript", "onnxruntime")
     from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 
@@ -77,53 +91,57 @@ def pack_onnx(deployed: Deployed, card: ModelCard) -> Packed:
         program: Any = torch.onnx.export(
             deployed, (_example(deployed, card),), dynamic_shapes=shapes, verbose=False, **names
         )
-        ClearMetadataAndDocStringPass()(program.model)  # it names source files of this machine
+        ClearMetadataAndDocStringPass()(program.model)  # they name source files of this machine
         program.model.metadata_props.update(metadata_of(card, deployed.layout))
         return Packed(program.model_proto.SerializeToString(), program.model.opset_imports[""])
-    except Exception as error:  # whatever an operator without a translation provokes
+    except Exception as error:  # operators without translation fail in many ways
         raise _cannot_export(card, error) from error
 
 
-def run_onnx(content: bytes, layout: Layout) -> Answer:
-    """An ONNX graph in ONNX Runtime on the CPU."""
+def load_onnx(content: bytes) -> Loaded:
+    """An ONNX graph in ONNX Runtime on the CPU. Raises HemafastError if onnxruntime is not installed."""
+    require("export", "onnxruntime")
     import onnxruntime
 
     session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+    metadata = session.get_modelmeta().custom_metadata_map
 
     def answer(images: Tensor) -> tuple[Tensor, Tensor]:
-        logits, probabilities = session.run(OUTPUTS, {INPUT: _laid_out(images, layout).numpy()})
+        logits, probabilities = session.run(OUTPUTS, {INPUT: _laid_out(images, metadata["layout"]).numpy()})
         return torch.from_numpy(logits), torch.from_numpy(probabilities)
 
-    return answer
+    return Loaded(answer, metadata)
 
 
 def pack_torch_export(deployed: Deployed, card: ModelCard) -> Packed:
-    """An archive of torch.export. Raises HemafastError if the network cannot be traced."""
+    """A torch.export archive. Raises HemafastError if the network cannot be traced."""
     shapes = {INPUT: {0: torch.export.Dim("batch")}}
     stream = io.BytesIO()
     try:
         program = torch.export.export(deployed, (_example(deployed, card),), dynamic_shapes=shapes)
         for node in program.graph.nodes:
-            node.meta.pop("stack_trace", None)  # it names source files of this machine
+            node.meta.pop("stack_trace", None)  # they name source files of this machine
         torch.export.save(program, stream, extra_files={METADATA: json.dumps(metadata_of(card, deployed.layout))})
-    except Exception as error:  # whatever code that cannot be traced provokes
+    except Exception as error:  # code that cannot be traced fails in many ways
         raise _cannot_export(card, error) from error
     return Packed(stream.getvalue())
 
 
-def run_torch_export(content: bytes, layout: Layout) -> Answer:
-    """An archive of torch.export, loaded again."""
-    graph = torch.export.load(io.BytesIO(content)).module()
+def load_torch_export(content: bytes) -> Loaded:
+    """A torch.export archive. torch unpickles parts of it, which can execute code."""
+    extra = {METADATA: ""}
+    graph = torch.export.load(io.BytesIO(content), extra_files=extra).module()
+    metadata = json.loads(extra[METADATA])
 
     def answer(images: Tensor) -> tuple[Tensor, Tensor]:
-        logits, probabilities = graph(_laid_out(images, layout))
+        logits, probabilities = graph(_laid_out(images, metadata["layout"]))
         return logits, probabilities
 
-    return answer
+    return Loaded(answer, metadata)
 
 
 def pack_safetensors(deployed: Deployed, card: ModelCard) -> Packed:
-    """The backbone's weights by timm's names, and what timm and its user need beside them as metadata."""
+    """The backbone's weights under timm's names, with the options of timm and the normalisation as metadata."""
     from safetensors.torch import save
 
     model = deployed.model
@@ -138,22 +156,28 @@ def pack_safetensors(deployed: Deployed, card: ModelCard) -> Packed:
     return Packed(save(tensors, metadata))
 
 
-def run_safetensors(content: bytes, _: Layout) -> Answer:
-    """The weights in a new model of timm's, which is told nothing but what the file says."""
+def load_safetensors(content: bytes) -> Loaded:
+    """The weights in a new timm model, made from nothing but the file."""
     import timm
     from safetensors.torch import load
 
-    length = int.from_bytes(content[:8], "little")  # the library reads the metadata of files only
-    said = json.loads(content[8 : 8 + length])["__metadata__"]
+    said = safetensors_metadata(content)
     backbone = timm.create_model(said["backbone"], **json.loads(said["timm_options"])).eval()
     backbone.load_state_dict(load(content))
-    mean, std = (torch.tensor(json.loads(said[name])).view(1, 3, 1, 1) for name in ("mean", "std"))
+    mean, std = (json.loads(said[name]) for name in ("mean", "std"))
 
     def answer(images: Tensor) -> tuple[Tensor, Tensor]:
-        logits = backbone((images / 255 - mean) / std)
+        means, deviations = (torch.tensor(numbers).view(1, 3, 1, 1) for numbers in (mean, std))
+        logits = backbone((images / 255 - means) / deviations)
         return logits, torch.softmax(logits / float(said["temperature"]), dim=1)
 
-    return answer
+    return Loaded(answer, said, Classifier(backbone, tuple(mean), tuple(std)))
+
+
+def safetensors_metadata(content: bytes) -> dict[str, str]:
+    """The metadata of a safetensors file; safetensors itself reads only that of files."""
+    length = int.from_bytes(content[:8], "little")
+    return dict(json.loads(content[8 : 8 + length]).get("__metadata__", {}))
 
 
 def _example(deployed: Deployed, card: ModelCard) -> Tensor:
@@ -162,12 +186,12 @@ def _example(deployed: Deployed, card: ModelCard) -> Tensor:
 
 
 def _laid_out(images: Tensor, layout: Layout) -> Tensor:
-    """uint8 (n, 3, height, width) as a graph of `layout` takes them."""
+    """uint8 (n, 3, height, width) in the layout that a graph takes."""
     return (images.permute(0, 2, 3, 1) if layout == "nhwc" else images).contiguous()
 
 
 def _cannot_export(card: ModelCard, error: Exception) -> HemafastError:
-    said = " ".join(str(error).split())[:200]  # exporters tell all they know
+    said = " ".join(str(error).split())[:200]  # exporters write pages
     return HemafastError(
         f"{card.backbone} cannot be exported as a graph ({type(error).__name__}: {said}).",
         "Export its weights with --format safetensors.",
@@ -176,15 +200,15 @@ def _cannot_export(card: ModelCard, error: Exception) -> HemafastError:
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """One format: the name of its file, how that is made, and how it is run."""
+    """One format: the name of its file, how it is made, and how it is loaded."""
 
     file: str
     pack: Callable[[Deployed, ModelCard], Packed]
-    run: Callable[[bytes, Layout], Answer]
+    load: Callable[[bytes], Loaded]
 
 
 KINDS: dict[Format, Kind] = {
-    "onnx": Kind("model.onnx", pack_onnx, run_onnx),
-    "torch-export": Kind("model.pt2", pack_torch_export, run_torch_export),
-    "safetensors": Kind("model.safetensors", pack_safetensors, run_safetensors),
+    "safetensors": Kind("model.safetensors", pack_safetensors, load_safetensors),
+    "onnx": Kind("model.onnx", pack_onnx, load_onnx),
+    "torch-export": Kind("model.pt2", pack_torch_export, load_torch_export),
 }

@@ -1,4 +1,4 @@
-"""Where in an image a network looks: heat maps of its last feature map, found in any model of timm's."""
+"""Heat maps that show where in an image a network looks, from the last feature map of any timm model."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from hemafast.model import Classifier
 Pixels = npt.NDArray[np.uint8]
 """(n, side, side, 3)"""
 Heat = npt.NDArray[np.float32]
-"""(n, side, side), 0 to 1 within each image: it says where, not how much."""
+"""(n, side, side), scaled to 0 to 1 within each image: it shows where, not how much."""
 
 _CLASSES = {
     "gradcam": "GradCAM",
@@ -29,14 +29,14 @@ _CLASSES = {
     "layercam": "LayerCAM",
     "eigencam": "EigenCAM",
 }
-"""Of pytorch_grad_cam."""
+"""Names in pytorch_grad_cam."""
 _BATCH = 16
 
 
 def overlays(
     model: Classifier, views: Pixels, classes: Sequence[int] | None = None, *, method: Method = "gradcam"
 ) -> Pixels:
-    """`views` (n, side, side, 3) under their heat maps, of the same shape; otherwise as `heat_maps`."""
+    """`views` (n, side, side, 3) with their heat maps drawn over them, in the same shape; otherwise as `heat_maps`."""
     heat = heat_maps(model, views, classes, method=method)
     import cv2
     from pytorch_grad_cam.utils.image import show_cam_on_image
@@ -51,16 +51,16 @@ def overlays(
 def heat_maps(
     model: Classifier, views: Pixels, classes: Sequence[int] | None = None, *, method: Method = "gradcam"
 ) -> Heat:
-    """Where each of `views`, uint8 (n, side, side, 3), speaks for a class: of `classes` (n,), else the predicted one.
+    """Where in each of `views`, uint8 (n, side, side, 3), the network finds a class: `classes` (n,), or the best.
 
-    Grad-CAM (Selvaraju et al. 2017, arXiv 1610.02391) or one of its kin, on the last feature map that the answer
-    depends on. An image in which nothing speaks for its class has no heat. The model stays on its device and is left as
-    it was found. Raises HemafastError if grad-cam is not installed or the model has no feature map.
+    Grad-CAM (Selvaraju et al. 2017, arXiv 1610.02391) or a variant, on the last feature map that the logits depend on.
+    An image without evidence for its class has no heat. The model stays on its device and is not changed. Raises
+    HemafastError if grad-cam is not installed or the model has no feature map.
     """
     require("explain", "pytorch_grad_cam")
     if not len(views):
         return np.zeros(views.shape[:3], np.float32)
-    with _left_as_found(model), torch.enable_grad():
+    with _unchanged(model), torch.enable_grad():
         layer = _feature_layer(model, _as_input(model, views[:1]))
         cam = _cam(method)(model, [layer], reshape_transform=lambda output: _as_map(output, model.backbone))
         parts = [slice(start, start + _BATCH) for start in range(0, len(views), _BATCH)]
@@ -84,14 +84,14 @@ def _targets(classes: Sequence[int] | None, part: slice) -> list[Any] | None:
 
 
 def _as_input(model: Classifier, views: Pixels) -> Tensor:
-    """Float (n, 3, side, side) on the device of the model; gradients flow back to here even if no weight has one."""
+    """Float (n, 3, side, side) on the model's device; requires a gradient, because the frozen weights do not."""
     device = next(model.parameters()).device
     return torch.from_numpy(np.ascontiguousarray(views)).to(device).permute(0, 3, 1, 2).float().requires_grad_()
 
 
 @contextmanager
-def _left_as_found(model: nn.Module) -> Iterator[None]:
-    """Within it, the model does not learn: modes, gradients and whether there are any come back after it."""
+def _unchanged(model: nn.Module) -> Iterator[None]:
+    """Freeze the model in evaluation mode; restore its modes and gradients afterwards."""
     modes = [(module, module.training) for module in model.modules()]
     learned = [(parameter, parameter.requires_grad, parameter.grad) for parameter in model.parameters()]
     model.requires_grad_(False).eval()
@@ -105,10 +105,10 @@ def _left_as_found(model: nn.Module) -> Iterator[None]:
 
 
 def _feature_layer(model: Classifier, images: Tensor) -> nn.Module:
-    """The last layer whose output is a map of several places that the answer to `images` depends on.
+    """The last layer whose output is a feature map larger than 1 x 1 that the logits of `images` depend on.
 
-    What a transformer that answers from its class token computes of the other tokens in the end has no effect: then it
-    is a layer before its last attention. `images` is float (1, 3, side, side).
+    In a transformer that classifies its class token, the other tokens of the last block have no effect; then it is a
+    layer before the last attention. `images` is float (1, 3, side, side).
     """
     outputs, logits = _outputs(model, images)
     for layer, output in reversed(outputs.items()):
@@ -116,18 +116,18 @@ def _feature_layer(model: Classifier, images: Tensor) -> nn.Module:
         if gradient is not None and cast(Tensor, _as_map(gradient, model.backbone)).any():
             return layer
     raise HemafastError(
-        f"The network has no feature map of several places for images of {images.shape[-1]} px, so that no heat map "
-        "can be drawn.",
-        "Explain a run of another --model or --image-size.",
+        f"The network has no feature map larger than 1 x 1 for images of {images.shape[-1]} px, so no heat map can be "
+        "drawn.",
+        "Explain a run with another --model or --image-size.",
     )
 
 
 def _outputs(model: Classifier, images: Tensor) -> tuple[dict[nn.Module, Tensor], Tensor]:
-    """The feature maps on the way of `images`, by layer in the order of running, and the logits."""
+    """The feature maps of `images` by layer, in order of execution, and the logits."""
     found: dict[nn.Module, Any] = {}
 
     def keep(layer: nn.Module, _: Any, output: Any) -> None:
-        found[layer] = None if layer in found else output  # of a layer that runs twice, grad-cam would mix the outputs
+        found[layer] = None if layer in found else output  # grad-cam would mix the outputs of a layer that runs twice
 
     hooks = [layer.register_forward_hook(keep) for layer in model.modules()]
     try:
@@ -140,9 +140,9 @@ def _outputs(model: Classifier, images: Tensor) -> tuple[dict[nn.Module, Tensor]
 
 
 def _as_map(output: Any, backbone: Any) -> Tensor | None:
-    """A layer's output as (n, channels, side, side); None if it is no map of several places.
+    """A layer's output as (n, channels, side, side); None if it is not a feature map larger than 1 x 1.
 
-    Counts of channels, which timm knows of its models, tell features from what attention and heads compute within.
+    timm's channel counts tell feature maps from the inner results of attention and heads.
     """
     channels = {backbone.num_features, *(stage["num_chs"] for stage in getattr(backbone, "feature_info", []))}
     found = None
@@ -156,7 +156,7 @@ def _as_map(output: Any, backbone: Any) -> Tensor | None:
 
 
 def _tokens_as_map(tokens: Tensor, prefix: int) -> Tensor | None:
-    """(n, tokens, channels) as a square map, without the class token and its like where they are among them."""
+    """(n, tokens, channels) as a square map, without prefix tokens (class token, registers) if there are any."""
     for dropped in (prefix, 0):
         places = tokens.shape[1] - dropped
         side = math.isqrt(max(places, 0))

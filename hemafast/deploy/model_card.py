@@ -1,4 +1,4 @@
-"""What must be said of a model that leaves the house: data, classes, scores, input, limits; as Markdown."""
+"""The model card of an exported model as Markdown: data, classes, scores, input, limits."""
 
 from __future__ import annotations
 
@@ -18,7 +18,6 @@ from hemafast.data.geometry import window_side
 from hemafast.engine.checkpoint import DRAWN_WARNING, ModelCard
 from hemafast.errors import HemafastError
 from hemafast.evaluate.calibration import SENSITIVITY
-from hemafast.evaluate.evaluate import Metrics
 from hemafast.metrics import with_pooled
 from hemafast.model import Classifier
 from hemafast.prepare.split import TRAIN
@@ -27,23 +26,24 @@ from hemafast.run_folder import METRICS, read_metrics
 if TYPE_CHECKING:
     from hemafast.deploy.export import Exported
 
+Metrics = dict[str, Any]
 Counts = dict[str, dict[str, int]]
 """Images by domain and class."""
 
 FEW = 50
-"""A class with fewer training images is named among the limits."""
+"""Classes with fewer training images are listed among the limits."""
 
-# What Markdown would read as more than text; underscores within a word and lone colons it does not.
+# Characters that Markdown interprets; not underscores within a word, nor lone colons.
 _MARKUP = re.compile(r"[\\`*\[\]<>&|~#$@{}]|(?<![^\W_])_|_(?![^\W_])|:(?=//)|(?<=www)\.", re.IGNORECASE)
 
 logger = logging.getLogger("hemafast")
 
 
 def model_card(exported: Exported, model: Classifier, card: ModelCard, folder: Path, dataset: Dataset | None) -> str:
-    """The card of an exported model as Markdown.
+    """The card as Markdown.
 
-    `folder` is the run's, whose metrics.json is used if it is about this model. Without `dataset`, the data that the
-    model was trained with, training images are not counted.
+    `folder` is that of the run; its metrics.json is used if it is about this model. Without `dataset`, the training
+    data, the training images are not counted.
     """
     metrics = _metrics_of(folder, card)
     training = {} if dataset is None else training_counts(dataset)
@@ -68,31 +68,31 @@ def model_card(exported: Exported, model: Classifier, card: ModelCard, folder: P
 
 
 def training_counts(dataset: Dataset) -> Counts:
-    """Images that a run on `dataset` trains on; every class is there."""
+    """Training images of `dataset` by domain and class, zeros included."""
     images = dataset.images(TRAIN)
     table = pd.crosstab(images["domain"], images["label"]).reindex(columns=dataset.info.classes, fill_value=0)
     return {str(domain): {str(name): int(count) for name, count in row.items()} for domain, row in table.iterrows()}
 
 
 def limits(card: ModelCard, dataset: Dataset | None, training: Counts, metrics: Metrics | None) -> list[str]:
-    """What not to expect of a model, a sentence or two each."""
+    """The limits of a model, one or two sentences each."""
     found = [
-        f"It was trained on {_and(card.domains)} and on nothing else. Other laboratories stain and photograph "
-        "otherwise: measure it on their images before relying on it there.",
-        "It knows no other cells than its classes, and puts every image into one of them, be it a cell or not.",
-        f"The weights are those of the epoch that scored best on the validation images ({card.epoch}), so that scores "
-        "on these images are somewhat too good.",
+        f"It was trained only on {_and(card.domains)}. Other laboratories stain and photograph differently: evaluate "
+        "it on their images before relying on it there.",
+        "It knows no other cells than its classes, and assigns every image to one of them, cell or not.",
+        f"The weights are those of the epoch that scored best on the validation images ({card.epoch}), so the scores "
+        "on these images are slightly too good.",
     ]
     grouped = dataset is not None and (dataset.info.settings["groups"] or dataset.info.settings["group_pattern"])
     found.append(
-        "The split kept whole the groups of images that a list or the names of files gave: scores speak of new "
-        "patients only if these groups are patients."
+        "The split keeps groups of images together, given by a list or by file names: scores apply to new patients "
+        "only if these groups are patients."
         if grouped
-        else "No patient ids are known of the images: cells of one patient may have been trained on and validated on, "
-        "which makes scores too good."
+        else "No patient ids are known: cells of one patient may be in both the training and the validation set, which "
+        "makes scores too good."
     )
     found += [
-        f"It saw no {_and(absent)} of {name} in training: there it may tell classes by the look of the domain."
+        f"It saw no {_and(absent)} of {name} in training: there it may confuse class and domain."
         for name, counts in training.items()
         if (absent := [label for label, count in counts.items() if not count])
     ]
@@ -100,14 +100,14 @@ def limits(card: ModelCard, dataset: Dataset | None, training: Counts, metrics: 
     if few := [f"{label} ({count})" for label, count in totals.items() if count < FEW]:
         found.append(f"Classes with fewer than {FEW} training images: {_and(few)}.")
     if metrics and (absent := metrics["pooled"]["absent"]):
-        found.append(f"No validation image is of {_and(absent)}: nothing is known of how well these are found.")
+        found.append(f"No validation image is of {_and(absent)}: how well the model finds these is unknown.")
     if card.drawn_data:
         found.append(f"{DRAWN_WARNING}.")
     return found
 
 
 def _metrics_of(folder: Path, card: ModelCard) -> Metrics | None:
-    """metrics.json, if it is there and about the model of `card`."""
+    """metrics.json, if it exists and is about the model of `card`."""
     if not (folder / METRICS).is_file():
         return None
     try:
@@ -117,7 +117,7 @@ def _metrics_of(folder: Path, card: ModelCard) -> Metrics | None:
         return None
     plain = json.loads(json.dumps(asdict(replace(card, calibration=None))))
     if any(metrics["model"].get(name) != value for name, value in plain.items() if name != "calibration"):
-        logger.warning("The model card has no scores: those in %s are of another model.", folder / METRICS)
+        logger.warning("The model card has no scores: %s holds those of another model.", folder / METRICS)
         return None
     return metrics
 
@@ -149,7 +149,7 @@ def _and(names: list[str] | tuple[str, ...]) -> str:
 
 
 def _score(scores: Mapping[str, Any], name: str) -> str:
-    """A score and its interval; a score that has no meaning here is left out."""
+    """A score and its interval, or "none"."""
     value, ends = scores[name], scores["ci95"].get(name)
     if value is None:
         return "none"
@@ -162,7 +162,7 @@ def _render(**values: Any) -> str:
 
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,  # so that what `_as_text` has done is not done twice
+        autoescape=True,  # keeps the Markup of `_as_text`
         finalize=_as_text,
         undefined=StrictUndefined,
         trim_blocks=True,
@@ -173,7 +173,7 @@ def _render(**values: Any) -> str:
 
 
 def _as_text(value: Any) -> Any:
-    """A value as Markdown that shows it on one line and does nothing else, whoever chose its letters."""
+    """A value as inert Markdown text on one line, even if its text is hostile."""
     from markupsafe import Markup
 
     line = " ".join("".join(letter if letter.isprintable() else " " for letter in str(value)).split())

@@ -1,4 +1,4 @@
-"""Classify images with the best model of a run, or with those of several runs as one."""
+"""Classify images with one model, or with several as one."""
 
 from __future__ import annotations
 
@@ -16,42 +16,40 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from hemafast.deploy.models import Ensemble
+from hemafast.deploy.crops import log_scales
+from hemafast.deploy.decoding import decode_images
+from hemafast.deploy.ensemble import Ensemble
 from hemafast.deploy.plan import Group, Options, Plan, make_plan, sort_named
-from hemafast.deploy.squares import read_squares
 from hemafast.deploy.submission import refuse_submission, submission_table
-from hemafast.deploy.windows import tell_scales
 from hemafast.errors import HemafastError
 from hemafast.evaluate.predictions import prediction_table, write_predictions
 from hemafast.prepare.threads import Pool, made_ahead
-from hemafast.prepare.verify import strict_decoders
+from hemafast.prepare.image_checks import Pixels, strict_decoders
+from hemafast.progress import SILENT, Progress, stage
 
 OK, ABSTAINED, FAILED = "ok", "abstained", "error"
-"""What became of an image: classified; classified, but not surely enough; unreadable."""
-
-Progress = Callable[[int, int], None]
-"""Called with images done and images in all."""
+"""Status of an image: classified; classified below the threshold; unreadable."""
 
 logger = logging.getLogger("hemafast")
 
 
 @dataclass(frozen=True, slots=True)
 class Predictions:
-    """What models make of images."""
+    """The classes of images."""
 
     table: pd.DataFrame
-    """One row an image: image, status, error, predicted, confidence, entropy, and the probability of each class."""
+    """One row per image: image, status, error, predicted, confidence, entropy, and the probability of each class."""
     plan: Plan
     seconds: float
-    """From the first byte that was read to the last answer."""
+    """From the first byte read to the last answer."""
 
     @property
     def failed(self) -> int:
-        """How many images have no answer."""
+        """Number of images without an answer."""
         return int((self.table["status"] == FAILED).sum())
 
     def summary(self) -> dict[str, Any]:
-        """Counts and circumstances, as plain data."""
+        """Counts, models and settings as plain data."""
         counts = {name: self.table[name].value_counts() for name in ("status", "predicted")}
         return {
             "models": [str(model.file) for model in self.plan.models],
@@ -67,12 +65,13 @@ class Predictions:
         }
 
     def lines(self) -> list[str]:
-        """The summary in words: how many of what, and how fast."""
-        said = self.summary()
+        """The summary in words: counts and speed."""
+        summary = self.summary()
         return [
-            ", ".join(f"{images} {name}" for name, images in said["predicted"].items() if images) or "no class named",
-            f"{said['images']} images at {said['images_per_second']:,.1f}/s: "
-            + ", ".join(f"{images} {name}" for name, images in said["status"].items()),
+            ", ".join(f"{images} {name}" for name, images in summary["predicted"].items() if images)
+            or "no class named",
+            f"{summary['images']} images at {summary['images_per_second']:,.1f}/s: "
+            + ", ".join(f"{images} {name}" for name, images in summary["status"].items()),
         ]
 
 
@@ -83,12 +82,12 @@ def predict_to(
     options: Options | None = None,
     *,
     submission: bool = False,
-    progress: Progress = lambda done, total: None,
+    progress: Progress = SILENT,
 ) -> Predictions:
-    """Classify what is `named`, and write a CSV of one row an image, or the challenge's submission, to `output`.
+    """Classify what is `named`, and write a CSV with one row per image, or the challenge's submission, to `output`.
 
-    What is `named` and is a run is a model, like each of `runs`; all else is images. Raises HemafastError as
-    `make_plan` does, and for a submission that would not be one; then nothing is written.
+    Runs among `named` are models, like each of `runs`; all else is images. Raises HemafastError as `make_plan` does,
+    and for an invalid submission; then nothing is written.
     """
     if output.is_dir():
         raise HemafastError(f"{output} is a folder.", "Name a file with --output.")
@@ -97,68 +96,58 @@ def predict_to(
     if submission:
         refuse_submission([image.name for image in plan.images], plan.classes, plan.threshold)
     output.parent.mkdir(parents=True, exist_ok=True)
-    predictions = classify(plan, progress)
+    predictions = classify(plan, progress=progress)
     write_predictions(output, submission_table(predictions.table) if submission else predictions.table)
     if predictions.failed:
         said = f"{predictions.failed} of {len(predictions.table)} images have no answer"
-        where = "they are left out of the submission" if submission else f"the column error of {output} says why"
+        where = "they are left out of the submission" if submission else f"see the column error of {output}"
         logger.warning("%s: %s", said, where)
     return predictions
 
 
 def predict(
-    models: Sequence[Path],
-    paths: Sequence[str],
-    options: Options | None = None,
-    *,
-    progress: Progress = lambda done, total: None,
+    models: Sequence[Path], paths: Sequence[str], options: Options | None = None, *, progress: Progress = SILENT
 ) -> Predictions:
     """Classify the images of `paths` with the mean of `models`. Raises HemafastError as `make_plan` does."""
-    return classify(make_plan(models, paths, options), progress)
+    return classify(make_plan(models, paths, options), progress=progress)
 
 
-def classify(plan: Plan, progress: Progress = lambda done, total: None) -> Predictions:
+def classify(plan: Plan, *, progress: Progress = SILENT) -> Predictions:
     """Read, decode and classify the images; while one batch is classified, the next ones are decoded.
 
-    Raises HemafastError for a zip that has gone since the plan was made.
+    Raises HemafastError for a zip that was removed since the plan was made.
     """
-    tell_scales([group.windows for group in plan.groups])
+    log_scales([group.crops for group in plan.groups])
     started = time.perf_counter()
-    images, total = len(plan.images), len(plan.images) * len(plan.groups)
-    sums = np.zeros((images, len(plan.classes)))
+    options = plan.options
+    sums = np.zeros((len(plan.images), len(plan.classes)))
     errors: dict[int, str] = {}
-
-    def told_from(begin: int) -> Callable[[int], None]:
-        return lambda done: progress(begin + done, total)
-
-    for number, group in enumerate(plan.groups):
-        sums += _answers(plan, group, errors, told_from(number * images))
+    with stage(progress, "classifying", len(plan.images) * len(plan.groups)):
+        for group in plan.groups:
+            ensemble = Ensemble(group.models, plan.machine, options.batch_size, tta=options.tta)
+            sums += infer(plan, group, ensemble, errors, progress)
     return Predictions(_table(plan, sums / len(plan.models), errors), plan, time.perf_counter() - started)
 
 
-def _answers(
-    plan: Plan, group: Group, errors: dict[int, str], on_images: Callable[[int], None]
-) -> npt.NDArray[np.float64]:
-    """Probabilities (images, classes), added up over the models of a group; nan where `errors` says what is wrong."""
-    options, threads = plan.options, plan.machine.loader_threads
-    ensemble = Ensemble(group.models, plan.machine, options.batch_size, tta=options.tta)
+def infer(
+    plan: Plan, group: Group, compute: Callable[[Sequence[Pixels]], Tensor], errors: dict[int, str], progress: Progress
+) -> npt.NDArray[np.float32]:
+    """What `compute` makes of batches of squares, (images, d); nan where decoding fails, which `errors` explains."""
+    threads, batch_size = plan.machine.loader_threads, plan.options.batch_size
     rows: list[int] = []
-    done = 0
     parts: list[Tensor] = []  # on the device: nothing waits for it before the end
     with strict_decoders(), Pool(threads) as pool, ThreadPoolExecutor(1) as station:
-        squares = read_squares(
-            plan.images, group.windows, group.size, batch_size=options.batch_size, threads=threads, pool=pool
-        )
-        for batch in made_ahead(squares, station):
+        batches = decode_images(plan.images, group.crops, group.size, batch_size=batch_size, threads=threads, pool=pool)
+        for batch in made_ahead(batches, station):
             if batch.rows:
                 rows += batch.rows
-                parts.append(ensemble(batch.pixels))
+                parts.append(compute(batch.squares))
             errors |= batch.errors
-            done += len(batch.rows) + len(batch.errors)
-            on_images(done)
-    answers = np.full((len(plan.images), len(plan.classes)), np.nan)
-    if parts:
-        answers[rows] = torch.cat(parts).cpu().numpy()
+            progress.advance(len(batch.rows) + len(batch.errors))
+    if not parts:  # one black square tells how many columns there are
+        parts = [compute([np.zeros((group.size, group.size, 3), np.uint8)])[:0]]
+    answers = np.full((len(plan.images), parts[0].shape[1]), np.nan, np.float32)
+    answers[rows] = torch.cat(parts).cpu().numpy()
     return answers
 
 

@@ -1,4 +1,4 @@
-"""Predictions in the form that the challenge "Help a Hematologist Out" takes: Image, Label, LabelID."""
+"""Predictions in the format of the challenge "Help a Hematologist Out": Image, Label, LabelID."""
 
 from __future__ import annotations
 
@@ -7,23 +7,23 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from hemafast.deploy.images import begins_formula
+from hemafast.deploy.inputs import begins_formula
 from hemafast.errors import HemafastError
 from hemafast.taxonomy import SUBMISSION_CLASSES
 
 
 def refuse_submission(images: Sequence[str], classes: Sequence[str], threshold: float | None) -> None:
-    """Raise HemafastError for what cannot be submitted: other classes, classes left open, or two images of one name.
+    """Raise HemafastError for what cannot be submitted: other classes, abstention, or two images of the same name.
 
-    `images` are paths, of which a submission holds the file names alone.
+    `images` are paths; a submission holds only their file names.
     """
     if set(classes) != set(SUBMISSION_CLASSES):
         raise HemafastError(
-            f"The model knows the classes {', '.join(classes)}, which are not those of the challenge.",
+            f"The classes of the model, {', '.join(classes)}, are not those of the challenge.",
             "Leave out --submission.",
         )
     if threshold is not None:
-        raise HemafastError("A submission names a class for every image.", "Leave out --submission, or do not abstain.")
+        raise HemafastError("A submission needs a class for every image.", "Leave out --submission, or do not abstain.")
     seen: dict[str, str] = {}
     for image in images:
         name = posixpath.basename(image)
@@ -37,7 +37,7 @@ def refuse_submission(images: Sequence[str], classes: Sequence[str], threshold: 
 
 
 def submission_table(predictions: pd.DataFrame) -> pd.DataFrame:
-    """The rows of `predict.Predictions.table` that have a class, as a submission: Image, Label, LabelID."""
+    """The rows of `predict.Predictions.table` that have a class, as Image, Label, LabelID."""
     answered = predictions[predictions["predicted"] != ""]
     labels = answered["predicted"].tolist()
     return pd.DataFrame(

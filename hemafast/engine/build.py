@@ -20,7 +20,7 @@ from hemafast.engine.optimizer import build_optimizer
 from hemafast.engine.schedule import build_schedule
 from hemafast.engine.step import EvalStep, Mix, Totals, TrainStep
 from hemafast.errors import HemafastError
-from hemafast.folding import fold_norms
+from hemafast.fuse_norm import fuse_batch_norms
 from hemafast.model import Classifier, build_model
 from hemafast.objective import CrossEntropy, build_loss
 from hemafast.prepare.split import TRAIN
@@ -113,7 +113,7 @@ def build_learner(
     use_own_gradients(model, machine)
     if fuse and not machine.compiled:
         for network in (model, ema.module) if ema is not None else (model,):
-            fold_norms(network)
+            fuse_batch_norms(network)
     optimizer = build_optimizer(
         model, weight_decay=settings.weight_decay, layer_decay=settings.layer_decay, device=machine.device
     )
@@ -146,7 +146,7 @@ def build_learner(
 
 def build_eval_step(model: Classifier, machine: Machine) -> EvalStep:
     """The evaluation step of a trained model, which is moved to the machine's device."""
-    fold_norms(model.to(machine.device))
+    fuse_batch_norms(model.to(machine.device))
     return EvalStep(model, CrossEntropy(), machine)
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from command import hemafast
-from exported import CARD, hostile_checkpoints, random_model, write_run
+from exported import CARD, Heard, hostile_checkpoints, random_model, write_run
 from PIL import Image
 
 from hemafast.deploy.explain import explain
@@ -52,8 +52,8 @@ def probabilities_of(files):
 
 
 def test_each_image_has_a_picture_with_its_class_and_probability(run, cells, tmp_path):
-    steps = []
-    explained = explain(run, [str(cells)], tmp_path / "out", progress=lambda *step: steps.append(step))
+    heard = Heard()
+    explained = explain(run, [str(cells)], tmp_path / "out", progress=heard)
     files = sorted(cells.iterdir())
     expected = probabilities_of(files)
     assert len(set(expected.max(axis=1).round(3))) == 5
@@ -64,7 +64,7 @@ def test_each_image_has_a_picture_with_its_class_and_probability(run, cells, tmp
         assert found.probability == pytest.approx(shares.max(), abs=1e-4)
         with Image.open(found.picture) as picture:
             assert picture.format == "PNG"
-    assert steps == [(number, 5) for number in range(1, 6)]
+    assert heard.told == [("explaining", 5), 1, 1, 1, 1, 1, "finished"]
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [file.name for file in files]
 
 
@@ -83,6 +83,16 @@ def test_the_picture_shows_the_view_and_beside_it_the_overlay(run, tmp_path, enc
         same = np.abs(half - colour).max(axis=2) <= 2
         assert same.mean() > 0.5
         assert (half.max(axis=2) < 100).mean() < 0.1  # letters, and no border
+
+
+def test_arrays_are_explained_as_the_files_they_came_from(run, cells, tmp_path):
+    files = sorted(cells.iterdir())
+    theirs = explain(str(run), files, tmp_path / "files")
+    ours = explain(run, list(map(pixels_of, files)), str(tmp_path / "arrays"))
+    assert [found.probability for found in ours] == [found.probability for found in theirs]
+    assert [found.picture.name for found in ours] == ["0.png", "1.png", "2.png", "3.png", "4.png"]
+    for one, other in zip(ours, theirs, strict=True):
+        assert np.array_equal(pixels_of(one.picture), pixels_of(other.picture))
 
 
 def test_a_class_can_be_asked_for(run, cells, tmp_path):

@@ -186,7 +186,7 @@ def with_another_order_of_colours(deployed, card):
 )
 def test_an_export_that_answers_otherwise_is_refused_and_leaves_nothing(run, tmp_path, monkeypatch, pack, what):
     kind = KINDS["torch-export"]
-    monkeypatch.setitem(formats.KINDS, "torch-export", Kind(kind.file, pack, kind.run))
+    monkeypatch.setitem(formats.KINDS, "torch-export", Kind(kind.file, pack, kind.load))
     with pytest.raises(HemafastError, match=f"differs from the model by .*{what}"):
         export_run(run, tmp_path / "new", format="torch-export")
     assert not (tmp_path / "new").exists()

@@ -85,7 +85,7 @@ def test_calibration_is_told_or_said_to_be_missing(tmp_path):
     never = Calibration(temperature=2.0, threshold=None, target=0.9, images=5, blast_threshold=0.125)
     told = card_of(write_run(tmp_path / "b", replace(CARD, calibration=never)))
     assert "At no probability were 90 %" in told
-    assert "a blast from a probability of 0.125" in told
+    assert "as a blast from a probability of 0.125" in told
     for missing in (None, replace(never, images=0, temperature=1.0)):
         told = card_of(write_run(tmp_path / "c", replace(CARD, calibration=missing)))
         assert "None: probabilities are the plain softmax" in told

@@ -13,13 +13,13 @@ import pandas as pd
 import pytest
 import torch
 from command import hemafast
-from exported import CARD, card_on, hostile_checkpoints, write_run
+from exported import CARD, Heard, card_on, hostile_checkpoints, write_run
 
 from hemafast.data.graph import GraphShape
 from hemafast.data.loader import eval_loader
 from hemafast.deploy import predict as module
-from hemafast.deploy.images import read_images
-from hemafast.deploy.models import symmetries
+from hemafast.deploy.ensemble import symmetries
+from hemafast.deploy.inputs import read_images
 from hemafast.deploy.plan import Options, make_plan, sort_named
 from hemafast.deploy.predict import predict
 from hemafast.engine.checkpoint import Calibration, load_best, read_card, save_best
@@ -181,8 +181,8 @@ def test_models_of_different_views_each_have_their_own_squares(fitted, cut, squa
 
 
 def test_images_are_decoded_once_for_models_of_one_view(fitted, cut, squares, tmp_path, monkeypatch):
-    read, read_squares = [], module.read_squares
-    monkeypatch.setattr(module, "read_squares", lambda *of, **more: read.append(1) or read_squares(*of, **more))
+    read, decode_images = [], module.decode_images
+    monkeypatch.setattr(module, "decode_images", lambda *of, **more: read.append(1) or decode_images(*of, **more))
     ask([fitted, write_run(tmp_path / "other", card_on(cut))], list(squares[1]))
     assert len(read) == 1
 
@@ -290,7 +290,7 @@ def test_abstaining_of_several_models_wants_a_number(fitted, trained, cells):
 
 def test_models_of_other_classes_are_refused_by_name(fitted, cells, tmp_path):
     other = write_run(tmp_path / "other", CARD)
-    with pytest.raises(HemafastError, match="do not know the same classes") as refused:
+    with pytest.raises(HemafastError, match="do not have the same classes") as refused:
         ask([fitted, other], cells)
     assert str(fitted) in refused.value.problem
     assert str(other) in refused.value.problem
@@ -323,7 +323,7 @@ def test_no_more_images_are_read_ahead_than_a_few_batches(fitted, tmp_path, make
             seen[0] = number
             yield data
 
-    monkeypatch.setattr("hemafast.deploy.squares.read_images", counted)
+    monkeypatch.setattr("hemafast.deploy.decoding.read_images", counted)
     forward = module.Ensemble.__call__
 
     def slow(self, squares):
@@ -339,9 +339,9 @@ def test_no_more_images_are_read_ahead_than_a_few_batches(fitted, tmp_path, make
 
 def test_progress_counts_every_image_of_every_group(fitted, cut, spoilt, tmp_path):
     other = write_run(tmp_path / "other", replace(card_on(cut), view=replace(card_on(cut).view, packed_size=48)))
-    told = []
-    predict([fitted, other], [str(spoilt)], Options(batch_size=2, **CPU), progress=lambda *of: told.append(of))
-    assert told == [(done, 12) for done in (2, 4, 6, 8, 10, 12)]
+    heard = Heard()
+    predict([fitted, other], [str(spoilt)], Options(batch_size=2, **CPU), progress=heard)
+    assert heard.told == [("classifying", 12), 2, 2, 2, 2, 2, 2, "finished"]
 
 
 def test_an_unknown_scale_is_told_once_for_all_models(fitted, cut, cells, tmp_path, caplog):
@@ -357,10 +357,10 @@ def test_runs_and_images_are_told_apart(tmp_path, trained, cells):
     for file in ("config.json", "train.log"):
         (tmp_path / "unfinished" / file).touch()
     (cells / "config.json").touch()
-    named = [str(cells), str(trained), "x.safetensors", str(tmp_path / "unfinished"), "*.png"]
+    named = [str(cells), str(trained), "x.safetensors", "x.onnx", str(tmp_path / "unfinished"), "*.png", "x.pt2"]
     models, paths = sort_named(named)
-    assert list(map(str, models)) == named[1:4]
-    assert paths == [named[0], named[4]]
+    assert list(map(str, models)) == named[1:5]
+    assert paths == [named[0], *named[5:]]
 
 
 def test_the_command_writes_one_row_an_image(fitted, cells, tmp_path):

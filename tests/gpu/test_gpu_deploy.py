@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from hemafast.deploy.heat import heat_maps
+from hemafast.deploy.model import open_model
 from hemafast.deploy.plan import Options
 from hemafast.deploy.predict import predict
 from hemafast.engine.checkpoint import load_best
@@ -22,6 +23,14 @@ def test_predictions_are_those_of_the_cpu(scored, prepared, tta):
     assert set(gpu["status"]) == {"ok"}
     columns = [name for name in gpu.columns if name.startswith("p_")]
     np.testing.assert_allclose(gpu[columns], cpu[columns], atol=2e-2)
+
+
+def test_arrays_are_predicted_and_embedded_as_on_the_cpu(scored):
+    arrays = np.random.default_rng(0).integers(0, 256, (5, 70, 60, 3), dtype=np.uint8)
+    gpu, cpu = (open_model(scored, device=device, amp="off") for device in ("cuda", "cpu"))
+    np.testing.assert_allclose(gpu.embed(arrays), cpu.embed(arrays), rtol=2e-2, atol=2e-2)
+    ours, theirs = gpu.predict(arrays), cpu.predict(arrays)
+    np.testing.assert_allclose(ours[[*gpu.classes]], theirs[[*cpu.classes]], atol=2e-2)
 
 
 def test_heat_maps_are_those_of_the_cpu(scored):

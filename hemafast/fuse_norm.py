@@ -1,6 +1,6 @@
-"""Batch norms in evaluation mode, done by the convolutions before them: one pass over memory less for each.
+"""Fuse batch norms in evaluation mode into the convolutions before them, which saves a pass over memory each.
 
-There a norm multiplies each channel by a constant and adds another; so can the weights and the bias of a convolution.
+In evaluation mode a batch norm scales and shifts channels by constants, which the convolution's weight and bias can do.
 """
 
 from __future__ import annotations
@@ -20,29 +20,29 @@ from torch.nn.modules.batchnorm import _BatchNorm
 logger = logging.getLogger("hemafast")
 
 
-def fold_norms(model: nn.Module) -> int:
-    """Let plain convolutions do the work of the batch norms behind them, whenever these are in evaluation mode.
+def fuse_batch_norms(model: nn.Module) -> int:
+    """Fuse each batch norm into the plain convolution before it, in place, while the norm is in evaluation mode.
 
-    Parameters, buffers and their names stay what they are, and what is loaded into them later counts; in training mode
-    a norm works as ever. Returns how many were folded: none of a network whose operations cannot be traced.
+    Parameters, buffers and their names stay the same, and weights may be loaded afterwards. In training mode nothing
+    changes. Returns the number of fused norms: 0 for a network that cannot be traced.
     """
     pairs = [*_pairs(model)]
     for convolution, norm in pairs:
-        for module in (convolution, norm):  # in place, so that whoever holds a module has it too
-            module.__class__ = _FOLDED[type(module)]
-        convolution.behind = (norm,)  # type: ignore[assignment] # in a tuple it is no module of the convolution
+        for module in (convolution, norm):  # in place: other references to the module see it too
+            module.__class__ = _FUSED[type(module)]
+        convolution.behind = (norm,)  # type: ignore[assignment] # in a tuple, so that it is not registered as a submodule
     return len(pairs)
 
 
 class _Tracer(fx.Tracer):
-    """Looks into all modules but convolutions and batch norms."""
+    """Traces into every module except convolutions and batch norms."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return isinstance(m, nn.Conv2d | _BatchNorm) or super().is_leaf_module(m, module_qualified_name)
 
 
 def _pairs(model: nn.Module) -> Iterator[tuple[nn.Module, nn.Module]]:
-    """Each plain convolution whose output nothing but one batch norm sees, and that norm."""
+    """Each plain convolution whose only consumer is one batch norm, and that norm."""
     modules = dict(model.named_modules())
     if not any(map(_is_plain_norm, modules.values())):
         return
@@ -61,8 +61,8 @@ def _graph(model: nn.Module) -> fx.Graph:
     training = model.training
     try:
         return _Tracer().trace(model.eval())
-    except Exception as error:  # networks do what they like in Python, and tracing fails in as many ways
-        logger.debug("batch norms are not folded, for the network cannot be traced: %s", error)
+    except Exception as error:  # tracing arbitrary Python can fail in any way
+        logger.debug("batch norms are not fused because the network cannot be traced: %s", error)
         return fx.Graph()
     finally:
         model.train(training)
@@ -77,8 +77,8 @@ def _is_plain_convolution(module: nn.Module) -> bool:
     return type(module) in (nn.Conv2d, Conv2dSame) and module.padding_mode == "zeros"
 
 
-def _folded(convolution: _Convolution | _ConvolutionSame) -> tuple[Tensor, Tensor]:
-    """Weights and bias that do the work of the norm too. They are small: making them takes no time to speak of."""
+def _fused(convolution: _Convolution | _ConvolutionSame) -> tuple[Tensor, Tensor]:
+    """Weight and bias of the convolution and the norm together. They are small, so computing them costs little."""
     (norm,) = convolution.behind
     scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
     mean = norm.running_mean if convolution.bias is None else norm.running_mean - convolution.bias
@@ -89,7 +89,7 @@ class _Convolution(nn.Conv2d):
     behind: tuple[Any]  # a batch norm
 
     def forward(self, input: Tensor) -> Tensor:
-        return super().forward(input) if self.behind[0].training else self._conv_forward(input, *_folded(self))
+        return super().forward(input) if self.behind[0].training else self._conv_forward(input, *_fused(self))
 
 
 class _ConvolutionSame(Conv2dSame):  # type: ignore[misc] # timm is not annotated
@@ -99,7 +99,7 @@ class _ConvolutionSame(Conv2dSame):  # type: ignore[misc] # timm is not annotate
         if self.behind[0].training:
             return cast(Tensor, super().forward(x))
         padded = pad_same(x, self.kernel_size, self.stride, self.dilation)
-        return functional.conv2d(padded, *_folded(self), self.stride, 0, self.dilation, self.groups)
+        return functional.conv2d(padded, *_fused(self), self.stride, 0, self.dilation, self.groups)
 
 
 class _Norm(nn.BatchNorm2d):
@@ -112,7 +112,7 @@ class _NormAct(BatchNormAct2d):  # type: ignore[misc]
         return cast(Tensor, super().forward(x) if self.training else self.act(self.drop(x)))
 
 
-_FOLDED: dict[type[nn.Module], type[nn.Module]] = {
+_FUSED: dict[type[nn.Module], type[nn.Module]] = {
     nn.Conv2d: _Convolution,
     Conv2dSame: _ConvolutionSame,
     nn.BatchNorm2d: _Norm,

@@ -1,4 +1,4 @@
-"""Which part of each image a model is to see, so that a cell has the size that the model has learned."""
+"""Which part of each image the model sees, so that cells have the scale it was trained on."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from functools import lru_cache
 import numpy as np
 import numpy.typing as npt
 
-from hemafast.deploy.images import Image
+from hemafast.deploy.inputs import Image
 from hemafast.engine.checkpoint import View
 from hemafast.errors import HemafastError
 from hemafast.prepare import safety
@@ -23,33 +23,33 @@ logger = logging.getLogger("hemafast")
 
 
 @dataclass(frozen=True, slots=True)
-class Windows:
-    """The centre square of each image that is seen."""
+class Crops:
+    """The centre square that is cut out of each image."""
 
     sides: npt.NDArray[np.int64]
-    """(images,): in pixels of the image, which may have fewer; 0 for the largest square."""
+    """(images,): side in pixels of the image, at most its shorter side; 0 for the largest square."""
     scales: tuple[str, ...] = ()
-    """What scale was taken for which images, in words."""
+    """Which scale is used for how many images, one sentence per domain."""
     unknown: int = 0
-    """Images that are seen whole because their scale is not known, although that of others was in training."""
+    """Images of unknown scale, which are seen whole."""
 
 
-def choose_windows(images: Sequence[Image], view: View, um_per_pixel: float | None) -> Windows:
-    """The part of each image that shows the field of view.
+def choose_crops(images: Sequence[Image], view: View, um_per_pixel: float | None) -> Crops:
+    """The part of each image that shows the model's field of view.
 
-    The scale is `um_per_pixel`, or that of the domain that the innermost folder or zip around the image is named after.
-    Raises HemafastError if the field of view is but a few pixels.
+    The scale is `um_per_pixel`, else that of the domain that the innermost folder or zip around the image is named
+    after. Arrays lie in no folder. Raises HemafastError if the field of view is only a few pixels wide.
     """
     field = view.field_of_view
     if field is None or (um_per_pixel is None and not any(view.um_per_pixel.values())):
-        return Windows(np.zeros(len(images), dtype=np.int64))
+        return Crops(np.zeros(len(images), dtype=np.int64))
     if um_per_pixel is not None:
-        return Windows(np.full(len(images), _side(field, um_per_pixel), dtype=np.int64))
+        return Crops(np.full(len(images), _side(field, um_per_pixel), dtype=np.int64))
     sides = {domain: _side(field, scale) if scale else 0 for domain, scale in view.um_per_pixel.items()}
     names = frozenset(sides)
-    domains = [_domain_of(posixpath.dirname(image.name), names) for image in images]
+    domains = [_domain_of(posixpath.dirname(image.name), names) if image.array is None else None for image in images]
     counts = Counter(domains)
-    return Windows(
+    return Crops(
         sides=np.array([sides[domain] if domain else 0 for domain in domains], dtype=np.int64),
         scales=tuple(
             f"{counts[domain]} images of {domain}: {_named(view, domain)}" for domain in names & counts.keys()
@@ -58,14 +58,13 @@ def choose_windows(images: Sequence[Image], view: View, um_per_pixel: float | No
     )
 
 
-def tell_scales(windows: Sequence[Windows]) -> None:
-    """Log what scale was taken for which images, once for all models, and how many have none."""
-    for said in sorted({said for one in windows for said in one.scales}):
+def log_scales(crops: Sequence[Crops]) -> None:
+    """Log which scale is used for which images, once for all models, and how many images have no known scale."""
+    for said in sorted({said for one in crops for said in one.scales}):
         logger.info(said)
-    if unknown := max(one.unknown for one in windows):
+    if unknown := max(one.unknown for one in crops):
         logger.warning(
-            "%d images are of unknown scale and are seen whole, which is not what the model has learned: say how many "
-            "micrometres a pixel spans with --um-per-pixel",
+            "%d images are of unknown scale and are seen whole, unlike in training: give --um-per-pixel",
             unknown,
         )
 
@@ -80,14 +79,14 @@ def _side(field_of_view: float, um_per_pixel: float) -> int:
     if side < _SMALLEST:
         raise HemafastError(
             f"{field_of_view:g} um are {side} pixels at {um_per_pixel:g} um/px: too few to show a cell.",
-            "Check --um-per-pixel: it is in micrometres.",
+            "Check --um-per-pixel: it is micrometres per pixel.",
         )
     return side
 
 
-@lru_cache(maxsize=1024)  # images of one folder come one after the other
+@lru_cache(maxsize=1024)  # images of one folder follow each other
 def _domain_of(folder: str, domains: frozenset[str]) -> str | None:
-    """The innermost part of a path, or of that of a zip without its suffix, that is the name of a domain."""
+    """The innermost folder or zip (without its suffix) on a path whose name is a domain."""
     for part in reversed(posixpath.abspath(folder).split("/")):
         stem = part[:-4] if safety.suffix_of(part) == ".zip" else part
         if stem in domains:

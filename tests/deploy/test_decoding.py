@@ -1,4 +1,4 @@
-"""Squares are those that preparation packs, and a bad image spoils no other."""
+"""Decoded squares equal those that preparation packs, and a bad image spoils no other."""
 
 import zipfile
 from dataclasses import replace
@@ -7,21 +7,21 @@ import numpy as np
 import pytest
 from PIL import Image as Pillow
 
-from hemafast.deploy import squares
-from hemafast.deploy.images import list_images
-from hemafast.deploy.squares import read_squares
-from hemafast.deploy.windows import Windows, choose_windows
+from hemafast.deploy import decoding
+from hemafast.deploy.crops import Crops, choose_crops
+from hemafast.deploy.decoding import decode_images
+from hemafast.deploy.inputs import list_images
 from hemafast.engine.run import view_of
 from hemafast.prepare.threads import Pool
-from hemafast.prepare.verify import Header, strict_decoders
+from hemafast.prepare.image_checks import Header, strict_decoders
 
 
-def read(paths, windows=None, *, size=64, batch_size=8, threads=2):
+def read(paths, crops=None, *, size=64, batch_size=8, threads=2):
     """All batches, and the names of the images."""
     images = list_images(map(str, paths))
-    windows = Windows(np.zeros(len(images), np.int64)) if windows is None else windows
+    crops = Crops(np.zeros(len(images), np.int64)) if crops is None else crops
     with strict_decoders(), Pool(threads) as pool:
-        batches = read_squares(images, windows, size, batch_size=batch_size, threads=threads, pool=pool)
+        batches = decode_images(images, crops, size, batch_size=batch_size, threads=threads, pool=pool)
         return list(batches), [image.name for image in images]
 
 
@@ -30,7 +30,7 @@ def read(paths, windows=None, *, size=64, batch_size=8, threads=2):
 def test_squares_are_those_that_preparation_packs(cut, batch_size, from_zips):
     source = cut.folder.parent
     paths = [source / "Acevedo_20.zip", source / "Matek_19.zip"] if from_zips else [cut.folder / "images"]
-    chosen = choose_windows(list_images(map(str, paths)), view_of(cut.info, 64), None)
+    chosen = choose_crops(list_images(map(str, paths)), view_of(cut.info, 64), None)
     assert set(chosen.sides) == {50, 56}
     batches, names = read(paths, chosen, batch_size=batch_size)
     manifest = cut.manifest
@@ -39,15 +39,15 @@ def test_squares_are_those_that_preparation_packs(cut, batch_size, from_zips):
     assert [row for batch in batches for row in batch.rows] == list(range(len(known))) == list(range(len(names)))
     for batch in batches:
         assert len(batch.rows) <= batch_size
-        for row, pixels in zip(batch.rows, batch.pixels, strict=True):
+        for row, pixels in zip(batch.rows, batch.squares, strict=True):
             key = "/".join(names[row].replace(".zip", "").split("/")[-3:])
             assert np.array_equal(pixels, packed[known[key]])
 
 
 def test_an_image_smaller_than_its_window_is_seen_as_far_as_it_goes(cells):
     whole, _ = read([cells])
-    wide, _ = read([cells], Windows(np.full(3, 10_000)))
-    assert all(np.array_equal(a, b) for a, b in zip(whole[0].pixels, wide[0].pixels, strict=True))
+    wide, _ = read([cells], Crops(np.full(3, 10_000)))
+    assert all(np.array_equal(a, b) for a, b in zip(whole[0].squares, wide[0].squares, strict=True))
 
 
 BAD = {
@@ -91,7 +91,7 @@ def test_a_bad_image_spoils_no_other(mixed, batch_size):
 
 
 def test_what_dali_alone_cannot_decode_is_an_error_of_that_image(cells, monkeypatch):
-    monkeypatch.setattr(squares, "verify_image", lambda data, name: Header(64, 60, "RGB", "PNG"))
+    monkeypatch.setattr(decoding, "verify_image", lambda data, name: Header(64, 60, "RGB", "PNG"))
     broken = cells / "a" / "A_000.png"
     broken.write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(50))
     (batch,), names = read([cells])
@@ -102,9 +102,9 @@ def test_what_dali_alone_cannot_decode_is_an_error_of_that_image(cells, monkeypa
 
 
 def test_a_file_that_decoders_read_differently_is_an_error(cells, monkeypatch):
-    monkeypatch.setattr("hemafast.prepare.compare.decode_reference", lambda data: np.zeros((60, 64, 3), np.uint8))
-    verify = squares.verify_image
-    monkeypatch.setattr(squares, "verify_image", lambda *of: replace(verify(*of), reference=None))
+    monkeypatch.setattr("hemafast.prepare.image_checks.decode_reference", lambda data: np.zeros((60, 64, 3), np.uint8))
+    verify = decoding.verify_image
+    monkeypatch.setattr(decoding, "verify_image", lambda *of: replace(verify(*of), reference=None))
     (batch,), _ = read([cells])
     assert not batch.rows
     assert all(error.startswith("decoders disagree: they differ by up to") for error in batch.errors.values())
@@ -112,7 +112,7 @@ def test_a_file_that_decoders_read_differently_is_an_error(cells, monkeypatch):
 
 def test_a_batch_of_large_files_is_shorter(cells, monkeypatch):
     size = max(path.stat().st_size for path in cells.rglob("*.png"))
-    monkeypatch.setattr(squares, "_BATCH_BYTES", size + 1)
+    monkeypatch.setattr(decoding, "_BATCH_BYTES", size + 1)
     batches, _ = read([cells])
     assert [len(batch.rows) for batch in batches] == [2, 1]
 

@@ -1,4 +1,4 @@
-"""What a network sees of squares of pixels: the input graph of validation, fed by hand."""
+"""From decoded squares to the network's input: the input graph of validation, fed by hand."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from torch import Tensor
 from hemafast.data.augment import POLICIES, draw_views
 from hemafast.data.graph import GraphShape, define_graph
 from hemafast.engine.machine import Machine
-from hemafast.prepare.verify import Pixels
+from hemafast.prepare.image_checks import Pixels
 
 _POLICY = POLICIES["none"]
 
 
-class ViewGraph:
-    """Squares to views, as `eval_loader` makes them of packed squares."""
+class EvalGraph:
+    """From squares to network inputs, exactly as `eval_loader` makes them from packed squares."""
 
     def __init__(self, packed_size: int, image_size: int, machine: Machine, batch_size: int) -> None:
         shape = GraphShape(
@@ -35,23 +35,23 @@ class ViewGraph:
         self._pipeline = _build(shape, tuple(self._drawn))
 
     def __call__(self, squares: Sequence[Pixels]) -> Tensor:
-        """uint8 (n, 3, image_size, image_size) in channels_last on the device; at most as many as a batch has."""
+        """uint8 (n, 3, image_size, image_size), channels_last, on the device; n is at most the batch size."""
         from torch.utils.dlpack import from_dlpack
 
         self._pipeline.feed_input("squares", list(squares))
         for name, drawn in self._drawn.items():
             self._pipeline.feed_input(name, drawn[: len(squares)])
-        # Memory is not used again before the stream that torch works on is done with it.
+        # DALI reuses the memory only after torch's stream is done with it.
         (views,) = self._pipeline.run(torch.cuda.current_stream() if self._on_gpu else None)
         seen: Tensor = from_dlpack(views.as_tensor())
         return seen.permute(0, 3, 1, 2)
 
 
 def _draw(shape: GraphShape) -> dict[str, npt.NDArray[np.float32]]:
-    """What the graph must be told of a batch, by name: the same for every image, as nothing is random."""
+    """Inputs of the graph beside the pixels, by name. Nothing is random: they are the same for every image."""
     views = draw_views(_POLICY, shape.packed_size, shape.image_size, shape.batch_size, np.random.default_rng(0))
     names = shape.inputs(_POLICY)
-    if "window" not in names:  # nothing is scaled: turning cuts the window out; (top, left) to (x, y)
+    if "window" not in names:  # not scaled: `turn` cuts the window out; (top, left) to (x, y)
         views.turn[:, :, 2] += views.window[:, 1::-1]
     return {name: getattr(views, name) for name in names}
 

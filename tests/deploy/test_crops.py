@@ -1,21 +1,21 @@
-"""Which part of an image is seen, by the scale that its path or the user names."""
+"""Which part of an image is seen, by the scale that its path or the user gives."""
 
 import logging
 
 import pytest
 
-from hemafast.deploy.images import Image
-from hemafast.deploy.windows import choose_windows, tell_scales
+from hemafast.deploy.crops import choose_crops, log_scales
+from hemafast.deploy.inputs import Image
 from hemafast.engine.checkpoint import View
 from hemafast.errors import HemafastError
 
 VIEW = View(packed_size=64, field_of_view=25.0, um_per_pixel={"Acevedo_20": 0.1, "Matek_19": 0.0725, "Lab": None})
 
 
-def windows(*names, view=VIEW, um_per_pixel=None):
-    """Sides in pixels; what there is to say of them is logged."""
-    chosen = choose_windows([Image(name) for name in names], view, um_per_pixel)
-    tell_scales([chosen, chosen])
+def sides(*names, view=VIEW, um_per_pixel=None):
+    """Sides in pixels; scales are logged."""
+    chosen = choose_crops([Image(name) for name in names], view, um_per_pixel)
+    log_scales([chosen, chosen])
     return chosen.sides.tolist()
 
 
@@ -33,14 +33,14 @@ def windows(*names, view=VIEW, um_per_pixel=None):
 )
 def test_the_scale_is_that_of_the_innermost_domain_in_the_path(name, side, caplog):
     with caplog.at_level(logging.WARNING, "hemafast"):
-        assert windows(name) == [side]
+        assert sides(name) == [side]
     assert not caplog.records
 
 
 @pytest.mark.parametrize("name", ["cells/a.jpg", "acevedo_20/a.jpg", "cells/Acevedo_20.jpg", "Acevedo_20.tar/a.jpg"])
 def test_without_a_domain_in_the_path_the_image_is_seen_whole_under_a_warning(name, caplog):
     with caplog.at_level(logging.WARNING, "hemafast"):
-        assert windows(name, "Matek_19/b.jpg", name) == [0, 345, 0]
+        assert sides(name, "Matek_19/b.jpg", name) == [0, 345, 0]
     (record,) = caplog.records
     assert record.getMessage().startswith("2 images are of unknown scale")
     assert "--um-per-pixel" in record.getMessage()
@@ -49,18 +49,18 @@ def test_without_a_domain_in_the_path_the_image_is_seen_whole_under_a_warning(na
 def test_the_folder_that_one_stands_in_counts_too(tmp_path, monkeypatch):
     (tmp_path / "Acevedo_20").mkdir()
     monkeypatch.chdir(tmp_path / "Acevedo_20")
-    assert windows("./a.jpg", "a.jpg") == [250, 250]
+    assert sides("./a.jpg", "a.jpg") == [250, 250]
 
 
 def test_a_scale_that_is_given_goes_before_all_domains(caplog):
     with caplog.at_level(logging.WARNING, "hemafast"):
-        assert windows("Acevedo_20/a.jpg", "cells/b.jpg", um_per_pixel=0.2) == [125, 125]
+        assert sides("Acevedo_20/a.jpg", "cells/b.jpg", um_per_pixel=0.2) == [125, 125]
     assert not caplog.records
 
 
 def test_a_scale_that_leaves_a_few_pixels_is_refused():
     with pytest.raises(HemafastError, match="12 pixels at 2 um/px"):
-        windows("a.jpg", um_per_pixel=2.0)
+        sides("a.jpg", um_per_pixel=2.0)
 
 
 @pytest.mark.parametrize(
@@ -73,13 +73,13 @@ def test_a_scale_that_leaves_a_few_pixels_is_refused():
 )
 def test_a_model_that_knows_no_scale_sees_whole_images_without_a_word(view, given, caplog):
     with caplog.at_level(logging.INFO, "hemafast"):
-        assert windows("Acevedo_20/a.jpg", "cells/b.jpg", view=view, um_per_pixel=given) == [0, 0]
+        assert sides("Acevedo_20/a.jpg", "cells/b.jpg", view=view, um_per_pixel=given) == [0, 0]
     assert not caplog.records
 
 
 def test_the_scale_that_a_path_stands_for_is_told_once(caplog):
     with caplog.at_level(logging.INFO, "hemafast"):
-        windows("Acevedo_20/a.jpg", "Lab/b.jpg", "Acevedo_20/c.jpg")
+        sides("Acevedo_20/a.jpg", "Lab/b.jpg", "Acevedo_20/c.jpg")
     assert [record.getMessage() for record in caplog.records] == [
         "1 images of Lab: seen whole, as in training",
         "2 images of Acevedo_20: 0.1 um/px, as in training",

@@ -1,4 +1,4 @@
-"""Folded batch norms: the network as it was is what they are held against."""
+"""Fused batch norms, compared with the same network without fusing."""
 
 from copy import deepcopy
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from hemafast.folding import fold_norms
+from hemafast.fuse_norm import fuse_batch_norms
 from hemafast.model import Classifier, build_model
 
 
@@ -31,30 +31,30 @@ def seen(images=3, side=64):
 
 
 @pytest.mark.parametrize("name", ["efficientnet_b0", "mobilenetv3_small_050", "resnet18", "tf_efficientnet_lite0"])
-def test_all_norms_are_folded_and_the_answers_stay(name):
+def test_all_norms_are_fused_and_the_answers_stay(name):
     model = with_statistics(build_model(name, 11, 64)).eval()
-    folded = deepcopy(model)
-    assert fold_norms(folded) == norms_of(model) > 0
+    fused = deepcopy(model)
+    assert fuse_batch_norms(fused) == norms_of(model) > 0
     with torch.inference_mode():
-        torch.testing.assert_close(folded(seen()), model(seen()), rtol=1e-4, atol=1e-4)
-    mine, theirs = folded.state_dict(), model.state_dict()
+        torch.testing.assert_close(fused(seen()), model(seen()), rtol=1e-4, atol=1e-4)
+    mine, theirs = fused.state_dict(), model.state_dict()
     assert [*mine] == [*theirs]
     assert all(torch.equal(mine[name], theirs[name]) for name in mine)
-    assert fold_norms(folded) == 0  # a second time
+    assert fuse_batch_norms(fused) == 0  # a second time
 
 
 def test_training_stays_what_it_was_to_the_bit():
     torch.manual_seed(0)
     model = with_statistics(build_model("tf_efficientnet_lite0", 11, 64))
-    folded = deepcopy(model)
-    fold_norms(folded)
-    for one in (model, folded):
+    fused = deepcopy(model)
+    fuse_batch_norms(fused)
+    for one in (model, fused):
         one.train()
         torch.manual_seed(0)
         one(seen()).sum().backward()
-    for one, other in zip(model.parameters(), folded.parameters(), strict=True):
+    for one, other in zip(model.parameters(), fused.parameters(), strict=True):
         assert torch.equal(one.grad, other.grad)
-    for one, other in zip(model.buffers(), folded.buffers(), strict=True):
+    for one, other in zip(model.buffers(), fused.buffers(), strict=True):
         assert torch.equal(one, other)  # statistics too
 
 
@@ -62,12 +62,12 @@ def test_training_stays_what_it_was_to_the_bit():
 def test_behind_frozen_norms_gradients_stay(frozen):
     model = with_statistics(build_model("resnet18", 11, 64, dropout=0.0)).double()
     model.freeze(**frozen)
-    folded = deepcopy(model)
-    assert fold_norms(folded) > 0
-    for one in (model, folded):
+    fused = deepcopy(model)
+    assert fuse_batch_norms(fused) > 0
+    for one in (model, fused):
         one.train()
         one.backbone(seen().double() / 255).square().sum().backward()
-    for one, other in zip(model.parameters(), folded.parameters(), strict=True):
+    for one, other in zip(model.parameters(), fused.parameters(), strict=True):
         assert (one.grad is None) == (other.grad is None)
         if one.grad is not None:
             torch.testing.assert_close(other.grad, one.grad, rtol=1e-6, atol=1e-8)
@@ -76,7 +76,7 @@ def test_behind_frozen_norms_gradients_stay(frozen):
 def test_what_is_loaded_later_counts():
     model = build_model("resnet18", 11, 64).eval()
     other = with_statistics(build_model("resnet18", 11, 64)).eval()
-    fold_norms(model)
+    fuse_batch_norms(model)
     model.load_state_dict(other.state_dict())
     with torch.inference_mode():
         torch.testing.assert_close(model(seen()), other(seen()), rtol=1e-4, atol=1e-4)
@@ -84,7 +84,7 @@ def test_what_is_loaded_later_counts():
 
 def test_a_copy_has_its_own_norms():
     model = with_statistics(build_model("resnet18", 11, 64)).eval()
-    fold_norms(model)
+    fuse_batch_norms(model)
     copied = deepcopy(model)
     before = copied(seen())
     for module in model.modules():
@@ -120,27 +120,27 @@ class Sees(nn.Module):
 def test_what_is_no_pair_is_left_alone(forward):
     model = with_statistics(Classifier(Sees(forward), (0.5,) * 3, (0.2,) * 3)).eval()
     before = model(seen())
-    assert fold_norms(model) == 0
+    assert fuse_batch_norms(model) == 0
     assert torch.equal(model(seen()), before)
 
 
 @pytest.mark.parametrize("options", [{}, {"bias": False}, {"padding_mode": "reflect"}, {"groups": 3}])
-def test_every_plain_convolution_is_folded(options):
+def test_every_plain_convolution_is_fused(options):
     model = with_statistics(
         Classifier(Sees(lambda self, x: self.norm(self.convolution(x)), **options), (0.5,) * 3, (0.2,) * 3)
     )
     before = model.eval()(seen())
-    assert fold_norms(model) == ("padding_mode" not in options)
+    assert fuse_batch_norms(model) == ("padding_mode" not in options)
     torch.testing.assert_close(model(seen()), before, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", ["convnext_atto", "vit_tiny_patch16_224"])
 def test_a_network_without_batch_norms_is_left_alone(name):
-    assert fold_norms(build_model(name, 11, 224)) == 0
+    assert fuse_batch_norms(build_model(name, 11, 224)) == 0
 
 
 @pytest.mark.parametrize("mode", [True, False])
 def test_the_mode_of_the_network_stays(mode):
     model = build_model("resnet18", 11, 64).train(mode)
-    fold_norms(model)
+    fuse_batch_norms(model)
     assert {module.training for module in model.modules()} == {mode}

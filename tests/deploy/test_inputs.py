@@ -1,4 +1,4 @@
-"""What counts as an image of what a user names, in which order, and what is refused before anything is read."""
+"""Which images a user means, in which order, and what is refused before anything is read."""
 
 import os
 import struct
@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from hemafast.deploy import images
-from hemafast.deploy.images import Image, list_images, read_images
+from hemafast.deploy import inputs
+from hemafast.deploy.inputs import Image, list_images, read_images
 from hemafast.errors import HemafastError
 from hemafast.prepare.safety import MAX_IMAGE_BYTES
 
@@ -201,7 +201,7 @@ def test_a_file_that_cannot_be_read_is_its_own_trouble(tmp_path):
     assert (first, last) == (b"a.png", b"z.png")
     assert isinstance(gone, FileNotFoundError)
     assert "256" in str(large)
-    assert "plain file" in str(pipe)
+    assert "regular file" in str(pipe)
 
 
 def test_a_damaged_member_of_a_zip_is_its_own_trouble(tmp_path):
@@ -236,8 +236,8 @@ def test_a_zip_that_has_gone_is_refused(tmp_path):
 def test_each_zip_is_opened_once(tmp_path, monkeypatch):
     paths = [str(write_zip(tmp_path / f"{name}.zip", "x.png", "y.png")) for name in "ab"]
     opened = []
-    entry_reader = images.entry_reader
-    monkeypatch.setattr(images, "entry_reader", lambda path: opened.append(path.name) or entry_reader(path))
+    entry_reader = inputs.entry_reader
+    monkeypatch.setattr(inputs, "entry_reader", lambda path: opened.append(path.name) or entry_reader(path))
     assert len(list(read_images(list_images(paths)))) == 4
     assert opened == ["a.zip", "b.zip"]
 

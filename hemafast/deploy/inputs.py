@@ -1,0 +1,181 @@
+"""The images that a user gives: files, folders, zips and globs as one list, or arrays; and their bytes in turn.
+
+The list is made before anything is read. A path that cannot be listed is an error; an image that cannot be read is a
+row with its error.
+"""
+
+from __future__ import annotations
+
+import glob
+import os
+import re
+import stat
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+import numpy.typing as npt
+
+from hemafast.errors import HemafastError
+from hemafast.prepare import safety
+from hemafast.prepare.archive import Entry, entry_reader, is_image, zip_entries
+from hemafast.prepare.image_checks import FORMATS, MAX_PIXELS, Pixels
+
+Images = str | Path | Sequence[str | Path] | npt.NDArray[np.uint8] | Sequence[npt.NDArray[np.uint8]]
+"""Paths of files, folders, zips and globs; or uint8 RGB (height, width, 3), several such, or (n, height, width, 3)."""
+
+_GIVE = "Give paths, or uint8 RGB arrays (height, width, 3), such as np.asarray(PIL.Image.open(file).convert('RGB'))."
+_FORMULA = ("=", "+", "-", "@")  # a spreadsheet calculates cells that begin so
+_UNWRITABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")  # cannot stand in a line of UTF-8
+
+
+@dataclass(frozen=True, slots=True)
+class Image:
+    """One image to classify."""
+
+    name: str
+    """Path of the file, or ZIP/MEMBER, or the index of an array. Never begins like a spreadsheet formula."""
+    zip: str = ""
+    """Path of the zip that holds it; empty outside zips."""
+    entry: Entry | None = None
+    """The member of that zip."""
+    array: Pixels | None = field(default=None, compare=False, repr=False)
+    """uint8 (height, width, 3); None for an image that is read from a file or zip."""
+
+
+def list_inputs(images: Images) -> list[Image]:
+    """The images of paths, as `list_images`, or of arrays. Raises HemafastError for what is neither."""
+    several = isinstance(images, Iterable) and not isinstance(images, str)
+    if isinstance(images, np.ndarray):
+        several = images.ndim == 4 or images.dtype.kind in "OU"  # a batch, or names
+    given: list[Any] = list(images) if several else [images]  # type: ignore[arg-type]
+    if not given:
+        raise HemafastError("No images are given.", _GIVE)
+    if isinstance(given[0], str | Path):
+        return list_images([_path(index, one) for index, one in enumerate(given)])
+    for index, array in enumerate(given):
+        _refuse_array(index, array)
+    return [Image(str(index), array=array) for index, array in enumerate(given)]
+
+
+def _path(index: int, given: Any) -> str:
+    if not isinstance(given, str | Path):
+        raise HemafastError(f"Image {index} is a {type(given).__name__}, but image 0 is a path.", "Do not mix them.")
+    return str(given)
+
+
+def _refuse_array(index: int, array: Any) -> None:
+    """Raise HemafastError for what is not uint8 (height, width, 3)."""
+    if not isinstance(array, np.ndarray):
+        raise HemafastError(f"Image {index} is a {type(array).__name__}, not a numpy array.", _GIVE)
+    if array.dtype != np.uint8:
+        remedy = "Scale it to 0 to 255 and convert it with .astype(np.uint8)."
+        raise HemafastError(f"Image {index} is an array of {array.dtype}, not uint8.", remedy)
+    if array.ndim != 3 or array.shape[2] != 3 or not array.size:
+        raise HemafastError(f"Image {index} has the shape {array.shape}, not (height, width, 3).", _GIVE)
+    if array.size > 3 * MAX_PIXELS:
+        limit = f"more than {MAX_PIXELS // 10**6} million pixels"
+        raise HemafastError(f"Image {index} has the shape {array.shape}: {limit}.", "Cut it into single cells.")
+
+
+def list_images(paths: Iterable[str]) -> list[Image]:
+    """The images of files, folders, zips and globs, each once; those of a folder, zip or glob in name order.
+
+    Folders and zips are searched recursively for files with an image suffix; a file given by name may have any suffix.
+    Raises HemafastError for a missing path, a folder or zip without images, a zip that cannot be trusted, and names
+    with unprintable characters.
+    """
+    found = {image.name: image for named in paths for path in _expand(named) for image in _images_of(path)}
+    for name in found:
+        refuse_unwritable(name)
+    return list(found.values())
+
+
+def refuse_unwritable(name: str) -> None:
+    """Raise HemafastError for a name with control characters, line breaks, or bytes that are not text."""
+    if _UNWRITABLE.search(name):
+        raise HemafastError(f"The name {name!r} holds unprintable characters.", "Rename it.")
+
+
+def begins_formula(text: str) -> bool:
+    """Whether a spreadsheet would calculate a cell with this text."""
+    return text.startswith(_FORMULA)
+
+
+def read_images(images: Iterable[Image]) -> Iterator[bytes | OSError]:
+    """The bytes of each image in turn (none for arrays), or why reading failed. Raises HemafastError for a lost zip."""
+    for path, members in groupby(images, key=lambda image: image.zip):
+        if path:
+            yield from _read_members(Path(path), members)
+        else:
+            yield from (_read_file(image.name) if image.array is None else b"" for image in members)
+
+
+def _expand(named: str) -> list[str]:
+    """The path itself, or the files that a glob matches; `./` keeps a name from being a formula."""
+    paths = [named]
+    if not Path(named).exists():
+        if not glob.has_magic(named):
+            raise HemafastError(f"There is no {named}.", "Name files, folders, zips, or a quoted glob.")
+        matches = glob.glob(named, recursive=True)  # noqa: PTH207 - pathlib takes no absolute pattern
+        paths = sorted(path for path in matches if not Path(path).is_dir())
+        if not paths:
+            raise HemafastError(f"No file matches {named!r}.", "In a glob, ** matches folders of any depth.")
+    return [f"./{path}" if begins_formula(path) else path for path in paths]
+
+
+def _images_of(path: str) -> Sequence[Image]:
+    if Path(path).is_dir():
+        images = [Image(name) for name in _walk(path)]
+    elif safety.suffix_of(path) == ".zip":
+        images = [Image(f"{path}/{entry.name}", path, entry) for entry in zip_entries(Path(path))]
+    else:
+        return [Image(path)]
+    own = len(path)  # the path that the user gave may be hidden
+    shown = [image for image in images if is_image(image.name) and not safety.is_clutter(image.name[own:])]
+    if not shown:
+        raise HemafastError(f"{path} holds no images.", f"Images are files that end in {', '.join(FORMATS)}.")
+    return sorted(shown, key=lambda image: image.name)
+
+
+def _walk(folder: str) -> Iterator[str]:
+    """All files below a folder."""
+    for parent, folders, files in os.walk(folder, onerror=_refuse_unlisted):
+        for name in folders:
+            path = Path(parent, name)
+            if path.is_symlink():
+                raise HemafastError(f"{path} is a symbolic link to a folder.", "Name that folder itself.")
+        yield from (f"{parent.rstrip('/')}/{name}" for name in files)
+
+
+def _refuse_unlisted(error: OSError) -> NoReturn:
+    """os.walk would silently skip a folder that it cannot read."""
+    raise HemafastError(f"{error.filename} cannot be listed ({error.strerror}).", "Make it readable, or remove it.")
+
+
+def _read_members(path: Path, members: Iterable[Image]) -> Iterator[bytes | OSError]:
+    with entry_reader(path) as read:
+        for member in members:
+            assert member.entry is not None
+            try:
+                yield read(member.entry)
+            except HemafastError as error:
+                yield OSError(error.problem)
+
+
+def _read_file(name: str) -> bytes | OSError:
+    """The bytes of a regular file of bounded size; never waits for a pipe."""
+    path, most = Path(name), safety.MAX_IMAGE_BYTES
+    try:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            return OSError("not a regular file")
+        if status.st_size > most:
+            return OSError(f"{status.st_size / 2**20:,.0f} MiB, but images may have at most {most // 2**20}")
+        with path.open("rb") as file:
+            return file.read(status.st_size)
+    except OSError as error:
+        return error

@@ -1,0 +1,264 @@
+"""A trained model, opened from a run, a file of weights or an export: images in, classes or features out."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from hemafast.config import Amp, Device
+from hemafast.deploy.crops import log_scales
+from hemafast.deploy.formats import KINDS, card_of
+from hemafast.deploy.inputs import Images, begins_formula, list_inputs, refuse_unwritable
+from hemafast.engine.checkpoint import ModelCard, load_best
+from hemafast.engine.machine import Machine, choose_machine, tune_allocator
+from hemafast.errors import HemafastError
+from hemafast.fuse_norm import fuse_batch_norms
+from hemafast.model import Classifier
+from hemafast.progress import SILENT, Progress, stage
+from hemafast.run_folder import BEST
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+_EXPORTS = {Path(kind.file).suffix: kind for kind in KINDS.values()}
+
+logger = logging.getLogger("hemafast")
+
+
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class Model:
+    """A trained classifier of single-cell images.
+
+    Attributes:
+        file: the file it was loaded from.
+        card: classes, image size, field of view, calibration and origin.
+        machine: device, precision and threads that it runs with.
+    """
+
+    file: Path
+    card: ModelCard
+    machine: Machine
+    _logits_of: Callable[[Tensor], Tensor]
+
+    def __repr__(self) -> str:
+        return f"Model({str(self.file)!r}, {self.card.backbone}, {len(self.classes)} classes, {self.machine.device})"
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes, in the order of the logits."""
+        return self.card.classes
+
+    @property
+    def network(self) -> Classifier:
+        """The torch module with its normalisation inside: uint8 (n, 3, height, width) to logits (n, classes).
+
+        Raises:
+            HemafastError: the model is an exported graph (ONNX or torch.export), which has no such module.
+        """
+        if not isinstance(self._logits_of, Classifier):
+            raise HemafastError(
+                f"{self.file} is a graph: its network is not accessible.",
+                "Open the run, or an export with --format safetensors.",
+            )
+        return self._logits_of
+
+    def predict(
+        self,
+        images: Images,
+        *,
+        um_per_pixel: float | None = None,
+        tta: bool = False,
+        batch_size: int = 64,
+        progress: Progress = SILENT,
+    ) -> pd.DataFrame:
+        """Classify images. They are verified, decoded, cropped and scaled as for validation.
+
+        Args:
+            images: paths of files, folders, zips and globs, one or several; or uint8 RGB arrays: one (height, width,
+                3), a sequence of such of any sizes, or one (n, height, width, 3).
+            um_per_pixel: scale of all images in micrometres per pixel; None for that of the training domain that the
+                innermost folder or zip around an image is named after. Images of unknown scale are seen whole.
+            tta: average the probabilities over the eight flips and quarter turns.
+            batch_size: images per forward pass, 1 to 4096.
+            progress: listens to the number of images done.
+
+        Returns:
+            One row per image: `path` (for arrays the index as text), `label` (the most probable class), `confidence`
+            (its probability), `status` ("ok" or "error"), `error`, and a column of calibrated probabilities (float32)
+            for each class under its name. An unreadable image has its error, an empty label and nan probabilities.
+
+        Raises:
+            HemafastError: a path is missing or holds no images, an array is not uint8 RGB, or an option is out of
+                range.
+        """
+        from hemafast.deploy.plan import Options, plan_for
+        from hemafast.deploy.predict import classify
+        from hemafast.evaluate.predictions import PREFIX
+
+        options = Options(um_per_pixel=um_per_pixel, tta=tta, batch_size=batch_size)
+        table = classify(plan_for([self], list_inputs(images), options), progress=progress).table
+        columns = {"image": "path", "predicted": "label"} | {name: name for name in ("confidence", "status", "error")}
+        columns |= {f"{PREFIX}{name}": name for name in self.classes}
+        return table[[*columns]].set_axis([*columns.values()], axis=1)
+
+    def embed(
+        self,
+        images: Images,
+        *,
+        um_per_pixel: float | None = None,
+        batch_size: int = 64,
+        progress: Progress = SILENT,
+    ) -> npt.NDArray[np.float32]:
+        """Features of images: what the network's last layer classifies, pooled over the image.
+
+        Args:
+            images: as for `predict`.
+            um_per_pixel: as for `predict`.
+            batch_size: images per forward pass, 1 to 4096.
+            progress: listens to the number of images done.
+
+        Returns:
+            float32 (n, d), one row per image in order; nan for unreadable images, which are logged as a warning.
+
+        Raises:
+            HemafastError: as `predict`, and if the model is an exported graph.
+        """
+        from hemafast.deploy.eval_graph import EvalGraph
+        from hemafast.deploy.plan import Options, plan_for
+        from hemafast.deploy.predict import infer
+
+        _ = self.network  # refuses graphs before anything is read
+        plan = plan_for([self], list_inputs(images), Options(um_per_pixel=um_per_pixel, batch_size=batch_size))
+        (group,) = plan.groups
+        graph = EvalGraph(group.size, self.card.image_size, self.machine, batch_size)
+        errors: dict[int, str] = {}
+        log_scales([group.crops])
+        with stage(progress, "embedding", len(plan.images)):
+            found = infer(plan, group, lambda squares: self.features(graph(squares)), errors, progress)
+        if errors:
+            row, error = min(errors.items())
+            logger.warning(
+                "%d of %d images cannot be read; the first is %s: %s",
+                len(errors),
+                len(found),
+                plan.images[row].name,
+                error,
+            )
+        return found
+
+    def logits(self, images: Tensor) -> Tensor:
+        """Logits, float32 (n, classes), of uint8 (n, 3, image_size, image_size) on the model's device."""
+        return self._run(self._logits_of, images)
+
+    def features(self, images: Tensor) -> Tensor:
+        """Features, float32 (n, d), of uint8 (n, 3, image_size, image_size) on the model's device."""
+        return self._run(self.network.features, images)
+
+    @torch.inference_mode()
+    def _run(self, function: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
+        dtype = _DTYPES.get(self.machine.precision)
+        with torch.autocast(self.machine.device, dtype=dtype, enabled=dtype is not None):
+            return function(images).float()
+
+
+def open_model(path: str | Path, *, device: Device = "auto", amp: Amp = "auto") -> Model:
+    """Open a trained model to predict and embed with it.
+
+    Args:
+        path: a run folder, a `best_model.safetensors`, or a file or folder that `hemafast export` wrote. Of a folder
+            with several formats, safetensors is taken before ONNX, ONNX before torch.export. Open a `.pt2` file only
+            if you trust its author: torch may execute code in it.
+        device: "cpu", "cuda", or "auto" for a GPU if there is one. Exported graphs run on the CPU.
+        amp: autocast precision: "bf16", "fp16", "off" (fp32), or "auto" for the fastest on a GPU and fp32 on a CPU.
+
+    Returns:
+        The model, in evaluation mode.
+
+    Raises:
+        HemafastError: there is no model, it is damaged, its format needs a package that is not installed, or this
+            machine cannot run it as asked.
+    """
+    (model,) = load_models([Path(path)], device, amp)
+    return model
+
+
+def load_models(paths: Sequence[Path], device: Device, amp: Amp) -> list[Model]:
+    """The models of `paths`, each once, on one device. Raises HemafastError as `open_model`."""
+    files = list(dict.fromkeys(map(find_model, paths)))
+    machine = _choose_machine(files, device, amp)
+    return [_load(file, machine) for file in files]
+
+
+def find_model(path: Path) -> Path:
+    """The file of the model that a user means; it may be missing."""
+    if path.suffix in _EXPORTS and not path.is_dir():
+        return path
+    files = [path / BEST, *(path / kind.file for kind in KINDS.values())]
+    return next((file for file in files if file.is_file()), path / BEST)
+
+
+def _choose_machine(files: Sequence[Path], device: Device, amp: Amp) -> Machine:
+    graphs = [file for file in files if file.suffix in (".onnx", ".pt2")]
+    if graphs and (device == "cuda" or amp not in ("auto", "off")):
+        remedy = "Use --device cpu and --amp off, or the run itself."
+        raise HemafastError(f"{graphs[0]} is a graph, which runs on the CPU in fp32.", remedy)
+    on_gpu = device != "cpu" and not graphs and torch.cuda.is_available()
+    if amp == "auto" and not on_gpu:
+        amp = "off"  # whether bf16 is faster on a CPU depends on the network, and a trial takes too long
+    return choose_machine(device="cpu" if graphs else device, amp=amp, compiled="off", allocator=tune_allocator())
+
+
+def _load(file: Path, machine: Machine) -> Model:
+    if file.suffix != ".safetensors" or _is_exported(file):
+        logits_of, card = _load_export(file)
+    else:
+        logits_of, card = load_best(file)
+    if isinstance(logits_of, Classifier):
+        logits_of.eval().to(machine.device).to(memory_format=torch.channels_last)
+        fuse_batch_norms(logits_of)
+    _refuse_names(file, card)
+    return Model(file, card, machine, logits_of)
+
+
+def _is_exported(file: Path) -> bool:
+    try:
+        with safe_open(file, framework="pt") as content:
+            return "timm_options" in (content.metadata() or {})
+    except (OSError, SafetensorError):
+        return False  # `load_best` says what is wrong
+
+
+def _load_export(file: Path) -> tuple[Callable[[Tensor], Tensor], ModelCard]:
+    if not file.is_file():
+        raise HemafastError(f"There is no {file}.", "Name a run folder, or a model that `hemafast export` wrote.")
+    try:
+        loaded = _EXPORTS[file.suffix].load(file.read_bytes())
+        card = card_of(loaded.metadata)
+    except HemafastError:
+        raise
+    except Exception as error:  # damaged files fail in many ways
+        said = " ".join(str(error).split())[:200]
+        raise HemafastError(
+            f"{file} cannot be loaded ({type(error).__name__}: {said}).",
+            "Export it again with this version of hemafast.",
+        ) from error
+    return loaded.network or (lambda images: loaded.answer(images)[0]), card
+
+
+def _refuse_names(file: Path, card: ModelCard) -> None:
+    """Class names become cells of tables, where a formula would be calculated."""
+    for name in card.classes:
+        refuse_unwritable(name)
+        if begins_formula(name):
+            problem = f"{file} has a class named {name!r}, which a spreadsheet takes for a formula."
+            raise HemafastError(problem, "Rename the class.")
