@@ -6,11 +6,11 @@ import shlex
 from collections.abc import Mapping
 from typing import Any
 
-from hemafast.config import PrepareConfig, TrainConfig, checked, to_plain
+from hemafast.config import PrepareConfig, TrainConfig, checked, option_of, to_plain
 from hemafast.presets import PRESETS
 
-_EMPTY = {"growing_from": "off", "track": "none"}
-"""How the command line writes an empty list."""
+_LISTS = ("split_file", "groups", "checksums")
+"""Files of `hemafast prepare` that a data set remembers by their hash only."""
 
 
 def train_command(config: TrainConfig) -> str:
@@ -24,53 +24,44 @@ def train_command(config: TrainConfig) -> str:
     if any(settings[name] is None and value is not None for name, value in usual.items()):
         usual = _given_by(TrainConfig.preset)
     changed = {name: value for name, value in settings.items() if name != "preset" and value != usual[name]}
-    return " ".join(["hemafast train", "--preset", usual["preset"], *_options(changed)])
+    return " ".join(["hemafast train", "--preset", usual["preset"], *_options(TrainConfig, changed)])
 
 
 def prepare_command(settings: Mapping[str, Any]) -> str:
-    """`hemafast prepare` with every option that is not at its default.
-
-    `settings` are those of dataset.json, which keeps no paths of lists: the command names each as FILE.
-    """
-    usual = to_plain(PrepareConfig()) | {"pack_sizes": list(PrepareConfig.pack_sizes)}
+    """`hemafast prepare` with every option that is not at its default, from the settings in dataset.json."""
+    usual = to_plain(PrepareConfig())
     changed = {name: value for name, value in settings.items() if name in usual and value != usual[name]}
-    scales = changed.pop("um_per_pixel", {})
-    sizes = changed.pop("pack_sizes", [])
-    lists = [name for name in ("split_file", "groups", "checksums") if changed.pop(name, None)]
-    options = [
-        *_options(changed),
-        *(f"--um-per-pixel {shlex.quote(f'{name}={scale}')}" for name, scale in scales.items()),
-        *(f"--pack-size {size}" for size in sizes),
-        *(f"--{name.replace('_', '-')} FILE" for name in lists),
-    ]
-    return " ".join(["hemafast prepare", *options])
+    named = {name: "FILE" for name in _LISTS if changed.get(name)}
+    return " ".join(["hemafast prepare", *_options(PrepareConfig, changed | named)])
 
 
 def _given_by(preset: str) -> dict[str, Any]:
-    """All settings of a preset; of the default preset, if there is none of that name."""
+    """All settings of a preset; of the default preset, if `preset` is unknown."""
     name = preset if preset in PRESETS else TrainConfig.preset
     return to_plain(checked(TrainConfig, {"preset": name, **PRESETS[name]()}))
 
 
-def _options(changed: Mapping[str, Any]) -> list[str]:
-    return [option for name, value in changed.items() for option in _option(name, value)]
+def _options(kind: type[Any], changed: Mapping[str, Any]) -> list[str]:
+    return [words for name, value in changed.items() for words in _option(kind, name, value)]
 
 
-def _option(name: str, value: Any) -> list[str]:
-    option = f"--{name.replace('_', '-')}"
+def _option(kind: type[Any], name: str, value: Any) -> list[str]:
+    """One setting as typed: no words for None, several options for a list."""
+    option = option_of(kind, name)
+    flag = option.flag or f"--{name.replace('_', '-')}"
     match name, value:
         case _, None:
             return []
         case _, bool():
-            return [option if value else f"--no-{option[2:]}"]
+            return [flag if value else f"--no-{flag[2:]}"]
         case _, []:
-            words = _EMPTY[name]
+            values = [option.none]
         case "crop_area", [low, high]:
-            words = f"{low} {high}"
+            return [f"{flag} {low} {high}"]
         case "growing_from", list():
-            words = ",".join(map(str, value))
-        case _, list():
-            return [f"{option} {shlex.quote(str(part))}" for part in value]
+            values = [",".join(map(str, value))]
+        case _, dict():
+            values = [f"{key}={number}" for key, number in value.items()]
         case _:
-            words = shlex.quote(str(value))
-    return [f"{option} {words}"]
+            values = value if isinstance(value, list) else [value]
+    return [f"{flag} {shlex.quote(str(part))}" for part in values]
