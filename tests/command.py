@@ -35,6 +35,7 @@ def asked_of_training(*arguments, cwd=None) -> TrainConfig:
     with pytest.MonkeyPatch.context() as change:
         change.setattr("hemafast.cli.training.refuse_missing_data", lambda folder: None)
         change.setattr("hemafast.engine.trainer.train", lambda config, *, go_on, began, progress: asked.append(config))
+        change.setattr("hemafast.cli.training.refuse_missing_data", lambda folder: None)
         done = hemafast("train", *arguments, cwd=cwd)
     assert done.returncode == 0, done.stderr
     return asked[0]
