@@ -28,7 +28,7 @@ from output import JsonFileAddedTo, before, machine_line, table, write_json
 from time_to_score import SIDES, class_folders, prepare_real, run_reference
 
 from hemafast.engine.machine import choose_machine
-from hemafast.evaluate.bootstrap import interval, resample
+from hemafast.evaluate.intervals import interval, resample
 from hemafast.evaluate.metrics import confusions, count_scores
 
 BUDGETS = {"Acevedo_20": 900.0, "Matek_19": 120.0}

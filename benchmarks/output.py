@@ -10,8 +10,8 @@ from typing import Annotated, Any
 
 import typer
 
+from hemafast.cli.tables import spread
 from hemafast.files import write_whole
-from hemafast.tables import spread
 
 ranged = spread
 """Text of a median with its extremes, `{"median": ..., "min": ..., "max": ...}`."""

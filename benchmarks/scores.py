@@ -22,7 +22,7 @@ from output import JsonFileOrNone, machine_line, print_json, times
 
 from hemafast.bench.result import spread
 from hemafast.engine.machine import machine_facts
-from hemafast.evaluate.bootstrap import RESAMPLES
+from hemafast.evaluate.intervals import RESAMPLES
 from hemafast.evaluate.predictions import read_predictions
 from hemafast.run_folder import PREDICTIONS
 

@@ -1,6 +1,6 @@
-"""The few scores that training shows, from a confusion matrix: rows are true classes, columns predicted ones.
+"""The scores shown during training, from a confusion matrix: rows are true classes, columns predicted ones.
 
-`evaluate.metrics` has the others, and their intervals.
+`evaluate.metrics` has all others, and intervals.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ Part = TypeVar("Part")
 
 
 def per_class_f1(confusion: Counts) -> npt.NDArray[np.float64]:
-    """F1 of each class, (..., classes) for confusion matrices (..., classes, classes); nan where a class has no image.
+    """F1 of each class, (..., classes), from confusion matrices (..., classes, classes).
 
-    A class that exists but is never found scores 0. A class without images has no F1 of its own; what is wrongly
-    called by its name counts against the true class.
+    A class that is never found scores 0. A class without images is nan; images mistaken for it count against their
+    true class.
     """
     hits = np.diagonal(confusion, axis1=-2, axis2=-1).astype(np.float64)
     actual, predicted = confusion.sum(axis=-1), confusion.sum(axis=-2)
@@ -30,19 +30,19 @@ def per_class_f1(confusion: Counts) -> npt.NDArray[np.float64]:
 
 
 def macro_f1(confusion: Counts) -> float:
-    """Mean F1 over the classes that have images; nan if there are none."""
+    """Mean F1 over the classes that have images; nan without images."""
     f1 = per_class_f1(confusion)
     return float(np.nanmean(f1)) if np.isfinite(f1).any() else float("nan")
 
 
 def accuracy(confusion: Counts) -> float:
-    """Share of images that are called by their true class; nan if there are none."""
+    """Share of images whose class is predicted; nan without images."""
     total = int(confusion.sum())
     return float(np.trace(confusion)) / total if total else float("nan")
 
 
 def with_pooled(domains: Mapping[str, Part], pooled: Part) -> dict[str, Part]:
-    """What there is to show: each domain, and all of them pooled where there are several."""
+    """The rows of a table of scores: each domain, then `pooled` if there are several domains."""
     return {**domains, "pooled": pooled} if len(domains) > 1 else dict(domains)
 
 

@@ -1,10 +1,10 @@
-"""What all pictures share: figures without a display, colours that most eyes can tell apart, pictures within pages."""
+"""Shared by all pictures: figures without a display, colours for the colour-blind, names, pictures inside pages."""
 
 from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -18,10 +18,11 @@ DOMAIN_COLOURS = ("#009E73", "#CC79A7", "#56B4E9", "#E69F00")
 """Okabe and Ito's colours."""
 
 _DPI = 110
+_LONGEST = 28  # letters of a name in a picture
 
 
 def subplots(count: int, *, width: float, height: float, columns: int) -> tuple[Any, list[Any]]:
-    """A figure and `count` axes in it, row by row; sizes are inches of one of them."""
+    """A figure with `count` axes, row by row; `width` and `height` of each are in inches."""
     from matplotlib.figure import Figure  # not pyplot: no global state, no display
 
     columns = min(columns, count)
@@ -31,12 +32,27 @@ def subplots(count: int, *, width: float, height: float, columns: int) -> tuple[
 
 
 def save(figure: Any, target: Path | IO[bytes], dpi: int = _DPI) -> None:
-    """Write a figure as PNG. A letter that the font does not have becomes a box, without a warning."""
+    """Write a figure as PNG. A letter missing from the font becomes a box, without a warning."""
     import warnings
 
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from font", category=UserWarning)
         figure.savefig(target, format="png", dpi=dpi)
+
+
+def short(name: str) -> str:
+    """A name cut to fit into a picture; tables show it whole."""
+    return name if len(name) <= _LONGEST else name[: _LONGEST - 3] + "..."
+
+
+def label_of(name: str) -> str:
+    """A name for a legend, which reads dollar signs as formulas and skips names that begin with an underscore."""
+    return name.lstrip("_").replace("$", r"\$")
+
+
+def domain_style(index: int, domain: str) -> dict[str, Any]:
+    """Colour and label of a domain's curve; colours repeat."""
+    return {"color": DOMAIN_COLOURS[index % len(DOMAIN_COLOURS)], "label": label_of(short(domain))}
 
 
 def pixels_of(figure: Any) -> npt.NDArray[np.uint8]:
@@ -47,20 +63,23 @@ def pixels_of(figure: Any) -> npt.NDArray[np.uint8]:
         return np.asarray(picture.convert("RGB"))
 
 
-def confusion_figure(confusion: Confusion, classes: Sequence[str], title: str) -> Any:
-    """A figure of one confusion matrix (classes, classes), as `draw_confusion` draws it."""
-    figure, (axis,) = subplots(1, width=6.2, height=6.0, columns=1)
-    draw_confusion(axis, confusion, classes)
-    axis.set_title(title, parse_math=False)
+def confusion_figure(confusions: Mapping[str, Confusion], classes: Sequence[str]) -> Any:
+    """A figure of confusion matrices (classes, classes) by title, two in a row.
+
+    Shades are shares of the true class, numbers are images.
+    """
+    figure, axes = subplots(len(confusions), width=6.2, height=6.0, columns=2)
+    for axis, (title, confusion) in zip(axes, confusions.items(), strict=True):
+        _draw_confusion(axis, confusion, classes)
+        axis.set_title(title, parse_math=False)
     return figure
 
 
-def draw_confusion(axis: Any, confusion: Confusion, classes: Sequence[str]) -> None:
-    """Draw a confusion matrix: shades are shares of the true class, numbers are images."""
+def _draw_confusion(axis: Any, confusion: Confusion, classes: Sequence[str]) -> None:
     shares = confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)
     axis.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     ticks = range(len(classes))
-    # parse_math: names are the user's, and a dollar sign in one starts no formula.
+    # parse_math=False: a dollar sign in a user's name is not a formula.
     axis.set_xticks(ticks, classes, rotation=45, ha="right", rotation_mode="anchor", fontsize=8, parse_math=False)
     axis.set_yticks(ticks, classes, fontsize=8, parse_math=False)
     axis.set_xlabel("predicted")
@@ -78,12 +97,12 @@ def drawn(draw: Callable[[IO[bytes]], None]) -> bytes:
 
 
 def embedded(draw: Callable[[IO[bytes]], None]) -> str:
-    """A PNG as a data address, so that a page needs no other file."""
+    """The picture that `draw` writes as a data URL, so that a page needs no other file."""
     return data_address(drawn(draw), "png")
 
 
 def embedded_pixels(pixels: npt.NDArray[np.uint8], side: int) -> str:
-    """uint8 (height, width, 3) as a data address: a JPEG of `side` pixels."""
+    """uint8 pixels (height, width, 3) as a data URL: a JPEG of `side` x `side` pixels."""
     from PIL import Image
 
     picture = io.BytesIO()
@@ -92,5 +111,5 @@ def embedded_pixels(pixels: npt.NDArray[np.uint8], side: int) -> str:
 
 
 def data_address(content: bytes, kind: str) -> str:
-    """Bytes of a picture as the address of itself."""
+    """The bytes of a picture as a data URL."""
     return f"data:image/{kind};base64," + base64.b64encode(content).decode()

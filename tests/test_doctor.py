@@ -9,6 +9,7 @@ import shutil
 import threading
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import Mock, call
 
 import pytest
 from command import hemafast
@@ -110,6 +111,17 @@ def test_report_names_neither_the_user_nor_a_secret(tmp_path, monkeypatch):
     told = json.dumps(doctor.report(doctor.diagnose(tmp_path, tmp_path, "cpu")))
     for secret in ("hf_secret", "password", "hub.example", os.uname().nodename):
         assert secret not in told
+
+
+def test_progress_counts_the_checks(tmp_path, no_network, monkeypatch):
+    checks = {"one": lambda: Finding("one", GREEN, "fine"), "two": lambda: 1 / 0}
+    monkeypatch.setattr(doctor, "_checks", lambda *_, **__: checks)
+    progress = Mock()
+    found = doctor.diagnose(tmp_path, tmp_path, progress=progress)
+    assert [finding.verdict for finding in found] == [GREEN, YELLOW]
+    start, *rest = progress.mock_calls
+    assert start == call.start("checking", 2, unit="checks")
+    assert rest == [call.advance(), call.advance(), call.finish()]
 
 
 def test_home_at_the_root_is_not_replaced():
@@ -242,7 +254,7 @@ def test_freed_memory_is_kept(tuned, loaded, preload, verdict, named, tmp_path):
 
 
 def test_small_or_missing_shared_memory(tmp_path, monkeypatch):
-    assert verdict_of(resources.check_shared_memory(tmp_path / "none"), "is not there") is YELLOW
+    assert verdict_of(resources.check_shared_memory(tmp_path / "none"), "does not exist") is YELLOW
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(total=2**26, free=2**26))
     assert verdict_of(resources.check_shared_memory(tmp_path), "64 of 64 MiB", "--shm-size") is YELLOW
@@ -338,7 +350,7 @@ def test_cuda_of_dali_is_in_its_name():
     ("disk", "verdict", "named"),
     [
         (Disk(50 * 10**9, 4e8, 2e9), GREEN, "writes 400 MB/s, reads 2,000 MB/s"),
-        (Disk(5 * 10**9, 4e8, 2e9), YELLOW, "Make room"),
+        (Disk(5 * 10**9, 4e8, 2e9), YELLOW, "Free some space"),
         (Disk(10**8), RED, "0.1 GB free"),
         (Disk(50 * 10**9, 5e6, 2e9), YELLOW, "faster disk"),
         (Disk(50 * 10**9, 4e8, 1e7), YELLOW, "faster disk"),

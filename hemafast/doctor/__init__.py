@@ -1,7 +1,7 @@
-"""Whether this machine can do the work: each check is a verdict, what was found, and what to do about it.
+"""Check this machine. Each check gives a verdict, a finding and a remedy.
 
-Checks take facts and judge them; `diagnose` gathers the facts of this machine. Nothing is changed but for an unnamed
-file in the two folders that are asked about, which is gone when it is closed.
+Checks judge facts; `diagnose` gathers the facts. It changes nothing, but writes an unnamed temporary file into the two
+folders that it measures.
 """
 
 from __future__ import annotations
@@ -48,6 +48,7 @@ from hemafast.doctor.resources import (
 )
 from hemafast.doctor.storage import ask_hub, cache_folders, check_caches, check_folder, check_weights, read_disk
 from hemafast.engine.machine import choose_machine, cpu_flags, tune_allocator
+from hemafast.progress import SILENT, Progress, stage
 
 SCHEMA = 1
 """Version of what `report` returns."""
@@ -61,16 +62,28 @@ def diagnose(
     device: Device = "auto",
     *,
     offline: bool = False,
-    on_check: Callable[[int, int], None] = lambda done, total: None,
+    progress: Progress = SILENT,
 ) -> list[Finding]:
-    """Check this machine for work from `source` to runs in `output`. `offline` leaves the network alone."""
-    with start_imports(IMPORTED) as importing:  # a process of its own, while this one checks the rest
+    """Check this machine for training.
+
+    Args:
+        source: folder of the archives and the prepared data set; its disk is measured.
+        output: folder of the runs; its disk is measured.
+        device: where models are to run.
+        offline: do not use the network.
+        progress: shows how many checks are done.
+
+    Returns:
+        A finding of each check.
+    """
+    with start_imports(IMPORTED) as importing:  # in a process of its own, meanwhile
         checks = _checks(source, output, device, importing, offline=offline)
         findings = []
         try:
-            for name, check in checks.items():
-                findings.append(safely(name, check))
-                on_check(len(findings), len(checks))
+            with stage(progress, "checking", len(checks), unit="checks"):
+                for name, check in checks.items():
+                    findings.append(safely(name, check))
+                    progress.advance()
         finally:
             importing.kill()
     return findings
@@ -79,8 +92,8 @@ def diagnose(
 def _checks(
     source: Path, output: Path, device: Device, importing: subprocess.Popen[str], *, offline: bool
 ) -> dict[str, Callable[[], Finding]]:
-    """The checks, each with how to get at its facts. Disks are last: they are measured once imports read no more."""
-    asked: Device = "cpu" if device == "cpu" else "auto"  # a GPU that is asked for and not there is for check_gpu
+    """The checks by name. Disks come last: imports must not read from them meanwhile."""
+    asked: Device = "cpu" if device == "cpu" else "auto"  # check_gpu reports a missing GPU
     machine = cache(lambda: choose_machine(device=asked, amp="auto", compiled="auto"))
     driver = cache(read_driver)
     return {
@@ -108,16 +121,16 @@ def _checks(
 
 
 def safely(name: str, check: Callable[[], Finding]) -> Finding:
-    """What the check finds; one that fails is itself a finding, and ends no other."""
+    """The finding of a check; a check that fails becomes a finding itself."""
     try:
         return check()
-    except Exception as error:  # a broken library or a strange system fails in any way
+    except Exception as error:  # a broken library can raise anything
         why = " ".join(str(error).split())
-        return yellow(name, f"not checked ({type(error).__name__}: {why})", "Mend what is red first; else report it.")
+        return yellow(name, f"not checked ({type(error).__name__}: {why})", "Fix what is red; else report this.")
 
 
 def report(findings: Sequence[Finding]) -> dict[str, Any]:
-    """The findings as plain data for a bug report; the user's home is written as ~."""
+    """The findings as plain data for a bug report, with ~ for the user's home."""
     home = Path.home()
     return {
         "schema": SCHEMA,
@@ -130,7 +143,7 @@ def report(findings: Sequence[Finding]) -> dict[str, Any]:
 
 
 def without_home(text: str, home: Path) -> str:
-    """`text` with ~ in the place of `home`, which names the user."""
+    """`text` with ~ for `home`, which contains the user's name."""
     if home == Path(home.anchor):
         return text
     return re.sub(rf"{re.escape(str(home))}(?![\w.-])", "~", text)

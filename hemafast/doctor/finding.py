@@ -1,4 +1,4 @@
-"""What a check returns: a verdict, what was found, and what to do about it."""
+"""The result of a check: a verdict, a finding and a remedy."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from enum import StrEnum
 
 
 class Verdict(StrEnum):
-    """How a check ended, from good to bad."""
+    """The result of a check, from good to bad."""
 
     GREEN = "green"
     YELLOW = "yellow"
@@ -17,22 +17,22 @@ class Verdict(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """What one check found."""
+    """The result of one check."""
 
     name: str
     verdict: Verdict
     found: str
     remedy: str = ""
-    """What to do about it; empty if nothing need be done."""
+    """What to do about it; empty if nothing."""
 
 
 def green(name: str, found: str) -> Finding:
-    """All is well."""
+    """It works."""
     return Finding(name, Verdict.GREEN, found)
 
 
 def yellow(name: str, found: str, remedy: str) -> Finding:
-    """It works, and less well than it could."""
+    """It works, but could be better or may fail later."""
     return Finding(name, Verdict.YELLOW, found, remedy)
 
 
@@ -42,5 +42,5 @@ def red(name: str, found: str, remedy: str) -> Finding:
 
 
 def worst(verdicts: Iterable[Verdict]) -> Verdict:
-    """The worst of all; green if there are none."""
+    """The worst verdict; green without verdicts."""
     return max(verdicts, key=list(Verdict).index, default=Verdict.GREEN)

@@ -1,4 +1,4 @@
-"""NVIDIA's driver and card, and whether the libraries were built for them."""
+"""NVIDIA's driver and GPU, and whether the libraries support them."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from hemafast.doctor.resources import precision
 from hemafast.engine.machine import Machine
 
 _GIB = 2**30
-_OLDEST_DRIVER = {12: "525", 13: "580"}  # for any CUDA of that major version, by NVIDIA's "CUDA Compatibility" guide
+_OLDEST_DRIVER = {12: "525", 13: "580"}  # by major version of CUDA, from NVIDIA's "CUDA Compatibility" guide
 
 
 @dataclass(frozen=True, slots=True)
 class Driver:
-    """NVIDIA's driver as the system shows it, without the help of torch."""
+    """NVIDIA's driver as the system shows it, without torch."""
 
     version: str
-    """Of the kernel's module; empty if none is loaded."""
+    """Version of the kernel module; empty if it is not loaded."""
     cuda: tuple[int, int] | None
-    """The newest CUDA that its library knows; None where there is no library."""
+    """The newest CUDA version that its library supports; None without the library."""
     devices: int
-    """Device files that this process sees."""
+    """Number of device files."""
     on_bus: bool
-    """Whether there is a card of NVIDIA's, driver or not."""
+    """Whether the PCI bus has an NVIDIA card."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,32 +41,32 @@ class Card:
     capability: tuple[int, int]
     memory: int
     architectures: Sequence[str]
-    """What torch was compiled for, as "sm_90" or "compute_120"."""
+    """Architectures that torch was compiled for, such as "sm_90" or "compute_120"."""
 
 
 def check_driver(driver: Driver, needed: Mapping[str, tuple[int, int]]) -> Finding:
-    """Whether NVIDIA's driver can serve the versions of CUDA that libraries were built for, if any is `needed`."""
+    """Whether the driver supports the CUDA versions that libraries need; `needed` is empty if none does."""
     version = f"driver {driver.version}" if driver.version else "no driver"
     if not needed or not (driver.version or driver.cuda or driver.on_bus):
         return green("driver", ", ".join([version, *_built_for(needed)]))
     newest = max(needed.values())
     install = f"Install NVIDIA's driver {_OLDEST_DRIVER.get(newest[0], f'for CUDA {newest[0]}')} or newer"
     if driver.cuda is None:
-        found = f"{version} and no libcuda.so.1, but an NVIDIA card"
-        remedy = f"{install}; start a container with --gpus all under the NVIDIA Container Toolkit."
+        found = f"{version} and no libcuda.so.1, but there is an NVIDIA card"
+        remedy = f"{install}; in a container, use --gpus all and the NVIDIA Container Toolkit."
         return Finding("driver", Verdict.RED if driver.version else Verdict.YELLOW, found, remedy)
     found = ", ".join([f"driver {driver.version} for CUDA {_dotted(driver.cuda)}", *_built_for(needed)])
     if newest[0] > driver.cuda[0]:
-        return red("driver", found, f"{install}: this one is too old.")
+        return red("driver", found, f"{install}: this driver is too old.")
     if newest > driver.cuda:
-        return yellow("driver", found, "It runs, but kernels compiled on the spot may not: a newer driver is safer.")
+        return yellow("driver", found, "Install a newer driver: kernels compiled at run time may fail.")
     return green("driver", found)
 
 
 def check_gpu(
     driver: Driver, card: Card | None, asked: Device, machine: Machine, environment: Mapping[str, str]
 ) -> Finding:
-    """Whether torch can use the GPU that is there, if it is asked to."""
+    """Whether torch can use the GPU, if one is asked for."""
     if asked == "cpu":
         return green("gpu", "not asked for")
     if card is not None:
@@ -75,23 +75,23 @@ def check_gpu(
         verdict = Verdict.RED if asked == "cuda" else Verdict.YELLOW
         return Finding("gpu", verdict, "hidden by CUDA_VISIBLE_DEVICES", "Unset CUDA_VISIBLE_DEVICES to use it.")
     if driver.devices:
-        remedy = "Mend the driver if it is red; else install a build of torch for CUDA. `nvidia-smi` must list the GPU."
-        return red("gpu", "there is one, but torch does not see it", remedy)
+        remedy = "Fix the driver if it is red; otherwise install torch for CUDA. `nvidia-smi` must list the GPU."
+        return red("gpu", "there is a GPU, but torch does not see it", remedy)
     if asked == "cuda":
         return red("gpu", "no CUDA device found", "Use --device auto or --device cpu.")
-    return green("gpu", "no CUDA device found: everything runs on the CPU")
+    return green("gpu", "no CUDA device found: all work runs on the CPU")
 
 
 def _check_card(card: Card, machine: Machine) -> Finding:
     found = f"{card.name}, {card.memory / _GIB:.0f} GiB, compute capability {_dotted(card.capability)}"
     if not any(_runs_on(architecture, card.capability) for architecture in card.architectures):
         remedy = "Use --device cpu, a newer GPU, or a build of torch for this one."
-        return red("gpu", f"{found}, for which torch has no kernels", remedy)
+        return red("gpu", f"{found}; torch has no kernels for it", remedy)
     return green("gpu", f"{found}; {precision(machine)}")
 
 
 def _runs_on(architecture: str, capability: tuple[int, int]) -> bool:
-    """Binary code runs on later cards of its major version, PTX on all later ones."""
+    """Binary code runs on later cards of the same major version, PTX on all later cards."""
     parts = re.fullmatch(r"(sm|compute)_(\d+)(\d)[a-z]?", architecture)
     if parts is None:
         return False
@@ -102,7 +102,7 @@ def _runs_on(architecture: str, capability: tuple[int, int]) -> bool:
 def read_driver(
     dev: Path = Path("/dev"), proc: Path = Path("/proc/driver/nvidia"), bus: Path = Path("/sys/bus/pci/devices")
 ) -> Driver:
-    """What the kernel, the bus and the driver's library say."""
+    """Ask the kernel, the PCI bus and the driver's library."""
     file = proc / "version"
     told = re.search(r"\b\d{3}\.\d+(\.\d+)?\b", file.read_text(encoding="utf-8")) if file.is_file() else None
     return Driver(
@@ -124,7 +124,7 @@ def _cuda_of_driver() -> tuple[int, int] | None:
 
 
 def _is_card(device: Path) -> bool:
-    """Whether a device on the bus is a display controller (class 3) of NVIDIA's."""
+    """Whether a device on the bus is a display controller (class 3) by NVIDIA."""
     vendor, kind = ((device / name).read_text(encoding="utf-8").strip() for name in ("vendor", "class"))
     return vendor == "0x10de" and kind.startswith("0x03")
 
@@ -134,7 +134,7 @@ def read_card() -> Card | None:
     import torch
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # about a driver that is too old: a check of its own says so
+        warnings.simplefilter("ignore")  # check_driver reports a driver that is too old
         if not torch.cuda.is_available():
             return None
     about = torch.cuda.get_device_properties(0)
@@ -142,7 +142,7 @@ def read_card() -> Card | None:
 
 
 def cuda_versions() -> dict[str, tuple[int, int]]:
-    """The versions of CUDA that DALI, and torch unless it is for CPUs, were built for."""
+    """The CUDA versions that DALI and torch were built for; torch for CPUs has none."""
     import torch
 
     built = {"torch": torch.version.cuda} if torch.version.cuda else {}

@@ -1,4 +1,4 @@
-"""Python, packages and compiler: what hemafast stands on, and whether it imports."""
+"""Python, packages and compiler: whether they are present and can be imported."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from hemafast.errors import name_some
 if TYPE_CHECKING:
     from packaging.requirements import Requirement
 
-_NAMED = ("torch", "torchvision", "timm", "nvidia-dali-cuda120", "numpy")  # versions that every bug report needs
+_NAMED = ("torch", "torchvision", "timm", "nvidia-dali-cuda120", "numpy")  # shown in every bug report
 _IMPORT_SECONDS = 120.0  # a cold network disk takes a minute
 
 
 def check_python(version: str, required: str) -> Finding:
-    """Whether this Python is one that hemafast's metadata allows."""
+    """Whether hemafast supports this version of Python."""
     from packaging.specifiers import SpecifierSet
 
     if SpecifierSet(required).contains(version, prereleases=True):
@@ -35,9 +35,9 @@ def check_python(version: str, required: str) -> Finding:
 def check_packages(
     version_of: Callable[[str], str | None], requirements_of: Callable[[str], Sequence[Requirement]]
 ) -> Finding:
-    """Whether what hemafast requires is installed, and what that requires in turn.
+    """Whether hemafast's requirements are installed, and their requirements.
 
-    `version_of` a package is None if it is not there.
+    `version_of` a missing package is None.
     """
     needed = [one.name for one in requirements_of("hemafast") if version_of(one.name)]
     wanting = [
@@ -68,7 +68,7 @@ def version_of(name: str) -> str | None:
 
 
 def requirements_of(name: str) -> list[Requirement]:
-    """What an installed package requires here, extras left out. Raises PackageNotFoundError."""
+    """Requirements of an installed package on this machine, without extras. Raises PackageNotFoundError."""
     from packaging.requirements import Requirement
 
     declared = map(Requirement, metadata.requires(name) or ())
@@ -76,28 +76,28 @@ def requirements_of(name: str) -> list[Requirement]:
 
 
 def start_imports(modules: Sequence[str]) -> subprocess.Popen[str]:
-    """Import modules in a Python of its own: a library that crashes does not take this process with it."""
+    """Import modules in another process, so that a crashing library does not end this one."""
     script = "import importlib, sys\nfor name in sys.argv[1:]: print(name, flush=True); importlib.import_module(name)"
     command = [sys.executable, "-P", "-c", script, *modules]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 def check_imports(importing: subprocess.Popen[str], seconds: float = _IMPORT_SECONDS) -> Finding:
-    """How `start_imports` ended. It prints each name before it is imported, so the last one is at fault."""
+    """The result of `start_imports`. It prints each name before importing it, so the last name failed."""
     try:
         tried, said = importing.communicate(timeout=seconds)
     except subprocess.TimeoutExpired:
-        return red("imports", f"not done after {seconds:.0f} s", "Try again: a slow disk is quicker the second time.")
+        return red("imports", f"not done after {seconds:.0f} s", "Try again: a slow disk is faster the second time.")
     modules, code = tried.split(), importing.returncode
     if code == 0:
         return green("imports", ", ".join(modules))
     why = signal.Signals(-code).name if code < 0 else (said.strip().splitlines() or [f"exit code {code}"])[-1]
-    remedy = "Install it again, in a version that hemafast requires: `pip install --force-reinstall`."
+    remedy = "Reinstall a version that hemafast supports with `pip install --force-reinstall`."
     return red("imports", f"{modules[-1] if modules else 'Python'} does not import ({why})", remedy)
 
 
 def check_compiler(machine: Machine, environment: Mapping[str, str], headers: Path) -> Finding:
-    """Whether torch.compile finds a compiler and Python's headers; by default it is used on GPUs only."""
+    """Whether torch.compile finds a compiler and Python's headers. By default only GPUs use it."""
     variable, usual = ("CC", ("gcc", "clang")) if machine.device == "cuda" else ("CXX", ("g++", "clang++"))
     names = shlex.split(environment.get(variable, ""))[:1] or usual
     present = [name for name in names if shutil.which(name, path=environment.get("PATH"))]
@@ -107,4 +107,4 @@ def check_compiler(machine: Machine, environment: Mapping[str, str], headers: Pa
     found, remedy = f"{' and '.join(lacks)} not found", "Install them (Debian: apt-get install g++ python3-dev)"
     if machine.compiled:
         return red("compiler", f"{found}: training here uses torch.compile", f"{remedy}, or train with --compile off.")
-    return yellow("compiler", f"{found}: --compile on will fail; the default here is off", f"{remedy}.")
+    return yellow("compiler", f"{found}: --compile on would fail; the default here is off", f"{remedy}.")

@@ -1,4 +1,4 @@
-"""What the machine and the shell let a process have: processor, cores, memory and limits."""
+"""Processor, cores, memory and limits of this process."""
 
 from __future__ import annotations
 
@@ -15,74 +15,74 @@ from hemafast.engine.machine import Choice, Machine
 
 _GIB = 2**30
 _FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_tile", "amx_bf16")
-_LEAST_MEMORY = 2 * _GIB  # the libraries alone take 0.9 GB once they are imported
-_GOOD_MEMORY = 8 * _GIB  # of which the 6.4 GB of squares of both data sets are the share that may stay in memory
-_NO_LIMIT = 2**60  # bytes: control groups of version 1 say "none" with a number near 2**63
-_GOOD_SHM = 128 * 2**20  # Docker gives 64 MiB, which several processes on GPUs use up
+_LEAST_MEMORY = 2 * _GIB  # the imported libraries alone take 0.9 GB
+_GOOD_MEMORY = 8 * _GIB  # room for the 6.4 GB of packed images of both data sets
+_NO_LIMIT = 2**60  # bytes: control groups of version 1 write "no limit" as a number near 2**63
+_GOOD_SHM = 128 * 2**20  # Docker gives 64 MiB, too little for several GPU processes
 
 
 @dataclass(frozen=True, slots=True)
 class Limit:
-    """A limit of the shell's."""
+    """A limit that the shell sets."""
 
     name: str
     resource: int
     flag: str
-    """Of `ulimit`."""
+    """Option of `ulimit`."""
     least: float
-    """Below it something may fail; 0 if it is shown for bug reports only."""
+    """Lower values may fail; 0 if it is only shown for bug reports."""
     unit: int
-    """Bytes in what `ulimit` counts, or 1."""
+    """Bytes per unit of `ulimit`; 1 for counts."""
 
     def shown(self, value: float) -> str:
-        """A value of getrlimit's as `ulimit` shows it."""
+        """A value from getrlimit as `ulimit` shows it."""
         return "unlimited" if value == math.inf else f"{value / self.unit:.0f}"
 
 
 LIMITS = (
-    Limit("open files", resource.RLIMIT_NOFILE, "-n", 1024, 1),  # the usual one; archives, tars and logs share it
-    Limit("processes", resource.RLIMIT_NPROC, "-u", 1024, 1),  # threads count, of all that the user runs
-    Limit("KiB of address space", resource.RLIMIT_AS, "-v", math.inf, 2**10),  # CUDA reserves far more than it uses
-    Limit("KiB of locked memory", resource.RLIMIT_MEMLOCK, "-l", 0, 2**10),  # what CUDA pins does not count
+    Limit("open files", resource.RLIMIT_NOFILE, "-n", 1024, 1),  # the usual limit; archives, tars and logs share it
+    Limit("processes", resource.RLIMIT_NPROC, "-u", 1024, 1),  # counts all threads of the user
+    Limit("KiB of address space", resource.RLIMIT_AS, "-v", math.inf, 2**10),  # CUDA reserves much more than it uses
+    Limit("KiB of locked memory", resource.RLIMIT_MEMLOCK, "-l", 0, 2**10),  # CUDA's pinned memory does not count
 )
 
 
 def check_processor(flags: frozenset[str], architecture: str, machine: Machine) -> Finding:
-    """Instruction sets, by the names of /proc/cpuinfo, and the precision that follows from them on a CPU."""
+    """Instruction sets as /proc/cpuinfo names them, and the precision on this CPU."""
     has = " ".join(flag for flag in _FLAGS if flag in flags) or f"none of {' '.join(_FLAGS)}"
     found = f"{machine.facts['processor']}: {has}" + (f"; {precision(machine)}" if machine.device == "cpu" else "")
     if architecture == "x86_64" and "avx2" not in flags:
-        remedy = "Use a processor with AVX2; in a virtual machine, pass the host's processor through."
-        return yellow("processor", f"{found}; without AVX2 everything is several times slower", remedy)
+        remedy = "Use a processor with AVX2; in a virtual machine, pass through the host's processor."
+        return yellow("processor", f"{found}; without AVX2 everything runs several times slower", remedy)
     return green("processor", found)
 
 
 def check_cores(allowed: int, quota: int, threads: int) -> Finding:
-    """Cores that the process may run on, those that a quota lets it use at once, and the threads of torch."""
-    found = f"{allowed} may be used, {threads} threads of torch"
+    """Cores that the process may use, cores that a quota grants, and threads of torch."""
+    found = f"{allowed} may be used, {threads} for torch"
     if quota < threads:
-        found += f", but a quota pays for {quota}: more threads than that slow each other down"
-        remedy = f"Set OMP_NUM_THREADS={quota} and --threads {quota}, or bind the container to as many cores."
+        found += f", but a quota grants {quota}: more threads slow each other down"
+        remedy = f"Set OMP_NUM_THREADS={quota} and --threads {quota}, or pin the container to {quota} cores."
         return yellow("cores", found, remedy)
     if allowed == 1:
-        return yellow("cores", found, "Give it a second core: loading and training take turns on one.")
+        return yellow("cores", found, "Add a second core: on one, loading and training take turns.")
     return green("cores", found)
 
 
 def check_memory(available: int, limit: int | None) -> Finding:
-    """Memory that is available, in bytes, and the limit of the control group if there is one."""
+    """Available memory in bytes, and the limit of the control group if there is one."""
     usable = available if limit is None else min(available, limit)
     found = f"{available / _GIB:.1f} GiB available" + (f", limited to {limit / _GIB:.1f} GiB" if limit else "")
     if usable < _LEAST_MEMORY:
         return red("memory", found, f"End other programs or raise the limit: {_LEAST_MEMORY // _GIB} GiB are needed.")
     if usable < _GOOD_MEMORY:
-        remedy = f"With {_GOOD_MEMORY // _GIB} GiB all pixels of both data sets stay in memory; with less they may not."
+        remedy = f"Use {_GOOD_MEMORY // _GIB} GiB or more, so that all pixels of both data sets stay in memory."
         return yellow("memory", found, remedy)
     return green("memory", found)
 
 
 def memory_limit(root: Path = Path("/sys/fs/cgroup"), membership: Path = Path("/proc/self/cgroup")) -> int | None:
-    """The tightest limit of memory, in bytes, of the control groups (version 1 or 2) that the process is in."""
+    """The lowest memory limit in bytes of the process's control groups (version 1 or 2)."""
     limits = []
     for line in membership.read_text(encoding="utf-8").splitlines():
         controllers, path = line.split(":", 2)[1:]
@@ -96,57 +96,57 @@ def memory_limit(root: Path = Path("/sys/fs/cgroup"), membership: Path = Path("/
 
 
 def check_allocator(tuned: Choice, maps: Path, environment: Mapping[str, str]) -> Finding:
-    """Whether freed memory is kept: by a preloaded library, else by what the engine makes of the C library."""
+    """Whether freed memory is kept, by a preloaded library or by the engine's settings of the C library."""
     loaded = re.search(r"lib(tcmalloc|jemalloc|mimalloc)[^/]*$", maps.read_text(encoding="utf-8"), re.MULTILINE)
     if loaded:
         return green("allocator", f"{loaded[1]}, preloaded")
     if "malloc" in environment.get("LD_PRELOAD", ""):
         found = "LD_PRELOAD names an allocator that is not loaded"
-        return yellow("allocator", found, "Give the whole path of a library that is there.")
+        return yellow("allocator", found, "Set LD_PRELOAD to the full path of an installed library.")
     if tuned.value == "system default":
-        remedy = "Preload tcmalloc or jemalloc by LD_PRELOAD: training on a CPU takes up to half the time."
+        remedy = "Preload tcmalloc or jemalloc with LD_PRELOAD: training on a CPU takes up to half the time."
         return yellow("allocator", f"{tuned.value}: {tuned.reason}", remedy)
     return green("allocator", f"{tuned.value}: {tuned.reason}")
 
 
 def check_shared_memory(folder: Path) -> Finding:
-    """Room in /dev/shm. One process needs none of it; several processes on GPUs talk through it."""
+    """Space in /dev/shm. One process does not need it; several GPU processes communicate through it."""
     name, remedy = "shared memory", "For several GPUs, start the container with --shm-size 1g, or mount a larger tmpfs."
     if not folder.is_dir():
-        return yellow(name, f"{folder} is not there", remedy)
+        return yellow(name, f"{folder} does not exist", remedy)
     size = shutil.disk_usage(folder)
     found = f"{folder}: {size.free / 2**20:,.0f} of {size.total / 2**20:,.0f} MiB free"
     return green(name, found) if size.free >= _GOOD_SHM else yellow(name, found, remedy)
 
 
 def check_limits(limits: Mapping[Limit, int]) -> Finding:
-    """Soft limits as getrlimit tells them."""
+    """Soft limits from getrlimit."""
     soft = {limit: math.inf if value == resource.RLIM_INFINITY else value for limit, value in limits.items()}
     found = ", ".join(f"{limit.shown(value)} {limit.name}" for limit, value in soft.items())
     low = [f"ulimit {limit.flag} {limit.shown(limit.least)}" for limit, value in soft.items() if value < limit.least]
-    return yellow("ulimits", found, f"Before hemafast: {'; '.join(low)}") if low else green("ulimits", found)
+    return yellow("ulimits", found, f"Run before hemafast: {'; '.join(low)}") if low else green("ulimits", found)
 
 
 def precision(machine: Machine) -> str:
-    """What training computes in here, and why."""
+    """The precision of training here, and why."""
     chosen = choice(machine, "precision")
     return f"trains in {chosen.value}: {chosen.reason}"
 
 
 def choice(machine: Machine, name: str) -> Choice:
-    """The choice of that name that the engine makes here."""
+    """The engine's choice of that name."""
     return next(made for made in machine.choices if made.name == name)
 
 
 def cores_by_quota() -> int:
-    """Cores that a quota of the control group pays for; all of them if there is none."""
+    """Cores that the control group's quota grants; all without a quota."""
     import joblib  # type: ignore[import-untyped] # it reads the quotas of control groups, and the affinity
 
     return int(joblib.cpu_count())
 
 
 def memory_available() -> int:
-    """Bytes that can be had without swapping."""
+    """Bytes that can be allocated without swapping."""
     import psutil
 
     return int(psutil.virtual_memory().available)

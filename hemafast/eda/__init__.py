@@ -1,1 +1,1 @@
-"""A prepared data set in, one page and pictures for papers out: what is in it, before anything is trained on it."""
+"""A prepared data set in, a page and pictures of its content out."""

@@ -1,4 +1,4 @@
-"""What a prepared data set holds, as numbers and rows: counts, sizes, colours, samples, copies."""
+"""The content of a prepared data set as numbers and rows: counts, sizes, colours, samples, copies."""
 
 from __future__ import annotations
 
@@ -12,32 +12,32 @@ from hemafast.data.dataset import Dataset
 from hemafast.prepare import schema
 from hemafast.prepare.split import SPLITS
 
-_SEED = 0  # of what is shown; the page is the same each time
-_IMAGES_FOR_COLOUR = 300  # a domain
-_PIXELS_AN_IMAGE = 200
+_SEED = 0  # of samples and pixels: the page is the same each time
+_IMAGES_FOR_COLOUR = 300  # per domain
+_PIXELS_PER_IMAGE = 200
 
 Table = pd.DataFrame
 
 
 @dataclass(frozen=True, slots=True)
 class Copies:
-    """One picture that the archives hold several times."""
+    """A picture that the archives hold several times."""
 
     paths: tuple[str, ...]
     row: int
-    """Of one of them, in the packed pixels."""
+    """Row of one copy in the packed pixels."""
 
 
 def count_classes(dataset: Dataset) -> Table:
     """Accepted images of each class (rows, in label order) in each domain (columns)."""
-    images = schema.accepted(dataset.manifest)
+    images = schema.accepted(dataset.table)
     counts = pd.crosstab(images["label"], images["domain"])
     return counts.reindex(index=list(dataset.info.classes), columns=list(dataset.info.domains), fill_value=0)
 
 
 def count_parts(dataset: Dataset) -> dict[str, Table]:
-    """The same for each side of the split, or for each fold."""
-    manifest = dataset.manifest
+    """Images of each class and domain, for each side of the split or each fold."""
+    manifest = dataset.table
     if dataset.info.folds:
         parts = {f"fold {fold}": schema.in_split(manifest, "val", fold) for fold in range(dataset.info.folds)}
     else:
@@ -50,8 +50,8 @@ def count_parts(dataset: Dataset) -> dict[str, Table]:
 
 
 def count_files(dataset: Dataset) -> Table:
-    """Images by domain, size in pixels, format and layout, with their mean size in bytes and what of them is kept."""
-    images = schema.accepted(dataset.manifest)
+    """Images by domain, size in pixels, format and layout, with their mean size in bytes and the size that is kept."""
+    images = schema.accepted(dataset.table)
     keys = ["domain", "width", "height", "window", "format", "mode"]
     files = images.groupby(keys).agg(images=("path", "size"), bytes=("bytes", "mean")).reset_index()
     scale = files["domain"].map(lambda name: dataset.info.domains[name].um_per_pixel).astype(float)
@@ -60,7 +60,7 @@ def count_files(dataset: Dataset) -> Table:
 
 def mean_colours(dataset: Dataset) -> dict[str, npt.NDArray[np.float64]]:
     """By domain: (images, 3), the mean red, green and blue of each image, 0 to 255."""
-    images = schema.accepted(dataset.manifest)
+    images = schema.accepted(dataset.table)
     columns = ["mean_red", "mean_green", "mean_blue"]
     return {str(name): part[columns].to_numpy() for name, part in images.groupby("domain")}
 
@@ -69,11 +69,11 @@ def sample_pixels(dataset: Dataset) -> dict[str, npt.NDArray[np.uint8]]:
     """By domain: uint8 (n, 3), pixels at random places of random images."""
     generator = np.random.default_rng(_SEED)
     packed = dataset.files.packed[max(dataset.info.pack_sizes)]
-    images = schema.accepted(dataset.manifest)
+    images = schema.accepted(dataset.table)
     found = {}
     for name, part in images.groupby("domain"):
         rows = generator.permutation(part.index.to_numpy())[:_IMAGES_FOR_COLOUR]
-        places = generator.integers(0, packed.size**2, (len(rows), _PIXELS_AN_IMAGE))
+        places = generator.integers(0, packed.size**2, (len(rows), _PIXELS_PER_IMAGE))
         found[str(name)] = np.concatenate(
             [packed[row].reshape(-1, 3)[place] for row, place in zip(rows, places, strict=True)]
         )
@@ -81,9 +81,9 @@ def sample_pixels(dataset: Dataset) -> dict[str, npt.NDArray[np.uint8]]:
 
 
 def choose_samples(dataset: Dataset, images_per_class: int) -> dict[str, dict[str, list[int]]]:
-    """By class and domain: rows of the manifest, drawn at random without regard to how they look."""
+    """By class and domain: rows of the manifest, drawn at random."""
     generator = np.random.default_rng(_SEED)
-    images = schema.accepted(dataset.manifest)
+    images = schema.accepted(dataset.table)
     strata = {key: part.index.to_numpy() for key, part in images.groupby(["label", "domain"])}
     return {
         label: {
@@ -96,8 +96,8 @@ def choose_samples(dataset: Dataset, images_per_class: int) -> dict[str, dict[st
 
 
 def find_copies(dataset: Dataset) -> list[Copies]:
-    """Pictures that stand in the archives more than once, the quarantined ones among them."""
-    images = dataset.manifest[dataset.manifest["duplicate_group"] != ""]
+    """Pictures that the archives hold more than once, quarantined ones included."""
+    images = dataset.table[dataset.table["duplicate_group"] != ""]
     groups = images.groupby("duplicate_group")
     return [
         Copies(tuple(sorted(part["path"])), int(part.index[0]))
@@ -107,7 +107,7 @@ def find_copies(dataset: Dataset) -> list[Copies]:
 
 
 def warnings_about(dataset: Dataset) -> list[str]:
-    """What a reader must know before the pictures."""
+    """Warnings that belong before the pictures."""
     info = dataset.info
     drawn = [name for name, domain in info.domains.items() if domain.drawn]
     found = [f"{name}: the cells are drawn, not photographed" for name in drawn]

@@ -1,4 +1,4 @@
-"""One self-contained HTML page about a prepared data set, with its pictures beside it."""
+"""One self-contained HTML page about a prepared data set, with its pictures as files beside it."""
 
 from __future__ import annotations
 
@@ -15,16 +15,27 @@ from hemafast.pages import render
 from hemafast.pictures import data_address, drawn, embedded_pixels
 from hemafast.prepare import schema
 from hemafast.prepare.reader import PackedPixels
+from hemafast.progress import SILENT, Progress, stage
 
 PAGE = "eda.html"
 _CELL, _DENSE = 96, 72  # px: side of a cell on the page
-_MOST_COPIES, _MOST_REFUSED = 30, 200  # shown; the manifest and quarantine.csv have all
+_MOST_COPIES, _MOST_REFUSED = 30, 200  # shown on the page; the manifest and quarantine.csv list all
 
 
-def write_eda(data: Path, output: Path, *, images_per_class: int = 8) -> Path:
-    """Write eda.html and its pictures (PNG, 200 dpi) into `output`; returns the page.
+def write_eda(data: Path, output: Path, *, images_per_class: int = 8, progress: Progress = SILENT) -> Path:
+    """Write a page about a prepared data set, and its pictures.
 
-    Raises HemafastError if there is no prepared data set at `data`, or if `output` cannot be written.
+    Args:
+        data: prepared data set.
+        output: folder for eda.html and the pictures (PNG, 200 dpi).
+        images_per_class: cells shown of each class in each domain.
+        progress: shows how many pictures are drawn.
+
+    Returns:
+        The page.
+
+    Raises:
+        HemafastError: `data` is not a prepared data set, or `output` cannot be written.
     """
     dataset = open_dataset(data)
     packed = dataset.files.packed[max(dataset.info.pack_sizes)]
@@ -39,22 +50,23 @@ def write_eda(data: Path, output: Path, *, images_per_class: int = 8) -> Path:
         "samples": partial(plots.plot_samples, samples=samples, packed=packed),
         "split": partial(plots.plot_split, parts=parts),
     }
+    copies = measure.find_copies(dataset)
     try:
         output.mkdir(parents=True, exist_ok=True)
-        pngs = {name: drawn(draw) for name, draw in pictures.items()}
+        pngs = _drawn(pictures, progress)
         page = render(
             "eda/eda.html.j2",
             name=str(data),
             info=dataset.info,
-            headline=_headline(dataset),
+            headline=_headline(dataset, len(copies)),
             warnings=measure.warnings_about(dataset),
             plots={name: data_address(png, "png") for name, png in pngs.items()},
             counts=_rows(counts),
             totals=counts.sum().tolist(),
             files=files.to_dict("records"),
             samples={label: _cells(dataset, packed, chosen) for label, chosen in samples.items()},
-            copies=_copies(dataset, packed),
-            copies_found=len(measure.find_copies(dataset)),
+            copies=[(embedded_pixels(packed[one.row], _CELL), one.paths) for one in copies[:_MOST_COPIES]],
+            copies_found=len(copies),
             refused=_refused(dataset, packed),
             parts={name: _rows(part) for name, part in parts.items()},
             part_totals={name: part.sum().tolist() for name, part in parts.items()},
@@ -65,8 +77,17 @@ def write_eda(data: Path, output: Path, *, images_per_class: int = 8) -> Path:
     return output / PAGE
 
 
+def _drawn(pictures: dict[str, Callable[[IO[bytes]], None]], progress: Progress) -> dict[str, bytes]:
+    pngs = {}
+    with stage(progress, "drawing", len(pictures), unit="pictures"):
+        for name, draw in pictures.items():
+            pngs[name] = drawn(draw)
+            progress.advance()
+    return pngs
+
+
 def _write_together(folder: Path, files: dict[str, bytes]) -> None:
-    """Write files of one look at the data: all of them, or where the disk is full, none."""
+    """Write all files or, if the disk is full, none."""
     with tempfile.TemporaryDirectory(dir=folder, prefix=".eda-") as room:
         for name, content in files.items():
             Path(room, name).write_bytes(content)
@@ -74,8 +95,8 @@ def _write_together(folder: Path, files: dict[str, bytes]) -> None:
             Path(room, name).replace(folder / name)
 
 
-def _headline(dataset: Dataset) -> dict[str, int]:
-    manifest = dataset.manifest
+def _headline(dataset: Dataset, copies: int) -> dict[str, int]:
+    manifest = dataset.table
     good = schema.accepted(manifest)
     return {
         "images": len(manifest),
@@ -83,7 +104,7 @@ def _headline(dataset: Dataset) -> dict[str, int]:
         "classes": good["label"].nunique(),
         "converted": int((manifest["verdict"] == schema.CONVERTED).sum()),
         "quarantined": len(manifest) - len(good),
-        "pictures found more than once": len(measure.find_copies(dataset)),
+        "pictures found more than once": copies,
         "groups that stay on one side": good["group"].nunique(),
     }
 
@@ -93,24 +114,19 @@ def _rows(counts: Any) -> list[tuple[str, list[int]]]:
 
 
 def _cells(dataset: Dataset, packed: PackedPixels, chosen: dict[str, list[int]]) -> dict[str, list[tuple[str, str]]]:
-    """By domain: address and file of each cell."""
-    paths = dataset.manifest["path"]
+    """By domain: picture and file of each cell."""
+    paths = dataset.table["path"]
     return {
         domain: [(embedded_pixels(packed[row], _DENSE), str(paths[row])) for row in rows]
         for domain, rows in chosen.items()
     }
 
 
-def _copies(dataset: Dataset, packed: PackedPixels) -> list[tuple[str, tuple[str, ...]]]:
-    shown = measure.find_copies(dataset)[:_MOST_COPIES]
-    return [(embedded_pixels(packed[copies.row], _CELL), copies.paths) for copies in shown]
-
-
 def _refused(dataset: Dataset, packed: PackedPixels) -> list[tuple[str | None, schema.Refused]]:
-    """What was left out, with its picture where there is one."""
-    rows = {path: row for row, path in enumerate(dataset.manifest["path"])}
-    readable = dataset.manifest["pixels_xxh128"] != ""
+    """Quarantined images, with a picture if it can be decoded."""
+    rows = {path: row for row, path in enumerate(dataset.table["path"])}
+    readable = dataset.table["pixels_xxh128"] != ""
     return [
         (embedded_pixels(packed[rows[image.file]], _CELL) if readable[rows[image.file]] else None, image)
-        for image in schema.refused(dataset.manifest)[:_MOST_REFUSED]
+        for image in schema.refused(dataset.table)[:_MOST_REFUSED]
     ]

@@ -1,4 +1,4 @@
-"""Pictures of a data set, each on its own for a paper."""
+"""Pictures of a data set, each usable in a paper."""
 
 from __future__ import annotations
 
@@ -11,14 +11,22 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from hemafast.pictures import DOMAIN_COLOURS, TRAIN_COLOUR, VAL_COLOUR, save, subplots
+from hemafast.pictures import (
+    DOMAIN_COLOURS,
+    TRAIN_COLOUR,
+    VAL_COLOUR,
+    domain_style,
+    label_of,
+    save,
+    short,
+    subplots,
+)
 from hemafast.prepare.reader import PackedPixels
 
 DPI = 200
-_LONGEST = 28  # letters of a name; the tables of the page have it whole
-_CELL = 0.9  # inches; a cell among the samples
-_DISC = 40  # square points; a disc in the legend
-_LOG_FROM = 20  # largest class over smallest from which a linear axis hides the small ones
+_CELL = 0.9  # inches: side of a sample
+_DISC = 40  # square points: area of a disc in the legend
+_LOG_FROM = 20  # largest class over smallest; above it the axis is logarithmic
 
 Target = Path | IO[bytes]
 Colours = Mapping[str, npt.NDArray[Any]]
@@ -26,7 +34,7 @@ Colours = Mapping[str, npt.NDArray[Any]]
 
 def plot_balance(target: Target, counts: pd.DataFrame) -> None:
     """Images of each class in each domain."""
-    bars = {_short(str(domain)): counts[domain].to_numpy() for domain in counts.columns}
+    bars = {short(str(domain)): counts[domain].to_numpy() for domain in counts.columns}
     _plot_bars(target, bars, [str(label) for label in counts.index], DOMAIN_COLOURS)
 
 
@@ -38,12 +46,11 @@ def plot_split(target: Target, parts: Mapping[str, pd.DataFrame]) -> None:
 
 
 def plot_sizes(target: Target, files: pd.DataFrame) -> None:
-    """Width and height of the images; the area of a disc is the number of images."""
+    """Width and height of the images; the area of a disc shows the number of images."""
     figure, (axis,) = subplots(1, width=6.0, height=4.5, columns=1)
     for index, (domain, part) in enumerate(files.groupby("domain")):
         area = 30 + 600 * part["images"] / files["images"].max()
-        colour = DOMAIN_COLOURS[index % len(DOMAIN_COLOURS)]
-        axis.scatter(part["width"], part["height"], s=area, color=colour, alpha=0.6, label=_plain(str(domain)))
+        axis.scatter(part["width"], part["height"], s=area, alpha=0.6, **domain_style(index, str(domain)))
     axis.set_xlabel("width, px")
     axis.set_ylabel("height, px")
     axis.margins(0.25)
@@ -54,7 +61,7 @@ def plot_sizes(target: Target, files: pd.DataFrame) -> None:
 
 
 def plot_colours(target: Target, means: Colours, pixels: Colours) -> None:
-    """Densities of red, green and blue over pixels, densities of the images' means, and hue against saturation."""
+    """Densities of red, green and blue pixels, densities of image brightness, and hue against saturation."""
     figure, axes = subplots(6, width=4.2, height=3.0, columns=3)
     for axis, channel, name in zip(axes[:3], range(3), ("red", "green", "blue"), strict=True):
         _plot_densities(axis, {domain: values[:, channel] for domain, values in pixels.items()}, np.arange(0, 257, 4))
@@ -79,14 +86,14 @@ def plot_samples(target: Target, samples: Mapping[str, Mapping[str, Sequence[int
         absent = [np.full_like(cells[0], 255)] * (columns - len(cells))
         axis.imshow(np.concatenate([*cells, *absent], axis=1))
         axis.axis("off")
-        axis.set_title(f"{_short(label)}, {_short(domain)}", fontsize=6, loc="left", pad=2, parse_math=False)
+        axis.set_title(f"{short(label)}, {short(domain)}", fontsize=6, loc="left", pad=2, parse_math=False)
     save(figure, target, DPI)
 
 
 def _plot_bars(
     target: Target, bars: Mapping[str, npt.NDArray[Any]], names: Sequence[str], colours: Sequence[str]
 ) -> None:
-    """Horizontal bars in groups, the number at the end of each."""
+    """Horizontal bars in groups, each with its number."""
     thickness = 0.8 / len(bars)
     figure, (axis,) = subplots(1, width=7.5, height=1.2 + 0.17 * len(names) * (len(bars) + 1), columns=1)
     values = np.stack(list(bars.values()))
@@ -94,9 +101,9 @@ def _plot_bars(
     logarithmic = values.max() > _LOG_FROM * smallest
     for index, (name, lengths) in enumerate(bars.items()):
         places = np.arange(len(names)) + (index - (len(bars) - 1) / 2) * thickness
-        drawn = axis.barh(places, lengths, thickness, color=colours[index % len(colours)], label=_plain(name))
+        drawn = axis.barh(places, lengths, thickness, color=colours[index % len(colours)], label=label_of(name))
         axis.bar_label(drawn, labels=[f"{length:,}" for length in lengths], padding=2, fontsize=7)
-    axis.set_yticks(range(len(names)), [_short(name) for name in names], fontsize=8, parse_math=False)
+    axis.set_yticks(range(len(names)), [short(name) for name in names], fontsize=8, parse_math=False)
     axis.invert_yaxis()
     if logarithmic:
         axis.set_xscale("log")
@@ -111,8 +118,7 @@ def _plot_bars(
 
 def _plot_densities(axis: Any, values: Mapping[str, npt.NDArray[Any]], bins: npt.NDArray[np.int64]) -> None:
     for index, (domain, numbers) in enumerate(values.items()):
-        colour = DOMAIN_COLOURS[index % len(DOMAIN_COLOURS)]
-        axis.hist(numbers, bins, density=True, histtype="step", linewidth=1.5, color=colour, label=_plain(domain))
+        axis.hist(numbers, bins, density=True, histtype="step", linewidth=1.5, **domain_style(index, domain))
     axis.set_yticks([])
     axis.set_xlim(0, 256)
     axis.grid(alpha=0.3)
@@ -122,9 +128,8 @@ def _plot_hues(axis: Any, means: Colours) -> None:
     for index, (domain, colours) in enumerate(means.items()):
         chosen = colours[:: max(1, len(colours) // 1000)] / 255
         points = np.array([colorsys.rgb_to_hsv(*colour) for colour in chosen])
-        hues = (points[:, 0] * 360 + 180) % 360 - 180  # stained cells are pink and violet: do not cut the circle at red
-        colour = DOMAIN_COLOURS[index % len(DOMAIN_COLOURS)]
-        axis.scatter(hues, points[:, 1], s=4, alpha=0.5, color=colour, label=_plain(domain))
+        hues = (points[:, 0] * 360 + 180) % 360 - 180  # stained cells are pink and violet: cut the circle opposite red
+        axis.scatter(hues, points[:, 1], s=4, alpha=0.5, **domain_style(index, domain))
     axis.set_title("means of images")
     axis.set_xlabel("hue, degrees from red")
     axis.set_ylabel("saturation")
@@ -133,12 +138,3 @@ def _plot_hues(axis: Any, means: Colours) -> None:
 
 def _add_legend(axis: Any) -> Any:
     return axis.legend(fontsize=8, loc="upper left", bbox_to_anchor=(0, -0.12), ncols=4, frameon=False)
-
-
-def _short(name: str) -> str:
-    return name if len(name) <= _LONGEST else name[: _LONGEST - 3] + "..."
-
-
-def _plain(name: str) -> str:
-    """A name for a legend, which reads dollar signs as formulas and passes over what begins with an underscore."""
-    return _short(name).lstrip("_").replace("$", r"\$")

@@ -1,4 +1,4 @@
-"""Save and load: a file of weights for whoever uses the model, and files of everything for whoever resumes the run."""
+"""Save and load models and run states: weights with a card to use a model, everything else to resume a run."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import logging
 import zipfile
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import torch
 from annotated_types import Ge, Gt, Le, Len
@@ -18,7 +18,10 @@ from hemafast.config import STRICT
 from hemafast.errors import HemafastError
 from hemafast.files import write_whole
 from hemafast.model import Classifier, build_model
-from hemafast.run_folder import BEST
+from hemafast.run_folder import BEST, CALIBRATION
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
 
 DRAWN_WARNING = "THE DATA IS DRAWN, NOT PHOTOGRAPHED: no score on it says anything about real blood"
 
@@ -29,40 +32,50 @@ logger = logging.getLogger("hemafast")
 
 @dataclass(frozen=True)
 class View:
-    """Which part of an image the model has learned to look at, and at what size."""
+    """The part of an image that the model sees, and its size in pixels."""
 
     __pydantic_config__ = STRICT
 
     packed_size: Annotated[int, Ge(32), Le(1024)]
-    """Side in pixels of the square that an image is scaled to; the network sees the window in its middle."""
+    """Side in pixels of the square that an image is scaled to. The network sees the window in its centre."""
     field_of_view: Annotated[float, Gt(0), Le(100_000)] | None
-    """Side in micrometres of the centre of an image that the square shows, as far as the image goes; None for the
-    largest centred square."""
+    """Side in micrometres of the part of the image that the square shows. None: the largest centred square."""
     um_per_pixel: dict[str, Annotated[float, Ge(0.001), Le(100)] | None]
-    """By domain of the data set; None where it is not known."""
+    """Micrometres per pixel of each domain; None if unknown."""
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """What was fitted on the calibration part of the validation images, which no calibrated score is reported on."""
+    """Temperature and thresholds, fitted on the calibration half of the validation images."""
 
     __pydantic_config__ = STRICT
 
     temperature: Annotated[float, Gt(0), Le(1000)]
     """Logits are divided by it before they become probabilities."""
     threshold: Annotated[float, Ge(0), Le(1)] | None
-    """Least confidence at which the model was right as often as `target`; None if it never was."""
+    """Lowest confidence at which a share `target` of the answers was right; None if no confidence reached it."""
     target: Annotated[float, Ge(0), Le(1)]
-    """Share of right answers among those that `threshold` lets pass."""
+    """Share of right answers that `threshold` aims at."""
     images: Annotated[int, Ge(0)]
-    """Images it was fitted on."""
+    """Number of images it was fitted on."""
     blast_threshold: Annotated[float, Ge(0), Le(1)] | None = None
-    """Probability from which on a cell is called a blast; None where there were no blasts to fit it on."""
+    """A cell with at least this probability of blast is called a blast; None if no blasts were there to fit it on."""
+
+
+@dataclass(frozen=True)
+class _StoredCalibration:
+    """The content of CALIBRATION: a calibration and the weights that it was fitted for."""
+
+    __pydantic_config__ = STRICT
+
+    epoch: int
+    data_fingerprint: str
+    calibration: Calibration
 
 
 @dataclass(frozen=True)
 class ModelCard:
-    """What must be known of a model to use it; stored as metadata beside the weights."""
+    """Everything needed to use a model besides its weights; stored as metadata in the same file."""
 
     __pydantic_config__ = STRICT
 
@@ -71,35 +84,26 @@ class ModelCard:
     image_size: Annotated[int, Ge(32), Le(1024)]
     view: View
     domains: tuple[str, ...]
-    """Domains it was trained on."""
+    """Domains that it was trained on."""
     epoch: int
+    """Epochs trained before these weights were saved."""
     started_from: str
     data_fingerprint: str
     drawn_data: bool
     calibration: Calibration | None = None
-    """None before the model was evaluated."""
+    """None before the model was evaluated. Stored in CALIBRATION beside the weights."""
 
     @property
     def temperature(self) -> float:
-        """What logits are divided by; 1 before the model was evaluated."""
+        """Logits are divided by it; 1 before the model was evaluated."""
         return self.calibration.temperature if self.calibration else 1.0
 
 
 def save_best(file: Path, model: Classifier, card: ModelCard) -> None:
-    """Write the weights and the card, whole or not at all. Raises OSError if the disk does not take them."""
+    """Write weights and card, whole or not at all. Raises OSError if the disk is full."""
     tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
     metadata = {"format": "pt", "card": json.dumps(asdict(card)), "mean": str(model.mean), "std": str(model.std)}
-    _save(file, tensors, metadata)
 
-
-def save_calibration(file: Path, calibration: Calibration) -> None:
-    """Put a calibration onto the card of a model; weights stay as they are. Raises HemafastError as `load_best`."""
-    tensors, metadata = _read(file)
-    card = replace(_card_of(file, metadata), calibration=calibration)
-    _save(file, tensors, {**metadata, "card": json.dumps(asdict(card))})
-
-
-def _save(file: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> None:
     def write(part: Path) -> None:
         try:
             save_file(tensors, part, metadata)
@@ -109,10 +113,44 @@ def _save(file: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str]
     write_whole(file, write)
 
 
-def load_best(file: Path) -> tuple[Classifier, ModelCard]:
-    """Rebuild the model from its file alone; nothing in it is executed.
+def save_calibration(file: Path, card: ModelCard, calibration: Calibration) -> None:
+    """Write CALIBRATION beside the model `file`, for the weights that `card` describes; `file` stays untouched."""
+    stored = _StoredCalibration(card.epoch, card.data_fingerprint, calibration)
+    text = json.dumps(asdict(stored), indent=2) + "\n"
+    write_whole(file.with_name(CALIBRATION), lambda part: part.write_text(text, encoding="utf-8"))
 
-    Raises HemafastError if it is damaged or not one of ours.
+
+def _with_calibration(file: Path, card: ModelCard) -> ModelCard:
+    """The card with the calibration beside `file`, if that was fitted for these weights."""
+    from pydantic import TypeAdapter, ValidationError
+
+    beside = file.with_name(CALIBRATION)
+    try:
+        stored = TypeAdapter(_StoredCalibration).validate_json(beside.read_bytes())
+    except FileNotFoundError:
+        return card
+    except (OSError, ValidationError) as error:
+        said = _first_of(error) if isinstance(error, ValidationError) else error.strerror
+        raise HemafastError(
+            f"{beside} cannot be read ({said}).", f"Delete it, then run `hemafast evaluate {file.parent}`."
+        ) from error
+    if (stored.epoch, stored.data_fingerprint) == (card.epoch, card.data_fingerprint):
+        return replace(card, calibration=stored.calibration)
+    logger.warning("%s ignored: it belongs to other weights than %s. `hemafast evaluate` renews it.", beside, file.name)
+    return card
+
+
+def load_best(file: Path) -> tuple[Classifier, ModelCard]:
+    """Rebuild a model from its file, without executing anything in it.
+
+    Args:
+        file: BEST of a run; CALIBRATION is read from the same folder if it is there.
+
+    Returns:
+        The model, on the CPU, and its card with the calibration.
+
+    Raises:
+        HemafastError: a file is missing, damaged, or was not written by hemafast.
     """
     tensors, metadata = _read(file)
     card = _card_of(file, metadata)
@@ -125,19 +163,19 @@ def load_best(file: Path) -> tuple[Classifier, ModelCard]:
 
 
 def model_file(path: Path) -> Path:
-    """The file of the best model that `path` means: a run folder, or such a file itself. It need not be there."""
+    """The model file that `path` means: `path` itself or, in a run folder, BEST. It need not exist."""
     return path if path.suffix == ".safetensors" and not path.is_dir() else path / BEST
 
 
 def read_card(file: Path) -> ModelCard:
-    """The card alone. Raises HemafastError if the file is damaged or not one of ours."""
+    """The card with its calibration, without the model. Raises HemafastError as `load_best` does."""
     return _card_of(file, _read(file)[1])
 
 
 def _read(file: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     """Tensors and metadata."""
     if not file.exists():
-        raise HemafastError(f"There is no {file}.", "Let a run end its first epoch, or name another run.")
+        raise HemafastError(f"There is no {file}.", "Wait for the first epoch to end, or name another run.")
     try:
         with safe_open(file, framework="pt") as content:
             tensors = {name: content.get_tensor(name) for name in content.keys()}  # noqa: SIM118 - not a dict
@@ -150,45 +188,50 @@ def _card_of(file: Path, metadata: dict[str, str]) -> ModelCard:
     from pydantic import TypeAdapter, ValidationError
 
     try:
-        return TypeAdapter(ModelCard).validate_json(metadata["card"])
+        card = TypeAdapter(ModelCard).validate_json(metadata["card"])
     except KeyError as error:
-        raise HemafastError(f"{file} is no model of hemafast: it has no card.", "Name the folder of a run.") from error
+        raise HemafastError(f"{file} is not a hemafast model: it has no card.", "Name a run folder.") from error
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
         raise HemafastError(
-            f"{file} has a card that this version of hemafast does not understand ({where}: {first['msg']}).",
+            f"{file} has a card that this version of hemafast cannot read ({_first_of(error)}).",
             "Train again, or name another run.",
         ) from error
+    return _with_calibration(file, card)
+
+
+def _first_of(error: ValidationError) -> str:
+    """The first thing that pydantic found wrong, with its place."""
+    first = error.errors()[0]
+    return ": ".join(filter(None, (".".join(map(str, first["loc"])), first["msg"])))
 
 
 def _cannot_load(file: Path, error: Exception) -> HemafastError:
-    said = " ".join(str(error).split())[:200]  # a list of all tensors helps nobody
+    said = " ".join(str(error).split())[:200]  # torch lists all tensors
     return HemafastError(
         f"{file} cannot be loaded ({type(error).__name__}: {said}).", "Train again, or name another run."
     )
 
 
 def save_last(file: Path, state: dict[str, Any], *, keep: int = 1) -> None:
-    """Write the whole state of a run: tensors, numbers and strings only, whole or not at all.
+    """Write the state of a run (tensors, numbers and strings), whole or not at all.
 
-    The `keep` - 1 states before it stay beside it as FILE.1 (the newest) and so on. Raises OSError if the disk does not
-    take it; then all files are as they were.
+    The `keep` - 1 previous states stay beside it as FILE.1 (the newest), FILE.2 and so on. Raises OSError if the disk
+    is full; all files are unchanged then.
     """
 
     def write(part: Path) -> None:
         try:
             torch.save({"format": _FORMAT, **state}, part)
-        except RuntimeError as error:  # what torch makes of a full disk
+        except RuntimeError as error:  # torch's error for a full disk
             raise OSError(f"{file} cannot be written: {error}") from error
 
     write_whole(file, write, before_replace=lambda: _shift(file, keep))
 
 
 def load_last(file: Path) -> dict[str, Any]:
-    """Read the newest state of a run that is whole; nothing in the files is executed.
+    """Read the newest undamaged state of a run, without executing anything in the files.
 
-    A damaged one is passed over under a warning. Raises HemafastError if none can be read.
+    Logs a warning for each damaged one. Raises HemafastError if none can be read.
     """
     problems = []
     for candidate in _newest_first(file):
@@ -199,18 +242,18 @@ def load_last(file: Path) -> dict[str, Any]:
             logger.warning("%s", error.problem)
     if problems:
         raise problems[0]
-    raise HemafastError(f"There is no {file}.", "The run was stopped before its first step: start anew.")
+    raise HemafastError(f"There is no {file}.", "The run stopped before its first step. Start a new run.")
 
 
 def _load(file: Path) -> dict[str, Any]:
-    remedy = "Start the run anew."
+    remedy = "Start a new run."
     try:
         with zipfile.ZipFile(file) as archive:
-            # torch.load looks at no checksum, and fills nothing in for an entry that a flipped bit has made a folder.
+            # torch.load checks no checksums, and reads garbage for an entry that a flipped bit turned into a folder.
             folders = [entry.filename for entry in archive.infolist() if entry.external_attr]
             damaged = next(iter(folders), None) or archive.testzip()
         state = torch.load(file, map_location="cpu", weights_only=True) if damaged is None else None
-    except Exception as error:  # whatever a damaged or hostile file provokes
+    except Exception as error:  # a damaged or hostile file can raise anything
         raise HemafastError(f"{file} cannot be read ({type(error).__name__}).", remedy) from error
     if damaged is not None:
         raise HemafastError(f"{file} cannot be read ({damaged} is damaged).", remedy)
@@ -226,12 +269,12 @@ def _newest_first(file: Path) -> list[Path]:
 
 
 def _shift(file: Path, keep: int) -> None:
-    """Make room for a new `file`: it becomes .1, that .2, and what is beyond `keep` goes. `file` itself stays in place.
+    """Make room for a new `file`: link it as .1, rename .1 to .2 and so on, and delete all beyond `keep`.
 
-    A crash in between leaves each state that is kept under one name or under two.
+    `file` itself stays in place. A crash in between leaves each kept state under one name or two.
     """
     older = [file.with_name(f"{file.name}.{number}") for number in range(1, keep)]
-    linked = older and file.exists() and older[0].exists() and older[0].samefile(file)  # a crash came behind that
+    linked = older and file.exists() and older[0].exists() and older[0].samefile(file)  # by a call that crashed
     if older and file.exists() and not linked:
         free = next((place for place, path in enumerate(older) if not path.exists()), len(older) - 1)
         for place in range(free, 0, -1):

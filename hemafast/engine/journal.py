@@ -121,7 +121,7 @@ class Journal:
         if self._trackers:
             self._track(epoch, measured, lrs)
         if self._trackers and confusion is not None:
-            figure = confusion_figure(confusion, classes, f"epoch {epoch}")
+            figure = confusion_figure({f"epoch {epoch}": confusion}, classes)
             for tracker in self._trackers:
                 tracker.figure("confusion", figure, step=epoch)
 

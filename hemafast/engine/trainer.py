@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from hemafast.command import train_command
 from hemafast.config import TrainConfig, checked, to_json, to_plain
 from hemafast.engine.build import build_run
 from hemafast.engine.distributed import World, joined, restarted
@@ -29,7 +30,6 @@ from hemafast.engine.trackers import open_trackers, refuse_missing
 from hemafast.errors import HemafastError
 from hemafast.files import write_text
 from hemafast.progress import SILENT, Progress
-from hemafast.report.command import train_command
 from hemafast.run_folder import COMMAND, CONFIG, MACHINE, locked, make_run_folder, read_config
 
 _COMPILER_FLAGS = (

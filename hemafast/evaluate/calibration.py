@@ -1,6 +1,6 @@
-"""How far confidences can be trusted: one temperature, and the confidence below which a model had better not answer.
+"""Calibrated confidences: one temperature, and thresholds on confidence and on the probability of a blast.
 
-Both are fitted on the calibration part of the validation images, and reported on the rest.
+They are fitted on one half of the validation images and reported on the other.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ TARGET = 0.95
 """Share of right answers that the threshold aims at."""
 
 SENSITIVITY = 0.95
-"""Share of the blasts that the threshold for blasts aims to find."""
+"""Share of the blasts that the blast threshold aims to find."""
 
 _TEMPERATURES = (1 / 20, 20.0)
 _LEAST = float(np.finfo(np.float32).tiny)  # a softmax in fp32 rounds to zero below it
 
 
 def soften(probabilities: Probabilities, temperature: float) -> npt.NDArray[np.float64]:
-    """Probabilities (images, classes) as if their logits had been divided by `temperature`; rows of nan stay so.
+    """Probabilities (images, classes) as if their logits had been divided by `temperature`; rows of nan stay nan.
 
-    Logarithms of probabilities are logits up to a constant, which a softmax does not see.
+    Logarithms of probabilities are logits up to a constant, and a softmax ignores constants.
     """
     logits = np.log(np.maximum(probabilities.astype(np.float64), _LEAST)) / temperature
     powers = np.exp(logits - logits.max(axis=1, keepdims=True))
@@ -39,9 +39,16 @@ def soften(probabilities: Probabilities, temperature: float) -> npt.NDArray[np.f
 def calibrate(
     labels: Labels, probabilities: Probabilities, *, target: float = TARGET, blast: int | None = None
 ) -> Calibration:
-    """Fit temperature and thresholds to the answers (images, classes) to images of known class (images,).
+    """Fit temperature and thresholds.
 
-    `blast` is the index of the class that is an alarm, if there is one.
+    Args:
+        labels: (images,), indices of the true classes.
+        probabilities: (images, classes), rows that add up to 1.
+        target: share of right answers that the confidence threshold aims at.
+        blast: index of the class of blasts, if there is one.
+
+    Returns:
+        The calibration; a temperature of 1 and no thresholds without images.
     """
     if len(labels) == 0:
         return Calibration(temperature=1.0, threshold=None, target=target, images=0)
@@ -57,7 +64,7 @@ def calibrate(
 
 
 def fit_temperature(labels: Labels, probabilities: Probabilities) -> float:
-    """The temperature with the least log loss, between 1/20 and 20 (Guo et al. 2017, arXiv 1706.04599)."""
+    """The temperature between 1/20 and 20 with the lowest log loss (Guo et al. 2017, arXiv 1706.04599)."""
     from scipy.optimize import minimize_scalar
 
     rows = np.arange(len(labels))
@@ -71,10 +78,7 @@ def fit_temperature(labels: Labels, probabilities: Probabilities) -> float:
 
 
 def fit_threshold(labels: Labels, probabilities: Probabilities, target: float) -> float | None:
-    """The least confidence from which on the share of right answers is at least `target`; None if there is none.
-
-    Of the images it was fitted on, it lets pass as many as it can.
-    """
+    """The lowest confidence at which the share of right answers is at least `target`; None if there is none."""
     confidence = probabilities.max(axis=1)
     order = np.argsort(-confidence, kind="stable")
     right = np.cumsum((probabilities.argmax(axis=1) == labels)[order])
@@ -86,6 +90,6 @@ def fit_threshold(labels: Labels, probabilities: Probabilities, target: float) -
 
 
 def fit_sensitivity(positive: npt.NDArray[np.bool_], scores: Probabilities, target: float) -> float | None:
-    """The largest threshold that finds at least `target` of the positive images; None if there are none."""
+    """The highest threshold that finds at least `target` of the positive images; None without positive images."""
     found = -np.sort(-scores[positive])
     return float(found[math.ceil(target * len(found)) - 1]) if len(found) else None

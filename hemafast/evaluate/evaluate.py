@@ -1,7 +1,7 @@
-"""Score the best model of a run on the validation images, by domain and pooled.
+"""Score the best model of a run on validation images, by domain and pooled.
 
-Half of these images calibrate: temperature and thresholds are fitted on them, stored with the model, and reported on
-the other half. All other scores are of all images.
+On the run's own data, temperature and thresholds are fitted on half of the images, and calibrated scores are reported
+on the other half. All other scores use all images.
 """
 
 from __future__ import annotations
@@ -26,51 +26,72 @@ from hemafast.engine.step import Totals
 from hemafast.engine.validate import validate
 from hemafast.errors import HemafastError
 from hemafast.evaluate.calibration import TARGET, calibrate, soften
-from hemafast.evaluate.plots import plot_confusions
 from hemafast.evaluate.predictions import prediction_table, write_predictions
 from hemafast.evaluate.scores import calibrated_scores, score
 from hemafast.files import write_whole
-from hemafast.metrics import with_pooled
+from hemafast.metrics import macro_f1, with_pooled
 from hemafast.model import Classifier
+from hemafast.pictures import confusion_figure, save
 from hemafast.prepare.split import TRAIN, VAL, assign_split
-from hemafast.run_folder import BEST, read_config
+from hemafast.run_folder import (
+    BEST,
+    CONFUSION_PLOT,
+    EVALUATIONS,
+    METRICS,
+    METRICS_SCHEMA,
+    PREDICTIONS,
+    read_config,
+)
 from hemafast.taxonomy import BLAST
 
-METRICS = "metrics.json"
-PREDICTIONS = "predictions.csv"
-CONFUSION_PLOT = "confusion_matrix.png"
+FITTED, REPORTED = "calibration", "report"
+"""The two halves of the validation images, as predictions.csv names them."""
 
-CALIBRATION, REPORT = "calibration", "report"
-"""Parts of the validation images: what was fitted on the first is reported on the second."""
-
-SCHEMA = 2
+_PREPARED = "prepared"  # the usual name of a prepared data set; its parent says more
+_LONGEST = 60  # letters of a data set's name
 
 Metrics = dict[str, Any]
 Mask = npt.NDArray[np.bool_]
 
 
 def evaluate_run(folder: Path, *, data: Path | None = None, device: Device = "auto") -> Metrics:
-    """Classify the validation images with the run's best model; write metrics.json, predictions.csv and a plot.
+    """Score the best model of a run on the validation images.
 
-    `data` names another prepared data set than the run's own: all of its validation images are reported on, with the
-    calibration that the model has. Returns what metrics.json holds. Raises HemafastError if `folder` is not a run, if
-    the data has other classes, or if the run's own data is no longer what the model was trained with.
+    Writes METRICS, PREDICTIONS and CONFUSION_PLOT into `scores_folder(folder, metrics)`: the run folder or, for other
+    data than the run's, a folder of its own within it. Writes CALIBRATION for the run's own data only.
+
+    Args:
+        folder: a run folder.
+        data: prepared data set to score on; None for the run's own. Other data needs the same classes. All its
+            validation images are reported on, with the calibration that the model has.
+        device: where the model runs.
+
+    Returns:
+        The content of METRICS.
+
+    Raises:
+        HemafastError: `folder` is not a run, its model is missing or damaged, the data has other classes, or the run's
+            own data changed since training.
     """
     config = read_config(folder)
     model, card = load_best(folder / BEST)
-    dataset = open_dataset(data or config.data, config.fold if data is None else None)
+    dataset = open_dataset(data or config.data)
+    own = dataset.info.fingerprint == card.data_fingerprint
     _refuse_other_classes(folder, dataset, card)
-    if data is None:
-        _refuse_other_data(folder, dataset, card)
+    if own:
+        dataset = replace(dataset, fold=config.fold)
+    elif data is None:
+        raise HemafastError(
+            f"{dataset.folder} is not the data that {folder / BEST} was trained with (its fingerprint differs).",
+            "Prepare the same archives with the same settings again, or score it as other data with --data.",
+        )
     samples = dataset.samples(VAL, config.image_size)
-    seen = replace(config, image_size=card.image_size, growing_from=())  # the best epoch may be one of smaller images
+    seen = replace(config, image_size=card.image_size, growing_from=())  # the best epoch may have used smaller images
     probabilities = _classify(model, seen, samples, len(card.classes), device)
-    fitted = _calibration_part(dataset, card) if data is None else np.zeros(len(samples), dtype=bool)
+    fitted = _calibration_part(dataset, card) if own else np.zeros(len(samples), dtype=bool)
     calibration = _calibration(card, samples, probabilities, fitted)
-    if data is None and calibration != card.calibration:
-        save_calibration(folder / BEST, calibration)
     metrics = {
-        "schema": SCHEMA,
+        "schema": METRICS_SCHEMA,
         "split": VAL,
         "warnings": _warnings(dataset, card),
         **_scores(dataset, samples, probabilities, calibration, ~fitted),
@@ -78,36 +99,49 @@ def evaluate_run(folder: Path, *, data: Path | None = None, device: Device = "au
         "data": _data(dataset),
         "training": _training(folder, config),
     }
+    if own:
+        save_calibration(folder / BEST, card, calibration)
     table = _predictions(dataset, samples, soften(probabilities, calibration.temperature), fitted)
-    _write(folder, metrics, table)
+    _write(scores_folder(folder, metrics), metrics, table)
     return metrics
+
+
+def scores_folder(folder: Path, metrics: Metrics) -> Path:
+    """The folder that holds `metrics` of the run in `folder`: `folder` itself, or one of its EVALUATIONS.
+
+    Other data than the run's has a folder named after it, with the first 8 characters of its fingerprint.
+    """
+    data, fingerprint = Path(metrics["data"]["folder"]).absolute(), metrics["data"]["fingerprint"]
+    if fingerprint == metrics["model"]["data_fingerprint"]:
+        return folder
+    name = (data.parent if data.name == _PREPARED else data).name or _PREPARED
+    return folder / EVALUATIONS / f"{name[:_LONGEST]}-{fingerprint[:8]}"
+
+
+def run_of(folder: Path) -> Path:
+    """The run folder that scores in `folder` belong to: the reverse of `scores_folder`."""
+    home = folder.absolute().parent
+    return home.parent if home.name == EVALUATIONS else folder
 
 
 def _write(folder: Path, metrics: Metrics, table: pd.DataFrame) -> None:
     text = json.dumps(metrics, indent=2, allow_nan=False) + "\n"
     sets = with_pooled(metrics["domains"], metrics["pooled"])
     matrices = {name: np.array(scores["confusion"]) for name, scores in sets.items()}
+    titled = {
+        f"{name}: macro-F1 {macro_f1(matrix):.3f}, {int(matrix.sum())} images": matrix
+        for name, matrix in matrices.items()
+    }
+    folder.mkdir(parents=True, exist_ok=True)
     write_predictions(folder / PREDICTIONS, table)
-    write_whole(folder / CONFUSION_PLOT, lambda part: plot_confusions(part, matrices, metrics["model"]["classes"]))
+    write_whole(folder / CONFUSION_PLOT, lambda part: save(confusion_figure(titled, metrics["model"]["classes"]), part))
     write_whole(folder / METRICS, lambda part: part.write_text(text, encoding="utf-8"))
-
-
-def read_metrics(folder: Path) -> Metrics:
-    """metrics.json of a run. Raises HemafastError if there is none."""
-    remedy = f"Run `hemafast evaluate {folder}`."
-    try:
-        metrics: Metrics = json.loads((folder / METRICS).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise HemafastError(f"{folder} holds no readable {METRICS}.", remedy) from error
-    if metrics.get("schema") != SCHEMA:
-        raise HemafastError(f"{folder / METRICS} was not written by this version of hemafast.", remedy)
-    return metrics
 
 
 def _classify(
     model: Classifier, config: TrainConfig, samples: Samples, classes: int, device: Device
 ) -> npt.NDArray[np.float32]:
-    """Probabilities (images, classes) as the model has them."""
+    """Uncalibrated probabilities (images, classes)."""
     machine, graph = machine_and_graph(replace(config, compile="off"), device, samples)
     step, totals = build_eval_step(model, machine), Totals(classes, machine.device)
     return validate(model, step, eval_loader(samples, shape=graph), samples, totals).probabilities
@@ -121,17 +155,9 @@ def _refuse_other_classes(folder: Path, dataset: Dataset, card: ModelCard) -> No
         )
 
 
-def _refuse_other_data(folder: Path, dataset: Dataset, card: ModelCard) -> None:
-    if card.data_fingerprint != dataset.info.fingerprint:
-        raise HemafastError(
-            f"{dataset.folder} is not the data that {folder / BEST} was trained with (its fingerprint differs).",
-            "Prepare the same archives with the same settings again, or score it as other data with --data.",
-        )
-
-
 def _calibration_part(dataset: Dataset, card: ModelCard) -> Mask:
-    """(images,): half of each class in each domain that was trained on; groups are kept whole, the draw is a hash."""
-    images = dataset.images(VAL)
+    """(images,): half of each class in each training domain. A hash draws it, and groups stay together."""
+    images = dataset.split(VAL)
     part = assign_split(images, val_fraction=0.5, seed=0)
     return np.asarray((part == TRAIN) & images["domain"].isin(card.domains))
 
@@ -152,7 +178,7 @@ def _scores(
     calibration: Calibration,
     reported: Mask,
 ) -> Metrics:
-    """Scores pooled and of each domain."""
+    """Scores, pooled and by domain."""
     classes = dataset.info.classes
     parts = {"pooled": np.ones(len(samples), dtype=bool)}
     parts |= {str(name): samples.domains == name for name in np.unique(samples.domains)}
@@ -165,13 +191,13 @@ def _scores(
 
 
 def _predictions(dataset: Dataset, samples: Samples, softened: npt.NDArray[np.float64], fitted: Mask) -> pd.DataFrame:
-    """One row an image, with calibrated probabilities."""
-    images = dataset.images(VAL)
+    """One row per image, with calibrated probabilities."""
+    images = dataset.split(VAL)
     columns = {
         "image": images["path"].to_numpy(),
         "domain": samples.domains,
         "label": images["label"].to_numpy(),
-        "part": np.where(fitted, CALIBRATION, REPORT),
+        "part": np.where(fitted, FITTED, REPORTED),
     }
     return prediction_table(dataset.info.classes, softened.astype(np.float32), columns)
 
@@ -200,7 +226,7 @@ def _training(folder: Path, config: TrainConfig) -> dict[str, Any]:
         "epochs": len(rates),
         "train_seconds": seconds,
         "total_seconds": seconds + sum(column(rows, "val", "seconds")),
-        # Every epoch trained the same images, so the mean rate is the harmonic mean of the rates.
+        # Every epoch trains the same images, so the mean rate is the harmonic mean of the rates.
         "train_images_per_second": len(rates) / sum(1 / rate for rate in rates) if rates else None,
     }
 
@@ -215,6 +241,7 @@ def _warnings(dataset: Dataset, card: ModelCard) -> list[str]:
         warnings.append(f"Trained on {' and '.join(card.domains)}, not on {' and '.join(others)}")
     if card.data_fingerprint != dataset.info.fingerprint:
         warnings.append(
-            "This is not the data that the model was trained with: some of these images may have been trained on"
+            "This is not the data that the model was trained with: the model may have been trained on some of these "
+            "images"
         )
     return warnings

@@ -1,4 +1,4 @@
-"""Scores that know blood: which cells descend from one another, which are neighbours, and which are an alarm."""
+"""Scores that know blood cells: lineages, stages of maturation, and blasts."""
 
 from __future__ import annotations
 
@@ -8,16 +8,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from hemafast.evaluate.bootstrap import interval
+from hemafast.evaluate.intervals import interval, plain, wilson
 from hemafast.evaluate.metrics import Scores, count_scores
-from hemafast.evaluate.plain import plain, wilson
 from hemafast.taxonomy import BLAST, LINEAGES, MATURATION
 
 
 def lineage_scores(matrices: Scores, classes: Sequence[str]) -> dict[str, Any] | None:
     """Confusion and scores between lineages, from confusion matrices (1 + resamples, classes, classes).
 
-    None unless every class belongs to a lineage that is known.
+    None if a class belongs to no known lineage.
     """
     lineage_of = {label: lineage for lineage, labels in LINEAGES.items() for label in labels}
     if not set(classes) <= set(lineage_of):
@@ -35,10 +34,10 @@ def lineage_scores(matrices: Scores, classes: Sequence[str]) -> dict[str, Any] |
 
 
 def maturation_scores(matrices: Scores, classes: Sequence[str]) -> dict[str, Any] | None:
-    """How far answers to maturing neutrophils are from the truth, from matrices (1 + resamples, classes, classes).
+    """How far off the answers to maturing neutrophils are, from matrices (1 + resamples, classes, classes).
 
-    `distance` is the mean number of stages between the true and the answered one; an answer outside the series is as
-    far off as its two ends are from each other. None if a stage is no class here, or no image is of one.
+    `distance` is the mean number of stages between the true and the predicted stage. An answer outside the series
+    counts as the longest distance within it. None if a stage is missing from the classes, or has no images at all.
     """
     if not set(MATURATION) <= set(classes):
         return None
@@ -69,7 +68,7 @@ def maturation_scores(matrices: Scores, classes: Sequence[str]) -> dict[str, Any
 
 
 def maturation_steps(classes: Sequence[str]) -> npt.NDArray[np.int64]:
-    """(stages, classes): stages between each stage of maturation and each class."""
+    """(stages, classes): number of stages between each stage and each class."""
     place = {stage: index for index, stage in enumerate(MATURATION)}
     farthest = len(MATURATION) - 1
     return np.array(
@@ -84,9 +83,9 @@ def blast_scores(
     threshold: float | None,
     reported: npt.NDArray[np.bool_],
 ) -> dict[str, Any] | None:
-    """Blasts against the rest: by the likeliest class on all images, and by `threshold` on those that are `reported`.
+    """Blasts against the rest: by the likeliest class on all images, and by `threshold` on the `reported` images.
 
-    Intervals are Wilson's. None if blasts are no class here.
+    Intervals are Wilson's. None without a class of blasts.
     """
     if BLAST not in classes:
         return None

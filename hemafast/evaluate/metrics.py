@@ -1,7 +1,7 @@
-"""Scores from classes and probabilities, each for the images as they are and for all their resamples in one go.
+"""Scores from classes and probabilities, for the images and all their resamples at once.
 
-Every function takes weights (images, k): how often each image counts in each of k resamples. A score of a plain set of
-images is the column of ones. Definitions are scikit-learn's; means over classes are over those that have images.
+Every function takes weights (images, k): how often each image counts in each of k resamples; a column of ones is the
+images themselves. Definitions are scikit-learn's. Means over classes leave out classes without images.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from hemafast.evaluate.bootstrap import RESAMPLES, Weights, resample
+from hemafast.evaluate.intervals import RESAMPLES, Weights, resample
 from hemafast.metrics import per_class_f1
 
 Labels = npt.NDArray[np.int64]
@@ -20,9 +20,9 @@ Probabilities = npt.NDArray[np.floating[Any]]
 Scores = npt.NDArray[np.float64]
 
 BINS = 15
-"""Of the calibration error: as many equal bins of confidence as Guo et al. 2017 (arXiv 1706.04599)."""
+"""Equal bins of confidence for the calibration error, as in Guo et al. 2017 (arXiv 1706.04599)."""
 
-_LEAST = float(np.finfo(np.float64).eps)  # scikit-learn's log loss takes no smaller probability
+_LEAST = float(np.finfo(np.float64).eps)  # scikit-learn's log loss clips probabilities here
 
 
 def confusions(labels: Labels, predicted: Labels, weights: Weights, classes: int) -> Scores:
@@ -44,7 +44,7 @@ def count_scores(matrices: Scores) -> dict[str, Scores]:
         "accuracy": accuracy,
         "balanced_accuracy": _mean(recall),
         "macro_f1": _mean(f1),
-        "micro_f1": accuracy,  # the same thing where every image has one label and one answer
+        "micro_f1": accuracy,  # equal if every image has one label and one answer
         "weighted_f1": _divide(np.nansum(f1 * actual, axis=1), images),
         "matthews": np.where(images > 0, np.nan_to_num(_divide(hits * images - chance, spread)), np.nan),
         "kappa": _divide(hits * images - chance, images**2 - chance),
@@ -54,7 +54,7 @@ def count_scores(matrices: Scores) -> dict[str, Scores]:
 def class_scores(matrices: Scores) -> dict[str, Scores]:
     """Precision, recall and F1 of each class, (k, classes), from confusion matrices (k, classes, classes).
 
-    nan where there is none: recall and F1 of a class without images, precision of one that is never answered.
+    Recall and F1 of a class without images are nan, and so is the precision of a class that is never predicted.
     """
     hits = np.diagonal(matrices, axis1=1, axis2=2)
     return {
@@ -65,11 +65,11 @@ def class_scores(matrices: Scores) -> dict[str, Scores]:
 
 
 def probability_scores(labels: Labels, probabilities: Probabilities, weights: Weights) -> dict[str, Scores]:
-    """Scores (k,) that want probabilities (images, classes): top-2 accuracy, log loss, expected calibration error."""
+    """Scores (k,) of probabilities (images, classes): top-2 accuracy, log loss, expected calibration error."""
     images = weights.sum(axis=0, dtype=np.float64)
     rows = np.arange(len(labels))
     losses = -np.log(np.clip(probabilities[rows, labels], _LEAST, 1))
-    # Of equals the last goes first, as in scikit-learn.
+    # Of equal probabilities the last comes first, as in scikit-learn.
     ranked = np.argsort(probabilities, axis=1, kind="stable")[:, ::-1]
     second = (ranked[:, :2] == labels[:, None]).any(axis=1)
     return {
@@ -82,8 +82,8 @@ def probability_scores(labels: Labels, probabilities: Probabilities, weights: We
 def auroc(labels: Labels, scores: Probabilities, weights: Weights) -> Scores:
     """Area under the ROC curve of each class against the rest, (k, classes), of scores (images, classes).
 
-    It is the share of pairs that are ordered rightly, half of those that are equal (Mann and Whitney 1947); nan where
-    a class has no image, or all of them.
+    It is the share of pairs in the right order, where ties count half (Mann and Whitney 1947). nan if a class has no
+    images, or all of them.
     """
     return np.stack([_area(labels == index, scores[:, index], weights) for index in range(scores.shape[1])], axis=1)
 
@@ -112,30 +112,30 @@ def bootstrapped(
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> dict[str, Scores]:
-    """What `calculate` makes of the images as they are, then of each resample: (1 + resamples, ...) by name."""
+    """Scores of the images and of each resample, (1 + resamples, ...) by name, as `calculate` gives them."""
     chunks = [calculate(labels, probabilities, weights) for weights in resample(len(labels), resamples, seed)]
     return {name: np.concatenate([chunk[name] for chunk in chunks]) for name in chunks[0]}
 
 
 def _calibration_error(labels: Labels, probabilities: Probabilities, weights: Weights) -> Scores:
-    """Mean distance of confidence and accuracy over bins of confidence, weighted by their images."""
+    """Mean distance between confidence and accuracy over bins of confidence, weighted by images."""
     confidence, right = probabilities.max(axis=1), probabilities.argmax(axis=1) == labels
     gaps = (confidence - right).astype(np.float32)[:, None] * weights
     return _divide(np.abs(_sum_by(bins_of(confidence), gaps, BINS)).sum(axis=0), weights.sum(axis=0, dtype=np.float64))
 
 
 def bins_of(confidence: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.int64]:
-    """The bin of each confidence; a bin holds its upper end."""
+    """The bin of each confidence; a bin includes its upper end."""
     return np.asarray(np.clip(np.ceil(confidence * BINS).astype(np.int64) - 1, 0, BINS - 1))
 
 
 def _area(positive: npt.NDArray[np.bool_], scores: Probabilities, weights: Weights) -> Scores:
-    """(k,): how much of the weight of pairs of a positive and a negative image is ordered rightly."""
+    """(k,): share of the pairs of a positive and a negative image that are in the right order."""
     if positive.all() or not positive.any():
         return np.full(weights.shape[1], np.nan)
     negatives = np.flatnonzero(~positive)[np.argsort(scores[~positive], kind="stable")]
     below, not_above = (np.searchsorted(scores[negatives], scores[positive], side) for side in ("left", "right"))
-    # The weight of all negatives before each of the places that matter; a sum over every place would take far longer.
+    # Sum the weights of the negatives only at the places needed: much faster than at every place.
     places = np.unique(np.concatenate([[0, len(negatives)], below, not_above]))
     sums = np.zeros((len(places), weights.shape[1]))
     np.cumsum(np.add.reduceat(weights[negatives], places[:-1], axis=0), axis=0, dtype=np.float64, out=sums[1:])
@@ -158,11 +158,11 @@ def _total(values: npt.NDArray[Any], weights: Weights) -> Scores:
 
 
 def _divide(numerator: npt.NDArray[Any], denominator: npt.NDArray[Any]) -> Scores:
-    """nan where nothing is divided by."""
+    """nan where the denominator is 0."""
     return np.asarray(np.where(denominator == 0, np.nan, numerator / np.where(denominator == 0, 1, denominator)))
 
 
 def _mean(scores: Scores) -> Scores:
-    """(k,): the mean of (k, classes) over what is not nan; nan where all is."""
+    """(k,): the mean of (k, classes) without nan; nan if all are."""
     known = ~np.isnan(scores)
     return _divide(np.where(known, scores, 0).sum(axis=1), known.sum(axis=1))

@@ -1,4 +1,4 @@
-"""Answers of a model as a table: one row an image, in one form for evaluation and for prediction."""
+"""Predictions as a table with one row per image, the same for `evaluate` and `predict`."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from hemafast.errors import HemafastError
 from hemafast.files import write_whole
 
 Probabilities = npt.NDArray[np.floating[Any]]
-"""(images, classes), rows that add up to 1; nan in the row of an image without an answer."""
+"""(images, classes), rows that add up to 1; a row of nan for an image without an answer."""
 
 PREFIX = "p_"
-"""Of the columns of probabilities; what follows is the name of the class."""
+"""Prefix of the columns of probabilities; the name of the class follows."""
 
 
 def prediction_table(
     classes: Sequence[str], probabilities: Probabilities, columns: Mapping[str, Sequence[Any] | npt.NDArray[Any]]
 ) -> pd.DataFrame:
-    """`columns` as they are, then predicted class, confidence, entropy (nats), and the probability of each class.
+    """`columns`, then predicted class, confidence, entropy (nats), and the probability of each class.
 
-    An image without an answer (a row of nan) has an empty class and no numbers.
+    An image without an answer (a row of nan) gets an empty class and no numbers.
     """
     answered: npt.NDArray[np.bool_] = np.isfinite(probabilities).all(axis=1)  # type: ignore[assignment]
     safe = np.where(answered[:, None], probabilities, 1.0)
@@ -47,14 +47,14 @@ def entropy(probabilities: Probabilities) -> Probabilities:
 
 
 def write_predictions(file: Path, table: pd.DataFrame) -> None:
-    """Write a table as CSV, whole or not at all. Raises OSError if the disk does not take it."""
+    """Write a table as CSV, whole or not at all. Raises OSError if the disk is full."""
     write_whole(file, lambda part: table.to_csv(part, index=False))
 
 
 def read_predictions(file: Path) -> tuple[pd.DataFrame, tuple[str, ...], npt.NDArray[np.float64]]:
-    """A table from its file, the classes, and the probabilities (images, classes).
+    """Read a table: all columns, the classes, and the probabilities (images, classes).
 
-    Raises HemafastError if it is no such table.
+    Raises HemafastError if `file` is not such a table.
     """
     try:
         table = pd.read_csv(file, keep_default_na=False)
@@ -63,5 +63,5 @@ def read_predictions(file: Path) -> tuple[pd.DataFrame, tuple[str, ...], npt.NDA
     except (OSError, ValueError) as error:
         raise HemafastError(f"{file} cannot be read ({error}).", "Run `hemafast evaluate` again.") from error
     if not classes or not {"image", "predicted", "confidence"} <= set(table.columns):
-        raise HemafastError(f"{file} is no table of predictions.", "Run `hemafast evaluate` again.")
+        raise HemafastError(f"{file} is not a table of predictions.", "Run `hemafast evaluate` again.")
     return table, classes, numbers.to_numpy()

@@ -1,4 +1,4 @@
-"""Everything that is said about the answers to one set of images, as plain data."""
+"""All scores of a set of images, as plain data for JSON."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from hemafast.engine.checkpoint import Calibration
-from hemafast.evaluate.bootstrap import RESAMPLES, interval
 from hemafast.evaluate.calibration import soften
+from hemafast.evaluate.intervals import RESAMPLES, interval, plain, wilson
 from hemafast.evaluate.lineage import blast_scores, lineage_scores, maturation_scores
 from hemafast.evaluate.metrics import (
     Labels,
@@ -21,7 +21,6 @@ from hemafast.evaluate.metrics import (
     bootstrapped,
     probability_scores,
 )
-from hemafast.evaluate.plain import plain, wilson
 
 
 def score(
@@ -29,8 +28,16 @@ def score(
 ) -> dict[str, Any]:
     """All scores of a set of images with their 95 % intervals.
 
-    `labels` is (images,), `probabilities` (images, classes). `ci95` has [low, high] by name of the score; what has no
-    meaning here is None. `classes` counts the classes that have images, which means are over; `absent` names the rest.
+    Args:
+        labels: (images,), indices of the true classes.
+        probabilities: (images, classes), rows that add up to 1.
+        classes: names of the classes, in label order.
+        resamples: number of bootstrap resamples.
+        seed: of the resamples.
+
+    Returns:
+        Scores by name. `ci95` holds [low, high] by name. A score that is undefined here is None. Means are over the
+        classes that have images: `classes` is their number, `absent` names the others.
     """
     found = bootstrapped(all_scores, labels, probabilities, resamples=resamples, seed=seed)
     single = [name for name, values in found.items() if values.ndim == 1]
@@ -56,7 +63,7 @@ def calibrated_scores(
     calibration: Calibration,
     reported: npt.NDArray[np.bool_],
 ) -> dict[str, Any]:
-    """What temperature and thresholds do to the images that they were not fitted on, which `reported` marks."""
+    """The effect of temperature and thresholds on the `reported` images, which they were not fitted on."""
     softened = soften(probabilities, calibration.temperature)
     return {
         "calibrated": {
@@ -70,7 +77,7 @@ def calibrated_scores(
 
 
 def selective(labels: Labels, probabilities: Probabilities, threshold: float | None) -> dict[str, Any] | None:
-    """How many images are answered if confidence must reach `threshold`, and how often these answers are right."""
+    """How many images are answered with a confidence of at least `threshold`, and how many of them rightly."""
     if threshold is None or not len(labels):
         return None
     answered = probabilities.max(axis=1) >= threshold
@@ -86,7 +93,7 @@ def selective(labels: Labels, probabilities: Probabilities, threshold: float | N
 
 
 def reliability(labels: Labels, probabilities: Probabilities) -> list[dict[str, Any]]:
-    """What a reliability diagram draws: for each bin of confidence that has images, how many, and how often right.
+    """The points of a reliability diagram: one for each bin of confidence that has images.
 
     `ci95` is Wilson's interval of the accuracy.
     """

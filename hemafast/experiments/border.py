@@ -1,44 +1,41 @@
-"""The border of images as numbers: what there is to see without the cell in the middle."""
+"""The border of images as numbers: everything but the cell in the centre."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
 
 from hemafast.data.dataset import Samples
 from hemafast.prepare.image_checks import Pixels
+from hemafast.progress import SILENT, Progress, stage
 
 Features = npt.NDArray[np.float64]
 
 BORDER = 0.08
-"""Share of the side that a strip of the border is wide."""
+"""Width of a strip, as a share of the side."""
 
 _PERCENTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 _LEVELS = np.arange(256)
 
 
-def border_features(
-    parts: Sequence[Samples], on_image: Callable[[int, int], object] = lambda done, images: None
-) -> list[Features]:
+def border_features(parts: Sequence[Samples], *, progress: Progress = SILENT) -> list[Features]:
     """(images, 84) of each part: mean, standard deviation and five percentiles of each colour in each of four strips.
 
-    The strips are the outer `BORDER` of the packed squares, where neighbours and plasma are, and little of the cell.
+    The strips are the outer `BORDER` of the packed squares: plasma and neighbouring cells, and little of the cell.
     """
-    images, done, found = sum(map(len, parts)), 0, []
-    for part in parts:
-        rows = np.empty((len(part), 4 * 3 * (2 + len(_PERCENTILES))))
-        for index in range(len(part)):
-            rows[index] = _border_of(part.packed[index])
-            done += 1
-            on_image(done, images)
-        found.append(rows)
+    found = [np.empty((len(part), 4 * 3 * (2 + len(_PERCENTILES)))) for part in parts]
+    with stage(progress, "reading borders", sum(map(len, parts))):
+        for part, rows in zip(parts, found, strict=True):
+            for index in range(len(part)):
+                rows[index] = _border_of(part.packed[index])
+                progress.advance()
     return found
 
 
 def border_pixels(size: int) -> int:
-    """How wide the strips of a square of `size` pixels are."""
+    """Width of the strips of a square of `size` pixels."""
     return max(1, round(BORDER * size))
 
 
@@ -49,7 +46,7 @@ def _border_of(square: Pixels) -> Features:
 
 
 def _colours_of(pixels: Pixels) -> Features:
-    """Mean, deviation and percentiles of uint8 (n, 3), from counts of the 256 levels: ten times as fast as sorting."""
+    """Mean, deviation and percentiles of uint8 (n, 3), from counts of the 256 levels: ten times faster than sorting."""
     counts = np.stack([np.bincount(channel, minlength=256) for channel in pixels.T])
     mean = counts @ _LEVELS / len(pixels)
     deviation = np.sqrt(np.maximum(counts @ _LEVELS**2 / len(pixels) - mean**2, 0))

@@ -1,17 +1,16 @@
-"""Train on each domain and on all, test on each and on all, and write down what came of it."""
+"""Train on each domain and on all, test on each and on all, and write the results."""
 
 from __future__ import annotations
 
 import csv
 import io
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.console import Console
 
 from hemafast import __version__
 from hemafast.config import TrainConfig, to_plain
@@ -21,31 +20,41 @@ from hemafast.evaluate.predictions import read_predictions
 from hemafast.experiments.matrix import Answers, Group, Mask, score_cells
 from hemafast.experiments.plots import plot_matrix
 from hemafast.experiments.runs import Failed, Outcome, Plan, Scored, run_all, warnings_about, write_files
-from hemafast.experiments.shortcut import Shortcuts, check_shortcuts
+from hemafast.experiments.shortcut import POOLED, Shortcuts, check_shortcuts
 from hemafast.pages import render
 from hemafast.pictures import data_address, drawn
 from hemafast.prepare.split import TRAIN, VAL
+from hemafast.progress import SILENT, Progress
 from hemafast.run_folder import PREDICTIONS
 
 NAME = "crossdomain"
-POOLED = "pooled"
 SCHEMA = 1
 
 Result = dict[str, Any]
 
 
-def compare_domains(config: TrainConfig, console: Console, shortcuts: Shortcuts | None = None) -> Result:
-    """Train a model on each domain and one on all of them, test each on each, and write the results.
+def compare_domains(config: TrainConfig, shortcuts: Shortcuts | None = None, *, progress: Progress = SILENT) -> Result:
+    """Train a model on each domain and one on all, test each on each, and write the results.
 
-    Each run lies in a folder of its own under `config.output`: train_DOMAIN, and pooled. A second call finds what is
-    finished and goes on with what was stopped. Writes crossdomain.json, .csv, .png and .html; returns what the first
-    of them holds, where `failures` has the runs that failed. `config.domains` names the domains to compare, by default
-    all that the data set has. Raises HemafastError if there are not two, StoppedError after a signal.
+    Writes crossdomain.json, .csv, .png and .html into `config.output`, and each run into a folder below it:
+    train_DOMAIN, and pooled. A second call reuses finished runs and resumes interrupted ones.
+
+    Args:
+        config: settings of every run; `domains` are the domains to compare, by default all of the data set.
+        shortcuts: results of `find_shortcuts`, to be written with the others.
+        progress: shows how far each run is.
+
+    Returns:
+        The content of crossdomain.json; `failures` names the failed runs.
+
+    Raises:
+        HemafastError: there are fewer than two domains, or a name is unknown.
+        StoppedError: a signal stopped a run; the same call resumes it.
     """
     dataset = open_dataset(config.data, config.fold)
     trained, tested = _groups(dataset, config.domains)
     plans = [Plan(group.name, _settings(config, group)) for group in trained]
-    outcomes = dict(run_all(plans, console))
+    outcomes = dict(run_all(plans, progress=progress))
     result = _result(config, dataset, trained, tested, outcomes) | {
         "shortcuts": None if shortcuts is None else shortcuts.to_json()
     }
@@ -53,21 +62,21 @@ def compare_domains(config: TrainConfig, console: Console, shortcuts: Shortcuts 
     return result
 
 
-def find_shortcuts(config: TrainConfig, on_image: Callable[[int, int], object]) -> Shortcuts | None:
-    """What `check_shortcuts` finds between the domains to compare; None where only one of them can be trained on."""
+def find_shortcuts(config: TrainConfig, *, progress: Progress = SILENT) -> Shortcuts | None:
+    """`check_shortcuts` between the domains to compare; None if only one of them has training images."""
     dataset = open_dataset(config.data, config.fold)
     names = _trainable(dataset, config.domains)
-    return check_shortcuts(dataset, names, on_image) if len(names) > 1 else None
+    return check_shortcuts(dataset, names, progress=progress) if len(names) > 1 else None
 
 
 def _trainable(dataset: Dataset, asked: Sequence[str] | None) -> tuple[str, ...]:
-    """Those of the domains `asked`, by default of all, that have images on both sides of the split."""
-    there = [set(dataset.images(split)["domain"]) for split in (TRAIN, VAL)]
+    """The domains of `asked` (by default all) that have training and validation images."""
+    there = [set(dataset.split(split)["domain"]) for split in (TRAIN, VAL)]
     return tuple(name for name in _domains(dataset, asked) if all(name in names for names in there))
 
 
 def _domains(dataset: Dataset, asked: Sequence[str] | None) -> tuple[str, ...]:
-    """The domains to compare. Raises HemafastError if they are fewer than two, or a name is none of the data set."""
+    """The domains to compare. Raises HemafastError if there are fewer than two, or a name is unknown."""
     names = tuple(dict.fromkeys(asked or dataset.info.domains))
     there = ", ".join(dataset.info.domains)
     for name in names:
@@ -75,22 +84,23 @@ def _domains(dataset: Dataset, asked: Sequence[str] | None) -> tuple[str, ...]:
             raise HemafastError(f"{dataset.folder} has no domain {name}.", f"Choose from: {there}.")
         if name == POOLED:
             raise HemafastError(
-                f"A domain is named {POOLED}, as all of them together are here.", "Rename its archive and prepare it."
+                f"A domain is named {POOLED}, which here means all domains together.",
+                "Rename its archive and prepare it.",
             )
     if len(names) < 2:
         raise HemafastError(
-            f"There is one domain to compare, {names[0]}.", f"Name two of: {there}; or prepare a second archive."
+            f"There is only one domain to compare, {names[0]}.", f"Name two of: {there}; or prepare a second archive."
         )
     return names
 
 
 def _groups(dataset: Dataset, asked: Sequence[str] | None) -> tuple[list[Group], list[Group]]:
-    """What is trained on, and what is tested on; a domain that only validates is tested on, alone."""
+    """Groups to train on and groups to test on; a domain without training images is only tested on."""
     names, learned = _domains(dataset, asked), _trainable(dataset, asked)
-    tested = [name for name in names if (dataset.images(VAL)["domain"] == name).any()]
+    tested = [name for name in names if (dataset.split(VAL)["domain"] == name).any()]
     if not learned or len(tested) < 2:
         raise HemafastError(
-            f"Of {' and '.join(names)}, {len(learned)} can be trained on and {len(tested)} tested on.",
+            f"Of {' and '.join(names)}, {len(learned)} have training images and {len(tested)} have validation images.",
             "Prepare the data with another split.",
         )
     pooled = [Group(POOLED, learned)] if len(learned) > 1 else []
@@ -102,7 +112,7 @@ def _alone(name: str) -> Group:
 
 
 def _settings(config: TrainConfig, group: Group) -> TrainConfig:
-    folder = POOLED if group.name == POOLED else f"train_{group.name}"  # a prefix leaves no name of a domain special
+    folder = POOLED if group.name == POOLED else f"train_{group.name}"  # the prefix keeps a domain's name from clashing
     return replace(config, domains=group.domains, output=config.output / folder)
 
 
@@ -138,30 +148,32 @@ def _result(
 
 def _known(dataset: Dataset, group: Group) -> Mask:
     """(classes,): which classes have training images in the group."""
-    return replace(dataset, domains=group.domains).counts(TRAIN) > 0
+    return replace(dataset, chosen=group.domains).counts(TRAIN) > 0
 
 
 def _answers(dataset: Dataset, runs: Mapping[str, Path]) -> Answers:
-    """What the model of each run calls the validation images of the data set, all domains of it."""
-    images = dataset.images(VAL)
+    """The predictions of each run for the validation images of all domains."""
+    images = dataset.split(VAL)
     places = {label: place for place, label in enumerate(dataset.info.classes)}
     predicted = {}
     for name, folder in runs.items():
         table, _, _ = read_predictions(folder / PREDICTIONS)
         if list(table["image"]) != list(images["path"]) or not table["predicted"].isin(places).all():
-            raise HemafastError(f"{folder / PREDICTIONS} is not of {dataset.folder}.", "Run `hemafast evaluate` again.")
+            raise HemafastError(
+                f"{folder / PREDICTIONS} is not about {dataset.folder}.", "Run `hemafast evaluate` again."
+            )
         predicted[name] = np.array([places[label] for label in table["predicted"]], dtype=np.int64)
     labels = np.array([places[label] for label in images["label"]], dtype=np.int64)
     return Answers(labels, images["domain"].to_numpy(dtype=np.str_), predicted)
 
 
 def _row(dataset: Dataset, group: Group, known: Mask, outcome: Outcome) -> dict[str, Any]:
-    """One run: what it was trained on, and how."""
+    """One run: its training images, and how it went."""
     names = dataset.info.classes
     row: dict[str, Any] = {
         "name": group.name,
         "domains": list(group.domains),
-        "images": int(replace(dataset, domains=group.domains).counts(TRAIN).sum()),
+        "images": int(replace(dataset, chosen=group.domains).counts(TRAIN).sum()),
         "absent": [name for name, there in zip(names, known, strict=True) if not there],
         "run": None,
     }
@@ -179,7 +191,7 @@ def _row(dataset: Dataset, group: Group, known: Mask, outcome: Outcome) -> dict[
 
 
 def cells_of(result: Mapping[str, Any]) -> dict[tuple[str, str], dict[str, Any]]:
-    """The cells by what was trained on and what was tested on."""
+    """The cells by training group and test group."""
     return {(cell["trained_on"], cell["tested_on"]): cell for cell in result["cells"]}
 
 
@@ -199,7 +211,7 @@ def _write(folder: Path, result: Result) -> None:
 
 
 def _csv(result: Result) -> str:
-    """One row a cell; a score that there is none of is empty."""
+    """One row per cell. Missing scores are left empty."""
     text = io.StringIO(newline="")
     rows = [_csv_row(cell) for cell in result["cells"]]
     writer = csv.DictWriter(text, list(_CSV_COLUMNS), lineterminator="\n")

@@ -1,9 +1,9 @@
-"""What models that learned from one domain make of another, scored over the classes that both have.
+"""Scores of models trained on one domain and tested on another, over the classes that both have.
 
-A class is *shared* if the model had training images of it and the test domain has validation images of it. For the
-shared score, images of other classes are left out of the test set; the model still answers among all classes, so an
-answer that is no shared class is an error of the image that it is given to. It is scikit-learn's
-`f1_score(labels=shared, average="macro")` over the images that stay.
+A class is *shared* if the model had training images of it and the test domain has validation images of it. The shared
+score leaves images of other classes out of the test set. The model still answers among all classes, so an answer
+outside the shared classes is an error. The score is scikit-learn's `f1_score(labels=shared, average="macro")` over the
+remaining images.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Mask = npt.NDArray[np.bool_]
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """One domain, or several that are pooled."""
+    """One domain, or several pooled."""
 
     name: str
     domains: tuple[str, ...]
@@ -30,17 +30,17 @@ class Group:
 
 @dataclass(frozen=True, slots=True)
 class Answers:
-    """The validation images in one order, and what each model calls them."""
+    """The validation images, and the predictions of each model for them."""
 
     labels: Labels
     domains: npt.NDArray[np.str_]
     predicted: dict[str, Labels]
-    """By the name of what the model was trained on."""
+    """By the name of the model's training group."""
 
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """Macro-F1 over some classes, and the images of these."""
+    """Macro-F1 over some classes, and the number of their images."""
 
     macro_f1: Estimate
     images: int
@@ -49,14 +49,14 @@ class Score:
 
 @dataclass(frozen=True, slots=True)
 class Drop:
-    """How much better the model of the test domain itself does: on the same images, over the same classes."""
+    """How much better the model of the test domain does, on the same images and over the same classes."""
 
     in_domain: float | None
     here: float | None
     drop: Estimate
-    """Their difference; its resamples are paired."""
+    """Their difference, with a paired interval."""
     classes: tuple[str, ...]
-    """Those that both models had training images of."""
+    """Classes that both models had training images of."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,9 +67,9 @@ class Cell:
     tested_on: str
     shared: Score
     every: Score
-    """Over all classes of the test images; one that the model never saw scores 0."""
+    """Over all classes of the test images; a class that the model never saw scores 0."""
     drop: Drop | None
-    """None where the model is that of the test domain itself, or where there is none to compare with."""
+    """None for the model of the test domain itself, or without such a model."""
 
 
 def score_cells(
@@ -77,7 +77,7 @@ def score_cells(
 ) -> Iterator[Cell]:
     """A cell for each model of `answers` and each group of `tested`.
 
-    `known` says for each model which classes (classes,) it had training images of.
+    `known` marks for each model the classes (classes,) that it had training images of.
     """
     for test in tested:
         rows = np.isin(answers.domains, test.domains)
@@ -114,7 +114,7 @@ def _drop(own: Matrices, other: Matrices, kept: Mask, classes: Sequence[str]) ->
 
 
 def _macro_f1(matrices: Matrices, kept: Mask) -> Scores:
-    """Macro-F1 over the images of the classes that are kept: rows of the others have no image then."""
+    """Macro-F1 over the images of the kept classes: the rows of the others are emptied."""
     return count_scores(matrices * kept[:, None])["macro_f1"]
 
 

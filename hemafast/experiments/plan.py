@@ -1,4 +1,4 @@
-"""What a sweep is: which presets, shrunk or not, beside which published scores, and which of them are done already."""
+"""The plan of a sweep: its presets, scaled down or not, their published scores, and finished runs."""
 
 from __future__ import annotations
 
@@ -7,20 +7,24 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
-from hemafast.config import Device, TrainConfig, to_plain, train_config
+from hemafast.config import TrainConfig, checked, to_plain, train_config
 from hemafast.data.dataset import open_dataset
 from hemafast.errors import HemafastError
 from hemafast.experiments.runs import Outcome, Plan, Scored, scored_before
+from hemafast.presets import named_preset
 
 RESULTS = "results.json"
 
-_STEP, _SMALLEST = 32, 64  # px of the side of a view
+_STEP, _SMALLEST = 32, 64  # px: steps of a view's side, and the smallest
+_UNCHANGED_BY = frozenset({"data", "output", "device", "seed", "threads", "save_every", "keep", "track"})
+"""Settings that leave an experiment the one that was published."""
 
 
 @dataclass(frozen=True, slots=True)
 class Experiment:
-    """A preset that somebody else has published a score of."""
+    """A preset with a published score."""
 
     preset: str
     title: str
@@ -37,13 +41,13 @@ SWEEPS: dict[str, tuple[Experiment, ...]] = {
         Experiment("onecycle", "EfficientNet-B0 + AMP + one-cycle", 0.9073),
     )
 }
-"""`seed-table`: the five experiments of the reference, github.com/harefi/Hematology-Challenge-HIDA, and what its
-results_summary.csv says of them."""
+"""`seed-table`: the five experiments of the reference, github.com/harefi/Hematology-Challenge-HIDA, with the scores
+in its results_summary.csv."""
 
 
 @dataclass(frozen=True, slots=True)
 class Sweep:
-    """What is about to be run, and what is known already."""
+    """The experiments to run, and those already finished."""
 
     name: str
     scale: float
@@ -51,24 +55,27 @@ class Sweep:
     data: Path
     experiments: tuple[Experiment, ...]
     plans: dict[str, Plan]
-    """Of all experiments, by preset."""
+    """All experiments, by preset."""
     chosen: tuple[str, ...]
-    """Those to run now."""
+    """The presets to run now."""
     before: dict[str, Outcome]
-    """What earlier calls finished."""
+    """Runs that earlier calls finished."""
+
+    changed: tuple[str, ...]
+    """Options that make the experiments differ from those published."""
 
     @property
     def caveat(self) -> str:
-        """What every result must say; nothing where the experiments are as they were published."""
-        return "" if self.scale == 1 else f"shrunk by --preset-scale {self.scale:g}: not the reference's experiments"
+        """A warning for every result; empty if the experiments are those published."""
+        return f"changed by {', '.join(self.changed)}: not the reference's experiments" if self.changed else ""
 
     @property
     def headline(self) -> str:
-        """What it is, and what it is not."""
+        """Name and caveat."""
         return f"{self.name}, {self.caveat}" if self.caveat else self.name
 
     def state(self, name: str) -> str:
-        """Whether an experiment is done; how long it takes is known of no other."""
+        """Whether an experiment is finished, and how long it took."""
         outcome = self.before.get(name)
         if not isinstance(outcome, Scored):
             return "to run"
@@ -78,49 +85,67 @@ class Sweep:
 def plan_sweep(
     name: str,
     *,
-    data: Path,
     output: Path,
     scale: float = 1.0,
     only: Sequence[str] = (),
-    seed: int | None = None,
-    device: Device | None = None,
+    base: str | None = None,
+    file: Path | None = None,
+    changes: Mapping[str, Any] | None = None,
 ) -> Sweep:
-    """The runs of the sweep `name`, or those of its experiments that `only` names.
+    """Plan the runs of a sweep.
 
-    With a `scale` below 1 they are shrunk, see `scaled`. Raises HemafastError for an unknown name, a scale that is not
-    in (0, 1], or where there is no prepared data set at `data`.
+    Args:
+        name: one of SWEEPS.
+        output: folder for the runs and the results.
+        scale: share of the epochs and pixels to keep, above 0 and up to 1; see `scaled`.
+        only: presets to run; by default all of the sweep.
+        base: preset on top of which the presets of the sweep are laid.
+        file: settings file, laid between `base` and the presets of the sweep.
+        changes: settings of every run by name, on top of all others; `data` is among them.
+
+    Raises:
+        HemafastError: a name is unknown, a setting or `scale` is out of range, or the data is not prepared.
     """
     if name not in SWEEPS:
-        raise HemafastError(f"There is no sweep {name!r}.", f"There is: {', '.join(SWEEPS)}.")
+        raise HemafastError(f"There is no sweep {name!r}.", f"Choose from: {', '.join(SWEEPS)}.")
     if not 0 < scale <= 1:
-        raise HemafastError(f"--preset-scale {scale:g} is not above 0 and at most 1.", "Choose one as 0.1.")
-    experiments = SWEEPS[name]
-    names = [experiment.preset for experiment in experiments]
+        raise HemafastError(f"--preset-scale {scale:g} is out of range.", "Give a number above 0 and up to 1, as 0.1.")
+    names = [experiment.preset for experiment in SWEEPS[name]]
     for asked in only:
         if asked not in names:
             raise HemafastError(f"{name} has no experiment {asked!r}.", f"Choose from: {', '.join(names)}.")
-    data = data.absolute()  # as the settings of a run have it
-    fingerprint = open_dataset(data).info.fingerprint
-    configs = {
-        preset: scaled(train_config(preset, data=data, output=output / preset, seed=seed, device=device), scale)
-        for preset in names
-    }
+    start = to_plain(train_config(base, file)) if base or file else {}
+    given = {name: value for name, value in (changes or {}).items() if value is not None}
+    configs = {preset: _settings(start, preset, {**given, "output": output / preset}, scale) for preset in names}
+    data = configs[names[0]].data
     return Sweep(
         name=name,
         scale=scale,
         output=output,
         data=data,
-        experiments=experiments,
+        experiments=SWEEPS[name],
         plans={preset: Plan(preset, config) for preset, config in configs.items()},
         chosen=tuple(preset for preset in names if not only or preset in only),
-        before=_finished_before(output, configs, fingerprint),
+        before=_finished_before(output, configs, open_dataset(data).info.fingerprint),
+        changed=(
+            *([f"--preset-scale {scale:g}"] if scale != 1 else []),
+            *([f"--preset {base}"] if base else []),
+            *([f"--config {file}"] if file else []),
+            *(f"--{name.replace('_', '-')}" for name in given if name not in _UNCHANGED_BY),
+        ),
     )
 
 
-def scaled(config: TrainConfig, scale: float) -> TrainConfig:
-    """The same with `scale` times the epochs, and about as many times the pixels; a scale of 1 changes nothing.
+def _settings(start: Mapping[str, Any], preset: str, given: Mapping[str, Any], scale: float) -> TrainConfig:
+    """The settings of one experiment, with an absolute path of the data as in the settings of a run."""
+    config = checked(TrainConfig, {**start, **named_preset(preset), "preset": preset, **given})
+    return scaled(replace(config, data=config.data.absolute()), scale)
 
-    The side of a view is the multiple of 32 px nearest to the side times the root of the scale, and at least 64 px.
+
+def scaled(config: TrainConfig, scale: float) -> TrainConfig:
+    """Settings with `scale` times the epochs and about `scale` times the pixels; a scale of 1 changes nothing.
+
+    The side of a view is rounded to a multiple of 32 px, and is at least 64 px.
     """
     if scale == 1:
         return config
@@ -129,12 +154,12 @@ def scaled(config: TrainConfig, scale: float) -> TrainConfig:
 
 
 def _finished_before(output: Path, configs: Mapping[str, TrainConfig], fingerprint: str) -> dict[str, Outcome]:
-    """What earlier calls finished with these very settings on this data, as results.json remembers it."""
+    """Runs listed in results.json that have exactly these settings and this data."""
     try:
         rows = json.loads((output / RESULTS).read_text(encoding="utf-8"))["experiments"]
         remembered = {row["experiment"]: (Path(row["run"]).name, row["settings"]) for row in rows if row["run"]}
     except (OSError, ValueError, KeyError, TypeError):
-        return {}  # the runs themselves are found all the same when they are asked for
+        return {}  # run_all finds finished runs without it
     found: dict[str, Outcome] = {}
     for name, config in configs.items():
         folder, settings = remembered.get(name, ("", None))

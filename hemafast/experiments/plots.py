@@ -1,4 +1,4 @@
-"""Pictures of several runs beside each other."""
+"""Pictures that compare several runs."""
 
 from __future__ import annotations
 
@@ -8,22 +8,20 @@ from typing import IO, Any
 
 import numpy as np
 
-from hemafast.pictures import TRAIN_COLOUR, VAL_COLOUR, save, subplots
+from hemafast.pictures import TRAIN_COLOUR, VAL_COLOUR, save, short, subplots
 
-_LONGEST = 24  # letters of a name; the tables have it whole
-_DARK = 0.65  # from which on white letters are read more easily than black ones
-
-_BAR = 0.5  # how thick, of the distance of two
+_DARK = 0.65  # cells above it get white letters
+_BAR = 0.5  # thickness, as a share of the distance between two bars
 
 Target = Path | IO[bytes]
 
 
 def plot_matrix(target: Target, result: Mapping[str, Any]) -> None:
-    """A heat map of shared-class macro-F1: rows are what was trained on, columns what was tested on."""
+    """A heat map of macro-F1 over shared classes: a row per training domain, a column per test domain."""
     rows, columns = ([part["name"] for part in result[side]] for side in ("trained", "tested"))
     values = np.full((len(rows), len(columns)), np.nan)
     figure, (axis,) = subplots(1, width=2.4 + 1.7 * len(columns), height=1.9 + 0.9 * len(rows), columns=1)
-    axis.set_facecolor("#dddddd")  # of a cell without a score
+    axis.set_facecolor("#dddddd")  # cells without a score
     for cell in result["cells"]:
         place = rows.index(cell["trained_on"]), columns.index(cell["tested_on"])
         score = cell["shared"]["macro_f1"]["value"]
@@ -32,11 +30,11 @@ def plot_matrix(target: Target, result: Mapping[str, Any]) -> None:
         axis.text(place[1], place[0], _cell_text(cell["shared"]), ha="center", va="center", fontsize=9)
         axis.texts[-1].set_color("white" if dark else "black")
     axis.imshow(values, cmap="Blues", vmin=0, vmax=1, aspect="auto")
-    axis.set_xticks(range(len(columns)), map(_short, columns), parse_math=False)
-    axis.set_yticks(range(len(rows)), map(_short, rows), parse_math=False)
+    axis.set_xticks(range(len(columns)), map(short, columns), parse_math=False)
+    axis.set_yticks(range(len(rows)), map(short, rows), parse_math=False)
     axis.set_xlabel("tested on validation images of")
     axis.set_ylabel("trained on")
-    axis.set_title("macro-F1 over the classes that both have, 95 % interval", fontsize=10)
+    axis.set_title("macro-F1 over shared classes, 95 % interval", fontsize=10)
     save(figure, target)
 
 
@@ -49,12 +47,12 @@ def _cell_text(score: Mapping[str, Any]) -> str:
 
 
 def plot_summary(target: Target, rows: Sequence[Mapping[str, Any]], title: str) -> None:
-    """Bars of macro-F1 with intervals, the published figure of each as a mark; what was not run has no bar."""
+    """Bars of macro-F1 with intervals, and a mark for each published score; experiments not run have no bar."""
     figure, (axis,) = subplots(1, width=8.0, height=1.6 + 0.6 * len(rows), columns=1)
     for place, row in enumerate(rows):
         _draw_bar(axis, place, row)
     published = [row["published"] for row in rows]
-    places = [place + _BAR / 2 for place in range(len(rows))]  # at the lower edge: the interval stays readable
+    places = [place + _BAR / 2 for place in range(len(rows))]  # at the lower edge, clear of the interval
     axis.plot(published, places, linestyle="", marker="D", color=VAL_COLOUR, label="published")
     axis.set_yticks(range(len(rows)), [row["title"] for row in rows])
     axis.invert_yaxis()
@@ -74,10 +72,6 @@ def _draw_bar(axis: Any, place: int, row: Mapping[str, Any]) -> None:
         return
     low, high = row["ci95"]
     axis.barh(place, score, _BAR, color=TRAIN_COLOUR, alpha=0.85)
-    ends = [[max(score - low, 0)], [max(high - score, 0)]]  # a score of resamples may miss that of the images
+    ends = [[max(score - low, 0)], [max(high - score, 0)]]  # the score may lie outside its bootstrap interval
     axis.errorbar(score, place, xerr=ends, color="black", capsize=3)
     axis.text(high + 0.015, place, f"{score:.4f}", va="center", fontsize=9)
-
-
-def _short(name: str) -> str:
-    return name if len(name) <= _LONGEST else f"{name[: _LONGEST - 3]}..."

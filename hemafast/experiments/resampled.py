@@ -1,4 +1,4 @@
-"""Several sets of answers to the same images, over the same resamples, so that their differences have intervals."""
+"""Several sets of answers to the same images over the same resamples, for paired intervals of differences."""
 
 from __future__ import annotations
 
@@ -8,41 +8,37 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from hemafast.evaluate.bootstrap import interval, resample
+from hemafast.evaluate.intervals import interval, plain, resample
 from hemafast.evaluate.metrics import confusions
-from hemafast.evaluate.plain import plain
 
 Labels = npt.NDArray[np.int64]
 Scores = npt.NDArray[np.float64]
-"""(1 + resamples,): of the images as they are, then of each resample."""
+"""(1 + resamples,): of the images, then of each resample."""
 Matrices = npt.NDArray[np.float64]
 """(1 + resamples, classes, classes): confusion matrices in that order."""
 
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """A score and its 95 % interval; None where it has no meaning."""
+    """A score and its 95 % interval; None if undefined."""
 
     value: float | None
     ci95: tuple[float | None, float | None]
 
     @property
     def low(self) -> float:
-        """The lower end; nan where there is none."""
+        """The lower end; nan if undefined."""
         return float("nan") if self.ci95[0] is None else self.ci95[0]
 
 
 def estimate(scores: Scores) -> Estimate:
-    """Scores (1 + resamples,) as one score with its percentile interval."""
+    """One score with its percentile interval, from scores (1 + resamples,)."""
     low, high = plain(interval(scores))
     return Estimate(plain(scores[0]), (low, high))
 
 
 def resampled_confusions(labels: Labels, answers: Mapping[str, Labels], classes: int) -> dict[str, Matrices]:
-    """Confusion matrices of each of `answers` (images,) to images of class `labels` (images,).
-
-    All are over the same resamples: a difference of their scores is a paired one.
-    """
+    """Confusion matrices of each of `answers` (images,) against `labels` (images,), all over the same resamples."""
     parts: dict[str, list[Matrices]] = {name: [] for name in answers}
     for weights in resample(len(labels)):
         for name, predicted in answers.items():

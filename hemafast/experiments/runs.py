@@ -1,4 +1,4 @@
-"""Several runs in one command: what is finished is found, what was stopped is gone on with, a failure ends no other."""
+"""Run several experiments: reuse finished runs, resume interrupted ones, and continue after a failure."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from rich.console import Console
 
 from hemafast.config import TrainConfig
 from hemafast.data.dataset import open_dataset
@@ -20,6 +19,7 @@ from hemafast.engine.trainer import train
 from hemafast.errors import HemafastError, StoppedError
 from hemafast.evaluate.evaluate import Metrics, evaluate_run
 from hemafast.files import write_whole
+from hemafast.progress import SILENT, Progress
 from hemafast.report.page import write_report
 from hemafast.run_folder import BEST, PREDICTIONS, read_metrics
 
@@ -28,7 +28,7 @@ logger = logging.getLogger("hemafast")
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """A run to be: its name among its like, and its settings, whose output no other plan shares."""
+    """A planned run: a name, and settings whose `output` no other plan shares."""
 
     name: str
     config: TrainConfig
@@ -36,7 +36,7 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Scored:
-    """A run that was trained to its end and evaluated."""
+    """A finished and evaluated run."""
 
     folder: Path
     metrics: Metrics
@@ -44,7 +44,7 @@ class Scored:
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """A run that came to no end, and why."""
+    """A failed run and the reason."""
 
     reason: str
 
@@ -52,23 +52,31 @@ class Failed:
 Outcome = Scored | Failed
 
 
-def run_all(plans: Sequence[Plan], console: Console) -> Iterator[tuple[str, Outcome]]:
-    """Train and evaluate one plan after the other; yields the name and the outcome of each.
+def run_all(plans: Sequence[Plan], *, progress: Progress = SILENT) -> Iterator[tuple[str, Outcome]]:
+    """Train and evaluate plans one after the other.
 
-    Whatever goes wrong within a run is its outcome. Raises StoppedError after a signal, when the same call goes on
-    later, and HemafastError where torchrun has started several processes.
+    Args:
+        plans: the runs. Finished ones are reused, interrupted ones resume.
+        progress: shows how far each run is.
+
+    Returns:
+        The name and the outcome of each run as it ends. An error in a run is its outcome.
+
+    Raises:
+        StoppedError: a signal stopped a run; the same call resumes it.
+        HemafastError: torchrun started several processes.
     """
     started = os.environ.get("WORLD_SIZE", "1")
     if started != "1":
-        raise HemafastError(f"torchrun started {started} processes of this.", "Start it without torchrun.")
+        raise HemafastError(f"torchrun started {started} processes.", "Start the command without torchrun.")
     for number, plan in enumerate(plans, start=1):
         logger.info("%s: run %d of %d", plan.name, number, len(plans))
-        yield plan.name, _outcome(plan, console)
+        yield plan.name, _outcome(plan, progress)
         _free_memory()
 
 
 def scored_before(folder: Path, fingerprint: str) -> Scored | None:
-    """A run whose best model was evaluated on the data of this fingerprint; None if it was not."""
+    """The run in `folder`, if its best model was evaluated on the data of this fingerprint."""
     try:
         metrics, card = read_metrics(folder), read_card(folder / BEST)
     except HemafastError:
@@ -78,7 +86,7 @@ def scored_before(folder: Path, fingerprint: str) -> Scored | None:
 
 
 def warnings_about(scored: Iterable[Scored]) -> list[str]:
-    """What their scores cannot be read without."""
+    """Warnings that belong beside the scores."""
     models = [run.metrics for run in scored]
     found = [DRAWN_WARNING for metrics in models if metrics["data"]["drawn"]]
     origins = [metrics["model"]["started_from"] for metrics in models]
@@ -87,7 +95,7 @@ def warnings_about(scored: Iterable[Scored]) -> list[str]:
 
 
 def write_files(folder: Path, contents: Mapping[str, bytes]) -> None:
-    """Write files by name, each whole or not at all. Raises HemafastError where the folder takes none."""
+    """Write files by name, each whole or not at all. Raises HemafastError if `folder` cannot be written."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name, content in contents.items():
@@ -100,21 +108,21 @@ def _write(content: bytes, file: Path) -> None:
     file.write_bytes(content)
 
 
-def _outcome(plan: Plan, console: Console) -> Outcome:
+def _outcome(plan: Plan, progress: Progress) -> Outcome:
     try:
-        return _train_and_score(plan.config, console)
+        return _train_and_score(plan.config, progress)
     except StoppedError:
         raise
-    except Exception as error:  # out of memory, for one: the other runs may well fit
+    except Exception as error:  # the others may succeed: smaller ones fit into memory
         logger.debug("raised here", exc_info=error)
         reason = str(error) if isinstance(error, HemafastError) else f"{type(error).__name__}: {error}"
         logger.error("%s failed: %s", plan.name, reason)
         return Failed(" ".join(reason.split()))
 
 
-def _train_and_score(config: TrainConfig, console: Console) -> Scored:
-    folder = train(config, go_on=True)
-    assert folder is not None  # None is for processes that torchrun started
+def _train_and_score(config: TrainConfig, progress: Progress) -> Scored:
+    folder = train(config, go_on=True, progress=progress)
+    assert folder is not None  # None only in processes that torchrun started
     before = scored_before(folder, open_dataset(config.data).info.fingerprint)
     if before is not None:
         return before
@@ -124,7 +132,7 @@ def _train_and_score(config: TrainConfig, console: Console) -> Scored:
 
 
 def _free_memory() -> None:
-    """Leave nothing of a run to the next: its graphs, and what it held on the device."""
+    """Free the memory of a run before the next: cycles, compiled graphs, the GPU's cache."""
     from torch._dynamo.utils import counters
 
     gc.collect()

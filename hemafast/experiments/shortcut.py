@@ -1,12 +1,12 @@
-"""What could be answered without looking at a cell: from the domain alone, and from the border of the image alone.
+"""Shortcuts: what can be predicted without seeing the cell, from the domain or the border of the image alone.
 
-No network is trained. A model can only use a domain as a shortcut if the domain can be seen, and if it tells something
-about the class (Geirhos et al. 2020, arXiv 2004.07780); both are measured here.
+No network is trained. A model can use the domain as a shortcut only if the image shows the domain and the domain says
+something about the class (Geirhos et al. 2020, arXiv 2004.07780). Both are measured here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -18,82 +18,83 @@ from hemafast.evaluate.metrics import count_scores
 from hemafast.experiments.border import Features, border_features, border_pixels
 from hemafast.experiments.resampled import Estimate, Labels, estimate, resampled_confusions
 from hemafast.prepare.split import TRAIN, VAL
+from hemafast.progress import SILENT, Progress
 
 MAJORITY, DOMAIN, BORDER_ALONE = "nothing", "its domain", "its border"
-"""What a guess is made from: the likeliest in training, the likeliest of its domain there, and what was learned of
-borders."""
+"""The basis of a guess: nothing (the most frequent in training), the domain (the most frequent in it), the border (a
+logistic regression)."""
 POOLED = "pooled"
 
-_ROUNDS = 5000  # of the solver; it ends long before
+_ROUNDS = 5000  # of the solver; it converges long before
 
 
 @dataclass(frozen=True, slots=True)
 class Guess:
-    """How good some way of guessing is on validation images."""
+    """How well one way of guessing does on validation images."""
 
     accuracy: Estimate
     balanced_accuracy: Estimate
-    """The mean recall of the classes: 1 / classes for whatever knows nothing of the image, however it answers."""
+    """Mean recall of the classes: 1 / classes for any guess that ignores the image."""
     macro_f1: Estimate
     above_chance: Estimate
-    """The balanced accuracy less its chance, which in a resample is one over the classes that it happens to have."""
+    """Balanced accuracy minus chance, which in each resample is 1 / the classes present in it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Guesses:
-    """Ways of guessing on the same images, by name."""
+    """Several ways of guessing on the same images."""
 
     images: int
     classes: int
-    """How many there are to guess from, among these images."""
+    """Number of classes among these images."""
     by: dict[str, Guess]
 
     @property
     def chance(self) -> float:
-        """The balanced accuracy of whatever knows nothing of the image."""
+        """The balanced accuracy of a guess that ignores the image."""
         return 1 / self.classes
 
     def knows(self, name: str) -> bool:
-        """Whether the balanced accuracy is above chance, the whole of its interval."""
+        """Whether the whole interval of the balanced accuracy is above chance."""
         return self.by[name].above_chance.low > 0
 
 
 @dataclass(frozen=True, slots=True)
 class Shortcuts:
-    """What the two checks found."""
+    """The results of the shortcut check."""
 
     domains: tuple[str, ...]
     mutual_information: float
-    """Of domain and class over the training images, as a share of the mean of their entropies: 0 to 1."""
+    """Normalised mutual information of domain and class over the training images, 0 to 1."""
     exclusive: dict[str, str]
-    """Classes that only one domain has training images of, and that domain."""
+    """Classes with training images in only one domain, and that domain."""
     border_pixels: int
     square_pixels: int
     domain: Guesses
-    """The domain, guessed."""
+    """Guesses of the domain."""
     label: dict[str, Guesses]
-    """The class, guessed: of all images pooled, and of each domain."""
+    """Guesses of the class, pooled and within each domain."""
 
     @property
     def border_shows_domain(self) -> bool:
-        """Whether the domain is found at the border."""
+        """Whether the border predicts the domain."""
         return self.domain.knows(BORDER_ALONE)
 
     @property
     def domain_tells_class(self) -> bool:
-        """Whether a class is in one domain only, or the domain alone finds classes."""
+        """Whether a class is in one domain only, or the domain alone predicts the class."""
         return bool(self.exclusive) or self.label[POOLED].knows(DOMAIN)
 
     @property
     def border_tells_class(self) -> tuple[str, ...]:
-        """Domains within which the class is found at the border."""
+        """Domains within which the border predicts the class."""
         return tuple(name for name in self.domains if self.label[name].knows(BORDER_ALONE))
 
     @property
     def verdict(self) -> str:
-        """One sentence that follows from what was found."""
-        seen = f"the border alone finds the domain ({_found(self.domain)})"
-        tied = "the domain alone finds the class better than chance"
+        """The result in one sentence."""
+        seen = f"the border alone predicts the domain ({_found(self.domain)})"
+        tied = "the domain alone predicts the class better than chance"
         if self.exclusive:
             verb = "occurs" if len(self.exclusive) == 1 else "occur"
             tied = f"{name_some(list(self.exclusive), 3)} {verb} in one domain only"
@@ -101,16 +102,20 @@ class Shortcuts:
             case True, True:
                 said = f"A shortcut is open: {seen}, and {tied}"
             case True, False:
-                said = f"The domain shows but says nothing of the class: {seen}, and each class is in several domains"
+                said = (
+                    f"The domain shows but says nothing about the class: {seen}, and each class is in several domains"
+                )
             case False, True:
-                said = f"The domain says something of the class ({tied}), but the border alone does not show the domain"
+                said = (
+                    f"The domain says something about the class ({tied}), but the border alone does not show the domain"
+                )
             case _:
-                said = "Neither check finds a shortcut by the domain, which does not prove that there is none"
+                said = "Neither check finds a shortcut; this does not prove that no shortcut exists"
         within = " and ".join(f"{name} ({_found(self.label[name])})" for name in self.border_tells_class)
-        return said + (f"; within {within}, the border finds the class as well." if within else ".")
+        return said + (f"; within {within}, the border also predicts the class." if within else ".")
 
     def to_json(self) -> dict[str, Any]:
-        """All of it as plain data."""
+        """Everything as plain data."""
         names = ("border_shows_domain", "domain_tells_class", "border_tells_class", "verdict")
         return asdict(self) | {name: getattr(self, name) for name in names}
 
@@ -120,17 +125,18 @@ def _found(guesses: Guesses) -> str:
     return f"balanced accuracy {value:.2f}, chance {guesses.chance:.2f}"
 
 
-def check_shortcuts(
-    dataset: Dataset, domains: Sequence[str], on_image: Callable[[int, int], object] = lambda done, images: None
-) -> Shortcuts:
-    """Measure both shortcuts between `domains`, each of which has images on both sides of the split.
+def check_shortcuts(dataset: Dataset, domains: Sequence[str], *, progress: Progress = SILENT) -> Shortcuts:
+    """Measure what domain and border predict; guesses are learned on training images, scored on validation images.
 
-    The border's features are learned on the training images by logistic regression; all scores are on validation.
+    Args:
+        dataset: a prepared data set.
+        domains: the domains to compare; each has training and validation images.
+        progress: shows how many borders are read.
     """
     from sklearn.metrics import normalized_mutual_info_score
 
     train, val = (_of_domains(dataset.samples(split), domains) for split in (TRAIN, VAL))
-    features = border_features([train, val], on_image)
+    features = border_features([train, val], progress=progress)
     places = {name: index for index, name in enumerate(domains)}
     domain_of = [np.array([places[str(name)] for name in part.domains], dtype=np.int64) for part in (train, val)]
     by_domain = {
@@ -167,13 +173,13 @@ def _likeliest(trained: Labels, val: Samples) -> Labels:
 
 
 def _likeliest_by(trained: Labels, groups: Labels, asked: Labels) -> Labels:
-    """For each of `asked` the likeliest label of its group in training; each has one."""
+    """For each of `asked`, the most frequent training label of its group."""
     likeliest = {group: np.bincount(trained[groups == group]).argmax() for group in np.unique(groups)}
     return np.array([likeliest[group] for group in asked], dtype=np.int64)
 
 
 def _learned(features: Features, labels: Labels, asked: Features) -> Labels:
-    """What a logistic regression that learned `labels` from `features` makes of `asked`."""
+    """Predictions for `asked` by a logistic regression trained on `features` and `labels`."""
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
@@ -182,7 +188,7 @@ def _learned(features: Features, labels: Labels, asked: Features) -> Labels:
     if len(np.unique(labels)) == 1:
         return np.full(len(asked), labels[0])
     model = make_pipeline(StandardScaler(), LogisticRegression(class_weight="balanced", max_iter=_ROUNDS))
-    with threadpool_limits(1):  # so small a problem takes many times longer on several threads
+    with threadpool_limits(1):  # several threads are much slower on a problem this small
         return np.asarray(model.fit(features, labels).predict(asked), dtype=np.int64)
 
 

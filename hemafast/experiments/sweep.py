@@ -1,4 +1,4 @@
-"""Experiments that belong together, run one after the other and written beside the figures that were published."""
+"""Run published experiments one after the other, and write their scores beside the published ones."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from textwrap import fill
 from typing import Any
 
 import numpy as np
-from rich.console import Console
 
 from hemafast import __version__
 from hemafast.config import to_plain
@@ -20,6 +19,7 @@ from hemafast.experiments.plots import plot_summary
 from hemafast.experiments.runs import Failed, Outcome, Plan, Scored, run_all, warnings_about, write_files
 from hemafast.pictures import confusion_figure, drawn, save
 from hemafast.prepare.split import TRAIN, VAL
+from hemafast.progress import SILENT, Progress
 
 SUMMARY = "results_summary.csv"
 PICTURE = "summary_f1.png"
@@ -28,7 +28,7 @@ SCHEMA = 1
 
 DONE, NOT_RUN, FAILED = "done", "not run", "failed"
 
-_TITLE = 56  # letters of a line above a picture
+_TITLE = 56  # letters per line of a picture's title
 
 Result = dict[str, Any]
 
@@ -37,21 +37,30 @@ SOURCE = (
     "all epochs, on a pooled 80/20 split of the whole archives, validated under training augmentation."
 )
 OURS = (
-    "Here: the best validation macro-F1 of all epochs too, but validation has no augmentation, and copies of a picture "
-    "stay on one side of the split."
+    "Here: the best validation macro-F1 of all epochs as well, but validation has no augmentation, and copies of a "
+    "picture stay on one side of the split."
 )
 
 
-def run_sweep(sweep: Sweep, console: Console) -> Result:
-    """Run what was chosen and write the results, anew after each experiment.
+def run_sweep(sweep: Sweep, *, progress: Progress = SILENT) -> Result:
+    """Run the chosen experiments, and write the results after each.
 
-    Each has a folder of its own under the output, and is gone on with or left as it is by a second call. Writes
-    results.json, results_summary.csv, summary_f1.png, results.md and conf_matrix_NAME.png; returns what the first of
-    them holds, where `failures` has the runs that failed. Raises StoppedError after a signal.
+    Writes results.json, results_summary.csv, summary_f1.png, results.md and conf_matrix_NAME.png into the sweep's
+    output, and each run into a folder below it. A second call reuses finished runs and resumes interrupted ones.
+
+    Args:
+        sweep: from `plan_sweep`.
+        progress: shows how far each run is.
+
+    Returns:
+        The content of results.json; `failures` names the failed runs.
+
+    Raises:
+        StoppedError: a signal stopped a run; the same call resumes it.
     """
     outcomes = dict(sweep.before)
     write_results(sweep, outcomes)
-    for name, outcome in run_all([sweep.plans[name] for name in sweep.chosen], console):
+    for name, outcome in run_all([sweep.plans[name] for name in sweep.chosen], progress=progress):
         outcomes[name] = outcome
         if isinstance(outcome, Scored):
             picture = _confusion(outcome, fill(f"{name} of {sweep.headline}", _TITLE))
@@ -61,7 +70,7 @@ def run_sweep(sweep: Sweep, console: Console) -> Result:
 
 
 def result_of(sweep: Sweep, outcomes: Mapping[str, Outcome]) -> Result:
-    """Everything that the files say, as plain data."""
+    """The results as plain data."""
     dataset = open_dataset(sweep.data)
     info = dataset.info
     return {
@@ -90,7 +99,7 @@ def result_of(sweep: Sweep, outcomes: Mapping[str, Outcome]) -> Result:
 
 def _data_note(dataset: Dataset) -> str:
     info = dataset.info
-    train, val = (len(dataset.images(split)) for split in (TRAIN, VAL))
+    train, val = (len(dataset.split(split)) for split in (TRAIN, VAL))
     return (
         f"Data: {train:,} training and {val:,} validation images of {', '.join(info.domains)} (field of view: "
         f"{info.settings['field_of_view']}, split seed {info.settings['seed']}, fingerprint {info.fingerprint[:12]}); "
@@ -99,7 +108,7 @@ def _data_note(dataset: Dataset) -> str:
 
 
 def _row(experiment: Experiment, plan: Plan, outcome: Outcome | None) -> dict[str, Any]:
-    """One experiment; what was not run has no numbers."""
+    """One experiment; without numbers if it was not run."""
     row = {
         "experiment": experiment.preset,
         "title": experiment.title,
@@ -132,7 +141,7 @@ def _row(experiment: Experiment, plan: Plan, outcome: Outcome | None) -> dict[st
 
 
 def write_results(sweep: Sweep, outcomes: Mapping[str, Outcome]) -> None:
-    """Tables and summary. Raises HemafastError where the output takes none."""
+    """Write tables and summary. Raises HemafastError if the output cannot be written."""
     result = result_of(sweep, outcomes)
     contents = {
         RESULTS: json.dumps(result, indent=2, allow_nan=False).encode() + b"\n",
@@ -145,12 +154,12 @@ def write_results(sweep: Sweep, outcomes: Mapping[str, Outcome]) -> None:
 
 def _confusion(run: Scored, title: str) -> bytes:
     confusion = np.array(run.metrics["pooled"]["confusion"])
-    figure = confusion_figure(confusion, run.metrics["model"]["classes"], title)
+    figure = confusion_figure({title: confusion}, run.metrics["model"]["classes"])
     return drawn(lambda file: save(figure, file))
 
 
 def summary_csv(result: Mapping[str, Any]) -> str:
-    """The reference's two columns, then ours; what was not run has empty cells and says so."""
+    """The reference's two columns, then ours; empty cells and a status for experiments not run."""
     text = io.StringIO(newline="")
     rows = [_csv_row(row, result) for row in result["experiments"]]
     writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
@@ -175,7 +184,7 @@ def _csv_row(row: Mapping[str, Any], result: Mapping[str, Any]) -> dict[str, Any
 
 
 def results_page(result: Mapping[str, Any]) -> str:
-    """results.md: the table beside the published figures, what they are, and what failed."""
+    """results.md: the table, notes on the published scores, and failures."""
     domains = [_cell(name) for name in result["domains"]]
     columns = ["experiment", "macro-F1", "95 % interval", "published", *domains, "epochs", "px", "minutes", "images/s"]
     lines = [f"# {result['headline']}", "", *(f"**{warning}.**\n" for warning in result["warnings"])]
@@ -209,5 +218,5 @@ def _line(cells: Sequence[str]) -> str:
 
 
 def _cell(text: str) -> str:
-    """Text that ends no cell of a table and starts no tag."""
+    """Text without what would end a table cell or start a tag."""
     return " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;").replace("|", "&#124;")

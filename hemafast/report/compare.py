@@ -1,4 +1,4 @@
-"""Several runs beside each other: what differs in their settings, and by how much in their scores."""
+"""Compare several runs: which settings differ, and by how much the scores do."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from hemafast.evaluate.bootstrap import Weights, interval
+from hemafast.evaluate.intervals import Weights, interval
 from hemafast.evaluate.metrics import Labels, Probabilities, Scores, bootstrapped, confusions, count_scores
 from hemafast.evaluate.predictions import read_predictions
 from hemafast.run_folder import PREDICTIONS
@@ -17,7 +17,7 @@ _ELSEWHERE = ("output",)
 
 
 def changed_settings(settings: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
-    """The settings that are not the same in all runs, with their value in each."""
+    """The settings that differ between runs, with the value in each run."""
     return {
         name: [each[name] for each in settings]
         for name in settings[0]
@@ -26,10 +26,10 @@ def changed_settings(settings: Sequence[Mapping[str, Any]]) -> dict[str, list[An
 
 
 def differences(first: Path, others: Sequence[Path]) -> list[dict[str, Any] | None]:
-    """By how much the macro-F1 of each other run is above that of the first, with a paired 95 % interval.
+    """The macro-F1 of each other run minus that of the first, with a paired 95 % interval.
 
-    Both are resampled with the same images, so that luck of the images that both share cancels out. None for a run that
-    was scored on other images.
+    Both runs are resampled with the same images, so that chance in the choice of images cancels out. None for a run
+    scored on other images.
     """
     return [_difference(first, other) for other in others]
 

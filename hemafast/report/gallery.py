@@ -1,4 +1,4 @@
-"""Which cells a page shows: mistakes before right answers, and pictures of as many as there is room for."""
+"""The cells that a page shows: mistakes first, with pictures of as many as asked for."""
 
 from __future__ import annotations
 
@@ -17,37 +17,37 @@ from hemafast.evaluate.predictions import read_predictions
 from hemafast.pictures import embedded_pixels
 
 LISTED = 5000
-"""Cells that a page knows by name; of more, the surest right answers are left out."""
-_SIDE = 72  # px: of a thumbnail
-_TOLD = 3  # classes whose probability is told
+"""Cells listed on a page; beyond it, the most confident right answers are left out."""
+_SIDE = 72  # px: side of a thumbnail
+_TOLD = 3  # classes shown with their probability
 
 
 @dataclass(frozen=True)
 class Gallery:
-    """The answers of a run in the order in which they are shown."""
+    """The predictions of a run, in the order of the page."""
 
     table: pd.DataFrame
-    """Rows of predictions.csv: mistakes first, the surest first; then right answers, the least sure first."""
+    """Rows of predictions.csv: mistakes, the most confident first; then right answers, the least confident first."""
     classes: tuple[str, ...]
     probabilities: npt.NDArray[np.float64]
     """(images, classes), in the order of `table`."""
     images: int
-    """How many there are; the table has at most LISTED of them."""
+    """Number of all predictions; the table has at most LISTED."""
     rows: npt.NDArray[np.int64] | None
-    """Rows of the data set's manifest; None where the data set is not there."""
+    """Rows of the manifest; None without the data set."""
     dataset: Dataset | None
 
     @property
     def wrong(self) -> npt.NDArray[np.bool_]:
-        """(images,): which answers are mistakes."""
+        """(images,): which predictions are mistakes."""
         return np.asarray(self.table["label"] != self.table["predicted"])
 
     def thumbnails(self, most: int) -> list[str]:
-        """Pictures of the first `most` cells as data addresses; none where the data set is not there."""
+        """Pictures of the first `most` cells as data URLs; none without the data set."""
         return [embedded_pixels(self._pixels(place), _SIDE) for place in range(min(most, len(self._rows())))]
 
     def views(self, places: Sequence[int], size: int) -> npt.NDArray[np.uint8]:
-        """What a network sees of the cells at `places`: uint8 (n, size, size, 3)."""
+        """What the model sees of the cells at `places`: uint8 (n, size, size, 3)."""
         from PIL import Image
 
         from hemafast.data.geometry import centre_windows
@@ -61,7 +61,7 @@ class Gallery:
         return np.stack([view(place) for place in places])
 
     def told(self, place: int) -> list[tuple[str, float]]:
-        """The likeliest classes of a cell and their probabilities."""
+        """The most probable classes of a cell, with their probabilities."""
         likeliest = np.argsort(-self.probabilities[place], kind="stable")[:_TOLD]
         return [(self.classes[index], float(self.probabilities[place, index])) for index in likeliest]
 
@@ -75,21 +75,21 @@ class Gallery:
 
 
 def open_gallery(predictions: Path, data: Path, fingerprint: str) -> Gallery:
-    """The answers of a run, and its data set if it is still there. Raises HemafastError without readable answers."""
+    """Predictions, with the data set if it still exists unchanged. Raises HemafastError if they cannot be read."""
     table, classes, probabilities = read_predictions(predictions)
     wrong = (table["label"] != table["predicted"]).to_numpy()
     confidence = table["confidence"].astype(float).to_numpy()
     order = np.lexsort((np.where(wrong, -confidence, confidence), ~wrong))[:LISTED]
     chosen = table.iloc[order].reset_index(drop=True)
     dataset = _open_if_same(data, fingerprint)
-    place = {} if dataset is None else {path: row for row, path in enumerate(dataset.manifest["path"])}
+    place = {} if dataset is None else {path: row for row, path in enumerate(dataset.table["path"])}
     there = dataset is not None and set(chosen["image"]) <= set(place)
     rows = np.array([place[path] for path in chosen["image"]], dtype=np.int64) if there else None
     return Gallery(chosen, classes, probabilities[order], len(table), rows, dataset if there else None)
 
 
 def listing(gallery: Gallery, pictures: Sequence[str]) -> dict[str, Any]:
-    """What the page's script needs to show cells: plain data, short where it is repeated for each cell."""
+    """Plain data for the page's script, compact where it repeats for each cell."""
     class_of = {name: index for index, name in enumerate(gallery.classes)}
     domains = sorted(set(gallery.table["domain"]))
     domain_of = {name: index for index, name in enumerate(domains)}

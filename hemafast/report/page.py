@@ -1,4 +1,4 @@
-"""One self-contained HTML page about a run, or about several side by side."""
+"""One self-contained HTML page about one run, or about several side by side."""
 
 from __future__ import annotations
 
@@ -8,34 +8,34 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hemafast.command import prepare_command, train_command
 from hemafast.config import TrainConfig, to_plain
 from hemafast.engine.checkpoint import load_best
 from hemafast.engine.journal import Row, read_rows
 from hemafast.errors import HemafastError
-from hemafast.evaluate.evaluate import Metrics
+from hemafast.evaluate.evaluate import Metrics, run_of
 from hemafast.files import write_whole
 from hemafast.metrics import with_pooled
 from hemafast.pages import render
 from hemafast.pictures import embedded, embedded_pixels
-from hemafast.report.command import prepare_command, train_command
 from hemafast.report.compare import changed_settings, differences
 from hemafast.report.gallery import Gallery, listing, open_gallery
 from hemafast.report.plots import plot_curves, plot_reliability, plot_validation
-from hemafast.run_folder import BEST, MACHINE, PREDICTIONS, read_config, read_metrics
-
-REPORT = "report.html"
+from hemafast.run_folder import BEST, MACHINE, PREDICTIONS, REPORT, read_config, read_metrics
 
 THUMBNAILS = 600
-"""Pictures of cells on a page, of all runs together: about 2 MB."""
+"""Pictures of cells on a page, all runs together: about 2 MB."""
 _WORST = 24
 _SIDE = 112  # px: of an overlay
 
 
 @dataclass(frozen=True)
 class Part:
-    """What a run folder holds."""
+    """One run and the scores that the page shows of it."""
 
-    folder: Path
+    run: Path
+    scores: Path
+    """Folder of the scores: the run folder, or one of its evaluations on other data."""
     name: str
     config: TrainConfig
     machine: dict[str, Any]
@@ -51,14 +51,23 @@ def write_report(
     thumbnails: int = THUMBNAILS,
     explain: bool = False,
 ) -> Path:
-    """Write a page from what run folders hold; by default into the folder, if it is one.
+    """Write one HTML page about evaluated runs; it needs no other file.
 
-    At most `thumbnails` cells are shown as pictures, and the page says so. `explain` adds to each of the
-    surest mistakes where its answer was read from. Raises HemafastError if files are missing in a folder.
+    Args:
+        folders: run folders, or evaluations of runs on other data (RUN/evaluations/NAME).
+        output: the page to write; by default REPORT in the folder, if there is only one.
+        thumbnails: largest number of cells shown as pictures, all runs together; the page says how many are.
+        explain: show by Grad-CAM where the model looked for its most confident mistakes.
+
+    Returns:
+        The page.
+
+    Raises:
+        HemafastError: a folder lacks files, or the page cannot be written.
     """
     runs = [folders] if isinstance(folders, Path) else list(folders)
     if output is None and len(runs) > 1:
-        raise HemafastError("A page about several runs belongs into none of them.", "Name it with --output.")
+        raise HemafastError("A page about several runs needs a file name.", "Name it with --output.")
     parts = [read_part(folder, name) for folder, name in zip(runs, _names(runs), strict=True)]
     page = render(
         "report/report.html.j2",
@@ -75,32 +84,34 @@ def write_report(
     return path
 
 
-def read_part(folder: Path, name: str) -> Part:
-    """Everything that the page says of one run. Raises HemafastError if a file is missing or cannot be read."""
-    config, metrics = read_config(folder), read_metrics(folder)
-    data = Path(metrics["data"]["folder"])
+def read_part(scores: Path, name: str) -> Part:
+    """Everything that the page shows of one run. Raises HemafastError if a file is missing or damaged."""
+    run = run_of(scores)
+    config, metrics = read_config(run), read_metrics(scores)
     return Part(
-        folder=folder,
+        run=run,
+        scores=scores,
         name=name,
         config=config,
-        machine=_read_machine(folder),
+        machine=_read_machine(run),
         metrics=metrics,
-        rows=read_rows(folder),
-        gallery=open_gallery(folder / PREDICTIONS, data, metrics["data"]["fingerprint"]),
+        rows=read_rows(run),
+        gallery=open_gallery(scores / PREDICTIONS, Path(metrics["data"]["folder"]), metrics["data"]["fingerprint"]),
     )
 
 
 def _names(folders: Sequence[Path]) -> list[str]:
-    """The last parts of the folders: as many as it takes to tell them apart."""
+    """The last parts of the folders: the run at least, and as many as it takes to tell them apart."""
     parts = [folder.resolve().parts for folder in folders]
     if len(set(parts)) < len(parts):
         raise HemafastError("A run is named twice.", "Name each run once.")
-    depth = next(depth for depth in range(1, 100) if len({path[-depth:] for path in parts}) == len(parts))
+    least = max(len(path) - len(run_of(Path(*path)).parts) for path in parts) + 1
+    depth = next(depth for depth in range(least, 100) if len({path[-depth:] for path in parts}) == len(parts))
     return ["/".join(path[-depth:]) for path in parts]
 
 
 def _run(part: Part, thumbnails: int, explain: bool) -> dict[str, Any]:
-    """What the template says of one run."""
+    """Values for the template of one run."""
     metrics, gallery = part.metrics, part.gallery
     pictures = gallery.thumbnails(thumbnails)
     return {
@@ -122,7 +133,7 @@ def _run(part: Part, thumbnails: int, explain: bool) -> dict[str, Any]:
 
 
 def _worst(part: Part, pictures: Sequence[str], explain: bool) -> list[dict[str, Any]]:
-    """The mistakes that the model was surest of."""
+    """The most confident mistakes."""
     gallery = part.gallery
     count = min(int(gallery.wrong.sum()), _WORST)
     overlays: list[str | None] = [None] * count
@@ -142,17 +153,17 @@ def _worst(part: Part, pictures: Sequence[str], explain: bool) -> list[dict[str,
 
 
 def _overlays(part: Part, count: int) -> Iterator[str]:
-    """Where the answers to the first cells of the gallery were read from."""
+    """Grad-CAM pictures of the first cells of the gallery."""
     from hemafast.deploy.heat import overlays
 
-    model, card = load_best(part.folder / BEST)
+    model, card = load_best(part.run / BEST)
     classes = [card.classes.index(name) for name in part.gallery.table["predicted"][:count]]
     for overlay in overlays(model, part.gallery.views(range(count), card.image_size), classes):
         yield embedded_pixels(overlay, _SIDE)
 
 
 def _comparison(parts: Sequence[Part]) -> dict[str, Any]:
-    """What the template says of several runs together."""
+    """Values for the template of the comparison."""
     names = [part.name for part in parts]
     domains = list(dict.fromkeys(name for part in parts for name in part.metrics["domains"]))
     return {
@@ -160,7 +171,7 @@ def _comparison(parts: Sequence[Part]) -> dict[str, Any]:
         "metrics": [part.metrics for part in parts],
         "domains": domains,
         "settings": changed_settings([to_plain(part.config) for part in parts]),
-        "differences": differences(parts[0].folder, [part.folder for part in parts[1:]]),
+        "differences": differences(parts[0].scores, [part.scores for part in parts[1:]]),
         "curves": embedded(lambda file: plot_validation(file, {part.name: part.rows for part in parts})),
     }
 

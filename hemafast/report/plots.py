@@ -1,4 +1,4 @@
-"""Pictures on the page: training curves, and how far confidences can be trusted."""
+"""Pictures on the page: training curves and reliability diagrams."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from typing import IO, Any
 import numpy as np
 
 from hemafast.engine.journal import Row, column
-from hemafast.pictures import DOMAIN_COLOURS, TRAIN_COLOUR, VAL_COLOUR, save, subplots
+from hemafast.pictures import DOMAIN_COLOURS, TRAIN_COLOUR, VAL_COLOUR, domain_style, label_of, save, subplots
 
 _MARKERS = "osD^vPX*"
 
 
 def plot_curves(target: Path | IO[bytes], rows: Sequence[Row]) -> None:
-    """Write a PNG of loss, macro-F1 and learning rate against epochs, from the rows of a training log."""
+    """Write a PNG of loss, macro-F1 and learning rate by epoch, from the rows of a training log."""
     figure, (losses, scores, rates) = subplots(3, width=4.6, height=3.4, columns=3)
     for axis, name, title in ((losses, "loss", "loss"), (scores, "f1_macro", "macro-F1")):
         _draw_curve(axis, rows, "train", name, color=TRAIN_COLOUR, marker="o", label="training")
@@ -25,8 +25,7 @@ def plot_curves(target: Path | IO[bytes], rows: Sequence[Row]) -> None:
     prefix = "f1_macro_"
     domains = dict.fromkeys(name for row in rows for name in row if row["phase"] == "val" and name.startswith(prefix))
     for index, name in enumerate(domains):
-        colour = DOMAIN_COLOURS[index % len(DOMAIN_COLOURS)]
-        _draw_curve(scores, rows, "val", name, color=colour, linestyle="--", label=name.removeprefix(prefix))
+        _draw_curve(scores, rows, "val", name, linestyle="--", **domain_style(index, name.removeprefix(prefix)))
     _draw_curve(rates, rows, "train", "lr", color=TRAIN_COLOUR, marker="o")
     rates.set_title("learning rate at the end of the epoch")
     for axis in (losses, scores, rates):
@@ -43,28 +42,28 @@ def _draw_curve(axis: Any, rows: Sequence[Row], phase: str, name: str, **style: 
 
 
 def plot_validation(target: Path | IO[bytes], runs: Mapping[str, Sequence[Row]]) -> None:
-    """Write a PNG of the macro-F1 on validation of several runs, against epochs and against seconds."""
+    """Write a PNG of the validation macro-F1 of several runs, by epoch and by seconds."""
     figure, (epochs, seconds) = subplots(2, width=5.6, height=3.8, columns=2)
     colours = cycle((TRAIN_COLOUR, VAL_COLOUR, *DOMAIN_COLOURS))
     for (name, rows), colour, marker in zip(runs.items(), colours, cycle(_MARKERS), strict=False):
         scores = column(rows, "val", "f1_macro")
         spent = np.cumsum(column(rows, "train", "seconds")[: len(scores)]) + np.cumsum(column(rows, "val", "seconds"))
         for axis, places in ((epochs, column(rows, "val", "epoch")), (seconds, spent)):
-            axis.plot(places, scores, color=colour, marker=marker, markersize=4, label=f" {name}")
+            axis.plot(places, scores, color=colour, marker=marker, markersize=4, label=label_of(name))
     epochs.set_xlabel("epoch")
     epochs.xaxis.get_major_locator().set_params(integer=True)
     seconds.set_xlabel("seconds, validation included")
     for axis in (epochs, seconds):
         axis.set_title("macro-F1 on validation")
         axis.grid(alpha=0.3)
-    _legend(epochs)
+    epochs.legend(fontsize=7)
     save(figure, target)
 
 
 def plot_reliability(target: Path | IO[bytes], calibrated: Mapping[str, Any]) -> None:
     """Write a PNG of reliability diagrams before and after calibration, with Wilson's intervals.
 
-    `calibrated` is what `evaluate.scores` says of a set of images.
+    `calibrated` is the entry of that name in the scores of a set of images.
     """
     figure, axes = subplots(2, width=3.9, height=3.9, columns=2)
     for axis, when, colour in zip(axes, ("before", "after"), (VAL_COLOUR, TRAIN_COLOUR), strict=True):
@@ -80,9 +79,3 @@ def plot_reliability(target: Path | IO[bytes], calibrated: Mapping[str, Any]) ->
         axis.set(xlim=(0, 1), ylim=(0, 1), xlabel="confidence", ylabel="share of right answers", aspect="equal")
         axis.grid(alpha=0.3)
     save(figure, target)
-
-
-def _legend(axis: Any) -> None:
-    """Names are the user's: a dollar sign in one starts no formula (and after a space, an underscore hides none)."""
-    for text in axis.legend(fontsize=7).get_texts():
-        text.set_parse_math(False)

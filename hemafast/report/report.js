@@ -1,5 +1,5 @@
 "use strict";
-// The confusion matrix and the cells behind it. Names are text wherever they go, never markup.
+// The confusion matrix and the cells behind it. Names are inserted as text, never as markup.
 for (const run of document.querySelectorAll("[data-run]")) {
   const PAGE = 28;
   const { classes, domains, pictures, cells } = JSON.parse(run.querySelector("[data-listing]").textContent);
@@ -22,7 +22,7 @@ for (const run of document.querySelectorAll("[data-run]")) {
     if (place < pictures.length) picture.src = pictures[place];
     else picture.className = "nothing";
     const caption = element("figcaption");
-    const verdict = actual === predicted ? classes[actual] : `${classes[actual]} called ${classes[predicted]}`;
+    const verdict = actual === predicted ? classes[actual] : `${classes[actual]} predicted as ${classes[predicted]}`;
     const shares = told.map(([name, share]) => `${classes[name]} ${share.toFixed(2)}`).join(", ");
     caption.append(element("b", verdict), element("br"), shares, element("br"), element("code", file));
     made.title = domains[domain];

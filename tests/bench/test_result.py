@@ -13,9 +13,9 @@ from scipy import stats
 from hemafast.bench.compare import compare
 from hemafast.bench.plots import roofline_figure
 from hemafast.bench.result import read_result, spread
+from hemafast.cli.tables import bench_table, change_table, headroom_table
 from hemafast.errors import HemafastError
 from hemafast.pictures import pixels_of
-from hemafast.tables import bench_table, change_table, headroom_table
 
 STATIONS = ("decode", "augment, basic", "forward", "step", "end to end", "matrix product", "memory copy")
 

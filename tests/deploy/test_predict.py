@@ -46,6 +46,7 @@ def calibrated(run, calibration):
     """`run`, whose model now has that calibration."""
     file = run / "best_model.safetensors"
     model, card = load_best(file)
+    (run / "calibration.json").unlink(missing_ok=True)
     save_best(file, model, replace(card, calibration=calibration))
     return run
 

@@ -178,7 +178,7 @@ def test_folds_are_shown_one_by_one(tmp_path, make_archive):
     text = " ".join(section(page, "Split").split())
     assert [f"fold {fold}" in text for fold in range(4)] == [True, True, True, False]
     assert "None." in section(page, "Pictures found more than once")
-    assert "Nothing was left out." in section(page, "Quarantine")
+    assert "No images were quarantined." in section(page, "Quarantine")
 
 
 def test_names_meant_to_break_a_page_stay_names(tmp_path, make_archive):

@@ -66,13 +66,62 @@ def test_the_best_model_comes_back_from_its_file_alone(best, model):
         assert torch.equal(loaded.eval()(images), model(images))
 
 
-def test_a_calibration_goes_onto_the_card_and_leaves_the_weights_alone(best, model):
-    calibration = Calibration(temperature=1.7, threshold=None, target=0.95, images=30)
-    save_calibration(best, calibration)
-    loaded, card = load_best(best)
-    assert card == read_card(best) == replace(CARD, calibration=calibration)
-    for name, tensor in model.state_dict().items():
-        assert torch.equal(loaded.state_dict()[name], tensor)
+CALIBRATION = Calibration(temperature=1.7, threshold=None, target=0.95, images=30)
+
+
+def test_a_calibration_lies_beside_the_model_and_leaves_its_file_alone(best):
+    before = best.read_bytes()
+    save_calibration(best, CARD, CALIBRATION)
+    assert best.read_bytes() == before
+    assert {path.name for path in best.parent.iterdir()} == {best.name, "calibration.json"}
+    assert load_best(best)[1] == read_card(best) == replace(CARD, calibration=CALIBRATION)
+
+
+def test_a_calibration_on_the_card_of_an_older_run_counts_until_there_is_a_file(tmp_path, model):
+    file = tmp_path / "best_model.safetensors"
+    old = replace(CARD, calibration=replace(CALIBRATION, temperature=2.5))
+    save_best(file, model, old)
+    assert read_card(file) == old
+    save_calibration(file, old, CALIBRATION)
+    assert read_card(file).calibration == CALIBRATION
+
+
+@pytest.mark.parametrize("other", [{"epoch": 2}, {"data_fingerprint": "cd" * 32}])
+def test_a_calibration_of_other_weights_is_ignored_and_said_so(best, other, caplog):
+    save_calibration(best, replace(CARD, **other), CALIBRATION)
+    assert read_card(best) == CARD
+    assert "calibration.json ignored" in caplog.text
+    assert "hemafast evaluate" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda text: "", "EOF"),
+        (lambda text: text[:-20], "EOF"),
+        (lambda text: "[" * 100_000, "recursion"),
+        (lambda text: "[]", "object"),
+        (lambda text: text.replace('"epoch": 3', '"epoch": "many"'), "epoch"),
+        (lambda text: text.replace("1.7", "0"), "temperature"),
+        (lambda text: text.replace("1.7", "NaN"), "temperature"),
+        (lambda text: text.replace('"epoch"', '"era": 1, "epoch"'), "era"),
+    ],
+)
+def test_a_damaged_calibration_is_refused_with_file_problem_and_remedy(best, change, words):
+    save_calibration(best, CARD, CALIBRATION)
+    file = best.with_name("calibration.json")
+    text = file.read_text(encoding="utf-8")
+    assert change(text) != text
+    file.write_text(change(text), encoding="utf-8")
+    for read in (read_card, load_best):
+        with pytest.raises(HemafastError, match=rf"calibration\.json cannot be read .*{words}.*Delete it.*hemafast ev"):
+            read(best)
+
+
+def test_a_folder_in_the_place_of_a_calibration_is_refused(best):
+    best.with_name("calibration.json").mkdir()
+    with pytest.raises(HemafastError, match=r"calibration\.json cannot be read"):
+        read_card(best)
 
 
 @pytest.mark.parametrize(
@@ -209,7 +258,7 @@ def test_if_every_state_is_damaged_the_newest_is_named(tmp_path):
         save_last(tmp_path / "last", state_of(number), keep=3)
     for path in list(tmp_path.iterdir()):
         flip(path, path.stat().st_size // 2)
-    with pytest.raises(HemafastError, match=r"/last cannot be read .*Start the run anew"):
+    with pytest.raises(HemafastError, match=r"/last cannot be read .*Start a new run"):
         load_last(tmp_path / "last")
 
 
@@ -335,5 +384,5 @@ def test_a_state_that_is_no_dictionary_is_refused(tmp_path):
 
 
 def test_a_state_that_is_not_there_says_to_start_anew(tmp_path):
-    with pytest.raises(HemafastError, match="start anew"):
+    with pytest.raises(HemafastError, match="Start a new run"):
         load_last(tmp_path / "last")

@@ -1,12 +1,15 @@
 """The scores of a run: whole, by domain, and the same for anyone who counts again."""
 
+import hashlib
 import json
 import pickle
+import shutil
 from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
 import torch
+from command import hemafast
 from PIL import Image
 from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, log_loss
 
@@ -15,9 +18,10 @@ from hemafast.engine.checkpoint import load_best, load_last, read_card
 from hemafast.engine.journal import read_rows
 from hemafast.errors import HemafastError
 from hemafast.evaluate.calibration import calibrate, soften
-from hemafast.evaluate.evaluate import evaluate_run
+from hemafast.evaluate.evaluate import evaluate_run, scores_folder
 from hemafast.evaluate.predictions import read_predictions
 from hemafast.prepare.build import prepare
+from hemafast.report.page import write_report
 from hemafast.run_folder import read_metrics
 
 
@@ -178,6 +182,72 @@ def test_the_parts_keep_groups_whole(scored, dataset):
     table, _, _ = read_predictions(scored / "predictions.csv")
     groups = dataset.images("val").assign(part=table["part"].to_numpy()).groupby("group")["part"].nunique()
     assert (groups == 1).all()
+
+
+def contents(folder):
+    """A hash of every file below a folder, by its path."""
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def test_evaluating_adds_its_own_files_and_changes_no_other(run):
+    before = contents(run)
+    assert "best_model.safetensors" in before
+    evaluate_run(run)
+    after = contents(run)
+    assert {name: after[name] for name in before} == before
+    assert after.keys() - before.keys() == {
+        "calibration.json",
+        "confusion_matrix.png",
+        "metrics.json",
+        "predictions.csv",
+    }
+
+
+def test_scores_on_other_data_have_a_folder_of_their_own_for_each_data_set(run, prepared, tmp_path):
+    evaluate_run(run)
+    write_report(run)
+    before = contents(run)
+    folders = []
+    for seed in (7, 8):
+        metrics = evaluate_run(run, data=other(prepared, tmp_path / f"{seed}" / "Bonn" / "prepared", seed=seed))
+        folder = scores_folder(run, metrics)
+        assert folder == run / "evaluations" / f"Bonn-{metrics['data']['fingerprint'][:8]}"
+        assert read_metrics(folder) == json.loads(json.dumps(metrics))
+        assert write_report(folder) == folder / "report.html"
+        names = {"confusion_matrix.png", "metrics.json", "predictions.csv", "report.html"}
+        assert {path.name for path in folder.iterdir()} == names
+        folders.append(folder)
+    assert len(set(folders)) == 2
+    after = contents(run)
+    assert {name: after[name] for name in before} == before
+
+
+def test_the_page_about_other_data_names_run_and_data_and_shows_its_scores(run, prepared, tmp_path):
+    metrics = evaluate_run(run, data=other(prepared, tmp_path / "Bonn", seed=7))
+    folder = scores_folder(run, metrics)
+    text = write_report(folder).read_text(encoding="utf-8")
+    assert f"<h1>{run.name}/evaluations/{folder.name}</h1>" in text
+    assert metrics["data"]["fingerprint"] in text
+    assert f"macro-F1 {metrics['pooled']['macro_f1']:.3f}" in text
+
+
+def test_the_runs_own_data_in_another_place_gives_the_runs_own_scores(run, prepared, tmp_path):
+    evaluate_run(run)
+    expected = read_metrics(run)
+    moved = shutil.copytree(prepared.folder, tmp_path / "moved")
+    assert scores_folder(run, evaluate_run(run, data=moved)) == run
+    expected["data"]["folder"] = str(moved)
+    assert read_metrics(run) == expected
+    assert not (run / "evaluations").exists()
+
+
+def test_the_command_says_where_it_wrote(run, prepared, tmp_path):
+    done = hemafast("evaluate", run, "--data", other(prepared, tmp_path / "Bonn", seed=7))
+    assert done.returncode == 0, done.stderr
+    (folder,) = (run / "evaluations").iterdir()
+    assert f"{folder}\n" in done.stdout
+    assert f"{folder / 'report.html'}\n" in done.stdout
 
 
 def test_calibrating_leaves_the_weights_as_they_are(scored, trained):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from sklearn import metrics as reference
 
-from hemafast.evaluate.bootstrap import interval, resample
+from hemafast.evaluate.intervals import interval, resample
 from hemafast.evaluate.metrics import all_scores, auroc, bins_of, bootstrapped, confusions
 from hemafast.evaluate.scores import reliability, score
 
@@ -130,7 +130,7 @@ def test_an_image_that_is_drawn_twice_counts_as_two():
 
 
 def test_each_resample_draws_as_many_images_as_there_are_and_the_first_column_is_the_images(monkeypatch):
-    monkeypatch.setattr("hemafast.evaluate.bootstrap._MOST_WEIGHTS", 50 * 7)
+    monkeypatch.setattr("hemafast.evaluate.intervals._MOST_WEIGHTS", 50 * 7)
     chunks = list(resample(50, resamples=30, seed=3))
     weights = np.concatenate(chunks, axis=1)
     assert len(chunks) > 3

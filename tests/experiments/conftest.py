@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from rich.console import Console
 
 from hemafast.config import TrainConfig, checked
 from hemafast.engine.step import TrainStep
@@ -36,11 +35,6 @@ def tiny() -> dict[str, Any]:
 
 
 @pytest.fixture(scope="session")
-def console() -> Console:
-    return Console(quiet=True)
-
-
-@pytest.fixture(scope="session")
 def settings(prepared: Prepared) -> Callable[..., TrainConfig]:
     """`settings(output, **changes)`: a run of a second on the small prepared data set."""
 
@@ -54,7 +48,8 @@ def settings(prepared: Prepared) -> Callable[..., TrainConfig]:
 def _no_pictures_of_single_runs() -> Iterator[None]:
     """They take longer than such a run, and have their own tests."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(evaluate, "plot_confusions", lambda target, *_: target.write_bytes(b""))
+        patch.setattr(evaluate, "confusion_figure", lambda *_: None)
+        patch.setattr(evaluate, "save", lambda figure, target: target.write_bytes(b""))
         patch.setattr(runs, "write_report", lambda folder: (folder / "report.html").write_bytes(b""))
         yield
 

@@ -17,7 +17,7 @@ from hemafast.config import PrepareConfig, to_json
 from hemafast.data.dataset import open_dataset
 from hemafast.engine.step import TrainStep
 from hemafast.errors import HemafastError, StoppedError
-from hemafast.evaluate.bootstrap import resample
+from hemafast.evaluate.intervals import resample
 from hemafast.evaluate.predictions import read_predictions
 from hemafast.experiments import runs
 from hemafast.experiments.crossdomain import cells_of, compare_domains, find_shortcuts
@@ -29,10 +29,10 @@ SHARED = ("basophil", "monocyte")  # of the two domains
 
 
 @pytest.fixture(scope="module")
-def compared(tmp_path_factory, settings, console):
+def compared(tmp_path_factory, settings):
     """The output of a whole comparison; read it, never change it."""
     config = settings(tmp_path_factory.mktemp("cross") / "out", epochs=2)
-    compare_domains(config, console, find_shortcuts(config, lambda done, images: None))
+    compare_domains(config, find_shortcuts(config))
     return config.output
 
 
@@ -159,18 +159,16 @@ def test_a_browser_shows_the_page_whole(compared, tmp_path):
     assert (seen.console, seen.broken, seen.fetched, seen.sideways) == ([], 0, 0, False)
 
 
-def test_a_second_call_trains_and_evaluates_nothing_and_writes_the_same(
-    compared, settings, console, updates, evaluations
-):
+def test_a_second_call_trains_and_evaluates_nothing_and_writes_the_same(compared, settings, updates, evaluations):
     config = settings(compared, epochs=2)
     before = {file.name: file.read_bytes() for file in compared.glob("crossdomain.*")}
-    compare_domains(config, console, find_shortcuts(config, lambda done, images: None))
+    compare_domains(config, find_shortcuts(config))
     assert (updates, evaluations) == ([], [])
     assert {file.name: file.read_bytes() for file in compared.glob("crossdomain.*")} == before
     assert len(before) == 4
 
 
-def test_a_call_after_a_stop_goes_on_where_it_was(tmp_path, settings, console, monkeypatch, updates):
+def test_a_call_after_a_stop_goes_on_where_it_was(tmp_path, settings, monkeypatch, updates):
     config, step = settings(tmp_path / "out", epochs=2), TrainStep.__call__
     with monkeypatch.context() as patch:
 
@@ -181,17 +179,17 @@ def test_a_call_after_a_stop_goes_on_where_it_was(tmp_path, settings, console, m
 
         patch.setattr(TrainStep, "__call__", stop_in_the_second_run)
         with pytest.raises(StoppedError) as stopped:
-            compare_domains(config, console)
+            compare_domains(config)
     assert stopped.value.exit_code == 130
     assert not (config.output / "crossdomain.json").exists()
     before = len(updates)
-    result = compare_domains(config, console)
+    result = compare_domains(config)
     assert len(list((config.output / "train_Matek_19").glob("2*"))) == 1
     assert updates[before] == 3  # the fourth of the second run
     assert set(cells_of(result)) == {(row, column) for row in NAMES for column in NAMES}
 
 
-def test_a_run_that_fails_is_said_and_the_others_are_done(tmp_path, settings, console, monkeypatch):
+def test_a_run_that_fails_is_said_and_the_others_are_done(tmp_path, settings, monkeypatch):
     config = settings(tmp_path / "out")
     train = runs.train
 
@@ -201,7 +199,7 @@ def test_a_run_that_fails_is_said_and_the_others_are_done(tmp_path, settings, co
         return train(asked, *arguments, **named)
 
     monkeypatch.setattr(runs, "train", fail_on_matek)
-    result = compare_domains(config, console)
+    result = compare_domains(config)
     assert result["failures"] == {"Matek_19": "MemoryError: not enough of it"}
     cells = cells_of(result)
     assert set(cells) == {(row, column) for row in ("Acevedo_20", "pooled") for column in NAMES}
@@ -210,14 +208,14 @@ def test_a_run_that_fails_is_said_and_the_others_are_done(tmp_path, settings, co
     assert "Matek_19 failed: MemoryError: not enough of it" in page.text
 
 
-def test_a_domain_that_only_validates_is_tested_on(settings, tmp_path, console, make_archive):
+def test_a_domain_that_only_validates_is_tested_on(settings, tmp_path, make_archive):
     source = tmp_path / "source"
     for seed, name in enumerate(("A", "B")):
         make_archive(source / name, {"basophil": 6, "monocyte": 6}, seed=seed)
     config = PrepareConfig(source=source, output=tmp_path / "prepared", pack_sizes=(64,), holdout_domain="B")
     asked = settings(tmp_path / "out", data=prepare(config).folder)
-    assert find_shortcuts(asked, lambda done, images: None) is None
-    result = compare_domains(asked, console)
+    assert find_shortcuts(asked) is None
+    result = compare_domains(asked)
     assert set(cells_of(result)) == {("A", "A"), ("A", "B")}
     assert cells_of(result)["A", "B"]["shared"]["images"] == 12
 
@@ -263,9 +261,9 @@ def test_domains_can_be_chosen(hostile):
     ("domains", "words"),
     [(("Matek_19",), "one domain to compare, Matek_19"), (("Matek_19", "Bonn"), "no domain Bonn")],
 )
-def test_fewer_than_two_domains_and_unknown_ones_are_refused(settings, tmp_path, console, domains, words):
+def test_fewer_than_two_domains_and_unknown_ones_are_refused(settings, tmp_path, domains, words):
     with pytest.raises(HemafastError, match=words):
-        compare_domains(settings(tmp_path / "out", domains=domains), console)
+        compare_domains(settings(tmp_path / "out", domains=domains))
     assert not (tmp_path / "out").exists()
 
 
@@ -279,12 +277,12 @@ def test_data_of_one_domain_is_refused_in_one_line_and_nothing_is_written(tmp_pa
     assert not (tmp_path / "out").exists()
 
 
-def test_a_domain_named_pooled_is_refused(settings, tmp_path, console, make_archive):
+def test_a_domain_named_pooled_is_refused(settings, tmp_path, make_archive):
     for seed, name in enumerate(("A", "pooled")):
         make_archive(tmp_path / "source" / name, {"basophil": 6, "monocyte": 6}, seed=seed)
     data = prepare(PrepareConfig(source=tmp_path / "source", output=tmp_path / "prepared", pack_sizes=(64,))).folder
     with pytest.raises(HemafastError, match="named pooled"):
-        compare_domains(settings(tmp_path / "out", data=data), console)
+        compare_domains(settings(tmp_path / "out", data=data))
 
 
 class TestCommand:
@@ -308,13 +306,13 @@ class TestCommand:
         asked.write_text(to_json(config), encoding="utf-8")
         command = (
             *("crossdomain", "--config", asked, "--data", config.data, "--output", config.output),
-            *("--no-shortcut", "--model", "no_such_model"),
+            *("--no-shortcut", "--weights", "no_such_weights.pth"),
         )
         failed = hemafast(*command)
         assert failed.returncode == 1
-        assert failed.stdout.count("no_such_model") >= 3
+        assert failed.stdout.count("no_such_weights") >= 3
         for error in (StoppedError("Stopped by SIGTERM.", "Go on with X.", exit_code=143), KeyboardInterrupt()):
             monkeypatch.setattr(runs, "train", Mock(side_effect=error))
             stopped = hemafast(*command)
             assert stopped.returncode == getattr(error, "exit_code", 130)
-            assert "Run the same command to go on." in stopped.stderr
+            assert "Run the same command again to resume." in stopped.stderr

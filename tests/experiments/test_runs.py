@@ -17,31 +17,31 @@ def plan(settings, tmp_path):
     return Plan("one", settings(tmp_path / "out"))
 
 
-def test_a_run_is_trained_and_scored_and_then_found(plan, console, dataset, updates, evaluations):
-    ((name, outcome),) = run_all([plan], console)
+def test_a_run_is_trained_and_scored_and_then_found(plan, dataset, updates, evaluations):
+    ((name, outcome),) = run_all([plan])
     assert (name, len(updates)) == ("one", 6)
     assert outcome.metrics == read_metrics(outcome.folder)
-    assert list(run_all([plan], console)) == [("one", outcome)]
+    assert list(run_all([plan])) == [("one", outcome)]
     assert (len(updates), len(evaluations)) == (6, 1)
     assert scored_before(outcome.folder, dataset.info.fingerprint) == outcome
     assert scored_before(outcome.folder, "other data") is None
 
 
-def test_every_run_has_its_page(plan, console):
-    ((_, outcome),) = run_all([plan], console)
+def test_every_run_has_its_page(plan):
+    ((_, outcome),) = run_all([plan])
     assert (outcome.folder / "report.html").is_file()
 
 
-def test_a_run_that_lost_its_scores_is_scored_again(plan, console, updates, evaluations):
-    ((_, outcome),) = run_all([plan], console)
+def test_a_run_that_lost_its_scores_is_scored_again(plan, updates, evaluations):
+    ((_, outcome),) = run_all([plan])
     for lost in ("metrics.json", "predictions.csv"):
         (outcome.folder / lost).unlink()
-        ((_, again),) = run_all([plan], console)
+        ((_, again),) = run_all([plan])
         assert again == outcome
     assert (len(updates), len(evaluations)) == (6, 3)
 
 
-def test_a_run_that_was_stopped_is_gone_on_with(plan, console, updates, monkeypatch):
+def test_a_run_that_was_stopped_is_gone_on_with(plan, updates, monkeypatch):
     step = TrainStep.__call__
     with monkeypatch.context() as patch:
 
@@ -52,46 +52,46 @@ def test_a_run_that_was_stopped_is_gone_on_with(plan, console, updates, monkeypa
 
         patch.setattr(TrainStep, "__call__", stop)
         with pytest.raises(StoppedError) as stopped:
-            list(run_all([plan], console))
+            list(run_all([plan]))
     assert stopped.value.exit_code == 143
-    ((_, outcome),) = run_all([plan], console)
+    ((_, outcome),) = run_all([plan])
     assert isinstance(outcome, Scored)
     assert updates == [0, 1, 2, 3, 4, 5]
     assert len(list(plan.config.output.iterdir())) == 1
 
 
-def test_a_failure_ends_no_other_run(plan, settings, tmp_path, console):
-    broken = Plan("broken", settings(tmp_path / "broken", model="no_such_model"))
-    (_, failed), (_, outcome) = run_all([broken, plan], console)
+def test_a_failure_ends_no_other_run(plan, settings, tmp_path):
+    broken = Plan("broken", settings(tmp_path / "broken", weights="no_such_weights.pth"))
+    (_, failed), (_, outcome) = run_all([broken, plan])
     assert isinstance(failed, Failed)
-    assert "no_such_model" in failed.reason
+    assert "no_such_weights" in failed.reason
     assert isinstance(outcome, Scored)
 
 
-def test_whatever_is_raised_is_a_reason_of_one_line(plan, console, monkeypatch):
+def test_whatever_is_raised_is_a_reason_of_one_line(plan, monkeypatch):
     def fail(*_, **__):
         raise RuntimeError("CUDA out of memory.\nTried to allocate")
 
     monkeypatch.setattr("hemafast.experiments.runs.train", fail)
-    assert list(run_all([plan], console)) == [("one", Failed("RuntimeError: CUDA out of memory. Tried to allocate"))]
+    assert list(run_all([plan])) == [("one", Failed("RuntimeError: CUDA out of memory. Tried to allocate"))]
 
 
-def test_a_finished_run_whose_data_was_prepared_anew_is_no_result(settings, tmp_path, console, prepared):
+def test_a_finished_run_whose_data_was_prepared_anew_is_no_result(settings, tmp_path, prepared):
     plan = Plan("one", settings(tmp_path / "out", data=tmp_path / "prepared"))
     fields = {"source": prepared.folder.parent, "output": plan.config.data, "pack_sizes": (64,)}
     prepare(PrepareConfig(**fields))
-    ((_, first),) = run_all([plan], console)
+    ((_, first),) = run_all([plan])
     assert isinstance(first, Scored)
     prepare(PrepareConfig(**fields, seed=7))
-    ((_, second),) = run_all([plan], console)
+    ((_, second),) = run_all([plan])
     assert isinstance(second, Failed)
     assert "fingerprint" in second.reason
 
 
-def test_processes_that_torchrun_started_are_refused(plan, console, monkeypatch):
+def test_processes_that_torchrun_started_are_refused(plan, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(HemafastError, match="without torchrun"):
-        list(run_all([plan], console))
+        list(run_all([plan]))
     assert not plan.config.output.exists()
 
 

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from unittest.mock import Mock, call
 
 import numpy as np
 import pytest
@@ -75,10 +76,13 @@ def test_the_middle_of_an_image_has_no_say(val_samples, features):
 
 
 def test_progress_counts_every_image_once(train_samples, val_samples):
-    seen = []
-    border_features([train_samples, val_samples], lambda done, images: seen.append((done, images)))
+    progress = Mock()
+    border_features([train_samples, val_samples], progress=progress)
     images = len(train_samples) + len(val_samples)
-    assert seen == [(done, images) for done in range(1, images + 1)]
+    start, *advances, finish = progress.mock_calls
+    assert start == call.start("reading borders", images, unit="images")
+    assert advances == [call.advance()] * images
+    assert finish == call.finish()
 
 
 def test_what_the_border_finds_is_what_sklearn_finds(found, features, train_samples, val_samples):
@@ -146,12 +150,12 @@ def test_the_verdict_follows_from_what_was_found(nothing):
     tells = {"label": nothing.label | {"pooled": guesses(DOMAIN)}}
     only = {"exclusive": {"blast": "A"}}
     assert nothing.verdict.startswith("Neither check finds a shortcut")
-    seen = "the border alone finds the domain (balanced accuracy 0.90, chance 0.50)"
+    seen = "the border alone predicts the domain (balanced accuracy 0.90, chance 0.50)"
     shown = replace(nothing, **shows).verdict
-    assert shown == f"The domain shows but says nothing of the class: {seen}, and each class is in several domains."
-    assert replace(nothing, **tells).verdict.startswith("The domain says something of the class (the domain alone")
+    assert shown == f"The domain shows but says nothing about the class: {seen}, and each class is in several domains."
+    assert replace(nothing, **tells).verdict.startswith("The domain says something about the class (the domain alone")
     assert replace(nothing, **only).verdict.startswith(
-        "The domain says something of the class (blast occurs in one domain only), but the border alone does not"
+        "The domain says something about the class (blast occurs in one domain only), but the border alone does not"
     )
     assert replace(nothing, **shows, **only).verdict == (
         f"A shortcut is open: {seen}, and blast occurs in one domain only."
@@ -159,7 +163,7 @@ def test_the_verdict_follows_from_what_was_found(nothing):
     within = replace(nothing, label=nothing.label | {"B": guesses(BORDER_ALONE)})
     assert within.border_tells_class == ("B",)
     assert within.verdict.endswith(
-        "; within B (balanced accuracy 0.90, chance 0.50), the border finds the class as well."
+        "; within B (balanced accuracy 0.90, chance 0.50), the border also predicts the class."
     )
 
 

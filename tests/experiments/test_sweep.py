@@ -31,7 +31,7 @@ NOT_THE_REFERENCE = "not the reference's experiments"
 @pytest.fixture(scope="module", autouse=True)
 def tiny_presets(tiny):
     """The five presets train for a second each, but for one, which fails."""
-    own = {"b0": {"epochs": 2}, "onecycle": {"model": "no_such_model"}, "weighted_loss": {"loss": "weighted"}}
+    own = {"b0": {"epochs": 2}, "onecycle": {"weights": "no_such_weights.pth"}, "weighted_loss": {"loss": "weighted"}}
     with pytest.MonkeyPatch.context() as patch:
         for name in PUBLISHED:
             patch.setitem(presets.PRESETS, name, partial(dict, **{**tiny, **own.get(name, {})}))
@@ -106,9 +106,9 @@ def test_what_was_not_run_has_no_numbers(first):
 def test_a_failure_is_reported_at_the_end_with_its_reason_and_exit_code_1(first):
     output, done = first
     assert done.returncode == 1
-    assert "no_such_model" in done.stdout.partition("failed")[2]
+    assert "no_such_weights" in done.stdout.partition("failed")[2]
     assert "onecycle failed: " in (output / "results.md").read_text(encoding="utf-8")
-    assert done.stdout.index("0.8948") < done.stdout.index("no_such_model")
+    assert done.stdout.index("0.8948") < done.stdout.index("no_such_weights")
 
 
 def test_what_will_run_is_said_before_it_runs_and_no_time_is_made_up(first):
@@ -161,20 +161,21 @@ def test_the_same_call_again_trains_nothing_and_knows_how_long_it_took(first, ou
     assert result == json.loads((output / "results.json").read_text(encoding="utf-8"))
     scores = {name: row["best_val_f1"] for name, row in rows_of(output).items()}
     assert scores == {name: row["best_val_f1"] for name, row in rows_of(first[0]).items()}
-    planned = plan_sweep("seed-table", data=prepared.folder, output=output)
+    planned = plan_sweep("seed-table", output=output, changes={"data": prepared.folder})
     assert planned.state("baseline") == f"done, took {result['experiments'][0]['seconds']:,.0f} s"
 
 
-@pytest.mark.parametrize("changed", [{"seed": 7}, {"scale": 0.5}])
+@pytest.mark.parametrize("changed", [{"changes": {"seed": 7}}, {"scale": 0.5}, {"base": "quick"}])
 def test_a_score_under_other_settings_is_not_taken_for_one_of_these(output, prepared, changed):
-    assert set(plan_sweep("seed-table", data=prepared.folder, output=output).before) == {"baseline", "b0"}
-    assert plan_sweep("seed-table", data=prepared.folder, output=output, **changed).before == {}
+    assert set(plan_sweep("seed-table", output=output, changes={"data": prepared.folder}).before) == {"baseline", "b0"}
+    changes = {"data": prepared.folder} | changed.pop("changes", {})
+    assert plan_sweep("seed-table", output=output, changes=changes, **changed).before == {}
 
 
 @pytest.mark.parametrize("content", ["", "[]", '{"experiments": 1}', '{"experiments": [{"experiment": [], "run": 1}]}'])
 def test_a_damaged_memory_is_forgotten(output, prepared, content):
     (output / "results.json").write_text(content, encoding="utf-8")
-    assert plan_sweep("seed-table", data=prepared.folder, output=output).before == {}
+    assert plan_sweep("seed-table", output=output, changes={"data": prepared.folder}).before == {}
 
 
 def test_every_output_says_that_a_scaled_run_is_not_the_references(prepared, tmp_path, monkeypatch):
@@ -183,7 +184,7 @@ def test_every_output_says_that_a_scaled_run_is_not_the_references(prepared, tmp
     monkeypatch.setattr(
         sweep, "plot_summary", lambda file, rows, title: (titles.append(title), draw_summary(file, rows, title))
     )
-    monkeypatch.setattr(sweep, "confusion_figure", lambda *given: (titles.append(given[-1]), draw_confusion(*given))[1])
+    monkeypatch.setattr(sweep, "confusion_figure", lambda *given: (titles.extend(given[0]), draw_confusion(*given))[1])
     where = ("--data", prepared.folder, "--output", tmp_path / "out")
     done = hemafast("sweep", "seed-table", *where, "--only", "b0", "--preset-scale", 0.5)
     assert done.returncode == 0, done.stderr
@@ -195,6 +196,22 @@ def test_every_output_says_that_a_scaled_run_is_not_the_references(prepared, tmp
     for said in (done.stdout, done.stderr, page, kept, *titles):
         assert NOT_THE_REFERENCE in " ".join(said.split())
     assert len(titles) == 3
+
+
+def test_options_change_every_experiment_and_results_say_so(prepared, tmp_path):
+    file = tmp_path / "settings.toml"
+    file.write_text('label_smoothing = 0.2\nmodel = "resnet34"\n', encoding="utf-8")
+    changes = {"data": prepared.folder, "seed": 7, "epochs": 3, "lr": None}
+    planned = plan_sweep("seed-table", output=tmp_path, base="quick", file=file, changes=changes)
+    for name, plan in planned.plans.items():
+        config, own = plan.config, presets.PRESETS[name]()
+        assert (config.preset, config.output, config.seed, config.epochs) == (name, tmp_path / name, 7, 3)
+        assert config.label_smoothing == 0.2  # of the file
+        assert config.schedule == "onecycle"  # of the preset it is laid on
+        assert config.model == own["model"]  # of the experiment
+    assert planned.caveat == (f"changed by --preset quick, --config {file}, --epochs: not the reference's experiments")
+    same = plan_sweep("seed-table", output=tmp_path, changes={"data": prepared.folder, "seed": 7, "device": "cpu"})
+    assert same.caveat == ""
 
 
 @pytest.mark.parametrize(
@@ -216,11 +233,14 @@ def test_a_scale_out_of_range_is_refused_in_one_line(prepared, tmp_path, scale):
 
 @pytest.mark.parametrize(
     ("name", "only", "words"),
-    [("seed-tables", (), "There is: seed-table"), ("seed-table", ("best",), "baseline, weighted_loss, strong_augment")],
+    [
+        ("seed-tables", (), "Choose from: seed-table"),
+        ("seed-table", ("best",), "baseline, weighted_loss, strong_augment"),
+    ],
 )
 def test_an_unknown_name_is_answered_with_those_that_there_are(prepared, tmp_path, name, only, words):
     with pytest.raises(HemafastError, match=words):
-        plan_sweep(name, data=prepared.folder, output=tmp_path, only=only)
+        plan_sweep(name, output=tmp_path, only=only, changes={"data": prepared.folder})
     assert not list(tmp_path.iterdir())
 
 

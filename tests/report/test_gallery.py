@@ -1,16 +1,13 @@
-"""Which cells the page shows, and the commands that would make them again."""
+"""The cells that the page shows."""
 
-import shlex
 from pathlib import Path
 
 import numpy as np
 import pytest
-from command import asked_of_training
 
-from hemafast.config import PrepareConfig, TrainConfig, checked, to_plain
+from hemafast.config import TrainConfig, to_plain
 from hemafast.evaluate.evaluate import evaluate_run
 from hemafast.report import gallery as module
-from hemafast.report.command import prepare_command, train_command
 from hemafast.report.compare import changed_settings
 from hemafast.report.gallery import listing, open_gallery
 from hemafast.run_folder import read_metrics
@@ -73,34 +70,6 @@ def test_predictions_about_files_that_are_not_there_get_no_pictures(run):
     table = run / "predictions.csv"
     table.write_text(table.read_text(encoding="utf-8").replace("images/", "../../etc/"), encoding="utf-8")
     assert gallery_of(run).thumbnails(10) == []
-
-
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {},
-        {"preset": "quick", "model": "tf_efficientnet_lite0", "epochs": 7, "image_size": 96},
-        {"freeze_norm": True, "sync_norm": False, "crop_area": (0.5, 0.75), "domains": ("My Lab", "$x"), "ema": 0.99},
-        {"loss": "focal", "focal_gamma": 1.5, "sampler": "mixed:0.5", "fold": 2},
-    ],
-)
-def test_the_command_of_a_run_asks_for_the_same_training(changes):
-    config = checked(TrainConfig, changes)
-    command, subcommand, *options = shlex.split(train_command(config))
-    assert (command, subcommand) == ("hemafast", "train")
-    assert to_plain(asked_of_training(*options)) == to_plain(config)
-
-
-def test_the_command_of_a_data_set_has_what_is_not_at_its_default():
-    config = PrepareConfig(seed=7, um_per_pixel={"My Lab": 0.2}, pack_sizes=(128, 64), group_pattern=r"^(\d+)_")
-    command = prepare_command({**to_plain(config), "groups": "ab" * 32})
-    assert "--seed 7" in command
-    assert "--um-per-pixel 'My Lab=0.2'" in command
-    assert "--pack-size 128 --pack-size 64" in command
-    assert r"--group-pattern '^(\d+)_'" in command
-    assert "--groups FILE" in command
-    assert "abab" not in command
-    assert prepare_command(to_plain(PrepareConfig())) == "hemafast prepare"
 
 
 def test_only_settings_that_differ_are_compared():

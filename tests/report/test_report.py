@@ -14,7 +14,7 @@ from PIL import Image
 
 from hemafast.errors import HemafastError
 from hemafast.evaluate.evaluate import evaluate_run
-from hemafast.evaluate.plots import plot_confusions
+from hemafast.pictures import confusion_figure, save
 from hemafast.report import plots
 from hemafast.report.compare import differences
 from hemafast.report.page import write_report
@@ -138,7 +138,7 @@ def test_the_curves_are_those_of_the_log_phase_by_phase_with_gaps_where_nothing_
 @pytest.mark.parametrize("name", ["größe", "a $ b", "<b>&amp;", "", "$\\frac$"])
 def test_any_name_of_a_class_can_be_drawn(name):
     stream = io.BytesIO()
-    plot_confusions(stream, {name: np.array([[2, 1], [0, 3]])}, [name, "other"])
+    save(confusion_figure({name: np.array([[2, 1], [0, 3]])}, [name, "other"]), stream)
     with Image.open(stream) as picture:
         picture.verify()
 

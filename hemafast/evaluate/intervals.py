@@ -1,4 +1,4 @@
-"""The bootstrap: how often each image is drawn, for all resamples at once."""
+"""95 % intervals: bootstrap resamples of the images, all at once, and Wilson's interval of a share."""
 
 from __future__ import annotations
 
@@ -16,10 +16,16 @@ _MOST_WEIGHTS = 2**24  # of one chunk: 64 MiB
 
 
 def resample(images: int, resamples: int = RESAMPLES, seed: int = 0) -> Iterator[Weights]:
-    """How often each of `images` counts, in chunks of columns: the images as they are, then so many resamples.
+    """How often each image counts in each bootstrap resample, drawn with replacement (Efron 1979).
 
-    The first column is all ones, so that one calculation gives a score and what its interval is made of. A resample
-    draws as many images as there are, with replacement (Efron 1979).
+    Args:
+        images: number of images; each resample draws as many.
+        resamples: number of resamples.
+        seed: of the draws.
+
+    Returns:
+        Chunks (images, columns) of 1 + `resamples` columns. The first column is all ones: the images themselves, so
+        that one calculation gives a score and its interval.
     """
     generator = np.random.default_rng(seed)
     columns = max(1, _MOST_WEIGHTS // max(images, 1))
@@ -34,9 +40,9 @@ def resample(images: int, resamples: int = RESAMPLES, seed: int = 0) -> Iterator
 
 
 def interval(scores: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.float64]:
-    """Percentile interval of 95 % of scores (1 + resamples, ...), of which the first is no resample.
+    """Percentile interval (2, ...) of scores (1 + resamples, ...), the first of which is not a resample.
 
-    Returns (2, ...); a resample in which a score has no meaning (nan) is left out of it.
+    Resamples without a score (nan) are left out.
     """
     resampled = scores[1:]
     if len(resampled) == 0 or np.isnan(resampled).all():
@@ -45,3 +51,20 @@ def interval(scores: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.float64]:
         known = np.where(np.isnan(resampled).all(axis=0), 0.0, resampled)  # no warning for a column of nan
         ends = np.nanpercentile(known, [2.5, 97.5], axis=0)
     return np.where(np.isnan(resampled).all(axis=0), np.nan, ends)
+
+
+def wilson(hits: int, images: int) -> list[float] | None:
+    """Wilson's interval of the share `hits` / `images`; None without images."""
+    from scipy.stats import binomtest
+
+    if not images:
+        return None
+    ends = binomtest(hits, images).proportion_ci(method="wilson")
+    return [float(ends.low), float(ends.high)]
+
+
+def plain(value: Any) -> Any:
+    """numpy numbers as JSON takes them; None for what is not finite."""
+    if np.ndim(value):
+        return [plain(part) for part in value]
+    return float(value) if np.isfinite(value) else None

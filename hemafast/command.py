@@ -1,0 +1,67 @@
+"""The command lines that repeat a run or prepare a data set again, from their settings."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+from typing import Any
+
+from hemafast.config import PrepareConfig, TrainConfig, checked, option_of, to_plain
+from hemafast.presets import PRESETS
+
+_LISTS = ("split_file", "groups", "checksums")
+"""Files of `hemafast prepare` that a data set remembers by their hash only."""
+
+
+def train_command(config: TrainConfig) -> str:
+    """`hemafast train` with every option that its preset does not give: one line, quoted for a shell.
+
+    None cannot be written on the command line: where a preset gives a value and `config` has None, the command starts
+    from the default preset instead.
+    """
+    settings = to_plain(config)
+    usual = _given_by(config.preset)
+    if any(settings[name] is None and value is not None for name, value in usual.items()):
+        usual = _given_by(TrainConfig.preset)
+    changed = {name: value for name, value in settings.items() if name != "preset" and value != usual[name]}
+    return " ".join(["hemafast train", "--preset", usual["preset"], *_options(TrainConfig, changed)])
+
+
+def prepare_command(settings: Mapping[str, Any]) -> str:
+    """`hemafast prepare` with every option that is not at its default, from the settings in dataset.json."""
+    usual = to_plain(PrepareConfig())
+    changed = {name: value for name, value in settings.items() if name in usual and value != usual[name]}
+    named = {name: "FILE" for name in _LISTS if changed.get(name)}
+    return " ".join(["hemafast prepare", *_options(PrepareConfig, changed | named)])
+
+
+def _given_by(preset: str) -> dict[str, Any]:
+    """All settings of a preset; of the default preset, if `preset` is unknown."""
+    name = preset if preset in PRESETS else TrainConfig.preset
+    return to_plain(checked(TrainConfig, {"preset": name, **PRESETS[name]()}))
+
+
+def _options(kind: type[Any], changed: Mapping[str, Any]) -> list[str]:
+    return [words for name, value in changed.items() for words in _option(kind, name, value)]
+
+
+def _option(kind: type[Any], name: str, value: Any) -> list[str]:
+    """One setting as typed: no words for None, several options for a list."""
+    option = option_of(kind, name)
+    flag = option.flag or f"--{name.replace('_', '-')}"
+    match name, value:
+        case _, None:
+            return []
+        case _, bool():
+            return [flag if value else f"--no-{flag[2:]}"]
+        case _, []:
+            values = [option.none]
+        case "crop_area", [low, high]:
+            return [f"{flag} {low} {high}"]
+        case "growing_from", list():
+            values = [",".join(map(str, value))]
+        case _, dict():
+            values = [f"{key}={number}" for key, number in value.items()]
+        case _:
+            values = value if isinstance(value, list) else [value]
+    return [f"{flag} {shlex.quote(str(part))}" for part in values]
