@@ -30,10 +30,7 @@ import numpy as np
 import typer
 from output import JsonFileOrNone, machine_line, percentages, print_json, ranged, table
 
-from hemafast.bench.feeding import augment
 from hemafast.bench.result import FEWEST_ROUNDS, spread
-from hemafast.bench.settings import Bench
-from hemafast.bench.training import ready_batches, step
 from hemafast.bench.worker import Done, Round, Station, Worker
 from hemafast.data.dataset import Samples, open_dataset
 from hemafast.data.loader import Batch, Loader, train_loader
@@ -41,6 +38,7 @@ from hemafast.data.stream import ALONE, Process
 from hemafast.engine.machine import choose_machine
 
 if TYPE_CHECKING:
+    from hemafast.bench.settings import Bench
     from hemafast.engine.distributed import World
 
 LOADER, STEP, BOTH = "loader", "step", "loader and step"
@@ -53,7 +51,7 @@ LOADED, TRAINED = (1 / 4, 1 / 2, 1, 4, 16), (1 / 64, 1 / 32, 1 / 16, 1 / 8)
 """Images of an epoch of the loader, and of loader and step, as shares of the training split."""
 _RATE = 1e-4
 
-Make = Callable[[Bench], Station]
+Make = Callable[["Bench"], Station]
 
 
 class Side(NamedTuple):
@@ -135,7 +133,7 @@ def _shares(images: int, shares: Sequence[float]) -> list[int]:
 
 def loader_epochs(images: int, bench: Bench) -> Station:
     """Whole epochs of our loader over `images` images; each is one `Done`."""
-    loader = _loader(replace(bench, image_size=SMALL), bench.loader_batch_size, images)
+    loader = _loader(changed(bench, image_size=SMALL), bench.loader_batch_size, images)
     while True:
         yield Done(sum(len(batch.labels) for batch in loader.epoch()))
 
@@ -144,16 +142,21 @@ def training_epochs(images: int, bench: Bench) -> Station:
     """Whole epochs of loader and training step over `images` images; each is one `Done`."""
     from hemafast.engine.distributed import World
 
-    bench = replace(bench, image_size=SMALL)
+    bench = changed(bench, image_size=SMALL)
     loader = _loader(bench, bench.batch_size, images)
     steps = _steps(bench, _endless(loader), World())
     while True:
         yield Done(sum(next(steps).images for _ in range(len(loader))))
 
 
+def changed(bench: Bench, **settings: Any) -> Bench:
+    """The same bench with other settings of the training."""
+    return replace(bench, settings=replace(bench.settings, **settings))
+
+
 def sized(make: Make, size: int, bench: Bench) -> Station:
     """A station at views of `size` pixels."""
-    return make(replace(bench, image_size=size))
+    return make(changed(bench, image_size=size))
 
 
 def threaded(make: Make, threads: int, bench: Bench) -> Station:
@@ -161,10 +164,24 @@ def threaded(make: Make, threads: int, bench: Bench) -> Station:
     import torch
 
     torch.set_num_threads(threads)
-    return make(replace(bench, threads=threads))
+    return make(changed(bench, threads=threads))
 
 
-ALONE_SERIES: Mapping[str, Make] = {STEP: step, LOADER: partial(augment, POLICY)}
+def step_alone(bench: Bench) -> Station:
+    """Our training step on ready batches."""
+    from hemafast.bench.training import step
+
+    return step(bench)
+
+
+def loader_alone(bench: Bench) -> Station:
+    """Our loader from packed squares."""
+    from hemafast.bench.feeding import augment
+
+    return augment(POLICY, bench)
+
+
+ALONE_SERIES: Mapping[str, Make] = {STEP: step_alone, LOADER: loader_alone}
 
 
 def training_by_ranks(ranks: int, loaded: bool, bench: Bench) -> Station:
@@ -212,7 +229,9 @@ def _become(rank: int, ranks: int, port: int) -> None:
 
 
 def _rank(world: World, loaded: bool, bench: Bench) -> Station:
-    bench = replace(bench, threads=1)
+    from hemafast.bench.training import ready_batches
+
+    bench = changed(bench, threads=1)
     if loaded:
         return _steps(bench, _endless(_loader(bench, bench.batch_size, process=world.process)), world)
     return _steps(bench, cycle(ready_batches(bench)), world)
@@ -395,10 +414,14 @@ def main(
     seconds: Annotated[float, typer.Option(min=0.1, help="Least length of a measurement.")] = 1.5,
 ) -> None:
     """Measure along all axes; about six minutes on two cores."""
+    from hemafast.bench.effort import bench_settings
+    from hemafast.bench.settings import Bench
+
     if unknown := set(axis or ()) - AXES.keys():
         sys.exit(f"There is no axis {min(unknown)!r}; there are {', '.join(AXES)}.")
     samples, domains = real_images(data)
-    bench = Bench(data=data, model=model, batch_size=batch_size, device="cpu", amp="off", compile="off")
+    asked: dict[str, Any] = {"model": model, "batch_size": batch_size, "device": "cpu", "amp": "off", "compile": "off"}
+    bench = Bench(bench_settings(data=data, **asked))
     cores = len(os.sched_getaffinity(0))
     axes = {
         name: summary(AXES[name], race(sides_of(name, len(samples), cores), bench, rounds, seconds))
