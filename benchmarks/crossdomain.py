@@ -10,11 +10,12 @@ from __future__ import annotations
 import shlex
 import sys
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
-from output import JsonFile, write_json
+from output import JsonFile, machine_line, table, write_json
 from quick import run_hemafast  # a script beside this one
 
 from hemafast.engine.machine import machine_facts
@@ -26,7 +27,7 @@ def main(
     preset: Annotated[str, typer.Option(help="Preset to train with.")] = "quick",
     group_pattern: Annotated[str | None, typer.Option(help="As for `hemafast prepare`.")] = None,
 ) -> None:
-    """Prepare and train in a temporary folder, and write what came of it."""
+    """Prepare and train in a temporary folder, and write the result."""
     groups = ["--group-pattern", group_pattern] if group_pattern else []
     with tempfile.TemporaryDirectory() as folder:
         prepared, runs = Path(folder, "prepared"), Path(folder, "runs")
@@ -46,6 +47,33 @@ def main(
         "found": found,
     }
     write_json(result, json_file)
+
+
+def tables(results: Mapping[str, Any]) -> dict[str, str]:
+    """Scores of each domain's model on every domain, and what gives a domain away."""
+    result = results["crossdomain"]
+    found = result["found"]
+    cells = {(cell["trained_on"], cell["tested_on"]): cell["shared"] for cell in found["cells"]}
+    tested = [test["name"] for test in found["tested"]]
+    rows = [
+        [row["name"], f"{row['images']:,}", *(_score(cells[row["name"], test]) for test in tested)]
+        for row in found["trained"]
+    ]
+    note = (
+        "Macro-F1 over the classes that both have, 95 % interval, number of classes and validation images. "
+        f"`{result['prepared_by']}`, `{result['command']}`, one seed; "
+        f"{sum(row['seconds'] for row in found['trained']):.0f} s of training in all. {machine_line(result['machine'])}"
+    )
+    header = " | ".join(["trained on", "images", *(f"tested on {test}" for test in tested)])
+    return {"crossdomain": table(header, rows, note, f"> {found['shortcuts']['verdict']}")}
+
+
+def _score(shared: Mapping[str, Any]) -> str:
+    low, high = shared["macro_f1"]["ci95"]
+    return (
+        f"**{shared['macro_f1']['value']:.3f}** ({low:.3f} to {high:.3f}); {len(shared['classes'])} classes, "
+        f"{shared['images']} images"
+    )
 
 
 if __name__ == "__main__":

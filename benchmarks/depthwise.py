@@ -9,29 +9,29 @@ and then the two gradients do, on tensors of the shapes that the network has in 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any
 
-import torch
 import typer
-from output import JsonFile, write_json
+from output import JsonFile, machine_line, ranged, table, times, write_json
 
 from hemafast.bench.result import spread
 from hemafast.bench.settings import Bench
 from hemafast.bench.stations import Make
 from hemafast.bench.training import step
 from hemafast.bench.worker import Round, Worker
-from hemafast.engine.depthwise import use_own_gradients, weight_gradient
 from hemafast.engine.machine import choose_machine
-from hemafast.model import build_model
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """A network as it is trained."""
+    """A network and how it is trained."""
 
     model: str
     image_size: int
@@ -94,14 +94,19 @@ def race(name: str, station: Make, benches: dict[str, Bench], rounds: int, secon
 
 
 def shapes_of(case: Case) -> dict[Shape, int]:
-    """Of the convolutions that have our gradient, and how many there are of each."""
+    """Shapes of the convolutions that have our gradient, and the number of each."""
+    import torch
+
+    from hemafast.engine.depthwise import use_own_gradients
+    from hemafast.model import build_model
+
     model = build_model(case.model, 2, case.image_size)
     model.freeze(stages=case.freeze_stages)
     plain = {name: type(module) for name, module in model.named_modules()}
     use_own_gradients(model, replace(choose_machine(device="cpu", amp="off", compiled="off"), own_gradients=True))
     found: dict[Shape, int] = {}
 
-    def note(module: torch.nn.Conv2d, inputs: tuple[torch.Tensor], _: torch.Tensor) -> None:
+    def note(module: nn.Conv2d, inputs: tuple[Tensor], _: Tensor) -> None:
         padding = (0, 0) if isinstance(module.padding, str) else module.padding
         shape = (module.in_channels, inputs[0].shape[2], module.kernel_size[0], module.stride[0], padding)
         found[shape] = found.get(shape, 0) + 1
@@ -114,26 +119,30 @@ def shapes_of(case: Case) -> dict[Shape, int]:
     return found
 
 
-def gradients(shape: Shape, batch_size: int) -> dict[str, Callable[[], torch.Tensor]]:
+def gradients(shape: Shape, batch_size: int) -> dict[str, Callable[[], Any]]:
     """Both ways to the same gradient of a convolution of this shape."""
+    import torch
+
+    from hemafast.engine.depthwise import weight_gradient
+
     channels, side, taps, stride, padding = shape
     images = torch.randn(batch_size, channels, side, side).contiguous(memory_format=torch.channels_last)
     weight = torch.randn(channels, 1, taps, taps)
     out = torch.nn.functional.conv2d(images, weight, None, stride, padding, groups=channels)
     slopes = torch.randn_like(out)
 
-    def onednn() -> torch.Tensor:
+    def onednn() -> Any:
         _, of_weight, _ = torch.ops.aten.convolution_backward(
             *(slopes, images, weight, None, [stride] * 2, padding, [1, 1], False, [0, 0], channels),
             (False, True, False),
         )
-        return cast(torch.Tensor, of_weight)
+        return of_weight
 
     return {"own": lambda: weight_gradient(images, slopes, taps, stride, (padding[0], padding[1])), "oneDNN": onednn}
 
 
 def timed(shape: Shape, batch_size: int, rounds: int) -> dict[str, Any]:
-    """Milliseconds of both, in turn, and how many times as long oneDNN takes."""
+    """Milliseconds of both, interleaved, and how many times as long oneDNN takes."""
     sides = gradients(shape, batch_size)
     times: dict[str, list[float]] = {side: [] for side in sides}
     for number in range(-1, 4 * rounds):
@@ -173,6 +182,36 @@ def main(
             ],
         }
         write_json(result, json_file)
+
+
+def tables(results: Mapping[str, Any]) -> dict[str, str]:
+    """Training steps with our gradients of depthwise convolutions and with oneDNN's, on two processors."""
+    return {name: _table(results[name]) for name in ("depthwise", "depthwise_avx512")}
+
+
+def _table(result: Mapping[str, Any]) -> str:
+    rows = []
+    for name, found in result["cases"].items():
+        rates, costs = found["images_per_second"], found["images_per_cpu_second"]
+        alone = [one["ratio"]["median"] for one in found["convolutions"]]
+        number = sum(one["number"] for one in found["convolutions"])
+        rows.append(
+            [
+                name,
+                ranged(rates["own"]),
+                ranged(rates["oneDNN"]),
+                times(found["ratio"]),
+                f"{costs['own']['median']:.1f} / {costs['oneDNN']['median']:.1f}",
+                f"{number}: {min(alone):.1f} to {max(alone):.1f}x",
+            ]
+        )
+    note = (
+        f"`{result['command']}`, fp32, whole training steps, interleaved rounds, median (min to max). The last column "
+        "has the number of depthwise convolutions, and how many times as long oneDNN takes for their gradients. "
+        f"{machine_line(result['machine'])}"
+    )
+    header = "network | ours, images/s | oneDNN's, images/s | step | images per CPU-second | the gradients alone"
+    return table(header, rows, note)
 
 
 if __name__ == "__main__":

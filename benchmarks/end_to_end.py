@@ -2,11 +2,11 @@
 
     python benchmarks/end_to_end.py --data Source/prepared --json benchmarks/results/end_to_end.json
 
-Each round measures the training step and the validation step alone, on batches that lie ready, then runs
+Each round measures the training step and the validation step alone, on ready batches, then runs
 `hemafast train` for two epochs as a user would. The second epoch, from the line of the first in train.log to its own,
 holds everything: data, training, validation, both checkpoints, logs. Its images over the seconds that the bare steps
-would need for them is the share that is reached. Before all that, while nothing else runs, `hemafast train` is started
-a few times and stopped behind its first step; the first start, which may fill the page cache, is not counted.
+would need for them is the share that is reached. Before that, while nothing else runs, `hemafast train` is started
+a few times and stopped after its first step. The first start may fill the page cache and does not count.
 """
 
 from __future__ import annotations
@@ -17,13 +17,14 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from contextlib import ExitStack
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from output import JsonFileOrNone, print_json
+from output import JsonFileOrNone, machine_line, percentages, print_json, ranged, table
 
 from hemafast.bench.result import spread
 from hemafast.bench.settings import Bench
@@ -69,7 +70,7 @@ def first_step_seconds(bench: Bench) -> float:
                     time.sleep(0.1)
             finally:
                 process.kill()
-    raise HemafastError("hemafast train ended before its first step.", "Run it by itself, and see why.")
+    raise HemafastError("hemafast train ended before its first step.", "Run that command alone to see why.")
 
 
 def run_two_epochs(bench: Bench) -> dict[str, float]:
@@ -141,6 +142,27 @@ def main(
         "summary": {name: spread([one[name] for one in found]) for name in found[0]},
     }
     print_json(result, json_file)
+
+
+def tables(results: Mapping[str, Any]) -> dict[str, str]:
+    """What a whole epoch reaches of its bare steps."""
+    result = results["end_to_end"]
+    found, images = result["summary"], result["images"]
+    rows = [
+        ["speed of training in a run, as a share of the bare training step", percentages(found["training_share"])],
+        [
+            "speed of a whole epoch (data, training, validation, checkpoints, logs), as a share of the bare steps",
+            percentages(found["whole_share"]),
+        ],
+        ["share of the training time spent waiting for data", percentages(found["data_wait_share"])],
+        ["seconds from the start of the process to the end of its first step", ranged(result["first_step_seconds"])],
+    ]
+    note = (
+        f"`{result['command']}`, {result['precision']}, {result['image_size']} px, batch {result['batch_size']}, "
+        f"{images['train']} training and {images['val']} validation images of {' and '.join(result['domains'])}. "
+        f"{machine_line(result['machine'])}"
+    )
+    return {"end_to_end": table("| median (min to max)", rows, note)}
 
 
 if __name__ == "__main__":

@@ -17,13 +17,14 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
 import pandas as pd
 import typer
-from output import JsonFileAddedTo, before, write_json
+from output import JsonFileAddedTo, before, machine_line, table, write_json
 from time_to_score import SIDES, class_folders, prepare_real, run_reference
 
 from hemafast.engine.machine import choose_machine
@@ -40,7 +41,7 @@ Answers = dict[str, str]
 def run_ours(
     prepared: Path, domain: str, command: list[str], seed: int, seconds: float, output: Path
 ) -> tuple[Answers, float]:
-    """Train for so many seconds; the answers of the best epoch to the validation images, and the seconds it took."""
+    """Train within `seconds`; return the best epoch's predictions of the validation images, and the seconds it took."""
     asked = ["--domains", domain, "--data", str(prepared), "--seed", str(seed), "--time-budget", f"{seconds:.0f}"]
     started = time.perf_counter()
     subprocess.run(
@@ -54,7 +55,7 @@ def run_ours(
 
 
 def best_within(folders: Path, model: str, seed: int, seconds: float) -> Answers:
-    """Train with the reference's loop; the answers of the best epoch that ended within so many seconds."""
+    """Train with the reference's loop; return the predictions of the best epoch that ended within `seconds`."""
     file = folders / "answers.json"
     run_reference(folders, model, seed, seconds, target=1.0, answers=file)
     epochs: list[dict[str, Any]] = json.loads(file.read_text(encoding="utf-8"))
@@ -99,7 +100,7 @@ def _indices(classes: list[str], answers: Answers, files: list[str]) -> np.ndarr
 
 
 def _resampled(labels: Any, predicted: Any, classes: int) -> np.ndarray[Any, np.dtype[np.float64]]:
-    """Macro-F1 of the images as they are, then of each resample."""
+    """Macro-F1 of all images, then of each resample."""
     parts = [
         count_scores(confusions(labels, predicted, weights, classes))["macro_f1"] for weights in resample(len(labels))
     ]
@@ -154,6 +155,37 @@ def main(
                 result["domains"][domain] = judged(truth(prepared, domain), runs)
                 typer.echo(f"{domain}, seed {seed}: {result['domains'][domain]}, {result['taken'][domain]} s", err=True)
                 write_json(result, json_file)
+
+
+def tables(results: Mapping[str, Any]) -> dict[str, str]:
+    """The score of both sides after the same seconds, by domain."""
+    result = results["equal_time"]
+    rows = [
+        [
+            domain,
+            f"{result['seconds'][domain]:.0f}",
+            *(_with_interval(found["macro_f1"][side], ".3f") for side in SIDES),
+            _with_interval(found["ahead"], "+.3f"),
+            " against ".join(" / ".join(f"{score:.3f}" for score in found["seeds"][side]) for side in SIDES),
+            str(found["classes"]),
+            str(found["images"]),
+        ]
+        for domain, found in result["domains"].items()
+    ]
+    note = (
+        f"`{result['command']}`: `{result['ours']} --time-budget SECONDS` beside the reference's loop. Macro-F1 of "
+        "the best epoch within the seconds, mean over the seeds (95 % interval over the images, the same for both "
+        f"sides). Of its {' and '.join(f'{seconds:.0f}' for seconds in result['seconds'].values())} s hemafast took "
+        f"{' and '.join(' / '.join(f'{one:.1f}' for one in taken) for taken in result['taken'].values())}. "
+        f"{machine_line(result['machine'])}"
+    )
+    header = "validation images of | seconds | hemafast | reference | ahead by | each seed | classes | images"
+    return {"equal_time": table(header, rows, note)}
+
+
+def _with_interval(found: Mapping[str, Any], form: str) -> str:
+    low, high = found["ci95"]
+    return f"**{found['mean']:{form}}** ({low:{form}} to {high:{form}})"
 
 
 if __name__ == "__main__":

@@ -2,8 +2,8 @@
 
     python benchmarks/field_of_view.py --source DIR_WITH_THE_ARCHIVES --json benchmarks/results/field_of_view.json
 
-Each is prepared twice: with the usual split, and with one domain held out as a whole, which says what carries over to a
-laboratory that training has not seen. Trains `seeds` times each, in turn. Refuses drawn archives.
+Each is prepared twice: with the usual split, and with one domain held out entirely, which shows what carries over to a
+laboratory that training has not seen. Trains `seeds` times each, interleaved. Refuses drawn archives.
 """
 
 from __future__ import annotations
@@ -13,12 +13,14 @@ import shlex
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
 from itertools import product
 from pathlib import Path
+from statistics import mean
 from typing import Annotated, Any
 
 import typer
-from output import JsonFile, write_json
+from output import JsonFile, machine_line, table, write_json
 
 FIELDS = ("whole", "25")
 
@@ -31,7 +33,7 @@ def main(
     preset: Annotated[str, typer.Option(help="Preset to train with.")] = "quick",
     group_pattern: Annotated[str | None, typer.Option(help="As for `hemafast prepare`.")] = None,
 ) -> None:
-    """Prepare and train in a temporary folder, and write what came of it."""
+    """Prepare and train in a temporary folder, and write the result."""
     groups = ["--group-pattern", group_pattern] if group_pattern else []
     splits = {"usual": [], "held out": ["--holdout-domain", holdout]}
     runs: list[dict[str, Any]] = []
@@ -66,6 +68,27 @@ def _run(arguments: list[str]) -> dict[str, Any]:
     done = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True)
     result: dict[str, Any] = json.loads(done.stdout)
     return result
+
+
+def tables(results: Mapping[str, Any]) -> dict[str, str]:
+    """Scores of trainings on whole images and on a physical field of view."""
+    result = results["field_of_view"]
+    runs, rows = result["runs"], []
+    for split, domain in (("usual", "Acevedo_20"), ("usual", "Matek_19"), ("held out", result["holdout"])):
+        of_split = [run for run in runs if run["split"] == split]
+        some = of_split[0]["domains"][domain]
+        name = f"{domain}, {'held out entirely' if split == 'held out' else 'usual split'}"
+        fields = [[run for run in of_split if run["field_of_view"] == field] for field in FIELDS]
+        scores = [[run["domains"][domain]["macro_f1"] for run in found] for found in fields]
+        cells = [f"**{mean(found):.3f}** ({', '.join(f'{one:.3f}' for one in found)})" for found in scores]
+        rows.append([name, str(some["images"]), str(some["classes"]), *cells])
+    note = (
+        f"Mean of {len({run['seed'] for run in runs})} training seeds (each of them in brackets), "
+        f"`--preset {result['preset']}`, real images, split seed 42, `{result['prepared_by']}`. "
+        f"{machine_line(result['machine'])}"
+    )
+    header = "macro-F1 on validation images of | images | classes | whole image | central 25 um"
+    return {"field_of_view": table(header, rows, note)}
 
 
 if __name__ == "__main__":

@@ -8,13 +8,14 @@ all batch norms are in evaluation mode, and in training with frozen stages, wher
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from depthwise import Case, race
-from output import JsonFile, write_json
+from output import JsonFile, machine_line, ranged, table, times, write_json
 
 from hemafast.bench.training import step, validation
 from hemafast.engine.machine import choose_machine
@@ -49,6 +50,20 @@ def main(
             {"step": kind, "network": case.name} | race(case.name, station, benches, rounds, seconds)
         )
         write_json(result, json_file)
+
+
+def tables(results: Mapping[str, Any]) -> dict[str, str]:
+    """Steps with batch norms folded into their convolutions, and with batch norms apart."""
+    result = results["folding"]
+    rows = []
+    for found in result["cases"]:
+        rates, costs = found["images_per_second"], found["images_per_cpu_second"]
+        each = f"{costs['folded']['median']:.1f} / {costs['apart']['median']:.1f}"
+        sides = [ranged(rates[side]) for side in ("folded", "apart")]
+        rows.append([found["step"], found["network"], *sides, times(found["ratio"]), each])
+    note = f"`{result['command']}`, fp32, interleaved rounds, median (min to max). {machine_line(result['machine'])}"
+    header = "step | network | folded, images/s | apart, images/s | ratio | images per CPU-second"
+    return {"folding": table(header, rows, note)}
 
 
 if __name__ == "__main__":

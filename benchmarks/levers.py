@@ -1,9 +1,9 @@
-"""What each lever of `--preset fast` buys: the race of `time_to_score.py` with one thing changed at a time.
+"""The effect of each option of `--preset fast`: the race of `time_to_score.py` with one option changed at a time.
 
     python benchmarks/levers.py --source DIR_WITH_THE_ARCHIVES --json benchmarks/results/levers.json
 
 Every side trains on the same split from the same weights; seeds are the outer loop, so that a slow hour of the machine
-falls on all sides. The preset as it is has three seeds or more, so that the luck of one is known. The result is written
+falls on all sides. The unchanged preset has three seeds or more, which shows the luck of a seed. The result is written
 after each run, and a later call adds the seeds and levers that are missing.
 """
 
@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import shlex
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from statistics import median
 from typing import Annotated, Any
 
 import typer
-from output import JsonFileAddedTo, before, write_json
+from output import JsonFileAddedTo, before, machine_line, table, write_json
 from time_to_score import Point, biggest_fall, prepare_real, reached, run_ours
 
 from hemafast.config import train_config
@@ -44,13 +45,13 @@ LEVERS = {
     "no stage frozen": "--freeze-stages 0",
     "small images first, larger in the end": "--growing-from 96,128 --image-size 160",
 }
-"""Options that are put behind the preset's. benchmarks/README.md lists what has no option, with the reason."""
+"""Options added to the preset. benchmarks/README.md lists what has no option, with the reason."""
 
 BARS = (0.75, 0.80, 0.85)
-"""Macro-F1 whose seconds are told."""
+"""The result has the seconds to each of these macro-F1."""
 
 SPREAD = 3
-"""Seeds of the preset as it is, at the least: what lies within their range may be luck."""
+"""Least number of seeds of the unchanged preset: a difference within their range may be luck."""
 
 
 def area(points: list[Point], seconds: float) -> float:
@@ -94,11 +95,11 @@ def main(
     seeds: Annotated[int, typer.Option(min=1, help="How many runs each lever has in the end.")] = 1,
     seconds: Annotated[float, typer.Option(help="Over which macro-F1 is averaged.")] = 120.0,
     lever: Annotated[
-        list[str] | None, typer.Option(help="Besides the preset as it is, this lever only, and others so named.")
+        list[str] | None, typer.Option(help="Run only this lever beside the unchanged preset; may be repeated.")
     ] = None,
     group_pattern: Annotated[str | None, typer.Option(help="As for `hemafast prepare`.")] = None,
 ) -> None:
-    """Train with each lever in turn; one to four minutes a run on two cores."""
+    """Train with each lever; one to four minutes a run on two cores."""
     if unknown := set(lever or ()) - set(LEVERS):
         raise typer.BadParameter(f"There is no lever {sorted(unknown)}. Choose from: {', '.join(LEVERS)}.")
     with tempfile.TemporaryDirectory() as temporary:
@@ -133,6 +134,41 @@ def main(
                 name: {"options": LEVERS[name], **summary(runs, seconds, BARS)} for name, runs in done.items()
             }
             write_json(result, json_file)
+
+
+def tables(results: Mapping[str, Any]) -> dict[str, str]:
+    """What a change of one lever makes of the preset."""
+    result = results["levers"]
+    plain, images = next(iter(result["levers"].values())), result["images"]
+    rows = [
+        [
+            "the preset, unchanged" if lever is plain else name,
+            f"`{lever['options']}`" if lever["options"] else "",
+            str(lever["seeds"]),
+            *("never" if seconds is None else f"{seconds:.0f}" for seconds in lever["seconds_to"].values()),
+            _seeds(lever["areas"]),
+            "" if lever is plain else f"{lever['area'] - plain['area']:+.3f}",
+            _seeds(lever["lasts"]),
+            f"{lever['fall']:.3f}",
+            f"{lever['seconds']:.0f}",
+        ]
+        for name, lever in result["levers"].items()
+    ]
+    note = (
+        f"`{result['command']}`: {result['model']}, {images['train']:,} training and {images['val']} validation "
+        f"images of {result['domain']}; medians of the seeds (min to max). `never`: most seeds do not reach it. The "
+        f"area is the mean macro-F1 of the best model so far over the first {result['seconds']:.0f} s. The biggest "
+        f"fall is the largest drop between two validations after the first third, in any seed. "
+        f"{machine_line(result['machine'])}"
+    )
+    bars = " | ".join(f"to {bar}, s" for bar in plain["seconds_to"])
+    header = f"`--preset {result['preset']}` | options | seeds | {bars} | area | gain | last | biggest fall | seconds"
+    return {"levers": table(header, rows, note)}
+
+
+def _seeds(values: list[float]) -> str:
+    several = f" ({min(values):.3f} to {max(values):.3f})" if len(values) > 1 else ""
+    return f"{median(values):.3f}{several}"
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
 """The sides of the race in loaders.py: each an endless stream of finished batches of 224 px, from the same images.
 
-    python benchmarks/loader_sides.py SIDE DATA THREADS BATCH      # answers on standard output, see `serve`
-    python benchmarks/loader_sides.py write-PEER DATA THREADS BATCH      # what WRITERS has for it
+    python benchmarks/loader_sides.py SIDE DATA THREADS BATCH        # answers on standard output, see `serve`
+    python benchmarks/loader_sides.py write-PEER DATA THREADS BATCH  # writes what that peer reads, see WRITERS
 
-Every side imports what it needs when it is asked for, so that peers can run in environments of their own, where
-hemafast is not installed. DATA is what loaders.py lays out:
-files.txt (path and label a line), squares.npy and labels.npy, prepared/, litdata/, jpeg.beton and raw.beton.
+A side imports what it needs when it starts: peers run in environments of their own, without hemafast. DATA is what
+loaders.py lays out: files.txt (a path and a label per line), squares.npy, labels.npy, prepared/, litdata/, jpeg.beton
+and raw.beton.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import count, cycle
 from pathlib import Path
 from typing import Any
@@ -23,14 +24,14 @@ from typing import Any
 import numpy as np
 import psutil
 
-Side = Iterator[int]
-"""Yields the number of images of each batch once it is there."""
+Batches = Iterator[int]
+"""Yields the number of images of each batch once it is ready."""
 
 SIZE, PACKED = 224, 256
 AREA, RATIO = (0.08, 1.0), (3 / 4, 4 / 3)
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
-_FEWEST_BATCHES = 20  # workers deliver in bursts: fewer would be measured by their luck
+_FEWEST_BATCHES = 20  # workers deliver in bursts: fewer of them would measure luck
 _DRAINED = 8  # batches that may lie ready when a round begins
 _QUIET_SECONDS = 0.1
 _LONGEST_WAIT = 120.0
@@ -44,89 +45,50 @@ class Race:
     threads: int
     batch: int
 
-    def files(self) -> list[tuple[str, int]]:
+    def files(self) -> tuple[list[str], list[int]]:
         """Paths and labels."""
         lines = (self.data / "files.txt").read_text(encoding="utf-8").splitlines()
-        return [(path, int(label)) for path, _, label in (line.rpartition(" ") for line in lines)]
+        return [line.rpartition(" ")[0] for line in lines], [int(line.rpartition(" ")[2]) for line in lines]
+
+    def squares(self) -> Any:
+        """Packed pixels, (n, 256, 256, 3). A plain array over the map: indexing it costs a third of a np.memmap."""
+        return np.asarray(np.load(self.data / "squares.npy", mmap_mode="r"))
+
+    def labels(self) -> Any:
+        """Labels of the packed pixels."""
+        return np.load(self.data / "labels.npy")
 
 
-# hemafast
-
-
-def _hemafast(race: Race, source: str, policy: Any) -> Iterator[Any]:
+def hemafast(race: Race, source: str, policy: str, *, normalised: bool = False, **changes: Any) -> Batches:
+    """Our loader from JPEG files or packed pixels, to uint8 or, normalised, to fp32."""
+    from hemafast.data.augment import named_policy
     from hemafast.data.dataset import open_dataset
     from hemafast.data.graph import GraphShape
     from hemafast.data.loader import train_loader
 
     samples = open_dataset(race.data / "prepared").samples("train", SIZE)
     shape = GraphShape("cpu", source, PACKED, SIZE, race.batch, race.threads)  # type: ignore[arg-type]
-    loader = train_loader(samples, policy=policy, seed=0, shape=shape)
-    return (batch for _ in count() for batch in loader.epoch())
-
-
-def hemafast_files(race: Race) -> Side:
-    """Our loader from JPEG: random resized crop and flip, uint8."""
-    from hemafast.data.augment import named_policy
-
-    policy = named_policy("seed", rotation=0.0)
-    return (len(batch.labels) for batch in _hemafast(race, "files", policy))
-
-
-def hemafast_packed(race: Race) -> Side:
-    """Our loader from packed pixels under the default policy: crop and the eight symmetries, uint8."""
-    from hemafast.data.augment import POLICIES
-
-    return (len(batch.labels) for batch in _hemafast(race, "packed", POLICIES["basic"]))
-
-
-def hemafast_packed_crop(race: Race) -> Side:
-    """Our loader from packed pixels: crop alone, uint8."""
-    from hemafast.data.augment import named_policy
-
-    return (len(batch.labels) for batch in _hemafast(race, "packed", named_policy("basic", symmetry="none")))
-
-
-def hemafast_packed_resized(race: Race) -> Side:
-    """Our loader from packed pixels: random resized crop and flip, uint8."""
-    from hemafast.data.augment import named_policy
-
-    return (len(batch.labels) for batch in _hemafast(race, "packed", named_policy("seed", rotation=0.0)))
-
-
-def _hemafast_seed(race: Race, source: str) -> Side:
-    from hemafast.data.augment import POLICIES
-
-    for batch in _hemafast(race, source, POLICIES["seed"]):
-        _normalise(batch.images)
+    loader = train_loader(samples, policy=named_policy(policy, **changes), seed=0, shape=shape)
+    for batch in (batch for _ in count() for batch in loader.epoch()):
+        if normalised:
+            _normalise(batch.images)
         yield len(batch.labels)
 
 
-def hemafast_seed_files(race: Race) -> Side:
-    """Our loader from JPEG under the reference's policy, normalised to fp32."""
-    return _hemafast_seed(race, "files")
+class _Items:
+    """A map-style data set of pairs: `load` makes an image of each item, then `transform` changes it."""
 
-
-def hemafast_seed_packed(race: Race) -> Side:
-    """Our loader from packed pixels under the reference's policy, normalised to fp32."""
-    return _hemafast_seed(race, "packed")
-
-
-# torchvision and timm
-
-
-class _Files:
-    """A map-style data set: what `load` makes of a path, then `transform`."""
-
-    def __init__(self, race: Race, load: Callable[[str], Any], transform: Callable[[Any], Any] | None) -> None:
-        self._files, self._load, self.transform = race.files(), load, transform
+    def __init__(
+        self, items: Any, labels: Any, load: Callable[[Any], Any], transform: Callable[[Any], Any] | None = None
+    ) -> None:
+        self._items, self._labels, self._load, self.transform = items, labels, load, transform
 
     def __len__(self) -> int:
-        return len(self._files)
+        return len(self._labels)
 
     def __getitem__(self, index: int) -> tuple[Any, int]:
-        path, label = self._files[index]
-        image = self._load(path)
-        return (self.transform(image) if self.transform else image), label
+        image = self._load(self._items[index])
+        return (self.transform(image) if self.transform else image), int(self._labels[index])
 
 
 def _load_pil(path: str) -> Any:
@@ -135,40 +97,59 @@ def _load_pil(path: str) -> Any:
     return Image.open(path).convert("RGB")
 
 
+def _decode(data: Any) -> Any:
+    from torchvision.io import ImageReadMode, decode_jpeg
+
+    return decode_jpeg(data, mode=ImageReadMode.RGB)
+
+
+def _crop_and_flip_v1() -> Any:
+    from torchvision import transforms
+
+    steps = [transforms.RandomResizedCrop(SIZE, AREA, RATIO), transforms.RandomHorizontalFlip()]
+    return transforms.Compose([*steps, transforms.PILToTensor()])
+
+
+def _crop_and_flip_v2() -> Any:
+    """On tensors. Each worker keeps to one thread."""
+    import torch
+    from torchvision.transforms import v2
+
+    torch.set_num_threads(1)
+    return v2.Compose([v2.RandomResizedCrop(SIZE, AREA, RATIO, antialias=True), v2.RandomHorizontalFlip()])
+
+
 def _load_tensor(path: str) -> Any:
-    from torchvision.io import ImageReadMode, decode_jpeg, read_file
+    from torchvision.io import read_file
 
-    return decode_jpeg(read_file(path), mode=ImageReadMode.RGB)
+    return _decode(read_file(path))
 
 
-def _loaded(race: Race, dataset: Any) -> Side:
+def _data_loader(race: Race, dataset: Any) -> Batches:
     from torch.utils.data import DataLoader
 
     batches: Any = DataLoader(
         dataset, batch_size=race.batch, shuffle=True, num_workers=race.threads, persistent_workers=True, drop_last=True
     )
-    return (len(labels) for _ in count() for _, labels in batches)
+    return _endless(batches)
 
 
-def torchvision_v1(race: Race) -> Side:
-    """torchvision's first transforms on Pillow images: random resized crop and flip, uint8."""
-    from torchvision import transforms
-
-    steps = [transforms.RandomResizedCrop(SIZE, AREA, RATIO), transforms.RandomHorizontalFlip()]
-    return _loaded(race, _Files(race, _load_pil, transforms.Compose([*steps, transforms.PILToTensor()])))
+def _endless(loader: Any) -> Batches:
+    """Epoch after epoch of a loader of images and labels."""
+    return (len(labels) for _ in count() for _, labels in loader)
 
 
-def torchvision_v2(race: Race) -> Side:
-    """torchvision's second transforms on tensors: random resized crop and flip, uint8."""
-    import torch
-    from torchvision.transforms import v2
-
-    torch.set_num_threads(1)
-    steps = [v2.RandomResizedCrop(SIZE, AREA, RATIO, antialias=True), v2.RandomHorizontalFlip()]
-    return _loaded(race, _Files(race, _load_tensor, v2.Compose(steps)))
+def torchvision_v1(race: Race) -> Batches:
+    """torchvision's first transforms on Pillow images."""
+    return _data_loader(race, _Items(*race.files(), _load_pil, _crop_and_flip_v1()))
 
 
-def torchvision_reference(race: Race) -> Side:
+def torchvision_v2(race: Race) -> Batches:
+    """torchvision's second transforms on tensors."""
+    return _data_loader(race, _Items(*race.files(), _load_tensor, _crop_and_flip_v2()))
+
+
+def torchvision_reference(race: Race) -> Batches:
     """The reference's loader: resize, random resized crop, flip, rotation by 10 degrees, normalised to fp32."""
     from torchvision import transforms
 
@@ -180,16 +161,16 @@ def torchvision_reference(race: Race) -> Side:
         transforms.ToTensor(),
         transforms.Normalize(MEAN, STD),
     ]
-    return _loaded(race, _Files(race, _load_pil, transforms.Compose(steps)))
+    return _data_loader(race, _Items(*race.files(), _load_pil, transforms.Compose(steps)))
 
 
-def timm_loader(race: Race) -> Side:
-    """timm's loader: random resized crop and flip, uint8 as it leaves the workers."""
+def timm_loader(race: Race) -> Batches:
+    """timm's loader, uint8 as it leaves the workers."""
     import torch
     from timm.data import create_loader
 
     loader: Any = create_loader(
-        _Files(race, _load_pil, None),
+        _Items(*race.files(), _load_pil),
         input_size=(3, SIZE, SIZE),
         batch_size=race.batch,
         is_training=True,
@@ -202,40 +183,22 @@ def timm_loader(race: Race) -> Side:
         device=torch.device("cpu"),
         persistent_workers=True,
     )
-    return (len(labels) for _ in count() for _, labels in loader.loader)
+    return _endless(loader.loader)
 
 
-def torch_packed(race: Race) -> Side:
-    """A DataLoader over the same memory map: crop and the eight symmetries in numpy, uint8."""
-    return _loaded(race, _Squares(race))
+def torch_packed(race: Race) -> Batches:
+    """A DataLoader over the same memory map: crop and the eight symmetries in numpy."""
+    return _data_loader(race, _Items(race.squares(), race.labels(), _crop_and_turn))
 
 
-def _squares(race: Race) -> Any:
-    """A plain array over the map: indexing it costs a third of indexing a np.memmap."""
-    return np.asarray(np.load(race.data / "squares.npy", mmap_mode="r"))
+def _crop_and_turn(square: Any) -> Any:
+    top, left, turns, mirror = np.random.randint([PACKED - SIZE + 1, PACKED - SIZE + 1, 4, 2])  # noqa: NPY002
+    view = np.rot90(square[top : top + SIZE, left : left + SIZE], turns)
+    return np.ascontiguousarray(view[:, ::-1] if mirror else view)
 
 
-class _Squares:
-    """Packed squares as a map-style data set."""
-
-    def __init__(self, race: Race) -> None:
-        self._squares = _squares(race)
-        self._labels = np.load(race.data / "labels.npy")
-
-    def __len__(self) -> int:
-        return len(self._labels)
-
-    def __getitem__(self, index: int) -> tuple[Any, int]:
-        top, left, turns, mirror = np.random.randint([PACKED - SIZE + 1, PACKED - SIZE + 1, 4, 2])  # noqa: NPY002
-        view = np.rot90(self._squares[index, top : top + SIZE, left : left + SIZE], turns)
-        return np.ascontiguousarray(view[:, ::-1] if mirror else view), int(self._labels[index])
-
-
-# DALI
-
-
-def dali_files(race: Race) -> Side:
-    """DALI from JPEG as its documentation shows it: random crop in the decoder, resize, flip, uint8."""
+def dali_files(race: Race) -> Batches:
+    """DALI as its documentation shows it: random crop in the decoder, resize, flip."""
     from nvidia.dali import fn, pipeline_def, types
 
     @pipeline_def  # type: ignore[untyped-decorator]
@@ -250,12 +213,12 @@ def dali_files(race: Race) -> Side:
     return _piped(graph(batch_size=race.batch, num_threads=race.threads, device_id=None))
 
 
-def dali_packed(race: Race) -> Side:
-    """DALI from the packed pixels: crop_mirror_normalize to uint8 (crop and one flip; it knows no quarter turns)."""
+def dali_packed(race: Race) -> Batches:
+    """DALI's crop_mirror_normalize to uint8: crop and one flip, as it knows no quarter turns."""
     from nvidia.dali import fn, pipeline_def, types
 
-    squares = _squares(race)
-    all_labels = np.load(race.data / "labels.npy")
+    squares = race.squares()
+    all_labels = race.labels()
 
     def batches() -> Iterator[Any]:
         while True:
@@ -283,12 +246,12 @@ def dali_packed(race: Race) -> Side:
     return _piped(graph(batch_size=race.batch, num_threads=race.threads, device_id=None))
 
 
-def _dali_seed(race: Race, *, fused: bool) -> Side:
+def dali_reference(race: Race, *, fused: bool) -> Batches:
     """DALI's own operators for the reference's policy: resize and nearest-neighbour warp, or one bilinear warp."""
     from nvidia.dali import fn, pipeline_def, types
     from torch.utils.dlpack import from_dlpack
 
-    squares = _squares(race)
+    squares = race.squares()
 
     def batches() -> Iterator[Any]:
         for rows, window, turn in _seed_draws(race):
@@ -311,23 +274,13 @@ def _dali_seed(race: Race, *, fused: bool) -> Side:
         yield race.batch
 
 
-def dali_two_operators(race: Race) -> Side:
-    """The reference's policy from packed pixels by DALI's resize and warp, normalised to fp32."""
-    return _dali_seed(race, fused=False)
-
-
-def dali_one_warp(race: Race) -> Side:
-    """The reference's policy from packed pixels by one bilinear warp of DALI, normalised to fp32."""
-    return _dali_seed(race, fused=True)
-
-
-def grid_sample(race: Race) -> Side:
-    """The reference's policy from packed pixels by torch's grid_sample, as a step on the device could, to fp32."""
+def grid_sample(race: Race) -> Batches:
+    """The reference's policy by torch's grid_sample, as a step on the device could do it, normalised to fp32."""
     import torch
     from torch.nn import functional
 
     torch.set_num_threads(race.threads)
-    squares = torch.from_numpy(_squares(race).copy())
+    squares = torch.from_numpy(race.squares().copy())
     for rows, window, turn in _seed_draws(race):
         whole = torch.from_numpy(_in_unit_square(window, turn))
         images = _normalise(squares[torch.from_numpy(rows)].permute(0, 3, 1, 2))
@@ -347,7 +300,7 @@ def _seed_draws(race: Race) -> Iterator[Any]:
     """Rows, windows and turns of batches under the reference's policy."""
     from hemafast.data.augment import POLICIES, draw_views
 
-    images = len(np.load(race.data / "labels.npy"))
+    images = len(race.labels())
     generator = np.random.default_rng(0)
     while True:
         views, order = draw_views(POLICIES["seed"], PACKED, SIZE, images, generator), generator.permutation(images)
@@ -366,7 +319,7 @@ def _normalise(images: Any) -> Any:
     return torch.addcmul(shift, images.float(), scale)
 
 
-def _piped(pipeline: Any) -> Side:
+def _piped(pipeline: Any) -> Batches:
     from torch.utils.dlpack import from_dlpack
 
     while True:
@@ -374,38 +327,33 @@ def _piped(pipeline: Any) -> Side:
         yield len(from_dlpack(images.as_tensor()))
 
 
-# Other loaders
-
-
-def webdataset(race: Race) -> Side:
-    """webdataset: tars, Pillow, torchvision's transforms, uint8."""
+def webdataset(race: Race) -> Batches:
+    """Tars, Pillow, torchvision's first transforms."""
     import webdataset as wds
-    from torchvision import transforms
 
-    steps = [transforms.RandomResizedCrop(SIZE, AREA, RATIO), transforms.RandomHorizontalFlip()]
     tars = sorted(str(path) for path in (race.data / "prepared" / "webdataset").glob("train-*.tar"))
     dataset = (
         wds.WebDataset(tars, shardshuffle=len(tars), resampled=True)
         .shuffle(1000)
         .decode("pil")
         .to_tuple("jpg", "cls")
-        .map_tuple(transforms.Compose([*steps, transforms.PILToTensor()]), int)
+        .map_tuple(_crop_and_flip_v1(), int)
     )
     loader: Any = wds.WebLoader(dataset, batch_size=race.batch, num_workers=race.threads)
     return (len(labels) for _, labels in loader)
 
 
-def spdl(race: Race) -> Side:
-    """SPDL: decoding, cropping, scaling and flipping in FFmpeg, uint8."""
+def spdl(race: Race) -> Batches:
+    """Decoding, cropping, scaling and flipping in FFmpeg."""
     import spdl.io
     from spdl.pipeline import PipelineBuilder
 
     generator = np.random.default_rng()
 
     def paths() -> Iterator[str]:
-        files = race.files()
+        files, _ = race.files()
         while True:
-            yield from (files[index][0] for index in generator.permutation(len(files)))
+            yield from (files[index] for index in generator.permutation(len(files)))
 
     def decode(path: str) -> Any:
         packets: Any = spdl.io.demux_image(path)
@@ -442,34 +390,33 @@ def _random_crop(height: int, width: int, generator: np.random.Generator) -> tup
     return 0, 0, height, width
 
 
-def litdata(race: Race) -> Side:
-    """litdata: chunks of JPEG bytes, torchvision's second transforms on tensors, uint8."""
+def litdata(race: Race) -> Batches:
+    """Chunks of JPEG bytes, torchvision's second transforms on tensors."""
     import torch
     from litdata import StreamingDataLoader, StreamingDataset
-    from torchvision.io import ImageReadMode, decode_jpeg
-    from torchvision.transforms import v2
 
-    steps = v2.Compose([v2.RandomResizedCrop(SIZE, AREA, RATIO, antialias=True), v2.RandomHorizontalFlip()])
-    torch.set_num_threads(1)
+    steps = _crop_and_flip_v2()
 
     class Images(StreamingDataset):  # type: ignore[misc]
         def __getitem__(self, index: Any) -> Any:
             item = super().__getitem__(index)
-            data = torch.frombuffer(bytearray(item["image"]), dtype=torch.uint8)
-            return steps(decode_jpeg(data, mode=ImageReadMode.RGB)), item["label"]
+            return steps(_decode(torch.frombuffer(bytearray(item["image"]), dtype=torch.uint8))), item["label"]
 
     dataset = Images(str(race.data / "litdata"), shuffle=True, drop_last=True)
     loader: Any = StreamingDataLoader(
         dataset, batch_size=race.batch, num_workers=race.threads, persistent_workers=True, drop_last=True
     )
-    return (len(labels) for _ in count() for _, labels in loader)
+    return _endless(loader)
 
 
-def _ffcv(race: Race, beton: str, decoder: Any, *, mirror: bool) -> Side:
-    from ffcv.fields.decoders import IntDecoder
+def ffcv(race: Race, beton: str, *, scaled: bool = True, flip: bool = True) -> Batches:
+    """A random resized crop; or, not scaled, a crop of the view's own size, which is FFCV's fastest way."""
+    from ffcv.fields.decoders import IntDecoder, RandomResizedCropRGBImageDecoder
     from ffcv.loader import Loader, OrderOption
     from ffcv.transforms import RandomHorizontalFlip, ToTensor
 
+    area, ratio = (AREA, RATIO) if scaled else (((SIZE / PACKED) ** 2,) * 2, (1.0, 1.0))
+    crop = RandomResizedCropRGBImageDecoder((SIZE, SIZE), area, ratio)
     loader = Loader(
         str(race.data / beton),
         batch_size=race.batch,
@@ -478,46 +425,14 @@ def _ffcv(race: Race, beton: str, decoder: Any, *, mirror: bool) -> Side:
         os_cache=True,
         drop_last=True,
         pipelines={
-            "image": [decoder, *([RandomHorizontalFlip()] if mirror else []), ToTensor()],
+            "image": [crop, *([RandomHorizontalFlip()] if flip else []), ToTensor()],
             "label": [IntDecoder(), ToTensor()],
         },
     )
-    return (len(labels) for _ in count() for _, labels in loader)
+    return _endless(loader)
 
 
-def ffcv_jpeg(race: Race) -> Side:
-    """FFCV from JPEG: random resized crop and flip, uint8."""
-    from ffcv.fields.decoders import RandomResizedCropRGBImageDecoder
-
-    return _ffcv(race, "jpeg.beton", RandomResizedCropRGBImageDecoder((SIZE, SIZE), AREA, RATIO), mirror=True)
-
-
-def ffcv_raw(race: Race) -> Side:
-    """FFCV from raw squares: random resized crop and flip, uint8."""
-    from ffcv.fields.decoders import RandomResizedCropRGBImageDecoder
-
-    return _ffcv(race, "raw.beton", RandomResizedCropRGBImageDecoder((SIZE, SIZE), AREA, RATIO), mirror=True)
-
-
-def _ffcv_crop(race: Race, *, mirror: bool) -> Side:
-    from ffcv.fields.decoders import RandomResizedCropRGBImageDecoder
-
-    area = (SIZE / PACKED) ** 2  # a crop that has the size of the view already: its fastest way
-    crop = RandomResizedCropRGBImageDecoder((SIZE, SIZE), (area, area), (1.0, 1.0))
-    return _ffcv(race, "raw.beton", crop, mirror=mirror)
-
-
-def ffcv_raw_crop(race: Race) -> Side:
-    """FFCV from raw squares: crop alone, uint8."""
-    return _ffcv_crop(race, mirror=False)
-
-
-def ffcv_raw_crop_flip(race: Race) -> Side:
-    """FFCV from raw squares: crop and flip, uint8; it knows no quarter turns."""
-    return _ffcv_crop(race, mirror=True)
-
-
-def memory_copy(race: Race) -> Side:
+def memory_copy(race: Race) -> Batches:
     """No loader: batches of views copied from one place of memory to another by all threads."""
     import torch
 
@@ -529,35 +444,67 @@ def memory_copy(race: Race) -> Side:
         yield race.batch
 
 
-SIDES: dict[str, Callable[[Race], Side]] = {
-    side.__name__: side
-    for side in (
-        hemafast_files,
-        torchvision_v1,
-        torchvision_v2,
-        timm_loader,
-        dali_files,
-        webdataset,
-        spdl,
-        litdata,
-        ffcv_jpeg,
-        hemafast_packed,
-        hemafast_packed_crop,
-        hemafast_packed_resized,
-        torch_packed,
-        dali_packed,
-        ffcv_raw,
-        ffcv_raw_crop,
-        ffcv_raw_crop_flip,
-        memory_copy,
-        torchvision_reference,
-        hemafast_seed_files,
-        hemafast_seed_packed,
-        dali_two_operators,
-        dali_one_warp,
-        grid_sample,
-    )
+@dataclass(frozen=True)
+class Side:
+    """A loader in the race."""
+
+    title: str
+    start: Callable[[Race], Batches]
+    peer: str | None = None
+    """The environment that it runs in; None for ours."""
+
+    @property
+    def ours(self) -> bool:
+        """Whether it is hemafast."""
+        return getattr(self.start, "func", None) is hemafast
+
+
+TASKS: dict[str, dict[str, Side]] = {
+    "JPEG, random resized crop and flip, to uint8": {
+        "hemafast_files": Side("hemafast, files", partial(hemafast, source="files", policy="seed", rotation=0.0)),
+        "torchvision_v1": Side("torchvision v1 + Pillow", torchvision_v1),
+        "torchvision_v2": Side("torchvision v2 on tensors", torchvision_v2),
+        "timm_loader": Side("timm", timm_loader),
+        "dali_files": Side("DALI as documented", dali_files),
+        "webdataset": Side("webdataset + torchvision v1", webdataset, "webdataset"),
+        "spdl": Side("SPDL", spdl, "spdl"),
+        "litdata": Side("litdata + torchvision v2", litdata, "litdata"),
+        "ffcv_jpeg": Side("FFCV, JPEG", partial(ffcv, beton="jpeg.beton"), "ffcv"),
+    },
+    "stored pixels of 256 px to uint8": {
+        "hemafast_packed": Side(
+            "hemafast, packed: crop and eight symmetries", partial(hemafast, source="packed", policy="basic")
+        ),
+        "hemafast_packed_crop": Side(
+            "hemafast, packed: crop alone", partial(hemafast, source="packed", policy="basic", symmetry="none")
+        ),
+        "hemafast_packed_resized": Side(
+            "hemafast, packed: random resized crop and flip",
+            partial(hemafast, source="packed", policy="seed", rotation=0.0),
+        ),
+        "torch_packed": Side("DataLoader on the memory map: crop and eight symmetries", torch_packed),
+        "dali_packed": Side("DALI as documented: crop and flip", dali_packed),
+        "ffcv_raw": Side("FFCV, raw: random resized crop and flip", partial(ffcv, beton="raw.beton"), "ffcv"),
+        "ffcv_raw_crop": Side(
+            "FFCV, raw: crop alone", partial(ffcv, beton="raw.beton", scaled=False, flip=False), "ffcv"
+        ),
+        "ffcv_raw_crop_flip": Side("FFCV, raw: crop and flip", partial(ffcv, beton="raw.beton", scaled=False), "ffcv"),
+        "memory_copy": Side("(copying as many bytes in memory)", memory_copy),
+    },
+    "the reference's augmentation, to normalised fp32": {
+        "torchvision_reference": Side("torchvision v1 + Pillow (the reference)", torchvision_reference),
+        "hemafast_seed_files": Side(
+            "hemafast, files", partial(hemafast, source="files", policy="seed", normalised=True)
+        ),
+        "hemafast_seed_packed": Side(
+            "hemafast, packed", partial(hemafast, source="packed", policy="seed", normalised=True)
+        ),
+        "dali_two_operators": Side("DALI's resize and warp, packed", partial(dali_reference, fused=False)),
+        "dali_one_warp": Side("one bilinear warp of DALI, packed", partial(dali_reference, fused=True)),
+        "grid_sample": Side("torch grid_sample, packed", grid_sample),
+    },
 }
+SIDES = {name: side for sides in TASKS.values() for name, side in sides.items()}
 
 
 def write_ffcv(race: Race) -> None:
@@ -565,16 +512,9 @@ def write_ffcv(race: Race) -> None:
     from ffcv.fields import IntField, RGBImageField
     from ffcv.writer import DatasetWriter
 
-    squares, labels = _squares(race), np.load(race.data / "labels.npy")
-
-    class Raw:
-        def __len__(self) -> int:
-            return len(labels)
-
-        def __getitem__(self, index: int) -> tuple[Any, int]:
-            return np.asarray(squares[index]), int(labels[index])
-
-    for name, mode, images in (("jpeg", "jpg", _Files(race, _load_pil, None)), ("raw", "raw", Raw())):
+    files = _Items(*race.files(), _load_pil)
+    squares = _Items(race.squares(), race.labels(), np.asarray)
+    for name, mode, images in (("jpeg", "jpg", files), ("raw", "raw", squares)):
         fields = {"image": RGBImageField(write_mode=mode), "label": IntField()}
         DatasetWriter(str(race.data / f"{name}.beton"), fields, num_workers=race.threads).from_indexed_dataset(images)
 
@@ -583,9 +523,8 @@ def write_litdata(race: Race) -> None:
     """Write the files into chunks in litdata/."""
     from litdata import optimize
 
-    optimize(
-        fn=_litdata_item, inputs=race.files(), output_dir=str(race.data / "litdata"), chunk_bytes="64MB", num_workers=1
-    )
+    items = list(zip(*race.files(), strict=True))
+    optimize(fn=_litdata_item, inputs=items, output_dir=str(race.data / "litdata"), chunk_bytes="64MB", num_workers=1)
 
 
 def _litdata_item(item: tuple[str, int]) -> dict[str, Any]:
@@ -594,28 +533,28 @@ def _litdata_item(item: tuple[str, int]) -> dict[str, Any]:
 
 
 WRITERS: dict[str, Callable[[Race], None]] = {"ffcv": write_ffcv, "litdata": write_litdata}
-"""Of those peers that read a format of their own."""
+"""Of the peers that read a format of their own."""
 
 
-def serve(side: Side, answers: Any) -> None:
+def serve(batches: Batches, answers: Any) -> None:
     """Answer each number of seconds on standard input with a measurement, as a line of JSON, until it ends.
 
     A measurement is [images, seconds, processor seconds of this process and its children] of whole batches.
     """
     for line in sys.stdin:
-        answers.write(json.dumps(_measure(side, float(line))) + "\n")
+        answers.write(json.dumps(_measure(batches, float(line))) + "\n")
         answers.flush()
 
 
-def _measure(side: Side, seconds: float) -> tuple[int, float, float]:
+def _measure(batches: Batches, seconds: float) -> tuple[int, float, float]:
     for _ in range(_DRAINED):
-        next(side)
+        next(batches)
     images, cpu, started = 0, _cpu_seconds(), time.perf_counter()
-    for batches in count():
+    for number in count():
         elapsed = time.perf_counter() - started
-        if elapsed >= seconds and batches >= _FEWEST_BATCHES:
+        if elapsed >= seconds and number >= _FEWEST_BATCHES:
             break
-        images += next(side)
+        images += next(batches)
     measured = images, elapsed, _cpu_seconds() - cpu
     _settle()
     return measured
@@ -648,7 +587,7 @@ def main() -> None:
         WRITERS[name.removeprefix("write-")](race)
     else:
         _keep_freed_memory()
-        serve(SIDES[name](race), answers)
+        serve(SIDES[name].start(race), answers)
 
 
 def _keep_freed_memory() -> None:

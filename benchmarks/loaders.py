@@ -1,13 +1,12 @@
-"""Our input engine beside the loaders that people use: the same real images, the same output, in one interleaved run.
+"""Our input engine beside the loaders that people use: same real images, same output, interleaved rounds.
 
     python benchmarks/loaders.py --archive Acevedo_20.zip --json benchmarks/results/loaders.json \
         --plot benchmarks/results/loaders.png
 
-Peers that hemafast itself does not need run in environments of their own, which peers.py makes from pinned
-requirements. One that cannot be installed is named in the result with the reason, and the others race without it. FFCV
-is compiled on the spot: it wants libopencv-dev, libturbojpeg0-dev, pkg-config and g++.
-
-Each side is a process; all take turns, round after round. Refuses drawn archives.
+loader_sides.py has the sides. Each is a process, and all take turns. Peers run in environments of their own, which
+peers.py makes from pinned requirements. A peer that cannot be installed is named in the result with the reason, and
+the others race without it. FFCV is compiled on the spot: it needs libopencv-dev, libturbojpeg0-dev, pkg-config and g++.
+Refuses drawn archives.
 """
 
 from __future__ import annotations
@@ -17,6 +16,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
 from contextlib import ExitStack
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -26,103 +26,45 @@ from typing import Annotated, Any
 import numpy as np
 import peers
 import typer
-from loader_sides import WRITERS
-from output import JsonFile, write_json
+from loader_sides import SIDES, TASKS, WRITERS
+from output import JsonFile, machine_line, ranged, table, times, write_json
 
-TASKS = {
-    "JPEG, random resized crop and flip, to uint8": (
-        "hemafast_files",
-        "torchvision_v1",
-        "torchvision_v2",
-        "timm_loader",
-        "dali_files",
-        "webdataset",
-        "spdl",
-        "litdata",
-        "ffcv_jpeg",
-    ),
-    "stored pixels of 256 px to uint8": (
+JPEG, *_ = TASKS
+CLAIMS = {
+    "crop and eight symmetries from packed pixels against the reference's loader from JPEG": (
         "hemafast_packed",
-        "hemafast_packed_crop",
-        "hemafast_packed_resized",
-        "torch_packed",
-        "dali_packed",
-        "ffcv_raw",
-        "ffcv_raw_crop",
-        "ffcv_raw_crop_flip",
-        "memory_copy",
-    ),
-    "the reference's augmentation, to normalised fp32": (
         "torchvision_reference",
-        "hemafast_seed_files",
-        "hemafast_seed_packed",
-        "dali_two_operators",
-        "dali_one_warp",
-        "grid_sample",
     ),
+    "the reference's augmentation from JPEG, against the reference": ("hemafast_seed_files", "torchvision_reference"),
+    "the reference's augmentation from packed pixels, against the reference": (
+        "hemafast_seed_packed",
+        "torchvision_reference",
+    ),
+    "random resized crop and flip from stored pixels, against FFCV": ("hemafast_packed_resized", "ffcv_raw"),
+    "crop alone from stored pixels, against FFCV": ("hemafast_packed_crop", "ffcv_raw_crop"),
+    "crop and eight symmetries, as a share of copying as many bytes in memory": ("hemafast_packed", "memory_copy"),
 }
-NAMES = {
-    "hemafast_files": "hemafast, files",
-    "torchvision_v1": "torchvision v1 + Pillow",
-    "torchvision_v2": "torchvision v2 on tensors",
-    "timm_loader": "timm",
-    "dali_files": "DALI as documented",
-    "webdataset": "webdataset + torchvision v1",
-    "spdl": "SPDL",
-    "litdata": "litdata + torchvision v2",
-    "ffcv_jpeg": "FFCV, JPEG",
-    "hemafast_packed": "hemafast, packed: crop and eight symmetries",
-    "hemafast_packed_crop": "hemafast, packed: crop alone",
-    "hemafast_packed_resized": "hemafast, packed: random resized crop and flip",
-    "torch_packed": "DataLoader on the memory map: crop and eight symmetries",
-    "dali_packed": "DALI as documented: crop and flip",
-    "ffcv_raw": "FFCV, raw: random resized crop and flip",
-    "ffcv_raw_crop": "FFCV, raw: crop alone",
-    "ffcv_raw_crop_flip": "FFCV, raw: crop and flip",
-    "memory_copy": "(copying as many bytes in memory)",
-    "torchvision_reference": "torchvision v1 + Pillow (the reference)",
-    "hemafast_seed_files": "hemafast, files",
-    "hemafast_seed_packed": "hemafast, packed",
-    "dali_two_operators": "DALI's resize and warp, packed",
-    "dali_one_warp": "one bilinear warp of DALI, packed",
-    "grid_sample": "torch grid_sample, packed",
-}
+"""Ratios that the page lists."""
 RATIOS = (
-    *(("hemafast_files", peer) for peer in TASKS["JPEG, random resized crop and flip, to uint8"][1:]),
-    ("hemafast_packed", "torchvision_reference"),
-    ("hemafast_packed", "ffcv_raw_crop_flip"),
-    ("hemafast_packed", "ffcv_raw_crop"),
-    ("hemafast_packed_crop", "ffcv_raw_crop"),
-    ("hemafast_packed", "torch_packed"),
-    ("hemafast_packed", "dali_packed"),
-    ("hemafast_packed", "memory_copy"),
-    ("hemafast_packed_resized", "ffcv_raw"),
-    ("hemafast_seed_files", "torchvision_reference"),
-    ("hemafast_seed_packed", "torchvision_reference"),
+    *(("hemafast_files", peer) for peer in TASKS[JPEG] if peer != "hemafast_files"),
+    *(("hemafast_packed", peer) for peer in ("ffcv_raw_crop_flip", "ffcv_raw_crop", "torch_packed", "dali_packed")),
+    *CLAIMS.values(),
 )
+VERSIONS = ("torchvision", "timm", "webdataset", "spdl", "litdata", "ffcv")
+"""Libraries whose versions the page names, besides torch and DALI."""
 LIBRARIES = ("torch", "torchvision", "timm", "nvidia-dali-cuda120", "numba", "numpy")
-PEERS = {
-    "webdataset": "webdataset",
-    "spdl": "spdl",
-    "litdata": "litdata",
-    "ffcv_jpeg": "ffcv",
-    "ffcv_raw": "ffcv",
-    "ffcv_raw_crop": "ffcv",
-    "ffcv_raw_crop_flip": "ffcv",
-}
-"""Sides that run in a peer's environment; all others run in ours."""
 
-_SIDES = Path(__file__).with_name("loader_sides.py")
+_SCRIPT = Path(__file__).with_name("loader_sides.py")
 
 Measured = tuple[int, float, float]  # images, seconds, processor seconds
 
 
 class Racer:
-    """One side in its own process; idle but for the calls of `run`."""
+    """One side in its own process, idle except during `run`."""
 
     def __init__(self, python: str, side: str, data: Path, threads: int, batch: int) -> None:
         self._side = side
-        command = [python, str(_SIDES), side, str(data), str(threads), str(batch)]
+        command = [python, str(_SCRIPT), side, str(data), str(threads), str(batch)]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
     def __enter__(self) -> Racer:
@@ -140,7 +82,7 @@ class Racer:
         self._process.stdin.flush()
         line = self._process.stdout.readline()
         if not line:
-            sys.exit(f"{self._side} has failed; what it said stands above.")
+            sys.exit(f"{self._side} failed. Its output is above.")
         images, wall, cpu = json.loads(line)
         return images, wall, cpu
 
@@ -156,18 +98,18 @@ def main(
     only: Annotated[list[str] | None, typer.Option(help="Sides to run; may be repeated.", show_default="all")] = None,
     environments: Annotated[Path, typer.Option(help="Where the environments of peers lie.")] = peers.ENVIRONMENTS,
 ) -> None:
-    """Lay out the images for every side, let them race, and write what came of it."""
+    """Lay out the images for every side, let them race, and write the result."""
     threads = threads or len(os.sched_getaffinity(0))
-    if unknown := set(only or ()) - NAMES.keys():
-        sys.exit(f"There is no side {min(unknown)!r}; there are {', '.join(NAMES)}.")
-    wanted = [side for task in TASKS.values() for side in task if only is None or side in only]
+    if unknown := set(only or ()) - SIDES.keys():
+        sys.exit(f"There is no side {min(unknown)!r}. Choose from {', '.join(SIDES)}.")
+    wanted = [side for side in SIDES if only is None or side in only]
     pythons, unavailable = find_pythons(wanted, environments)
-    raced = {PEERS[side]: python for side, python in pythons.items() if side in PEERS}
+    raced = {peer: python for side, python in pythons.items() if (peer := SIDES[side].peer)}
     with tempfile.TemporaryDirectory() as folder:
         data = Path(folder)
         images = _lay_out(archive, data)
         for peer in raced.keys() & WRITERS:
-            command = [raced[peer], str(_SIDES), f"write-{peer}", str(data), str(threads), str(batch)]
+            command = [raced[peer], str(_SCRIPT), f"write-{peer}", str(data), str(threads), str(batch)]
             subprocess.run(command, check=True)
         measured = _race(pythons, data, rounds=rounds, seconds=seconds, threads=threads, batch=batch)
     result = {
@@ -193,17 +135,17 @@ def main(
 
 
 def find_pythons(sides: list[str], environments: Path) -> tuple[dict[str, str], dict[str, str]]:
-    """The interpreters of all sides that can run, and why peers that cannot be installed are missing."""
+    """The interpreters of all sides that can run, and why the other peers cannot be installed."""
     pythons: dict[str | None, str] = {None: sys.executable}
     unavailable: dict[str, str] = {}
-    for peer in dict.fromkeys(PEERS[side] for side in sides if side in PEERS):
+    for peer in dict.fromkeys(peer for side in sides if (peer := SIDES[side].peer)):
         print(f"environment of {peer}", file=sys.stderr, flush=True)
         try:
             pythons[peer] = str(peers.peer_python(peer, environments))
         except peers.PeerUnavailable as error:
-            print(f"{error}; it is left out", file=sys.stderr, flush=True)
+            print(f"{error}; the race runs without it", file=sys.stderr, flush=True)
             unavailable[peer] = error.reason
-    return {side: pythons[PEERS.get(side)] for side in sides if PEERS.get(side) in pythons}, unavailable
+    return {side: pythons[SIDES[side].peer] for side in sides if SIDES[side].peer in pythons}, unavailable
 
 
 def _lay_out(archive: Path, data: Path) -> int:
@@ -274,11 +216,10 @@ def _machine() -> dict[str, str]:
 
 
 def draw(result: dict[str, Any], path: Path) -> None:
-    """Draw the medians and spreads of all sides as bars, one panel a task, each on a scale of its own."""
+    """Draw the medians and ranges of all sides as bars, one panel per task, each on its own scale."""
     from matplotlib.figure import Figure
 
-    groups = {task: [side for side in sides if side in result["sides"]] for task, sides in TASKS.items()}
-    groups = {task: [side for side in sides if side != "memory_copy"] for task, sides in groups.items() if sides}
+    groups = {task: [side for side in sides if side != "memory_copy"] for task, sides in _raced(result).items()}
     heights = [len(sides) for sides in groups.values()]
     figure = Figure(figsize=(9, 1 + 0.33 * sum(heights) + 0.6 * len(heights)), layout="constrained")
     panels = figure.subplots(len(groups), 1, height_ratios=heights, squeeze=False)[:, 0]
@@ -289,17 +230,83 @@ def draw(result: dict[str, Any], path: Path) -> None:
             [rate["median"] - rate["min"] for rate in rates],
             [rate["max"] - rate["median"] for rate in rates],
         ]
-        colours = ["#b2182b" if side.startswith("hemafast") else "#9aa5b1" for side in sides]
-        bars = panel.barh([NAMES[side] for side in sides], middle, xerr=spread, color=colours, error_kw={"lw": 1})
+        colours = ["#b2182b" if SIDES[side].ours else "#9aa5b1" for side in sides]
+        bars = panel.barh([SIDES[side].title for side in sides], middle, xerr=spread, color=colours, error_kw={"lw": 1})
         panel.bar_label(bars, [f" {rate:,.0f}" for rate in middle], fontsize=8)
         panel.invert_yaxis()
         panel.set_title(task, fontsize=10, loc="left")
         panel.tick_params(labelsize=8)
         panel.margins(x=0.12)
         panel.spines[["top", "right"]].set_visible(False)
-    panels[-1].set_xlabel("images/s, median of the rounds, with the least and the most", fontsize=8)
+    panels[-1].set_xlabel("images/s, median of the rounds (min to max)", fontsize=8)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
+
+
+def tables(results: Mapping[str, Any]) -> dict[str, str]:
+    """All sides by task, and our loader against its best peer at each task."""
+    result = results["loaders"]
+    ratios = {(ratio["of"], ratio["to"]): ratio for ratio in result["ratios"]}
+    return {"loaders": _long_table(result, ratios), "loaders_short": _short_table(result, ratios)}
+
+
+Ratios = Mapping[tuple[str, str], Mapping[str, float]]
+
+
+def _long_table(result: Mapping[str, Any], ratios: Ratios) -> str:
+    rows = []
+    for task, sides in _raced(result).items():
+        rows.append([f"**{task}**", "", "", ""])
+        ours = next(side for side in sides if SIDES[side].ours)
+        for side in sides:
+            rates, ratio = result["sides"][side], ratios.get((ours, side))
+            against = "" if ratio is None else f"{ratio['median']:.1f}x ({ratio['min']:.1f} to {ratio['max']:.1f})"
+            each = [ranged(rates[unit]) for unit in ("images_per_second", "images_per_cpu_second")]
+            rows.append([SIDES[side].title, *each, against])
+    versions = [f"{name} {result['machine'][name]}" for name in VERSIONS if name in result["machine"]]
+    note = (
+        f"Views of 224 px in batches of {result['batch']}, {result['threads']} threads or workers each, "
+        f"{result['images']:,} real images of {result['archive']}, {result['rounds']} interleaved rounds, median "
+        f"(min to max). {machine_line(result['machine']).rstrip('.')}, {', '.join(versions)}. "
+        "The last column compares our first row of each part with the others, paired by round."
+    )
+    claims = [f"- {text}: {times(ratio)}" for text, pair in CLAIMS.items() if (ratio := ratios.get(pair))]
+    header = "| images/s | images per CPU-second | ours is faster by"
+    return table(header, rows, note, "\n".join(claims))
+
+
+def _short_table(result: Mapping[str, Any], ratios: Ratios) -> str:
+    pairs = (
+        ("JPEG, random resized crop and flip", "hemafast_files", _best_from_jpeg(result)),
+        ("stored pixels, random resized crop and flip", "hemafast_packed_resized", "ffcv_raw"),
+        ("stored pixels, crop alone", "hemafast_packed_crop", "ffcv_raw_crop"),
+        ("stored pixels, crop and symmetries (FFCV: one flip)", "hemafast_packed", "ffcv_raw_crop_flip"),
+        ("the reference's augmentation, from JPEG", "hemafast_seed_files", "torchvision_reference"),
+        ("the reference's augmentation, from stored pixels", "hemafast_seed_packed", "torchvision_reference"),
+    )
+    rates = {side: ranged(found["images_per_second"]) for side, found in result["sides"].items()}
+    rows = [
+        [task, rates[ours], SIDES[theirs].title.partition(":")[0], rates[theirs], times(ratio, 1)]
+        for task, ours, theirs in pairs
+        if (ratio := ratios.get((ours, theirs)))
+    ]
+    note = (
+        f"`benchmarks/loaders.py`, {result['rounds']} interleaved rounds, median (min to max). The table of all "
+        f"{len(result['sides'])} loaders is in `hemafast/data/README.md`."
+    )
+    return table("views of 224 px | hemafast, images/s | best peer | images/s |", rows, note)
+
+
+def _raced(result: Mapping[str, Any]) -> dict[str, list[str]]:
+    """The sides that took part, by task; without tasks that none took part in."""
+    groups = {task: [side for side in sides if side in result["sides"]] for task, sides in TASKS.items()}
+    return {task: sides for task, sides in groups.items() if sides}
+
+
+def _best_from_jpeg(result: Mapping[str, Any]) -> str:
+    """The fastest peer."""
+    peers_there = [side for side in TASKS[JPEG] if side in result["sides"] and not SIDES[side].ours]
+    return max(peers_there, key=lambda side: float(result["sides"][side]["images_per_second"]["median"]))
 
 
 if __name__ == "__main__":

@@ -13,11 +13,12 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from output import JsonFileAddedTo, before, write_json
+from output import JsonFileAddedTo, before, machine_line, table, write_json
 from time_to_score import prepare_real
 
 from hemafast.engine.machine import choose_machine
@@ -71,6 +72,29 @@ def main(
                     typer.echo(f"{preset}, {seconds} s, seed {seed}: {found}", err=True)
                     result["runs"].append({"preset": preset, "budget": seconds, "seed": seed, **found})
                     write_json(result, json_file)
+
+
+def tables(results: Mapping[str, Any]) -> dict[str, str]:
+    """Time budgets, and the seconds that the command took."""
+    result = results["on_time"]
+    runs: dict[tuple[str, int], list[dict[str, Any]]] = {}
+    for one in result["runs"]:
+        runs.setdefault((one["preset"], one["budget"]), []).append(one)
+    rows = [
+        [
+            f"`--preset {preset} --time-budget {budget}s`",
+            ", ".join(f"{one['seconds']:.1f} ({one['seconds'] / budget - 1:+.1%})" for one in seeds),
+            ", ".join(str(one["epochs"]) for one in seeds),
+            ", ".join(f"{one['f1_macro']:.3f}" for one in seeds),
+        ]
+        for (preset, budget), seeds in runs.items()
+    ]
+    images = result["images"]
+    note = (
+        f"`{result['command']}`: {result['model']}, {images['train']:,} training and {images['val']} validation "
+        f"images of {' and '.join(result['domains'])}. {machine_line(result['machine'])}"
+    )
+    return {"on_time": table("| seconds of the command | epochs | macro-F1", rows, note)}
 
 
 if __name__ == "__main__":

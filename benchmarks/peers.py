@@ -1,12 +1,12 @@
-"""Peers of the races in virtual environments of their own, so that what they want never touches ours.
+"""Peers of the races in virtual environments of their own, so that their requirements never touch ours.
 
     python benchmarks/peers.py install                # all of them, ahead of a race
     python benchmarks/peers.py install webdataset spdl
     python benchmarks/peers.py list
 
-peers/NAME.txt pins the packages of the peer NAME. What only CUDA builds of torch bring along is left to torch's own
-pins, so that a CPU build from another index fits too. An environment is made when first asked for, and anew when its
-file has changed.
+peers/NAME.txt pins the packages of the peer NAME. Packages that only CUDA builds of torch need are left to torch's own
+pins, so that a CPU build from another index fits too. An environment is made at first use, and again when its file has
+changed.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def peer_python(name: str, folder: Path = ENVIRONMENTS) -> Path:
     _run(name, sys.executable, "-m", "venv", "--clear", str(home))
     _run(name, str(python), "-m", "pip", "install", "--no-input", "--requirement", str(requirements))
     _run(name, str(python), "-c", PROBES.get(name, f"import {name}"))
-    made.write_text(wanted, encoding="utf-8")  # last: an environment without it is made anew
+    made.write_text(wanted, encoding="utf-8")  # last: an environment without it is made again
     return python
 
 
@@ -74,7 +74,7 @@ def _run(name: str, *command: str) -> None:
 
 
 def _reason(output: str) -> str:
-    """The last line that names an error; pip follows it with hints. The last line of all where there is none."""
+    """The last line that names an error, as pip adds hints below it; or else the last line."""
     lines = [line.strip() for line in output.splitlines() if line.strip()]
     named = [line for line in lines if line.startswith("ERROR:") or line.partition(":")[0].endswith("Error")]
     return (named or lines or ["no reason was given"])[-1]

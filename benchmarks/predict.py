@@ -2,8 +2,8 @@
 
     python benchmarks/predict.py --archive Source/Acevedo_20.zip --json benchmarks/results/predict.json
 
-The forward-only side classifies one batch of views that lies ready, over and over; the other two predict the images of
-the archive, out of a zip and out of a folder, to the last probability. All three use the same network (its weights do
+The forward-only side classifies one ready batch of views over and over. The other two predict the images of the
+archive, from a zip and from a folder, to the last probability. All three use the same network (its weights do
 not matter here) and take turns in one process.
 """
 
@@ -12,26 +12,24 @@ from __future__ import annotations
 import tempfile
 import time
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
-import torch
 import typer
-from output import JsonFileOrNone, print_json
+from output import JsonFileOrNone, machine_line, percentages, print_json, ranged, table
 
 from hemafast.bench.result import spread
-from hemafast.deploy.plan import Options, make_plan
-from hemafast.deploy.predict import classify
-from hemafast.engine.checkpoint import ModelCard, View, save_best
 from hemafast.engine.machine import machine_facts, tune_allocator
 from hemafast.errors import HemafastError
-from hemafast.model import build_model
 from hemafast.taxonomy import CHALLENGE_CLASSES, UM_PER_PIXEL
 
 
 def write_model(file: Path, name: str, image_size: int) -> None:
     """A model of random weights that looks at 25 um, as `hemafast predict` takes it."""
+    from hemafast.engine.checkpoint import ModelCard, View, save_best
+    from hemafast.model import build_model
+
     card = ModelCard(
         backbone=name,
         classes=CHALLENGE_CLASSES,
@@ -71,6 +69,11 @@ def make_sides(
     archive: Path, file: Path, room: Path, image_size: int, batch_size: int, images: int
 ) -> tuple[dict[str, Callable[[], int]], int]:
     """What is measured, by name, and how many images each classifies; the forward-only side does whole batches."""
+    import torch
+
+    from hemafast.deploy.plan import Options, make_plan
+    from hemafast.deploy.predict import classify
+
     paths, count = copy_some(archive, room, images)
     options = Options(device="cpu", amp="off", batch_size=batch_size)
     plans = {name: make_plan([file], [str(path)], options) for name, path in paths.items()}
@@ -99,7 +102,7 @@ def main(
     images: Annotated[int, typer.Option(help="How many to classify in a round.")] = 1024,
     rounds: Annotated[int, typer.Option(min=3, help="How often all is measured.")] = 5,
 ) -> None:
-    """Measure all sides in turn; about four minutes on two cores."""
+    """Measure all sides, interleaved; about four minutes on two cores."""
     tune_allocator()
     with tempfile.TemporaryDirectory() as room:
         file = Path(room, "model.safetensors")
@@ -130,6 +133,32 @@ def main(
         "share_of_forward": {name: spread(values) for name, values in shares.items()},
     }
     print_json(result, json_file)
+
+
+def tables(results: Mapping[str, Any]) -> dict[str, str]:
+    """What predicting reaches of the network alone."""
+    result = results["predict"]
+    titles = {
+        "forward": "the network alone",
+        "zip": "`hemafast predict`, a zip",
+        "files": "`hemafast predict`, a folder",
+    }
+    shares = result["share_of_forward"]
+    rows = [
+        [
+            title,
+            ranged(result["images_per_second"][side]),
+            ranged(result["images_per_cpu_second"][side]),
+            percentages(shares[side]) if side in shares else "",
+        ]
+        for side, title in titles.items()
+    ]
+    note = (
+        f"`{result['command']}`, {result['precision']}, {result['image_size']} px, batch {result['batch_size']}, "
+        f"{result['images']:,} real images of {result['archive']}, {result['rounds']} interleaved rounds, median "
+        f"(min to max). {machine_line(result['machine'])}"
+    )
+    return {"predict": table("| images/s | images per CPU-second | share of the network alone", rows, note)}
 
 
 if __name__ == "__main__":

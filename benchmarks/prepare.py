@@ -24,7 +24,7 @@ import sys
 import tempfile
 import time
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -32,7 +32,7 @@ from typing import Annotated, Any
 
 import numpy as np
 import typer
-from output import JsonFile, write_json
+from output import JsonFile, machine_line, ranged, table, write_json
 from PIL import Image
 
 from hemafast.config import AUTO_FIELD_OF_VIEW, PrepareConfig
@@ -45,6 +45,10 @@ from hemafast.taxonomy import UM_PER_PIXEL
 
 PREPARE, PLAIN, OURS = "prepare", "DALI, shorter side to 256 and centre crop", "DALI, the operators of prepare"
 ALL = "all archives, as they are"
+FULL = {"Acevedo_20": 14_291, "Matek_19": 18_321}
+"""Images of the whole challenge archives."""
+FULL_GB = 11.2
+"""Size of the archives: 0.24 GB of JPEG and about 11 GB of TIFF."""
 _BATCH = 64
 _ENOUGH = 900  # images; of fewer, the cost of starting would be most of what is measured
 _TURNS = 8
@@ -57,7 +61,7 @@ def main(
     rounds: Annotated[int, typer.Option(min=3, help="Measurements of each side.")] = 5,
     sizes: Annotated[list[int] | None, typer.Option(help="Images to measure growth at.")] = None,
 ) -> None:
-    """Measure, and write what came of it."""
+    """Measure, and write the result."""
     archives = [open_archive(path) for path in find_archives(source, source / "prepared")]
     if any(archive.drawn for archive in archives):
         sys.exit(f"{source} holds drawn cells; no speed on them is worth keeping.")
@@ -178,7 +182,7 @@ def _spread(values: list[float]) -> dict[str, float]:
 
 
 def _growth(archive: Archive, size: int, room: Path) -> dict[str, float]:
-    """Seconds and peak memory of preparing so many images in a process of its own, and seconds of doing so again."""
+    """Seconds and peak memory of preparing images in a process of its own, and seconds of a second call."""
     source = Path(tempfile.mkdtemp(dir=room))
     _write_variants(archive, source / archive.path.name, size)
     command = ["prepare", "--source", str(source), "--json"]
@@ -186,7 +190,7 @@ def _growth(archive: Archive, size: int, room: Path) -> dict[str, float]:
 
 
 def _comparison(images: int) -> dict[str, float]:
-    """Seconds of comparing the perceptual hashes of so many images, each with each."""
+    """Seconds to compare the perceptual hashes of all pairs of images."""
     hashes = np.random.default_rng(0).integers(0, 2**63, (images, 4), dtype=np.uint64)
     started = time.perf_counter()
     find_near(hashes)
@@ -245,6 +249,71 @@ def _variant(data: bytes, number: int) -> bytes:
     stream = io.BytesIO()
     Image.fromarray(flipped).save(stream, image.format, **({"quality": 95} if image.format == "JPEG" else {}))
     return stream.getvalue()
+
+
+def tables(results: Mapping[str, Any]) -> dict[str, str]:
+    """Speed beside decoding alone, growth with the number of images, and what the whole archives would take."""
+    result = results["prepare"]
+    speed = [
+        [
+            domain,
+            name,
+            ranged(side["images_per_second"]),
+            ranged(side["images_per_cpu_second"]),
+            _reached(part["shares"].get(name)),
+        ]
+        for domain, part in result["speed"].items()
+        for name, side in part["sides"].items()
+    ]
+    growth = [
+        [
+            f"{part['images']:,}",
+            f"{part['seconds']:.1f}",
+            f"{1000 * part['cpu_seconds'] / part['images']:.1f}",
+            f"{part['peak_memory_mb']:,.0f}",
+            f"{part['seconds_again']:.1f}",
+        ]
+        for part in result["growth"]
+    ]
+    counts = " and ".join(
+        f"{part['images']:,} of {domain}"
+        + (f", made from {part['originals']} by turns and flips" if part["images"] > part["originals"] else "")
+        for domain, part in result["speed"].items()
+        if domain in FULL
+    )
+    beside = (
+        f"Real images ({counts}), packed at 256 px; {result['rounds']} interleaved rounds, median (min to max). "
+        f"{machine_line(result['machine'])}"
+    )
+    compared = result["comparison"]
+    grown = (
+        "Real images, turned, flipped, enlarged and encoded again, so that no two are alike; one process per row. "
+        f"Comparing {compared['images']:,} perceptual hashes with each other takes {compared['seconds']:.1f} s."
+    )
+    speeds = table("images of | | images/s | images per CPU-second | prepare reaches", speed, beside)
+    header = "images | seconds, imports included | CPU milliseconds an image | peak memory, MB | a second call, s"
+    return {"prepare": f"{speeds}\n\n{table(header, growth, grown, _projection(result))}"}
+
+
+def _reached(share: Mapping[str, float] | None) -> str:
+    if share is None:
+        return ""
+    return f"**{100 * share['median']:.0f} %** ({100 * share['min']:.0f} to {100 * share['max']:.0f}) of it"
+
+
+def _projection(result: Mapping[str, Any]) -> str:
+    """The time that the whole archives would take at the measured rates."""
+    seconds = {
+        domain: images / result["speed"][domain]["sides"]["prepare"]["images_per_second"]["median"]
+        for domain, images in FULL.items()
+    }
+    parts = ", ".join(f"{domain} {value:.0f} s" for domain, value in seconds.items())
+    disk = FULL_GB + sum(FULL.values()) * 3 * 256**2 / 1e9
+    return (
+        f"> **Projection**, not a measurement: at these rates the full archives ({sum(FULL.values()):,} images, "
+        f"{FULL_GB:.0f} GB) would take {sum(seconds.values()) / 60:.1f} minutes on this machine ({parts}), if the disk "
+        f"keeps up, and {disk:.0f} GB of disk."
+    )
 
 
 if __name__ == "__main__":

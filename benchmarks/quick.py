@@ -13,11 +13,12 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from output import JsonFile, write_json
+from output import JsonFile, machine_line, table, write_json
 
 
 def main(
@@ -26,7 +27,7 @@ def main(
     preset: Annotated[str, typer.Option(help="Preset to train with.")] = "quick",
     group_pattern: Annotated[str | None, typer.Option(help="As for `hemafast prepare`.")] = None,
 ) -> None:
-    """Prepare and train in a temporary folder, and write what came of it."""
+    """Prepare and train in a temporary folder, and write the result."""
     groups = ["--group-pattern", group_pattern] if group_pattern else []
     with tempfile.TemporaryDirectory() as folder:
         prepared, runs = Path(folder, "prepared"), Path(folder, "runs")
@@ -55,6 +56,34 @@ def run_hemafast(arguments: list[str]) -> tuple[dict[str, Any], float]:
     started = time.perf_counter()
     done = subprocess.run([sys.executable, "-m", "hemafast", *arguments], stdout=subprocess.PIPE, check=True, text=True)
     return json.loads(done.stdout), time.perf_counter() - started
+
+
+def tables(results: Mapping[str, Any]) -> dict[str, str]:
+    """Scores by domain."""
+    result = results["quick"]
+    metrics = result["metrics"]
+    training, data = metrics["training"], metrics["data"]
+    rows = [
+        [
+            name,
+            f"**{part['macro_f1']:.3f}**",
+            " to ".join(f"{end:.3f}" for end in part["ci95"]["macro_f1"]),
+            f"{part['accuracy']:.3f}",
+            str(part["classes"]),
+            str(part["images"]),
+        ]
+        for name, part in (*metrics["domains"].items(), ("pooled", metrics["pooled"]))
+    ]
+    note = (
+        f"`{result['prepared_by']}` and `{result['command']}` on "
+        f"{sum(domain['images'] for domain in data['domains'].values()):,} real images ({', '.join(data['domains'])}; "
+        f"{100 * data['val_fraction']:.0f} % validation, split seed {data['split_seed']}, training seed "
+        f"{training['seed']}), started from {metrics['model']['started_from']}. Preparation "
+        f"{result['prepare_seconds']:.0f} s; {training['epochs']} epochs in {training['total_seconds']:.0f} s, "
+        f"validation included; {training['train_images_per_second']:.0f} images/s. {machine_line(result['machine'])}"
+    )
+    header = "validation images of | macro-F1 | 95 % interval | accuracy | classes | images"
+    return {"quick": table(header, rows, note)}
 
 
 if __name__ == "__main__":

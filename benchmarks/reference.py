@@ -93,7 +93,7 @@ def main(
     model_name: Annotated[str, typer.Option("--model", help="A timm model.")] = "tf_efficientnet_lite0",
     seed: Annotated[int, typer.Option(help="Of head, order and augmentation.")] = 0,
     seconds: Annotated[
-        float, typer.Option(help="After so many seconds of the process, no epoch but the first begins.")
+        float, typer.Option(help="Start no further epoch after this many seconds of the process.")
     ] = 600.0,
     target: Annotated[float, typer.Option(help="Nor after this macro-F1.")] = 1.0,
     workers: Annotated[int, typer.Option(help="Processes that load.")] = 2,

@@ -2,14 +2,14 @@
 
     python benchmarks/scaling.py --json benchmarks/results/scaling.json --plot benchmarks/results/scaling.png
 
-- images: an epoch of the loader, and of loader and step, over ever more images. More than there are come from taking
-  all of them several times, so that what grows is the work, and not the pages of the disk.
-- pixels: the loader, and the step on batches that lie ready, at ever larger views.
+- images: an epoch of the loader, and of loader and step, over ever more images. Larger counts repeat the images, so
+  that the work grows and not the pages read from the disk.
+- pixels: the loader, and the step on ready batches, at ever larger views.
 - threads: the same, with 1 to all cores for the loader's threads or torch's.
 - ranks: processes of one thread each that exchange gradients by gloo, as torchrun starts them, with and without their
   loaders. Every rank has a whole batch, so that a perfect exchange multiplies the rate.
 
-All points of an axis take turns, round after round; lines and exponents are fitted round by round. Refuses drawn data.
+The rounds of all points of an axis are interleaved. Lines and exponents are fitted round by round. Refuses drawn data.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import numpy as np
 import typer
-from output import JsonFileOrNone, print_json
+from output import JsonFileOrNone, machine_line, percentages, print_json, ranged, table
 
 from hemafast.bench.feeding import augment
 from hemafast.bench.result import FEWEST_ROUNDS, spread
@@ -67,20 +67,20 @@ class Side(NamedTuple):
 
     @property
     def name(self) -> str:
-        """As the worker knows it."""
+        """Its name in the worker."""
         return f"{self.series}, {self.at}"
 
 
 @dataclass(frozen=True, slots=True)
 class Axis:
-    """What grows, and what is looked at meanwhile."""
+    """What grows, and what is measured."""
 
     unit: str
-    """Of what grows."""
+    """Unit of what grows."""
     measure: Callable[[int], float]
-    """What grows, in that unit, of a side's `at`."""
+    """Turns a side's `at` into that unit."""
     quantity: str
-    """Name and unit of what is looked at."""
+    """Name and unit of what is measured."""
     value: Callable[[Round], float]
     speeds_up: bool
     """Whether the quantity is a rate, which should grow in proportion; else it is a cost."""
@@ -100,11 +100,11 @@ AXES = {
 }
 
 Sides = list[list[Side]]
-"""Those of each process."""
+"""The sides of each process."""
 
 
 def sides_of(axis: str, images: int, cores: int) -> Sides:
-    """What is measured along an axis where there are so many training images and cores."""
+    """The sides along an axis, for a number of training images and of cores."""
     workers = [*(1 << power for power in range(cores.bit_length()) if 1 << power < cores), cores]
     if axis == "images":
         return [
@@ -134,14 +134,14 @@ def _shares(images: int, shares: Sequence[float]) -> list[int]:
 
 
 def loader_epochs(images: int, bench: Bench) -> Station:
-    """Whole epochs of our loader over so many images; each is one `Done`."""
+    """Whole epochs of our loader over `images` images; each is one `Done`."""
     loader = _loader(replace(bench, image_size=SMALL), bench.loader_batch_size, images)
     while True:
         yield Done(sum(len(batch.labels) for batch in loader.epoch()))
 
 
 def training_epochs(images: int, bench: Bench) -> Station:
-    """Whole epochs of loader and training step over so many images; each is one `Done`."""
+    """Whole epochs of loader and training step over `images` images; each is one `Done`."""
     from hemafast.engine.distributed import World
 
     bench = replace(bench, image_size=SMALL)
@@ -157,7 +157,7 @@ def sized(make: Make, size: int, bench: Bench) -> Station:
 
 
 def threaded(make: Make, threads: int, bench: Bench) -> Station:
-    """A station with so many threads of the loader and of torch."""
+    """A station with `threads` threads in the loader and in torch."""
     import torch
 
     torch.set_num_threads(threads)
@@ -252,7 +252,7 @@ def _steps(bench: Bench, batches: Iterator[Batch], world: World) -> Station:
 
 
 def race(sides: Sides, bench: Bench, rounds: int, seconds: float) -> dict[Side, list[Round]]:
-    """Measurements of all sides in turn, behind a round that warms up."""
+    """Interleaved measurements of all sides, after a warm-up round."""
     measured: dict[Side, list[Round]] = defaultdict(list)
     with ExitStack() as stack:
         workers = [_worker(stack, mine, bench) for mine in sides]
@@ -302,7 +302,7 @@ def _point(axis: Axis, at: int, rounds: Sequence[Round]) -> dict[str, Any]:
 def fitted(axis: Axis, values: Mapping[float, Sequence[float]]) -> dict[str, Any]:
     """Exponent of a power law through the points, round by round; of a cost also a line, of a rate its efficiency.
 
-    `values` are the measurements of each round by what grew. Of a single point there is nothing to say.
+    `values` are the measurements of each round by what grew. A single point gives no fit.
     """
     if len(values) < 2:
         return {}
@@ -423,6 +423,40 @@ def main(
     print_json(result, json_file)
     if plot is not None:
         draw(axes, plot)
+
+
+def tables(results: Mapping[str, Any]) -> dict[str, str]:
+    """The ends of each series and what fits them."""
+    result = results["scaling"]
+    rows = [
+        [
+            name,
+            axis["quantity"],
+            *(f"{point['at']:,}: {ranged(point['value'])}" for point in (series["points"][0], series["points"][-1])),
+            _fit(axis, series),
+        ]
+        for axis in result["axes"].values()
+        for name, series in axis["series"].items()
+    ]
+    note = (
+        f"`{result['command']}`, {result['model']}, {result['precision']}, batch {result['batch_size']} "
+        f"(loader alone: {result['loader_batch_size']}), policy `{result['policy']}`, "
+        f"{result['images']:,} real training images of {' and '.join(result['domains'])}; longer epochs repeat them. "
+        f"Epochs at {result['small_image_size']} px, threads and ranks at {result['image_size']} px, one thread per "
+        f"rank. {result['rounds']} interleaved rounds, median (min to max). {machine_line(result['machine'])}"
+    )
+    return {"scaling": table("| | smallest | largest | fit", rows, note)}
+
+
+def _fit(axis: Mapping[str, Any], series: Mapping[str, Any]) -> str:
+    """The exponent, and the line or the efficiency at the end; nothing for a single point."""
+    if "exponent" not in series:
+        return ""
+    power = f"to the power {series['exponent']['median']:.2f}"
+    if "efficiency" in series:
+        return f"{power}; efficiency {percentages(series['efficiency'][-1])}"
+    line = series["line"]
+    return f"{power}; {line['fixed']['median']:.3g} + {line['each']['median']:.3g} x {axis['unit']}"
 
 
 if __name__ == "__main__":

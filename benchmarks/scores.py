@@ -11,20 +11,19 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
 import numpy.typing as npt
 import typer
-from output import JsonFileOrNone, print_json
+from output import JsonFileOrNone, machine_line, print_json, times
 
 from hemafast.bench.result import spread
 from hemafast.engine.machine import machine_facts
 from hemafast.evaluate.bootstrap import RESAMPLES
 from hemafast.evaluate.predictions import read_predictions
-from hemafast.evaluate.scores import score
 from hemafast.run_folder import PREDICTIONS
 
 Labels = npt.NDArray[np.int64]
@@ -66,7 +65,9 @@ def main(
     rounds: Annotated[int, typer.Option(min=3, help="How often both are measured.")] = 5,
     resamples: Annotated[int, typer.Option(help="Resamples that scikit-learn scores in a round.")] = 10,
 ) -> None:
-    """Measure both in turn; about a minute."""
+    """Measure both, interleaved; about a minute."""
+    from hemafast.evaluate.scores import score
+
     table, classes, probabilities = read_predictions(run / PREDICTIONS)
     generator = np.random.default_rng(0)
     rows = generator.integers(0, len(table), images)
@@ -97,6 +98,19 @@ def main(
         "ratio": spread([b / a for a, b in zip(*found.values(), strict=True)]),
     }
     print_json(result, json_file)
+
+
+def tables(results: Mapping[str, Any]) -> dict[str, str]:
+    """The time that the scores of many resamples take, as a sentence."""
+    result = results["scores"]
+    ours, theirs = result["seconds"]["hemafast"], result["seconds"]["scikit-learn"]
+    said = (
+        f"All scores of {result['images']:,} images in {result['classes']} classes with {result['resamples']:,} "
+        f"resamples take **{ours['median']:.2f} s** ({ours['min']:.2f} to {ours['max']:.2f}). Extrapolated from "
+        f"{result['resamples_of_scikit_learn']} resamples, scikit-learn would take {theirs['median']:.0f} s: "
+        f"{times(result['ratio'], 0)}. `{result['command']}`, {machine_line(result['machine'])}"
+    )
+    return {"scores": said}
 
 
 if __name__ == "__main__":

@@ -5,9 +5,9 @@
 
 Both sides see the split that `hemafast prepare` made, start from the same weights of the same network, and are scored
 on the same validation images without augmentation, after each epoch. Seconds count from the start of the process,
-imports included; preparation is told apart. A reference run ends once it has reached the last threshold, or when its
-time is over: what it has not reached then is told as such. Seeds take turns between the sides. The result is written
-after each run, and a second call with more seeds adds to it, on the same processor.
+imports included; preparation is reported separately. A reference run ends at the last threshold, or when its time
+is over; the result marks the thresholds that it has not reached. Seeds take turns between the sides. The result is
+written after each run, and a second call with more seeds adds to it, on the same processor.
 
 `reference.py` is the other side, and says what it is. With `--reference-seconds 0` only our side runs.
 """
@@ -23,6 +23,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
 from statistics import median
@@ -30,7 +31,7 @@ from typing import Annotated, Any
 
 import pandas as pd
 import typer
-from output import JsonFileAddedTo, before, write_json
+from output import JsonFileAddedTo, before, machine_line, table, write_json
 
 from hemafast.config import train_config
 from hemafast.data.dataset import Dataset, open_dataset
@@ -85,12 +86,12 @@ def run_reference(
 
 
 def reached(points: list[Point], threshold: float) -> float | None:
-    """Seconds of the first point at or above a threshold; None if there is none."""
+    """Seconds of the first point at or above a threshold, or None."""
     return next((point["seconds"] for point in points if point["f1_macro"] >= threshold), None)
 
 
 def biggest_fall(points: list[Point]) -> float:
-    """By how much macro-F1 fell at the most from one validation to one that is after the first third of the seconds."""
+    """The largest drop of macro-F1 from one validation to the next, after the first third of the seconds."""
     third = points[-1]["seconds"] / 3
     return max(
         (
@@ -248,6 +249,64 @@ def main(
                 write_json(result, json_file)
     if plot_file is not None:
         plot(result, plot_file)
+
+
+def tables(results: Mapping[str, Any]) -> dict[str, str]:
+    """Seconds to each macro-F1 of both sides, on two processors."""
+    return {name: _table(results[name]) for name in ("time_to_score", "time_to_score_avx2")}
+
+
+def _table(result: Mapping[str, Any]) -> str:
+    preparation, images = result["preparation_seconds"], result["images"]
+    ours, theirs = (result["runs"][side] for side in SIDES)
+    rows = [
+        [
+            bar,
+            *(_seconds(row[side]) for side in SIDES),
+            _ratio(row, "ratio"),
+            _ratio(row, "ratio_with_preparation"),
+        ]
+        for bar, row in result["thresholds"].items()
+    ]
+    epochs = [_epoch_seconds(runs) for runs in (ours, theirs)]
+    note = (
+        f"`{result['command']}`: `{result['ours']}` beside the reference's loop, {result['model']} from the same "
+        f"ImageNet weights, {images['train']:,} training and {images['val']} validation images of "
+        f"{result['domain']}, {result['classes']} classes, {len(ours)} seeds, alternating, median (each seed). "
+        f"Seconds count from the start of the process. Preparation took {preparation['hemafast']:.0f} s, unpacking for "
+        f"the reference {preparation['reference']:.1f} s. Runs end at {_ends(ours)} (hemafast) and {_ends(theirs)} "
+        f"(reference). An epoch with its validation takes {epochs[0]:.0f} s (hemafast) and {epochs[1]:.0f} s "
+        f"(reference), {epochs[1] / epochs[0]:.1f} times as long. The rest of each ratio comes from needing fewer "
+        "epochs. After the first third, the largest drop of our macro-F1 between two validations is "
+        f"{', '.join(f'{fall:.3f}' for fall in result['biggest_fall']['hemafast'])} (each seed). "
+        f"{machine_line(result['machine'])}"
+    )
+    header = "macro-F1 | hemafast, seconds | reference, seconds | reference / hemafast | with preparation"
+    return table(header, rows, note)
+
+
+def _ends(runs: list[dict[str, Any]]) -> str:
+    last = [run["points"][-1] for run in runs]
+    return " / ".join(f"{point['f1_macro']:.3f} at {point['seconds']:.0f} s" for point in last)
+
+
+def _epoch_seconds(runs: list[dict[str, Any]]) -> float:
+    """Median seconds from one validation to the next, without the start of the process."""
+    pairs = (pair for run in runs for pair in itertools.pairwise(run["points"]))
+    return median(float(after["seconds"] - before["seconds"]) for before, after in pairs)
+
+
+def _seconds(side: Mapping[str, Any]) -> str:
+    each = " / ".join("-" if seconds is None else f"{seconds:.0f}" for seconds in side["seconds"])
+    if side["median"] is None:
+        return f"not within {side['at_least']:.0f} ({each})"
+    return f"**{side['median']:.0f}** ({each})"
+
+
+def _ratio(row: Mapping[str, Any], name: str) -> str:
+    if name not in row:
+        return ""
+    return f"{'more than ' if row['ratio_is_bound'] else ''}**{row[name]:.1f}x**"
 
 
 if __name__ == "__main__":

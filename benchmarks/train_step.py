@@ -5,14 +5,14 @@
 Each side is a process; all take turns, round after round, network by network. The matrix product and the memory copy
 that run beside them are this machine's ceilings in the same minutes. The side of timm does what its train.py does in a
 step with `--channels-last --opt adamw`, without and with `--torchcompile`; `best of timm` is the faster of the two.
-At the end torch's profiler says what the seconds of our step go to.
+At the end torch's profiler shows where the time of our step goes.
 """
 
 from __future__ import annotations
 
 import multiprocessing
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
 from functools import partial
@@ -21,10 +21,9 @@ from statistics import median
 from typing import Annotated, Any
 
 import typer
-from output import JsonFileOrNone, print_json
+from output import JsonFileOrNone, machine_line, print_json, ranged, table, times
 
 from hemafast.bench.ceilings import copy_bytes, matrix_product, memory_copy, product_flops
-from hemafast.bench.costs import step_costs
 from hemafast.bench.plain import plain_step
 from hemafast.bench.result import spread
 from hemafast.bench.settings import Bench
@@ -81,7 +80,7 @@ SIDES: dict[str, Callable[[Bench], Station]] = {
 
 
 def race(bench: Bench, rounds: int, seconds: float) -> dict[str, list[Round]]:
-    """Measurements of every side, in turn."""
+    """Interleaved measurements of every side."""
     measured: dict[str, list[Round]] = {name: [] for name in SIDES}
     with ExitStack() as stack:
         workers = {name: stack.enter_context(Worker({name: make}, bench)) for name, make in SIDES.items()}
@@ -96,6 +95,8 @@ def race(bench: Bench, rounds: int, seconds: float) -> dict[str, list[Round]]:
 
 def summary(model: str, image_size: int, measured: dict[str, list[Round]]) -> dict[str, Any]:
     """Rates, ratios paired by round, and shares of the matrix product's rate."""
+    from hemafast.bench.costs import step_costs
+
     rates = {name: [one.images / one.seconds for one in found] for name, found in measured.items()}
     best_of_timm = max(("timm", "timm, compiled"), key=lambda name: median(rates[name]))
     flops = step_costs(model, _CLASSES, image_size, "fp32").training_flops
@@ -176,6 +177,35 @@ def main(
         raced = summary(name, bench.image_size, race(bench, rounds, seconds))
         results["models"][name] = {**raced, "shares_of_time": shares_of_time(bench)}
     print_json(results, json_file)
+
+
+def tables(results: Mapping[str, Any]) -> dict[str, str]:
+    """Training steps of every side, by network, and where the time of ours goes."""
+    result = results["train_step"]
+    rows = [
+        [
+            model,
+            side,
+            ranged(rate),
+            ranged(found["images_per_cpu_second"][side]),
+            f"{found['share_of_matrix_product'][side]['median']:.0%}",
+            times(found["ratios"][side]) if side in found["ratios"] else "",
+        ]
+        for model, found in result["models"].items()
+        for side, rate in found["images_per_second"].items()
+    ]
+    note = (
+        f"`{result['command']}`, {result['precision']}, {result['image_size']} px, equal maths, interleaved rounds, "
+        "median (min to max). The share is that of the FLOP/s of a large matrix product, measured in the same minutes. "
+        f"{machine_line(result['machine'])}"
+    )
+    time_spent = "\n".join(
+        f"- {model}, by torch's profiler: "
+        f"{', '.join(f'{kind} {share:.0%}' for kind, share in found['shares_of_time'].items())}."
+        for model, found in result["models"].items()
+    )
+    header = "network | step of | images/s | images per CPU-second | of the matrix product | hemafast is faster by"
+    return {"train_step": table(header, rows, note, time_spent)}
 
 
 if __name__ == "__main__":

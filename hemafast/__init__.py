@@ -1,10 +1,10 @@
 """hemafast: a high-throughput training engine for single-cell blood images.
 
-    import hemafast as hf
+import hemafast as hf
 
-    data = hf.prepare("Source", "Source/prepared")
-    run = hf.train(data, preset="fast", epochs=4)
-    run.model().predict("cells/")
+data = hf.prepare("Source", "Source/prepared")
+run = hf.train(data, preset="fast", epochs=4)
+run.model().predict("cells/")
 """
 
 from importlib import import_module

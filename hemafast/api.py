@@ -215,7 +215,7 @@ class TrainedRun:
 
     @property
     def history(self) -> pd.DataFrame:
-        """One row per epoch and phase ("train", "val"): loss, accuracy, f1_macro (0 to 1), seconds, images_per_second."""
+        """One row per epoch and phase ("train", "val"): loss, accuracy, f1_macro (0 to 1), seconds and more."""
         import pandas as pd
 
         from hemafast.engine.journal import read_rows

@@ -10,6 +10,7 @@ Hours are computed for the whole challenge (26,000 training images) from rates m
 from __future__ import annotations
 
 from collections.abc import Callable
+from difflib import get_close_matches
 from typing import Any
 
 from hemafast.errors import HemafastError
@@ -128,5 +129,7 @@ PRESETS: dict[str, Callable[[], Fields]] = {
 def named_preset(name: str) -> Fields:
     """The fields that the preset `name` sets. Raises HemafastError if there is none."""
     if name not in PRESETS:
-        raise HemafastError(f"There is no preset {name!r}.", f"Choose one of: {', '.join(PRESETS)}.")
+        close = get_close_matches(name, PRESETS, n=1)
+        hint = f"Did you mean {close[0]}? " if close else ""
+        raise HemafastError(f"There is no preset {name!r}.", f"{hint}Presets are: {', '.join(PRESETS)}.")
     return PRESETS[name]()

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,11 @@ def find_run(named: str | Path, output: Path = TrainConfig.output) -> Path:
         if not runs:
             raise HemafastError(f"{output} holds no run yet.", "Train one first, or name a run folder.")
         return runs[-1]
+    if not path.exists():
+        known = [LATEST, *map(str, run_folders(path.parent)), *map(str, run_folders(output))]
+        close = get_close_matches(str(named), known, n=1)
+        hint = f"Did you mean {close[0]}?" if close else "`hemafast runs` lists the runs."
+        raise HemafastError(f"There is no run {named}.", hint)
     return path
 
 

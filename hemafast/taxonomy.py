@@ -1,4 +1,4 @@
-"""The cells and the archives this engine knows by name: the challenge's eleven classes and its two domains."""
+"""The eleven classes and two domains of the challenge."""
 
 CHALLENGE_CLASSES = (
     "basophil",
@@ -28,11 +28,11 @@ SUBMISSION_CLASSES = (
     "monocyte",
     "lymphocyte_typical",
 )
-"""The same classes in the order of a submission's LabelID, which counts from 0: the label map of the starter code, as
-one of the winners published it (github.com/MIC-DKFZ/help_a_hematologist_out_challenge, datasets/hematology_data.py)."""
+"""The same classes in the order of a submission's LabelID, which counts from 0. One of the winners published this label
+map of the starter code (github.com/MIC-DKFZ/help_a_hematologist_out_challenge, datasets/hematology_data.py)."""
 
 UM_PER_PIXEL = {"Acevedo_20": 0.100, "Matek_19": 0.0725}
-"""Side of one pixel in micrometres, by domain (360 px of Acevedo_20 and 400 px of Matek_19 span 36 and 29 um)."""
+"""Side of one pixel in micrometres, by domain: 360 px of Acevedo_20 span 36 um, 400 px of Matek_19 span 29 um."""
 
 LINEAGES = {
     "granulocytic": (
@@ -49,10 +49,10 @@ LINEAGES = {
     "lymphoid": ("lymphocyte_typical",),
     "erythroid": ("erythroblast",),
 }
-"""Which of the challenge's classes descend from one precursor. A myeloblast counts to the granulocytes it becomes."""
+"""Classes by lineage. Myeloblasts count as granulocytic, because they become granulocytes."""
 
 MATURATION = ("promyelocyte", "myelocyte", "metamyelocyte", "neutrophil_banded", "neutrophil_segmented")
-"""The stages of a neutrophil from the youngest on: neighbours differ by degrees, and experts disagree on them."""
+"""The stages of a neutrophil, youngest first. Neighbours differ gradually, and experts disagree on them."""
 
 BLAST = "myeloblast"
-"""The class whose presence in blood is the alarm."""
+"""The class whose presence in blood is an alarm."""

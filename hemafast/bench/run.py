@@ -32,7 +32,8 @@ def run_bench(
 ) -> Result:
     """Measure every station `rounds` times for at least `seconds`, in turn, after a warm-up round of each.
 
-    `peers` are the stations of a plain PyTorch script. `progress` is told of each round. Returns what --json writes, as `result.BenchFacts` has it. Raises
+    `peers` are the stations of a plain PyTorch script. Returns what --json writes, as
+    `result.BenchFacts` has it. Raises
     HemafastError for fewer than three rounds, which have no spread.
     """
     if rounds < FEWEST_ROUNDS:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from hemafast.config import TrainConfig, train_config
+from hemafast.config import TrainConfig
 from hemafast.data.augment import Policy
 from hemafast.data.dataset import Dataset, Samples, open_dataset
 from hemafast.data.graph import GraphShape, Source
@@ -14,20 +14,6 @@ from hemafast.data.loader import Loader, train_loader
 from hemafast.engine.machine import Machine, choose_machine, tune_allocator
 from hemafast.engine.plan import batch_size_of, policy_of
 from hemafast.prepare.split import TRAIN
-
-
-class Effort(NamedTuple):
-    """How much is measured by default."""
-
-    batch_size: int
-    rounds: int
-    seconds: float
-    peers: bool
-
-
-THOROUGH = Effort(batch_size=32, rounds=5, seconds=2.0, peers=True)
-QUICK = Effort(batch_size=8, rounds=3, seconds=0.1, peers=False)
-"""Under a minute on two cores, most of it imports and training steps of a second."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,13 +98,6 @@ class Bench:
             "own_gradients": self.own_gradients,
             "fused": self.fused,
         }
-
-
-def bench_settings(preset: str | None = None, file: Path | None = None, **asked: Any) -> TrainConfig:
-    """Settings of a bench: EfficientNet-B0 under the policy `basic`, unless a preset or a file says otherwise."""
-    usual = {"policy": "basic"} if preset is None and file is None else {}
-    given = {name: value for name, value in asked.items() if value is not None}
-    return train_config(preset or (None if file else "b0"), file, **{**usual, **given})
 
 
 def wait_for(device: str) -> None:

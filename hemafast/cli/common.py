@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 import os
 import sys
+from collections.abc import Sequence
 from difflib import get_close_matches
+from glob import has_magic
 from pathlib import Path
 from typing import Annotated
 
@@ -37,7 +39,9 @@ Amp = Annotated[config.Amp, typer.Option(help="Autocast precision; auto: fp32 on
 ConfigFile = Annotated[
     Path | None,
     typer.Option(
-        "--config", help="Settings on top of the preset: a TOML file, or the config.json of a run.", rich_help_panel=DATA
+        "--config",
+        help="Settings on top of the preset: a TOML file, or the config.json of a run.",
+        rich_help_panel=DATA,
     ),
 ]
 
@@ -106,6 +110,13 @@ def refuse_missing_data(folder: Path) -> None:
     close = get_close_matches(str(folder), sorted(near), n=1, cutoff=0.4)
     hint = f"Did you mean --data {close[0]}?" if close else "Make it with `hemafast prepare`, or name one with --data."
     raise HemafastError(f"{folder.absolute()} is not a prepared data set.", hint)
+
+
+def refuse_missing_paths(names: Sequence[str]) -> None:
+    """Raise HemafastError at once for a path that does not exist, before anything heavy is imported."""
+    for name in names:
+        if not Path(name).exists() and not has_magic(name):
+            raise HemafastError(f"There is no {name}.", "Name files, folders, zips, or a quoted glob.")
 
 
 def wide_console(*, stderr: bool = False, quiet: bool = False) -> Console:

@@ -177,4 +177,3 @@ def augment_preview(
         typer.echo(json.dumps({"picture": str(output), "policies": plain}, indent=2))
     else:
         wide_console().print(str(output), highlight=False, soft_wrap=True)
-

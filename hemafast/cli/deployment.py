@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from hemafast.cli.common import Amp, Device, Json, Quiet, Verbose, app, listen, wide_console
+from hemafast.cli.common import Amp, Device, Json, Quiet, Verbose, app, listen, refuse_missing_paths, wide_console
 from hemafast.deploy.choices import Format, Layout, Method
 from hemafast.errors import StoppedError
 from hemafast.run_folder import LATEST, find_run
@@ -61,6 +61,8 @@ def predict(
     An unreadable image is a row with its error, and the exit code is 1. Several runs form an ensemble. Images are
     verified, decoded and cropped as for training; probabilities are calibrated if the run was evaluated.
     """
+    named = [str(find_run(name)) if name == LATEST else name for name in named]
+    refuse_missing_paths([*named, *map(str, runs or ())])
     progress = listen(verbose=verbose, quiet=quiet or as_json)
     from hemafast.deploy.plan import Options
     from hemafast.deploy.predict import predict_to
@@ -74,7 +76,6 @@ def predict(
         device=device,
         amp=amp,
     )
-    named = [str(find_run(name)) if name == LATEST else name for name in named]
     try:
         done = predict_to(output, named, runs or (), options, submission=submission, progress=progress)
     except KeyboardInterrupt as error:
@@ -110,12 +111,13 @@ def export(
     Graphs take uint8 images in batches of any size and normalise them. The export is checked against the model on noise
     and, if the run's data set is there, on cells. If the two differ, nothing is written.
     """
+    folder = find_run(run)
     progress = listen(verbose=verbose, quiet=quiet or as_json)
     from hemafast.deploy.export import export_run
     from hemafast.progress import stage
 
     with stage(progress, "exporting"):
-        exported = export_run(find_run(run), output, format=format, layout=layout)
+        exported = export_run(folder, output, format=format, layout=layout)
     if as_json:
         typer.echo(json.dumps(exported.to_plain(), indent=2))
     else:
@@ -145,11 +147,13 @@ def explain(
     The heat map is as coarse as the network's last features, mostly one value for 32 by 32 pixels, and is scaled within
     each image: it shows where, not how much. Exit code 1 if an image cannot be read.
     """
+    folder = find_run(run)
+    refuse_missing_paths(images)
     progress = listen(verbose=verbose, quiet=quiet or as_json)
     from hemafast.deploy.explain import explain as explain_images
 
     explained = explain_images(
-        find_run(run),
+        folder,
         images,
         output,
         label=label,

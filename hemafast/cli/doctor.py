@@ -14,7 +14,9 @@ from hemafast.config import PrepareConfig, TrainConfig
 
 @app.command(epilog="Examples: `hemafast doctor`, `hemafast doctor --json > doctor.json`")
 def doctor(
-    source: Annotated[Path, typer.Option(help="Folder of the archives and the prepared data set.")] = PrepareConfig.source,
+    source: Annotated[
+        Path, typer.Option(help="Folder of the archives and the prepared data set.")
+    ] = PrepareConfig.source,
     output: Annotated[Path, typer.Option(help="Folder for runs.")] = TrainConfig.output,
     device: Device = "auto",
     offline: Annotated[bool, typer.Option("--offline", help="Do not ask whether timm's hub answers.")] = False,
@@ -27,9 +29,9 @@ def doctor(
     Green is fine, yellow works but costs time or may fail later, red does not work (exit code 1). Takes about ten
     seconds. Writes 32 MiB to each folder to measure its disk, and removes them.
     """
+    from hemafast.cli.tables import doctor_table
     from hemafast.doctor import diagnose, report
     from hemafast.doctor.finding import Verdict, worst
-    from hemafast.cli.tables import doctor_table
 
     progress = listen(verbose=verbose, quiet=quiet or as_json)
     findings = diagnose(source, output, device, offline=offline, progress=progress)

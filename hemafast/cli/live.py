@@ -89,6 +89,7 @@ class LiveProgress:
             live, self._live = self._live, None
             self._what = ""
             live.stop()
+            self._ended, self._table = {}, None
 
     def rate(self) -> float | None:
         """Units per second over the last seconds; None until it is known."""

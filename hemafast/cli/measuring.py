@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from hemafast.bench.effort import QUICK, THOROUGH, bench_settings
 from hemafast.cli.common import ConfigFile, Quiet, Verbose, app, listen, refuse_missing_data, wide_console
 from hemafast.cli.options import Asked, configured
 from hemafast.config import TrainConfig
@@ -49,20 +50,20 @@ def bench(
     From storage to checkpoint, beside the ceilings of this machine and a plain PyTorch script. Stations take turns,
     round after round, so that a machine that slows down slows all of them. Takes about six minutes on two cores.
     """
+    usual, settings = QUICK if quick else THOROUGH, None
+    if result is None:
+        if config_file is None and "preset" not in asked:
+            asked.setdefault("batch_size", usual.batch_size)
+        settings = bench_settings(asked.pop("preset", None), config_file, **asked)
+        refuse_missing_data(settings.data)
     progress = listen(verbose=verbose, quiet=quiet)
     from hemafast.bench.result import read_result
 
     before = read_result(compare) if compare else None
     found = read_result(result) if result else None
-    if found is None:
-        from hemafast.bench.settings import QUICK, THOROUGH, Bench, bench_settings
-
-        usual = QUICK if quick else THOROUGH
-        if config_file is None and "preset" not in asked:
-            asked.setdefault("batch_size", usual.batch_size)
-        settings = bench_settings(asked.pop("preset", None), config_file, **asked)
-        refuse_missing_data(settings.data)
+    if settings is not None:
         from hemafast.bench.run import run_bench
+        from hemafast.bench.settings import Bench
 
         found = run_bench(
             Bench(settings),
@@ -71,6 +72,7 @@ def bench(
             peers=usual.peers if peers is None else peers,
             progress=progress,
         )
+    assert found is not None
     if json_file is not None:
         from hemafast.files import write_text
 

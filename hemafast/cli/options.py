@@ -9,7 +9,6 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
-import click
 import typer
 
 from hemafast.config import LEARNING, TrainConfig, option_of
@@ -17,6 +16,8 @@ from hemafast.errors import HemafastError
 from hemafast.presets import PRESETS
 
 RESUMING = "Resuming"
+
+_SIMPLE = (bool, int, float, str, Path)
 
 Asked = dict[str, Any]
 """Settings by name that the user has typed."""
@@ -109,15 +110,16 @@ def _typed(kind: type[Any], name: str) -> Any:
         parts = [_plain_type(part) for part in get_args(hint)]
         if option_of(kind, name).metavar == "N,N...|off":
             return str
-        return list[_text_or(parts[0])] if parts[-1] is Ellipsis else tuple[tuple(parts)]  # type: ignore[misc]
+        if parts[-1] is not Ellipsis:
+            return tuple[tuple(parts)]  # type: ignore[misc]
+        return list[parts[0] if parts[0] in _SIMPLE else str]  # type: ignore[misc] # typer has no lists of literals
     if get_origin(hint) is dict:
         return list[str]
     return str if option_of(kind, name).parse is not None else _text_or(hint)
 
 
 def _text_or(hint: Any) -> Any:
-    simple = hint in (bool, int, float, str, Path) or get_origin(hint) is Literal
-    return hint if simple else str
+    return hint if hint in _SIMPLE or get_origin(hint) is Literal else str
 
 
 def _plain_type(hint: Any) -> Any:
@@ -194,7 +196,7 @@ def _help_all(*, hides: bool) -> inspect.Parameter:
     def show(context: typer.Context, asked: bool) -> None:
         if asked:
             for parameter in context.command.params:
-                if isinstance(parameter, click.Option):
+                if hasattr(parameter, "hidden"):
                     parameter.hidden = False
             typer.echo(context.get_help())
             raise typer.Exit
@@ -205,5 +207,3 @@ def _help_all(*, hides: bool) -> inspect.Parameter:
     return inspect.Parameter(
         "help_all", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=Annotated[bool, declared]
     )
-
-

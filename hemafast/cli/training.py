@@ -40,7 +40,10 @@ def train(
     allow_changes: Annotated[
         bool,
         typer.Option(
-            "--allow-changes", help="Let --resume RUN change settings that matter.", rich_help_panel=RESUMING, hidden=True
+            "--allow-changes",
+            help="Let --resume RUN change settings that matter.",
+            rich_help_panel=RESUMING,
+            hidden=True,
         ),
     ] = False,
     as_json: Json = False,

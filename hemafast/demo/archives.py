@@ -1,4 +1,6 @@
-"""Two archives of drawn cells, laid out like the two public ones: same names, formats, classes and imbalance."""
+"""Write two archives of drawn cells with the names, formats, classes and imbalance of the two public ones."""
+
+from __future__ import annotations
 
 import io
 import tempfile
@@ -14,9 +16,10 @@ from PIL import Image
 
 from hemafast.demo.cells import ACEVEDO_20, MATEK_19, Stain, draw_cell
 from hemafast.prepare.archive import DRAWN_MARKER
+from hemafast.progress import SILENT, Progress, stage
 
 _DRAWN_TEXT = (
-    "The cells in this archive are drawn by hemafast's demo; none of them was photographed.\n"
+    "The cells in this archive are drawn by hemafast's demo, not photographed.\n"
     "No score on them says anything about real blood.\n"
 )
 _FEWEST_IMAGES = 120
@@ -28,25 +31,32 @@ _ZIP_TIME = (1980, 1, 1, 0, 0, 0)
 
 @dataclass(frozen=True)
 class _Archive:
-    """One archive: how often each class occurs in the real one, and how its members are named and stored."""
+    """One archive: its classes, and how its members are named and stored."""
 
     stain: Stain
-    weights: Mapping[str, int]
-    prefixes: Mapping[str, str]
+    classes: Mapping[str, tuple[str, int]]
+    """Prefix of the file names of each class, and its number of images in the real archive."""
     encode: Callable[[npt.NDArray[np.uint8]], bytes]
     numbered: Callable[[int, np.random.Generator], list[str]]
     suffix: str
     compression: int
 
 
-def write_demo_archives(
-    source: Path, *, images: int = 400, seed: int = 42, on_image: Callable[[], None] | None = None
-) -> list[Path]:
-    """Draw ``Acevedo_20.zip`` and ``Matek_19.zip``, together ``images`` cells, into the folder ``source``.
+def write_demo_archives(source: Path, *, images: int = 400, seed: int = 42, progress: Progress = SILENT) -> list[Path]:
+    """Draw `Acevedo_20.zip` and `Matek_19.zip` into a folder. Both appear only when both are complete.
 
-    The folder is created if missing. The same ``images`` and ``seed`` give byte-identical archives. ``on_image`` is
-    called after every image. Both archives appear only when both are complete. Returns the two paths.
-    Raises ``ValueError`` for fewer than 120 images and ``FileExistsError`` if either archive is already there.
+    Args:
+        source: the folder; created if missing.
+        images: number of cells in both archives together, at least 120.
+        seed: the same `images` and `seed` give byte-identical archives.
+        progress: hears of every cell.
+
+    Returns:
+        The paths of the two archives.
+
+    Raises:
+        ValueError: fewer than 120 images.
+        FileExistsError: one of the archives already exists.
     """
     if images < _FEWEST_IMAGES:
         raise ValueError(f"the demo needs at least {_FEWEST_IMAGES} images, not {images}")
@@ -57,21 +67,41 @@ def write_demo_archives(
     source.mkdir(parents=True, exist_ok=True)
     in_first = round(_ACEVEDO_SHARE * images)
     # Within the source folder, so that the finished archives move into place without crossing file systems.
-    with tempfile.TemporaryDirectory(dir=source, prefix=".drawing-") as unfinished:
+    with (
+        tempfile.TemporaryDirectory(dir=source, prefix=".drawing-") as unfinished,
+        stage(progress, "drawing cells", images, unit="cells"),
+    ):
         parts = [Path(unfinished, path.name) for path in paths]
         for domain, (part, share) in enumerate(zip(parts, (in_first, images - in_first), strict=True)):
-            _write_archive(part, domain, share, seed, on_image or _nothing)
+            _write_archive(part, domain, share, seed, progress)
         for part, path in zip(parts, paths, strict=True):
             part.replace(path)
     return paths
 
 
-def _nothing() -> None:
-    """Stand in for a progress bar."""
+def _write_archive(path: Path, domain: int, images: int, seed: int, progress: Progress) -> None:
+    archive = _ARCHIVES[domain]
+    with zipfile.ZipFile(path, "w") as target:
+        _add(target, DRAWN_MARKER, _DRAWN_TEXT.encode(), zipfile.ZIP_STORED)
+        for member, data in _members(domain, images, seed):
+            _add(target, member, data, archive.compression)
+            progress.advance()
+
+
+def _members(domain: int, images: int, seed: int) -> Iterator[tuple[str, bytes]]:
+    """Name and encoded bytes of every image of one archive."""
+    archive = _ARCHIVES[domain]
+    counts = _share_out(images, {name: weight for name, (_, weight) in archive.classes.items()})
+    for rank, (cell_class, count) in enumerate(counts.items()):
+        # A stream per image makes a picture independent of how many are drawn before it; stream 0 names the files.
+        numbers = archive.numbered(count, np.random.default_rng([seed, domain, rank, 0]))
+        for index, number in enumerate(numbers, start=1):
+            pixels = draw_cell(cell_class, archive.stain, np.random.default_rng([seed, domain, rank, index]))
+            yield f"{cell_class}/{archive.classes[cell_class][0]}_{number}{archive.suffix}", archive.encode(pixels)
 
 
 def _share_out(images: int, weights: Mapping[str, int]) -> dict[str, int]:
-    """Split ``images`` in proportion to ``weights`` by largest remainders, after a few for every class."""
+    """Split `images` in proportion to `weights` by largest remainders, after a few for every class."""
     spare = images - _FEWEST_PER_CLASS * len(weights)
     exact = {name: spare * weight / sum(weights.values()) for name, weight in weights.items()}
     counts = {name: _FEWEST_PER_CLASS + int(part) for name, part in exact.items()}
@@ -79,26 +109,6 @@ def _share_out(images: int, weights: Mapping[str, int]) -> dict[str, int]:
     for name in by_remainder[: images - sum(counts.values())]:
         counts[name] += 1
     return counts
-
-
-def _write_archive(path: Path, domain: int, images: int, seed: int, on_image: Callable[[], None]) -> None:
-    archive = _ARCHIVES[domain]
-    with zipfile.ZipFile(path, "w") as target:
-        _add(target, DRAWN_MARKER, _DRAWN_TEXT.encode(), zipfile.ZIP_STORED)
-        for member, data in _members(domain, _share_out(images, archive.weights), seed):
-            _add(target, member, data, archive.compression)
-            on_image()
-
-
-def _members(domain: int, counts: Mapping[str, int], seed: int) -> Iterator[tuple[str, bytes]]:
-    """Name and encoded bytes of every image of one archive."""
-    archive = _ARCHIVES[domain]
-    for rank, (cell_class, count) in enumerate(counts.items()):
-        # A stream per image makes a picture independent of how many are drawn before it; stream 0 names the files.
-        numbers = archive.numbered(count, np.random.default_rng([seed, domain, rank, 0]))
-        for index, number in enumerate(numbers, start=1):
-            pixels = draw_cell(cell_class, archive.stain, np.random.default_rng([seed, domain, rank, index]))
-            yield f"{cell_class}/{archive.prefixes[cell_class]}_{number}{archive.suffix}", archive.encode(pixels)
 
 
 def _add(target: zipfile.ZipFile, member: str, data: bytes, compression: int) -> None:
@@ -132,32 +142,18 @@ def _consecutive(count: int, generator: np.random.Generator) -> list[str]:
 _ARCHIVES = (
     _Archive(
         stain=ACEVEDO_20,
-        weights=MappingProxyType(
+        classes=MappingProxyType(
             {
-                "basophil": 1168,
-                "eosinophil": 3067,
-                "erythroblast": 1499,
-                "lymphocyte_typical": 1164,
-                "metamyelocyte": 1015,
-                "monocyte": 1370,
-                "myelocyte": 1137,
-                "neutrophil_banded": 1633,
-                "neutrophil_segmented": 1646,
-                "promyelocyte": 592,
-            }
-        ),
-        prefixes=MappingProxyType(
-            {
-                "basophil": "BA",
-                "eosinophil": "EO",
-                "erythroblast": "ERB",
-                "lymphocyte_typical": "LY",
-                "metamyelocyte": "MMY",
-                "monocyte": "MO",
-                "myelocyte": "MY",
-                "neutrophil_banded": "BNE",
-                "neutrophil_segmented": "SNE",
-                "promyelocyte": "PMY",
+                "basophil": ("BA", 1168),
+                "eosinophil": ("EO", 3067),
+                "erythroblast": ("ERB", 1499),
+                "lymphocyte_typical": ("LY", 1164),
+                "metamyelocyte": ("MMY", 1015),
+                "monocyte": ("MO", 1370),
+                "myelocyte": ("MY", 1137),
+                "neutrophil_banded": ("BNE", 1633),
+                "neutrophil_segmented": ("SNE", 1646),
+                "promyelocyte": ("PMY", 592),
             }
         ),
         encode=_as_jpeg,
@@ -167,34 +163,19 @@ _ARCHIVES = (
     ),
     _Archive(
         stain=MATEK_19,
-        weights=MappingProxyType(
+        classes=MappingProxyType(
             {
-                "basophil": 79,
-                "eosinophil": 424,
-                "erythroblast": 78,
-                "lymphocyte_typical": 3937,
-                "metamyelocyte": 15,
-                "monocyte": 1815,
-                "myeloblast": 3268,
-                "myelocyte": 42,
-                "neutrophil_banded": 109,
-                "neutrophil_segmented": 8484,
-                "promyelocyte": 70,
-            }
-        ),
-        prefixes=MappingProxyType(
-            {
-                "basophil": "BAS",
-                "eosinophil": "EOS",
-                "erythroblast": "EBO",
-                "lymphocyte_typical": "LYT",
-                "metamyelocyte": "MMZ",
-                "monocyte": "MON",
-                "myeloblast": "MYO",
-                "myelocyte": "MYB",
-                "neutrophil_banded": "NGB",
-                "neutrophil_segmented": "NGS",
-                "promyelocyte": "PMO",
+                "basophil": ("BAS", 79),
+                "eosinophil": ("EOS", 424),
+                "erythroblast": ("EBO", 78),
+                "lymphocyte_typical": ("LYT", 3937),
+                "metamyelocyte": ("MMZ", 15),
+                "monocyte": ("MON", 1815),
+                "myeloblast": ("MYO", 3268),
+                "myelocyte": ("MYB", 42),
+                "neutrophil_banded": ("NGB", 109),
+                "neutrophil_segmented": ("NGS", 8484),
+                "promyelocyte": ("PMO", 70),
             }
         ),
         encode=_as_tiff,

@@ -1,743 +1,296 @@
-"""White blood cells drawn from a table of morphologies, on a smear of red cells.
+"""Draw white blood cells from a table of morphologies, amid red cells.
 
-The picture is built as a field of optical density (absorbance) in which cells add up the way stained, translucent
-bodies do, and is turned into light at the very end. Lengths are in micrometres unless a name ends in ``_px``; random
-properties are given as closed ranges ``(low, high)``.
+A picture is built as absorbance, where stained bodies add up, and becomes light at the end. Lengths are in micrometres
+unless a name ends in `_px`. Pairs are closed ranges; each cell draws its own value from them.
 """
+
+from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from types import MappingProxyType
-from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 from scipy import ndimage
 
-Colour: TypeAlias = tuple[int, int, int]
-Range: TypeAlias = tuple[float, float]
-Count: TypeAlias = tuple[int, int]
-Plane: TypeAlias = npt.NDArray[np.float32]
+Colour = tuple[int, int, int]
+Range = tuple[float, float]
+Plane = npt.NDArray[np.float32]
+Points = npt.NDArray[np.float64]
 
 _DISC_SPACING_UM = 0.3
-_OUTLINE_STEPS = 512
-_NEIGHBOUR_CHANCE = 0.07
-_PLATELET_CHANCE = 0.45
-_CRENATED_CHANCE = 0.025
+_THINNEST_UM = 0.22  # half-width of a filament; thinner ones would break into beads
 
 
 @dataclass(frozen=True)
 class Stain:
-    """One laboratory's slide, stain and camera: colours as 8-bit RGB, canvas in pixels."""
+    """The slides of one laboratory: size and scale of a picture, colours (8-bit RGB), light, focus and noise."""
 
     name: str
     width_px: int
     height_px: int
     um_per_px: float
-    background: Colour
-    red_cell: Colour
-    nucleus: Colour
-    cytoplasm_pink: Colour
-    cytoplasm_blue: Colour
-    granules: Mapping[str, Colour]
+    colours: Mapping[str, Colour]
     brightness: Range
     focus_px: Range
-    sharpening: Range
     noise: Range
-    chromatin_gain: float
-    red_cells_per_um2: Range
-    red_cell_pallor: Range
+    pallor: Range
+    """Paleness of the middle of red cells (0 to 1)."""
 
 
 @dataclass(frozen=True)
 class Granules:
-    """One kind of cytoplasmic granule; ``over_nucleus`` is how far it shows above the nucleus (0 to 1)."""
+    """One kind of granule; `over_nucleus` says how far it shows above the nucleus (0 to 1)."""
 
     colour: str
-    radius_um: Range
+    radius: Range
     per_um2: Range
     strength: Range
     over_nucleus: float = 0.0
 
 
 @dataclass(frozen=True)
-class Nucleus:
-    """A nucleus as a bent string of lobes.
-
-    ``girth`` is the half-width of a lobe in cell radii, ``stretch`` the length of one lobe in lobe widths, ``waist``
-    the width between two lobes relative to the lobes (1 is an even band, near 0 a filament), ``bend_deg`` how far the
-    string turns from end to end, ``s_chance`` how often it turns back halfway, ``eccentricity`` how near it lies to
-    the membrane (0 to 1) and ``warp_um`` how irregular its edge is. Chromatin has a grain size, a contrast and a
-    clumping (low is smooth, high is blocks); ``depth`` scales the absorbance.
-    """
-
-    girth: Range
-    stretch: Range
-    lobes: Count = (1, 1)
-    waist: Range = (0.9, 1.0)
-    bend_deg: Range = (0.0, 30.0)
-    s_chance: float = 0.0
-    eccentricity: Range = (0.0, 0.8)
-    warp_um: Range = (0.1, 0.28)
-    chromatin_um: Range = (0.35, 0.55)
-    chromatin_contrast: Range = (0.16, 0.26)
-    clumping: Range = (0.8, 1.4)
-    depth: Range = (0.9, 1.1)
-    nucleoli: Count = (0, 0)
-
-
-@dataclass(frozen=True)
 class Morphology:
-    """What tells one class from another, apart from chance.
+    """What distinguishes a class: size, a nucleus shaped as a bent string of lobes, cytoplasm and granules."""
 
-    ``basophilia`` mixes the cytoplasm from pink (0) to blue (1), ``opacity`` scales its absorbance, ``rim`` deepens
-    it at the membrane, ``hof`` bleaches it beside the nucleus, ``ruffle`` is the unevenness of the outline in cell
-    radii.
-    """
-
-    diameter_um: Range
-    nucleus: Nucleus
-    basophilia: Range
-    opacity: Range = (0.8, 1.15)
-    rim: Range = (0.0, 0.2)
-    hof: Range = (0.0, 0.2)
-    ruffle: Range = (0.01, 0.03)
-    aspect: Range = (1.0, 1.14)
-    vacuoles: Count = (0, 0)
-    granules: tuple[Granules, ...] = field(default=())
+    diameter: Range
+    girth: Range
+    """Half-width of a lobe in cell radii."""
+    stretch: Range
+    """Length of a lobe in lobe widths; the nucleus is round near 0."""
+    blue: Range
+    """Colour of the cytoplasm, from pink (0) to blue (1)."""
+    lobes: tuple[int, int] = (1, 1)
+    waist: Range = (0.9, 1.0)
+    """Width between two lobes in lobe widths: a filament near 0, an even band at 1."""
+    bend: Range = (0, 30)
+    """Degrees that the string turns from end to end."""
+    warp: Range = (0.1, 0.25)
+    """Unevenness of the edge of the nucleus."""
+    grain: Range = (0.4, 0.6)
+    """Size of the clumps of chromatin; finer chromatin has less contrast."""
+    depth: Range = (0.9, 1.15)
+    """Absorbance of the nucleus, relative to the stain."""
+    granules: Granules | None = None
 
 
 _SPECIFIC = Granules("specific", (0.13, 0.2), (1.2, 3.0), (0.3, 0.6))
 _AZUROPHILIC = Granules("azurophilic", (0.15, 0.23), (1.8, 3.6), (0.6, 0.95), over_nucleus=0.7)
-_DUST = Granules("azurophilic", (0.1, 0.16), (0.2, 0.9), (0.3, 0.6))
+_BASOPHILIC = Granules("basophilic", (0.26, 0.42), (0.9, 1.8), (0.8, 1.0), over_nucleus=0.95)
+_EOSINOPHILIC = Granules("eosinophilic", (0.28, 0.42), (2.4, 3.8), (0.6, 0.9), over_nucleus=0.03)
 
-MORPHOLOGIES: Mapping[str, Morphology] = MappingProxyType(
-    {
-        "basophil": Morphology(
-            diameter_um=(10.5, 13.5),
-            basophilia=(0.1, 0.5),
-            nucleus=Nucleus(
-                girth=(0.4, 0.48),
-                stretch=(0.6, 0.85),
-                lobes=(2, 3),
-                waist=(0.5, 0.75),
-                bend_deg=(80.0, 200.0),
-                depth=(0.62, 0.85),
-            ),
-            granules=(
-                Granules("basophilic", (0.32, 0.45), (0.9, 1.5), (0.85, 1.0), over_nucleus=0.95),
-                Granules("basophilic", (0.2, 0.3), (0.5, 1.2), (0.7, 0.95), over_nucleus=0.8),
-            ),
-        ),
-        "eosinophil": Morphology(
-            diameter_um=(12.5, 15.5),
-            basophilia=(0.0, 0.35),
-            opacity=(0.4, 0.7),
-            nucleus=Nucleus(
-                girth=(0.33, 0.4),
-                stretch=(1.15, 1.4),
-                lobes=(2, 2),
-                waist=(0.1, 0.3),
-                bend_deg=(70.0, 170.0),
-                eccentricity=(0.4, 1.0),
-            ),
-            granules=(
-                Granules("eosinophilic", (0.4, 0.52), (2.2, 3.2), (0.5, 0.7)),
-                Granules("eosinophilic", (0.24, 0.34), (2.2, 3.6), (0.75, 1.0), over_nucleus=0.04),
-            ),
-        ),
-        "erythroblast": Morphology(
-            diameter_um=(8.5, 12.0),
-            basophilia=(0.3, 0.95),
-            opacity=(0.75, 1.1),
-            hof=(0.0, 0.25),
-            ruffle=(0.02, 0.06),
-            nucleus=Nucleus(
-                girth=(0.48, 0.62),
-                stretch=(0.0, 0.12),
-                eccentricity=(0.1, 0.9),
-                warp_um=(0.05, 0.15),
-                chromatin_um=(0.55, 0.9),
-                chromatin_contrast=(0.12, 0.22),
-                clumping=(1.5, 2.5),
-                depth=(1.15, 1.4),
-            ),
-        ),
-        "lymphocyte_typical": Morphology(
-            diameter_um=(8.0, 10.5),
-            basophilia=(0.55, 1.0),
-            rim=(0.1, 0.5),
-            ruffle=(0.015, 0.05),
-            nucleus=Nucleus(
-                girth=(0.76, 0.87),
-                stretch=(0.0, 0.12),
-                eccentricity=(0.3, 1.0),
-                chromatin_um=(0.6, 0.95),
-                chromatin_contrast=(0.16, 0.26),
-                clumping=(1.4, 2.4),
-                depth=(1.0, 1.25),
-            ),
-        ),
-        "metamyelocyte": Morphology(
-            diameter_um=(11.5, 15.0),
-            basophilia=(0.1, 0.5),
-            nucleus=Nucleus(
-                girth=(0.41, 0.48),
-                stretch=(0.95, 1.2),
-                waist=(0.88, 1.0),
-                bend_deg=(115.0, 165.0),
-                eccentricity=(0.5, 1.0),
-                chromatin_um=(0.4, 0.65),
-            ),
-            granules=(_SPECIFIC, _DUST),
-        ),
-        "monocyte": Morphology(
-            diameter_um=(14.0, 18.0),
-            basophilia=(0.45, 0.85),
-            opacity=(0.7, 1.0),
-            ruffle=(0.03, 0.07),
-            aspect=(1.0, 1.25),
-            vacuoles=(1, 7),
-            nucleus=Nucleus(
-                girth=(0.38, 0.47),
-                stretch=(0.55, 0.75),
-                lobes=(2, 2),
-                waist=(0.72, 0.95),
-                bend_deg=(130.0, 230.0),
-                s_chance=0.15,
-                warp_um=(0.4, 0.75),
-                chromatin_um=(0.4, 0.7),
-                chromatin_contrast=(0.14, 0.24),
-                clumping=(0.5, 0.9),
-                depth=(0.75, 1.0),
-            ),
-            granules=(_DUST,),
-        ),
-        "myeloblast": Morphology(
-            diameter_um=(12.5, 18.0),
-            basophilia=(0.65, 1.0),
-            opacity=(0.85, 1.2),
-            rim=(0.2, 0.7),
-            ruffle=(0.02, 0.05),
-            aspect=(1.0, 1.2),
-            nucleus=Nucleus(
-                girth=(0.76, 0.86),
-                stretch=(0.0, 0.12),
-                eccentricity=(0.4, 1.0),
-                chromatin_um=(0.18, 0.28),
-                chromatin_contrast=(0.06, 0.12),
-                clumping=(0.3, 0.6),
-                depth=(0.72, 0.95),
-                nucleoli=(1, 3),
-            ),
-        ),
-        "myelocyte": Morphology(
-            diameter_um=(12.5, 16.5),
-            basophilia=(0.2, 0.65),
-            hof=(0.2, 0.5),
-            nucleus=Nucleus(
-                girth=(0.5, 0.58),
-                stretch=(0.08, 0.3),
-                eccentricity=(0.7, 1.0),
-                chromatin_um=(0.4, 0.65),
-            ),
-            granules=(_SPECIFIC, Granules("azurophilic", (0.16, 0.24), (0.2, 0.7), (0.5, 0.8), over_nucleus=0.1)),
-        ),
-        "neutrophil_banded": Morphology(
-            diameter_um=(12.0, 14.5),
-            basophilia=(0.0, 0.35),
-            nucleus=Nucleus(
-                warp_um=(0.08, 0.2),
-                girth=(0.23, 0.29),
-                stretch=(1.4, 1.75),
-                lobes=(2, 2),
-                waist=(0.8, 1.0),
-                bend_deg=(150.0, 235.0),
-                s_chance=0.2,
-                chromatin_um=(0.4, 0.65),
-                depth=(0.95, 1.2),
-            ),
-            granules=(_SPECIFIC, _DUST),
-        ),
-        "neutrophil_segmented": Morphology(
-            diameter_um=(12.0, 14.0),
-            basophilia=(0.0, 0.35),
-            nucleus=Nucleus(
-                girth=(0.28, 0.33),
-                stretch=(1.1, 1.3),
-                lobes=(3, 5),
-                waist=(0.08, 0.2),
-                bend_deg=(130.0, 290.0),
-                s_chance=0.25,
-                chromatin_um=(0.4, 0.65),
-                depth=(0.95, 1.2),
-            ),
-            granules=(_SPECIFIC, _DUST),
-        ),
-        "promyelocyte": Morphology(
-            diameter_um=(15.0, 18.5),
-            basophilia=(0.4, 0.9),
-            hof=(0.2, 0.6),
-            ruffle=(0.015, 0.04),
-            nucleus=Nucleus(
-                girth=(0.6, 0.7),
-                stretch=(0.0, 0.16),
-                eccentricity=(0.7, 1.0),
-                chromatin_um=(0.28, 0.45),
-                chromatin_contrast=(0.1, 0.18),
-                depth=(0.75, 0.98),
-                nucleoli=(1, 2),
-            ),
-            granules=(_AZUROPHILIC,),
-        ),
-    }
-)
+# fmt: off
+MORPHOLOGIES: Mapping[str, Morphology] = MappingProxyType({
+    "basophil": Morphology((10.5, 13.5), girth=(0.4, 0.48), stretch=(0.6, 0.85), blue=(0.1, 0.5), lobes=(2, 3),
+                           waist=(0.5, 0.75), bend=(80, 200), depth=(0.62, 0.85), granules=_BASOPHILIC),
+    "eosinophil": Morphology((12.5, 15.5), girth=(0.33, 0.4), stretch=(1.15, 1.4), blue=(0.0, 0.35), lobes=(2, 2),
+                             waist=(0.1, 0.3), bend=(70, 170), granules=_EOSINOPHILIC),
+    "erythroblast": Morphology((8.5, 12.0), girth=(0.48, 0.62), stretch=(0.0, 0.12), blue=(0.3, 0.95),
+                               warp=(0.05, 0.15), grain=(0.55, 0.9), depth=(1.15, 1.4)),
+    "lymphocyte_typical": Morphology((8.0, 10.5), girth=(0.76, 0.87), stretch=(0.0, 0.12), blue=(0.55, 1.0),
+                                     grain=(0.6, 0.95), depth=(1.0, 1.25)),
+    "metamyelocyte": Morphology((11.5, 15.0), girth=(0.41, 0.48), stretch=(0.95, 1.2), blue=(0.1, 0.5),
+                                bend=(115, 165), granules=_SPECIFIC),
+    "monocyte": Morphology((14.0, 18.0), girth=(0.38, 0.47), stretch=(0.55, 0.75), blue=(0.45, 0.85), lobes=(2, 2),
+                           waist=(0.72, 0.95), bend=(130, 230), warp=(0.4, 0.75), depth=(0.75, 1.0)),
+    "myeloblast": Morphology((12.5, 18.0), girth=(0.76, 0.86), stretch=(0.0, 0.12), blue=(0.65, 1.0),
+                             grain=(0.18, 0.28), depth=(0.72, 0.95)),
+    "myelocyte": Morphology((12.5, 16.5), girth=(0.5, 0.58), stretch=(0.08, 0.3), blue=(0.2, 0.65),
+                            granules=_SPECIFIC),
+    "neutrophil_banded": Morphology((12.0, 14.5), girth=(0.23, 0.29), stretch=(1.4, 1.75), blue=(0.0, 0.35),
+                                    lobes=(2, 2), waist=(0.8, 1.0), bend=(150, 235), granules=_SPECIFIC),
+    "neutrophil_segmented": Morphology((12.0, 14.0), girth=(0.28, 0.33), stretch=(1.1, 1.3), blue=(0.0, 0.35),
+                                       lobes=(3, 5), waist=(0.08, 0.2), bend=(130, 290), granules=_SPECIFIC),
+    "promyelocyte": Morphology((15.0, 18.5), girth=(0.6, 0.7), stretch=(0.0, 0.16), blue=(0.4, 0.9),
+                               grain=(0.28, 0.45), depth=(0.75, 0.98), granules=_AZUROPHILIC),
+})
 
-ACEVEDO_20 = Stain(
-    name="Acevedo_20",
-    width_px=360,
-    height_px=363,
-    um_per_px=0.1,
-    background=(253, 225, 202),
-    red_cell=(198, 161, 158),
-    nucleus=(74, 32, 126),
-    cytoplasm_pink=(222, 186, 188),
-    cytoplasm_blue=(116, 110, 168),
-    granules=MappingProxyType(
-        {
-            "specific": (164, 104, 150),
-            "azurophilic": (104, 40, 128),
-            "eosinophilic": (172, 92, 116),
-            "basophilic": (54, 16, 104),
-        }
-    ),
-    brightness=(0.95, 1.02),
-    focus_px=(0.5, 0.9),
-    sharpening=(0.3, 0.9),
-    noise=(1.0, 2.2),
-    chromatin_gain=1.1,
-    red_cells_per_um2=(0.007, 0.02),
-    red_cell_pallor=(0.45, 0.92),
-)
+ACEVEDO_20 = Stain("Acevedo_20", 360, 363, um_per_px=0.1, colours=MappingProxyType({
+    "background": (253, 225, 202), "red cell": (198, 161, 158), "nucleus": (74, 32, 126),
+    "pink": (222, 186, 188), "blue": (116, 110, 168), "specific": (164, 104, 150), "azurophilic": (104, 40, 128),
+    "eosinophilic": (172, 92, 116), "basophilic": (54, 16, 104),
+}), brightness=(0.95, 1.02), focus_px=(0.5, 0.9), noise=(1.0, 2.2), pallor=(0.45, 0.92))
 
-MATEK_19 = Stain(
-    name="Matek_19",
-    width_px=400,
-    height_px=400,
-    um_per_px=0.0725,
-    background=(240, 232, 237),
-    red_cell=(205, 168, 188),
-    nucleus=(84, 4, 162),
-    cytoplasm_pink=(228, 198, 230),
-    cytoplasm_blue=(116, 108, 208),
-    granules=MappingProxyType(
-        {
-            "specific": (186, 124, 198),
-            "azurophilic": (122, 26, 158),
-            "eosinophilic": (188, 96, 156),
-            "basophilic": (62, 4, 128),
-        }
-    ),
-    brightness=(0.86, 1.04),
-    focus_px=(0.9, 1.9),
-    sharpening=(0.0, 0.7),
-    noise=(0.5, 1.1),
-    chromatin_gain=1.2,
-    red_cells_per_um2=(0.007, 0.021),
-    red_cell_pallor=(0.1, 0.6),
-)
-
-
-@dataclass(frozen=True)
-class _Batch:
-    """How this one slide came out: every factor here is shared by the whole picture."""
-
-    channels: Plane
-    nucleus: float
-    cytoplasm: float
-    basophilia: float
-    red_cell: float
-    pallor: float
-    light: Plane
-
-
-@dataclass(frozen=True)
-class _Window:
-    """A rectangle of the canvas with coordinates in micrometres from a cell's centre."""
-
-    rows: slice
-    columns: slice
-    x: Plane
-    y: Plane
-    um_per_px: float
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        return self.y.shape[0], self.x.shape[1]
-
-
-@dataclass(frozen=True)
-class _Body:
-    """A round obstacle on the smear, in micrometres from the canvas corner."""
-
-    x: float
-    y: float
-    radius: float
+MATEK_19 = Stain("Matek_19", 400, 400, um_per_px=0.0725, colours=MappingProxyType({
+    "background": (240, 232, 237), "red cell": (205, 168, 188), "nucleus": (84, 4, 162),
+    "pink": (228, 198, 230), "blue": (116, 108, 208), "specific": (186, 124, 198), "azurophilic": (122, 26, 158),
+    "eosinophilic": (188, 96, 156), "basophilic": (62, 4, 128),
+}), brightness=(0.86, 1.04), focus_px=(0.9, 1.9), noise=(0.5, 1.1), pallor=(0.1, 0.6))
+# fmt: on
 
 
 def draw_cell(cell_class: str, stain: Stain, generator: np.random.Generator) -> npt.NDArray[np.uint8]:
-    """Draw one white blood cell of ``cell_class`` amid red cells, as a photograph under ``stain``.
+    """Draw one white blood cell amid red cells.
 
-    Returns an RGB image of shape ``(stain.height_px, stain.width_px, 3)``. All chance comes from ``generator``.
-    Raises ``ValueError`` for a class that ``MORPHOLOGIES`` does not have.
+    Args:
+        cell_class: a key of MORPHOLOGIES.
+        stain: the laboratory, ACEVEDO_20 or MATEK_19.
+        generator: the only source of chance.
+
+    Returns:
+        RGB pixels, uint8 (stain.height_px, stain.width_px, 3).
+
+    Raises:
+        ValueError: MORPHOLOGIES does not have the class.
     """
     if cell_class not in MORPHOLOGIES:
         raise ValueError(f"unknown cell class {cell_class!r}; known: {', '.join(MORPHOLOGIES)}")
-    batch = _draw_batch(stain, generator)
-    absorbance = np.zeros((3, stain.height_px, stain.width_px), np.float32)
-    cells = _place_white_cells(cell_class, stain, generator)
-    for red_cell in _place_red_cells([body for _, body in cells], stain, generator):
-        _paint_red_cell(absorbance, red_cell, stain, batch, generator)
-    if generator.random() < _PLATELET_CHANCE:
-        _paint_platelets(absorbance, cells[0][1], stain, batch, generator)
-    for name, body in cells:
-        _paint_white_cell(absorbance, MORPHOLOGIES[name], body, stain, batch, generator)
-    return _expose(absorbance, stain, batch, generator)
+    morphology = MORPHOLOGIES[cell_class]
+    picture = np.zeros((3, stain.height_px, stain.width_px), np.float32)
+    size = np.array([stain.width_px, stain.height_px]) * stain.um_per_px
+    centre = generator.normal(0.5, 0.025, 2).clip(0.44, 0.56) * size
+    radius = generator.uniform(*morphology.diameter) / 2
+    tint = np.float32(np.exp(generator.normal(0, 0.25))) * _absorbance("red cell", stain)
+    pallor = generator.uniform(*stain.pallor)
+    for place in _strew(size, centre, radius, generator):
+        _paint_red_cell(_Patch(picture, place, generator.normal(3.8, 0.25), stain), tint, pallor, generator)
+    _paint_white_cell(_Patch(picture, centre, radius, stain), morphology, generator)
+    # Wider than the differences between most classes: colour alone must not give a class away.
+    picture *= np.exp(generator.normal(0, 0.1, (3, 1, 1)))
+    return _photograph(picture, stain, generator)
 
 
-def _draw_batch(stain: Stain, generator: np.random.Generator) -> _Batch:
-    # The spread of these factors is wider than the colour differences between most classes on purpose: colour alone
-    # must not give a class away.
-    brightness = generator.uniform(*stain.brightness)
-    return _Batch(
-        channels=np.exp(generator.normal(0.0, 0.08, (3, 1, 1))).astype(np.float32),
-        nucleus=float(np.exp(generator.normal(0.0, 0.13))),
-        cytoplasm=float(np.exp(generator.normal(0.0, 0.25))),
-        basophilia=generator.normal(0.0, 0.13),
-        red_cell=float(np.exp(generator.normal(-0.05, 0.2))),
-        pallor=generator.uniform(*stain.red_cell_pallor),
-        light=(brightness * generator.normal(1.0, 0.012, (3, 1, 1))).astype(np.float32),
-    )
+class _Patch:
+    """The part of a picture that a cell of `radius` around `centre` covers; empty if it lies outside."""
+
+    def __init__(self, picture: Plane, centre: Points, radius: float, stain: Stain) -> None:
+        (left, top), (right, bottom) = (
+            ((centre + reach) / stain.um_per_px).astype(int).clip(0, (stain.width_px, stain.height_px))
+            for reach in (-1.32 * radius, 1.32 * radius)
+        )
+        self.absorbance = picture[:, top:bottom, left:right]
+        self.x = (np.arange(left, right) * stain.um_per_px - centre[0]).astype(np.float32)[None, :]
+        self.y = (np.arange(top, bottom) * stain.um_per_px - centre[1]).astype(np.float32)[:, None]
+        self.shape, self.radius, self.stain = self.absorbance.shape[1:], radius, stain
+
+    def outline(self, ruffle: float, generator: np.random.Generator) -> Plane:
+        """Distance from the centre relative to a wavy circle: below 1 inside, above 1 outside."""
+        angle, edge = np.arctan2(self.y, self.x), np.full(self.shape, self.radius, np.float32)
+        for waves in (2, 3, 4, 6):
+            height = self.radius * generator.normal(0, 2 * ruffle / waves)
+            edge += height * np.cos(waves * angle + generator.uniform(0, 2 * np.pi))
+        return np.asarray(np.hypot(self.x, self.y) / edge, np.float32)
+
+    def noise(self, grain: float, generator: np.random.Generator) -> Plane:
+        """Smooth noise of unit variance, whose blobs are about `grain` wide."""
+        rows, columns = (side * self.stain.um_per_px / grain for side in self.shape)
+        coarse = generator.standard_normal((math.ceil(rows) + 2, math.ceil(columns) + 2), dtype=np.float32)
+        x, y = generator.random(2)  # keeps the lattice from showing at the same place in every picture
+        box = (x, y, x + columns, y + rows)
+        fine = Image.fromarray(coarse).resize(self.shape[::-1], Image.Resampling.BICUBIC, box=box)
+        return 1.35 * np.asarray(fine, np.float32)
+
+    def inside(self, distance: Plane) -> Plane:
+        """Smooth mask (0 to 1) of the negative side of a signed distance."""
+        return np.asarray(np.clip(0.5 - distance / (1.4 * self.stain.um_per_px), 0, 1), np.float32)
 
 
-def _density(colour: Colour, stain: Stain) -> Plane:
-    """Absorbance per channel, shape (3, 1, 1), that turns the background into ``colour``."""
-    # The offset keeps a channel of 0 at a finite absorbance.
-    light = (np.asarray(colour, np.float32) + 2) / (np.asarray(stain.background, np.float32) + 2)
-    return np.asarray(np.maximum(-np.log(light), 0).reshape(3, 1, 1), np.float32)
+def _strew(size: Points, centre: Points, clear: float, generator: np.random.Generator) -> list[Points]:
+    """Centres of red cells that leave the white cell free and overlap little; crowding differs from slide to slide."""
+    spacing, placed = generator.uniform(5.5, 8), [centre]
+    for place in generator.uniform(-4, size + 4, (int(generator.integers(15, 90)), 2)):
+        if math.dist(place, centre) > clear + 3.6 and all(math.dist(place, other) > spacing for other in placed[1:]):
+            placed.append(place)
+    return placed[1:]
 
 
-def _window(canvas: Plane, x: float, y: float, reach: float, stain: Stain) -> _Window:
-    """The part of the canvas within ``reach`` micrometres of a centre; empty when the centre is too far outside."""
-    scale = stain.um_per_px
-    left, right = np.clip([int((x - reach) / scale), int((x + reach) / scale) + 1], 0, canvas.shape[2]).tolist()
-    top, bottom = np.clip([int((y - reach) / scale), int((y + reach) / scale) + 1], 0, canvas.shape[1]).tolist()
-    return _Window(
-        rows=slice(top, bottom),
-        columns=slice(left, right),
-        x=(np.arange(left, right, dtype=np.float32) * scale - x)[None, :].astype(np.float32),
-        y=(np.arange(top, bottom, dtype=np.float32) * scale - y)[:, None].astype(np.float32),
-        um_per_px=scale,
-    )
+def _paint_red_cell(patch: _Patch, tint: Plane, pallor: float, generator: np.random.Generator) -> None:
+    rho = patch.outline(generator.uniform(0.01, 0.04), generator)
+    hollow = min(pallor * generator.normal(1, 0.2), 0.9) * np.exp(-np.square(rho / generator.uniform(0.42, 0.66)))
+    patch.absorbance += tint * (patch.inside((rho - 1) * patch.radius) * (1.04 - hollow - 0.15 * rho**6))
 
 
-def _smooth_noise(shape: tuple[int, int], grain_px: float, generator: np.random.Generator) -> Plane:
-    """Unit-variance noise whose blobs are about ``grain_px`` wide, float32 of ``shape``."""
-    height, width = (int(np.ceil(side / grain_px)) + 2 for side in shape)
-    coarse = generator.standard_normal((height, width), dtype=np.float32)
-    # Cropping the box at a random phase keeps the lattice from showing at the same place in every window.
-    phase_x, phase_y = generator.random(2)
-    box = (phase_x, phase_y, phase_x + shape[1] / grain_px, phase_y + shape[0] / grain_px)
-    fine = np.asarray(Image.fromarray(coarse).resize(shape[::-1], Image.Resampling.BICUBIC, box=box), np.float32)
-    return fine * np.float32(1.35)
+def _paint_white_cell(patch: _Patch, morphology: Morphology, generator: np.random.Generator) -> None:
+    nucleus = _nucleus_distance(patch, morphology, generator)
+    cell = (patch.outline(generator.uniform(0.01, 0.05), generator) - 1) * patch.radius
+    membrane = np.minimum(cell, nucleus - 0.3)  # it bulges where the nucleus presses against it
+    core = patch.inside(nucleus)
+    paint = _cytoplasm(patch, morphology, generator)
+    paint += core * (_chromatin(patch, morphology, nucleus, generator) - paint)
+    if granules := morphology.granules:
+        cover = _granule_cover(patch, granules, membrane, generator) * (1 - core * (1 - granules.over_nucleus))
+        # Granules add to what lies under them only up to their own colour: they never bleach a dark nucleus.
+        paint += cover * np.maximum(_absorbance(granules.colour, patch.stain) - paint, 0)
+    patch.absorbance += patch.inside(membrane) * (paint - 0.75 * patch.absorbance)
 
 
-def _coverage(distance: Plane, um_per_px: float) -> Plane:
-    """Anti-aliased mask of the inside (negative side) of a signed distance in micrometres."""
-    return np.asarray(np.clip(0.5 - distance / (1.4 * um_per_px), 0, 1), np.float32)
-
-
-def _relative_radius(
-    window: _Window, radius: float, aspect: float, waves: Mapping[int, float], generator: np.random.Generator
-) -> Plane:
-    """Distance from the centre relative to a wavy oval outline: below 1 inside, above 1 outside."""
-    # One lookup per pixel, by a stand-in for the angle that needs no arctangent: 1 - cos / (|cos| + |sin|), with the
-    # sign of the sine.
-    places = np.linspace(-2, 2, _OUTLINE_STEPS + 1)
-    share = 1 - np.abs(places)
-    turns, tilt = np.arctan2(np.copysign(1 - np.abs(share), places), share), generator.uniform(0, np.pi)
-    outline = 1 / np.hypot(np.cos(turns - tilt) * np.sqrt(aspect), np.sin(turns - tilt) / np.sqrt(aspect))
-    for order, amplitude in waves.items():
-        outline += amplitude * np.cos(order * turns + generator.uniform(0, 2 * np.pi))
-    reciprocal = (1 / (radius * outline)).astype(np.float32)
-    reach = np.abs(window.x) + np.abs(window.y) + np.float32(1e-6)
-    place = np.copysign(1 - window.x / reach, window.y) * (_OUTLINE_STEPS / 4) + _OUTLINE_STEPS / 2
-    distance = np.sqrt(np.square(window.x) + np.square(window.y))
-    return np.asarray(distance * reciprocal[place.astype(np.intp)], np.float32)
-
-
-def _place_white_cells(cell_class: str, stain: Stain, generator: np.random.Generator) -> list[tuple[str, _Body]]:
-    """The cell of interest near the middle and, now and then, a neighbour cut by the border."""
-    width, height = stain.width_px * stain.um_per_px, stain.height_px * stain.um_per_px
-    radius = generator.uniform(*MORPHOLOGIES[cell_class].diameter_um) / 2
-    x, y = generator.normal(0.5, 0.025, 2).clip(0.44, 0.56) * (width, height)
-    cells = [(cell_class, _Body(float(x), float(y), radius))]
-    if generator.random() < _NEIGHBOUR_CHANCE:
-        name = ("neutrophil_segmented", "lymphocyte_typical", "monocyte")[generator.integers(3)]
-        turn = generator.uniform(0, 2 * np.pi)
-        away = 0.56 * np.array([width, height])
-        x, y = (x, y) + away * (np.cos(turn), np.sin(turn))
-        cells.append((name, _Body(float(x), float(y), generator.uniform(*MORPHOLOGIES[name].diameter_um) / 2)))
-    return cells
-
-
-def _place_red_cells(white: list[_Body], stain: Stain, generator: np.random.Generator) -> list[_Body]:
-    """Red cells by dart throwing: crowding and overlap differ from slide to slide."""
-    margin = 4.0
-    width, height = stain.width_px * stain.um_per_px + 2 * margin, stain.height_px * stain.um_per_px + 2 * margin
-    wanted = round(generator.uniform(*stain.red_cells_per_um2) * width * height)
-    spacing, size = generator.uniform(0.72, 1.08), generator.uniform(3.45, 4.1)
-    placed: list[_Body] = []
-    for _ in range(12 * wanted):
-        if len(placed) == wanted:
-            break
-        radius = size * generator.normal(1.0, 0.06)
-        x, y = generator.random() * width - margin, generator.random() * height - margin
-        near_white = any(math.hypot(x - w.x, y - w.y) < w.radius + 0.93 * radius for w in white)
-        if not near_white and all(math.hypot(x - r.x, y - r.y) > spacing * (radius + r.radius) for r in placed):
-            placed.append(_Body(x, y, radius))
-    return placed
-
-
-def _paint_red_cell(canvas: Plane, body: _Body, stain: Stain, batch: _Batch, generator: np.random.Generator) -> None:
-    window = _window(canvas, body.x, body.y, 1.32 * body.radius, stain)
-    if 0 in window.shape:
-        return
-    waves = {order: generator.normal(0, 0.03 / (order - 1)) for order in (2, 3, 4, 5)}
-    if generator.random() < _CRENATED_CHANCE:
-        waves[int(generator.integers(9, 15))] = generator.uniform(0.025, 0.05)
-    rho = _relative_radius(window, body.radius, generator.uniform(1.0, 1.28), waves, generator)
-    pallor = float(np.clip(batch.pallor + generator.normal(0, 0.14), 0, 0.9))
-    square = rho * rho
-    # Steep walls make a punched-out centre, gentle ones a shaded dimple.
-    dimple = np.square(square) if generator.random() < 0.5 else square
-    hollow = pallor * np.exp(-dimple / generator.uniform(0.42, 0.66) ** (4 if dimple is not square else 2))
-    inside = _coverage((rho - 1) * body.radius, stain.um_per_px)
-    thickness = (1.04 - hollow - 0.15 * square**3) * inside
-    strength = batch.red_cell * generator.normal(1.0, 0.06)
-    tint = (_density(stain.red_cell, stain) * batch.channels * strength).astype(np.float32)
-    under = canvas[:, window.rows, window.columns]
-    # Where two cells overlap both flatten, so the overlap is darker than one cell but not as dark as two.
-    under *= 1 - 0.4 * inside
-    under += thickness.astype(np.float32) * tint
-
-
-def _paint_platelets(canvas: Plane, avoid: _Body, stain: Stain, batch: _Batch, generator: np.random.Generator) -> None:
-    for _ in range(int(generator.integers(1, 4))):
-        turn, radius = generator.uniform(0, 2 * np.pi), generator.uniform(0.7, 1.5)
-        away = avoid.radius + radius + generator.uniform(0.5, 9.0)
-        x, y = avoid.x + away * np.cos(turn), avoid.y + away * np.sin(turn)
-        window = _window(canvas, x, y, 1.6 * radius, stain)
-        if min(window.shape) < 8:
-            continue
-        waves = {order: generator.normal(0, 0.07) for order in (2, 3, 5, 7)}
-        rho = _relative_radius(window, radius, generator.uniform(1.0, 1.5), waves, generator)
-        grains = np.clip(0.7 + 0.5 * _smooth_noise(window.shape, 0.42 / stain.um_per_px, generator), 0.25, 1.5)
-        body = _coverage((rho - 1) * radius, stain.um_per_px) * grains * (1.15 - 0.6 * rho.clip(0, 1) ** 2)
-        tint = _density(stain.granules["azurophilic"], stain) * batch.channels
-        canvas[:, window.rows, window.columns] += body * tint * generator.uniform(0.5, 0.9)
-
-
-def _paint_white_cell(
-    canvas: Plane,
-    morphology: Morphology,
-    body: _Body,
-    stain: Stain,
-    batch: _Batch,
-    generator: np.random.Generator,
-) -> None:
-    window = _window(canvas, body.x, body.y, 1.32 * body.radius, stain)
-    if min(window.shape) < 8:
-        return
-    nucleus = _nucleus_distance(window, morphology.nucleus, body.radius, generator)
-    membrane = _membrane_distance(window, morphology, body.radius, nucleus, generator)
-    inside, core = _coverage(membrane, stain.um_per_px), _coverage(nucleus, stain.um_per_px)
-    paint = _cytoplasm(window, morphology, membrane, nucleus, stain, batch, generator)
-    chromatin = _chromatin(window, morphology.nucleus, nucleus, stain, batch, generator)
-    paint += core * (chromatin - paint)
-    for granules in morphology.granules:
-        cover = _granule_cover(window, granules, membrane, generator)
-        cover *= 1 - core * (1 - granules.over_nucleus)
-        tint = _density(stain.granules[granules.colour], stain) * batch.channels
-        # A granule adds to what lies under it only up to its own colour: it never bleaches a dark nucleus.
-        paint += cover * np.maximum(tint - paint, 0.1 * tint)
-    under = canvas[:, window.rows, window.columns]
-    under += inside * (paint - 0.75 * under)
-
-
-def _nucleus_distance(window: _Window, nucleus: Nucleus, cell_radius: float, generator: np.random.Generator) -> Plane:
-    """Signed distance to the nuclear membrane in micrometres, negative inside."""
-    points, radii = _settle(*_string_of_lobes(nucleus, cell_radius, generator), nucleus, cell_radius, generator)
-    warp = np.float32(generator.uniform(*nucleus.warp_um))
-    grain = cell_radius / (2.2 * window.um_per_px)
-    x = window.x + warp * _smooth_noise(window.shape, grain, generator)
-    y = window.y + warp * _smooth_noise(window.shape, grain, generator)
-    distance = np.full(window.shape, np.inf, np.float32)
-    for (px, py), radius in zip(points.astype(np.float32), radii.astype(np.float32), strict=True):
-        squared = np.square(x - px)
-        squared += np.square(y - py)
-        np.minimum(distance, np.sqrt(squared, out=squared) - radius, out=distance)
+def _nucleus_distance(patch: _Patch, morphology: Morphology, generator: np.random.Generator) -> Plane:
+    """Signed distance to the edge of the nucleus, a union of discs; negative inside."""
+    warp = generator.uniform(*morphology.warp)
+    x, y = (axis + warp * patch.noise(patch.radius / 2.2, generator) for axis in (patch.x, patch.y))
+    distance = np.full(patch.shape, np.inf, np.float32)
+    for centre_x, centre_y, radius in _discs(morphology, patch.radius, generator).astype(np.float32):
+        np.minimum(distance, np.sqrt((x - centre_x) ** 2 + (y - centre_y) ** 2) - radius, out=distance)
     return distance
 
 
-def _string_of_lobes(
-    nucleus: Nucleus, cell_radius: float, generator: np.random.Generator
-) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """Centres ``(n, 2)`` and radii ``(n,)`` in micrometres of the discs whose union is the nucleus."""
-    lobes = int(generator.integers(nucleus.lobes[0], nucleus.lobes[1] + 1))
-    girth = generator.uniform(*nucleus.girth) * cell_radius
-    length = lobes * generator.uniform(*nucleus.stretch) * 2 * girth
+def _discs(morphology: Morphology, cell_radius: float, generator: np.random.Generator) -> Points:
+    """Centre x, centre y and radius (n, 3) of the discs that make up the nucleus."""
+    lobes = int(generator.integers(*morphology.lobes, endpoint=True))
+    girth = generator.uniform(*morphology.girth) * cell_radius
+    length = lobes * generator.uniform(*morphology.stretch) * 2 * girth
     along = np.linspace(0, 1, max(8, math.ceil(length / _DISC_SPACING_UM)))
-    bend = np.radians(generator.uniform(*nucleus.bend_deg))
-    turned = np.abs(along - 0.5) if generator.random() < nucleus.s_chance else along - 0.5
-    kinks = np.interp(along, np.linspace(0, 1, lobes + 2), generator.normal(0, 0.06 * bend, lobes + 2))
-    heading = generator.uniform(0, 2 * np.pi) + bend * turned + kinks
-    points = np.cumsum(np.stack([np.cos(heading), np.sin(heading)], axis=1), axis=0) * length / len(along)
-
-    lobe = np.minimum((along * lobes).astype(int), lobes - 1)
-    # The discs bulge past the ends of their own profile, so a lobe's profile is kept shorter than the lobe.
-    across = np.clip(1.65 * (2 * (along * lobes - lobe) - 1), -1, 1)
-    waist, size = generator.uniform(*nucleus.waist), generator.uniform(0.85, 1.12, lobes)[lobe]
-    # A filament thinner than this breaks into beads, because it is made of discs too.
-    radii = np.maximum(girth * (waist + (size - waist) * np.sqrt(1 - across**2)), 0.22)
-    return points, radii
-
-
-def _settle(
-    points: npt.NDArray[np.float64],
-    radii: npt.NDArray[np.float64],
-    nucleus: Nucleus,
-    cell_radius: float,
-    generator: np.random.Generator,
-) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """Centre the nucleus, shrink it until it fits the cell, then push it towards the membrane."""
-    points = points - np.average(points, axis=0, weights=radii**2)
-    extent = (np.hypot(*points.T) + radii).max()
-    shrink = min(1.0, 0.92 * cell_radius / extent)
-    push = generator.uniform(*nucleus.eccentricity) * max(0.0, 0.95 * cell_radius - shrink * extent)
-    turn = generator.uniform(0, 2 * np.pi)
-    return points * shrink + push * np.array([np.cos(turn), np.sin(turn)]), radii * shrink
+    heading = generator.uniform(0, 2 * np.pi) + np.radians(generator.uniform(*morphology.bend)) * along
+    centres = np.cumsum(np.stack([np.cos(heading), np.sin(heading)], axis=1), axis=0) * length / len(along)
+    # Discs bulge past the ends of their own profile, so a profile is kept shorter than its lobe.
+    across = np.clip(1.65 * (2 * (along * lobes % 1) - 1), -1, 1)
+    waist = generator.uniform(*morphology.waist)
+    radii = np.maximum(girth * (waist + (1 - waist) * np.sqrt(1 - across**2)), _THINNEST_UM)
+    # Centre the nucleus, shrink it until it fits the cell, and push it towards the membrane.
+    centres -= np.average(centres, axis=0, weights=radii**2)
+    extent = (np.hypot(*centres.T) + radii).max()
+    shrink, turn = min(1.0, 0.92 * cell_radius / extent), generator.uniform(0, 2 * np.pi)
+    push = generator.uniform(0.2, 1) * max(0.0, 0.95 * cell_radius - shrink * extent)
+    return np.column_stack([centres * shrink + push * np.array([np.cos(turn), np.sin(turn)]), radii * shrink])
 
 
-def _membrane_distance(
-    window: _Window, morphology: Morphology, radius: float, nucleus: Plane, generator: np.random.Generator
-) -> Plane:
-    """Signed distance to the cell membrane in micrometres, which bulges where the nucleus presses against it."""
-    ruffle = generator.uniform(*morphology.ruffle)
-    waves = {order: generator.normal(0, 2 * ruffle / order) for order in (2, 3, 4, 5, 7, 9)}
-    rho = _relative_radius(window, radius, generator.uniform(*morphology.aspect), waves, generator)
-    return np.asarray(np.minimum((rho - 1) * radius, nucleus - 0.3), np.float32)
+def _cytoplasm(patch: _Patch, morphology: Morphology, generator: np.random.Generator) -> Plane:
+    """Absorbance (3, rows, columns)."""
+    blue = np.clip(generator.uniform(*morphology.blue) + generator.normal(0, 0.13), 0, 1)
+    tint = (1 - blue) * _absorbance("pink", patch.stain) + blue * _absorbance("blue", patch.stain)
+    amount = 1 + 0.1 * patch.noise(1.1, generator) + 0.08 * patch.noise(0.3, generator)
+    return np.asarray(np.exp(generator.normal(0, 0.3)) * amount * tint, np.float32)
 
 
-def _cytoplasm(
-    window: _Window,
-    morphology: Morphology,
-    membrane: Plane,
-    nucleus: Plane,
-    stain: Stain,
-    batch: _Batch,
-    generator: np.random.Generator,
-) -> Plane:
-    """Absorbance of the cytoplasm, shape ``(3, rows, columns)``."""
-    blue = float(np.clip(generator.uniform(*morphology.basophilia) + batch.basophilia, 0, 1))
-    pink_tint, blue_tint = _density(stain.cytoplasm_pink, stain), _density(stain.cytoplasm_blue, stain)
-    tint = ((1 - blue) * pink_tint + blue * blue_tint) * batch.channels
-    cloud = _smooth_noise(window.shape, 1.1 / stain.um_per_px, generator)
-    mesh = _smooth_noise(window.shape, 0.3 / stain.um_per_px, generator)
-    amount = 1 + 0.1 * cloud + 0.08 * mesh
-    amount += generator.uniform(*morphology.rim) * np.exp(np.minimum(membrane, 0) / 0.7)
-    amount -= generator.uniform(*morphology.hof) * np.exp(-((nucleus - 1.1) ** 2) / 0.9) * (membrane < -0.4)
-    amount *= 1 - 0.85 * _vacuoles(window, morphology, membrane, nucleus, generator)
-    amount *= generator.uniform(*morphology.opacity) * batch.cytoplasm
-    return np.asarray(amount * tint, np.float32)
+def _chromatin(patch: _Patch, morphology: Morphology, nucleus: Plane, generator: np.random.Generator) -> Plane:
+    """Absorbance (3, rows, columns) of the nucleus: clumps and a dark edge."""
+    grain = generator.uniform(*morphology.grain)
+    clumps = np.tanh(0.8 * patch.noise(2 * grain, generator) + patch.noise(grain, generator))
+    amount = 1 + 0.4 * grain * clumps + 0.14 * np.exp(np.minimum(nucleus, 0) / 0.35)
+    depth = generator.uniform(*morphology.depth) * np.exp(generator.normal(0, 0.13))
+    return np.asarray(depth * amount * _absorbance("nucleus", patch.stain), np.float32)
 
 
-def _vacuoles(
-    window: _Window, morphology: Morphology, membrane: Plane, nucleus: Plane, generator: np.random.Generator
-) -> Plane:
-    """Mask (0 to 1) of clear bubbles in the cytoplasm, clear of the membrane and mostly of the nucleus."""
-    bubbles = np.zeros(window.shape, np.float32)
-    free = np.argwhere((membrane < -0.7) & (nucleus > 0.2))
-    count = int(generator.integers(morphology.vacuoles[0], morphology.vacuoles[1] + 1))
-    for _ in range(count if len(free) else 0):
-        row, column = free[generator.integers(len(free))]
-        radius = generator.uniform(0.3, 0.85)
-        distance = np.hypot(window.x - window.x[0, column], window.y - window.y[row, 0]) - radius
-        np.maximum(bubbles, _coverage(distance, 2 * window.um_per_px), out=bubbles)
-    return bubbles
-
-
-def _chromatin(
-    window: _Window, nucleus: Nucleus, distance: Plane, stain: Stain, batch: _Batch, generator: np.random.Generator
-) -> Plane:
-    """Absorbance of the nucleus, shape ``(3, rows, columns)``."""
-    grain = generator.uniform(*nucleus.chromatin_um) / stain.um_per_px
-    pattern = 0.8 * _smooth_noise(window.shape, 2 * grain, generator) + _smooth_noise(window.shape, grain, generator)
-    contrast = generator.uniform(*nucleus.chromatin_contrast) * stain.chromatin_gain
-    clumping = generator.uniform(*nucleus.clumping)
-    amount = 1 + contrast * np.tanh(clumping * pattern) / math.tanh(clumping)
-    amount += 0.14 * np.exp(np.minimum(distance, 0) / 0.35)
-    amount *= 1 - 0.4 * _nucleoli(window, nucleus, distance, generator)
-    amount *= generator.uniform(*nucleus.depth) * batch.nucleus
-    tint = _density(stain.nucleus, stain) * batch.channels
-    return np.asarray(amount * tint, np.float32)
-
-
-def _nucleoli(window: _Window, nucleus: Nucleus, distance: Plane, generator: np.random.Generator) -> Plane:
-    """Mask (0 to 1) of the pale nucleoli, well inside the nucleus."""
-    pale = np.zeros(window.shape, np.float32)
-    deep = np.argwhere(distance < 0.45 * distance.min())
-    for _ in range(int(generator.integers(nucleus.nucleoli[0], nucleus.nucleoli[1] + 1)) if len(deep) else 0):
-        row, column = deep[generator.integers(len(deep))]
-        rho = np.hypot(window.x - window.x[0, column], window.y - window.y[row, 0]) / generator.uniform(0.7, 1.15)
-        np.maximum(pale, np.exp(-(rho**4)).astype(np.float32), out=pale)
-    return pale
-
-
-def _granule_cover(window: _Window, granules: Granules, membrane: Plane, generator: np.random.Generator) -> Plane:
-    """Opacity (0 to 1) of one kind of granule strewn over the cell."""
-    radius = generator.uniform(*granules.radius_um)
-    area = window.shape[0] * window.shape[1]
-    count = generator.poisson(generator.uniform(*granules.per_um2) * area * window.um_per_px**2)
+def _granule_cover(patch: _Patch, granules: Granules, membrane: Plane, generator: np.random.Generator) -> Plane:
+    """Opacity (0 to 1) of granules strewn over the cell."""
+    radius, pixels = generator.uniform(*granules.radius), math.prod(patch.shape)
+    count = generator.poisson(generator.uniform(*granules.per_um2) * pixels * patch.stain.um_per_px**2)
     # A heavier seed grows a larger granule once the blurred seeds are cut at a fixed level.
-    seeds = np.bincount(generator.integers(area, size=count), generator.uniform(0.6, 1.3, count), minlength=area)
-    strewn = seeds.reshape(window.shape).astype(np.float32) * (membrane < -0.8 * radius)
-    sigma_px = 0.75 * radius / window.um_per_px
-    blurred = ndimage.gaussian_filter(strewn, sigma_px, truncate=3.0) * np.float32(2 * np.pi * sigma_px**2)
-    cover = np.clip((blurred - 0.3) / 0.4, 0, 1) * generator.uniform(*granules.strength)
-    return np.asarray(cover, np.float32)
+    seeds = np.bincount(generator.integers(pixels, size=count), generator.uniform(0.6, 1.3, count), minlength=pixels)
+    strewn = seeds.reshape(patch.shape).astype(np.float32) * (membrane < -0.8 * radius)
+    sigma_px = 0.75 * radius / patch.stain.um_per_px
+    blurred = ndimage.gaussian_filter(strewn, sigma_px, truncate=3.0) * (2 * np.pi * sigma_px**2)
+    return np.asarray(np.clip((blurred - 0.3) / 0.4, 0, 1) * generator.uniform(*granules.strength), np.float32)
 
 
-def _expose(absorbance: Plane, stain: Stain, batch: _Batch, generator: np.random.Generator) -> npt.NDArray[np.uint8]:
-    """Shine light through the smear and record it: uneven lamp, focus, in-camera sharpening, sensor noise.
-
-    Uses up ``absorbance``: at this size a new array costs more than the arithmetic on it.
-    """
+def _photograph(absorbance: Plane, stain: Stain, generator: np.random.Generator) -> npt.NDArray[np.uint8]:
+    """Light through the slide: uneven lamp, focus, and noise, which is mostly in brightness after demosaicing."""
     height, width = absorbance.shape[1:]
-    across, down = (np.linspace(-1, 1, side, dtype=np.float32) for side in (width, height))
-    lamp = 1 + generator.normal(0, 0.016) * across[None, :] + generator.normal(0, 0.016) * down[:, None]
-    lamp += 0.004 * _smooth_noise((height, width), 3 / stain.um_per_px, generator)
-    light = np.exp(np.negative(absorbance, out=absorbance), out=absorbance)
-    light *= lamp
-    light *= np.asarray(stain.background, np.float32).reshape(3, 1, 1) * batch.light
+    across, down = (generator.normal(0, 0.016) * np.linspace(-1, 1, side) for side in (width, height))
+    lamp = generator.uniform(*stain.brightness) * (1 + across[None, :] + down[:, None])
+    white = np.reshape(stain.colours["background"], (3, 1, 1)) * generator.normal(1.0, 0.012, (3, 1, 1))
+    light = np.exp(-absorbance) * (lamp * white).astype(np.float32)
     focus = generator.uniform(*stain.focus_px)
     light = ndimage.gaussian_filter(light, (0, focus, focus), truncate=3.0)
-    # Cameras sharpen brightness, not colour, and what demosaicing leaves of sensor noise is mostly in brightness too.
-    grey = light.mean(axis=0)
-    detail = generator.uniform(*stain.sharpening) * (grey - ndimage.gaussian_filter(grey, 2.0, truncate=2.0))
-    detail += generator.uniform(*stain.noise) * generator.standard_normal((height, width), dtype=np.float32)
-    light += detail
-    np.clip(np.rint(light, out=light), 0, 255, out=light)
-    return np.ascontiguousarray(light.transpose(1, 2, 0), np.uint8)
+    light += generator.uniform(*stain.noise) * generator.standard_normal((height, width), dtype=np.float32)
+    return np.ascontiguousarray(np.rint(light).clip(0, 255).transpose(1, 2, 0), np.uint8)
+
+
+def _absorbance(name: str, stain: Stain) -> Plane:
+    """Absorbance (3, 1, 1) that turns the background into a colour of the stain."""
+    # The offset keeps a channel of 0 at a finite absorbance.
+    light = (np.array(stain.colours[name]) + 2) / (np.array(stain.colours["background"]) + 2)
+    return np.asarray(np.maximum(-np.log(light), 0).reshape(3, 1, 1), np.float32)

@@ -27,7 +27,7 @@ from hemafast.errors import HemafastError
 from hemafast.files import write_whole
 from hemafast.pictures import save, subplots
 from hemafast.prepare.threads import Pool
-from hemafast.prepare.verify import strict_decoders
+from hemafast.prepare.image_checks import strict_decoders
 from hemafast.progress import SILENT, Progress, stage
 
 Pixels = npt.NDArray[np.uint8]

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hemafast.data.dataset import Samples
-from hemafast.prepare.verify import Pixels
+from hemafast.prepare.image_checks import Pixels
 
 Features = npt.NDArray[np.float64]
 

@@ -1,4 +1,4 @@
-"""Open a zip or a folder of class folders and list its images; a name that points outside it is refused."""
+"""List and read the images of a zip or folder of class folders. Unsafe archives are refused."""
 
 from __future__ import annotations
 
@@ -12,23 +12,25 @@ from pathlib import Path
 
 from hemafast.errors import HemafastError
 from hemafast.prepare import safety
+from hemafast.prepare.image_checks import FORMATS
 from hemafast.prepare.schema import is_prepared
-from hemafast.prepare.verify import FORMATS
 
 DRAWN_MARKER = "DRAWN.txt"
-"""A file of this name at the root of an archive says that its cells are drawn, not photographed."""
+"""A file of this name at the root of an archive marks its cells as drawn, not photographed."""
 
-# What reading a damaged archive raises, by the place of the damage; ValueError for names that are no text.
+# What reading a damaged archive raises, depending on the damage; ValueError for names that are not text.
 _DAMAGED = (OSError, EOFError, KeyError, ValueError, RuntimeError, zipfile.BadZipFile, zlib.error)
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One file of an archive as it is listed there: its name, its size in bytes, and what changes when its bytes do."""
+    """One file of an archive, as listed there."""
 
     name: str
     size: int
+    """Bytes."""
     stamp: str
+    """Changes when the content does: the CRC in a zip, the time of the last change in a folder."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +44,7 @@ class Member:
 
 @dataclass(frozen=True, slots=True)
 class Archive:
-    """One domain: a zip or a folder that holds one folder of images for each class."""
+    """One domain: a zip or folder with one folder of images per class."""
 
     path: Path
     domain: str
@@ -52,12 +54,12 @@ class Archive:
 
     @property
     def misplaced(self) -> list[str]:
-        """Images that lie elsewhere than in a class folder, and are ignored for that."""
+        """Images that are ignored because they are not in a class folder."""
         return [name for name in self.ignored if is_image(name)]
 
     @property
     def classes(self) -> set[str]:
-        """The class folders that hold at least one image."""
+        """The class folders with at least one image."""
         return {member.label for member in self.members}
 
     def names(self) -> list[str]:
@@ -66,17 +68,17 @@ class Archive:
 
     @contextmanager
     def reader(self) -> Iterator[Callable[[Member], bytes]]:
-        """A function that reads one member's bytes, as `entry_reader` does."""
+        """Yield a function that reads the bytes of a member, as `entry_reader` does."""
         with entry_reader(self.path) as read:
             yield lambda member: read(member.entry)
 
 
 @contextmanager
 def entry_reader(path: Path) -> Iterator[Callable[[Entry], bytes]]:
-    """A function that reads the bytes of one entry of the zip or folder at `path`.
+    """Yield a function that reads the bytes of an entry of the zip or folder at `path`.
 
-    The function raises HemafastError if they are not there whole: a damaged archive is refused, for what else of it
-    is damaged cannot be known. A zip's CRC is checked, and that a member is as long as its header says.
+    It raises HemafastError for a damaged entry, since other entries may be damaged too. In a zip it checks the CRC and
+    the declared length.
     """
     if path.is_dir():
         yield lambda entry: _whole(path, entry, lambda: _read_file(path, entry))
@@ -84,7 +86,9 @@ def entry_reader(path: Path) -> Iterator[Callable[[Entry], bytes]]:
     try:
         file = zipfile.ZipFile(path)
     except _DAMAGED as error:
-        raise HemafastError(f"{path} cannot be opened ({error}).", "It was there a moment ago.") from error
+        raise HemafastError(
+            f"{path} cannot be opened any more ({error}).", "Put it back and run the command again."
+        ) from error
     with file:
         yield lambda entry: _whole(path, entry, lambda: _read_member(file, entry))
 
@@ -95,12 +99,12 @@ def _whole(path: Path, entry: Entry, read: Callable[[], bytes]) -> bytes:
     except _DAMAGED as error:
         remedy = "Check the disk and the file's permissions, or remove it."
         if path.is_file():
-            remedy = "Download it again, or unpack it yourself and use the folder: each image is verified there too."
+            remedy = "Download it again, or unpack it and use the folder; damaged images are then quarantined."
         raise HemafastError(f"{path}: {entry.name} is damaged ({error}).", remedy) from error
 
 
 def _read_file(folder: Path, entry: Entry) -> bytes:
-    """No more than the file held when it was listed."""
+    """Read at most the size that was listed."""
     with (folder / entry.name).open("rb") as file:
         data = file.read(entry.size + 1)
     if len(data) != entry.size:
@@ -109,23 +113,23 @@ def _read_file(folder: Path, entry: Entry) -> bytes:
 
 
 def _read_member(file: zipfile.ZipFile, entry: Entry) -> bytes:
-    """Inflate no more than the entry declares, whatever the data behind it would unpack to."""
+    """Inflate no more than the declared size, even if the data holds more."""
     if _stamp(file.getinfo(entry.name)) != entry.stamp:
         raise zipfile.BadZipFile("it has changed since it was listed")
     with file.open(entry.name) as member:
         data = member.read(entry.size)
         if len(data) != entry.size or member.read(1):
-            raise zipfile.BadZipFile(f"{len(data)} bytes instead of the {entry.size} that are declared")
+            raise zipfile.BadZipFile(f"{len(data)} bytes, but {entry.size} are declared")
     return data
 
 
 def find_archives(source: Path, output: Path) -> list[Path]:
-    """The zips and folders in `source`, in name order; dot files and the prepared data set itself are passed over.
+    """The zips and folders in `source`, in name order, without dot files and prepared data sets.
 
-    Raises HemafastError if `source` is missing or holds none.
+    Raises HemafastError if `source` is missing or holds no archive, or if two have the same name.
     """
     if not source.is_dir():
-        raise HemafastError(f"There is no folder {source}.", "Name the folder of your archives with --source.")
+        raise HemafastError(f"{source} is not a folder.", "Name the folder of your archives with --source.")
     found = [path for path in list_archives(source) if path.resolve() != output.resolve()]
     around = next((path for path in found if path.is_dir() and output.resolve().is_relative_to(path.resolve())), None)
     if around is not None:
@@ -133,7 +137,7 @@ def find_archives(source: Path, output: Path) -> list[Path]:
     if not found:
         raise HemafastError(
             f"{source} holds no archive.",
-            "Put Acevedo_20.zip, Matek_19.zip or a folder of class folders there, or draw a demo with `hemafast demo`.",
+            "Put Acevedo_20.zip, Matek_19.zip or a folder of class folders there, or draw cells with `hemafast demo`.",
         )
     twice = safety.find_collision(_domain(path) for path in found)
     if twice:
@@ -144,14 +148,14 @@ def find_archives(source: Path, output: Path) -> list[Path]:
 
 
 def list_archives(source: Path) -> list[Path]:
-    """The zips and folders in `source` that are no dot files and no prepared data sets, in name order."""
+    """The zips and folders in `source`, in name order, without dot files and prepared data sets."""
     return [path for path in sorted(source.iterdir()) if _is_archive(path)]
 
 
 def open_archive(path: Path) -> Archive:
-    """List the images of a zip or a folder.
+    """List the images of a zip or folder.
 
-    Raises HemafastError if it is not a zip, is encrypted, names files outside itself, or holds no class folders.
+    Raises HemafastError if it cannot be listed, is unsafe (see `safety`), or holds no class folders of images.
     """
     safety.refuse_unprintable(path, path.name)
     entries = list(_folder_entries(path) if path.is_dir() else zip_entries(path))
@@ -169,7 +173,7 @@ def open_archive(path: Path) -> Archive:
     if not members:
         raise HemafastError(
             f"{path} holds no class folders of images.",
-            "It should hold a folder for each class, such as basophil/BA_1.jpg; if it is not data, move it elsewhere.",
+            "Images belong in a folder per class, as basophil/BA_1.jpg. If this is not data, move it elsewhere.",
         )
     _refuse_collisions(path, members)
     members.sort(key=lambda member: (member.label, member.file))
@@ -196,22 +200,21 @@ def _folder_entries(path: Path) -> Iterator[Entry]:
             whole = Path(folder, name)
             relative, status = whole.relative_to(path).as_posix(), whole.stat()
             safety.refuse_unprintable(path, relative)
-            safety.refuse_nested(path, relative)
+            safety.refuse_nested_or_large(path, relative, status.st_size)
             if not whole.is_file():
-                raise HemafastError(f"{whole} is no plain file.", "Remove it.")
-            safety.refuse_large(path, relative, status.st_size)
+                raise HemafastError(f"{whole} is not a regular file.", "Remove it.")
             yield Entry(relative, status.st_size, f"{status.st_mtime_ns}")
 
 
 def _refuse_unlisted(error: OSError) -> None:
-    """os.walk passes over folders that it cannot read, and with them their cells."""
+    """os.walk would skip a folder that it cannot read, and the cells in it."""
     raise HemafastError(f"{error.filename} cannot be listed ({error.strerror}).", "Make it readable, or remove it.")
 
 
 def zip_entries(path: Path) -> Iterator[Entry]:
-    """The files of a zip. Raises HemafastError for one that cannot be listed, or holds what `safety` refuses."""
+    """The files of a zip. Raises HemafastError if it cannot be listed or is unsafe (see `safety`)."""
     if path.exists() and not path.is_file():
-        raise HemafastError(f"{path} is no plain file.", "Remove it.")
+        raise HemafastError(f"{path} is not a regular file.", "Remove it.")
     try:
         with zipfile.ZipFile(path) as file:
             listing = file.infolist()
@@ -233,19 +236,19 @@ def _stamp(info: zipfile.ZipInfo) -> str:
 
 
 def is_image(name: str) -> bool:
-    """Whether a file's suffix promises an image that can be read."""
+    """Whether a file has the suffix of an image format that can be read."""
     return safety.suffix_of(name) in FORMATS
 
 
 def _top_folder(images: list[str]) -> str:
-    """The one extra folder around all class folders, as `name/`, or "" if there is none."""
+    """The folder around all class folders, as `name/`; "" if they are at the root."""
     tops = {name.partition("/")[0] for name in images}
     depths = {name.count("/") for name in images}
     return f"{tops.pop()}/" if len(tops) == 1 and depths == {2} else ""
 
 
 def _refuse_collisions(path: Path, members: Sequence[Member]) -> None:
-    """Two names that differ in case alone would be one file, or one class, on some machines and two on others."""
+    """On some machines, two names that differ only in case are one file or class; on others they are two."""
     files = safety.find_collision(f"{member.label}/{member.file}" for member in members)
     twice = files or safety.find_collision(dict.fromkeys(member.label for member in members))
     if twice:

@@ -1,4 +1,4 @@
-"""The preparation from start to end: list the archives, read every image once, judge, write, publish."""
+"""Prepare a data set: list the archives, read every image once, select, write, publish."""
 
 from __future__ import annotations
 
@@ -14,76 +14,87 @@ import pandas as pd
 from hemafast.config import PrepareConfig
 from hemafast.errors import HemafastError
 from hemafast.prepare import lists, schema
-from hemafast.prepare.ingest import Progress, ingest
-from hemafast.prepare.judge import judge, refuse_excess
+from hemafast.prepare.ingest import ingest
 from hemafast.prepare.pixels import rows_per_file
 from hemafast.prepare.plan import Plan, choose_sums, layout_notes, make_plan, scale_notes
 from hemafast.prepare.publish import published_whole, recover, refuse_foreign, refuse_too_little_room
 from hemafast.prepare.reader import PreparedFiles, read_prepared, seal
+from hemafast.prepare.selection import refuse_excess, select_images
 from hemafast.prepare.shards import fingerprint, write_manifest, write_quarantine, write_shards, write_split
 from hemafast.prepare.split import SPLITS
 from hemafast.prepare.webdataset import write_webdataset
+from hemafast.progress import SILENT, Progress, stage
 
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """A prepared data set, where it lies, and whether it was already there."""
+    """A prepared data set."""
 
     folder: Path
     files: PreparedFiles
     fresh: bool
+    """False if it already existed and nothing was written."""
 
     @property
     def quarantine(self) -> list[schema.Refused]:
-        """What was left out, and why."""
+        """The quarantined images, with reasons."""
         return schema.refused(self.files.manifest)
 
     @property
     def info(self) -> schema.DatasetInfo:
-        """What dataset.json says."""
+        """The content of dataset.json."""
         return self.files.info
 
 
-def prepare(
-    config: PrepareConfig, progress: Progress = lambda done, total: None, *, workers: int | None = None
-) -> Prepared:
+def prepare(config: PrepareConfig, *, progress: Progress = SILENT, workers: int | None = None) -> Prepared:
     """Turn the archives in `config.source` into a prepared data set at `config.output`.
 
-    If it is already there, made from the same archives with the same settings, nothing changes. The result does not
-    depend on `workers`, the number of threads (by default one a core). Raises HemafastError for input that cannot be
-    used; then nothing is written.
+    Writes nothing if the data set already exists, from the same archives and settings. After an interruption, the same
+    call resumes.
+
+    Args:
+        config: the settings.
+        progress: hears of every stage: listing archives, reading images, and so on.
+        workers: number of threads; by default one per core. The result does not depend on it.
+
+    Returns:
+        The data set. Its images are in the order of the manifest.
+
+    Raises:
+        HemafastError: the input cannot be used, or the disk is full. An older data set at `config.output` stays.
     """
     _refuse_source_within(config)
-    whole = config.output.resolve()  # a relative name would mean the old folder where that is the current one
+    whole = config.output.resolve()  # if the output is the current folder, a relative name would follow the old one
     refuse_foreign(whole, schema.is_prepared)
     recover(whole, schema.is_prepared)
-    plan = make_plan(config)
+    plan = make_plan(config, progress)
     existing = _existing(config.output)
     if existing is not None and existing.info.inputs == plan.inputs:
         refuse_excess(existing.manifest, config)
         return Prepared(config.output, existing, fresh=False)
-    sums, notes = choose_sums(plan, config.checksums)
-    with published_whole(whole, schema.is_prepared, plan.ingest_key) as folder:
+    sums, notes = choose_sums(plan, config.checksums, progress)
+    with published_whole(whole, schema.is_prepared, plan.ingest_key, progress=progress) as folder:
         refuse_too_little_room(whole, _needed_bytes(plan, config, folder))
         images = ingest(plan, sums, folder, workers=workers or len(os.sched_getaffinity(0)), progress=progress)
-        manifest, more = judge(images, config)
+        with stage(progress, "finding duplicates"):
+            manifest, more = select_images(images, config)
         _move_quarantined(folder, images, manifest)
-        _write_lists(folder, manifest, plan, config)
+        _write_lists(folder, manifest, plan, config, progress)
         _write_info(folder, manifest, plan, (*notes, *more, *scale_notes(manifest, plan), *layout_notes(plan)), config)
     return Prepared(config.output, read_prepared(whole), fresh=True)
 
 
 def _refuse_source_within(config: PrepareConfig) -> None:
-    """The output is replaced as a whole; archives inside it would go with it."""
+    """The output is replaced as a whole, and archives inside it would be lost."""
     if config.source.resolve().is_relative_to(config.output.resolve()):
         raise HemafastError(
-            f"The archives in {config.source} lie within the output {config.output}, which is replaced as a whole.",
+            f"The archives in {config.source} are inside the output {config.output}, which is replaced as a whole.",
             "Choose another --output.",
         )
 
 
 def _existing(folder: Path) -> PreparedFiles | None:
-    """The data set at `folder`, or None if there is none that is whole; every file counts, but none is hashed."""
+    """The data set at `folder`; None if a file is missing or has another size. Images are not hashed."""
     try:
         files = read_prepared(folder)
         lists_there = all((folder / name).is_file() for name in files.info.files)
@@ -94,7 +105,7 @@ def _existing(folder: Path) -> PreparedFiles | None:
 
 
 def _needed_bytes(plan: Plan, config: PrepareConfig, folder: Path) -> int:
-    """Room for images, packed squares and tar files, less what an interrupted call has left there."""
+    """Room for images, packed squares and tar files, less what an interrupted call left in `folder`."""
     tars = 1 + (config.folds or 0) if config.format == "webdataset" else 0
     there = sum(path.stat().st_blocks * 512 for path in folder.rglob("*") if path.is_file())
     return max(0, plan.needed_bytes(1 + tars) - there)
@@ -108,15 +119,15 @@ def _move_quarantined(folder: Path, images: pd.DataFrame, manifest: pd.DataFrame
             (folder / before).rename(folder / after)
 
 
-def _write_lists(folder: Path, manifest: pd.DataFrame, plan: Plan, config: PrepareConfig) -> None:
-    for name in (schema.SHARDS, schema.WEBDATASET):  # an interrupted call may have left other ones
+def _write_lists(folder: Path, manifest: pd.DataFrame, plan: Plan, config: PrepareConfig, progress: Progress) -> None:
+    for name in (schema.SHARDS, schema.WEBDATASET):  # an interrupted call may have left others
         shutil.rmtree(folder / name, ignore_errors=True)
     write_manifest(folder, manifest)
     write_quarantine(folder, manifest)
     write_split(folder, manifest)
     write_shards(folder, manifest, plan.classes, folds=config.folds, count=config.shards)
     if config.format == "webdataset":
-        write_webdataset(folder, manifest, plan.classes, folds=config.folds, count=config.shards)
+        write_webdataset(folder, manifest, plan.classes, folds=config.folds, count=config.shards, progress=progress)
 
 
 def _write_info(folder: Path, manifest: pd.DataFrame, plan: Plan, notes: Sequence[str], config: PrepareConfig) -> None:
@@ -157,7 +168,7 @@ def _describe_domains(manifest: pd.DataFrame, plan: Plan) -> dict[str, schema.Do
 
 
 def _hash_files(folder: Path) -> dict[str, str]:
-    """sha256 of every file but images and packed squares, whose hashes the manifest holds."""
+    """sha256 of every file except images and packed squares, whose hashes are in the manifest."""
     names = [schema.MANIFEST, schema.QUARANTINE, schema.SPLIT]
     for room in (schema.SHARDS, schema.WEBDATASET):
         names += sorted(path.relative_to(folder).as_posix() for path in (folder / room).glob("*"))

@@ -1,8 +1,7 @@
-"""Which images show one picture: perceptual hashes, groups of near copies, and labels that contradict each other.
+"""Find images that show the same picture: perceptual hashes, groups of near copies, and contradictory labels.
 
 The hash is pHash (Zauner 2010, "Implementation and benchmarking of perceptual image hash functions") with 16 x 16
-instead of 8 x 8 frequencies: a cell in the middle of a bright field is what all these images are, and 64 bits cannot
-tell them apart.
+instead of 8 x 8 frequencies: all these images show a cell in a bright field, and 64 bits cannot tell them apart.
 """
 
 from __future__ import annotations
@@ -14,29 +13,29 @@ import numpy.typing as npt
 import pandas as pd
 
 from hemafast.errors import name_some
-from hemafast.prepare.verify import Pixels
+from hemafast.prepare.image_checks import Pixels
 
 Hashes = npt.NDArray[np.uint64]
 """(images, 4): 256 bits each."""
 
 MAX_DISTANCE = 40
-"""Images whose hashes differ in no more bits are one picture. Measured on 2,987 real cells: 8 pairs of identical files
-at 0 bits, the closest pair of different cells at 68 (of 4.5 million). Copies of real cells: JPEG at quality 30 up to 8
-bits, half resolution 4, 10 % brighter 12, shifted by 2 of 256 px 30, cut by 2 % 32 (the most of 300 each)."""
+"""Images whose hashes differ in at most this many bits show the same picture. Measured on 2,987 real cells: 8 pairs of
+identical files at 0 bits, the closest pair of different cells at 68 (of 4.5 million). Copies of real cells, the most of
+300 each: JPEG at quality 30, 8 bits; half resolution, 4; 10 % brighter, 12; 2 of 256 px shifted, 30; 2 % cut, 32."""
 
 HASHED_SIZE = 256
-"""px: side of the packed squares that the distance was measured on; of several sizes, the nearest is hashed."""
+"""px: side of the squares that MAX_DISTANCE was measured on. Of several packed sizes, the nearest is hashed."""
 
-_FLAT = "0" * 64  # hash of an image of one colour, whichever it is: such images are compared by their pixels alone
-_THUMBNAIL = 32  # px; what the transform sees
+_FLAT = "0" * 64  # hash of an image of one colour; such images are compared by their pixels alone
+_THUMBNAIL = 32  # px
 _NAMED = 5  # copies that a reason lists
-_PLACES = 4  # along each side of a field of the thumbnail, in even steps; all pixels would cost twice the time
+_PLACES = 4  # sampled along each side of a field, in even steps; all pixels would take twice the time
 _FREQUENCIES = 16
-_BLOCK = 512  # side of the part of the distance matrix that is in memory at once, and stays in the cache
+_BLOCK = 512  # side of the part of the distance matrix that is computed at once, and fits the cache
 
 
 def thumbnail(square: Pixels) -> Pixels:
-    """The colours of an image in 32 x 32 fields, each the mean of 16 places: uint8 (32, 32, 3) of (size, size, 3)."""
+    """The colours of a square in 32 x 32 fields, each the mean of 16 places: uint8 (32, 32, 3) of (size, size, 3)."""
     size = len(square)
     places = ((np.arange(_THUMBNAIL * _PLACES) + 0.5) * size / (_THUMBNAIL * _PLACES)).astype(np.intp)
     rows = square[places].reshape(_THUMBNAIL, _PLACES, size, 3).sum(axis=1, dtype=np.uint16)
@@ -48,13 +47,13 @@ def thumbnail(square: Pixels) -> Pixels:
 def perceptual_hash(thumbnails: npt.NDArray[np.uint8]) -> Hashes:
     """Hashes of thumbnails, uint8 (images, 32, 32, 3).
 
-    A bit says whether the strength of a low frequency of the brightness is above the image's median.
+    A bit says whether a low frequency of the brightness is stronger than the image's median.
     """
-    # ITU-R BT.601, in whole thousandths; with the rounding below, the bits are no matter of the machine's arithmetic.
+    # ITU-R BT.601 in whole thousandths. With the rounding below, the bits do not depend on the machine.
     brightness = sum(weight * thumbnails[..., channel] for channel, weight in enumerate((299.0, 587.0, 114.0)))
     cosines = _cosines()
     strength = np.round(cosines @ brightness @ cosines.T, 3).reshape(len(thumbnails), -1)
-    strength[:, 0] = -np.inf  # the mean brightness says nothing about the shape
+    strength[:, 0] = -np.inf  # the mean brightness is not shape
     median = np.median(strength[:, 1:], axis=1, keepdims=True)
     return np.packbits(strength > median, axis=1).view(np.uint64)
 
@@ -67,9 +66,9 @@ def _cosines() -> npt.NDArray[np.float64]:
 
 
 def find_near(hashes: Hashes, max_distance: int = MAX_DISTANCE) -> npt.NDArray[np.int64]:
-    """All pairs of rows whose hashes differ in at most `max_distance` bits: (pairs, 2), the first below the second.
+    """All pairs of rows whose hashes differ in at most `max_distance` bits: (pairs, 2), the smaller row first.
 
-    Every pair is compared, in blocks of bounded memory: 33,000 images are 5.4e8 comparisons.
+    Compares every pair, in blocks of bounded memory: 33,000 images need 5.4e8 comparisons.
     """
     pairs = [np.empty((0, 2), dtype=np.int64)]
     for top, left in combinations_with_replacement(range(0, len(hashes), _BLOCK), 2):
@@ -83,12 +82,12 @@ def find_near(hashes: Hashes, max_distance: int = MAX_DISTANCE) -> npt.NDArray[n
 
 
 def group_duplicates(images: pd.DataFrame) -> pd.Series[str]:
-    """One name for all images that show one picture: the same bytes, the same pixels, or nearly the same picture.
+    """Name the group of each image. A group has the same bytes, the same pixels, or nearly the same picture.
 
-    `images` has the columns sha256, pixels_xxh128, and phash (hexadecimal). The name is the smallest sha256 in the
-    group, cut to 16 digits, so it depends on the images alone.
+    `images` has the columns sha256, pixels_xxh128 and phash (hexadecimal). The name is the smallest sha256 in the
+    group, cut to 16 digits, so it depends only on the images.
     """
-    # Copies need no comparison: one of each picture stands for all, and the matrix stays small.
+    # One image of each set of equal pixels is compared, so that the matrix stays small.
     first = images.drop_duplicates("pixels_xxh128")
     first = first[first["phash"] != _FLAT]
     pairs = first.index.to_numpy()[find_near(from_hex(first["phash"]))]
@@ -97,7 +96,7 @@ def group_duplicates(images: pd.DataFrame) -> pd.Series[str]:
 
 
 def smallest_in_component(names: pd.Series[str], links: npt.NDArray[np.int64]) -> pd.Series[str]:
-    """The smallest of the names that are linked to each row, directly or by others; links are pairs of index labels."""
+    """The smallest name linked to each row, directly or through others; links are pairs of index labels."""
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 
@@ -108,9 +107,9 @@ def smallest_in_component(names: pd.Series[str], links: npt.NDArray[np.int64]) -
 
 
 def find_contradictions(images: pd.DataFrame) -> pd.Series[str]:
-    """A reason for every image whose picture stands elsewhere under another label; the other images are left out.
+    """A reason for each image whose picture is also in another class; other images are not in the result.
 
-    `images` has the columns path, label, duplicate_group; the result keeps its index.
+    `images` has the columns path, label and duplicate_group; the result keeps its index.
     """
     labels = images.groupby("duplicate_group")["label"].transform("nunique")
     suspects = images[labels > 1]
@@ -136,7 +135,7 @@ def from_hex(digits: pd.Series[str]) -> Hashes:
 
 
 def _chains(keys: pd.Series[str]) -> npt.NDArray[np.int64]:
-    """Pairs of index labels that link all rows of one key in a chain."""
+    """Pairs of index labels that link all rows with the same key in a chain."""
     ordered = keys.sort_values(kind="stable")
     same = (ordered.to_numpy()[1:] == ordered.to_numpy()[:-1]).nonzero()[0]
     labels = ordered.index.to_numpy()

@@ -1,15 +1,13 @@
-"""Read every image of every archive once: verify, keep the original bytes, decode to packed pixels, describe."""
+"""Read every image of every archive once: check it, keep its bytes, decode it to packed pixels, describe it."""
 
 from __future__ import annotations
 
 import hashlib
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Executor, ThreadPoolExecutor
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 import pandas as pd
@@ -17,28 +15,23 @@ import pandas as pd
 from hemafast.prepare import schema
 from hemafast.prepare.archive import Member
 from hemafast.prepare.duplicates import HASHED_SIZE, perceptual_hash, thumbnail, to_hex
-from hemafast.prepare.pixels import Decoded, SquareDecoder, SquareFiles, centre_windows, runs_within
-from hemafast.prepare.plan import Plan
-from hemafast.prepare.verify import (
+from hemafast.prepare.image_checks import (
     POLICIES,
     Header,
     Pixels,
     UnreadableImageError,
-    decode_reference,
+    refuse_other_pixels,
     strict_decoders,
     verify_image,
 )
+from hemafast.prepare.pixels import Decoded, SquareDecoder, SquareFiles, centre_windows, runs_within
+from hemafast.prepare.plan import Plan
+from hemafast.prepare.threads import Pool, made_ahead
 from hemafast.prepare.worklog import Row, WorkLog, hash_squares
-
-Progress = Callable[[int, int], None]
-"""Called with images done and images in all."""
-
-Item = TypeVar("Item")
+from hemafast.progress import SILENT, Progress
 
 _BATCH = 64  # images in memory at once, ...
-_AHEAD = 2  # batches that wait at most between two stations
-_BATCH_BYTES = 64 * 2**20  # ... and fewer where they are large
-_TOLERANCE = 1  # largest difference between DALI's pixels and the reference, of 255: rounding, and no more
+_BATCH_BYTES = 64 * 2**20  # ... fewer if they are large
 _UNKNOWN = Header(0, 0, "", "")
 
 
@@ -62,32 +55,37 @@ class _Image:
     def name(self) -> str:
         return f"{self.domain}/{self.member.label}/{self.member.file}"
 
+    @property
+    def path(self) -> str:
+        """Where its bytes are kept, relative to the data set."""
+        return f"{schema.QUARANTINED if self.error else schema.IMAGES}/{self.name}"
 
-def ingest(plan: Plan, sums: Mapping[str, str], folder: Path, *, workers: int, progress: Progress) -> pd.DataFrame:
-    """Read, verify, decode every image, a batch at a time; store its bytes and its packed pixels in `folder`.
 
-    `sums` holds the sha256 that an image must have, by its name; images that are not there may have any. Returns a row
-    an image (columns of the manifest but for split, fold and groups) in the order of the manifest. What an earlier call
-    has left in `folder` is used if it is sound.
+def ingest(
+    plan: Plan, sums: Mapping[str, str], folder: Path, *, workers: int, progress: Progress = SILENT
+) -> pd.DataFrame:
+    """Read, verify and decode every image in batches. Store its bytes and packed pixels in `folder`.
 
-    Raises HemafastError if an archive is damaged, OSError if the disk is full.
+    `sums` holds the sha256 of images, by name; images that are not in it may have any. Sound results of an interrupted
+    call are reused. Returns one row per image in the order of the manifest, with its columns except split, fold and
+    groups. Raises HemafastError if an archive is damaged, OSError if the disk is full.
     """
     rows = plan.rows()
     (folder / schema.PACKED).mkdir(exist_ok=True)
     with ExitStack() as stack:
         squares = [stack.enter_context(SquareFiles(folder / schema.PACKED, size, plan.images)) for size in plan.sizes]
         log = stack.enter_context(WorkLog(folder))
-        pool = stack.enter_context(_Pool(workers))
+        pool = stack.enter_context(Pool(workers))
         disk, *stations = (stack.enter_context(ThreadPoolExecutor(1)) for _ in range(3))
-        done = log.sound_rows(squares, pool)
-        progress(len(done), plan.images)
+        done = log.sound_rows(squares, pool, progress)
+        progress.start("reading images", plan.images, done=len(done))
+        stack.callback(progress.finish)
         stack.enter_context(strict_decoders())
-        verified = _made_ahead(_verified(_read(plan, rows, frozenset(done)), plan, sums, pool), stations[0])
-        decoder = SquareDecoder(plan.sizes, _BATCH, workers)
-        decoded = _made_ahead(_decoded(verified, decoder), stations[1])
+        verified = made_ahead(_verified(_read(plan, rows, frozenset(done)), plan, sums, pool), stations[0])
+        decoded = made_ahead(_decoded(verified, SquareDecoder(plan.sizes, _BATCH, workers)), stations[1])
         written_back = disk.submit(_write_back, squares)
         for batch in decoded:
-            pool.each(_judge_pixels, batch)
+            pool.each(_check_pixels, batch)
             _keep_squares(batch, squares)
             pool.each(lambda image: _keep_bytes(image, folder), batch)
             fresh = dict(_describe(batch))
@@ -96,16 +94,9 @@ def ingest(plan: Plan, sums: Mapping[str, str], folder: Path, *, workers: int, p
             if written_back.done():
                 written_back.result()
                 written_back = disk.submit(_write_back, squares)
-            progress(len(done), plan.images)
+            progress.advance(len(batch))
         written_back.result()
     return pd.DataFrame([done[row] for row in range(plan.images)])
-
-
-def _verified(images: Iterator[_Image], plan: Plan, sums: Mapping[str, str], pool: _Pool) -> Iterator[list[_Image]]:
-    """Batches of images, hashed and verified."""
-    for batch in _batches(images):
-        pool.each(lambda image: _verify(image, plan, sums), batch)
-        yield batch
 
 
 def _read(plan: Plan, rows: Mapping[str, int], done: frozenset[int]) -> Iterator[_Image]:
@@ -113,10 +104,16 @@ def _read(plan: Plan, rows: Mapping[str, int], done: frozenset[int]) -> Iterator
         with archive.reader() as read:
             for member in archive.members:
                 image = _Image(rows[f"{archive.domain}/{member.label}/{member.file}"], archive.domain, member)
-                if image.row in done:
-                    continue
-                image.data = read(member)
-                yield image
+                if image.row not in done:
+                    image.data = read(member)
+                    yield image
+
+
+def _verified(images: Iterator[_Image], plan: Plan, sums: Mapping[str, str], pool: Pool) -> Iterator[list[_Image]]:
+    """Batches of images, hashed and verified."""
+    for batch in _batches(images):
+        pool.each(lambda image: _verify(image, plan, sums), batch)
+        yield batch
 
 
 def _batches(images: Iterator[_Image]) -> Iterator[list[_Image]]:
@@ -130,45 +127,6 @@ def _batches(images: Iterator[_Image]) -> Iterator[list[_Image]]:
         yield batch
 
 
-class _Pool(ThreadPoolExecutor):
-    """Threads that share a batch evenly: one task a thread, for a task an image costs more than some of the work."""
-
-    def __init__(self, workers: int) -> None:
-        super().__init__(workers)
-        self._workers = workers
-
-    def each(self, work: Callable[[Item], None], items: Sequence[Item]) -> None:
-        """Do `work` on every item. Raises what it raises."""
-
-        def work_on(share: Sequence[Item]) -> None:
-            for item in share:
-                work(item)
-
-        list(self.map(work_on, [items[start :: self._workers] for start in range(self._workers)]))
-
-
-def _write_back(squares: Sequence[SquareFiles]) -> None:
-    """Have the disk take pixels while others are decoded, so that publishing need not wait for all of them."""
-    for file in squares:
-        file.sync()
-
-
-def _made_ahead(items: Iterator[Item], station: Executor) -> Iterator[Item]:
-    """The same items, some of them made while the one before them is worked on; the first ones at once.
-
-    `station` has one thread.
-    """
-    end = object()
-    waiting = deque(station.submit(next, items, end) for _ in range(_AHEAD))
-
-    def take() -> Iterator[Item]:
-        while (item := waiting.popleft().result()) is not end:
-            waiting.append(station.submit(next, items, end))
-            yield item  # type: ignore[misc]
-
-    return take()
-
-
 def _verify(image: _Image, plan: Plan, sums: Mapping[str, str]) -> None:
     image.sha256 = hashlib.sha256(image.data).hexdigest()
     try:
@@ -180,14 +138,14 @@ def _verify(image: _Image, plan: Plan, sums: Mapping[str, str]) -> None:
         image.side = min(window, shorter)
         if image.side < window and plan.windows_required:
             raise UnreadableImageError(
-                "field of view", f"{header.width} x {header.height} px, less than the {window} px to be kept"
+                "field of view", f"{header.width} x {header.height} px, smaller than the field of view of {window} px"
             )
     except UnreadableImageError as error:
         image.error = error
 
 
 def _decoded(batches: Iterator[list[_Image]], decoder: SquareDecoder) -> Iterator[list[_Image]]:
-    """The same images decoded, in batches that fit the memory; what cannot be decoded apart from the others."""
+    """The same images decoded, in batches that fit the memory; images to quarantine come first."""
     for batch in batches:
         sound = [image for image in batch if image.error is None]
         if len(sound) < len(batch):
@@ -208,26 +166,21 @@ def _decoded(batches: Iterator[list[_Image]], decoder: SquareDecoder) -> Iterato
             yield images
 
 
-def _judge_pixels(image: _Image) -> None:
-    """Compare and hash what was decoded."""
+def _check_pixels(image: _Image) -> None:
+    """Compare the decoded pixels with the reference decoder's, and hash them."""
     if image.decoded is None:
         return
-    header = image.header
-    if image.decoded.full.shape != (header.height, header.width, 3):
-        image.error = UnreadableImageError("decoders disagree", f"DALI reads an image of {image.decoded.full.shape}")
+    try:
+        refuse_other_pixels(image.data, image.header, image.decoded.full)
+    except UnreadableImageError as error:
+        image.error = error
         return
-    if header.compared:
-        reference = header.reference
-        difference = _difference(decode_reference(image.data) if reference is None else reference, image.decoded.full)
-        if difference > _TOLERANCE:
-            image.error = UnreadableImageError("decoders disagree", f"they differ by up to {difference} of 255")
-            return
     image.pixels_xxh128 = hash_squares(image.decoded.squares)
     image.thumbnail = thumbnail(min(image.decoded.squares, key=lambda square: abs(len(square) - HASHED_SIZE)))
 
 
 def _keep_squares(batch: Sequence[_Image], squares: Sequence[SquareFiles]) -> None:
-    """Write the squares of images that passed; in one thread, for two would wait for each other, busily."""
+    """Write the squares of sound images, in one thread: several would wait for each other."""
     for image in batch:
         if image.error is None and image.decoded is not None:
             for file, square in zip(squares, image.decoded.squares, strict=True):
@@ -235,16 +188,9 @@ def _keep_squares(batch: Sequence[_Image], squares: Sequence[SquareFiles]) -> No
         image.decoded = None
 
 
-def _difference(reference: Pixels, pixels: Pixels) -> int:
-    """The largest absolute difference of two images of one shape."""
-    if np.array_equal(reference, pixels):
-        return 0
-    return int(np.abs(reference.astype(np.int16) - pixels).max())
-
-
 def _keep_bytes(image: _Image, folder: Path) -> None:
     """Keep the original bytes."""
-    path = f"{folder}/{_path(image)}"  # no Path: it would cost as much as writing does
+    path = f"{folder}/{image.path}"  # not a Path, which would cost as much as writing does
     try:
         _write(path, image.data)
     except FileNotFoundError:  # the first image of its class
@@ -257,8 +203,10 @@ def _write(path: str, data: bytes) -> None:
         file.write(data)
 
 
-def _path(image: _Image) -> str:
-    return f"{schema.QUARANTINED if image.error else schema.IMAGES}/{image.name}"
+def _write_back(squares: Sequence[SquareFiles]) -> None:
+    """Have the disk take pixels while others are decoded, so that publishing need not wait for all of them."""
+    for file in squares:
+        file.sync()
 
 
 def _describe(batch: Sequence[_Image]) -> Iterator[tuple[int, Row]]:
@@ -274,7 +222,7 @@ def _row(image: _Image, phash: str) -> Row:
     means = [None] * 3 if image.thumbnail is None else image.thumbnail.reshape(-1, 3).mean(axis=0).tolist()
     kinds = (image.error.kind,) if image.error else header.kinds
     return {
-        "path": _path(image),
+        "path": image.path,
         "label": image.member.label,
         "domain": image.domain,
         "width": header.width,

@@ -1,4 +1,4 @@
-"""Lists that a user hands in beside the archives: checksums, groups of patients, published splits."""
+"""Read the lists that a user provides beside the archives: checksums, groups of patients, published splits."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ _SHA256_DIGITS = 64
 
 
 def read_checksums(file: Path) -> dict[str, str]:
-    """sha256 in lower case by name, from lines of `<64 hexadecimal digits> <space or *><name>`, as sha256sum writes.
+    """sha256 in lower case by name, from the output of sha256sum.
 
-    Raises HemafastError for a line of another form, or a name with two sums.
+    Raises HemafastError for a line that is not `<64 hexadecimal digits> <space or *><name>`, or a name with two sums.
     """
     sums: dict[str, str] = {}
     for number, line in enumerate(_read_text(file).splitlines(), start=1):
@@ -27,27 +27,27 @@ def read_checksums(file: Path) -> dict[str, str]:
         digits, _, name = line.partition(" ")
         name = name.lstrip(" *").strip()
         if len(digits) != _SHA256_DIGITS or set(digits.lower()) - set("0123456789abcdef") or not name:
-            raise HemafastError(f"{file}, line {number}: no `sha256  name`.", "Write it with `sha256sum FILES`.")
+            raise HemafastError(
+                f"{file}, line {number}: this is not `sha256  name`.", "Write it with `sha256sum FILES`."
+            )
         if sums.setdefault(name, digits.lower()) != digits.lower():
-            raise HemafastError(f"{file}, line {number}: a second sum for {name}.", "Remove one of the two.")
+            raise HemafastError(f"{file}, line {number}: a second checksum for {name}.", "Remove one of the two.")
     if not sums:
         raise HemafastError(f"{file} holds no checksums.", "Write it with `sha256sum FILES`.")
     return sums
 
 
 def read_groups(file: Path, names: Iterable[str]) -> dict[str, str]:
-    """The group (patient, slide) of each image that `file` lists, by the image's name `domain/class/file`."""
+    """The group (patient, slide) of each image that `file` lists, by image name `domain/class/file`."""
     return _read_values(file, "group", names)
 
 
 def read_split(file: Path, names: Iterable[str]) -> dict[str, str]:
-    """The split of each image that `file` lists, by the image's name `domain/class/file`."""
+    """The split of each image that `file` lists, by image name `domain/class/file`."""
     split = _read_values(file, "split", names)
     for name, value in split.items():
         if value not in SPLITS:
-            raise HemafastError(
-                f"{file}: {name} has the split {value!r}.", f"A split is one of {' and '.join(SPLITS)}."
-            )
+            raise HemafastError(f"{file}: {name} has the split {value!r}.", f"A split is {' or '.join(SPLITS)}.")
     return split
 
 
@@ -62,7 +62,8 @@ def _read_values(file: Path, column: str, names: Iterable[str]) -> dict[str, str
     resolved = resolve(file, zip(table["path"], table[column], strict=True), names)
     if not resolved:
         raise HemafastError(
-            f"{file} names none of the images.", "Paths are domain/class/file, such as Acevedo_20/basophil/BA_1.jpg."
+            f"{file} lists no image of the archives.",
+            "Paths are domain/class/file, such as Acevedo_20/basophil/BA_1.jpg.",
         )
     return resolved
 
@@ -73,7 +74,9 @@ def _read_table(file: Path, column: str) -> pd.DataFrame:
     try:
         table = pd.read_csv(io.StringIO(_read_text(file)), dtype=str, keep_default_na=False)
     except ValueError as error:  # pandas: empty, or rows of different lengths
-        raise HemafastError(f"{file} is no CSV ({error}).", f"It needs the columns path and {column}.") from error
+        raise HemafastError(
+            f"{file} is not a CSV file ({error}).", f"It needs the columns path and {column}."
+        ) from error
     missing = {"path", column} - set(table.columns)
     if missing:
         raise HemafastError(
@@ -86,10 +89,10 @@ def _read_table(file: Path, column: str) -> pd.DataFrame:
 
 
 def resolve(file: Path, values: Iterable[tuple[str, str]], names: Iterable[str]) -> dict[str, str]:
-    """Values by the images' full names `domain/class/file`, from pairs of path and value that `file` lists.
+    """Values by image name `domain/class/file`, from the pairs of path and value that `file` lists.
 
-    A path may leave out the domain, or all but the file name, where that is unique, or have folders before them; one
-    that no image has is passed over. Raises HemafastError if a path fits several images, or an image has two values.
+    A path may have folders before the domain, or leave out domain and class if the rest is unique. Paths of unknown
+    images are ignored. Raises HemafastError if a path fits several images, or an image has two values.
     """
     endings: dict[str, list[str]] = {}
     for name in names:
@@ -103,12 +106,14 @@ def resolve(file: Path, values: Iterable[tuple[str, str]], names: Iterable[str])
             raise HemafastError(f"{file}: {path} may be {' or '.join(found[:2])}.", "Write domain/class/file.")
         for name in found:
             if resolved.setdefault(name, value) != value:
-                raise HemafastError(f"{file}: {path} is {resolved[name]} and {value}.", "Remove one of the two.")
+                raise HemafastError(
+                    f"{file}: {path} is listed as {resolved[name]} and {value}.", "Remove one of the two."
+                )
     return resolved
 
 
 def _plain(name: str) -> str:
-    """The last three parts of a name, `domain/class/file`, whatever folders it was listed with and on what system."""
+    """The last three parts of a path, `domain/class/file`, from any operating system."""
     parts = [part for part in name.strip().replace("\\", "/").split("/") if part not in ("", ".")]
     return "/".join(parts[-3:])
 
@@ -116,7 +121,9 @@ def _plain(name: str) -> str:
 def _read_text(file: Path) -> str:
     try:
         if file.stat().st_size > _MAX_BYTES:
-            raise HemafastError(f"{file} is larger than {_MAX_BYTES // 2**20} MiB.", "That is no list of images.")
+            raise HemafastError(
+                f"{file} is larger than {_MAX_BYTES // 2**20} MiB.", "It is too large for a list of images."
+            )
         return file.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise HemafastError(f"{file} cannot be read ({error}).", "Name a text file.") from error

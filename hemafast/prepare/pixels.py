@@ -1,4 +1,4 @@
-"""Encoded bytes to square uint8 pixels: the one way that preparation, training and prediction decode an image."""
+"""Decode images to square uint8 pixels, in the same way for preparation, training and prediction."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from hemafast.prepare.verify import Pixels, UnreadableImageError
+from hemafast.prepare.image_checks import Pixels, UnreadableImageError
 
 Node = Any  # nvidia.dali.data_node.DataNode; DALI ships no usable annotations
 Windows = npt.NDArray[np.float32]
-"""(n, 4): top, left, bottom and right of the part of each image that is kept, in pixels of the image."""
+"""(n, 4): top, left, bottom and right of the part of each image that is kept, in px of the image."""
 
 MAX_PACKED_BYTES = 2 * 10**9
-"""A file of packed squares holds no more: object stores and older file systems like it, and so do partial copies."""
+"""Largest file of packed squares: smaller files suit object stores, older file systems and partial copies."""
 _MAX_BATCH_PIXELS = 64 * 10**6  # decoded at once: 192 MB
 
 
 def centre_windows(width: npt.ArrayLike, height: npt.ArrayLike, side: npt.ArrayLike) -> Windows:
-    """Centre squares of `side` pixels in images of `width` by `height`."""
+    """Centre squares of `side` px in images of `width` by `height` px, each an array of n numbers."""
     edges = np.stack([np.asarray(height), np.asarray(width)], axis=1).astype(np.int64)
     sides = np.asarray(side, dtype=np.int64)[:, None]
     start = (edges - sides) // 2
@@ -35,7 +35,7 @@ def decode_image(encoded: Node, device: str) -> Node:
     """DALI op from encoded bytes to upright RGB pixels: uint8 (height, width, 3) on `device` ("cpu" or "gpu")."""
     from nvidia.dali import fn, types
 
-    # Colours are interpolated as libjpeg-turbo does on a CPU, where there is no choice.
+    # Interpolate colours as libjpeg-turbo does on a CPU, where there is no choice.
     where: dict[str, Any] = {"device": "mixed", "jpeg_fancy_upsampling": True} if device == "gpu" else {"device": "cpu"}
     return fn.decoders.image(encoded, output_type=types.RGB, **where)
 
@@ -43,8 +43,8 @@ def decode_image(encoded: Node, device: str) -> Node:
 def cut_window(pixels: Node, window: Node, size: int, *, compiled: bool) -> Node:
     """DALI op from an image to the square of `size` pixels that shows its window (a row of Windows).
 
-    Returns a node of uint8 (size, size, 3). Scaling is bilinear with antialiasing: by DALI's own operator, for the GPU,
-    or by a `compiled` kernel for the CPU, where it is three to four times faster. Tests hold them together.
+    Returns a node of uint8 (size, size, 3). Scaling is bilinear with antialiasing, by DALI's own operator or by a
+    `compiled` kernel, which is three to four times faster on a CPU. Tests compare the two.
     """
     from nvidia.dali import fn, types
 
@@ -64,7 +64,7 @@ def cut_window(pixels: Node, window: Node, size: int, *, compiled: bool) -> Node
 
 @dataclass(frozen=True, slots=True)
 class Decoded:
-    """One image as DALI sees it."""
+    """One image as DALI reads it."""
 
     full: Pixels
     """uint8 (height, width, 3)"""
@@ -73,23 +73,23 @@ class Decoded:
 
 
 class SquareDecoder:
-    """Decodes lists of encoded images with DALI on the CPU, and says which of them it cannot decode."""
+    """Decodes lists of encoded images with DALI on the CPU, and reports those that it cannot decode."""
 
     def __init__(self, sizes: Sequence[int], batch_size: int, threads: int) -> None:
         self._sizes, self._batch_size, self._threads = tuple(sizes), batch_size, threads
         self._pipeline = self._build()
 
     def decode(self, encoded: Sequence[bytes], windows: Windows) -> list[Decoded | UnreadableImageError]:
-        """The squares of each image, or why there are none. Takes at most batch_size images of any size.
+        """Decode at most batch_size images of any size. Returns the pixels of each, or its error.
 
-        The arrays are DALI's own memory, which it does not use again while they are held.
+        The arrays are DALI's memory, which it does not reuse while they are referenced.
         """
         if len(encoded) == 0:
             return []
         try:
             return list(self._run(encoded, windows))
         except RuntimeError as error:
-            # One bad image fails its whole batch and kills the pipeline: build a new one and go one by one.
+            # One bad image fails the whole batch and breaks the pipeline: build a new one and decode one by one.
             self._pipeline = self._build()
             if len(encoded) == 1:
                 return [UnreadableImageError("decoders disagree", _first_line_of_cause(error))]
@@ -110,7 +110,7 @@ class SquareDecoder:
     def _build(self) -> Any:
         from nvidia.dali import Pipeline, fn
 
-        # Dynamic: outputs belong to whoever holds them.
+        # Dynamic: the caller owns the outputs.
         executor = {"prefetch_queue_depth": 1, "exec_dynamic": True}
         with Pipeline(self._batch_size, self._threads, device_id=None, **executor) as pipeline:
             encoded = fn.external_source(name="encoded", no_copy=True)
@@ -121,7 +121,7 @@ class SquareDecoder:
 
 
 def runs_within(pixels: Sequence[int]) -> list[slice]:
-    """Cut images of so many pixels into runs that can be decoded at once without filling the memory."""
+    """Cut a list of images, given their numbers of pixels, into runs that fit the memory when decoded."""
     cuts, total = [0], 0
     for index, count in enumerate(pixels):
         total += count
@@ -132,34 +132,33 @@ def runs_within(pixels: Sequence[int]) -> list[slice]:
 
 
 class SquareFiles:
-    """Packed squares of one size as .npy files of at most MAX_PACKED_BYTES, written in any order by any thread.
+    """Packed squares of one size in .npy files of at most MAX_PACKED_BYTES, written in any order by any thread.
 
-    Plain writes, no memory map: pages of a map count as memory of the process, and grow with the images. Rows that
-    were never written are zero.
+    Rows that were never written are zero. The files are not memory-mapped for writing, because the pages of a map
+    count as memory of the process.
     """
 
     def __init__(self, folder: Path, size: int, rows: int) -> None:
         self._square_bytes = 3 * size * size
         self._rows_per_file = rows_per_file(size)
-        self._headers: list[bytes] = []
-        self._files: list[int] = []
+        self._files: list[tuple[int, int]] = []  # descriptor, length of the header
         for index, start in enumerate(range(0, rows, self._rows_per_file)):
-            header = packed_header(min(self._rows_per_file, rows - start), size)
+            rows_here = min(self._rows_per_file, rows - start)
+            header = packed_header(rows_here, size)
             file = os.open(folder / packed_name(size, index), os.O_RDWR | os.O_CREAT, 0o644)
-            self._files.append(file)
-            self._headers.append(header)
+            self._files.append((file, len(header)))
             os.pwrite(file, header, 0)
-            os.ftruncate(file, len(header) + self._square_bytes * min(self._rows_per_file, rows - start))
+            os.ftruncate(file, len(header) + self._square_bytes * rows_here)
 
     def __enter__(self) -> SquareFiles:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for file in self._files:
+        for file, _ in self._files:
             os.close(file)
 
     def write(self, row: int, square: Pixels) -> None:
-        """Keep a uint8 (size, size, 3) square as row `row`. Raises OSError if the disk is full."""
+        """Write a square, uint8 (size, size, 3), as row `row`. Raises OSError if the disk is full."""
         file, offset = self._place(row)
         view = np.ascontiguousarray(square).data.cast("B")
         while view:
@@ -167,8 +166,8 @@ class SquareFiles:
             view, offset = view[written:], offset + written
 
     def sync(self) -> None:
-        """Wait until the disk has what was written."""
-        for file in self._files:
+        """Wait until everything written is on the disk."""
+        for file, _ in self._files:
             os.fdatasync(file)
 
     def read(self, row: int) -> bytes:
@@ -178,7 +177,8 @@ class SquareFiles:
 
     def _place(self, row: int) -> tuple[int, int]:
         index, within = divmod(row, self._rows_per_file)
-        return self._files[index], len(self._headers[index]) + within * self._square_bytes
+        file, header_bytes = self._files[index]
+        return file, header_bytes + within * self._square_bytes
 
 
 def packed_name(size: int, index: int) -> str:
@@ -187,7 +187,7 @@ def packed_name(size: int, index: int) -> str:
 
 
 def rows_per_file(size: int) -> int:
-    """How many squares one file of packed squares holds."""
+    """Number of squares per file of packed squares."""
     return max(1, MAX_PACKED_BYTES // (3 * size * size))
 
 
@@ -201,6 +201,6 @@ def packed_header(rows: int, size: int) -> bytes:
 
 
 def _first_line_of_cause(error: RuntimeError) -> str:
-    """DALI's messages are pages long; what happened stands after the last `encountered:`."""
+    """DALI's messages are pages long; the cause follows `encountered:`."""
     lines = str(error).partition("encountered:")[2].strip().splitlines()
     return f"DALI cannot decode it ({lines[0].strip()})" if lines else "DALI cannot decode it"

@@ -1,4 +1,4 @@
-"""A folder that appears whole or not at all, whoever kills the process and whenever."""
+"""Write a folder that appears whole or not at all, even if the process is killed."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from hemafast.errors import HemafastError
+from hemafast.progress import SILENT, Progress, stage
 
 _RENAME_EXCHANGE = 2  # linux/fs.h
 _AT_FDCWD = -100  # fcntl.h: paths count from the working directory
@@ -20,13 +21,14 @@ _NO_SUCH_CALL = {errno.ENOSYS, errno.EINVAL, errno.ENOTSUP}
 
 
 @contextmanager
-def published_whole(target: Path, ours: Callable[[Path], bool], key: str) -> Iterator[Path]:
-    """A folder beside `target` that takes its place when the block ends well.
+def published_whole(
+    target: Path, ours: Callable[[Path], bool], key: str, *, progress: Progress = SILENT
+) -> Iterator[Path]:
+    """Yield a folder beside `target` that replaces `target` when the block succeeds.
 
-    When the block raises a HemafastError or an OSError, the folder vanishes: the user has to mend something first. When
-    it is killed or interrupted and has a work log (`log_of`), both stay, and the next call with the same `key` goes on
-    in it. An older `target` is replaced only if it is `ours` or empty, so that no foreign folder is ever deleted. `key`
-    is 16 hexadecimal digits.
+    If the block raises a HemafastError or an OSError, the folder is deleted. If it is interrupted or killed and the
+    folder has a work log (`log_of`), both stay, and the next call with the same `key` (16 hexadecimal digits) resumes
+    in them. An older `target` is replaced only if it is `ours` or empty.
 
     Raises HemafastError if `target` must not be replaced, if another process is writing it, or if the disk is full.
     """
@@ -43,8 +45,9 @@ def published_whole(target: Path, ours: Callable[[Path], bool], key: str) -> Ite
             staging.mkdir(exist_ok=True)
             try:
                 yield staging
-                _sync(staging)
-                # First the log, then the folder: from here on, what lies under this name is the older data set.
+                with stage(progress, "writing to disk"):
+                    _sync(staging)
+                # The log goes first: after the swap, the older data set has the name of the staging folder.
                 log_of(staging).unlink(missing_ok=True)
                 _swap(staging, target)
             except (HemafastError, OSError):
@@ -56,15 +59,14 @@ def published_whole(target: Path, ours: Callable[[Path], bool], key: str) -> Ite
 
 
 def log_of(folder: Path) -> Path:
-    """Where the log of the work in a folder lies: beside it, for it is no part of what is published."""
+    """The work log of a staging folder: beside it, because it is not published."""
     return folder.with_name(f"{folder.name}.jsonl")
 
 
 def recover(target: Path, ours: Callable[[Path], bool]) -> None:
-    """Tidy up after a kill while `target` was published: nothing is lost, and nothing old is left.
+    """Clean up after a kill during publishing: put the older folder back if `target` is missing, else delete it.
 
-    Where folders cannot be exchanged, a kill between two renames leaves the old one aside: it is put back. Elsewhere
-    the old one may not have been deleted yet. Does nothing while another process is writing.
+    Does nothing while another process is writing.
     """
     target = target.resolve()
     if _old(target).exists():
@@ -73,9 +75,9 @@ def recover(target: Path, ours: Callable[[Path], bool]) -> None:
 
 
 def refuse_foreign(target: Path, ours: Callable[[Path], bool]) -> None:
-    """Raise HemafastError if `target` holds anything that hemafast has not written, or cannot be renamed."""
+    """Raise HemafastError if `target` holds files that hemafast did not write, or cannot be renamed."""
     if target.is_mount():
-        raise HemafastError(f"{target} is a mount point, which cannot be replaced.", "Name a folder within it.")
+        raise HemafastError(f"{target} is a mount point, which cannot be replaced.", "Name a folder inside it.")
     if not target.exists() or ours(target):
         return
     if not target.is_dir() or any(target.iterdir()):
@@ -95,7 +97,7 @@ def refuse_too_little_room(target: Path, needed: int) -> None:
 
 @contextmanager
 def _locked(target: Path) -> Iterator[None]:
-    """Hold the lock of `target`; it falls with the process, however that ends."""
+    """Hold the lock of `target`. The system releases it when the process ends."""
     path = target.with_name(f".{target.name}.lock")
     with path.open("a+") as file:
         try:
@@ -124,7 +126,7 @@ def _put_back(target: Path, ours: Callable[[Path], bool]) -> None:
 
 
 def _clear_debris(target: Path, but: str = "") -> None:
-    """Remove what kills have left, all but what begins with the name `but`."""
+    """Delete what killed processes left, except names that begin with `but`."""
     work = re.compile(rf"\.{re.escape(target.name)}-new-[0-9a-f]{{16}}(\.jsonl(\.tmp)?)?")
     for path in (_old(target), *(path for path in target.parent.iterdir() if work.fullmatch(path.name))):
         if but and path.name.startswith(but):
@@ -136,17 +138,17 @@ def _clear_debris(target: Path, but: str = "") -> None:
 
 
 def _sync(folder: Path) -> None:
-    """Wait until everything in `folder` is on the disk, so that no rename can come before what it names."""
+    """Wait until everything in `folder` is on the disk, so that no rename reaches the disk before the files."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         if ctypes.CDLL(None, use_errno=True).syncfs(descriptor) != 0:
-            raise OSError(ctypes.get_errno(), "the disk did not take everything", str(folder))
+            raise OSError(ctypes.get_errno(), "the disk did not take all data", str(folder))
     finally:
         os.close(descriptor)
 
 
 def _swap(staging: Path, target: Path) -> None:
-    """Put `staging` in the place of `target`: in one step where the file system can exchange two folders."""
+    """Replace `target` by `staging`, in one step if the file system can exchange two folders."""
     old = _old(target)
     if not target.exists():
         staging.rename(target)
@@ -159,7 +161,7 @@ def _swap(staging: Path, target: Path) -> None:
 
 
 def _exchanged(first: Path, second: Path) -> bool:
-    """Whether the two folders have changed places; False if the file system or the C library cannot do it."""
+    """Exchange two folders. Returns False if the file system or the C library cannot."""
     try:
         call = ctypes.CDLL(None, use_errno=True).renameat2
     except AttributeError:

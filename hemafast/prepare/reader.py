@@ -1,4 +1,4 @@
-"""Read a prepared data set back, and check that it is the whole of what its dataset.json describes."""
+"""Open a prepared data set, and check that its files are those that dataset.json describes."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from pydantic import ValidationError
 
 from hemafast.errors import HemafastError
 from hemafast.prepare import schema
+from hemafast.prepare.image_checks import Pixels
 from hemafast.prepare.pixels import packed_header, packed_name
 from hemafast.prepare.shards import digest
-from hemafast.prepare.verify import Pixels
 
 _REMEDY = "Run `hemafast prepare` again."
 
@@ -30,7 +30,7 @@ class PackedPixels:
     files: tuple[Pixels, ...]
     rows_per_file: int
     rows: npt.NDArray[np.int64]
-    """Which of the squares in the files these are."""
+    """(n,): numbers of the squares in `files`."""
     size: int
 
     def __len__(self) -> int:
@@ -51,7 +51,7 @@ class PackedPixels:
         return 3 * self.size**2 * len(self)
 
     def select(self, rows: npt.NDArray[np.int64]) -> PackedPixels:
-        """Some of the squares, by their place in this sequence."""
+        """Some of these squares, by position."""
         return PackedPixels(self.files, self.rows_per_file, self.rows[rows], self.size)
 
 
@@ -66,10 +66,9 @@ class PreparedFiles:
 
 
 def read_prepared(folder: Path) -> PreparedFiles:
-    """Open the prepared data set at `folder`.
+    """Open a prepared data set.
 
-    Raises HemafastError if there is none, if its manifest is not the one that dataset.json describes, or if packed
-    pixels are missing or cut.
+    Raises HemafastError if `folder` is not one, if its manifest has changed, or if packed pixels are missing or cut.
     """
     info = read_info(folder)
     manifest = read_manifest(folder, info)
@@ -78,11 +77,11 @@ def read_prepared(folder: Path) -> PreparedFiles:
 
 
 def read_info(folder: Path) -> schema.DatasetInfo:
-    """What dataset.json says. Raises HemafastError if there is none, or if it is not as it was written."""
+    """Read dataset.json. Raises HemafastError if it is missing or has changed."""
     path = folder / schema.INFO
     if not path.is_file():
         raise HemafastError(
-            f"{folder} is not a prepared data set.", "Make it with `hemafast prepare`, or name one with --data."
+            f"{folder} is not a prepared data set.", "Make one with `hemafast prepare`, or name another with --data."
         )
     try:
         info = schema.DatasetInfo.model_validate_json(path.read_bytes())
@@ -96,12 +95,12 @@ def read_info(folder: Path) -> schema.DatasetInfo:
 
 
 def seal(info: schema.DatasetInfo) -> str:
-    """sha256 over everything that dataset.json says but its seal."""
+    """sha256 over all fields of dataset.json except the seal."""
     return digest(info.model_dump(mode="json", exclude={"seal"}))
 
 
 def packed_files(info: schema.DatasetInfo, images: int, size: int) -> Sequence[tuple[str, int]]:
-    """Name and number of squares of each file that holds the squares of one size."""
+    """Name and number of squares of each file of packed squares of one size."""
     whole = info.rows_per_file[str(size)]
     return [
         (packed_name(size, index), min(whole, images - start)) for index, start in enumerate(range(0, images, whole))
@@ -109,7 +108,7 @@ def packed_files(info: schema.DatasetInfo, images: int, size: int) -> Sequence[t
 
 
 def read_manifest(folder: Path, info: schema.DatasetInfo) -> pd.DataFrame:
-    """One row an image. Raises HemafastError if it is not the manifest that dataset.json describes."""
+    """Read the manifest, one row per image. Raises HemafastError if it is missing or has changed."""
     path = folder / schema.MANIFEST
     try:
         content = path.read_bytes()
@@ -121,7 +120,7 @@ def read_manifest(folder: Path, info: schema.DatasetInfo) -> pd.DataFrame:
 
 
 def open_packed(folder: Path, info: schema.DatasetInfo, images: int, size: int) -> PackedPixels:
-    """The squares of one size. Raises HemafastError if one of their files is missing, cut or no such file."""
+    """Open the squares of one size. Raises HemafastError if one of their files is missing or damaged."""
     files = tuple(
         open_squares(folder / schema.PACKED / name, rows, size) for name, rows in packed_files(info, images, size)
     )
@@ -129,17 +128,17 @@ def open_packed(folder: Path, info: schema.DatasetInfo, images: int, size: int) 
 
 
 def open_squares(path: Path, rows: int, size: int) -> Pixels:
-    """One file of squares as a memory map: uint8 (rows, size, size, 3).
+    """Map one file of squares into memory: uint8 (rows, size, size, 3).
 
-    Its header is compared, not parsed: there is but one that it may be. Raises HemafastError if it is another, or if
-    the file is missing or of another length.
+    Raises HemafastError if the file is missing, or if its header or length is wrong. The header is compared, not
+    parsed: only one is right.
     """
     header, shape = packed_header(rows, size), (rows, size, size, 3)
     try:
         with path.open("rb") as file:
             sound = file.read(len(header)) == header and path.stat().st_size == len(header) + math.prod(shape)
         if sound:
-            # A plain array over the map: indexing it costs a third of indexing a np.memmap.
+            # Indexing a plain array over the map costs a third of indexing a np.memmap.
             return np.asarray(np.memmap(path, np.uint8, mode="r", offset=len(header), shape=shape))
     except OSError as error:
         raise HemafastError(f"{path} cannot be read ({error.strerror}).", _REMEDY) from error

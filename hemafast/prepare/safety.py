@@ -1,4 +1,4 @@
-"""What an archive must not hold. Each refusal is a HemafastError, after which nothing of the archive is written."""
+"""What an archive must not hold. Each `refuse_...` raises HemafastError, and nothing of the archive is written."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from pathlib import Path
 from hemafast.errors import HemafastError
 
 MAX_IMAGE_BYTES = 256 * 2**20
-"""No single-cell image comes near this; a member that declares more is refused before it is unpacked."""
+"""Far more than any single-cell image has. Larger members are refused before they are unpacked."""
 MAX_RATIO = 200
-"""Unpacked bytes for each packed byte, over the archive and over each member of more than a mebibyte. Deflate reaches
-1,032 on zeros; uncompressed TIFF of a real cell packs to a fifth at best."""
+"""Unpacked bytes per packed byte, over the archive and over each member of more than a mebibyte. Deflate reaches 1,032
+on zeros, and 5 at most on the uncompressed TIFF of a real cell."""
 
 _CLUTTER = frozenset({"__MACOSX", "Thumbs.db", "desktop.ini", "Icon\r"})
 _ARCHIVES = frozenset({".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar"})
@@ -26,12 +26,12 @@ _METHODS = {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}
 
 
 def is_clutter(name: str) -> bool:
-    """Whether an operating system has left this file, not a person."""
+    """Whether an operating system left this file, such as .DS_Store."""
     return any(part in _CLUTTER or part.startswith(".") for part in parts_of(name))
 
 
 def parts_of(name: str) -> list[str]:
-    """The parts of a name, as pathlib sees them; its objects would take half the time of listing an archive."""
+    """The parts of a name, as in pathlib, whose objects would take half the time of listing an archive."""
     return [part for part in name.split("/") if part not in ("", ".")]
 
 
@@ -41,7 +41,7 @@ def suffix_of(name: str) -> str:
 
 
 def find_collision(names: Iterable[str]) -> tuple[str, str] | None:
-    """The first two names that would be one on some file system: they differ in case or Unicode form, or not at all."""
+    """The first two names that some file system cannot tell apart: they differ at most in case or Unicode form."""
     seen: dict[str, str] = {}
     for name in names:
         key = unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
@@ -52,21 +52,17 @@ def find_collision(names: Iterable[str]) -> tuple[str, str] | None:
 
 
 def refuse_unprintable(path: Path, name: str) -> None:
-    """Names go into lists of one name a line; line breaks and bytes that are no text have no place there."""
+    """Names go into lists with one name per line, so they must not hold line breaks or bytes that are not text."""
     if name.isprintable() or is_clutter(name):
         return
     if any(unicodedata.category(letter) in _UNPRINTABLE for letter in name):
         raise HemafastError(f"{path}: the name {name!r} holds unprintable characters.", "Rename it.")
 
 
-def refuse_nested(path: Path, name: str) -> None:
-    """An archive in an archive would be passed over as no image, and its cells with it."""
+def refuse_nested_or_large(path: Path, name: str, size: int) -> None:
+    """Refuse an archive in an archive, whose cells would be ignored, and a file larger than any single-cell image."""
     if suffix_of(name) in _ARCHIVES and not is_clutter(name):
-        raise HemafastError(f"{path} holds another archive, {name}.", "Unpack it and lay it beside the others.")
-
-
-def refuse_large(path: Path, name: str, size: int) -> None:
-    """Raise HemafastError for a file larger than any image of a single cell."""
+        raise HemafastError(f"{path} holds another archive, {name}.", "Unpack it beside the other archives.")
     if size > MAX_IMAGE_BYTES:
         raise HemafastError(
             f"{path}: {name} has {size / 2**20:,.0f} MiB.",
@@ -75,7 +71,7 @@ def refuse_large(path: Path, name: str, size: int) -> None:
 
 
 def refuse_unsafe_name(path: Path, name: str) -> None:
-    """Raise HemafastError for a name that would lead out of the archive: absolute, upwards, or of another drive."""
+    """Refuse a name that leads out of the archive: absolute, upwards, or on another drive."""
     parts = parts_of(name)
     refuse_unprintable(path, name)
     if not parts or name.startswith("/") or ".." in parts or "\\" in name or ":" in parts[0]:
@@ -85,7 +81,7 @@ def refuse_unsafe_name(path: Path, name: str) -> None:
 
 
 def refuse_unsafe(path: Path, info: zipfile.ZipInfo) -> None:
-    """Raise HemafastError for a member of a zip that is no plain file of bounded size."""
+    """Refuse a member of a zip that is not a regular file of bounded size."""
     name = info.filename
     if (info.external_attr >> 16) & _FILE_TYPE == _SYMLINK:
         raise HemafastError(f"{path}: {name} is a symbolic link.", "Pack the file that it points to.")
@@ -94,25 +90,24 @@ def refuse_unsafe(path: Path, info: zipfile.ZipInfo) -> None:
     if info.compress_type not in _METHODS:
         raise HemafastError(
             f"{path}: {name} is compressed by method {info.compress_type}, which cannot be unpacked in bounded memory.",
-            "Pack it again with the usual one (deflate), or unpack it yourself and use the folder.",
+            "Pack it again with deflate, or unpack it yourself and use the folder.",
         )
-    refuse_large(path, name, info.file_size)
+    refuse_nested_or_large(path, name, info.file_size)
     if info.file_size > 2**20:
         refuse_ratio(path, info.file_size, info.compress_size, f": {name}")
-    refuse_nested(path, name)
 
 
 def refuse_ratio(path: Path, unpacked: int, packed: int, what: str = "") -> None:
-    """Raise HemafastError for more `unpacked` bytes than `packed` ones can honestly hold; `what` follows the path."""
+    """Refuse a compression ratio that images never reach. `what` follows the path in the message."""
     if unpacked > MAX_RATIO * max(packed, 1):
         raise HemafastError(
             f"{path}{what} would unpack to {unpacked / 2**20:,.0f} MiB, over {MAX_RATIO} times its size.",
-            "That is no archive of photographs; do not trust it.",
+            "Images do not compress that well; do not trust this archive.",
         )
 
 
 def refuse_repeated(path: Path, names: Sequence[str]) -> None:
-    """Two members of one name: which of the two a reader gets is chance."""
+    """Refuse two members of one name, since it is unclear which one a reader gets."""
     name, times = Counter(names).most_common(1)[0] if names else ("", 0)
     if times > 1:
         raise HemafastError(f"{path} holds {name} {times} times.", "Pack it again.")

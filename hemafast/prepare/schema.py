@@ -1,4 +1,4 @@
-"""What a prepared data set consists of: names of its files, columns of its manifest, fields of its dataset.json."""
+"""The parts of a prepared data set: names of its files, columns of its manifest, fields of dataset.json."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pandas as pd
 from pydantic import BaseModel, ConfigDict
 
 SCHEMA = 2
-"""Raised when a reader of the older form would misread the newer one."""
+"""Version of the format on disk. Raise it when older readers would misread newer files."""
 
 INFO = "dataset.json"
 MANIFEST = "manifest.parquet"
@@ -27,21 +27,21 @@ MANIFEST_COLUMNS = {
     "path": "str",  # relative to the prepared data set
     "label": "str",  # class folder it came from
     "domain": "str",  # archive it came from
-    "split": "str",  # train or val; empty when quarantined
-    "fold": "int64",  # from 0; -1 without folds, or when quarantined
-    "width": "int64",  # px, upright; 0 when unreadable
+    "split": "str",  # train or val; empty if quarantined
+    "fold": "int64",  # from 0; -1 without folds, or if quarantined
+    "width": "int64",  # px, upright; 0 if unreadable
     "height": "int64",
     "window": "int64",  # px: side of the centre square that is kept
-    "mode": "str",  # Pillow's name of the pixel layout in the file
-    "format": "str",  # JPEG, PNG, TIFF or BMP, by its bytes
+    "mode": "str",  # pixel layout in the file, Pillow's name
+    "format": "str",  # JPEG, PNG, TIFF or BMP, by content
     "bytes": "int64",
     "sha256": "str",  # of the file's bytes
     "pixels_xxh128": "str",  # XXH3, 128 bits, of the packed squares of all sizes, one after the other
     "phash": "str",  # perceptual hash, 64 hexadecimal digits
-    "duplicate_group": "str",  # images that show one picture share it
-    "group": "str",  # images that must not cross the split share it: one picture, patient or slide
+    "duplicate_group": "str",  # the same for all images that show one picture
+    "group": "str",  # the same for images that must stay together: one picture, patient or slide
     "verdict": "str",  # accepted, converted or quarantined
-    "kind": "str",  # what it was converted or quarantined for, names of policies joined by +
+    "kind": "str",  # why it was converted or quarantined: keys of POLICIES joined by +
     "reason": "str",  # the same in words
     "mean_red": "float64",  # 0 to 255, over the packed square
     "mean_green": "float64",
@@ -56,29 +56,31 @@ REFUSED = "quarantined"
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """One image that was left out."""
+    """A quarantined image."""
 
     file: str
     kind: str
     reason: str
 
     def row(self) -> dict[str, str]:
-        """What quarantine.csv says of it; its verdict is the kind of the manifest."""
+        """Its row in quarantine.csv, where `verdict` is the kind."""
         return {"file": self.file, "verdict": self.kind, "reason": self.reason}
 
 
 class Record(BaseModel):
-    """Base of what dataset.json holds: frozen, and a key it does not know is refused."""
+    """Base of the records in dataset.json: frozen; unknown keys are refused."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class DomainInfo(Record):
-    """One archive: how many micrometres a pixel spans (None if unknown), whether its cells are drawn, what was left."""
+    """One archive and its counts of images and files."""
 
     archive: str
     um_per_pixel: float | None
+    """None if unknown."""
     drawn: bool
+    """Whether its cells are drawn rather than photographed."""
     images: int
     converted: int
     quarantined: int
@@ -90,24 +92,24 @@ class DatasetInfo(Record):
 
     schema_version: int
     fingerprint: str
-    """sha256 over classes, packed sizes, and the manifest's rows in order (what of them: `shards.fingerprint`)."""
+    """sha256 over what training depends on, by `shards.fingerprint`."""
     inputs: str
-    """sha256 over the listing of the archives and the settings: what must change for a new preparation."""
+    """sha256 over the listing of the archives and the settings. If it changes, the data set is prepared again."""
     classes: tuple[str, ...]
     domains: dict[str, DomainInfo]
     counts: dict[str, dict[str, dict[str, int]]]
     """Images by split, domain and class."""
     pack_sizes: tuple[int, ...]
     rows_per_file: dict[str, int]
-    """By packed size: squares in each file but the last."""
+    """Squares in each file but the last, by packed size."""
     folds: int | None
     notes: tuple[str, ...]
-    """What a user should know of the split and of the lists that were handed in."""
+    """Notes for the user about the split, the scale and the lists."""
     settings: dict[str, Any]
-    """What was asked for; files by their content."""
+    """Options of `prepare`; files by their sha256."""
     versions: dict[str, str]
     files: dict[str, str]
-    """sha256 of every file that the manifest does not vouch for."""
+    """sha256 of every file except images and packed pixels, whose hashes are in the manifest."""
     seal: str
     """sha256 over all other fields."""
 
@@ -118,7 +120,7 @@ class DatasetInfo(Record):
 
 
 def is_prepared(folder: Path) -> bool:
-    """Whether hemafast has written `folder`. A dataset.json alone says nothing: other tools write one too."""
+    """Whether hemafast wrote `folder`. A dataset.json alone is not enough: other tools write one too."""
     try:
         return (folder / MANIFEST).is_file() and b'"schema_version"' in (folder / INFO).read_bytes()
     except OSError:
@@ -126,18 +128,18 @@ def is_prepared(folder: Path) -> bool:
 
 
 def refused(manifest: pd.DataFrame) -> list[Refused]:
-    """The images that were left out, by file."""
+    """The quarantined images, by path."""
     rows = manifest[manifest["verdict"] == REFUSED].sort_values("path")
     return [Refused(*row) for row in rows[["path", "kind", "reason"]].itertuples(index=False)]
 
 
 def versions() -> dict[str, str]:
-    """The programs that decide about pixels and verdicts."""
+    """Versions of the packages that determine pixels and verdicts."""
     return {name: version(name) for name in ("hemafast", "nvidia-dali-cuda120", "pillow", "simplejpeg")}
 
 
 def shard_file(split: str, index: int, count: int, *, folder: str = SHARDS, suffix: str = ".txt") -> Path:
-    """Where one shard of a split lies."""
+    """Relative path of one shard of a split."""
     return Path(folder) / f"{split}-{index:05d}-of-{count:05d}{suffix}"
 
 
@@ -147,7 +149,7 @@ def accepted(manifest: pd.DataFrame) -> pd.DataFrame:
 
 
 def in_split(manifest: pd.DataFrame, split: str, fold: int | None = None) -> pd.DataFrame:
-    """The images of a split, in the order of the manifest; with `fold`, of the split where that fold validates."""
+    """The images of a split, in the order of the manifest. With `fold`, that fold is the validation set."""
     images = accepted(manifest)
     if fold is None:
         return images[images["split"] == split]

@@ -1,4 +1,4 @@
-"""Write the files of a prepared data set that name its images: manifest, quarantine, split, sharded file lists."""
+"""Write the files of a prepared data set that list its images: manifest, quarantine, split, sharded file lists."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ from hemafast.prepare.split import SPLITS
 
 
 def write_manifest(folder: Path, manifest: pd.DataFrame) -> None:
-    """Write the manifest, its columns in the order of the schema."""
+    """Write the manifest with its columns in the order of the schema."""
     manifest[list(MANIFEST_COLUMNS)].astype(MANIFEST_COLUMNS).to_parquet(folder / MANIFEST, index=False)
 
 
 def write_quarantine(folder: Path, manifest: pd.DataFrame) -> None:
-    """Write quarantine.csv: file, verdict (a kind of verify.POLICIES) and reason of every image that was left out."""
+    """Write quarantine.csv: file, verdict (a key of POLICIES) and reason of every quarantined image."""
     rows = [image.row() for image in refused(manifest)]
     table = pd.DataFrame(rows, columns=["file", "verdict", "reason"])
     table.to_csv(folder / QUARANTINE, index=False, lineterminator="\n")
@@ -47,7 +47,7 @@ def write_split(folder: Path, manifest: pd.DataFrame) -> None:
 
 
 def split_names(folds: int | None) -> dict[str, tuple[str, int | None]]:
-    """Every split there are file lists of, by its name: which split, of which fold."""
+    """All splits that have file lists, by name: the side, and the fold that validates."""
     names: dict[str, tuple[str, int | None]] = {split: (split, None) for split in SPLITS}
     for fold in range(folds or 0):
         names |= {f"fold{fold}-{split}": (split, fold) for split in SPLITS}
@@ -55,9 +55,9 @@ def split_names(folds: int | None) -> dict[str, tuple[str, int | None]]:
 
 
 def shard_parts(manifest: pd.DataFrame, folds: int | None, count: int) -> Iterator[tuple[str, int, pd.DataFrame]]:
-    """Name of the split, number of the shard, and its images: each split cut into `count` parts of near equal length.
+    """Cut each split into `count` parts of nearly equal length; yields split name, shard number and images.
 
-    The manifest is in an order of which every stretch is a fair sample, and so is every part.
+    Any stretch of the manifest is a fair sample of classes and domains, and so is every part.
     """
     for name, (split, fold) in split_names(folds).items():
         images = in_split(manifest, split, fold)
@@ -68,7 +68,7 @@ def shard_parts(manifest: pd.DataFrame, folds: int | None, count: int) -> Iterat
 def write_shards(
     folder: Path, manifest: pd.DataFrame, classes: Sequence[str], *, folds: int | None, count: int
 ) -> None:
-    """Write file lists in DALI's format, lines of `relative/path label`."""
+    """Write file lists in DALI's format: lines of `relative/path label`."""
     (folder / SHARDS).mkdir(exist_ok=True)
     index_of = {name: index for index, name in enumerate(classes)}
     for split, index, images in shard_parts(manifest, folds, count):
@@ -77,7 +77,7 @@ def write_shards(
 
 
 def fingerprint(manifest: pd.DataFrame, classes: Sequence[str], pack_sizes: Sequence[int]) -> str:
-    """sha256 over what training depends on: classes, packed sizes, and the images in the order of their pixels."""
+    """sha256 over what training depends on: classes, packed sizes, and the images in order."""
     columns = ["path", "label", "domain", "split", "fold", "window", "sha256", "pixels_xxh128", "verdict"]
     return digest([list(classes), list(pack_sizes), manifest[columns].to_numpy().tolist()])
 

@@ -1,8 +1,9 @@
-"""Which images train and which validate: stratified by class and domain, groups kept whole, seeded.
+"""Split images into training and validation, or into folds: stratified by class and domain, groups whole, seeded.
 
 The assignment is greedy iterative stratification (after Sechidis, Tsoumakas and Vlahavas 2011, "On the stratification
-of multi-label data"), where a group is what has several labels: its images may belong to several strata. Groups are
-taken from the largest to the smallest, in an order drawn by hash, and each goes where its strata lack most.
+of multi-label data"). A group takes the place of a sample with several labels, since its images may belong to several
+strata. Groups are assigned from the largest to the smallest, ties ordered by hash, each to the part that lacks its
+strata most.
 """
 
 from __future__ import annotations
@@ -24,27 +25,27 @@ Stratum = tuple[str, str]
 
 
 def draw(seed: int | str, name: str) -> str:
-    """A random rank of `name`: the same on every machine, whatever else there is."""
+    """A random rank of `name`, which depends only on the seed and the name."""
     return hashlib.sha256(f"{seed}:{name}".encode()).hexdigest()
 
 
 def assign_split(images: pd.DataFrame, *, val_fraction: float, seed: int) -> pd.Series[str]:
-    """Name the split of every image.
+    """The split of every image.
 
-    `images` has the columns domain, label, group. Every stratum (a class in a domain) sends `val_fraction` of its
-    images to validation, and keeps at least one on each side where it has two groups and they allow it.
+    `images` has the columns domain, label and group. Each stratum (a class in a domain) sends `val_fraction` of its
+    images to validation. If it has two groups or more, each side gets at least one image if possible.
     """
     parts = _assign(images, (1 - val_fraction, val_fraction), seed)
     return parts.map({0: TRAIN, 1: VAL}).rename("split")
 
 
 def assign_folds(images: pd.DataFrame, *, folds: int, seed: int) -> pd.Series[int]:
-    """Number the fold of every image, from 0; `images` as for `assign_split`. Folds are of near equal size."""
+    """The fold of every image, from 0; `images` as for `assign_split`. Folds have nearly equal sizes."""
     return _assign(images, (1 / folds,) * folds, seed).rename("fold")
 
 
 def missing_strata(images: pd.DataFrame, part: str, parts: Sequence[Hashable]) -> list[str]:
-    """Sentences about the classes in a domain that some part holds no image of; parts are values of column `part`."""
+    """Notes about strata without images in some part. `part` is a column, `parts` are its values."""
     sentences = []
     for (domain, label), stratum in images.groupby(["domain", "label"]):
         present = set(stratum[part])
@@ -60,7 +61,7 @@ def missing_strata(images: pd.DataFrame, part: str, parts: Sequence[Hashable]) -
 
 @dataclass(slots=True)
 class _Part:
-    """One side of the split while it is filled."""
+    """One side of the split, or one fold, while it is filled."""
 
     share: float
     images: int = 0
@@ -89,8 +90,8 @@ def _assign(images: pd.DataFrame, shares: Sequence[float], seed: int) -> pd.Seri
 def _targets(images: int, groups: int, shares: Sequence[float]) -> tuple[float, ...]:
     """How many images of a stratum each part should hold.
 
-    Two parts get whole numbers, neither of them zero where there are two groups and both have a share, and a lone group
-    goes to the first; more parts get fractions, so that which of them are one larger balances out over the strata.
+    Two parts with a share get whole numbers: a lone group goes to the first part, and with more groups neither number
+    is zero. More parts get fractions, so that rounding balances out over the strata.
     """
     if len(shares) != 2 or 0 in shares:
         return tuple(images * share for share in shares)
@@ -104,7 +105,7 @@ def _neediest(
     targets: Mapping[Stratum, tuple[float, ...]],
     totals: Counter[Stratum],
 ) -> int:
-    """The part whose strata lack most of what the group holds; the smaller part for its share if they lack the same.
+    """The part that lacks most of what the group holds; in a tie, the part that is smallest for its share.
 
     Adding c images to a part that lacks d of n lowers the squared relative error of the stratum by (2 c d - c c) / n.
     """
@@ -123,7 +124,7 @@ def _neediest(
 def _fill_empty(
     parts: Sequence[_Part], groups: Mapping[str, Counter[Stratum]], chosen: dict[str, int], rooms: Counter[Stratum]
 ) -> None:
-    """Move groups into parts that hold nothing of a stratum, where another part can spare one whole group of it."""
+    """Move groups into parts without images of a stratum, if another part can spare a whole group."""
     for stratum in sorted((stratum for stratum in rooms if rooms[stratum] >= len(parts)), key=str):
         for number, part in enumerate(parts):
             if part.held[stratum] or not part.share:
@@ -132,28 +133,22 @@ def _fill_empty(
                 group for group, held in groups.items() if held[stratum] and _can_spare(parts[chosen[group]], held)
             ]
             if spare:
-                _move(min(spare, key=lambda name: (groups[name].total(), name)), number, parts, groups, chosen)
+                group = min(spare, key=lambda name: (groups[name].total(), name))
+                parts[chosen[group]].held.subtract(groups[group])
+                part.held.update(groups[group])
+                chosen[group] = number
 
 
 def _can_spare(part: _Part, held: Counter[Stratum]) -> bool:
     return all(part.held[stratum] > count for stratum, count in held.items())
 
 
-def _move(
-    group: str, number: int, parts: Sequence[_Part], groups: Mapping[str, Counter[Stratum]], chosen: dict[str, int]
-) -> None:
-    held = groups[group]
-    parts[chosen[group]].held.subtract(held)
-    parts[number].held.update(held)
-    chosen[group] = number
-
-
 def fair_order(images: pd.DataFrame, key: str = "path") -> np.ndarray[tuple[int], np.dtype[np.int64]]:
-    """Positions of all rows in an order of which every stretch is a fair sample of classes and domains.
+    """Positions of all rows in an order in which any stretch is a fair sample of classes and domains.
 
-    `images` has the columns domain, label and `key`, which names a row. Each stratum is shuffled and laid out evenly
-    from start to end, so a stretch of any length holds its share of it to within one image. The order is a hash of the
-    names: it depends on neither the order of the rows nor the platform.
+    `images` has the columns domain, label and `key`, which names a row. Each stratum is shuffled and spread evenly, so
+    that any stretch holds its share of it to within one image. The order is a hash of the names and depends neither on
+    the order of the rows nor on the platform.
     """
     rank = images[key].map(lambda name: draw("order", name))
     strata = images.groupby(["domain", "label"])

@@ -1,4 +1,4 @@
-"""Threads that share a batch, and a thread that works ahead of whoever takes what it makes."""
+"""Threads that share a batch, and a thread that works ahead of its consumer."""
 
 from __future__ import annotations
 
@@ -13,11 +13,15 @@ _AHEAD = 2  # items that wait at most between two stations
 
 
 class Pool(ThreadPoolExecutor):
-    """Threads that share a batch evenly: one task a thread, for a task an image costs more than some of the work."""
+    """Threads that share a batch evenly: one task per thread, for a task per image would cost more than some work."""
 
     def __init__(self, workers: int) -> None:
         super().__init__(workers)
         self._workers = workers
+
+    def __exit__(self, *_: object) -> None:
+        """Wait for running tasks. Drop waiting ones: only an interruption leaves any."""
+        self.shutdown(cancel_futures=True)
 
     def each(self, work: Callable[[Item], None], items: Sequence[Item]) -> None:
         """Do `work` on every item. Raises what it raises."""
@@ -30,10 +34,7 @@ class Pool(ThreadPoolExecutor):
 
 
 def made_ahead(items: Iterator[Item], station: Executor) -> Iterator[Item]:
-    """The same items, some of them made while the one before them is worked on; the first ones at once.
-
-    `station` has one thread.
-    """
+    """The same items. `station`, which has one thread, starts at once and makes a few before they are asked for."""
     end = object()
     waiting = deque(station.submit(next, items, end) for _ in range(_AHEAD))
 

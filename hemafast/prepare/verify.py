@@ -1,230 +1,128 @@
-"""Look at an image's bytes with decoders that refuse what is damaged, before anything is trained on them.
-
-DALI's decoder must not be the only judge: flipped bytes in a JPEG give wrong pixels there and no error.
-"""
+"""Hash a prepared data set again and list every file that has changed."""
 
 from __future__ import annotations
 
-import io
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from pathlib import PurePosixPath
-from typing import Any, Literal
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
-import simplejpeg
-from PIL import Image, ImageOps, UnidentifiedImageError
+import pandas as pd
 
-Pixels = npt.NDArray[np.uint8]
-
-FORMATS = {
-    ".jpg": "JPEG",
-    ".jpeg": "JPEG",
-    ".png": "PNG",
-    ".tif": "TIFF",
-    ".tiff": "TIFF",
-    ".bmp": "BMP",
-}
-"""Suffixes of images, in lower case, and the format (Pillow's name) that each promises."""
-
-MAX_PIXELS = 64 * 10**6
-"""Larger than any single-cell image by far; refused from the header alone, before memory is spent."""
+from hemafast.errors import HemafastError
+from hemafast.prepare import schema
+from hemafast.prepare.lists import sha256_of
+from hemafast.prepare.reader import PackedPixels, open_packed, open_squares, packed_files, read_info, read_manifest
+from hemafast.prepare.threads import Pool
+from hemafast.prepare.worklog import hash_squares
+from hemafast.progress import SILENT, Progress, stage
 
 
 @dataclass(frozen=True, slots=True)
-class Policy:
-    """What happens to a kind of image, and why."""
+class Problem:
+    """A file that differs from what was prepared."""
 
-    action: Literal["convert", "quarantine"]
-    meaning: str
-
-
-POLICIES = {
-    "grey": Policy("convert", "one channel: repeated to RGB"),
-    "alpha": Policy("convert", "transparency: dropped, colours stay as stored"),
-    "palette": Policy("convert", "palette: each index becomes its colour"),
-    "16-bit": Policy("convert", "16 bits a channel: divided by 257 and rounded, so that 65535 is 255"),
-    "rotated": Policy("convert", "an orientation in EXIF or TIFF: applied"),
-    "misnamed": Policy("convert", "another format than the suffix says: read as what it is"),
-    "empty": Policy("quarantine", "no bytes"),
-    "not an image": Policy("quarantine", "no JPEG, PNG, TIFF or BMP"),
-    "damaged": Policy("quarantine", "truncated, or a decoder met what it does not expect"),
-    "checksum": Policy("quarantine", "its sha256 is not the one in --checksums"),
-    "several frames": Policy("quarantine", "animated, or of several pages"),
-    "too large": Policy("quarantine", f"more than {MAX_PIXELS // 10**6} million pixels by its header"),
-    "CMYK": Policy("quarantine", "inks: their colour depends on a profile"),
-    "pixel layout": Policy("quarantine", "neither grey, RGB nor palette of 8 or 16 bits: 1 bit, float, Lab ..."),
-    "decoders disagree": Policy("quarantine", "DALI and the reference decoder read different pixels, or DALI none"),
-    "field of view": Policy("quarantine", "it shows less than the square that --field-of-view asks for"),
-    "contradiction": Policy("quarantine", "the same picture stands elsewhere under another class"),
-    "not in the split": Policy("quarantine", "--split-file does not name it"),
-    "twin validates": Policy("quarantine", "--split-file trains on it and validates on the same picture"),
-}
-"""What happens to each kind of image that is no plain 8-bit RGB."""
-
-_LAYOUTS = {
-    "RGB": (),
-    "RGBA": ("alpha",),
-    "RGBX": ("alpha",),
-    "L": ("grey",),
-    "LA": ("grey", "alpha"),
-    "P": ("palette",),
-    "PA": ("palette", "alpha"),
-    "I;16": ("grey", "16-bit"),
-    "I;16B": ("grey", "16-bit"),
-}
-"""Kinds that each pixel layout (Pillow's mode) stands for; all others are quarantined."""
-
-_KEPT_PIXELS = 10**6  # a reference of more is not kept from one station to the next: 64 of them might fill the memory
-_ORIENTATION = 0x0112  # EXIF and TIFF tag
-_BITS_PER_SAMPLE = 0x0102  # TIFF tag
-_TURNED = frozenset({5, 6, 7, 8})  # orientations that swap width and height
-
-
-class UnreadableImageError(ValueError):
-    """The bytes cannot be trained on: `kind` is a key of POLICIES, the message says what was found."""
-
-    def __init__(self, kind: str, message: str = "") -> None:
-        super().__init__(message or POLICIES[kind].meaning)
-        self.kind = kind
+    file: str
+    problem: str
 
 
 @dataclass(frozen=True, slots=True)
-class Header:
-    """What is known of an image once it is verified."""
+class Verification:
+    """The result of `verify`."""
 
-    width: int
-    """px, after the orientation is applied."""
-    height: int
-    mode: str
-    """Pixel layout in the file, Pillow's name."""
-    format: str
-    """JPEG, PNG, TIFF or BMP, by its bytes."""
-    kinds: tuple[str, ...] = ()
-    """Keys of POLICIES: what is converted."""
-    compared: bool = False
-    """Whether DALI's pixels must be those of the reference decoder; not for plain JPEG: both use libjpeg-turbo."""
-    reference: Pixels | None = None
-    """uint8 (height, width, 3) to compare with. None for an image so large that it is better decoded again."""
+    images: int
+    """Number of images whose bytes and pixels were hashed."""
+    files: int
+    """Number of other files that were hashed."""
+    problems: tuple[Problem, ...]
 
 
-def verify_image(data: bytes, name: str) -> Header:
-    """Decode an image strictly and return what it is; call it within `strict_decoders`.
+def verify(folder: Path, *, progress: Progress = SILENT) -> Verification:
+    """Hash every image, every packed square and every other file of a prepared data set.
 
-    `name` is its file name, for the suffix. Raises UnreadableImageError for bytes that POLICIES quarantines.
+    Args:
+        folder: the prepared data set.
+        progress: hears of every file and every image.
+
+    Returns:
+        The number of images and files, and the problems found.
+
+    Raises:
+        HemafastError: `folder` is not a prepared data set, or its dataset.json was changed, so that nothing else can
+            be verified.
     """
-    if not data:
-        raise UnreadableImageError("empty")
+    info = read_info(folder)
+    with stage(progress, "hashing files", len(info.files), unit="files"):
+        problems = [*_verify_files(folder, info, progress)]
+    if any(problem.file == schema.MANIFEST for problem in problems):
+        return Verification(0, len(info.files), tuple(problems))
+    manifest = read_manifest(folder, info)
+    broken = [*_verify_packed_files(folder, info, len(manifest))]
+    packed = [] if broken else [open_packed(folder, info, len(manifest), size) for size in info.pack_sizes]
+    problems += broken
+    with stage(progress, "hashing images", len(manifest)):
+        problems += _verify_images(folder, manifest, packed, progress)
+    problems += _find_strangers(folder, info, manifest)
+    return Verification(len(manifest), len(info.files), tuple(problems))
+
+
+def _verify_files(folder: Path, info: schema.DatasetInfo, progress: Progress) -> Iterator[Problem]:
+    for name, expected in info.files.items():
+        problem = _compare(folder / name, expected)
+        if problem:
+            yield Problem(name, problem)
+        progress.advance()
+
+
+def _compare(path: Path, expected: str) -> str:
+    """What is wrong with a file; empty if nothing is."""
+    if path.is_symlink() or (path.exists() and not path.is_file()):
+        return "it is not a regular file"
     try:
-        return _verify(data, name)
-    except (UnreadableImageError, MemoryError):
-        raise
-    except UnidentifiedImageError as error:
-        raise UnreadableImageError("not an image") from error
-    except Image.DecompressionBombError as error:
-        raise UnreadableImageError("too large", str(error)) from error
-    except Exception as error:  # decoders raise almost anything
-        raise UnreadableImageError("damaged", _one_line(error)) from error
+        found = sha256_of(path)
+    except OSError as error:
+        return error.strerror or "it cannot be read"
+    return "" if found == expected else f"its sha256 is {found}, not {expected}"
 
 
-@contextmanager
-def strict_decoders() -> Iterator[None]:
-    """Within it, a warning of Pillow's is an error for `verify_image`: it means that the decoder guessed.
-
-    Filters of warnings belong to the process, not to a thread, so this goes around a pool of threads, never into one.
-    """
-    with warnings.catch_warnings():
-        for category in (UserWarning, Image.DecompressionBombWarning):
-            warnings.filterwarnings("error", category=category, module=r"PIL\b")
-        yield
+def _verify_packed_files(folder: Path, info: schema.DatasetInfo, images: int) -> Iterator[Problem]:
+    """Headers and lengths of the files of packed squares, but not their pixels."""
+    for size in info.pack_sizes:
+        for name, rows in packed_files(info, images, size):
+            try:
+                open_squares(folder / schema.PACKED / name, rows, size)
+            except HemafastError as error:
+                yield Problem(f"{schema.PACKED}/{name}", error.problem)
 
 
-def _verify(data: bytes, name: str) -> Header:
-    with _open(data) as image:
-        if image.width * image.height > MAX_PIXELS:
-            raise UnreadableImageError("too large", f"{image.width} x {image.height} px by its header")
-        if _has_several_frames(image):
-            raise UnreadableImageError("several frames")
-        if image.mode == "CMYK":
-            raise UnreadableImageError("CMYK")
-        if image.mode not in _LAYOUTS:
-            raise UnreadableImageError("pixel layout", f"pixel layout {image.mode}")
-        orientation = _orientation(image)
-        kinds = _kinds(image, data, name, orientation)
-        plain_jpeg = image.format == "JPEG" and orientation == 1
-        if image.format == "JPEG":
-            # Grey and an eighth of the size: damage is noticed by the entropy decoder, which reads every channel whole
-            # in any case; of what comes after it, this is the least.
-            simplejpeg.decode_jpeg(data, colorspace="GRAY", min_height=1, min_width=1, min_factor=8, strict=True)
-        width, height = image.size
-        if orientation in _TURNED and image.format != "TIFF":  # Pillow turns TIFF by itself
-            width, height = height, width
-        header = Header(width, height, image.mode, image.format or "", kinds, compared=not plain_jpeg)
-        if plain_jpeg:
-            return header
-        reference = _reference(image)
-        return replace(header, reference=reference) if width * height <= _KEPT_PIXELS else header
+def _verify_images(
+    folder: Path, manifest: pd.DataFrame, packed: Sequence[PackedPixels], progress: Progress
+) -> Iterator[Problem]:
+    """The bytes of every image, and its packed squares in `packed`, which may be empty."""
+
+    def verify_image(number: int, path: str, sha256: str, pixels_xxh128: str) -> list[Problem]:
+        problem = _compare(folder / path, sha256)
+        found = [Problem(path, problem)] if problem else []
+        squares = [np.ascontiguousarray(sized[number]) for sized in packed]
+        empty = not any(square.any() for square in squares)  # as for an image that could not be decoded
+        sound = hash_squares(squares) == pixels_xxh128 if pixels_xxh128 else empty
+        if squares and not sound:
+            found.append(Problem(path, f"its packed pixels (row {number}) have changed"))
+        return found
+
+    with Pool(len(os.sched_getaffinity(0))) as pool:
+        columns = (manifest[name] for name in ("path", "sha256", "pixels_xxh128"))
+        for problems in pool.map(verify_image, range(len(manifest)), *columns):
+            yield from problems
+            progress.advance()
 
 
-def decode_reference(data: bytes) -> Pixels:
-    """The pixels of a verified image as the reference decoder sees them: uint8 (height, width, 3), upright."""
-    with _open(data) as image:
-        return _reference(image)
-
-
-def _open(data: bytes) -> Image.Image:
-    return Image.open(io.BytesIO(data), formats=sorted(set(FORMATS.values())))
-
-
-def _has_several_frames(image: Any) -> bool:
-    if image.format != "TIFF":
-        return bool(getattr(image, "n_frames", 1) != 1)
-    try:
-        image.seek(1)  # to count them all takes longer than linear time
-    except EOFError:
-        return False
-    return True
-
-
-def _kinds(image: Image.Image, data: bytes, name: str, orientation: int) -> tuple[str, ...]:
-    kinds = list(_LAYOUTS[image.mode])
-    if "transparency" in image.info:
-        kinds.append("alpha")
-    if "16-bit" not in kinds and _has_16_bits(image, data):
-        kinds.append("16-bit")
-    if orientation != 1:
-        kinds.append("rotated")
-    if FORMATS.get(PurePosixPath(name).suffix.lower()) != image.format:
-        kinds.append("misnamed")
-    return tuple(kinds)
-
-
-def _has_16_bits(image: Any, data: bytes) -> bool:
-    """Whether a channel has 16 bits where Pillow's mode does not tell."""
-    if image.format == "PNG":
-        return data[24] == 16  # bit depth: ninth byte of the IHDR chunk, which begins at 16
-    return image.format == "TIFF" and 16 in image.tag_v2.get(_BITS_PER_SAMPLE, ())
-
-
-def _orientation(image: Any) -> int:
-    """2 to 8 if the image is to be flipped or turned, 1 if it is upright or says nothing that has a meaning."""
-    tags = image.tag_v2 if image.format == "TIFF" else image.getexif()
-    found = tags.get(_ORIENTATION, 1)
-    return found if found in range(2, 9) else 1
-
-
-def _reference(image: Image.Image) -> Pixels:
-    """The pixels as RGB, upright; copied no more than needed, for that is what costs most in a file of plain pixels."""
-    image.info.pop("transparency", None)  # dropped, as alpha is; Pillow would warn of some forms of it
-    upright: Image.Image = image if _orientation(image) == 1 else ImageOps.exif_transpose(image)
-    if upright.mode.startswith("I;16"):
-        grey = (np.asarray(upright).astype(np.uint32) + 128) // 257
-        return np.repeat(grey.astype(np.uint8)[..., None], 3, axis=2)
-    return np.asarray(upright if upright.mode == "RGB" else upright.convert("RGB"))
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+def _find_strangers(folder: Path, info: schema.DatasetInfo, manifest: pd.DataFrame) -> Iterator[Problem]:
+    known = {schema.INFO, *info.files, *manifest["path"]}
+    for size in info.pack_sizes:
+        known |= {f"{schema.PACKED}/{name}" for name, _ in packed_files(info, len(manifest), size)}
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        if not path.is_dir() and name not in known:
+            yield Problem(name, "it does not belong to the data set")

@@ -1,8 +1,8 @@
-"""Write shards as tar files of the WebDataset format, each with the index that DALI's reader wants.
+"""Write shards as tar files in the WebDataset format, each with an index for DALI's reader, and find images in them.
 
-A sample is two members, `<domain>/<class>/<stem>-<row>.<suffix>` and the same with `.cls`: the original bytes, and the
-number of the class. The index has a line for the number of samples, then one a sample of `suffix offset bytes name` for
-each member (DALI's wds2idx, version v1.2).
+A sample has two members: `<domain>/<class>/<stem>-<row>.<suffix>` with the original bytes, and the same name with
+`.cls` and the number of the class. The first line of the index holds the number of samples. Then follows a line per
+sample, with `suffix offset bytes name` for each member (DALI's wds2idx, version v1.2).
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ import pandas as pd
 
 from hemafast.errors import HemafastError
 from hemafast.prepare.schema import IMAGES, WEBDATASET, DatasetInfo, shard_file
-from hemafast.prepare.shards import shard_parts
+from hemafast.prepare.shards import shard_parts, split_names
+from hemafast.progress import SILENT, Progress, stage
 
 _SUFFIXES = {"JPEG": "jpg", "PNG": "png", "TIFF": "tiff", "BMP": "bmp"}
 _INDEX_VERSION = "v1.2"
@@ -28,28 +29,28 @@ _INDEX_VERSION = "v1.2"
 
 @dataclass(frozen=True, slots=True)
 class Members:
-    """Where the encoded bytes of each of n images lie."""
+    """Places of the encoded bytes of n images."""
 
     paths: tuple[str, ...]
     """(n,): tar files, absolute."""
     offsets: npt.NDArray[np.int64]
-    """(n,): bytes from the beginning of the tar."""
+    """(n,): bytes from the start of the tar."""
     sizes: npt.NDArray[np.int64]
     """(n,): bytes."""
 
     def select(self, rows: npt.NDArray[np.int64]) -> Members:
-        """Some of them, by their place among these."""
+        """Some of these images, by position."""
         return Members(tuple(self.paths[row] for row in rows), self.offsets[rows], self.sizes[rows])
 
 
 def read_members(folder: Path, images: pd.DataFrame, split: str, info: DatasetInfo) -> Members:
-    """Find `images`, rows of the manifest that make up the split of that name, in the tars of a prepared data set.
+    """Find `images`, the rows of a split in the manifest, in the tars of a prepared data set.
 
-    Raises HemafastError if there are none, if an index is not the one that dataset.json describes, or does not list
-    just these images in this order. What the tars themselves hold is for `hemafast verify` to check.
+    Raises HemafastError if there are no tars, or if an index has changed or lists other images. The contents of tars
+    are not hashed.
     """
     if not (folder / WEBDATASET).is_dir():
-        raise HemafastError(f"{folder} holds no WebDataset tars.", "Prepare it with --format webdataset.")
+        raise HemafastError(f"{folder} holds no tar files.", "Prepare it with --format webdataset.")
     paths: list[str] = []
     places: list[tuple[int, int]] = []
     count = info.settings["shards"]
@@ -64,17 +65,19 @@ def read_members(folder: Path, images: pd.DataFrame, split: str, info: DatasetIn
         length = tar.stat().st_size if tar.is_file() else -1
         whole = length >= max((begin + size for _, begin, size in found), default=0)
         if not whole or expected != [(key, size) for key, _, size in found]:
-            raise HemafastError(f"{tar} or its index is not what was prepared.", "Run `hemafast prepare` again.")
+            raise HemafastError(
+                f"{tar} or its index has changed since it was prepared.", "Run `hemafast prepare` again."
+            )
         paths += [str(tar)] * len(found)
         places += [(begin, size) for _, begin, size in found]
     if len(places) != len(images):
-        raise HemafastError(f"The tars of {split} in {folder} lack images.", "Run `hemafast prepare` again.")
+        raise HemafastError(f"The tar files of {split} in {folder} lack images.", "Run `hemafast prepare` again.")
     offsets, sizes = np.array(places, dtype=np.int64).reshape(-1, 2).T
     return Members(tuple(paths), offsets, sizes)
 
 
 def _read_index(path: Path, sha256: str | None) -> list[tuple[str, int, int]]:
-    """Key, offset and size of the image of each sample."""
+    """Key, offset and size of the image in each sample."""
     try:
         content = path.read_bytes()
         head, *lines = content.decode("utf-8").splitlines()
@@ -88,20 +91,28 @@ def _read_index(path: Path, sha256: str | None) -> list[tuple[str, int, int]]:
 
 
 def write_webdataset(
-    folder: Path, manifest: pd.DataFrame, classes: Sequence[str], *, folds: int | None, count: int
+    folder: Path,
+    manifest: pd.DataFrame,
+    classes: Sequence[str],
+    *,
+    folds: int | None,
+    count: int,
+    progress: Progress = SILENT,
 ) -> None:
     """Write a tar and its index for every shard of every split."""
     (folder / WEBDATASET).mkdir(exist_ok=True)
     index_of = {name: index for index, name in enumerate(classes)}
-    for split, index, images in shard_parts(manifest, folds, count):
-        path = folder / shard_file(split, index, count, folder=WEBDATASET, suffix=".tar")
-        lines = list(_write_tar(path, folder, images, index_of))
-        text = "\n".join([f"{_INDEX_VERSION} {len(lines)}", *lines]) + "\n"
-        path.with_suffix(".idx").write_text(text, encoding="utf-8")
+    with stage(progress, "writing tar files", len(split_names(folds)) * count, unit="files"):
+        for split, index, images in shard_parts(manifest, folds, count):
+            path = folder / shard_file(split, index, count, folder=WEBDATASET, suffix=".tar")
+            lines = list(_write_tar(path, folder, images, index_of))
+            text = "\n".join([f"{_INDEX_VERSION} {len(lines)}", *lines]) + "\n"
+            path.with_suffix(".idx").write_text(text, encoding="utf-8")
+            progress.advance()
 
 
 def _write_tar(path: Path, folder: Path, images: pd.DataFrame, index_of: dict[str, int]) -> Iterator[str]:
-    """Write one tar; yields the line of the index for each sample."""
+    """Write one tar. Yields the index line of each sample."""
     with tarfile.open(path, "w", format=tarfile.GNU_FORMAT) as tar:
         rows = zip(images.index, images["path"], images["label"], images["format"], strict=True)
         for row, image, label, kind in rows:
@@ -111,7 +122,7 @@ def _write_tar(path: Path, folder: Path, images: pd.DataFrame, index_of: dict[st
 
 
 def _add(tar: tarfile.TarFile, key: str, extension: str, data: bytes) -> str:
-    """Add a member whose header holds nothing but name and size, and describe where its data lies."""
+    """Add a member with only name and size in its header. Returns its entry for the index."""
     member = tarfile.TarInfo(f"{key}.{extension}")
     member.size = len(data)
     tar.addfile(member, io.BytesIO(data))
@@ -120,10 +131,10 @@ def _add(tar: tarfile.TarFile, key: str, extension: str, data: bytes) -> str:
 
 
 def _key(image: str, row: int) -> str:
-    """What a sample is called: `<domain>/<class>/<stem>-<row of the manifest>`.
+    """Name of a sample: `<domain>/<class>/<stem>-<row of the manifest>`, with underscores for dots and spaces.
 
-    There is no dot in it, for everything after the first one counts as the extension, and no space, for spaces divide
-    the columns of the index; the row keeps apart what that would make one.
+    Readers take everything after the first dot for the extension, and spaces separate the columns of the index. The
+    row keeps names unique.
     """
     name = PurePosixPath(image).relative_to(IMAGES).with_suffix("")
     return f"{name}-{row}".replace(".", "_").replace(" ", "_")

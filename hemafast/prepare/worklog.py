@@ -1,4 +1,4 @@
-"""What a preparation has verified so far, written down as it goes, so that a killed one need not start again."""
+"""A log of the images that an interrupted preparation has finished, so that the next call need not read them again."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from hemafast.prepare.lists import sha256_of
 from hemafast.prepare.pixels import SquareFiles
 from hemafast.prepare.publish import log_of
 from hemafast.prepare.schema import IMAGES, QUARANTINED, REFUSED
+from hemafast.progress import SILENT, Progress, stage
 
 Row = dict[str, Any]
 
 
 class WorkLog:
-    """Rows of the manifest, one line of JSON each, appended once the image and its squares are written.
+    """Rows of the manifest as lines of JSON, each appended once the image and its squares are written.
 
-    A line may be torn by a kill, and what it vouches for may be missing after a power cut: `sound_rows` believes
-    neither.
+    A kill may tear a line, and a power cut may lose the files that a line describes: `sound_rows` checks both.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -36,13 +36,19 @@ class WorkLog:
     def __exit__(self, *_: object) -> None:
         self._file.close()
 
-    def sound_rows(self, squares: Sequence[SquareFiles], pool: Executor) -> dict[int, Row]:
-        """Rows of an earlier preparation by number, those whose files and squares are still what they were.
+    def sound_rows(self, squares: Sequence[SquareFiles], pool: Executor, progress: Progress = SILENT) -> dict[int, Row]:
+        """Rows of an interrupted preparation by number, if their files and squares are unchanged.
 
-        The log then names these alone; until it does, the old one stands.
+        Drops all other rows from the log.
         """
-        sound = pool.map(lambda line: self._is_sound(line, squares), self._lines)
-        rows = {line["number"]: line["row"] for line, good in zip(self._lines, sound, strict=True) if good}
+        rows: dict[int, Row] = {}
+        if self._lines:
+            with stage(progress, "hashing images read before", len(self._lines)):
+                sound = pool.map(lambda line: self._is_sound(line, squares), self._lines)
+                for line, is_sound in zip(self._lines, sound, strict=True):
+                    if is_sound:
+                        rows[line["number"]] = line["row"]
+                    progress.advance()
         fresh = self._path.with_name(f"{self._path.name}.tmp")
         fresh.write_text("".join(_lines_of(rows.items())), encoding="utf-8")
         self._file.close()
@@ -51,7 +57,7 @@ class WorkLog:
         return rows
 
     def append(self, rows: Iterable[tuple[int, Row]]) -> None:
-        """Add rows under their numbers; what they vouch for must have been written."""
+        """Add rows with their numbers. Their images and squares must have been written."""
         self._file.writelines(_lines_of(rows))
         self._file.flush()
 
@@ -63,18 +69,18 @@ class WorkLog:
             try:
                 lines.append(json.loads(text))
             except ValueError:
-                break  # torn; what follows is of no use
+                break  # torn; what follows is useless
         return lines
 
     def _is_sound(self, line: dict[str, Any], squares: Sequence[SquareFiles]) -> bool:
         row = line["row"]
         path: Path = self._folder / row["path"]
         moved = self._folder / row["path"].replace(f"{IMAGES}/", f"{QUARANTINED}/", 1)
-        if not path.exists() and moved.exists():  # a contradiction that was taken out before the kill
+        if not path.exists() and moved.exists():  # the kill came after a contradiction was quarantined
             path.parent.mkdir(parents=True, exist_ok=True)
             moved.rename(path)
         if row["verdict"] == REFUSED:
-            return False  # few; and what was wrong with them is told best by looking again
+            return False  # these are few; reading them again gives the reason again
         try:
             if sha256_of(path) != row["sha256"]:
                 return False
@@ -91,7 +97,7 @@ def _lines_of(rows: Iterable[tuple[int, Row]]) -> Iterator[str]:
 def hash_squares(squares: Iterable[Any]) -> str:
     """XXH3 (128 bits) over the pixels of squares, one after the other.
 
-    It notices damage as sha256 does, at a tenth of the time; against forgery, the sha256 of the original bytes stands.
+    It notices damage as sha256 does, in a tenth of the time. The sha256 of the original bytes guards against forgery.
     """
     digest = xxhash.xxh3_128()
     for square in squares:

@@ -66,12 +66,16 @@ def test_peers_share_the_versions_of_what_they_share():
 
 
 def test_sides_and_requirements_agree():
-    sides = {side for task in loaders.TASKS.values() for side in task}
-    assert sides == loader_sides.SIDES.keys() == loaders.NAMES.keys()
-    assert loaders.PEERS.keys() <= sides
-    assert sorted(set(loaders.PEERS.values())) == peers.names()
+    assert len(loader_sides.SIDES) == sum(map(len, loader_sides.TASKS.values()))
+    of_peers = {name: side.peer for name, side in loader_sides.SIDES.items() if side.peer}
+    assert sorted(set(of_peers.values())) == peers.names()
     assert loader_sides.WRITERS.keys() <= set(peers.names())
-    assert all(side.startswith(peer) for side, peer in loaders.PEERS.items())
+    assert all(name.startswith(peer) for name, peer in of_peers.items())
+    assert {name for name, side in loader_sides.SIDES.items() if side.ours} == {
+        name for name in loader_sides.SIDES if name.startswith("hemafast")
+    }
+    assert {side for pair in loaders.RATIOS for side in pair} <= loader_sides.SIDES.keys()
+    assert len(set(loaders.RATIOS)) == len(loaders.RATIOS)
 
 
 def test_an_environment_is_made_once_and_anew_when_its_pins_change(tmp_path, requirements, commands):
@@ -174,3 +178,20 @@ def test_a_race_goes_on_without_a_peer_and_says_so(tmp_path, make_archive, requi
     assert found["peers"] == {}
     assert list(found["sides"]) == ["memory_copy"]
     assert len(found["sides"]["memory_copy"]["rounds"]) == 3
+
+
+@pytest.fixture(scope="session")
+def laid_out(tmp_path_factory, make_archive):
+    folder = tmp_path_factory.mktemp("loaders")
+    archive = make_archive(folder / "Acevedo_20.zip", {"basophil": 9, "monocyte": 9}, kind="JPEG")
+    loaders._lay_out(archive, folder)
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name, side in loader_sides.SIDES.items() if not side.peer])
+def test_each_side_without_a_peer_gives_batches(laid_out, name):
+    with loaders.Racer(sys.executable, name, laid_out, threads=1, batch=4) as racer:
+        images, seconds, _ = racer.run(0.01)
+    assert images > 2 * 20  # at least twenty batches; ours keeps the last, smaller one of an epoch
+    assert seconds > 0.01

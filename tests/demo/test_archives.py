@@ -4,13 +4,13 @@ import io
 import re
 import zipfile
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import pytest
 from PIL import Image
+from recorder import Recorder
 
 from hemafast.demo import archives
 from hemafast.demo.archives import DRAWN_MARKER, write_demo_archives
@@ -114,9 +114,11 @@ def test_same_seed_same_bytes_other_seed_other_bytes(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("quick")
 def test_every_image_is_reported(tmp_path: Path) -> None:
-    calls: list[None] = []
-    write_demo_archives(tmp_path, images=FEWEST, on_image=lambda: calls.append(None))
-    assert len(calls) == FEWEST
+    heard = Recorder()
+    write_demo_archives(tmp_path, images=FEWEST, progress=heard)
+    (stage,) = heard.stages
+    assert (stage.what, stage.total, stage.unit, stage.finished) == ("drawing cells", FEWEST, "cells", True)
+    assert stage.done == list(range(FEWEST + 1))
 
 
 def test_too_few_images_are_refused(tmp_path: Path) -> None:
@@ -141,15 +143,5 @@ def test_nothing_is_left_when_drawing_stops_midway(
     tmp_path: Path, error: type[BaseException], images_before: int
 ) -> None:
     with pytest.raises(error):
-        write_demo_archives(tmp_path, images=FEWEST, on_image=_fail_after(images_before, error))
+        write_demo_archives(tmp_path, images=FEWEST, progress=Recorder("drawing cells", images_before, error))
     assert list(tmp_path.iterdir()) == []
-
-
-def _fail_after(images: int, error: type[BaseException]) -> Callable[[], None]:
-    remaining = iter(range(images))
-
-    def count_down() -> None:
-        if next(remaining, None) is None:
-            raise error
-
-    return count_down

@@ -13,7 +13,7 @@ from hemafast.deploy.decoding import decode_images
 from hemafast.deploy.inputs import list_images
 from hemafast.engine.run import view_of
 from hemafast.prepare.threads import Pool
-from hemafast.prepare.verify import Header, strict_decoders
+from hemafast.prepare.image_checks import Header, strict_decoders
 
 
 def read(paths, crops=None, *, size=64, batch_size=8, threads=2):
@@ -102,7 +102,7 @@ def test_what_dali_alone_cannot_decode_is_an_error_of_that_image(cells, monkeypa
 
 
 def test_a_file_that_decoders_read_differently_is_an_error(cells, monkeypatch):
-    monkeypatch.setattr("hemafast.prepare.compare.decode_reference", lambda data: np.zeros((60, 64, 3), np.uint8))
+    monkeypatch.setattr("hemafast.prepare.image_checks.decode_reference", lambda data: np.zeros((60, 64, 3), np.uint8))
     verify = decoding.verify_image
     monkeypatch.setattr(decoding, "verify_image", lambda *of: replace(verify(*of), reference=None))
     (batch,), _ = read([cells])

@@ -440,7 +440,7 @@ def test_spaces_of_any_kind_and_clutter_of_any_name_are_no_reason_to_refuse(tmp_
 
 def test_a_pipe_in_the_place_of_a_zip_is_refused_without_waiting_for_it(tmp_path):
     os.mkfifo(tmp_path / "d.zip")
-    _refusal(lambda: open_archive(tmp_path / "d.zip"), "d.zip is no plain file")
+    _refusal(lambda: open_archive(tmp_path / "d.zip"), "d.zip is not a regular file")
 
 
 def test_a_linked_image_in_a_folder_is_refused(tmp_path, make_archive):

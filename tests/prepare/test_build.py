@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from recorder import Recorder
 
 from hemafast.config import PrepareConfig
 from hemafast.data.dataset import open_dataset
@@ -18,10 +19,10 @@ from hemafast.errors import HemafastError
 from hemafast.prepare import pixels
 from hemafast.prepare.archive import open_archive
 from hemafast.prepare.build import prepare
-from hemafast.prepare.check import check
 from hemafast.prepare.pixels import SquareDecoder, centre_windows
 from hemafast.prepare.reader import read_prepared
 from hemafast.prepare.schema import MANIFEST_COLUMNS, SCHEMA
+from hemafast.prepare.verify import verify
 from hemafast.taxonomy import CHALLENGE_CLASSES
 
 COUNTS = {"basophil": 5, "monocyte": 4}
@@ -231,7 +232,7 @@ def test_pixels_are_cut_into_files_of_bounded_size(tmp_path, make_archive, monke
     prepared = _prepare(tmp_path, output=tmp_path / "cut")
     assert [np.load(path).shape[0] for path in sorted((prepared.folder / "packed").iterdir())] == [4, 4, 1]
     np.testing.assert_array_equal(np.asarray(prepared.files.packed[64]), np.asarray(whole))
-    assert check(prepared.folder).problems == ()
+    assert verify(prepared.folder).problems == ()
     dataset = open_dataset(prepared.folder)
     for split in ("train", "val"):  # which take squares from all of the files
         np.testing.assert_array_equal(
@@ -413,7 +414,7 @@ def test_a_damaged_data_set_is_prepared_anew(source, damage):
     folder = _prepare(source).folder
     damage(folder)
     assert _prepare(source).fresh
-    assert check(folder).problems == ()
+    assert verify(folder).problems == ()
 
 
 # What is refused
@@ -478,12 +479,20 @@ def test_the_current_folder_may_be_the_output(source, tmp_path, monkeypatch):
 
 def test_progress_counts_to_the_end(tmp_path, make_archive):
     make_archive(tmp_path / "D.zip", {"basophil": 70}, size=(20, 20))
-    told = []
-    prepare(
-        PrepareConfig(source=tmp_path, output=tmp_path / "prepared", pack_sizes=(32,)),
-        lambda done, total: told.append((done, total)),
-    )
-    assert told == [(0, 70), (64, 70), (70, 70)]
+    heard = Recorder()
+    config = PrepareConfig(source=tmp_path, output=tmp_path / "prepared", pack_sizes=(32,), format="webdataset")
+    prepare(config, progress=heard)
+    assert [(stage.what, stage.total, stage.unit) for stage in heard.stages] == [
+        ("listing archives", 1, "archives"),
+        ("reading images", 70, "images"),
+        ("finding duplicates", None, "images"),
+        ("writing tar files", 2 * config.shards, "files"),
+        ("writing to disk", None, "images"),
+    ]
+    assert heard.stage("reading images").done == [0, 64, 70]
+    for stage in heard.stages:
+        assert stage.finished
+        assert stage.total in (None, stage.done[-1])
 
 
 @pytest.mark.parametrize(

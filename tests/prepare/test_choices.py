@@ -144,13 +144,13 @@ def test_a_training_image_whose_picture_validates_is_left_out(source, make_archi
 
 
 BAD_SPLITS = {
-    "": "no CSV",
+    "": "not a CSV",
     "path\nA/x.png\n": "no column split",
     "path,split\nA/basophil/BAS_000.png,test\n": "'test'",
     "path,split\nBAS_000.png,train\n": "may be",
     "path,split\nA/basophil/BAS_000.png,train\nA/basophil/BAS_000.png,val\n": "train and val",
     "path,split\nA/basophil/BAS_000.png,\n": "line 2",
-    "path,split\nelsewhere.png,train\n": "names none",
+    "path,split\nelsewhere.png,train\n": "lists no image",
 }
 
 
@@ -182,7 +182,7 @@ def test_patients_and_copies_stay_whole(source, make_archive, draw, encode, tmp_
     joined = manifest.loc[[*of_first_two, "images/A/basophil/a.png", "images/A/basophil/b.png"]]
     assert joined["group"].nunique() == joined["split"].nunique() == 1  # by the copies of one picture
     assert (manifest.groupby("group")["split"].nunique() == 1).all()
-    assert "21 images are in no group of list.csv" in prepared.info.notes
+    assert "21 images have no group in list.csv" in prepared.info.notes
 
 
 @pytest.mark.parametrize("pattern", [r"^[A-Z]+_(\d+)", r"_00(?P<patient>\d)(\.png)"])
@@ -198,12 +198,12 @@ def test_patients_can_be_named_by_the_files(source, pattern):
 def test_files_that_a_pattern_does_not_fit_are_counted(source, make_archive, encode, draw):
     make_archive(source / "A.zip", {"basophil": 9, "monocyte": 9}, extra={"basophil/odd.png": encode(draw(77))})
     prepared = _prepare(source, group_pattern=r"_(\d+)\.")
-    assert r"1 images are in no group of _(\d+)\." in prepared.info.notes
+    assert r"1 images have no group in _(\d+)\." in prepared.info.notes
 
 
 def test_a_pattern_that_fits_no_file_is_refused(source):
     error = _refusal(source, group_pattern="^(patient)")
-    assert "fits no file name" in error.problem
+    assert "matches no file name" in error.problem
     assert ".png" in error.remedy
 
 
@@ -234,7 +234,7 @@ def test_an_image_that_is_not_the_listed_one_is_quarantined(source, tmp_path):
     assert hashlib.sha256(b"other").hexdigest() in refused.reason
     assert prepared.info.notes[:2] == (
         "29 images are not in list.csv",
-        "1 entries of list.csv are no image here",
+        "1 entries of list.csv match no image",
     )
 
 
@@ -260,7 +260,7 @@ def test_archives_may_be_listed_with_their_folders(source, tmp_path, folder):
 
 def test_a_list_of_other_things_checks_nothing_and_is_refused(source, tmp_path):
     error = _refusal(source, checksums=_sums(source, tmp_path, {"C.zip": b"x", "A/basophil/no.png": b"y"}))
-    assert "list.csv names neither" in error.problem
+    assert "list.csv lists no archive" in error.problem
 
 
 @pytest.mark.parametrize("prefix", ["", "./", "Source/prepared/images/", "C:\\data\\images\\"])
@@ -309,7 +309,7 @@ def test_an_image_that_shows_less_than_asked_is_quarantined_and_than_usual_is_ke
         _prepare(tmp_path, field_of_view=61.0, um_per_pixel={"A": 1.0}, max_quarantined=0.05)
     usual = _prepare(tmp_path, um_per_pixel={"A": 0.1})
     assert set(usual.files.manifest["window"]) == {60}
-    assert usual.info.notes == ("A: 4 images show less than 250 px and are kept as far as they go",)
+    assert usual.info.notes == ("A: 4 images are smaller than the field of view of 250 px and are kept whole",)
 
 
 def test_a_field_of_view_needs_a_scale(source):
@@ -382,8 +382,8 @@ def test_images_in_no_class_folder_are_named(source, make_archive, encode, draw)
     extra = {f"basophil/patient{n}/x.png": image for n in range(4)} | {"stray.png": image, "basophil/notes.txt": b"x"}
     make_archive(source / "A.zip", {"basophil": 10, "monocyte": 9}, extra=extra)
     prepared = _prepare(source)
-    (note,) = (note for note in prepared.info.notes if "no class folder" in note)
-    assert note.startswith("A: 5 images are in no class folder and were ignored: basophil/patient0/x.png, ")
+    (note,) = (note for note in prepared.info.notes if "not in a class folder" in note)
+    assert note.startswith("A: 5 images are not in a class folder and were ignored: basophil/patient0/x.png, ")
     assert note.endswith(" and 2 more")
     assert prepared.info.domains["A"].ignored == 6
 

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+from recorder import Recorder
 from trees import tree
 
 from hemafast.config import PrepareConfig
@@ -92,13 +93,8 @@ def test_after_many_kills_the_data_set_is_that_of_a_clean_run(source, other_sour
 
 def _interrupted(source: Path, output: Path, after: int) -> Path:
     """Stop a preparation as Ctrl-C does, once `after` images are done; returns the folder it worked in."""
-
-    def stop(done: int, total: int) -> None:
-        if done >= after:
-            raise KeyboardInterrupt
-
     with pytest.raises(KeyboardInterrupt):
-        prepare(_config(source, output, 1), stop)
+        prepare(_config(source, output, 1), progress=Recorder("reading images", after))
     (staging,) = (path for path in output.parent.glob(".prepared-new-*") if path.is_dir())
     return staging
 
@@ -108,10 +104,11 @@ def interrupted(source, tmp_path) -> Path:
     return _interrupted(source, tmp_path / "prepared", 128)
 
 
-def _finish(source: Path, output: Path) -> list[int]:
-    told: list[int] = []
-    prepare(_config(source, output, 1), lambda done, total: told.append(done))
-    return told
+def _finish(source: Path, output: Path, seed: int = 1) -> list[int]:
+    """Prepare to the end; returns the images done at the start of reading and after each batch."""
+    heard = Recorder()
+    prepare(_config(source, output, seed), progress=heard)
+    return heard.stage("reading images").done
 
 
 def test_what_was_verified_is_not_read_again(source, clean, interrupted, tmp_path):
@@ -121,10 +118,22 @@ def test_what_was_verified_is_not_read_again(source, clean, interrupted, tmp_pat
 
 
 def test_another_split_goes_on_with_the_same_pixels(source, clean, interrupted, tmp_path):
-    told: list[int] = []
-    prepare(_config(source, tmp_path / "prepared", 2), lambda done, total: told.append(done))
+    told = _finish(source, tmp_path / "prepared", 2)
     assert told[0] >= 120
     assert tree(tmp_path / "prepared") == clean[2]
+
+
+STAGES = ("listing archives", "hashing images read before", "reading images", "finding duplicates", "writing to disk")
+
+
+@pytest.mark.parametrize("what", STAGES)
+def test_a_preparation_interrupted_in_any_stage_resumes(source, clean, interrupted, tmp_path, what):
+    heard = Recorder(what)
+    with pytest.raises(KeyboardInterrupt):
+        prepare(_config(source, tmp_path / "prepared", 1), progress=heard)
+    assert heard.stages[-1].what == what
+    assert _finish(source, tmp_path / "prepared")[0] >= 120
+    assert tree(tmp_path / "prepared") == clean[1]
 
 
 def _worklog(staging: Path) -> Path:
@@ -200,6 +209,11 @@ def test_the_data_set_can_be_read_while_it_is_replaced(source, tmp_path):
     output = tmp_path / "prepared"
     prepare(_config(source, output, 1))
     seen = []
-    prepare(_config(source, output, 2), lambda done, total: seen.append(read_prepared(output).info.settings["seed"]))
+
+    class Reader(Recorder):
+        def advance(self, count: int = 1, **measured: float) -> None:
+            seen.append(read_prepared(output).info.settings["seed"])
+
+    prepare(_config(source, output, 2), progress=Reader())
     assert set(seen) == {1}
     assert read_prepared(output).info.settings["seed"] == 2

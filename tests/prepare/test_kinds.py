@@ -14,8 +14,8 @@ from hemafast.data.dataset import open_dataset
 from hemafast.data.graph import GraphShape
 from hemafast.data.loader import eval_loader
 from hemafast.prepare.build import prepare
+from hemafast.prepare.image_checks import POLICIES, UnreadableImageError, verify_image
 from hemafast.prepare.pixels import SquareDecoder, centre_windows
-from hemafast.prepare.verify import POLICIES, UnreadableImageError, verify_image
 
 WIDTH, HEIGHT = 66, 60
 

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFilter, ImageOps, UnidentifiedImageError
 
+from hemafast.prepare.image_checks import UnreadableImageError
 from hemafast.prepare.pixels import SquareDecoder as Decoder
 from hemafast.prepare.pixels import centre_windows
-from hemafast.prepare.verify import UnreadableImageError
 
 SIZE, BATCH = 64, 8
 

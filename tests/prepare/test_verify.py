@@ -1,130 +1,123 @@
-"""Damage and absurd claims are noticed; which kinds there are is in test_kinds.py."""
+"""`hemafast verify` names every file of a prepared data set that is not what it was."""
 
-import io
-import struct
-import warnings
-import zlib
+import random
+import shutil
+from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image, PngImagePlugin
+from recorder import Recorder
 
-from hemafast.prepare.verify import UnreadableImageError, decode_reference, strict_decoders, verify_image
-
-
-@pytest.mark.parametrize("share", [0.02, 0.3, 0.6, 0.95])
-@pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF", "BMP"])
-def test_a_truncated_image_is_refused(draw, encode, kind, share):
-    data = encode(draw(0), kind)
-    with pytest.raises(UnreadableImageError):
-        verify_image(data[: int(len(data) * share)], "a")
+from hemafast.config import PrepareConfig
+from hemafast.errors import HemafastError
+from hemafast.prepare.build import prepare
+from hemafast.prepare.reader import read_prepared
+from hemafast.prepare.verify import verify
 
 
-def test_flipped_bytes_in_a_jpeg_are_noticed(draw, encode):
-    generator = np.random.default_rng(7)
-    refused = 0
-    for seed in range(40):
-        data = np.frombuffer(encode(draw(seed, 200, 180), "JPEG", quality=92), np.uint8).copy()
-        start = len(data) // 2
-        data[start : start + 200] = generator.integers(0, 256, 200)
-        try:
-            verify_image(data.tobytes(), "a.jpg")
-        except UnreadableImageError:
-            refused += 1
-    assert refused >= 39
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory, make_archive, draw, encode) -> Path:
+    folder = tmp_path_factory.mktemp("sound")
+    twin = encode(draw(500))
+    extra = {"basophil/bad.png": b"bad", "basophil/twin.png": twin, "monocyte/twin.png": twin}
+    make_archive(folder / "A.zip", {"basophil": 8, "monocyte": 8}, extra=extra)
+    config = PrepareConfig(
+        source=folder,
+        output=folder / "prepared",
+        pack_sizes=(64, 32),
+        shards=2,
+        folds=2,
+        format="webdataset",
+        max_quarantined=1,
+    )
+    return prepare(config).folder
 
 
-@pytest.mark.parametrize("compression", ["tiff_lzw", "tiff_adobe_deflate"])
-def test_damage_in_a_compressed_tiff_is_noticed(draw, encode, compression):
-    data = bytearray(encode(draw(0), "TIFF", compression=compression))
-    middle = len(data) // 2
-    data[middle : middle + 200] = np.random.default_rng(0).bytes(200)
-    with pytest.raises(UnreadableImageError):
-        verify_image(bytes(data), "a.tif")
+@pytest.fixture
+def folder(sound, tmp_path) -> Path:
+    return shutil.copytree(sound, tmp_path / "copy")
 
 
-def _png_that_claims(width: int, height: int) -> bytes:
-    """A few bytes of PNG whose header promises a large image."""
-
-    def chunk(kind: bytes, content: bytes) -> bytes:
-        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
-
-    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0")) + chunk(b"IEND", b"")
+def _problems(folder: Path) -> list[str]:
+    """The files with problems; an unreadable dataset.json is named by the error."""
+    try:
+        return [problem.file for problem in verify(folder).problems]
+    except HemafastError as error:
+        return [error.problem]
 
 
-@pytest.mark.parametrize(("width", "height"), [(60000, 60000), (8001, 8000), (2**31 - 1, 1)])
-def test_absurd_dimensions_are_refused_before_decoding(monkeypatch, width, height):
-    def load(self):
-        raise AssertionError("decoded")
-
-    monkeypatch.setattr(Image.Image, "load", load)
-    monkeypatch.setattr("PIL.ImageFile.ImageFile.load", load)
-    with pytest.raises(UnreadableImageError, match=r"px by its header|exceeds limit"):
-        verify_image(_png_that_claims(width, height), "a.png")
+def _files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file())
 
 
-def test_a_warning_of_a_decoder_is_a_refusal(encode, draw):
-    data = _with_cut_tag(encode(draw(0), "TIFF"))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        with strict_decoders(), pytest.raises(UnreadableImageError):
-            verify_image(data, "a.tif")
-        verify_image(data, "a.tif")  # the filters are as they were
+def test_a_sound_data_set_has_no_problems(sound):
+    heard = Recorder()
+    found = verify(sound, progress=heard)
+    assert (found.images, found.problems) == (19, ())
+    assert [(stage.what, stage.total, stage.done[-1]) for stage in heard.stages] == [
+        ("hashing files", found.files, found.files),
+        ("hashing images", 19, 19),
+    ]
 
 
-def _with_cut_tag(data: bytes) -> bytes:
-    """A TIFF that decodes whole, but one of whose tags lies past its end: Pillow warns of corrupt EXIF data."""
-    image = Image.open(io.BytesIO(data))
-    tags = image.tag_v2
-    tags[33432] = "a notice that needs more than four bytes"
-    stream = io.BytesIO()
-    image.save(stream, "TIFF", tiffinfo=tags)
-    content = bytearray(stream.getvalue())
-    order = "<" if content[:2] == b"II" else ">"
-    entry = content.index(struct.pack(order + "HH", 33432, 2))
-    content[entry + 8 : entry + 12] = struct.pack(order + "I", len(content) + 1000)
-    with warnings.catch_warnings(record=True) as told:
-        warnings.simplefilter("always")
-        Image.open(io.BytesIO(bytes(content))).load()
-    assert told  # else this file shows nothing
-    return bytes(content)
+def test_a_flipped_bit_is_noticed_in_every_file(folder):
+    generator = random.Random(1)
+    for path in _files(folder):
+        before = path.read_bytes()
+        for _ in range(3):
+            at = generator.randrange(len(before))
+            path.write_bytes(before[:at] + bytes([before[at] ^ (1 << generator.randrange(8))]) + before[at + 1 :])
+            found = _problems(folder)
+            assert found, (path, at)
+            if path.name.endswith("-00000.npy") and at >= 128:
+                assert all(name.startswith(("images/", "quarantined/")) for name in found)  # whose pixels these are
+            else:
+                assert path.relative_to(folder).as_posix() in found[0]
+        path.write_bytes(before)
+    assert not _problems(folder)
 
 
-def test_a_deprecation_in_the_decoder_is_no_damage(monkeypatch, draw, encode):
-    load = PngImagePlugin.PngImageFile.load
-
-    def deprecated(self):
-        warnings.warn_explicit("old", DeprecationWarning, "Image.py", 1, module="PIL.Image")
-        return load(self)
-
-    monkeypatch.setattr(PngImagePlugin.PngImageFile, "load", deprecated)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        with strict_decoders():
-            verify_image(encode(draw(0)), "a.png")
+@pytest.mark.parametrize("bit", [0, 6])
+def test_every_byte_of_a_header_is_compared(folder, bit):
+    path = folder / "packed" / "32-00000.npy"
+    before = path.read_bytes()
+    for at in range(128):
+        path.write_bytes(before[:at] + bytes([before[at] ^ (1 << bit)]) + before[at + 1 :])
+        assert _problems(folder)[0] == "packed/32-00000.npy"
+        with pytest.raises(HemafastError, match="cut or changed"):
+            read_prepared(folder)
 
 
-def test_a_lack_of_memory_is_not_taken_for_damage(monkeypatch, draw, encode):
-    def fail(self):
-        raise MemoryError
-
-    monkeypatch.setattr(PngImagePlugin.PngImageFile, "load", fail)
-    with pytest.raises(MemoryError):
-        verify_image(encode(draw(0)), "a.png")
-
-
-def test_the_reference_of_a_large_image_is_not_kept_but_can_be_had_again(draw, encode):
-    small, large = encode(draw(0, 60, 50)), encode(np.zeros((1001, 1000, 3), np.uint8))
-    kept, dropped = verify_image(small, "a.png"), verify_image(large, "a.png")
-    assert kept.compared
-    np.testing.assert_array_equal(kept.reference, decode_reference(small))
-    assert dropped.compared
-    assert dropped.reference is None
-    assert decode_reference(large).shape == (1001, 1000, 3)
+def test_every_packed_pixel_is_hashed(folder):
+    path = folder / "packed" / "32-00000.npy"
+    before, square = path.read_bytes(), 32 * 32 * 3
+    for row in range(19):  # the quarantined ones too
+        at = 128 + row * square + (row * 997) % square
+        path.write_bytes(before[:at] + bytes([before[at] ^ 1]) + before[at + 1 :])
+        assert len(_problems(folder)) == 1
 
 
-def test_a_refusal_reads_the_same_each_time():
-    with pytest.raises(UnreadableImageError) as caught:
-        verify_image(b"garbage" * 100, "a.png")
-    assert " at 0x" not in str(caught.value)
+@pytest.mark.parametrize("part", ["images", "quarantined", "shards", "packed", "webdataset", "split.csv"])
+def test_a_missing_a_cut_and_a_longer_file_are_noticed(folder, part):
+    path = _files(folder / part)[0] if (folder / part).is_dir() else folder / part
+    before = path.read_bytes()
+    for content in (None, before[:-1], before + b"x"):
+        path.unlink() if content is None else path.write_bytes(content)
+        assert any(path.name in name or part == "packed" for name in _problems(folder))
+        path.write_bytes(before)
+
+
+def test_a_file_that_does_not_belong_there_is_noticed(folder):
+    (folder / "images" / "A" / "extra.png").write_bytes(b"x")
+    assert _problems(folder) == ["images/A/extra.png"]
+
+
+def test_a_link_to_the_same_bytes_is_noticed(folder, tmp_path):
+    path = next((folder / "images").rglob("*.png"))
+    path.rename(tmp_path / "elsewhere.png")
+    path.symlink_to(tmp_path / "elsewhere.png")
+    assert _problems(folder) == [path.relative_to(folder).as_posix()]
+
+
+def test_what_is_no_data_set_is_refused(tmp_path):
+    with pytest.raises(HemafastError, match="not a prepared data set"):
+        verify(tmp_path)

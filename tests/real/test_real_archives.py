@@ -12,8 +12,8 @@ from hemafast.data.dataset import open_dataset
 from hemafast.data.graph import GraphShape
 from hemafast.data.loader import eval_loader
 from hemafast.prepare.build import prepare
-from hemafast.prepare.check import check
-from hemafast.prepare.verify import UnreadableImageError, strict_decoders, verify_image
+from hemafast.prepare.image_checks import UnreadableImageError, strict_decoders, verify_image
+from hemafast.prepare.verify import verify
 
 FOLDER = os.environ.get("HEMAFAST_REAL_ARCHIVES", "")
 FILES = ("Acevedo_20.zip", "Matek_19.zip")
@@ -129,7 +129,7 @@ def test_cells_that_are_there_twice_are_kept_on_one_side_by_their_names(real, tm
 
 
 def test_the_data_set_verifies(real):
-    found = check(real.folder)
+    found = verify(real.folder)
     assert (found.images, found.problems) == (len(real.manifest), ())
 
 

@@ -1,4 +1,4 @@
-"""What becomes of each image that was read: which show one picture, which are left out, which train and validate."""
+"""Select which images are quarantined, which train and which validate."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from hemafast.prepare.split import NO_FOLD, SPLITS, TRAIN, VAL, assign_folds, as
 _NAMED = 3  # images that an error message lists
 
 
-def judge(images: pd.DataFrame, config: PrepareConfig) -> tuple[pd.DataFrame, tuple[str, ...]]:
-    """The manifest of what was read, and what there is to say about the split.
+def select_images(images: pd.DataFrame, config: PrepareConfig) -> tuple[pd.DataFrame, tuple[str, ...]]:
+    """Find duplicates, quarantine contradictions and split. Returns the manifest, and notes about the split.
 
-    Raises HemafastError if more would be left out than the user accepts, or if either side of the split would be empty.
+    Raises HemafastError if more images would be quarantined than the settings allow, or a split would be empty.
     """
     manifest = images.assign(split="", fold=NO_FOLD, duplicate_group="", group="")
     good = schema.accepted(manifest)
@@ -28,19 +28,21 @@ def judge(images: pd.DataFrame, config: PrepareConfig) -> tuple[pd.DataFrame, tu
     _quarantine(manifest, "contradiction", find_contradictions(schema.accepted(manifest)))
     refuse_excess(manifest, config)
     if schema.accepted(manifest).empty:
-        raise HemafastError(f"None of the {len(manifest)} images in {config.source} can be used.", "Look at them.")
+        raise HemafastError(
+            f"None of the {len(manifest)} images in {config.source} can be used.", "Open some of them in a viewer."
+        )
     notes = _take_split(manifest, config) if config.split_file else _draw_split(manifest, config)
     for side in SPLITS:
         if schema.in_split(manifest, side).empty:
             raise HemafastError(
-                f"{config.source} holds too few images: none would be left for {side}.",
-                "A class in a domain needs two different images to stand on both sides.",
+                f"{config.source} holds too few images: the {side} split would be empty.",
+                "At least one class in a domain needs two different images.",
             )
     return manifest, notes
 
 
 def refuse_excess(manifest: pd.DataFrame, config: PrepareConfig) -> None:
-    """Raise HemafastError if more is quarantined than the user accepts."""
+    """Raise HemafastError if more images are quarantined than the settings allow."""
     refused = schema.refused(manifest)
     if len(refused) <= (0 if config.strict else config.max_quarantined * len(manifest)):
         return
@@ -58,7 +60,7 @@ def refuse_excess(manifest: pd.DataFrame, config: PrepareConfig) -> None:
 
 
 def _quarantine(manifest: pd.DataFrame, kind: str, reasons: pd.Series[str]) -> None:
-    """Take out the rows of `reasons`, in place."""
+    """Quarantine the rows of `reasons`, in place."""
     rows = reasons.index
     moved = manifest.loc[rows, "path"].str.replace(schema.IMAGES, schema.QUARANTINED, n=1)
     changes = {"path": moved, "verdict": schema.REFUSED, "kind": kind, "reason": reasons}
@@ -67,7 +69,7 @@ def _quarantine(manifest: pd.DataFrame, kind: str, reasons: pd.Series[str]) -> N
 
 
 def _draw_split(manifest: pd.DataFrame, config: PrepareConfig) -> tuple[str, ...]:
-    """Fill in group, split and fold, in place. Returns what there is to say."""
+    """Fill in group, split and fold, in place. Returns notes."""
     good = schema.accepted(manifest)
     groups, notes = _groups(good, config)
     good = good.assign(group=groups)
@@ -76,7 +78,7 @@ def _draw_split(manifest: pd.DataFrame, config: PrepareConfig) -> tuple[str, ...
         if good["fold"].nunique() < config.folds:
             raise HemafastError(
                 f"{config.source} holds too few images for {config.folds} folds: some would be empty.",
-                f"Ask for at most {good['fold'].nunique()}.",
+                f"Choose at most {good['fold'].nunique()}.",
             )
         good["split"] = (good["fold"] == 0).map({True: VAL, False: TRAIN})
         missing = missing_strata(good, "fold", range(config.folds))
@@ -88,9 +90,11 @@ def _draw_split(manifest: pd.DataFrame, config: PrepareConfig) -> tuple[str, ...
 
 
 def _sides(good: pd.DataFrame, config: PrepareConfig) -> pd.Series[str]:
-    """The split of every image: a held-out domain validates with all that shares a group with it."""
+    """The split of every image. Images that share a group with a held-out domain validate too."""
     if config.holdout_domain is not None and config.holdout_domain not in set(good["domain"]):
-        raise HemafastError(f"No image of {config.holdout_domain} can be used: none would validate.", "Look at them.")
+        raise HemafastError(
+            f"No image of {config.holdout_domain} can be used, so none would validate.", "Hold out another domain."
+        )
     held_out = good["group"].isin(good.loc[good["domain"] == config.holdout_domain, "group"])
     split, others = pd.Series(VAL, index=good.index), good[~held_out]
     if config.val_fraction == 0:
@@ -101,7 +105,7 @@ def _sides(good: pd.DataFrame, config: PrepareConfig) -> pd.Series[str]:
 
 
 def _groups(good: pd.DataFrame, config: PrepareConfig) -> tuple[pd.Series[str], tuple[str, ...]]:
-    """What must not cross the split: one picture, and whatever the user holds together."""
+    """The group of every image, which stays on one side of the split: one picture, patient or slide, and notes."""
     pictures = good["duplicate_group"]
     listed = _listed_groups(good, config)
     if listed is None:
@@ -111,12 +115,12 @@ def _groups(good: pd.DataFrame, config: PrepareConfig) -> tuple[pd.Series[str], 
     links = [np.stack([rows.index[:-1], rows.index[1:]], axis=1) for _, rows in together]
     rest = len(good) - len(named)
     source = config.groups.name if config.groups else config.group_pattern
-    notes = (f"{rest} images are in no group of {source}",) if rest else ()
+    notes = (f"{rest} images have no group in {source}",) if rest else ()
     return smallest_in_component(pictures, np.concatenate(links)), notes
 
 
 def _listed_groups(good: pd.DataFrame, config: PrepareConfig) -> pd.Series[str] | None:
-    """The patient, slide or cell of each image, missing where it has none; None if the user names no groups."""
+    """The patient or slide of each image, missing if it has none; None if the settings name no groups."""
     names = _names(good)
     if config.groups is not None:
         return names.map(lists.read_groups(config.groups, names))
@@ -124,16 +128,17 @@ def _listed_groups(good: pd.DataFrame, config: PrepareConfig) -> pd.Series[str] 
         named = names.str.rpartition("/")[2].str.extract(config.group_pattern).iloc[:, 0]
         if named.isna().all():
             raise HemafastError(
-                f"group_pattern = {config.group_pattern!r} fits no file name.", f"They look like {names.iloc[0]}."
+                f"group_pattern = {config.group_pattern!r} matches no file name.",
+                f"File names look like {names.iloc[0]}.",
             )
         return good["domain"] + "/" + named
     return None
 
 
 def _take_split(manifest: pd.DataFrame, config: PrepareConfig) -> tuple[str, ...]:
-    """Split as a published list says, in place. Returns what there is to say.
+    """Split as --split-file says, in place. Returns notes.
 
-    An image that the list does not name is left out, and so is one that it trains on while the same picture validates.
+    Quarantines images that the file does not list, and training images whose picture also validates.
     """
     assert config.split_file is not None
     file, good = config.split_file, schema.accepted(manifest)
@@ -145,7 +150,7 @@ def _take_split(manifest: pd.DataFrame, config: PrepareConfig) -> tuple[str, ...
     twins = good.index[(split == TRAIN) & good["duplicate_group"].isin(validating)]
     missing = good.index[split == ""]
     _quarantine(manifest, "twin validates", pd.Series(f"{file.name} validates on the same picture", index=twins))
-    _quarantine(manifest, "not in the split", pd.Series(f"{file.name} does not name it", index=missing))
+    _quarantine(manifest, "not in the split", pd.Series(f"{file.name} does not list it", index=missing))
     refuse_excess(manifest, config)
     return tuple(missing_strata(schema.accepted(manifest), "split", SPLITS))
 
