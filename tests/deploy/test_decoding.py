@@ -12,8 +12,8 @@ from hemafast.deploy.crops import Crops, choose_crops
 from hemafast.deploy.decoding import decode_images
 from hemafast.deploy.inputs import list_images
 from hemafast.engine.run import view_of
-from hemafast.prepare.threads import Pool
 from hemafast.prepare.image_checks import Header, strict_decoders
+from hemafast.prepare.threads import Pool
 
 
 def read(paths, crops=None, *, size=64, batch_size=8, threads=2):

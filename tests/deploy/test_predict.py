@@ -13,7 +13,8 @@ import pandas as pd
 import pytest
 import torch
 from command import hemafast
-from exported import CARD, Heard, card_on, hostile_checkpoints, write_run
+from exported import CARD, card_on, hostile_checkpoints, write_run
+from recorder import Recorder, Stage
 
 from hemafast.data.graph import GraphShape
 from hemafast.data.loader import eval_loader
@@ -338,9 +339,9 @@ def test_no_more_images_are_read_ahead_than_a_few_batches(fitted, tmp_path, make
 
 def test_progress_counts_every_image_of_every_group(fitted, cut, spoilt, tmp_path):
     other = write_run(tmp_path / "other", replace(card_on(cut), view=replace(card_on(cut).view, packed_size=48)))
-    heard = Heard()
-    predict([fitted, other], [str(spoilt)], Options(batch_size=2, **CPU), progress=heard)
-    assert heard.told == [("classifying", 12), 2, 2, 2, 2, 2, 2, "finished"]
+    recorder = Recorder()
+    predict([fitted, other], [str(spoilt)], Options(batch_size=2, **CPU), progress=recorder)
+    assert recorder.stages == [Stage("classifying", 12, "images", [0, 2, 4, 6, 8, 10, 12], finished=True)]
 
 
 def test_an_unknown_scale_is_told_once_for_all_models(fitted, cut, cells, tmp_path, caplog):
