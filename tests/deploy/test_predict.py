@@ -448,7 +448,7 @@ def test_the_command_takes_globs_files_and_zips(fitted, cells, tmp_path, named):
         (["{run}", "empty"], ["empty holds no images"]),
         (["{run}", "cells", "none"], ["There is no none"]),
         (["none.safetensors", "cells"], ["There is no none.safetensors"]),
-        (["cells", "--runs", "none"], ["There is no none/best_model.safetensors"]),
+        (["cells", "--runs", "none"], ["There is no none."]),
         (["unfinished", "cells"], ["There is no unfinished/best_model.safetensors", "epoch"]),
         (["damaged", "cells"], ["damaged/best_model.safetensors cannot be loaded"]),
         (["{run}", "cells", "--output", "cells"], ["cells is a folder"]),
@@ -462,8 +462,8 @@ def test_the_command_takes_globs_files_and_zips(fitted, cells, tmp_path, named):
 def test_what_cannot_be_done_is_one_line_and_writes_nothing(fitted, cells, tmp_path, arguments, words):
     for name in ("empty", "unfinished", "damaged"):
         (tmp_path / name).mkdir()
-    for file in ("config.json", "train.log"):
-        (tmp_path / "unfinished" / file).touch()
+    for file in ("unfinished/config.json", "unfinished/train.log", "last_model.ckpt"):
+        (tmp_path / file).touch()
     whole = (fitted / "best_model.safetensors").read_bytes()
     (tmp_path / "damaged" / "best_model.safetensors").write_bytes(whole[:-9])
     before = sorted(tmp_path.rglob("*"))
