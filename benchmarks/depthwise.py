@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from output import JsonFile, machine_line, ranged, table, times, write_json
 
+from hemafast.bench.effort import bench_settings
 from hemafast.bench.result import spread
 from hemafast.bench.settings import Bench
 from hemafast.bench.stations import Make
@@ -45,16 +46,17 @@ class Case:
 
     def bench(self, data: Path, batch_size: int) -> Bench:
         """As the bench has it: on the CPU, in full precision."""
-        return Bench(
-            data,
-            self.model,
-            self.image_size,
-            batch_size,
+        settings = bench_settings(
+            data=data,
+            model=self.model,
+            image_size=self.image_size,
+            batch_size=batch_size,
             device="cpu",
             amp="off",
             compile="off",
             freeze_stages=self.freeze_stages,
         )
+        return Bench(settings)
 
 
 CASES = (

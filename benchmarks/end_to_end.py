@@ -26,6 +26,7 @@ from typing import Annotated, Any
 import typer
 from output import JsonFileOrNone, machine_line, percentages, print_json, ranged, table
 
+from hemafast.bench.effort import bench_settings
 from hemafast.bench.result import spread
 from hemafast.bench.settings import Bench
 from hemafast.bench.training import step, validation
@@ -50,8 +51,8 @@ def training_command(bench: Bench, output: str) -> list[str]:
         "--image-size": bench.image_size,
         "--batch-size": bench.batch_size,
         "--policy": "basic",
-        "--device": bench.device,
-        "--amp": bench.amp,
+        "--device": bench.settings.device,
+        "--amp": bench.settings.amp,
         "--epochs": 2,
     }
     return [sys.executable, "-m", "hemafast", "train", "--quiet", *map(str, sum(options.items(), ()))]
@@ -115,7 +116,9 @@ def main(
     seconds: Annotated[float, typer.Option(help="Least length of a measurement of a bare step.")] = 30.0,
 ) -> None:
     """Measure whole epochs beside bare steps; about three minutes a round for 600 images on two cores."""
-    bench = Bench(data=data, model=model, image_size=image_size, batch_size=batch_size, device="cpu", amp="off")
+    bench = Bench(
+        bench_settings(data=data, model=model, image_size=image_size, batch_size=batch_size, device="cpu", amp="off")
+    )
     starts = [first_step_seconds(bench) for _ in range(1 + rounds)]
     found: list[dict[str, float]] = []
     with ExitStack() as stack:

@@ -45,7 +45,7 @@ def main(
     }
     for kind, station, case in CASES:
         bench = case.bench(data, batch_size)
-        benches = {side: replace(bench, folded=side == "folded") for side in ("folded", "apart")}
+        benches = {side: replace(bench, fused=side == "folded") for side in ("folded", "apart")}
         result["cases"].append(
             {"step": kind, "network": case.name} | race(case.name, station, benches, rounds, seconds)
         )

@@ -24,6 +24,7 @@ import typer
 from output import JsonFileOrNone, machine_line, print_json, ranged, table, times
 
 from hemafast.bench.ceilings import copy_bytes, matrix_product, memory_copy, product_flops
+from hemafast.bench.effort import bench_settings
 from hemafast.bench.plain import plain_step
 from hemafast.bench.result import spread
 from hemafast.bench.settings import Bench
@@ -173,7 +174,7 @@ def main(
         "models": {},
     }
     for name in model or MODELS:
-        bench = Bench(data=data, model=name, batch_size=batch_size, device="cpu", amp="off")
+        bench = Bench(bench_settings(data=data, model=name, batch_size=batch_size, device="cpu", amp="off"))
         raced = summary(name, bench.image_size, race(bench, rounds, seconds))
         results["models"][name] = {**raced, "shares_of_time": shares_of_time(bench)}
     print_json(results, json_file)

@@ -96,7 +96,7 @@ def _annotation(kind: type[Any], name: str, common: Collection[str] | None, defa
         metavar=option.metavar,
         hidden=_hidden(kind, name, common),
     )
-    return Annotated[hint | None, declared]  # type: ignore[operator]
+    return Annotated[hint | None, declared]
 
 
 def _flags(name: str) -> list[str]:
@@ -133,7 +133,7 @@ def _plain_type(hint: Any) -> Any:
 
 
 @cache
-def _hints(kind: type[Any]) -> dict[str, Any]:
+def _hints(kind: Any) -> dict[str, Any]:
     return get_type_hints(kind, include_extras=True)
 
 
