@@ -507,7 +507,7 @@ def _check(settings: PrepareConfig | TrainConfig) -> None:
     kind = type(settings)
     given = {one.name: _parsed(option_of(kind, one.name), getattr(settings, one.name)) for one in fields(settings)}
     try:
-        clean = _model_of(kind).model_validate(given)
+        clean = _model_of(kind).model_validate(given)  # type: ignore[arg-type] # a class is hashable
     except ValidationError as error:
         first = error.errors()[0]
         name = _name_of(first["loc"])

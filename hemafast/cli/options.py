@@ -105,7 +105,7 @@ def _flags(name: str) -> list[str]:
 
 def _typed(kind: type[Any], name: str) -> Any:
     """The type of a setting as typer takes it; what typer knows nothing of is text, which the settings parse."""
-    hint = _plain_type(_hints(kind)[name])
+    hint = _plain_type(_hints(kind)[name])  # type: ignore[arg-type] # a class is hashable
     if get_origin(hint) is tuple:
         parts = [_plain_type(part) for part in get_args(hint)]
         if option_of(kind, name).metavar == "N,N...|off":
