@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from output import JsonFile, machine_line, ranged, table, times, write_json
 
+from hemafast.bench.effort import bench_settings
 from hemafast.bench.result import spread
 from hemafast.bench.worker import Round, Worker
 from hemafast.engine.machine import choose_machine
@@ -45,7 +46,6 @@ class Case:
 
     def bench(self, data: Path, batch_size: int) -> Bench:
         """As the bench has it: on the CPU, in full precision."""
-        from hemafast.bench.effort import bench_settings
         from hemafast.bench.settings import Bench
 
         settings = bench_settings(

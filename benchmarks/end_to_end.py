@@ -26,12 +26,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from output import JsonFileOrNone, machine_line, percentages, print_json, ranged, table
 
+from hemafast.bench.effort import bench_settings
 from hemafast.bench.result import spread
 from hemafast.bench.worker import Worker
 from hemafast.data.dataset import open_dataset
 from hemafast.engine.machine import choose_machine
 from hemafast.errors import HemafastError
-from hemafast.prepare.split import TRAIN, VAL
+from hemafast.preparation.split import TRAIN, VAL
 from hemafast.run_folder import LOG
 
 if TYPE_CHECKING:
@@ -117,12 +118,12 @@ def main(
     seconds: Annotated[float, typer.Option(help="Least length of a measurement of a bare step.")] = 30.0,
 ) -> None:
     """Measure whole epochs beside bare steps; about three minutes a round for 600 images on two cores."""
-    from hemafast.bench.effort import bench_settings
     from hemafast.bench.settings import Bench
     from hemafast.bench.training import step, validation
 
-    asked: dict[str, Any] = {"model": model, "image_size": image_size, "batch_size": batch_size}
-    bench = Bench(bench_settings(data=data, device="cpu", amp="off", **asked))
+    bench = Bench(
+        bench_settings(data=data, model=model, image_size=image_size, batch_size=batch_size, device="cpu", amp="off")
+    )
     starts = [first_step_seconds(bench) for _ in range(1 + rounds)]
     found: list[dict[str, float]] = []
     with ExitStack() as stack:

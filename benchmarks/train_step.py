@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from output import JsonFileOrNone, machine_line, print_json, ranged, table, times
 
+from hemafast.bench.effort import bench_settings
 from hemafast.bench.result import spread
 from hemafast.bench.worker import Done, Round, Station, Worker
 from hemafast.data.dataset import open_dataset
@@ -172,7 +173,6 @@ def main(
     seconds: Annotated[float, typer.Option(help="Least length of a measurement.")] = 15.0,
 ) -> None:
     """Race training steps; about nine minutes a network on two cores."""
-    from hemafast.bench.effort import bench_settings
     from hemafast.bench.settings import Bench
 
     machine = choose_machine(device="cpu", amp="off", compiled="off")
