@@ -9,7 +9,7 @@ from typing import Any
 from output import machine_line, ranged, table, times
 
 from hemafast.data import augment
-from hemafast.prepare import verify
+from hemafast.prepare import image_checks
 from hemafast.presets import PRESETS
 
 SHOWN = ("augment, basic", "loader, files", "loader, torchvision", "step", "step, plain PyTorch", "end to end")
@@ -32,7 +32,7 @@ def tables(results: Mapping[str, Any]) -> dict[str, str]:
         "augmentation": _augmentation(),
         "policies": table(
             "kind | what happens | what it is",
-            [[kind, policy.action, policy.meaning] for kind, policy in verify.POLICIES.items()],
+            [[kind, policy.action, policy.meaning] for kind, policy in image_checks.POLICIES.items()],
         ),
     }
 

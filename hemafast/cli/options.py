@@ -150,7 +150,9 @@ def _default(kind: type[Any], name: str, defaults: dict[str, Any]) -> str:
     for preset, make in PRESETS.items():
         presets.setdefault(make().get(name, plain), []).append(preset)
     del presets[plain]
-    return "; ".join([as_typed(plain, none), *(f"{', '.join(presets[value])}: {value}" for value in presets)])
+    return "; ".join(
+        [as_typed(plain, none), *(f"{', '.join(presets[value])}: {as_typed(value, none)}" for value in presets)]
+    )
 
 
 def as_typed(value: Any, none: str = "off") -> str:

@@ -5,7 +5,7 @@ import time
 import pytest
 
 from hemafast.config import seconds_of
-from hemafast.engine import course, hooks
+from hemafast.engine import duration, hooks
 from hemafast.engine.checkpoint import load_best, load_last
 from hemafast.engine.journal import read_rows
 from hemafast.engine.step import TrainStep
@@ -17,7 +17,7 @@ from hemafast.run_folder import BEST, LAST
 @pytest.fixture(autouse=True)
 def no_report(monkeypatch):
     """Nothing is evaluated here."""
-    monkeypatch.setattr(course, "_REPORT", 0.0)
+    monkeypatch.setattr(duration, "_REPORT", 0.0)
 
 
 @pytest.fixture

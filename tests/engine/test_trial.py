@@ -4,10 +4,12 @@ import dataclasses
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from steps import CPU
 
+from hemafast.data.dataset import open_dataset
 from hemafast.engine import trial
 from hemafast.engine.distributed import World
 from hemafast.engine.machine import Choice
@@ -35,6 +37,10 @@ class Timed:
     def __call__(self, size, compiled):
         self.asked.append((size, compiled))
         return self.seconds(size, compiled)
+
+
+def decided(config):
+    return decide(config, open_dataset(config.data), World())
 
 
 # The batch size on a CPU
@@ -212,11 +218,11 @@ def timed(monkeypatch):
 
 def test_numbers_come_in_the_place_of_auto_and_the_next_run_asks_no_more(settings, timed):
     seconds = timed(lambda size, compiled: 1.0 + abs(size - 32) / 8)
-    config, choices = decide(settings(batch_size="auto", compile="off"), World())
+    config, choices = decided(settings(batch_size="auto", compile="off"))
     assert config.batch_size == 32
     assert [choice.name for choice in choices] == ["batch size"]
     seconds.asked.clear()
-    again, choices = decide(settings(batch_size="auto", compile="off"), World())
+    again, choices = decided(settings(batch_size="auto", compile="off"))
     assert again.batch_size == 32
     assert seconds.asked == []
     assert "found before" in choices[0].reason
@@ -225,7 +231,7 @@ def test_numbers_come_in_the_place_of_auto_and_the_next_run_asks_no_more(setting
 def test_what_was_asked_for_is_not_tried(settings, timed):
     seconds = timed(lambda size, compiled: 1.0)
     asked = settings(batch_size=8, compile="off")
-    assert decide(asked, World()) == (asked, ())
+    assert decided(asked) == (asked, ())
     assert seconds.asked == []
 
 
@@ -253,11 +259,11 @@ def with_bf16(monkeypatch):
 @pytest.mark.parametrize(("bf16", "amp", "value"), [(0.5, "bf16", "bf16"), (0.95, "off", "fp32"), (2.0, "off", "fp32")])
 def test_a_cpu_with_bf16_takes_it_if_it_is_clearly_faster_and_asks_once(settings, with_bf16, bf16, amp, value):
     asked = with_bf16(off=1.0, bf16=bf16)
-    config, (choice,) = decide(settings(amp="auto", compile="off"), World())
+    config, (choice,) = decided(settings(amp="auto", compile="off"))
     assert config.amp == amp
     assert (choice.name, choice.value) == ("precision", value)
     assert asked == [("fp32", "off"), ("bf16", "bf16")]
-    again, (choice,) = decide(settings(amp="auto", compile="off"), World())
+    again, (choice,) = decided(settings(amp="auto", compile="off"))
     assert again.amp == amp
     assert "found before" in choice.reason
     assert len(asked) == 2
@@ -266,20 +272,20 @@ def test_a_cpu_with_bf16_takes_it_if_it_is_clearly_faster_and_asks_once(settings
 @pytest.mark.parametrize("amp", ["off", "bf16"])
 def test_a_precision_that_was_asked_for_is_not_tried(settings, with_bf16, amp):
     asked, config = with_bf16(), settings(amp=amp, compile="off")
-    assert decide(config, World()) == (config, ())
+    assert decided(config) == (config, ())
     assert asked == []
 
 
 def test_a_cpu_without_bf16_tries_no_precision(settings, with_bf16, monkeypatch):
     asked = with_bf16()
     monkeypatch.setattr("hemafast.engine.machine.cpu_flags", lambda: frozenset({"avx2"}))
-    config, choices = decide(settings(amp="auto", compile="off"), World())
+    config, choices = decided(settings(amp="auto", compile="off"))
     assert (config.amp, choices, asked) == ("auto", (), [])
 
 
 def test_a_short_run_does_not_try_compiling(settings, timed):
     seconds = timed(lambda size, compiled: 0.01)
-    config, (choice,) = decide(settings(compile="auto"), World())
+    config, (choice,) = decided(settings(compile="auto"))
     assert config.compile == "off"
     assert (choice.name, choice.value) == ("torch.compile", "off")
     assert "too short" in choice.reason
@@ -288,30 +294,30 @@ def test_a_short_run_does_not_try_compiling(settings, timed):
 
 def test_a_run_on_a_short_budget_tries_no_compiling_however_many_epochs_it_names(settings, timed):
     seconds = timed(lambda size, compiled: 100.0)
-    config, (choice,) = decide(settings(compile="auto", epochs=20, time_budget=900), World())
+    config, (choice,) = decided(settings(compile="auto", epochs=20, time_budget=900))
     assert config.compile == "off"
     assert "15 minutes" in choice.reason
     assert seconds.asked == []
-    decide(settings(compile="auto", epochs=20, time_budget=7200), World())
+    decided(settings(compile="auto", epochs=20, time_budget=7200))
     assert (8, True) in seconds.asked
 
 
 @pytest.mark.parametrize(("compiled_takes", "value"), [(50.0, "on"), (150.0, "off")])
 def test_a_long_run_takes_the_faster_form_and_asks_once(settings, timed, compiled_takes, value):
     seconds = timed(lambda size, compiled: compiled_takes if compiled else 100.0)  # 5 updates an epoch, 20 epochs
-    config, (choice,) = decide(settings(compile="auto", epochs=20), World())
+    config, (choice,) = decided(settings(compile="auto", epochs=20))
     assert config.compile == value
     assert (choice.name, choice.value) == ("torch.compile", value)
     assert (8, True) in seconds.asked
     seconds.asked.clear()
-    assert decide(settings(compile="auto", epochs=20), World())[0].compile == value
+    assert decided(settings(compile="auto", epochs=20))[0].compile == value
     assert seconds.asked == []
 
 
 def test_without_a_compiler_nothing_is_tried(settings, timed, monkeypatch):
     seconds = timed(lambda size, compiled: 1e6)
     monkeypatch.setattr(trial.shutil, "which", lambda name: None)
-    config, (choice,) = decide(settings(compile="auto"), World())
+    config, (choice,) = decided(settings(compile="auto"))
     assert config.compile == "off"
     assert "g++" in choice.reason
     assert seconds.asked == []
@@ -325,6 +331,6 @@ def test_a_trial_times_the_steps_of_a_run(settings, monkeypatch):
         step(self, batch, lr, totals, **named)
 
     monkeypatch.setattr(TrainStep, "__call__", spy)
-    assert 0 < trial._seconds_of(settings(image_size=32), CPU, 5)(4, False) < 60
+    assert 0 < trial._seconds_of(settings(image_size=32), CPU, np.full(5, 10))(4, False) < 60
     assert set(seen) == {((4, 3, 32, 32), torch.uint8)}
     assert len(seen) > 1  # the first is not what a step takes
