@@ -34,7 +34,7 @@ from hemafast.data.dataset import open_dataset
 from hemafast.engine.journal import column, read_rows
 from hemafast.engine.machine import choose_machine
 from hemafast.errors import HemafastError
-from hemafast.prepare.split import TRAIN, VAL
+from hemafast.preparation.split import TRAIN, VAL
 from hemafast.run_folder import LOG
 
 _LINE = re.compile(r"^(\S+ \S+) INFO epoch (\d+)/", flags=re.MULTILINE)

@@ -22,7 +22,7 @@ from output import JsonFileAddedTo, before, machine_line, table, write_json
 from time_to_score import prepare_real
 
 from hemafast.engine.machine import choose_machine
-from hemafast.prepare.split import TRAIN, VAL
+from hemafast.preparation.split import TRAIN, VAL
 
 BUDGETS = (("fast", 60), ("fast", 120), ("quick", 120), ("quick", 300), ("best", 300))
 """Presets and seconds."""

@@ -37,10 +37,10 @@ from PIL import Image
 
 from hemafast.config import AUTO_FIELD_OF_VIEW, PrepareConfig
 from hemafast.engine.machine import machine_facts
-from hemafast.prepare.archive import Archive, find_archives, open_archive
-from hemafast.prepare.build import prepare
-from hemafast.prepare.duplicates import find_near
-from hemafast.prepare.pixels import SquareDecoder, centre_windows
+from hemafast.preparation.archive import Archive, find_archives, open_archive
+from hemafast.preparation.build import prepare
+from hemafast.preparation.duplicates import find_near
+from hemafast.preparation.pixels import SquareDecoder, centre_windows
 from hemafast.taxonomy import UM_PER_PIXEL
 
 PREPARE, PLAIN, OURS = "prepare", "DALI, shorter side to 256 and centre crop", "DALI, the operators of prepare"

@@ -44,7 +44,7 @@ def prepare(
     Raises:
         HemafastError: a setting makes no sense, an archive cannot be trusted, or too many images are unreadable.
     """
-    from hemafast.prepare.build import prepare as prepare_dataset
+    from hemafast.preparation.build import prepare as prepare_dataset
 
     given = {"source": Path(source), "output": Path(output) if output else Path(source) / "prepared", **settings}
     return open_dataset(prepare_dataset(checked(PrepareConfig, given), progress=progress, workers=workers).folder)

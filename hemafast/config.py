@@ -136,7 +136,10 @@ def _scale(text: str) -> tuple[str, str]:
 
 @dataclass(frozen=True, kw_only=True)
 class PrepareConfig:
-    """How archives become a prepared data set. Raises HemafastError for a value or a combination that makes no sense."""
+    """How archives become a prepared data set.
+
+    Raises HemafastError for a value or a combination that makes no sense.
+    """
 
     source: Path = option(Path("Source"), "Folder of zips or folders, one per domain.", DATA, common=True)
     output: Path = option(

@@ -33,8 +33,7 @@ def asked_of_training(*arguments, cwd=None) -> TrainConfig:
     """The settings that `hemafast train ARGUMENTS` would train with."""
     asked = []
     with pytest.MonkeyPatch.context() as change:
-        change.setattr("hemafast.cli.training.refuse_missing_data", lambda folder: None)
-        change.setattr("hemafast.engine.trainer.train", lambda config, *, go_on, began, progress: asked.append(config))
+        change.setattr("hemafast.engine.trainer.train", lambda config, **_: asked.append(config))
         change.setattr("hemafast.cli.training.refuse_missing_data", lambda folder: None)
         done = hemafast("train", *arguments, cwd=cwd)
     assert done.returncode == 0, done.stderr

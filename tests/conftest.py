@@ -16,7 +16,7 @@ from hemafast.config import PrepareConfig, TrainConfig, checked
 from hemafast.data.dataset import Dataset, Samples, open_dataset
 from hemafast.engine.trainer import train
 from hemafast.evaluate.evaluate import evaluate_run
-from hemafast.prepare.build import Prepared, prepare
+from hemafast.preparation.build import Prepared, prepare
 
 TrainOn = Callable[..., Path]
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from hemafast.prepare.schema import MANIFEST_COLUMNS
+from hemafast.preparation.schema import MANIFEST_COLUMNS
 
 ROOT = Path(__file__).resolve().parent.parent
 COMMANDS = (

@@ -32,7 +32,7 @@ def decode(bench: Bench) -> Station:
     """Encoded images that lie in memory to pixels, by DALI: the ceiling of whatever decodes each epoch."""
     from nvidia.dali import Pipeline, fn
 
-    from hemafast.prepare.pixels import decode_image
+    from hemafast.preparation.pixels import decode_image
 
     machine = bench.machine()
     encoded = [

@@ -16,7 +16,7 @@ from hemafast.bench.settings import Bench
 from hemafast.bench.stations import COPY, PRODUCT, RATIOS, UNITS, groups
 from hemafast.bench.worker import Round, Worker
 from hemafast.errors import HemafastError
-from hemafast.prepare.split import TRAIN
+from hemafast.preparation.split import TRAIN
 from hemafast.progress import SILENT, Progress
 
 Result = dict[str, Any]

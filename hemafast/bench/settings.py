@@ -13,7 +13,7 @@ from hemafast.data.graph import GraphShape, Source
 from hemafast.data.loader import Loader, train_loader
 from hemafast.engine.machine import Machine, choose_machine, tune_allocator
 from hemafast.engine.plan import batch_size_of, policy_of
-from hemafast.prepare.split import TRAIN
+from hemafast.preparation.split import TRAIN
 
 
 @dataclass(frozen=True, slots=True)

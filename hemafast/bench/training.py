@@ -97,7 +97,7 @@ def ready_batches(bench: Bench) -> Sequence[Batch]:
 def _built(bench: Bench) -> tuple[Learner, Machine]:
     """What training builds from these settings; weights are random, their values change nothing about the time."""
     from hemafast.engine.build import build_learner
-    from hemafast.prepare.split import TRAIN
+    from hemafast.preparation.split import TRAIN
 
     machine = bench.machine(tuned=True)
     learner = build_learner(

@@ -40,7 +40,7 @@ def demo(
     them says anything about real blood.
     """
     from hemafast.demo.archives import write_demo_archives
-    from hemafast.prepare.archive import list_archives
+    from hemafast.preparation.archive import list_archives
 
     progress = listen(verbose=verbose, quiet=quiet)
     present = list_archives(source) if source.is_dir() else []
@@ -71,7 +71,7 @@ def prepare(
     """
     settings = checked(PrepareConfig, {"output": asked.get("source", PrepareConfig.source) / "prepared", **asked})
     progress = listen(verbose=verbose, quiet=quiet or as_json)
-    from hemafast.prepare.build import prepare as prepare_dataset
+    from hemafast.preparation.build import prepare as prepare_dataset
 
     try:
         prepared = prepare_dataset(settings, progress=progress, workers=workers)
@@ -101,7 +101,7 @@ def verify(
     quiet: Quiet = False,
 ) -> None:
     """Hash a prepared data set again: every image, every packed pixel, every list. Exit code 1 if anything differs."""
-    from hemafast.prepare.verify import verify as verify_dataset
+    from hemafast.preparation.verify import verify as verify_dataset
 
     found = verify_dataset(data, progress=listen(verbose=verbose, quiet=quiet or as_json))
     if as_json:

@@ -13,7 +13,7 @@ from rich.text import Text
 
 from hemafast.doctor.finding import Finding, Verdict
 from hemafast.metrics import with_pooled
-from hemafast.prepare.schema import QUARANTINE, DatasetInfo, Refused
+from hemafast.preparation.schema import QUARANTINE, DatasetInfo, Refused
 from hemafast.run_folder import RunSummary
 
 if TYPE_CHECKING:

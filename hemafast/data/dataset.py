@@ -13,11 +13,11 @@ import pandas as pd
 
 from hemafast.data.geometry import window_side
 from hemafast.errors import HemafastError
-from hemafast.prepare import schema
-from hemafast.prepare.pixels import Windows, centre_windows
-from hemafast.prepare.reader import PackedPixels, PreparedFiles, read_prepared
-from hemafast.prepare.split import SPLITS
-from hemafast.prepare.webdataset import Members, read_members
+from hemafast.preparation import schema
+from hemafast.preparation.pixels import Windows, centre_windows
+from hemafast.preparation.reader import PackedPixels, PreparedFiles, read_prepared
+from hemafast.preparation.split import SPLITS
+from hemafast.preparation.webdataset import Members, read_members
 
 if TYPE_CHECKING:
     from hemafast.data.augment import Policy
@@ -96,11 +96,6 @@ class Dataset:
     def table(self) -> pd.DataFrame:
         """The manifest: one row per image, quarantined ones included, with path, label, domain, split and verdict."""
         return self.files.manifest
-
-    manifest = table  # TEMP
-
-    def images(self, split):
-        return self.split(split)  # TEMP
 
     @property
     def classes(self) -> list[str]:

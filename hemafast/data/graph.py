@@ -10,7 +10,7 @@ from typing import Any, Literal
 from hemafast.data import operators
 from hemafast.data.augment import Policy
 from hemafast.data.geometry import window_side
-from hemafast.prepare.pixels import cut_window, decode_image
+from hemafast.preparation.pixels import cut_window, decode_image
 
 Node = Any  # nvidia.dali.data_node.DataNode
 Feeds = Iterator[tuple[Any, ...]]

@@ -17,7 +17,7 @@ from hemafast.data.graph import GraphShape, Source, build_graph, default_threads
 from hemafast.data.source import open_source
 from hemafast.data.stream import ALONE, BatchStream, Draw, Process
 from hemafast.errors import HemafastError
-from hemafast.prepare.split import VAL
+from hemafast.preparation.split import VAL
 
 if TYPE_CHECKING:
     import torch

@@ -15,7 +15,7 @@ from hemafast.data.dataset import Samples, open_dataset
 from hemafast.data.graph import GraphShape
 from hemafast.data.loader import train_loader
 from hemafast.pictures import save, subplots
-from hemafast.prepare.split import TRAIN
+from hemafast.preparation.split import TRAIN
 
 Pixels = npt.NDArray[np.uint8]
 

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from hemafast.deploy.inputs import Image
 from hemafast.engine.checkpoint import View
 from hemafast.errors import HemafastError
-from hemafast.prepare import safety
+from hemafast.preparation import safety
 
 _SMALLEST = 16  # px
 

@@ -10,10 +10,9 @@ import numpy as np
 
 from hemafast.deploy.crops import Crops
 from hemafast.deploy.inputs import Image, read_images
-from hemafast.prepare.image_checks import refuse_other_pixels
-from hemafast.prepare.pixels import Decoded, SquareDecoder, Windows, centre_windows, cut_window, runs_within
-from hemafast.prepare.threads import Pool
-from hemafast.prepare.image_checks import Header, Pixels, UnreadableImageError, verify_image
+from hemafast.preparation.image_checks import Header, Pixels, UnreadableImageError, refuse_other_pixels, verify_image
+from hemafast.preparation.pixels import Decoded, SquareDecoder, Windows, centre_windows, cut_window, runs_within
+from hemafast.preparation.threads import Pool
 
 _BATCH_BYTES = 64 * 2**20  # encoded; a batch of larger files is shorter
 _UNKNOWN = Header(0, 0, "", "")

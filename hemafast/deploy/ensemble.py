@@ -12,7 +12,7 @@ from hemafast.deploy.model import Model
 from hemafast.engine.checkpoint import View
 from hemafast.engine.machine import Machine
 from hemafast.errors import HemafastError
-from hemafast.prepare.image_checks import Pixels
+from hemafast.preparation.image_checks import Pixels
 
 
 class Ensemble:

@@ -26,8 +26,8 @@ from hemafast.deploy.plan import Options, Plan, plan_for
 from hemafast.errors import HemafastError
 from hemafast.files import write_whole
 from hemafast.pictures import save, subplots
-from hemafast.prepare.threads import Pool
-from hemafast.prepare.image_checks import strict_decoders
+from hemafast.preparation.image_checks import strict_decoders
+from hemafast.preparation.threads import Pool
 from hemafast.progress import SILENT, Progress, stage
 
 Pixels = npt.NDArray[np.uint8]

@@ -21,7 +21,7 @@ from hemafast.deploy.model_card import model_card
 from hemafast.engine.checkpoint import ModelCard, load_best, model_file
 from hemafast.errors import HemafastError
 from hemafast.files import write_whole
-from hemafast.prepare.split import VAL
+from hemafast.preparation.split import VAL
 from hemafast.run_folder import read_config
 
 CARD = "MODEL_CARD.md"

@@ -20,9 +20,9 @@ import numpy as np
 import numpy.typing as npt
 
 from hemafast.errors import HemafastError
-from hemafast.prepare import safety
-from hemafast.prepare.archive import Entry, entry_reader, is_image, zip_entries
-from hemafast.prepare.image_checks import FORMATS, MAX_PIXELS, Pixels
+from hemafast.preparation import safety
+from hemafast.preparation.archive import Entry, entry_reader, is_image, zip_entries
+from hemafast.preparation.image_checks import FORMATS, MAX_PIXELS, Pixels
 
 Images = str | Path | Sequence[str | Path] | npt.NDArray[np.uint8] | Sequence[npt.NDArray[np.uint8]]
 """Paths of files, folders, zips and globs; or uint8 RGB (height, width, 3), several such, or (n, height, width, 3)."""

@@ -20,7 +20,7 @@ from hemafast.errors import HemafastError
 from hemafast.evaluate.calibration import SENSITIVITY
 from hemafast.metrics import with_pooled
 from hemafast.model import Classifier
-from hemafast.prepare.split import TRAIN
+from hemafast.preparation.split import TRAIN
 from hemafast.run_folder import METRICS, read_metrics
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ def model_card(exported: Exported, model: Classifier, card: ModelCard, folder: P
 
 def training_counts(dataset: Dataset) -> Counts:
     """Training images of `dataset` by domain and class, zeros included."""
-    images = dataset.images(TRAIN)
+    images = dataset.split(TRAIN)
     table = pd.crosstab(images["domain"], images["label"]).reindex(columns=dataset.info.classes, fill_value=0)
     return {str(domain): {str(name): int(count) for name, count in row.items()} for domain, row in table.iterrows()}
 

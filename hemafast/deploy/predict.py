@@ -23,8 +23,8 @@ from hemafast.deploy.plan import Group, Options, Plan, make_plan, sort_named
 from hemafast.deploy.submission import refuse_submission, submission_table
 from hemafast.errors import HemafastError
 from hemafast.evaluate.predictions import prediction_table, write_predictions
-from hemafast.prepare.threads import Pool, made_ahead
-from hemafast.prepare.image_checks import Pixels, strict_decoders
+from hemafast.preparation.image_checks import Pixels, strict_decoders
+from hemafast.preparation.threads import Pool, made_ahead
 from hemafast.progress import SILENT, Progress, stage
 
 OK, ABSTAINED, FAILED = "ok", "abstained", "error"

@@ -9,8 +9,8 @@ import numpy.typing as npt
 import pandas as pd
 
 from hemafast.data.dataset import Dataset
-from hemafast.prepare import schema
-from hemafast.prepare.split import SPLITS
+from hemafast.preparation import schema
+from hemafast.preparation.split import SPLITS
 
 _SEED = 0  # of samples and pixels: the page is the same each time
 _IMAGES_FOR_COLOUR = 300  # per domain

@@ -13,8 +13,8 @@ from hemafast.eda import measure, plots
 from hemafast.errors import HemafastError
 from hemafast.pages import render
 from hemafast.pictures import data_address, drawn, embedded_pixels
-from hemafast.prepare import schema
-from hemafast.prepare.reader import PackedPixels
+from hemafast.preparation import schema
+from hemafast.preparation.reader import PackedPixels
 from hemafast.progress import SILENT, Progress, stage
 
 PAGE = "eda.html"

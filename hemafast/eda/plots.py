@@ -21,7 +21,7 @@ from hemafast.pictures import (
     short,
     subplots,
 )
-from hemafast.prepare.reader import PackedPixels
+from hemafast.preparation.reader import PackedPixels
 
 DPI = 200
 _CELL = 0.9  # inches: side of a sample

@@ -23,7 +23,7 @@ from hemafast.errors import HemafastError
 from hemafast.fuse_norm import fuse_batch_norms
 from hemafast.model import Classifier, build_model
 from hemafast.objective import CrossEntropy, build_loss
-from hemafast.prepare.split import TRAIN
+from hemafast.preparation.split import TRAIN
 from hemafast.weights import load_initial_weights
 
 if TYPE_CHECKING:

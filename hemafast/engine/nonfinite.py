@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from hemafast.data.dataset import Dataset
 from hemafast.data.loader import Batch
 from hemafast.files import write_whole
-from hemafast.prepare.split import TRAIN
+from hemafast.preparation.split import TRAIN
 from hemafast.run_folder import NONFINITE
 
 

@@ -18,7 +18,7 @@ from hemafast.engine.distributed import World
 from hemafast.engine.machine import Machine, choose_input, machine_for
 from hemafast.engine.trial import decide
 from hemafast.errors import HemafastError
-from hemafast.prepare.split import TRAIN, VAL
+from hemafast.preparation.split import TRAIN, VAL
 
 logger = logging.getLogger("hemafast")
 

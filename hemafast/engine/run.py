@@ -19,7 +19,7 @@ from hemafast.engine.schedule import Schedule
 from hemafast.engine.step import Totals, update_plan
 from hemafast.errors import HemafastError
 from hemafast.model import Classifier
-from hemafast.prepare.schema import DatasetInfo
+from hemafast.preparation.schema import DatasetInfo
 
 
 @dataclass(slots=True)

@@ -19,7 +19,7 @@ def exit_code(number: int) -> int:
     return 128 + number
 
 
-class SecondSignal(KeyboardInterrupt):  # noqa: N818 - as KeyboardInterrupt
+class SecondSignal(KeyboardInterrupt):
     """The user does not want to wait for the next step. The last checkpoint stays valid."""
 
     def __init__(self, number: int) -> None:

@@ -27,7 +27,7 @@ from hemafast.engine.machine import Choice, Machine, machine_for
 from hemafast.engine.step import Totals
 from hemafast.errors import HemafastError
 from hemafast.files import write_whole
-from hemafast.prepare.split import TRAIN
+from hemafast.preparation.split import TRAIN
 
 logger = logging.getLogger("hemafast")
 

@@ -32,7 +32,7 @@ from hemafast.files import write_whole
 from hemafast.metrics import macro_f1, with_pooled
 from hemafast.model import Classifier
 from hemafast.pictures import confusion_figure, save
-from hemafast.prepare.split import TRAIN, VAL, assign_split
+from hemafast.preparation.split import TRAIN, VAL, assign_split
 from hemafast.run_folder import (
     BEST,
     CONFUSION_PLOT,

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hemafast.data.dataset import Samples
-from hemafast.prepare.image_checks import Pixels
+from hemafast.preparation.image_checks import Pixels
 from hemafast.progress import SILENT, Progress, stage
 
 Features = npt.NDArray[np.float64]

@@ -23,7 +23,7 @@ from hemafast.experiments.runs import Failed, Outcome, Plan, Scored, run_all, wa
 from hemafast.experiments.shortcut import POOLED, Shortcuts, check_shortcuts
 from hemafast.pages import render
 from hemafast.pictures import data_address, drawn
-from hemafast.prepare.split import TRAIN, VAL
+from hemafast.preparation.split import TRAIN, VAL
 from hemafast.progress import SILENT, Progress
 from hemafast.run_folder import PREDICTIONS
 

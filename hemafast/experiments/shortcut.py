@@ -17,7 +17,7 @@ from hemafast.errors import name_some
 from hemafast.evaluate.metrics import count_scores
 from hemafast.experiments.border import Features, border_features, border_pixels
 from hemafast.experiments.resampled import Estimate, Labels, estimate, resampled_confusions
-from hemafast.prepare.split import TRAIN, VAL
+from hemafast.preparation.split import TRAIN, VAL
 from hemafast.progress import SILENT, Progress
 
 MAJORITY, DOMAIN, BORDER_ALONE = "nothing", "its domain", "its border"

@@ -18,7 +18,7 @@ from hemafast.experiments.plan import RESULTS, Experiment, Sweep
 from hemafast.experiments.plots import plot_summary
 from hemafast.experiments.runs import Failed, Outcome, Plan, Scored, run_all, warnings_about, write_files
 from hemafast.pictures import confusion_figure, drawn, save
-from hemafast.prepare.split import TRAIN, VAL
+from hemafast.preparation.split import TRAIN, VAL
 from hemafast.progress import SILENT, Progress
 
 SUMMARY = "results_summary.csv"

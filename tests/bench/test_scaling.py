@@ -13,7 +13,7 @@ from scipy import stats
 from hemafast.bench.settings import Bench
 from hemafast.bench.worker import Done, Round
 from hemafast.pictures import pixels_of
-from hemafast.prepare.schema import DatasetInfo
+from hemafast.preparation.schema import DatasetInfo
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent / "benchmarks"))
 

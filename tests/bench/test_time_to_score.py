@@ -16,7 +16,7 @@ import output
 import time_to_score
 
 from hemafast.config import train_config
-from hemafast.prepare.schema import DatasetInfo
+from hemafast.preparation.schema import DatasetInfo
 
 PREPARATION = {"hemafast": 10.0, "reference": 2.0}
 

@@ -12,7 +12,7 @@ from torchvision import transforms
 from hemafast.data import operators
 from hemafast.data.augment import ENHANCEMENTS, POLICIES, draw_views
 from hemafast.data.geometry import SYMMETRIES, about_centre, random_resized_windows, rotations
-from hemafast.prepare.pixels import cut_window
+from hemafast.preparation.pixels import cut_window
 
 
 def _run(operate, images, *parameters, conditionals=False):

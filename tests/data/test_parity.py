@@ -10,7 +10,7 @@ from hemafast.config import PrepareConfig
 from hemafast.data.dataset import Samples, open_dataset
 from hemafast.data.graph import GraphShape
 from hemafast.data.loader import eval_loader
-from hemafast.prepare.build import prepare
+from hemafast.preparation.build import prepare
 
 LARGEST, MEAN = 3, 0.5
 """Levels of 255 by which a pixel may differ, and all of them on average: both sides round, at other places."""

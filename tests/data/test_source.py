@@ -101,7 +101,7 @@ def test_damaged_tars_are_refused(tarred_copy, damage):
 
 def test_folds_have_tars_of_their_own(make_archive, tmp_path):
     from hemafast.config import PrepareConfig
-    from hemafast.prepare.build import prepare
+    from hemafast.preparation.build import prepare
 
     make_archive(tmp_path / "source" / "Lab.zip", {"monocyte": 6, "basophil": 6})
     settings = PrepareConfig(

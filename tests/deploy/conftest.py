@@ -5,7 +5,7 @@ import pytest
 from hemafast.config import PrepareConfig
 from hemafast.data.dataset import open_dataset
 from hemafast.evaluate.evaluate import evaluate_run
-from hemafast.prepare.build import prepare
+from hemafast.preparation.build import prepare
 
 
 @pytest.fixture(scope="session")

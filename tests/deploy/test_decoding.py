@@ -12,8 +12,8 @@ from hemafast.deploy.crops import Crops, choose_crops
 from hemafast.deploy.decoding import decode_images
 from hemafast.deploy.inputs import list_images
 from hemafast.engine.run import view_of
-from hemafast.prepare.threads import Pool
-from hemafast.prepare.image_checks import Header, strict_decoders
+from hemafast.preparation.image_checks import Header, strict_decoders
+from hemafast.preparation.threads import Pool
 
 
 def read(paths, crops=None, *, size=64, batch_size=8, threads=2):
@@ -33,7 +33,7 @@ def test_squares_are_those_that_preparation_packs(cut, batch_size, from_zips):
     chosen = choose_crops(list_images(map(str, paths)), view_of(cut.info, 64), None)
     assert set(chosen.sides) == {50, 56}
     batches, names = read(paths, chosen, batch_size=batch_size)
-    manifest = cut.manifest
+    manifest = cut.table
     known = {path.split("/", 1)[1]: row for row, path in zip(manifest.index, manifest["path"], strict=True)}
     packed = cut.files.packed[64]
     assert [row for batch in batches for row in batch.rows] == list(range(len(known))) == list(range(len(names)))
@@ -102,7 +102,9 @@ def test_what_dali_alone_cannot_decode_is_an_error_of_that_image(cells, monkeypa
 
 
 def test_a_file_that_decoders_read_differently_is_an_error(cells, monkeypatch):
-    monkeypatch.setattr("hemafast.prepare.image_checks.decode_reference", lambda data: np.zeros((60, 64, 3), np.uint8))
+    monkeypatch.setattr(
+        "hemafast.preparation.image_checks.decode_reference", lambda data: np.zeros((60, 64, 3), np.uint8)
+    )
     verify = decoding.verify_image
     monkeypatch.setattr(decoding, "verify_image", lambda *of: replace(verify(*of), reference=None))
     (batch,), _ = read([cells])

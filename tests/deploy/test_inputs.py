@@ -11,7 +11,7 @@ import pytest
 from hemafast.deploy import inputs
 from hemafast.deploy.inputs import Image, list_images, read_images
 from hemafast.errors import HemafastError
-from hemafast.prepare.safety import MAX_IMAGE_BYTES
+from hemafast.preparation.safety import MAX_IMAGE_BYTES
 
 
 def names(*paths):

@@ -110,7 +110,7 @@ def test_the_input_is_described_as_preparation_makes_it(tmp_path):
 def test_training_images_are_counted_by_class_and_domain(scored, dataset):
     rows = Html(card_of(scored[0])).rows
     counts = training_counts(dataset)
-    images = dataset.images("train")
+    images = dataset.split("train")
     assert sum(sum(of.values()) for of in counts.values()) == len(images)
     (header,) = [row for row in rows if row[1:2] == ["class"]]
     assert header[2:4] == [f"trained on, {name}" for name in counts]

@@ -26,7 +26,7 @@ from hemafast.engine.checkpoint import Calibration, load_best, read_card, save_b
 from hemafast.errors import HemafastError
 from hemafast.evaluate.calibration import soften
 from hemafast.evaluate.predictions import read_predictions
-from hemafast.prepare.split import VAL
+from hemafast.preparation.split import VAL
 
 CPU = {"device": "cpu"}
 
@@ -79,7 +79,7 @@ def test_predictions_are_those_of_evaluation(fitted, cut, from_zips):
     source = cut.folder.parent
     paths = [source / "Acevedo_20.zip", source / "Matek_19.zip"] if from_zips else [cut.folder / "images"]
     table = ask(fitted, paths)
-    assert len(table) == len(cut.manifest)
+    assert len(table) == len(cut.table)
     assert [name for name in table if name.startswith("p_")] == [f"p_{name}" for name in classes]
     key = table["image"].str.replace(".zip", "").str.split("/").str[-3:].str.join("/")
     ours = table.set_index(key).loc[expected["image"].str.removeprefix("images/")]

@@ -15,8 +15,8 @@ from hemafast.data.dataset import open_dataset
 from hemafast.eda import measure, plots
 from hemafast.eda.page import write_eda
 from hemafast.errors import HemafastError
-from hemafast.prepare import schema
-from hemafast.prepare.build import prepare
+from hemafast.preparation import schema
+from hemafast.preparation.build import prepare
 
 PICTURES = ("class_balance", "colours", "image_sizes", "samples", "split")
 HOSTILE_DOMAINS = ("<script>alert(1)", "_$x^{$ 白血球 " + "w" * 90)
@@ -131,7 +131,7 @@ def test_the_split_is_that_of_the_manifest(page, mixed):
     dataset = open_dataset(mixed)
     text = " ".join(section(page, "Split").split())
     for split in ("train", "val"):
-        rows = dataset.manifest[dataset.manifest["split"] == split]
+        rows = dataset.table[dataset.table["split"] == split]
         counts = [(rows["domain"] == domain).sum() for domain in ("Acevedo_20", "Other")]
         assert f"all {counts[0]} {counts[1]}" in text
     assert dataset.info.fingerprint in text
@@ -153,7 +153,7 @@ def test_samples_are_of_their_class_and_domain(mixed):
     assert set(samples["basophil"]) == {"Acevedo_20", "Other"}
     for label, domains in samples.items():
         for domain, rows in domains.items():
-            chosen = dataset.manifest.loc[rows]
+            chosen = dataset.table.loc[rows]
             assert 1 <= len(set(rows)) == len(rows) <= 5
             assert set(chosen["label"]) == {label}
             assert set(chosen["domain"]) == {domain}
@@ -164,7 +164,7 @@ def test_colours_are_those_of_the_pixels(mixed):
     dataset = open_dataset(mixed)
     packed = dataset.files.packed[64]
     for domain, pixels in measure.sample_pixels(dataset).items():
-        images = schema.accepted(dataset.manifest)
+        images = schema.accepted(dataset.table)
         rows = images.index[images["domain"] == domain]
         whole = np.concatenate([packed[row].reshape(-1, 3) for row in rows])
         assert pixels.mean(axis=0) == pytest.approx(whole.mean(axis=0), abs=3)

@@ -13,7 +13,7 @@ from hemafast.config import PrepareConfig, TrainConfig, checked
 from hemafast.engine.checkpoint import load_best, load_last
 from hemafast.engine.journal import read_rows
 from hemafast.engine.step import TrainStep
-from hemafast.prepare.build import Prepared, prepare
+from hemafast.preparation.build import Prepared, prepare
 from hemafast.run_folder import BEST, LAST
 
 TIMES = ("seconds", "waited", "elapsed", "ending", "per_second", "share")

@@ -18,7 +18,7 @@ from hemafast.engine.step import TrainStep, seed_batch
 from hemafast.engine.trainer import resume, train
 from hemafast.errors import HemafastError, StoppedError
 from hemafast.objective import CrossEntropy
-from hemafast.prepare.schema import in_split
+from hemafast.preparation.schema import in_split
 from hemafast.run_folder import LAST, read_config
 
 ACCUMULATED = {"epochs": 2, "batch_size": 10, "accumulate": 2, "policy": "basic"}  # updates of 10 + 10, 10 + 10, 7
@@ -84,7 +84,7 @@ def test_the_very_images_labels_and_rows_of_the_update_are_kept(stopped):
 
 def test_their_rows_of_the_manifest_lie_beside_them(stopped, dataset):
     folder, _ = stopped
-    manifest = in_split(dataset.manifest, "train")
+    manifest = in_split(dataset.table, "train")
     for file in kept(folder):
         tensors = load_file(file)
         with file.with_suffix(".csv").open(encoding="utf-8") as stream:

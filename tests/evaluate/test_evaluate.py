@@ -20,7 +20,7 @@ from hemafast.errors import HemafastError
 from hemafast.evaluate.calibration import calibrate, soften
 from hemafast.evaluate.evaluate import evaluate_run, scores_folder
 from hemafast.evaluate.predictions import read_predictions
-from hemafast.prepare.build import prepare
+from hemafast.preparation.build import prepare
 from hemafast.report.page import write_report
 from hemafast.run_folder import read_metrics
 
@@ -180,7 +180,7 @@ def test_what_is_fitted_is_not_what_is_reported(scored, val_samples, probabiliti
 
 def test_the_parts_keep_groups_whole(scored, dataset):
     table, _, _ = read_predictions(scored / "predictions.csv")
-    groups = dataset.images("val").assign(part=table["part"].to_numpy()).groupby("group")["part"].nunique()
+    groups = dataset.split("val").assign(part=table["part"].to_numpy()).groupby("group")["part"].nunique()
     assert (groups == 1).all()
 
 

@@ -11,7 +11,7 @@ from hemafast.config import TrainConfig, checked
 from hemafast.engine.step import TrainStep
 from hemafast.evaluate import evaluate
 from hemafast.experiments import runs
-from hemafast.prepare.build import Prepared
+from hemafast.preparation.build import Prepared
 
 TINY = {
     "model": "test_resnet",

@@ -21,7 +21,7 @@ from hemafast.evaluate.intervals import resample
 from hemafast.evaluate.predictions import read_predictions
 from hemafast.experiments import runs
 from hemafast.experiments.crossdomain import cells_of, compare_domains, find_shortcuts
-from hemafast.prepare.build import prepare
+from hemafast.preparation.build import prepare
 
 DOMAINS = ("Acevedo_20", "Matek_19")
 NAMES = (*DOMAINS, "pooled")
@@ -61,7 +61,7 @@ def test_there_is_a_cell_for_each_model_on_each_domain_and_pooled(result):
 
 def test_each_model_was_trained_on_what_its_row_says(result, dataset):
     for row in result["trained"]:
-        images = dataset.images("train")
+        images = dataset.split("train")
         mine = images[images["domain"].isin(DOMAINS if row["name"] == "pooled" else [row["name"]])]
         assert row["images"] == len(mine)
         assert set(dataset.info.classes) - set(row["absent"]) == set(mine["label"])
@@ -74,7 +74,7 @@ def test_each_model_was_trained_on_what_its_row_says(result, dataset):
 def test_scores_are_those_of_sklearn_on_the_images_that_stay(result, dataset, trained_on, tested_on):
     cell = cells_of(result)[trained_on, tested_on]
     table = rows_of(answers_of(result, trained_on), tested_on)
-    trained = dataset.images("train")
+    trained = dataset.split("train")
     known = set(trained[trained["domain"].isin(DOMAINS if trained_on == "pooled" else [trained_on])]["label"])
     present = set(table["label"])
     for kind, classes in (("shared", known & present), ("every", present)):

@@ -8,7 +8,7 @@ from hemafast.config import PrepareConfig
 from hemafast.engine.step import TrainStep
 from hemafast.errors import HemafastError, StoppedError
 from hemafast.experiments.runs import Failed, Plan, Scored, run_all, scored_before, write_files
-from hemafast.prepare.build import prepare
+from hemafast.preparation.build import prepare
 from hemafast.run_folder import read_metrics
 
 

@@ -25,7 +25,7 @@ from hemafast.experiments.shortcut import (
     Shortcuts,
     check_shortcuts,
 )
-from hemafast.prepare.build import prepare
+from hemafast.preparation.build import prepare
 
 DOMAINS = ("Acevedo_20", "Matek_19")
 

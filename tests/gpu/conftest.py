@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pytest
 
 from hemafast.config import TrainConfig, checked
-from hemafast.prepare.build import Prepared
+from hemafast.preparation.build import Prepared
 
 
 @pytest.fixture

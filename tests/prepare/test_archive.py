@@ -13,9 +13,9 @@ import pytest
 
 from hemafast.config import PrepareConfig
 from hemafast.errors import HemafastError
-from hemafast.prepare.archive import find_archives, open_archive
-from hemafast.prepare.build import prepare
-from hemafast.prepare.safety import MAX_IMAGE_BYTES
+from hemafast.preparation.archive import find_archives, open_archive
+from hemafast.preparation.build import prepare
+from hemafast.preparation.safety import MAX_IMAGE_BYTES
 
 COUNTS = {"basophil": 3, "monocyte": 2}
 

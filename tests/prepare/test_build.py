@@ -16,13 +16,13 @@ from recorder import Recorder
 from hemafast.config import PrepareConfig
 from hemafast.data.dataset import open_dataset
 from hemafast.errors import HemafastError
-from hemafast.prepare import pixels
-from hemafast.prepare.archive import open_archive
-from hemafast.prepare.build import prepare
-from hemafast.prepare.pixels import SquareDecoder, centre_windows
-from hemafast.prepare.reader import read_prepared
-from hemafast.prepare.schema import MANIFEST_COLUMNS, SCHEMA
-from hemafast.prepare.verify import verify
+from hemafast.preparation import pixels
+from hemafast.preparation.archive import open_archive
+from hemafast.preparation.build import prepare
+from hemafast.preparation.pixels import SquareDecoder, centre_windows
+from hemafast.preparation.reader import read_prepared
+from hemafast.preparation.schema import MANIFEST_COLUMNS, SCHEMA
+from hemafast.preparation.verify import verify
 from hemafast.taxonomy import CHALLENGE_CLASSES
 
 COUNTS = {"basophil": 5, "monocyte": 4}
@@ -211,7 +211,7 @@ def test_memory_does_not_grow_with_the_number_of_images(tmp_path, make_archive):
         "import resource, sys\n"
         "from pathlib import Path\n"
         "from hemafast.config import PrepareConfig\n"
-        "from hemafast.prepare.build import prepare\n"
+        "from hemafast.preparation.build import prepare\n"
         "prepare(PrepareConfig(source=Path(sys.argv[1]), output=Path(sys.argv[1], 'prepared')))\n"
         "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)\n"
     )

@@ -9,8 +9,8 @@ from PIL import Image
 
 from hemafast.config import PrepareConfig
 from hemafast.demo.archives import write_demo_archives
-from hemafast.prepare.archive import open_archive
-from hemafast.prepare.build import prepare
+from hemafast.preparation.archive import open_archive
+from hemafast.preparation.build import prepare
 
 IMAGES, FLIPPED = 200, 200
 

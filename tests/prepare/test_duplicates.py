@@ -10,10 +10,10 @@ from PIL import Image, ImageEnhance
 
 from hemafast.config import PrepareConfig
 from hemafast.demo.archives import write_demo_archives
-from hemafast.prepare import duplicates
-from hemafast.prepare.archive import open_archive
-from hemafast.prepare.build import prepare
-from hemafast.prepare.duplicates import (
+from hemafast.preparation import duplicates
+from hemafast.preparation.archive import open_archive
+from hemafast.preparation.build import prepare
+from hemafast.preparation.duplicates import (
     MAX_DISTANCE,
     find_contradictions,
     find_near,

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image, PngImagePlugin
 
-from hemafast.prepare.image_checks import UnreadableImageError, decode_reference, strict_decoders, verify_image
+from hemafast.preparation.image_checks import UnreadableImageError, decode_reference, strict_decoders, verify_image
 
 
 @pytest.mark.parametrize("share", [0.02, 0.3, 0.6, 0.95])

@@ -15,8 +15,8 @@ from trees import tree
 
 from hemafast.config import PrepareConfig
 from hemafast.errors import HemafastError
-from hemafast.prepare.build import prepare
-from hemafast.prepare.reader import read_prepared
+from hemafast.preparation.build import prepare
+from hemafast.preparation.reader import read_prepared
 
 KILLS = 60
 COUNTS = {"basophil": 90, "eosinophil": 80, "monocyte": 90}
@@ -63,7 +63,7 @@ def test_after_many_kills_the_data_set_is_that_of_a_clean_run(source, other_sour
     # Another split of the same images, then other images, under the same output: each replaces the one before.
     wanted = [(source, 1, clean[1]), (source, 2, clean[2]), (other_source, 1, other)]
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["hemafast.prepare.build", "nvidia.dali.fn", "scipy.sparse.csgraph"])
+    context.set_forkserver_preload(["hemafast.preparation.build", "nvidia.dali.fn", "scipy.sparse.csgraph"])
     output, generator, kills, ends, longest = tmp_path / "prepared", random.Random(0), 0, 0, 0.5
     while kills < KILLS or ends < len(wanted):  # a busy machine seldom gets to the end in the time it is given
         archives, seed, expected = wanted[ends % len(wanted)]

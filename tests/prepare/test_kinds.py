@@ -13,9 +13,9 @@ from hemafast.config import PrepareConfig
 from hemafast.data.dataset import open_dataset
 from hemafast.data.graph import GraphShape
 from hemafast.data.loader import eval_loader
-from hemafast.prepare.build import prepare
-from hemafast.prepare.image_checks import POLICIES, UnreadableImageError, verify_image
-from hemafast.prepare.pixels import SquareDecoder, centre_windows
+from hemafast.preparation.build import prepare
+from hemafast.preparation.image_checks import POLICIES, UnreadableImageError, verify_image
+from hemafast.preparation.pixels import SquareDecoder, centre_windows
 
 WIDTH, HEIGHT = 66, 60
 

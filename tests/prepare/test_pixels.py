@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFilter, ImageOps, UnidentifiedImageError
 
-from hemafast.prepare.image_checks import UnreadableImageError
-from hemafast.prepare.pixels import SquareDecoder as Decoder
-from hemafast.prepare.pixels import centre_windows
+from hemafast.preparation.image_checks import UnreadableImageError
+from hemafast.preparation.pixels import SquareDecoder as Decoder
+from hemafast.preparation.pixels import centre_windows
 
 SIZE, BATCH = 64, 8
 

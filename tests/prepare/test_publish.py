@@ -13,9 +13,9 @@ from trees import tree
 
 from hemafast.config import PrepareConfig
 from hemafast.errors import HemafastError
-from hemafast.prepare import publish
-from hemafast.prepare.build import prepare
-from hemafast.prepare.publish import log_of, published_whole, recover
+from hemafast.preparation import publish
+from hemafast.preparation.build import prepare
+from hemafast.preparation.publish import log_of, published_whole, recover
 
 MARKER = "dataset.json"
 KEY, OTHER_KEY = "0123456789abcdef", "f" * 16
@@ -158,7 +158,7 @@ def test_a_second_process_is_told_who_is_writing(target):
 def test_the_lock_of_a_killed_process_does_not_block(target):
     script = (
         "import sys, time; from pathlib import Path\n"
-        "from hemafast.prepare.publish import published_whole\n"
+        "from hemafast.preparation.publish import published_whole\n"
         "with published_whole(Path(sys.argv[1]), lambda folder: True, '0' * 16):\n"
         "    print('in', flush=True); time.sleep(60)\n"
     )
@@ -193,7 +193,7 @@ def test_too_little_room_is_said_before_anything_is_written(source, monkeypatch)
 
 
 @pytest.mark.parametrize(
-    "call", ["os.pwrite", "hemafast.prepare.ingest._write", "hemafast.prepare.build.write_manifest"]
+    "call", ["os.pwrite", "hemafast.preparation.ingest._write", "hemafast.preparation.build.write_manifest"]
 )
 def test_a_disk_that_fills_up_on_the_way_is_said_and_the_old_set_stays(source, monkeypatch, call):
     before = tree(_prepare(source).folder)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hemafast.prepare.split import (
+from hemafast.preparation.split import (
     SPLITS,
     TRAIN,
     VAL,

@@ -9,9 +9,9 @@ from recorder import Recorder
 
 from hemafast.config import PrepareConfig
 from hemafast.errors import HemafastError
-from hemafast.prepare.build import prepare
-from hemafast.prepare.reader import read_prepared
-from hemafast.prepare.verify import verify
+from hemafast.preparation.build import prepare
+from hemafast.preparation.reader import read_prepared
+from hemafast.preparation.verify import verify
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ import webdataset
 from nvidia.dali import Pipeline, fn, types
 
 from hemafast.config import PrepareConfig
-from hemafast.prepare.build import prepare
+from hemafast.preparation.build import prepare
 
 # webdataset leaves the last tar that it read for the garbage collector to close.
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")

@@ -11,9 +11,9 @@ from hemafast.config import PrepareConfig
 from hemafast.data.dataset import open_dataset
 from hemafast.data.graph import GraphShape
 from hemafast.data.loader import eval_loader
-from hemafast.prepare.build import prepare
-from hemafast.prepare.image_checks import UnreadableImageError, strict_decoders, verify_image
-from hemafast.prepare.verify import verify
+from hemafast.preparation.build import prepare
+from hemafast.preparation.image_checks import UnreadableImageError, strict_decoders, verify_image
+from hemafast.preparation.verify import verify
 
 FOLDER = os.environ.get("HEMAFAST_REAL_ARCHIVES", "")
 FILES = ("Acevedo_20.zip", "Matek_19.zip")
@@ -54,7 +54,7 @@ def real(tmp_path_factory):
 @pytest.fixture(scope="module")
 def images(real):
     """The manifest by the stem of each file's name."""
-    return real.manifest.set_index(real.manifest["path"].map(lambda path: Path(path).stem))
+    return real.table.set_index(real.table["path"].map(lambda path: Path(path).stem))
 
 
 def test_every_image_is_counted(real):
@@ -62,12 +62,12 @@ def test_every_image_is_counted(real):
         domain = Path(file).stem
         with zipfile.ZipFile(Path(FOLDER) / file) as archive:
             packed = [name for name in archive.namelist() if name.lower().endswith((".jpg", ".tif", ".tiff"))]
-        rows = real.manifest[real.manifest["domain"] == domain]
+        rows = real.table[real.table["domain"] == domain]
         assert sorted(rows["path"].str.split("/", n=2).str[2]) == sorted(packed)
         assert real.info.domains[domain].images == len(packed) == rows["path"].nunique()
     assert {name: domain.quarantined for name, domain in real.info.domains.items()} == {"Acevedo_20": 2, "Matek_19": 0}
     assert not real.info.drawn
-    assert real.counts("train").sum() + real.counts("val").sum() == len(real.manifest) - 2
+    assert real.counts("train").sum() + real.counts("val").sum() == len(real.table) - 2
 
 
 def test_an_image_with_two_labels_is_quarantined(images):
@@ -130,7 +130,7 @@ def test_cells_that_are_there_twice_are_kept_on_one_side_by_their_names(real, tm
 
 def test_the_data_set_verifies(real):
     found = verify(real.folder)
-    assert (found.images, found.problems) == (len(real.manifest), ())
+    assert (found.images, found.problems) == (len(real.table), ())
 
 
 def test_no_bytes_stand_on_both_sides_of_the_split(images):

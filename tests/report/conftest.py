@@ -5,7 +5,7 @@ from hostile import HOSTILE_CLASSES, HOSTILE_DOMAINS
 
 from hemafast.config import PrepareConfig
 from hemafast.evaluate.evaluate import evaluate_run
-from hemafast.prepare.build import prepare
+from hemafast.preparation.build import prepare
 
 
 @pytest.fixture(scope="session")

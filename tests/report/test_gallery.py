@@ -40,7 +40,7 @@ def test_what_is_told_of_a_cell_are_its_likeliest_classes(scored):
 
 def test_the_pixels_are_those_of_the_file_that_is_named(scored, dataset):
     gallery = gallery_of(scored)
-    rows = {path: row for row, path in enumerate(dataset.manifest["path"])}
+    rows = {path: row for row, path in enumerate(dataset.table["path"])}
     packed = dataset.files.packed[64]
     for place in (0, len(gallery.table) - 1):
         square = packed[rows[gallery.table["image"][place]]]

@@ -12,10 +12,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from hemafast.prepare import schema
-from hemafast.prepare.archive import Member
-from hemafast.prepare.duplicates import HASHED_SIZE, perceptual_hash, thumbnail, to_hex
-from hemafast.prepare.image_checks import (
+from hemafast.preparation import schema
+from hemafast.preparation.archive import Member
+from hemafast.preparation.duplicates import HASHED_SIZE, perceptual_hash, thumbnail, to_hex
+from hemafast.preparation.image_checks import (
     POLICIES,
     Header,
     Pixels,
@@ -24,10 +24,10 @@ from hemafast.prepare.image_checks import (
     strict_decoders,
     verify_image,
 )
-from hemafast.prepare.pixels import Decoded, SquareDecoder, SquareFiles, centre_windows, runs_within
-from hemafast.prepare.plan import Plan
-from hemafast.prepare.threads import Pool, made_ahead
-from hemafast.prepare.worklog import Row, WorkLog, hash_squares
+from hemafast.preparation.pixels import Decoded, SquareDecoder, SquareFiles, centre_windows, runs_within
+from hemafast.preparation.plan import Plan
+from hemafast.preparation.threads import Pool, made_ahead
+from hemafast.preparation.worklog import Row, WorkLog, hash_squares
 from hemafast.progress import SILENT, Progress
 
 _BATCH = 64  # images in memory at once, ...

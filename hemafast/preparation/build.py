@@ -13,16 +13,16 @@ import pandas as pd
 
 from hemafast.config import PrepareConfig
 from hemafast.errors import HemafastError
-from hemafast.prepare import lists, schema
-from hemafast.prepare.ingest import ingest
-from hemafast.prepare.pixels import rows_per_file
-from hemafast.prepare.plan import Plan, choose_sums, layout_notes, make_plan, scale_notes
-from hemafast.prepare.publish import published_whole, recover, refuse_foreign, refuse_too_little_room
-from hemafast.prepare.reader import PreparedFiles, read_prepared, seal
-from hemafast.prepare.selection import refuse_excess, select_images
-from hemafast.prepare.shards import fingerprint, write_manifest, write_quarantine, write_shards, write_split
-from hemafast.prepare.split import SPLITS
-from hemafast.prepare.webdataset import write_webdataset
+from hemafast.preparation import lists, schema
+from hemafast.preparation.ingest import ingest
+from hemafast.preparation.pixels import rows_per_file
+from hemafast.preparation.plan import Plan, choose_sums, layout_notes, make_plan, scale_notes
+from hemafast.preparation.publish import published_whole, recover, refuse_foreign, refuse_too_little_room
+from hemafast.preparation.reader import PreparedFiles, read_prepared, seal
+from hemafast.preparation.selection import refuse_excess, select_images
+from hemafast.preparation.shards import fingerprint, write_manifest, write_quarantine, write_shards, write_split
+from hemafast.preparation.split import SPLITS
+from hemafast.preparation.webdataset import write_webdataset
 from hemafast.progress import SILENT, Progress, stage
 
 

@@ -10,10 +10,10 @@ from typing import Any
 
 import xxhash
 
-from hemafast.prepare.lists import sha256_of
-from hemafast.prepare.pixels import SquareFiles
-from hemafast.prepare.publish import log_of
-from hemafast.prepare.schema import IMAGES, QUARANTINED, REFUSED
+from hemafast.preparation.lists import sha256_of
+from hemafast.preparation.pixels import SquareFiles
+from hemafast.preparation.publish import log_of
+from hemafast.preparation.schema import IMAGES, QUARANTINED, REFUSED
 from hemafast.progress import SILENT, Progress, stage
 
 Row = dict[str, Any]

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from hemafast.prepare.schema import (
+from hemafast.preparation.schema import (
     IMAGES,
     MANIFEST,
     MANIFEST_COLUMNS,
@@ -23,7 +23,7 @@ from hemafast.prepare.schema import (
     refused,
     shard_file,
 )
-from hemafast.prepare.split import SPLITS
+from hemafast.preparation.split import SPLITS
 
 
 def write_manifest(folder: Path, manifest: pd.DataFrame) -> None:

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hemafast.errors import HemafastError
-from hemafast.prepare import safety
-from hemafast.prepare.image_checks import FORMATS
-from hemafast.prepare.schema import is_prepared
+from hemafast.preparation import safety
+from hemafast.preparation.image_checks import FORMATS
+from hemafast.preparation.schema import is_prepared
 
 DRAWN_MARKER = "DRAWN.txt"
 """A file of this name at the root of an archive marks its cells as drawn, not photographed."""

@@ -15,10 +15,10 @@ import pandas as pd
 from pydantic import ValidationError
 
 from hemafast.errors import HemafastError
-from hemafast.prepare import schema
-from hemafast.prepare.image_checks import Pixels
-from hemafast.prepare.pixels import packed_header, packed_name
-from hemafast.prepare.shards import digest
+from hemafast.preparation import schema
+from hemafast.preparation.image_checks import Pixels
+from hemafast.preparation.pixels import packed_header, packed_name
+from hemafast.preparation.shards import digest
 
 _REMEDY = "Run `hemafast prepare` again."
 

@@ -13,7 +13,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from hemafast.errors import name_some
-from hemafast.prepare.image_checks import Pixels
+from hemafast.preparation.image_checks import Pixels
 
 Hashes = npt.NDArray[np.uint64]
 """(images, 4): 256 bits each."""

@@ -11,11 +11,11 @@ import pandas as pd
 
 from hemafast.config import AUTO_FIELD_OF_VIEW, PrepareConfig, to_plain
 from hemafast.errors import HemafastError, name_some
-from hemafast.prepare import lists, schema
-from hemafast.prepare.archive import Archive, find_archives, open_archive
-from hemafast.prepare.safety import find_collision
-from hemafast.prepare.shards import digest
-from hemafast.prepare.split import fair_order
+from hemafast.preparation import lists, schema
+from hemafast.preparation.archive import Archive, find_archives, open_archive
+from hemafast.preparation.safety import find_collision
+from hemafast.preparation.shards import digest
+from hemafast.preparation.split import fair_order
 from hemafast.progress import SILENT, Progress, stage
 from hemafast.taxonomy import CHALLENGE_CLASSES, UM_PER_PIXEL
 

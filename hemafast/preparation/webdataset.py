@@ -19,8 +19,8 @@ import numpy.typing as npt
 import pandas as pd
 
 from hemafast.errors import HemafastError
-from hemafast.prepare.schema import IMAGES, WEBDATASET, DatasetInfo, shard_file
-from hemafast.prepare.shards import shard_parts, split_names
+from hemafast.preparation.schema import IMAGES, WEBDATASET, DatasetInfo, shard_file
+from hemafast.preparation.shards import shard_parts, split_names
 from hemafast.progress import SILENT, Progress, stage
 
 _SUFFIXES = {"JPEG": "jpg", "PNG": "png", "TIFF": "tiff", "BMP": "bmp"}

@@ -10,9 +10,9 @@ import pandas as pd
 
 from hemafast.config import PrepareConfig
 from hemafast.errors import HemafastError, name_some
-from hemafast.prepare import lists, schema
-from hemafast.prepare.duplicates import find_contradictions, group_duplicates, smallest_in_component
-from hemafast.prepare.split import NO_FOLD, SPLITS, TRAIN, VAL, assign_folds, assign_split, missing_strata
+from hemafast.preparation import lists, schema
+from hemafast.preparation.duplicates import find_contradictions, group_duplicates, smallest_in_component
+from hemafast.preparation.split import NO_FOLD, SPLITS, TRAIN, VAL, assign_folds, assign_split, missing_strata
 
 _NAMED = 3  # images that an error message lists
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 
 from hemafast.errors import HemafastError
-from hemafast.prepare.split import SPLITS
+from hemafast.preparation.split import SPLITS
 
 _MAX_BYTES = 256 * 2**20
 _SHA256_DIGITS = 64
