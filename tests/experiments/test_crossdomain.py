@@ -315,4 +315,4 @@ class TestCommand:
             monkeypatch.setattr(runs, "train", Mock(side_effect=error))
             stopped = hemafast(*command)
             assert stopped.returncode == getattr(error, "exit_code", 130)
-            assert "Run the same command again to resume." in stopped.stderr
+            assert "Run the same command to continue." in stopped.stderr
