@@ -35,8 +35,9 @@ class _Reading:
     """One image and what is known of it so far."""
 
     row: int
-    image: Image
-    data: bytes = b""
+    name: str
+    data: Any
+    """Encoded bytes, an array, or the OSError of reading it."""
     error: str = ""
     header: Header = _UNKNOWN
     square: Pixels | None = None
@@ -47,7 +48,7 @@ def decode_images(
 ) -> Iterator[DecodedBatch]:
     """Squares of `size` pixels that show the `crops` of `images`, all files or all arrays, in batches, in order.
 
-    Iterate within `verify.strict_decoders`. Raises HemafastError for a zip that was removed meanwhile.
+    Iterate within `strict_decoders`. Raises HemafastError for a zip that was removed meanwhile.
     """
     decoder = (
         SquareDecoder((size,), batch_size, threads) if images[0].array is None else _Cutter(size, batch_size, threads)
@@ -66,11 +67,8 @@ def _batches(images: Sequence[Image], batch_size: int) -> Iterator[list[_Reading
     batch: list[_Reading] = []
     size = 0
     for row, (image, data) in enumerate(zip(images, read_images(images), strict=True)):
-        if isinstance(data, OSError):
-            batch.append(_Reading(row, image, error=data.strerror or str(data)))
-        else:
-            batch.append(_Reading(row, image, data))
-            size += len(data)
+        batch.append(_Reading(row, image.name, data))
+        size += len(data) if isinstance(data, bytes) else 0
         if len(batch) == batch_size or size >= _BATCH_BYTES:
             yield batch
             batch, size = [], 0
@@ -79,16 +77,16 @@ def _batches(images: Sequence[Image], batch_size: int) -> Iterator[list[_Reading
 
 
 def _verify(reading: _Reading) -> None:
-    if reading.error:
-        return
-    if reading.image.array is not None:
-        height, width, _ = reading.image.array.shape
-        reading.header = Header(width, height, "RGB", "array")
-        return
-    try:
-        reading.header = verify_image(reading.data, reading.image.name)
-    except UnreadableImageError as error:
-        reading.error = f"{error.kind}: {error}"
+    data = reading.data
+    if isinstance(data, OSError):
+        reading.error = data.strerror or str(data)
+    elif isinstance(data, np.ndarray):
+        reading.header = Header(data.shape[1], data.shape[0], "RGB", "array")
+    else:
+        try:
+            reading.header = verify_image(data, reading.name)
+        except UnreadableImageError as error:
+            reading.error = f"{error.kind}: {error}"
 
 
 def _decode(readings: Sequence[_Reading], crops: Crops, decoder: SquareDecoder | _Cutter) -> None:
@@ -99,8 +97,7 @@ def _decode(readings: Sequence[_Reading], crops: Crops, decoder: SquareDecoder |
         shorter = np.minimum(widths, heights)
         asked = crops.sides[[reading.row for reading in some]]
         sides = np.where(asked > 0, np.minimum(asked, shorter), shorter)
-        sources: list[Any] = [reading.data if reading.image.array is None else reading.image.array for reading in some]
-        results = decoder.decode(sources, centre_windows(widths, heights, sides))
+        results = decoder.decode([reading.data for reading in some], centre_windows(widths, heights, sides))
         for reading, result in zip(some, results, strict=True):
             try:
                 if isinstance(result, UnreadableImageError):

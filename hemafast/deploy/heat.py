@@ -16,9 +16,8 @@ from hemafast.deploy.choices import Method
 from hemafast.deploy.extras import require
 from hemafast.errors import HemafastError
 from hemafast.model import Classifier
+from hemafast.preparation.image_checks import Pixels
 
-Pixels = npt.NDArray[np.uint8]
-"""(n, side, side, 3)"""
 Heat = npt.NDArray[np.float32]
 """(n, side, side), scaled to 0 to 1 within each image: it shows where, not how much."""
 
@@ -58,29 +57,21 @@ def heat_maps(
     HemafastError if grad-cam is not installed or the model has no feature map.
     """
     require("explain", "pytorch_grad_cam")
-    if not len(views):
-        return np.zeros(views.shape[:3], np.float32)
-    with _unchanged(model), torch.enable_grad():
-        layer = _feature_layer(model, _as_input(model, views[:1]))
-        cam = _cam(method)(model, [layer], reshape_transform=lambda output: _as_map(output, model.backbone))
-        parts = [slice(start, start + _BATCH) for start in range(0, len(views), _BATCH)]
-        try:
-            return np.concatenate([cam(_as_input(model, views[part]), _targets(classes, part)) for part in parts])
-        finally:
-            cam.activations_and_grads.release()  # its own `with` swallows errors
-
-
-def _cam(method: Method) -> Any:
     import pytorch_grad_cam
-
-    return getattr(pytorch_grad_cam, _CLASSES[method])
-
-
-def _targets(classes: Sequence[int] | None, part: slice) -> list[Any] | None:
-    """The logits to explain; None for the largest."""
     from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 
-    return None if classes is None else [ClassifierOutputTarget(int(label)) for label in classes[part]]
+    if not len(views):
+        return np.zeros(views.shape[:3], np.float32)
+    targets = None if classes is None else [ClassifierOutputTarget(int(label)) for label in classes]  # None: the best
+    with _unchanged(model), torch.enable_grad():
+        layer = _feature_layer(model, _as_input(model, views[:1]))
+        cam_of = getattr(pytorch_grad_cam, _CLASSES[method])
+        cam = cam_of(model, [layer], reshape_transform=lambda output: _as_map(output, model.backbone))
+        parts = [slice(start, start + _BATCH) for start in range(0, len(views), _BATCH)]
+        try:
+            return np.concatenate([cam(_as_input(model, views[part]), targets and targets[part]) for part in parts])
+        finally:
+            cam.activations_and_grads.release()  # its own `with` swallows errors
 
 
 def _as_input(model: Classifier, views: Pixels) -> Tensor:
@@ -115,11 +106,8 @@ def _feature_layer(model: Classifier, images: Tensor) -> nn.Module:
         (gradient,) = torch.autograd.grad(logits.amax(), output, retain_graph=True, allow_unused=True)
         if gradient is not None and cast(Tensor, _as_map(gradient, model.backbone)).any():
             return layer
-    raise HemafastError(
-        f"The network has no feature map larger than 1 x 1 for images of {images.shape[-1]} px, so no heat map can be "
-        "drawn.",
-        "Explain a run with another --model or --image-size.",
-    )
+    problem = f"The network has no feature map larger than 1 x 1 for images of {images.shape[-1]} px to draw heat over."
+    raise HemafastError(problem, "Explain a run with another model or image size.")
 
 
 def _outputs(model: Classifier, images: Tensor) -> tuple[dict[nn.Module, Tensor], Tensor]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,7 +26,6 @@ from hemafast.run_folder import METRICS, read_metrics
 if TYPE_CHECKING:
     from hemafast.deploy.export import Exported
 
-Metrics = dict[str, Any]
 Counts = dict[str, dict[str, int]]
 """Images by domain and class."""
 
@@ -50,7 +49,6 @@ def model_card(exported: Exported, model: Classifier, card: ModelCard, folder: P
     return _render(
         exported=exported,
         agreement=exported.agreement,
-        shape=_shape(exported.layout, card.image_size),
         model=model,
         card=card,
         version=__version__,
@@ -59,7 +57,6 @@ def model_card(exported: Exported, model: Classifier, card: ModelCard, folder: P
         notes=() if dataset is None else dataset.info.notes,
         metrics=metrics,
         sets=with_pooled(metrics["domains"], metrics["pooled"]) if metrics else {},
-        scale=lambda name: _scale(card, name),
         field=_field(card),
         window=window_side(card.view.packed_size),
         sensitivity=SENSITIVITY,
@@ -74,7 +71,7 @@ def training_counts(dataset: Dataset) -> Counts:
     return {str(domain): {str(name): int(count) for name, count in row.items()} for domain, row in table.iterrows()}
 
 
-def limits(card: ModelCard, dataset: Dataset | None, training: Counts, metrics: Metrics | None) -> list[str]:
+def limits(card: ModelCard, dataset: Dataset | None, training: Counts, metrics: dict[str, Any] | None) -> list[str]:
     """The limits of a model, one or two sentences each."""
     found = [
         f"It was trained only on {_and(card.domains)}. Other laboratories stain and photograph differently: evaluate "
@@ -106,7 +103,7 @@ def limits(card: ModelCard, dataset: Dataset | None, training: Counts, metrics: 
     return found
 
 
-def _metrics_of(folder: Path, card: ModelCard) -> Metrics | None:
+def _metrics_of(folder: Path, card: ModelCard) -> dict[str, Any] | None:
     """metrics.json, if it exists and is about the model of `card`."""
     if not (folder / METRICS).is_file():
         return None
@@ -122,20 +119,10 @@ def _metrics_of(folder: Path, card: ModelCard) -> Metrics | None:
     return metrics
 
 
-def _shape(layout: str | None, side: int) -> str:
-    return f"(batch, {side}, {side}, 3)" if layout == "nhwc" else f"(batch, 3, {side}, {side})"
-
-
-def _scale(card: ModelCard, domain: str) -> str:
-    scale = card.view.um_per_pixel.get(domain)
-    return "scale unknown" if scale is None else f"{scale:g} micrometres a pixel"
-
-
 def _field(card: ModelCard) -> str:
-    largest = "the largest square in the middle of the image"
-    if card.view.field_of_view is None:
+    field, largest = card.view.field_of_view, "the largest square in the middle of the image"
+    if field is None:
         return f"Keep {largest}."
-    field = card.view.field_of_view
     known = {name: scale for name, scale in card.view.um_per_pixel.items() if scale is not None}
     sides = "".join(f", {round(field / scale)} pixels of {name}" for name, scale in known.items())
     return (
@@ -144,7 +131,7 @@ def _field(card: ModelCard) -> str:
     )
 
 
-def _and(names: list[str] | tuple[str, ...]) -> str:
+def _and(names: Sequence[str]) -> str:
     return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
 
 
