@@ -11,7 +11,7 @@ import numpy as np
 from hemafast.deploy.crops import Crops
 from hemafast.deploy.inputs import Image, read_images
 from hemafast.preparation.image_checks import Header, Pixels, UnreadableImageError, refuse_other_pixels, verify_image
-from hemafast.preparation.pixels import Decoded, SquareDecoder, Windows, centre_windows, cut_window, runs_within
+from hemafast.preparation.pixels import SquareDecoder, centre_windows, runs_within
 from hemafast.preparation.threads import Pool
 
 _BATCH_BYTES = 64 * 2**20  # encoded; a batch of larger files is shorter
@@ -50,9 +50,7 @@ def decode_images(
 
     Iterate within `strict_decoders`. Raises HemafastError for a zip that was removed meanwhile.
     """
-    decoder = (
-        SquareDecoder((size,), batch_size, threads) if images[0].array is None else _Cutter(size, batch_size, threads)
-    )
+    decoder = SquareDecoder((size,), batch_size, threads, encoded=images[0].array is None)
     for batch in _batches(images, batch_size):
         pool.each(_verify, batch)
         _decode([reading for reading in batch if not reading.error], crops, decoder)
@@ -89,7 +87,7 @@ def _verify(reading: _Reading) -> None:
             reading.error = f"{error.kind}: {error}"
 
 
-def _decode(readings: Sequence[_Reading], crops: Crops, decoder: SquareDecoder | _Cutter) -> None:
+def _decode(readings: Sequence[_Reading], crops: Crops, decoder: SquareDecoder) -> None:
     """Give each reading its square or its error; decodes as many at once as fit into memory."""
     sizes = [(reading.header.width, reading.header.height) for reading in readings]
     for run in runs_within([width * height for width, height in sizes]):
@@ -106,25 +104,3 @@ def _decode(readings: Sequence[_Reading], crops: Crops, decoder: SquareDecoder |
                 (reading.square,) = result.squares
             except UnreadableImageError as error:
                 reading.error = f"{error.kind}: {error}"
-
-
-class _Cutter:
-    """Cuts squares out of arrays with the operator that `SquareDecoder` uses, so that both agree to the last bit."""
-
-    def __init__(self, size: int, batch_size: int, threads: int) -> None:
-        from nvidia.dali import Pipeline, fn
-
-        executor = {"prefetch_queue_depth": 1, "exec_dynamic": True}  # dynamic: outputs belong to whoever holds them
-        with Pipeline(batch_size, threads, device_id=None, **executor) as self._pipeline:
-            pixels = fn.external_source(name="pixels", no_copy=True, layout="HWC")
-            window = fn.external_source(name="window", ndim=1)
-            self._pipeline.set_outputs(cut_window(pixels, window, size, compiled=True))
-
-    def decode(self, arrays: Sequence[Pixels], windows: Windows) -> list[Decoded | UnreadableImageError]:
-        """The square of each array."""
-        contiguous = [np.ascontiguousarray(array) for array in arrays]
-        self._pipeline.feed_input("pixels", contiguous)
-        self._pipeline.feed_input("window", windows)
-        (squares,) = self._pipeline.run()
-        tensor = np.asarray(squares.as_tensor())
-        return [Decoded(array, (square,)) for array, square in zip(contiguous, tensor, strict=True)]

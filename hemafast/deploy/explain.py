@@ -14,13 +14,12 @@ from torch import Tensor
 from hemafast.config import Device
 from hemafast.deploy.choices import Method
 from hemafast.deploy.eval_graph import EvalGraph
-from hemafast.deploy.extras import require
 from hemafast.deploy.heat import overlays
 from hemafast.deploy.inputs import Images, list_inputs
 from hemafast.deploy.model import Model, open_model
 from hemafast.deploy.plan import Options, plan_for
 from hemafast.deploy.predict import decoded
-from hemafast.errors import HemafastError
+from hemafast.errors import HemafastError, require
 from hemafast.files import write_whole
 from hemafast.pictures import save, subplots
 from hemafast.preparation.image_checks import Pixels

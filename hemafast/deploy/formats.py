@@ -13,9 +13,8 @@ from torch import Tensor, nn
 
 from hemafast import __version__
 from hemafast.deploy.choices import Format, Layout
-from hemafast.deploy.extras import require
 from hemafast.engine.checkpoint import ModelCard
-from hemafast.errors import HemafastError
+from hemafast.errors import HemafastError, require
 from hemafast.model import Classifier, sized_options
 
 INPUT = "images"

@@ -20,6 +20,7 @@ from hemafast.errors import HemafastError
 from hemafast.evaluate.calibration import SENSITIVITY
 from hemafast.metrics import with_pooled
 from hemafast.model import Classifier
+from hemafast.pages import environment
 from hemafast.preparation.split import TRAIN
 from hemafast.run_folder import METRICS, read_metrics
 
@@ -46,7 +47,9 @@ def model_card(exported: Exported, model: Classifier, card: ModelCard, folder: P
     """
     metrics = _metrics_of(folder, card)
     training = {} if dataset is None else training_counts(dataset)
-    return _render(
+    templates = environment(finalize=_as_text, keep_trailing_newline=True)  # escaping keeps the Markup of `_as_text`
+    templates.filters["score"] = _score
+    return templates.get_template("deploy/model_card.md.j2").render(
         exported=exported,
         agreement=exported.agreement,
         model=model,
@@ -142,21 +145,6 @@ def _score(scores: Mapping[str, Any], name: str) -> str:
         return "none"
     low, high = ends or (None, None)
     return f"{value:.3f}" + (f" ({low:.3f} to {high:.3f})" if low is not None and high is not None else "")
-
-
-def _render(**values: Any) -> str:
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,  # keeps the Markup of `_as_text`
-        finalize=_as_text,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        keep_trailing_newline=True,
-    )
-    environment.filters["score"] = _score
-    return environment.get_template("model_card.md.j2").render(**values)
 
 
 def _as_text(value: Any) -> Any:
