@@ -47,8 +47,9 @@ def model_card(exported: Exported, model: Classifier, card: ModelCard, folder: P
     """
     metrics = _metrics_of(folder, card)
     training = {} if dataset is None else training_counts(dataset)
+    totals = {label: sum(counts[label] for counts in training.values()) for label in card.classes if training}
     templates = environment(finalize=_as_text, keep_trailing_newline=True)  # escaping keeps the Markup of `_as_text`
-    templates.filters["score"] = _score
+    templates.filters |= {"score": _score, "listed": _and}
     return templates.get_template("deploy/model_card.md.j2").render(
         exported=exported,
         agreement=exported.agreement,
@@ -60,10 +61,11 @@ def model_card(exported: Exported, model: Classifier, card: ModelCard, folder: P
         notes=() if dataset is None else dataset.info.notes,
         metrics=metrics,
         sets=with_pooled(metrics["domains"], metrics["pooled"]) if metrics else {},
-        field=_field(card),
         window=window_side(card.view.packed_size),
         sensitivity=SENSITIVITY,
-        limits=limits(card, dataset, training, metrics),
+        grouped=dataset is not None and (dataset.info.settings["groups"] or dataset.info.settings["group_pattern"]),
+        few=[f"{label} ({count})" for label, count in totals.items() if count < FEW],
+        few_images=FEW,
     )
 
 
@@ -72,38 +74,6 @@ def training_counts(dataset: Dataset) -> Counts:
     images = dataset.split(TRAIN)
     table = pd.crosstab(images["domain"], images["label"]).reindex(columns=dataset.info.classes, fill_value=0)
     return {str(domain): {str(name): int(count) for name, count in row.items()} for domain, row in table.iterrows()}
-
-
-def limits(card: ModelCard, dataset: Dataset | None, training: Counts, metrics: dict[str, Any] | None) -> list[str]:
-    """The limits of a model, one or two sentences each."""
-    found = [
-        f"It was trained only on {_and(card.domains)}. Other laboratories stain and photograph differently: evaluate "
-        "it on their images before relying on it there.",
-        "It knows no other cells than its classes, and assigns every image to one of them, cell or not.",
-        f"The weights are those of the epoch that scored best on the validation images ({card.epoch}), so the scores "
-        "on these images are slightly too good.",
-    ]
-    grouped = dataset is not None and (dataset.info.settings["groups"] or dataset.info.settings["group_pattern"])
-    found.append(
-        "The split keeps groups of images together, given by a list or by file names: scores apply to new patients "
-        "only if these groups are patients."
-        if grouped
-        else "No patient ids are known: cells of one patient may be in both the training and the validation set, which "
-        "makes scores too good."
-    )
-    found += [
-        f"It saw no {_and(absent)} of {name} in training: there it may confuse class and domain."
-        for name, counts in training.items()
-        if (absent := [label for label, count in counts.items() if not count])
-    ]
-    totals = {label: sum(counts[label] for counts in training.values()) for label in card.classes if training}
-    if few := [f"{label} ({count})" for label, count in totals.items() if count < FEW]:
-        found.append(f"Classes with fewer than {FEW} training images: {_and(few)}.")
-    if metrics and (absent := metrics["pooled"]["absent"]):
-        found.append(f"No validation image is of {_and(absent)}: how well the model finds these is unknown.")
-    if card.drawn_data:
-        found.append(f"{DRAWN_WARNING}.")
-    return found
 
 
 def _metrics_of(folder: Path, card: ModelCard) -> dict[str, Any] | None:
@@ -120,18 +90,6 @@ def _metrics_of(folder: Path, card: ModelCard) -> dict[str, Any] | None:
         logger.warning("The model card has no scores: %s holds those of another model.", folder / METRICS)
         return None
     return metrics
-
-
-def _field(card: ModelCard) -> str:
-    field, largest = card.view.field_of_view, "the largest square in the middle of the image"
-    if field is None:
-        return f"Keep {largest}."
-    known = {name: scale for name, scale in card.view.um_per_pixel.items() if scale is not None}
-    sides = "".join(f", {round(field / scale)} pixels of {name}" for name, scale in known.items())
-    return (
-        f"Keep the square of {field:g} micrometres in the middle of the image{sides}; where the image is smaller, or "
-        f"its scale unknown, {largest}."
-    )
 
 
 def _and(names: Sequence[str]) -> str:
