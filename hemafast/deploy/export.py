@@ -67,7 +67,8 @@ class Exported:
     def to_plain(self) -> dict[str, Any]:
         """All fields by name, ready for JSON."""
         plain = asdict(self)
-        return {**plain, **plain.pop("agreement"), "path": str(self.path), "card": str(self.card)}
+        agreement = plain.pop("agreement")
+        return {**plain, "path": str(self.path), "card": str(self.card), **agreement}
 
     def told(self) -> str:
         """The result in lines of text."""

@@ -25,7 +25,7 @@ METADATA = "metadata.json"
 _TRACED_BATCH = 2  # torch.export would treat a batch size of 1 as constant
 
 Answer = Callable[[Tensor], tuple[Tensor, Tensor]]
-"""From uint8 images (n, 3, height, width) to logits and probabilities (n, classes)."""
+"""From uint8 images to logits and probabilities (n, classes)."""
 Packed = tuple[bytes, int | None]
 """The content of the file of an exported model, and the opset version of an ONNX graph."""
 
@@ -34,10 +34,15 @@ Packed = tuple[bytes, int | None]
 class Loaded:
     """An exported model, loaded on the CPU."""
 
-    answer: Answer
+    run: Answer
+    """Takes images in the layout of the metadata."""
     metadata: dict[str, str]
     network: Classifier | None = None
     """None for graphs."""
+
+    def answer(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits and probabilities (n, classes) of uint8 images (n, 3, height, width)."""
+        return self.run(_laid_out(images, self.metadata.get("layout")))
 
 
 class Deployed(nn.Module):
@@ -94,13 +99,12 @@ def load_onnx(content: bytes) -> Loaded:
     import onnxruntime
 
     session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
-    metadata = session.get_modelmeta().custom_metadata_map
 
-    def answer(images: Tensor) -> tuple[Tensor, Tensor]:
-        logits, probabilities = session.run(OUTPUTS, {INPUT: _laid_out(images, metadata["layout"]).numpy()})
+    def run(images: Tensor) -> tuple[Tensor, Tensor]:
+        logits, probabilities = session.run(OUTPUTS, {INPUT: images.numpy()})
         return torch.from_numpy(logits), torch.from_numpy(probabilities)
 
-    return Loaded(answer, metadata)
+    return Loaded(run, session.get_modelmeta().custom_metadata_map)
 
 
 def pack_torch_export(deployed: Deployed, card: ModelCard) -> Packed:
@@ -120,13 +124,7 @@ def load_torch_export(content: bytes) -> Loaded:
     """A torch.export archive. torch unpickles parts of it, which can execute code."""
     extra = {METADATA: ""}
     graph = torch.export.load(io.BytesIO(content), extra_files=extra).module()
-    metadata = json.loads(extra[METADATA])
-
-    def answer(images: Tensor) -> tuple[Tensor, Tensor]:
-        logits, probabilities = graph(_laid_out(images, metadata["layout"]))
-        return logits, probabilities
-
-    return Loaded(answer, metadata)
+    return Loaded(graph, json.loads(extra[METADATA]))
 
 
 def pack_safetensors(deployed: Deployed, card: ModelCard) -> Packed:
@@ -153,11 +151,11 @@ def load_safetensors(content: bytes) -> Loaded:
     numbers = [tuple(json.loads(said[name])) for name in ("mean", "std")]
     mean, std = (torch.tensor(one).view(1, 3, 1, 1) for one in numbers)
 
-    def answer(images: Tensor) -> tuple[Tensor, Tensor]:
+    def run(images: Tensor) -> tuple[Tensor, Tensor]:
         logits = backbone((images / 255 - mean) / std)
         return logits, torch.softmax(logits / float(said["temperature"]), dim=1)
 
-    return Loaded(answer, said, Classifier(backbone, *numbers))
+    return Loaded(run, said, Classifier(backbone, *numbers))
 
 
 def _example(deployed: Deployed, card: ModelCard) -> Tensor:
@@ -165,7 +163,7 @@ def _example(deployed: Deployed, card: ModelCard) -> Tensor:
     return _laid_out(torch.zeros(_TRACED_BATCH, 3, side, side, dtype=torch.uint8), deployed.layout)
 
 
-def _laid_out(images: Tensor, layout: Layout) -> Tensor:
+def _laid_out(images: Tensor, layout: str | None) -> Tensor:
     """uint8 (n, 3, height, width) in the layout that a graph takes."""
     return (images.permute(0, 2, 3, 1) if layout == "nhwc" else images).contiguous()
 
