@@ -18,15 +18,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from output import JsonFile, machine_line, ranged, table, times, write_json
 
+from hemafast.bench.effort import bench_settings
 from hemafast.bench.result import spread
-from hemafast.bench.settings import Bench
-from hemafast.bench.stations import Make
-from hemafast.bench.training import step
 from hemafast.bench.worker import Round, Worker
 from hemafast.engine.machine import choose_machine
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
+
+    from hemafast.bench.settings import Bench
+    from hemafast.bench.stations import Make
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,16 +46,19 @@ class Case:
 
     def bench(self, data: Path, batch_size: int) -> Bench:
         """As the bench has it: on the CPU, in full precision."""
-        return Bench(
-            data,
-            self.model,
-            self.image_size,
-            batch_size,
+        from hemafast.bench.settings import Bench
+
+        settings = bench_settings(
+            data=data,
+            model=self.model,
+            image_size=self.image_size,
+            batch_size=batch_size,
             device="cpu",
             amp="off",
             compile="off",
             freeze_stages=self.freeze_stages,
         )
+        return Bench(settings)
 
 
 CASES = (
@@ -163,6 +167,8 @@ def main(
     seconds: Annotated[float, typer.Option(help="Least length of a measurement of steps.")] = 5.0,
 ) -> None:
     """Race both, about a minute and a half a network on two cores."""
+    from hemafast.bench.training import step
+
     machine = choose_machine(device="cpu", amp="off", compiled="off")
     result: dict[str, Any] = {
         "command": f"python benchmarks/depthwise.py --batch-size {batch_size} --rounds {rounds} --seconds {seconds:g}",

@@ -21,21 +21,22 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from output import JsonFileOrNone, machine_line, percentages, print_json, ranged, table
 
+from hemafast.bench.effort import bench_settings
 from hemafast.bench.result import spread
-from hemafast.bench.settings import Bench
-from hemafast.bench.training import step, validation
 from hemafast.bench.worker import Worker
 from hemafast.data.dataset import open_dataset
-from hemafast.engine.journal import column, read_rows
 from hemafast.engine.machine import choose_machine
 from hemafast.errors import HemafastError
 from hemafast.preparation.split import TRAIN, VAL
 from hemafast.run_folder import LOG
+
+if TYPE_CHECKING:
+    from hemafast.bench.settings import Bench
 
 _LINE = re.compile(r"^(\S+ \S+) INFO epoch (\d+)/", flags=re.MULTILINE)
 _FIRST_STEP = re.compile(r"first step ([\d.]+) s after")
@@ -50,8 +51,8 @@ def training_command(bench: Bench, output: str) -> list[str]:
         "--image-size": bench.image_size,
         "--batch-size": bench.batch_size,
         "--policy": "basic",
-        "--device": bench.device,
-        "--amp": bench.amp,
+        "--device": bench.settings.device,
+        "--amp": bench.settings.amp,
         "--epochs": 2,
     }
     return [sys.executable, "-m", "hemafast", "train", "--quiet", *map(str, sum(options.items(), ()))]
@@ -75,6 +76,8 @@ def first_step_seconds(bench: Bench) -> float:
 
 def run_two_epochs(bench: Bench) -> dict[str, float]:
     """Train in a process of its own; what its second epoch took, in seconds."""
+    from hemafast.engine.journal import column, read_rows
+
     with tempfile.TemporaryDirectory() as output:
         subprocess.run(training_command(bench, output), check=True, capture_output=True)
         (folder,) = Path(output).glob("2*")
@@ -115,7 +118,12 @@ def main(
     seconds: Annotated[float, typer.Option(help="Least length of a measurement of a bare step.")] = 30.0,
 ) -> None:
     """Measure whole epochs beside bare steps; about three minutes a round for 600 images on two cores."""
-    bench = Bench(data=data, model=model, image_size=image_size, batch_size=batch_size, device="cpu", amp="off")
+    from hemafast.bench.settings import Bench
+    from hemafast.bench.training import step, validation
+
+    bench = Bench(
+        bench_settings(data=data, model=model, image_size=image_size, batch_size=batch_size, device="cpu", amp="off")
+    )
     starts = [first_step_seconds(bench) for _ in range(1 + rounds)]
     found: list[dict[str, float]] = []
     with ExitStack() as stack:

@@ -2,7 +2,7 @@
 
     python benchmarks/folding.py --json benchmarks/results/folding.json
 
-Two processes, which differ in `Bench.folded` alone, take turns on the same batches of real images: in validation, where
+Two processes, which differ in `Bench.fused` alone, take turns on the same batches of real images: in validation, where
 all batch norms are in evaluation mode, and in training with frozen stages, where those of the stages are.
 """
 
@@ -17,14 +17,13 @@ import typer
 from depthwise import Case, race
 from output import JsonFile, machine_line, ranged, table, times, write_json
 
-from hemafast.bench.training import step, validation
 from hemafast.engine.machine import choose_machine
 
 CASES = (
-    ("training", step, Case("tf_efficientnet_lite0", 128, 5)),
-    ("validation", validation, Case("tf_efficientnet_lite0", 128)),
-    ("validation", validation, Case("efficientnet_b0", 224)),
-    ("validation", validation, Case("resnet18", 224)),
+    ("training", Case("tf_efficientnet_lite0", 128, 5)),
+    ("validation", Case("tf_efficientnet_lite0", 128)),
+    ("validation", Case("efficientnet_b0", 224)),
+    ("validation", Case("resnet18", 224)),
 )
 """The first is a step of the preset `fast`, the second its validation."""
 
@@ -37,17 +36,20 @@ def main(
     seconds: Annotated[float, typer.Option(help="Least length of a measurement.")] = 5.0,
 ) -> None:
     """Race both, about a minute and a half a network on two cores."""
+    from hemafast.bench.training import step, validation
+
+    stations = {"training": step, "validation": validation}
     result: dict[str, Any] = {
         "command": f"python benchmarks/folding.py --batch-size {batch_size} --rounds {rounds} --seconds {seconds:g}",
         "machine": choose_machine(device="cpu", amp="off", compiled="off").facts,
         "batch_size": batch_size,
         "cases": [],
     }
-    for kind, station, case in CASES:
+    for kind, case in CASES:
         bench = case.bench(data, batch_size)
-        benches = {side: replace(bench, folded=side == "folded") for side in ("folded", "apart")}
+        benches = {side: replace(bench, fused=side == "folded") for side in ("folded", "apart")}
         result["cases"].append(
-            {"step": kind, "network": case.name} | race(case.name, station, benches, rounds, seconds)
+            {"step": kind, "network": case.name} | race(case.name, stations[kind], benches, rounds, seconds)
         )
         write_json(result, json_file)
 

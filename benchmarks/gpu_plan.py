@@ -18,7 +18,6 @@ import typer
 from output import table
 
 from hemafast.bench.result import read_result
-from hemafast.bench.stations import LOADER, STEP, WHOLE
 from hemafast.config import TrainConfig, checked
 from hemafast.errors import HemafastError
 from hemafast.presets import PRESETS
@@ -367,6 +366,8 @@ def comparison(file: Path) -> str:
 
     Raises HemafastError if `file` is no such result, or was measured without a GPU.
     """
+    from hemafast.bench.stations import LOADER, STEP, WHOLE
+
     result = read_result(file)
     bench, machine = result["bench"], result["machine"]
     if "gpu" not in machine:

@@ -291,8 +291,8 @@ def _short_table(result: Mapping[str, Any], ratios: Ratios) -> str:
         if (ratio := ratios.get((ours, theirs)))
     ]
     note = (
-        f"`benchmarks/loaders.py`, {result['rounds']} interleaved rounds, median (min to max). The table of all "
-        f"{len(result['sides'])} loaders is in `hemafast/data/README.md`."
+        f"`benchmarks/loaders.py`, {result['rounds']} interleaved rounds, median (min to max). The results have all "
+        f"{len(result['sides'])} loaders."
     )
     return table("views of 224 px | hemafast, images/s | best peer | images/s |", rows, note)
 

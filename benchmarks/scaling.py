@@ -19,7 +19,7 @@ import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import count, cycle
 from multiprocessing import get_context
@@ -30,10 +30,8 @@ import numpy as np
 import typer
 from output import JsonFileOrNone, machine_line, percentages, print_json, ranged, table
 
-from hemafast.bench.feeding import augment
+from hemafast.bench.effort import bench_settings
 from hemafast.bench.result import FEWEST_ROUNDS, spread
-from hemafast.bench.settings import Bench
-from hemafast.bench.training import ready_batches, step
 from hemafast.bench.worker import Done, Round, Station, Worker
 from hemafast.data.dataset import Samples, open_dataset
 from hemafast.data.loader import Batch, Loader, train_loader
@@ -41,6 +39,7 @@ from hemafast.data.stream import ALONE, Process
 from hemafast.engine.machine import choose_machine
 
 if TYPE_CHECKING:
+    from hemafast.bench.settings import Bench
     from hemafast.engine.distributed import World
 
 LOADER, STEP, BOTH = "loader", "step", "loader and step"
@@ -53,7 +52,7 @@ LOADED, TRAINED = (1 / 4, 1 / 2, 1, 4, 16), (1 / 64, 1 / 32, 1 / 16, 1 / 8)
 """Images of an epoch of the loader, and of loader and step, as shares of the training split."""
 _RATE = 1e-4
 
-Make = Callable[[Bench], Station]
+Make = Callable[["Bench"], Station]
 
 
 class Side(NamedTuple):
@@ -135,7 +134,7 @@ def _shares(images: int, shares: Sequence[float]) -> list[int]:
 
 def loader_epochs(images: int, bench: Bench) -> Station:
     """Whole epochs of our loader over `images` images; each is one `Done`."""
-    loader = _loader(replace(bench, image_size=SMALL), bench.loader_batch_size, images)
+    loader = _loader(bench.with_settings(image_size=SMALL), bench.loader_batch_size, images)
     while True:
         yield Done(sum(len(batch.labels) for batch in loader.epoch()))
 
@@ -144,7 +143,7 @@ def training_epochs(images: int, bench: Bench) -> Station:
     """Whole epochs of loader and training step over `images` images; each is one `Done`."""
     from hemafast.engine.distributed import World
 
-    bench = replace(bench, image_size=SMALL)
+    bench = bench.with_settings(image_size=SMALL)
     loader = _loader(bench, bench.batch_size, images)
     steps = _steps(bench, _endless(loader), World())
     while True:
@@ -153,7 +152,7 @@ def training_epochs(images: int, bench: Bench) -> Station:
 
 def sized(make: Make, size: int, bench: Bench) -> Station:
     """A station at views of `size` pixels."""
-    return make(replace(bench, image_size=size))
+    return make(bench.with_settings(image_size=size))
 
 
 def threaded(make: Make, threads: int, bench: Bench) -> Station:
@@ -161,10 +160,24 @@ def threaded(make: Make, threads: int, bench: Bench) -> Station:
     import torch
 
     torch.set_num_threads(threads)
-    return make(replace(bench, threads=threads))
+    return make(bench.with_settings(threads=threads))
 
 
-ALONE_SERIES: Mapping[str, Make] = {STEP: step, LOADER: partial(augment, POLICY)}
+def step_alone(bench: Bench) -> Station:
+    """Our training step on ready batches."""
+    from hemafast.bench.training import step
+
+    return step(bench)
+
+
+def loader_alone(bench: Bench) -> Station:
+    """Our loader from packed squares."""
+    from hemafast.bench.feeding import augment
+
+    return augment(POLICY, bench)
+
+
+ALONE_SERIES: Mapping[str, Make] = {STEP: step_alone, LOADER: loader_alone}
 
 
 def training_by_ranks(ranks: int, loaded: bool, bench: Bench) -> Station:
@@ -212,7 +225,9 @@ def _become(rank: int, ranks: int, port: int) -> None:
 
 
 def _rank(world: World, loaded: bool, bench: Bench) -> Station:
-    bench = replace(bench, threads=1)
+    from hemafast.bench.training import ready_batches
+
+    bench = bench.with_settings(threads=1)
     if loaded:
         return _steps(bench, _endless(_loader(bench, bench.batch_size, process=world.process)), world)
     return _steps(bench, cycle(ready_batches(bench)), world)
@@ -236,16 +251,11 @@ def _endless(loader: Loader) -> Iterator[Batch]:
 
 def _steps(bench: Bench, batches: Iterator[Batch], world: World) -> Station:
     """Training steps of this process; images are those of all."""
-    from hemafast.engine.optimizer import build_optimizer
-    from hemafast.engine.step import Totals, TrainStep
-    from hemafast.model import build_model
-    from hemafast.objective import CrossEntropy
+    from hemafast.bench.training import build_measured
+    from hemafast.engine.step import Totals
 
-    machine = bench.machine(tuned=True)
-    model = build_model(bench.model, bench.classes, bench.image_size)
-    optimizer = build_optimizer(model, weight_decay=0.01, device=machine.device)
-    shared = world.share(model, machine.device)
-    train, totals = TrainStep(model, CrossEntropy(), optimizer, machine, shared=shared), Totals(bench.classes, "cpu")
+    learner, _ = build_measured(bench, world)
+    train, totals = learner.train_step, Totals(bench.classes, "cpu")
     for number, batch in enumerate(batches):
         train(batch, _RATE, totals, step=number)
         yield Done(len(batch.labels) * world.process.world_size)
@@ -395,10 +405,12 @@ def main(
     seconds: Annotated[float, typer.Option(min=0.1, help="Least length of a measurement.")] = 1.5,
 ) -> None:
     """Measure along all axes; about six minutes on two cores."""
+    from hemafast.bench.settings import Bench
+
     if unknown := set(axis or ()) - AXES.keys():
         sys.exit(f"There is no axis {min(unknown)!r}; there are {', '.join(AXES)}.")
     samples, domains = real_images(data)
-    bench = Bench(data=data, model=model, batch_size=batch_size, device="cpu", amp="off", compile="off")
+    bench = Bench(bench_settings(data=data, model=model, batch_size=batch_size, device="cpu", amp="off", compile="off"))
     cores = len(os.sched_getaffinity(0))
     axes = {
         name: summary(AXES[name], race(sides_of(name, len(samples), cores), bench, rounds, seconds))

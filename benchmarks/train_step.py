@@ -18,19 +18,19 @@ from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from statistics import median
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from output import JsonFileOrNone, machine_line, print_json, ranged, table, times
 
-from hemafast.bench.ceilings import copy_bytes, matrix_product, memory_copy, product_flops
-from hemafast.bench.plain import plain_step
+from hemafast.bench.effort import bench_settings
 from hemafast.bench.result import spread
-from hemafast.bench.settings import Bench
-from hemafast.bench.training import step
 from hemafast.bench.worker import Done, Round, Station, Worker
 from hemafast.data.dataset import open_dataset
 from hemafast.engine.machine import choose_machine
+
+if TYPE_CHECKING:
+    from hemafast.bench.settings import Bench
 
 MODELS = ("efficientnet_b0", "resnet18")
 _CLASSES = 11
@@ -69,21 +69,28 @@ def timm_step(compiled: bool, bench: Bench) -> Station:
         yield Done(bench.batch_size)
 
 
-SIDES: dict[str, Callable[[Bench], Station]] = {
-    "hemafast": step,
-    "plain PyTorch": plain_step,
-    "timm": partial(timm_step, False),
-    "timm, compiled": partial(timm_step, True),
-    "matrix product": matrix_product,
-    "memory copy": memory_copy,
-}
+def sides() -> dict[str, Callable[[Bench], Station]]:
+    """What takes turns, by name."""
+    from hemafast.bench.ceilings import matrix_product, memory_copy
+    from hemafast.bench.plain import plain_step
+    from hemafast.bench.training import step
+
+    return {
+        "hemafast": step,
+        "plain PyTorch": plain_step,
+        "timm": partial(timm_step, False),
+        "timm, compiled": partial(timm_step, True),
+        "matrix product": matrix_product,
+        "memory copy": memory_copy,
+    }
 
 
 def race(bench: Bench, rounds: int, seconds: float) -> dict[str, list[Round]]:
     """Interleaved measurements of every side."""
-    measured: dict[str, list[Round]] = {name: [] for name in SIDES}
+    makes = sides()
+    measured: dict[str, list[Round]] = {name: [] for name in makes}
     with ExitStack() as stack:
-        workers = {name: stack.enter_context(Worker({name: make}, bench)) for name, make in SIDES.items()}
+        workers = {name: stack.enter_context(Worker({name: make}, bench)) for name, make in makes.items()}
         for number in range(-1, rounds):
             for name, worker in workers.items():
                 found = worker.run(name, seconds)
@@ -95,24 +102,25 @@ def race(bench: Bench, rounds: int, seconds: float) -> dict[str, list[Round]]:
 
 def summary(model: str, image_size: int, measured: dict[str, list[Round]]) -> dict[str, Any]:
     """Rates, ratios paired by round, and shares of the matrix product's rate."""
+    from hemafast.bench.ceilings import copy_bytes, product_flops
     from hemafast.bench.costs import step_costs
 
     rates = {name: [one.images / one.seconds for one in found] for name, found in measured.items()}
     best_of_timm = max(("timm", "timm, compiled"), key=lambda name: median(rates[name]))
     flops = step_costs(model, _CLASSES, image_size, "fp32").training_flops
     peak = [product_flops("cpu") * rate for rate in rates["matrix product"]]
-    sides = [name for name in SIDES if name not in ("matrix product", "memory copy")]
+    steps = [name for name in measured if name not in ("matrix product", "memory copy")]
     return {
         "flops_an_image": flops,
-        "images_per_second": {name: spread(rates[name]) for name in sides},
-        "images_per_cpu_second": {name: spread([o.images / o.cpu_seconds for o in measured[name]]) for name in sides},
+        "images_per_second": {name: spread(rates[name]) for name in steps},
+        "images_per_cpu_second": {name: spread([o.images / o.cpu_seconds for o in measured[name]]) for name in steps},
         "share_of_matrix_product": {
-            name: spread([rate * flops / top for rate, top in zip(rates[name], peak, strict=True)]) for name in sides
+            name: spread([rate * flops / top for rate, top in zip(rates[name], peak, strict=True)]) for name in steps
         },
         "best_of_timm": best_of_timm,
         "ratios": {
             peer: spread([ours / theirs for ours, theirs in zip(rates["hemafast"], rates[peer], strict=True)])
-            for peer in sides[1:]
+            for peer in steps[1:]
         },
         "matrix_product_flops": spread(peak),
         "memory_copy_bytes": spread([copy_bytes("cpu") * rate for rate in rates["memory copy"]]),
@@ -127,6 +135,8 @@ def shares_of_time(bench: Bench) -> dict[str, float]:
 
 def _profiled(bench: Bench) -> dict[str, float]:
     from torch.profiler import ProfilerActivity, profile
+
+    from hemafast.bench.training import step
 
     station = step(bench)
     for _ in range(_WARM_STEPS):
@@ -163,6 +173,8 @@ def main(
     seconds: Annotated[float, typer.Option(help="Least length of a measurement.")] = 15.0,
 ) -> None:
     """Race training steps; about nine minutes a network on two cores."""
+    from hemafast.bench.settings import Bench
+
     machine = choose_machine(device="cpu", amp="off", compiled="off")
     results: dict[str, Any] = {
         "command": f"python benchmarks/train_step.py --batch-size {batch_size} --rounds {rounds} --seconds {seconds:g}",
@@ -173,7 +185,7 @@ def main(
         "models": {},
     }
     for name in model or MODELS:
-        bench = Bench(data=data, model=name, batch_size=batch_size, device="cpu", amp="off")
+        bench = Bench(bench_settings(data=data, model=name, batch_size=batch_size, device="cpu", amp="off"))
         raced = summary(name, bench.image_size, race(bench, rounds, seconds))
         results["models"][name] = {**raced, "shares_of_time": shares_of_time(bench)}
     print_json(results, json_file)

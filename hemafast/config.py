@@ -507,7 +507,7 @@ def _check(settings: PrepareConfig | TrainConfig) -> None:
     kind = type(settings)
     given = {one.name: _parsed(option_of(kind, one.name), getattr(settings, one.name)) for one in fields(settings)}
     try:
-        clean = _model_of(kind).model_validate(given)
+        clean = _model_of(kind).model_validate(given)  # type: ignore[arg-type] # a class is hashable
     except ValidationError as error:
         first = error.errors()[0]
         name = _name_of(first["loc"])
@@ -522,13 +522,13 @@ def _parsed(option: Option, value: Any) -> Any:
 
 
 @cache
-def _model_of(kind: type[Any]) -> type[BaseModel]:
+def _model_of(kind: Any) -> type[BaseModel]:
     from pydantic import ConfigDict, create_model
 
     hints = get_type_hints(kind, include_extras=True)
     known: dict[str, Any] = {name: (hints[name], ...) for name in kind.__dataclass_fields__}
-    # No namespace of pydantic's own: fields are named as users know them.
-    return create_model(kind.__name__, __config__=ConfigDict(**STRICT, protected_namespaces=()), **known)  # type: ignore[arg-type]
+    strict = ConfigDict(extra="forbid", allow_inf_nan=False, protected_namespaces=())  # fields may begin with "model_"
+    return create_model(kind.__name__, __config__=strict, **known)
 
 
 def _name_of(place: tuple[int | str, ...]) -> str:

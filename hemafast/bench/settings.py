@@ -49,6 +49,10 @@ class Bench:
         """Of the training step."""
         return batch_size_of(self.settings)
 
+    def with_settings(self, **changes: Any) -> Bench:
+        """The same bench with other settings of the training."""
+        return replace(self, settings=replace(self.settings, **changes))
+
     @property
     def dataset(self) -> Dataset:
         """The prepared data set, opened."""

@@ -17,6 +17,7 @@ from hemafast.engine.machine import Machine
 if TYPE_CHECKING:
     from hemafast.data.loader import Batch
     from hemafast.engine.build import Learner
+    from hemafast.engine.distributed import World
 
 _BATCHES = 4  # that lie ready
 _RATE = 1e-4
@@ -39,7 +40,7 @@ def optimizer(bench: Bench) -> Station:
     """The update of all weights, once their gradients are there."""
     from hemafast.engine.step import loss_forward
 
-    learner, machine = _built(bench)
+    learner, machine = build_measured(bench)
     batch = ready_batches(bench)[0]
     loss, _ = loss_forward(learner.model, learner.loss, machine)(batch.images[:2], batch.labels[:2])
     loss.backward()  # type: ignore[no-untyped-call]
@@ -51,14 +52,14 @@ def optimizer(bench: Bench) -> Station:
 
 def step(bench: Bench) -> Station:
     """Our training step alone, on batches that lie ready on the device."""
-    return _steps(bench, _built(bench)[0], cycle(ready_batches(bench)))
+    return _steps(bench, build_measured(bench)[0], cycle(ready_batches(bench)))
 
 
 def validation(bench: Bench) -> Station:
     """Our validation step alone, on batches that lie ready."""
     from hemafast.engine.step import Totals
 
-    learner, machine = _built(bench)
+    learner, machine = build_measured(bench)
     averaged = learner.ema.module if learner.ema is not None else learner.model
     averaged.eval()
     totals = Totals(bench.classes, machine.device)
@@ -72,7 +73,7 @@ def checkpoint(bench: Bench) -> Station:
     """The whole state of network and optimizer to the temporary folder, down to the disk; each counts as one."""
     from hemafast.engine.checkpoint import save_last
 
-    learner, _ = _built(bench)
+    learner, _ = build_measured(bench)
     steps = _steps(bench, learner, iter(ready_batches(bench)[:1]))
     next(steps)  # the optimizer has no state before its first update
     with tempfile.TemporaryDirectory() as folder:
@@ -85,7 +86,7 @@ def checkpoint(bench: Bench) -> Station:
 def end_to_end(bench: Bench) -> Station:
     """Our loader and our training step together, as `hemafast train` runs them."""
     loader = bench.loader("packed", bench.batch_size)
-    return _steps(bench, _built(bench)[0], (batch for epoch in count() for batch in loader.epoch(epoch)))
+    return _steps(bench, build_measured(bench)[0], (batch for epoch in count() for batch in loader.epoch(epoch)))
 
 
 @cache
@@ -94,7 +95,7 @@ def ready_batches(bench: Bench) -> Sequence[Batch]:
     return tuple(islice(bench.loader("packed", bench.batch_size).epoch(0), _BATCHES))
 
 
-def _built(bench: Bench) -> tuple[Learner, Machine]:
+def build_measured(bench: Bench, world: World | None = None) -> tuple[Learner, Machine]:
     """What training builds from these settings; weights are random, their values change nothing about the time."""
     from hemafast.engine.build import build_learner
     from hemafast.preparation.split import TRAIN
@@ -105,6 +106,7 @@ def _built(bench: Bench) -> tuple[Learner, Machine]:
         machine,
         bench.dataset.counts(TRAIN),
         batch_size=bench.batch_size,
+        world=world,
         started_from=_NO_WEIGHTS,
         fuse=bench.fused,
     )
@@ -129,7 +131,7 @@ def _passes(bench: Bench, *, backward: bool) -> Station:
     """Forward passes, or the backward passes behind them: the time of the one or the other counts."""
     from hemafast.engine.step import loss_forward
 
-    learner, machine = _built(bench)
+    learner, machine = build_measured(bench)
     run = learner.compiler.compile(loss_forward(learner.model, learner.loss, machine), "training")
     for batch in cycle(ready_batches(bench)):
         wall, cpu = time.perf_counter(), time.process_time()

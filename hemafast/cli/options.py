@@ -96,7 +96,7 @@ def _annotation(kind: type[Any], name: str, common: Collection[str] | None, defa
         metavar=option.metavar,
         hidden=_hidden(kind, name, common),
     )
-    return Annotated[hint | None, declared]  # type: ignore[operator]
+    return Annotated[hint | None, declared]
 
 
 def _flags(name: str) -> list[str]:
@@ -105,7 +105,7 @@ def _flags(name: str) -> list[str]:
 
 def _typed(kind: type[Any], name: str) -> Any:
     """The type of a setting as typer takes it; what typer knows nothing of is text, which the settings parse."""
-    hint = _plain_type(_hints(kind)[name])
+    hint = _plain_type(_hints(kind)[name])  # type: ignore[arg-type] # a class is hashable
     if get_origin(hint) is tuple:
         parts = [_plain_type(part) for part in get_args(hint)]
         if option_of(kind, name).metavar == "N,N...|off":
@@ -133,7 +133,7 @@ def _plain_type(hint: Any) -> Any:
 
 
 @cache
-def _hints(kind: type[Any]) -> dict[str, Any]:
+def _hints(kind: Any) -> dict[str, Any]:
     return get_type_hints(kind, include_extras=True)
 
 

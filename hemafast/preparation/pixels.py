@@ -154,7 +154,7 @@ class SquareFiles:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for file, _ in self._files:
+        for file, _header_size in self._files:
             os.close(file)
 
     def write(self, row: int, square: Pixels) -> None:

@@ -10,6 +10,7 @@ import psutil
 import pytest
 from scipy import stats
 
+from hemafast.bench.effort import bench_settings
 from hemafast.bench.settings import Bench
 from hemafast.bench.worker import Done, Round
 from hemafast.pictures import pixels_of
@@ -34,17 +35,9 @@ def round_of(images=100, seconds=1.0, **more):
 
 @pytest.fixture
 def bench(prepared):
-    return Bench(
-        prepared.folder,
-        model="test_resnet",
-        image_size=56,
-        batch_size=8,
-        loader_batch_size=8,
-        threads=1,
-        device="cpu",
-        amp="off",
-        compile="off",
-    )
+    network = {"model": "test_resnet", "image_size": 56, "batch_size": 8}
+    plain = {"threads": 1, "device": "cpu", "amp": "off", "compile": "off"}
+    return Bench(bench_settings(data=prepared.folder, **network, **plain), loader_batch_size=8)
 
 
 def test_a_line_is_found_with_its_fixed_cost_and_its_slope():

@@ -25,9 +25,9 @@ def repository(tmp_path, monkeypatch):
     monkeypatch.setattr(render_readme, "ROOT", tmp_path)
     monkeypatch.setattr(render_readme, "all_tables", lambda _: {"some": "new"})
     subprocess.run(["git", "init", "--quiet"], cwd=tmp_path, check=True)
-    (tmp_path / "docs").mkdir()
-    (tmp_path / "docs" / "page.md").write_text(PAGE)
-    return tmp_path / "docs" / "page.md"
+    (tmp_path / "room").mkdir()
+    (tmp_path / "room" / "page.md").write_text(PAGE)
+    return tmp_path / "room" / "page.md"
 
 
 def called(monkeypatch, *arguments):
@@ -37,7 +37,7 @@ def called(monkeypatch, *arguments):
 
 def test_a_page_that_is_out_of_date_is_named_and_left_alone(repository, monkeypatch, capsys):
     assert called(monkeypatch, "--check") == 1
-    assert "docs/page.md is out of date. Run: python tools/render_readme.py" in capsys.readouterr().err
+    assert "room/page.md is out of date. Run: python tools/render_readme.py" in capsys.readouterr().err
     assert repository.read_text() == PAGE
 
 

@@ -12,7 +12,6 @@ from hemafast.config import TrainConfig, to_json
 from hemafast.engine.checkpoint import Calibration, ModelCard, View, save_best
 from hemafast.engine.run import view_of
 from hemafast.model import build_model
-from hemafast.progress import Silent
 
 CARD = ModelCard(
     backbone="test_resnet",
@@ -104,19 +103,3 @@ def metadata_of(file: Path):
     """What safetensors' header says beside the tensors."""
     content = file.read_bytes()
     return json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])["__metadata__"]
-
-
-class Heard(Silent):
-    """Keeps what a stage of long work reports."""
-
-    def __init__(self):
-        self.told = []
-
-    def start(self, what, total=None, **_):
-        self.told.append((what, total))
-
-    def advance(self, count=1, **_):
-        self.told.append(count)
-
-    def finish(self, **_):
-        self.told.append("finished")

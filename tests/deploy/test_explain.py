@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import torch
 from command import hemafast
-from exported import CARD, Heard, hostile_checkpoints, random_model, write_run
+from exported import CARD, hostile_checkpoints, random_model, write_run
 from PIL import Image
+from recorder import Recorder, Stage
 
 from hemafast.deploy.explain import explain
 from hemafast.engine.checkpoint import View
@@ -52,8 +53,8 @@ def probabilities_of(files):
 
 
 def test_each_image_has_a_picture_with_its_class_and_probability(run, cells, tmp_path):
-    heard = Heard()
-    explained = explain(run, [str(cells)], tmp_path / "out", progress=heard)
+    recorder = Recorder()
+    explained = explain(run, [str(cells)], tmp_path / "out", progress=recorder)
     files = sorted(cells.iterdir())
     expected = probabilities_of(files)
     assert len(set(expected.max(axis=1).round(3))) == 5
@@ -64,7 +65,7 @@ def test_each_image_has_a_picture_with_its_class_and_probability(run, cells, tmp
         assert found.probability == pytest.approx(shares.max(), abs=1e-4)
         with Image.open(found.picture) as picture:
             assert picture.format == "PNG"
-    assert heard.told == [("explaining", 5), 1, 1, 1, 1, 1, "finished"]
+    assert recorder.stages == [Stage("explaining", 5, "images", [0, 1, 2, 3, 4, 5], finished=True)]
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [file.name for file in files]
 
 

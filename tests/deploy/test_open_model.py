@@ -12,8 +12,9 @@ import pandas as pd
 import psutil
 import pytest
 import torch
-from exported import CARD, Heard, card_on, hostile_checkpoints, write_run
+from exported import CARD, card_on, hostile_checkpoints, write_run
 from PIL import Image
+from recorder import Recorder, Stage
 
 from hemafast.deploy.explain import explain
 from hemafast.deploy.export import export_run
@@ -159,9 +160,9 @@ def test_an_unreadable_image_is_a_row_with_its_error_and_nan(model, pictures, tm
 
 def test_progress_hears_of_every_image(model, pictures):
     for work, what in ((model.predict, "classifying"), (model.embed, "embedding")):
-        heard = Heard()
-        work(pictures[0], batch_size=4, progress=heard)
-        assert heard.told == [(what, 9), 4, 4, 1, "finished"]
+        recorder = Recorder()
+        work(pictures[0], batch_size=4, progress=recorder)
+        assert recorder.stages == [Stage(what, 9, "images", [0, 4, 8, 9], finished=True)]
 
 
 def test_a_class_may_have_the_name_of_a_column(pictures, tmp_path):

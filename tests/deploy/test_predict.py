@@ -13,7 +13,8 @@ import pandas as pd
 import pytest
 import torch
 from command import hemafast
-from exported import CARD, Heard, card_on, hostile_checkpoints, write_run
+from exported import CARD, card_on, hostile_checkpoints, write_run
+from recorder import Recorder, Stage
 
 from hemafast.data.graph import GraphShape
 from hemafast.data.loader import eval_loader
@@ -339,9 +340,9 @@ def test_no_more_images_are_read_ahead_than_a_few_batches(fitted, tmp_path, make
 
 def test_progress_counts_every_image_of_every_group(fitted, cut, spoilt, tmp_path):
     other = write_run(tmp_path / "other", replace(card_on(cut), view=replace(card_on(cut).view, packed_size=48)))
-    heard = Heard()
-    predict([fitted, other], [str(spoilt)], Options(batch_size=2, **CPU), progress=heard)
-    assert heard.told == [("classifying", 12), 2, 2, 2, 2, 2, 2, "finished"]
+    recorder = Recorder()
+    predict([fitted, other], [str(spoilt)], Options(batch_size=2, **CPU), progress=recorder)
+    assert recorder.stages == [Stage("classifying", 12, "images", [0, 2, 4, 6, 8, 10, 12], finished=True)]
 
 
 def test_an_unknown_scale_is_told_once_for_all_models(fitted, cut, cells, tmp_path, caplog):
@@ -448,7 +449,7 @@ def test_the_command_takes_globs_files_and_zips(fitted, cells, tmp_path, named):
         (["{run}", "empty"], ["empty holds no images"]),
         (["{run}", "cells", "none"], ["There is no none"]),
         (["none.safetensors", "cells"], ["There is no none.safetensors"]),
-        (["cells", "--runs", "none"], ["There is no none/best_model.safetensors"]),
+        (["cells", "--runs", "none"], ["There is no none."]),
         (["unfinished", "cells"], ["There is no unfinished/best_model.safetensors", "epoch"]),
         (["damaged", "cells"], ["damaged/best_model.safetensors cannot be loaded"]),
         (["{run}", "cells", "--output", "cells"], ["cells is a folder"]),
@@ -462,8 +463,8 @@ def test_the_command_takes_globs_files_and_zips(fitted, cells, tmp_path, named):
 def test_what_cannot_be_done_is_one_line_and_writes_nothing(fitted, cells, tmp_path, arguments, words):
     for name in ("empty", "unfinished", "damaged"):
         (tmp_path / name).mkdir()
-    for file in ("config.json", "train.log"):
-        (tmp_path / "unfinished" / file).touch()
+    for file in ("unfinished/config.json", "unfinished/train.log", "last_model.ckpt"):
+        (tmp_path / file).touch()
     whole = (fitted / "best_model.safetensors").read_bytes()
     (tmp_path / "damaged" / "best_model.safetensors").write_bytes(whole[:-9])
     before = sorted(tmp_path.rglob("*"))

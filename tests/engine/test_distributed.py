@@ -292,9 +292,9 @@ def test_batch_norm_over_processes_keeps_parameters_and_what_is_frozen(name, fre
     for network in (plain, converted):
         network.freeze(**freeze)
     norms = [[part for part in network.modules() if isinstance(part, nn.BatchNorm2d)] for network in (plain, converted)]
-    synchronised = [part for part in converted.modules() if isinstance(part, nn.SyncBatchNorm)]
-    assert (len(norms[0]), len(norms[1])) == (len(synchronised), 0)
-    assert [part.training for part in norms[0]] == [part.training for part in synchronised]
+    over_all = [part for part in converted.modules() if isinstance(part, nn.SyncBatchNorm)]
+    assert (len(norms[0]), len(norms[1])) == (len(over_all), 0)
+    assert [part.training for part in norms[0]] == [part.training for part in over_all]
     named = [dict(network.named_parameters()) for network in (plain, converted)]
     assert named[0].keys() == named[1].keys()
     assert all(named[0][key].requires_grad == named[1][key].requires_grad for key in named[0])
