@@ -36,9 +36,9 @@ class Prepared:
     """False if it already existed and nothing was written."""
 
     @property
-    def quarantine(self) -> list[schema.Refused]:
+    def quarantine(self) -> list[schema.QuarantinedImage]:
         """The quarantined images, with reasons."""
-        return schema.refused(self.files.manifest)
+        return schema.quarantined(self.files.manifest)
 
     @property
     def info(self) -> schema.DatasetInfo:
@@ -160,7 +160,7 @@ def _describe_domains(manifest: pd.DataFrame, plan: Plan) -> dict[str, schema.Do
             drawn=archive.drawn,
             images=len(archive.members),
             converted=verdicts[archive.domain, schema.CONVERTED],
-            quarantined=verdicts[archive.domain, schema.REFUSED],
+            quarantined=verdicts[archive.domain, schema.QUARANTINED],
             ignored=len(archive.ignored),
         )
         for archive in plan.archives

@@ -58,7 +58,7 @@ class _Image:
     @property
     def path(self) -> str:
         """Where its bytes are kept, relative to the data set."""
-        return f"{schema.QUARANTINED if self.error else schema.IMAGES}/{self.name}"
+        return f"{schema.QUARANTINED_IMAGES if self.error else schema.IMAGES}/{self.name}"
 
 
 def ingest(
@@ -234,7 +234,7 @@ def _row(image: _Image, phash: str) -> Row:
         "sha256": image.sha256,
         "pixels_xxh128": image.pixels_xxh128,
         "phash": phash,
-        "verdict": schema.REFUSED if image.error else schema.CONVERTED if kinds else schema.ACCEPTED,
+        "verdict": schema.QUARANTINED if image.error else schema.CONVERTED if kinds else schema.ACCEPTED,
         "kind": "+".join(kinds),
         "reason": str(image.error) if image.error else "; ".join(POLICIES[kind].meaning for kind in kinds),
         **dict(zip(("mean_red", "mean_green", "mean_blue"), means, strict=True)),

@@ -18,7 +18,7 @@ MANIFEST = "manifest.parquet"
 QUARANTINE = "quarantine.csv"
 SPLIT = "split.csv"
 IMAGES = "images"
-QUARANTINED = "quarantined"
+QUARANTINED_IMAGES = "quarantined"
 SHARDS = "shards"
 PACKED = "packed"
 WEBDATASET = "webdataset"
@@ -51,11 +51,11 @@ MANIFEST_COLUMNS = {
 
 ACCEPTED = "accepted"
 CONVERTED = "converted"
-REFUSED = "quarantined"
+QUARANTINED = "quarantined"
 
 
 @dataclass(frozen=True, slots=True)
-class Refused:
+class QuarantinedImage:
     """A quarantined image."""
 
     file: str
@@ -127,10 +127,10 @@ def is_prepared(folder: Path) -> bool:
         return False
 
 
-def refused(manifest: pd.DataFrame) -> list[Refused]:
+def quarantined(manifest: pd.DataFrame) -> list[QuarantinedImage]:
     """The quarantined images, by path."""
-    rows = manifest[manifest["verdict"] == REFUSED].sort_values("path")
-    return [Refused(*row) for row in rows[["path", "kind", "reason"]].itertuples(index=False)]
+    rows = manifest[manifest["verdict"] == QUARANTINED].sort_values("path")
+    return [QuarantinedImage(*row) for row in rows[["path", "kind", "reason"]].itertuples(index=False)]
 
 
 def versions() -> dict[str, str]:
@@ -145,7 +145,7 @@ def shard_file(split: str, index: int, count: int, *, folder: str = SHARDS, suff
 
 def accepted(manifest: pd.DataFrame) -> pd.DataFrame:
     """The images that are not quarantined, in the order of the manifest."""
-    return manifest[manifest["verdict"] != REFUSED]
+    return manifest[manifest["verdict"] != QUARANTINED]
 
 
 def in_split(manifest: pd.DataFrame, split: str, fold: int | None = None) -> pd.DataFrame:

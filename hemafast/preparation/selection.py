@@ -43,18 +43,18 @@ def select_images(images: pd.DataFrame, config: PrepareConfig) -> tuple[pd.DataF
 
 def refuse_excess(manifest: pd.DataFrame, config: PrepareConfig) -> None:
     """Raise HemafastError if more images are quarantined than the settings allow."""
-    refused = schema.refused(manifest)
-    if len(refused) <= (0 if config.strict else config.max_quarantined * len(manifest)):
+    bad = schema.quarantined(manifest)
+    if len(bad) <= (0 if config.strict else config.max_quarantined * len(manifest)):
         return
-    by_kind = ", ".join(f"{count} {kind}" for kind, count in sorted(Counter(image.kind for image in refused).items()))
-    examples = name_some([f"{image.file.partition('/')[2]} ({image.reason})" for image in refused], _NAMED, "; ")
+    by_kind = ", ".join(f"{count} {kind}" for kind, count in sorted(Counter(image.kind for image in bad).items()))
+    examples = name_some([f"{image.file.partition('/')[2]} ({image.reason})" for image in bad], _NAMED, "; ")
     remedy = (
         "or leave out --strict."
         if config.strict
         else f"or accept more than {config.max_quarantined:.0%} with --max-quarantined."
     )
     raise HemafastError(
-        f"{len(refused)} of {len(manifest)} images would be quarantined: {by_kind}: {examples}.",
+        f"{len(bad)} of {len(manifest)} images would be quarantined: {by_kind}: {examples}.",
         f"Repair or remove them, {remedy}",
     )
 
@@ -62,8 +62,8 @@ def refuse_excess(manifest: pd.DataFrame, config: PrepareConfig) -> None:
 def _quarantine(manifest: pd.DataFrame, kind: str, reasons: pd.Series[str]) -> None:
     """Quarantine the rows of `reasons`, in place."""
     rows = reasons.index
-    moved = manifest.loc[rows, "path"].str.replace(schema.IMAGES, schema.QUARANTINED, n=1)
-    changes = {"path": moved, "verdict": schema.REFUSED, "kind": kind, "reason": reasons}
+    moved = manifest.loc[rows, "path"].str.replace(schema.IMAGES, schema.QUARANTINED_IMAGES, n=1)
+    changes = {"path": moved, "verdict": schema.QUARANTINED, "kind": kind, "reason": reasons}
     for column, value in (changes | {"split": "", "fold": NO_FOLD, "group": ""}).items():
         manifest.loc[rows, column] = value
 

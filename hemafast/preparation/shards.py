@@ -20,7 +20,7 @@ from hemafast.preparation.schema import (
     SPLIT,
     accepted,
     in_split,
-    refused,
+    quarantined,
     shard_file,
 )
 from hemafast.preparation.split import SPLITS
@@ -33,7 +33,7 @@ def write_manifest(folder: Path, manifest: pd.DataFrame) -> None:
 
 def write_quarantine(folder: Path, manifest: pd.DataFrame) -> None:
     """Write quarantine.csv: file, verdict (a key of POLICIES) and reason of every quarantined image."""
-    rows = [image.row() for image in refused(manifest)]
+    rows = [image.row() for image in quarantined(manifest)]
     table = pd.DataFrame(rows, columns=["file", "verdict", "reason"])
     table.to_csv(folder / QUARANTINE, index=False, lineterminator="\n")
 

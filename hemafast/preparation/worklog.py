@@ -13,7 +13,7 @@ import xxhash
 from hemafast.preparation.lists import sha256_of
 from hemafast.preparation.pixels import SquareFiles
 from hemafast.preparation.publish import log_of
-from hemafast.preparation.schema import IMAGES, QUARANTINED, REFUSED
+from hemafast.preparation.schema import IMAGES, QUARANTINED, QUARANTINED_IMAGES
 from hemafast.progress import SILENT, Progress, stage
 
 Row = dict[str, Any]
@@ -75,11 +75,11 @@ class WorkLog:
     def _is_sound(self, line: dict[str, Any], squares: Sequence[SquareFiles]) -> bool:
         row = line["row"]
         path: Path = self._folder / row["path"]
-        moved = self._folder / row["path"].replace(f"{IMAGES}/", f"{QUARANTINED}/", 1)
+        moved = self._folder / row["path"].replace(f"{IMAGES}/", f"{QUARANTINED_IMAGES}/", 1)
         if not path.exists() and moved.exists():  # the kill came after a contradiction was quarantined
             path.parent.mkdir(parents=True, exist_ok=True)
             moved.rename(path)
-        if row["verdict"] == REFUSED:
+        if row["verdict"] == QUARANTINED:
             return False  # these are few; reading them again gives the reason again
         try:
             if sha256_of(path) != row["sha256"]:
