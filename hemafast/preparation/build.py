@@ -65,15 +65,15 @@ def prepare(config: PrepareConfig, *, progress: Progress = SILENT, workers: int 
     """
     _refuse_source_within(config)
     whole = config.output.resolve()  # if the output is the current folder, a relative name would follow the old one
-    refuse_foreign(whole, schema.is_prepared)
-    recover(whole, schema.is_prepared)
+    refuse_foreign(whole)
+    recover(whole)
     plan = make_plan(config, progress)
     existing = _existing(config.output)
     if existing is not None and existing.info.inputs == plan.inputs:
         refuse_excess(existing.manifest, config)
         return Prepared(config.output, existing, fresh=False)
     sums, notes = choose_sums(plan, config.checksums, progress)
-    with published_whole(whole, schema.is_prepared, plan.ingest_key, progress=progress) as folder:
+    with published_whole(whole, plan.ingest_key, progress=progress) as folder:
         refuse_too_little_room(whole, _needed_bytes(plan, config, folder))
         images = ingest(plan, sums, folder, workers=workers or len(os.sched_getaffinity(0)), progress=progress)
         with stage(progress, "finding duplicates"):

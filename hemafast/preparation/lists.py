@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import io
 from collections.abc import Iterable
 from pathlib import Path
 
 import pandas as pd
 
 from hemafast.errors import HemafastError
+from hemafast.preparation.safety import parts_of
 from hemafast.preparation.split import SPLITS
 
 _MAX_BYTES = 256 * 2**20
@@ -37,14 +39,9 @@ def read_checksums(file: Path) -> dict[str, str]:
     return sums
 
 
-def read_groups(file: Path, names: Iterable[str]) -> dict[str, str]:
-    """The group (patient, slide) of each image that `file` lists, by image name `domain/class/file`."""
-    return _read_values(file, "group", names)
-
-
 def read_split(file: Path, names: Iterable[str]) -> dict[str, str]:
     """The split of each image that `file` lists, by image name `domain/class/file`."""
-    split = _read_values(file, "split", names)
+    split = read_values(file, "split", names)
     for name, value in split.items():
         if value not in SPLITS:
             raise HemafastError(f"{file}: {name} has the split {value!r}.", f"A split is {' or '.join(SPLITS)}.")
@@ -57,7 +54,8 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _read_values(file: Path, column: str, names: Iterable[str]) -> dict[str, str]:
+def read_values(file: Path, column: str, names: Iterable[str]) -> dict[str, str]:
+    """The value in `column`, such as split or group, of each image that `file` lists, by image name."""
     table = _read_table(file, column)
     resolved = resolve(file, zip(table["path"], table[column], strict=True), names)
     if not resolved:
@@ -69,8 +67,6 @@ def _read_values(file: Path, column: str, names: Iterable[str]) -> dict[str, str
 
 
 def _read_table(file: Path, column: str) -> pd.DataFrame:
-    import io
-
     try:
         table = pd.read_csv(io.StringIO(_read_text(file)), dtype=str, keep_default_na=False)
     except ValueError as error:  # pandas: empty, or rows of different lengths
@@ -101,7 +97,8 @@ def resolve(file: Path, values: Iterable[tuple[str, str]], names: Iterable[str])
             endings.setdefault("/".join(domain_class_file[start:]), []).append(name)
     resolved: dict[str, str] = {}
     for path, value in values:
-        found = endings.get(_plain(path), [])
+        plain = "/".join(parts_of(path.strip().replace("\\", "/"))[-3:])  # from any operating system
+        found = endings.get(plain, [])
         if len(found) > 1:
             raise HemafastError(f"{file}: {path} may be {' or '.join(found[:2])}.", "Write domain/class/file.")
         for name in found:
@@ -110,12 +107,6 @@ def resolve(file: Path, values: Iterable[tuple[str, str]], names: Iterable[str])
                     f"{file}: {path} is listed as {resolved[name]} and {value}.", "Remove one of the two."
                 )
     return resolved
-
-
-def _plain(name: str) -> str:
-    """The last three parts of a path, `domain/class/file`, from any operating system."""
-    parts = [part for part in name.strip().replace("\\", "/").split("/") if part not in ("", ".")]
-    return "/".join(parts[-3:])
 
 
 def _read_text(file: Path) -> str:

@@ -41,7 +41,7 @@ MANIFEST_COLUMNS = {
     "duplicate_group": "str",  # the same for all images that show one picture
     "group": "str",  # the same for images that must stay together: one picture, patient or slide
     "verdict": "str",  # accepted, converted or quarantined
-    "kind": "str",  # why it was converted or quarantined: keys of POLICIES joined by +
+    "kind": "str",  # why it was converted or quarantined: keys of CONVERTED_KINDS joined by +, or of QUARANTINED_KINDS
     "reason": "str",  # the same in words
     "mean_red": "float64",  # 0 to 255, over the packed square
     "mean_green": "float64",
@@ -141,6 +141,11 @@ def versions() -> dict[str, str]:
 def shard_file(split: str, index: int, count: int, *, folder: str = SHARDS, suffix: str = ".txt") -> Path:
     """Relative path of one shard of a split."""
     return Path(folder) / f"{split}-{index:05d}-of-{count:05d}{suffix}"
+
+
+def names_of(images: pd.DataFrame) -> pd.Series[str]:
+    """The name `domain/class/file` of each image, none of them quarantined."""
+    return images["path"].str.removeprefix(f"{IMAGES}/")
 
 
 def accepted(manifest: pd.DataFrame) -> pd.DataFrame:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from itertools import chain
 
 import numpy as np
 import pandas as pd
@@ -11,7 +10,7 @@ import pandas as pd
 from hemafast.config import PrepareConfig
 from hemafast.errors import HemafastError, name_some
 from hemafast.preparation import lists, schema
-from hemafast.preparation.duplicates import find_contradictions, group_duplicates, smallest_in_component
+from hemafast.preparation.duplicates import chains, find_contradictions, group_duplicates, smallest_in_component
 from hemafast.preparation.split import NO_FOLD, SPLITS, TRAIN, VAL, assign_folds, assign_split, missing_strata
 
 _NAMED = 3  # images that an error message lists
@@ -111,19 +110,18 @@ def _groups(good: pd.DataFrame, config: PrepareConfig) -> tuple[pd.Series[str], 
     if listed is None:
         return pictures, ()
     named = listed.dropna()
-    together = chain(pictures.groupby(pictures), named.groupby(named))
-    links = [np.stack([rows.index[:-1], rows.index[1:]], axis=1) for _, rows in together]
+    links = np.concatenate([chains(pictures), chains(named)])
     rest = len(good) - len(named)
     source = config.groups.name if config.groups else config.group_pattern
     notes = (f"{rest} images have no group in {source}",) if rest else ()
-    return smallest_in_component(pictures, np.concatenate(links)), notes
+    return smallest_in_component(pictures, links), notes
 
 
 def _listed_groups(good: pd.DataFrame, config: PrepareConfig) -> pd.Series[str] | None:
     """The patient or slide of each image, missing if it has none; None if the settings name no groups."""
-    names = _names(good)
+    names = schema.names_of(good)
     if config.groups is not None:
-        return names.map(lists.read_groups(config.groups, names))
+        return names.map(lists.read_values(config.groups, "group", names))
     if config.group_pattern is not None:
         named = names.str.rpartition("/")[2].str.extract(config.group_pattern).iloc[:, 0]
         if named.isna().all():
@@ -142,7 +140,7 @@ def _take_split(manifest: pd.DataFrame, config: PrepareConfig) -> tuple[str, ...
     """
     assert config.split_file is not None
     file, good = config.split_file, schema.accepted(manifest)
-    names = _names(good)
+    names = schema.names_of(good)
     split = names.map(lists.read_split(file, names)).fillna("")
     manifest.loc[good.index, "split"] = split
     manifest.loc[good.index, "group"] = good["duplicate_group"]
@@ -153,7 +151,3 @@ def _take_split(manifest: pd.DataFrame, config: PrepareConfig) -> tuple[str, ...
     _quarantine(manifest, "not in the split", pd.Series(f"{file.name} does not list it", index=missing))
     refuse_excess(manifest, config)
     return tuple(missing_strata(schema.accepted(manifest), "split", SPLITS))
-
-
-def _names(images: pd.DataFrame) -> pd.Series[str]:
-    return images["path"].str.removeprefix(f"{schema.IMAGES}/")

@@ -64,7 +64,6 @@ class _Part:
     """One side of the split, or one fold, while it is filled."""
 
     share: float
-    images: int = 0
     held: Counter[Stratum] = field(default_factory=Counter)
 
 
@@ -82,7 +81,6 @@ def _assign(images: pd.DataFrame, shares: Sequence[float], seed: int) -> pd.Seri
         held = groups[group]
         chosen[group] = _neediest(parts, held, targets, totals)
         parts[chosen[group]].held.update(held)
-        parts[chosen[group]].images += held.total()
     _fill_empty(parts, groups, chosen, rooms)
     return images["group"].map(chosen)
 
@@ -116,7 +114,7 @@ def _neediest(
             count * (2 * (targets[stratum][number] - part.held[stratum]) - count) / totals[stratum]
             for stratum, count in held.items()
         )
-        return round(lack, 9), -part.images / part.share if part.share else float("-inf")
+        return round(lack, 9), -part.held.total() / part.share if part.share else float("-inf")
 
     return max(range(len(parts)), key=lambda number: (need(number), -number))
 
@@ -143,16 +141,16 @@ def _can_spare(part: _Part, held: Counter[Stratum]) -> bool:
     return all(part.held[stratum] > count for stratum, count in held.items())
 
 
-def fair_order(images: pd.DataFrame, key: str = "path") -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+def fair_order(images: pd.DataFrame) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
     """Positions of all rows in an order in which any stretch is a fair sample of classes and domains.
 
-    `images` has the columns domain, label and `key`, which names a row. Each stratum is shuffled and spread evenly, so
+    `images` has the columns domain, label and path, which names a row. Each stratum is shuffled and spread evenly, so
     that any stretch holds its share of it to within one image. The order is a hash of the names and depends neither on
     the order of the rows nor on the platform.
     """
-    rank = images[key].map(lambda name: draw("order", name))
+    rank = images["path"].map(lambda name: draw("order", name))
     strata = images.groupby(["domain", "label"])
     place = rank.groupby([images["domain"], images["label"]]).rank(method="first") - 1
-    offset = strata[key].transform("min").map(lambda name: int(draw("offset", name)[:8], 16) / 2**32)
-    position = (place + offset) / strata[key].transform("size")
+    offset = strata["path"].transform("min").map(lambda name: int(draw("offset", name)[:8], 16) / 2**32)
+    position = (place + offset) / strata["path"].transform("size")
     return np.lexsort((rank.to_numpy(dtype=str), position.to_numpy()))
