@@ -158,7 +158,7 @@ def open_archive(path: Path) -> Archive:
         if parts == [DRAWN_MARKER]:
             drawn = True
         elif len(parts) == 2 and is_image(entry.name):
-            members.append(Member(domain, *parts, entry))
+            members.append(Member(domain, parts[0], parts[1], entry))
         else:
             ignored.append(entry.name)
     if not members:

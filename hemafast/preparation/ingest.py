@@ -26,8 +26,9 @@ from hemafast.preparation.image_checks import (
 )
 from hemafast.preparation.pixels import Decoded, SquareDecoder, SquareFiles, centre_windows, runs_within
 from hemafast.preparation.plan import Plan
+from hemafast.preparation.publish import log_of
 from hemafast.preparation.threads import Pool, made_ahead
-from hemafast.preparation.worklog import Row, WorkLog, hash_squares
+from hemafast.preparation.worklog import Row, append_rows, hash_squares, sound_rows
 from hemafast.progress import SILENT, Progress
 
 _BATCH = 64  # images in memory at once, ...
@@ -69,10 +70,10 @@ def ingest(
     (folder / schema.PACKED).mkdir(exist_ok=True)
     with ExitStack() as stack:
         squares = [stack.enter_context(SquareFiles(folder / schema.PACKED, size, plan.images)) for size in plan.sizes]
-        log = stack.enter_context(WorkLog(folder))
         pool = stack.enter_context(Pool(workers))
         disk, *stations = (stack.enter_context(ThreadPoolExecutor(1)) for _ in range(3))
-        done = log.sound_rows(squares, pool, progress)
+        done = sound_rows(folder, squares, pool, progress)
+        log = stack.enter_context(log_of(folder).open("a", encoding="utf-8"))
         progress.start("reading images", plan.images, done=len(done))
         stack.callback(progress.finish)
         stack.enter_context(strict_decoders())
@@ -84,7 +85,7 @@ def ingest(
             _keep_squares(batch, squares)
             pool.each(lambda image: _keep_bytes(image, folder), batch)
             fresh = dict(_describe(batch))
-            log.append(fresh.items())
+            append_rows(log, fresh.items())
             done |= fresh
             if written_back.done():
                 written_back.result()
