@@ -13,6 +13,9 @@ from pydantic import BaseModel, ConfigDict
 SCHEMA = 2
 """Version of the format on disk. Raise it when older readers would misread newer files."""
 
+PREPARE_AGAIN = "Run `hemafast prepare` again."
+"""Remedy for files that are missing or changed."""
+
 INFO = "dataset.json"
 MANIFEST = "manifest.parquet"
 QUARANTINE = "quarantine.csv"
