@@ -48,7 +48,7 @@ def write_demo_archives(source: Path, *, images: int = 400, seed: int = 42, prog
         source: the folder; created if missing.
         images: number of cells in both archives together, at least 120.
         seed: the same `images` and `seed` give byte-identical archives.
-        progress: hears of every cell.
+        progress: receives every cell.
 
     Returns:
         The paths of the two archives.

@@ -54,7 +54,7 @@ def prepare(config: PrepareConfig, *, progress: Progress = SILENT, workers: int 
 
     Args:
         config: the settings.
-        progress: hears of every stage: listing archives, reading images, and so on.
+        progress: receives every stage: listing archives, reading images, and so on.
         workers: number of threads; by default one per core. The result does not depend on it.
 
     Returns:

@@ -184,7 +184,6 @@ def _keep_squares(batch: Sequence[_Image], squares: Sequence[SquareFiles]) -> No
 
 
 def _keep_bytes(image: _Image, folder: Path) -> None:
-    """Keep the original bytes."""
     path = f"{folder}/{image.path}"  # not a Path, which would cost as much as writing does
     try:
         _write(path, image.data)

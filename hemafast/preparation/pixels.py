@@ -193,10 +193,8 @@ def rows_per_file(size: int) -> int:
 
 def packed_header(rows: int, size: int) -> bytes:
     """The bytes before the pixels in a .npy file of uint8 (rows, size, size, 3)."""
-    stream = io.BytesIO()
-    np.lib.format.write_array_header_1_0(
-        stream, {"descr": "|u1", "fortran_order": False, "shape": (rows, size, size, 3)}
-    )
+    stream, shape = io.BytesIO(), (rows, size, size, 3)
+    np.lib.format.write_array_header_1_0(stream, {"descr": "|u1", "fortran_order": False, "shape": shape})
     return stream.getvalue()
 
 

@@ -16,6 +16,7 @@ from hemafast.errors import HemafastError
 from hemafast.preparation.schema import is_prepared
 from hemafast.progress import SILENT, Progress, stage
 
+_MAKE_ROOM = "Make room, or name another --output."
 _RENAME_EXCHANGE = 2  # linux/fs.h
 _AT_FDCWD = -100  # fcntl.h: paths count from the working directory
 _NO_SUCH_CALL = {errno.ENOSYS, errno.EINVAL, errno.ENOTSUP}
@@ -54,7 +55,9 @@ def published_whole(target: Path, key: str, *, progress: Progress = SILENT) -> I
                 raise
             _clear_debris(target)
     except OSError as error:
-        raise _explained(error, target) from error
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise HemafastError(f"The disk of {target} is full.", _MAKE_ROOM) from error
+        raise HemafastError(f"{target} cannot be written ({error}).", "Check the disk and its permissions.") from error
 
 
 def log_of(folder: Path) -> Path:
@@ -90,7 +93,7 @@ def refuse_too_little_room(target: Path, needed: int) -> None:
     if needed > free:
         raise HemafastError(
             f"{target} needs {needed / 1e6:,.0f} MB, and its disk has {free / 1e6:,.0f} MB free.",
-            "Make room, or name another --output.",
+            _MAKE_ROOM,
         )
 
 
@@ -170,9 +173,3 @@ def _exchanged(first: Path, second: Path) -> bool:
     if ctypes.get_errno() in _NO_SUCH_CALL:
         return False
     raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), str(second))
-
-
-def _explained(error: OSError, target: Path) -> HemafastError:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return HemafastError(f"The disk of {target} is full.", "Make room, or name another --output.")
-    return HemafastError(f"{target} cannot be written ({error}).", "Check the disk and its permissions.")

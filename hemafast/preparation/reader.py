@@ -39,10 +39,6 @@ class PackedPixels:
         square: Pixels = self.files[file][within]
         return square
 
-    def __array__(self, dtype: npt.DTypeLike | None = None, copy: bool | None = None) -> npt.NDArray[np.generic]:
-        squares = np.stack([self[index] for index in range(len(self))])
-        return squares if dtype is None else squares.astype(dtype)
-
     @property
     def nbytes(self) -> int:
         """Bytes of all squares."""

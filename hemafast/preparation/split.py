@@ -49,9 +49,7 @@ def missing_strata(images: pd.DataFrame, part: str, parts: Sequence[Hashable]) -
     """Notes about strata without images in some part. `part` is a column, `parts` are its values."""
     sentences = []
     for (domain, label), stratum in images.groupby(["domain", "label"]):
-        present = set(stratum[part])
-        absent = [str(name) for name in parts if name not in present]
-        if absent:
+        if absent := [str(name) for name in parts if name not in set(stratum[part])]:
             groups = stratum["group"].nunique()
             sentences.append(
                 f"{domain}, {label}: {len(stratum)} images in {groups} group{'s' * (groups != 1)}, none in "
