@@ -77,9 +77,7 @@ def entry_reader(path: Path) -> Iterator[Callable[[Entry], bytes]]:
     try:
         file = zipfile.ZipFile(path)
     except _DAMAGED as error:
-        raise HemafastError(
-            f"{path} cannot be opened any more ({error}).", "Put it back and run the command again."
-        ) from error
+        raise HemafastError(f"{path} cannot be opened any more ({error}).", "Put it back and try again.") from error
     with file:
         yield lambda entry: _whole(path, entry, lambda: _read_member(file, entry))
 
@@ -131,9 +129,7 @@ def find_archives(source: Path, output: Path) -> list[Path]:
             "Put Acevedo_20.zip, Matek_19.zip or a folder of class folders there, or draw cells with `hemafast demo`.",
         )
     if twice := safety.find_collision(_domain(path) for path in found):
-        raise HemafastError(
-            f"{source} holds two archives named {' and '.join(twice)}.", "Remove or rename one of the two."
-        )
+        raise HemafastError(f"{source} holds two archives named {' and '.join(twice)}.", "Remove or rename one.")
     return found
 
 

@@ -29,9 +29,7 @@ def read_checksums(file: Path) -> dict[str, str]:
         digits, _, name = line.partition(" ")
         name = name.lstrip(" *").strip()
         if len(digits) != _SHA256_DIGITS or set(digits.lower()) - set("0123456789abcdef") or not name:
-            raise HemafastError(
-                f"{file}, line {number}: this is not `sha256  name`.", "Write it with `sha256sum FILES`."
-            )
+            raise HemafastError(f"{file}, line {number} is not `sha256  name`.", "Write it with `sha256sum FILES`.")
         if sums.setdefault(name, digits.lower()) != digits.lower():
             raise HemafastError(f"{file}, line {number}: a second checksum for {name}.", "Remove one of the two.")
     if not sums:
@@ -70,14 +68,10 @@ def _read_table(file: Path, column: str) -> pd.DataFrame:
     try:
         table = pd.read_csv(io.StringIO(_read_text(file)), dtype=str, keep_default_na=False)
     except ValueError as error:  # pandas: empty, or rows of different lengths
-        raise HemafastError(
-            f"{file} is not a CSV file ({error}).", f"It needs the columns path and {column}."
-        ) from error
+        raise HemafastError(f"{file} is not a CSV file ({error}).", f"It needs path and {column}.") from error
     missing = {"path", column} - set(table.columns)
     if missing:
-        raise HemafastError(
-            f"{file} has no column {' and no column '.join(sorted(missing))}.", f"It needs path and {column}."
-        )
+        raise HemafastError(f"{file} has no column {' or '.join(sorted(missing))}.", f"It needs path and {column}.")
     blank = table.index[(table["path"] == "") | (table[column] == "")]
     if len(blank):
         raise HemafastError(f"{file}, line {blank[0] + 2}: path or {column} is empty.", "Fill it in.")
@@ -103,18 +97,14 @@ def resolve(file: Path, values: Iterable[tuple[str, str]], names: Iterable[str])
             raise HemafastError(f"{file}: {path} may be {' or '.join(found[:2])}.", "Write domain/class/file.")
         for name in found:
             if resolved.setdefault(name, value) != value:
-                raise HemafastError(
-                    f"{file}: {path} is listed as {resolved[name]} and {value}.", "Remove one of the two."
-                )
+                raise HemafastError(f"{file}: {path} is listed as {resolved[name]} and {value}.", "Remove one.")
     return resolved
 
 
 def _read_text(file: Path) -> str:
     try:
         if file.stat().st_size > _MAX_BYTES:
-            raise HemafastError(
-                f"{file} is larger than {_MAX_BYTES // 2**20} MiB.", "It is too large for a list of images."
-            )
+            raise HemafastError(f"{file} is larger than {_MAX_BYTES // 2**20} MiB.", "Lists of images are smaller.")
         return file.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise HemafastError(f"{file} cannot be read ({error}).", "Name a text file.") from error

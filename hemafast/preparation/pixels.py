@@ -93,9 +93,7 @@ class SquareDecoder:
             self._pipeline = self._build()
             if len(encoded) == 1:
                 return [UnreadableImageError("decoders disagree", _first_line_of_cause(error))]
-        return [
-            result for index, data in enumerate(encoded) for result in self.decode([data], windows[index : index + 1])
-        ]
+        return [result for row, data in enumerate(encoded) for result in self.decode([data], windows[row : row + 1])]
 
     def _run(self, encoded: Sequence[bytes], windows: Windows) -> list[Decoded]:
         self._pipeline.feed_input("encoded", [np.frombuffer(data, dtype=np.uint8) for data in encoded])

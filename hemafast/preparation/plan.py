@@ -136,9 +136,7 @@ def _choose_classes(archives: tuple[Archive, ...], config: PrepareConfig) -> tup
     if config.classes == "from-data":
         classes = tuple(sorted(set.union(*(archive.classes for archive in archives))))
         if twice := find_collision(classes):
-            raise HemafastError(
-                f"Two classes are named {twice[0]} and {twice[1]}.", "Give a class the same name in all archives."
-            )
+            raise HemafastError(f"Two classes are named {twice[0]} and {twice[1]}.", "Use one name in all archives.")
         return classes
     for archive in archives:
         if unknown := sorted(archive.classes - set(CHALLENGE_CLASSES)):
@@ -213,9 +211,7 @@ def _refuse_unknown(domains: Iterable[str], archives: tuple[Archive, ...], optio
     present = [archive.domain for archive in archives]
     for domain in domains:
         if domain not in present:
-            raise HemafastError(
-                f"{option} names {domain}, which is not an archive.", f"Choose from {', '.join(present)}."
-            )
+            raise HemafastError(f"{option} names {domain}, which is no archive.", f"Choose from {', '.join(present)}.")
 
 
 def _settings(config: PrepareConfig) -> dict[str, Any]:

@@ -95,10 +95,8 @@ def seal(info: schema.DatasetInfo) -> str:
 
 def packed_files(info: schema.DatasetInfo, images: int, size: int) -> Sequence[tuple[str, int]]:
     """Name and number of squares of each file of packed squares of one size."""
-    whole = info.rows_per_file[str(size)]
-    return [
-        (packed_name(size, index), min(whole, images - start)) for index, start in enumerate(range(0, images, whole))
-    ]
+    most = info.rows_per_file[str(size)]
+    return [(packed_name(size, index), min(most, images - start)) for index, start in enumerate(range(0, images, most))]
 
 
 def read_manifest(folder: Path, info: schema.DatasetInfo) -> pd.DataFrame:
@@ -136,6 +134,4 @@ def open_squares(path: Path, rows: int, size: int) -> Pixels:
             return np.asarray(np.memmap(path, np.uint8, mode="r", offset=len(header), shape=shape))
     except OSError as error:
         raise HemafastError(f"{path} cannot be read ({error.strerror}).", schema.PREPARE_AGAIN) from error
-    raise HemafastError(
-        f"{path} does not hold {rows} images of {size} px: it was cut or changed.", schema.PREPARE_AGAIN
-    )
+    raise HemafastError(f"{path} was cut or changed: it should hold {rows} images of {size} px.", schema.PREPARE_AGAIN)

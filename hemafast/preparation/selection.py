@@ -27,9 +27,7 @@ def select_images(images: pd.DataFrame, config: PrepareConfig) -> tuple[pd.DataF
     _quarantine(manifest, "contradiction", find_contradictions(schema.accepted(manifest)))
     refuse_excess(manifest, config)
     if schema.accepted(manifest).empty:
-        raise HemafastError(
-            f"None of the {len(manifest)} images in {config.source} can be used.", "Open some of them in a viewer."
-        )
+        raise HemafastError(f"None of the {len(manifest)} images in {config.source} can be used.", "Look at a few.")
     notes = _take_split(manifest, config) if config.split_file else _draw_split(manifest, config)
     for side in SPLITS:
         if schema.in_split(manifest, side).empty:
@@ -92,7 +90,7 @@ def _sides(good: pd.DataFrame, config: PrepareConfig) -> pd.Series[str]:
     """The split of every image. Images that share a group with a held-out domain validate too."""
     if config.holdout_domain is not None and config.holdout_domain not in set(good["domain"]):
         raise HemafastError(
-            f"No image of {config.holdout_domain} can be used, so none would validate.", "Hold out another domain."
+            f"No image of {config.holdout_domain} can be used for validation.", "Hold out another domain."
         )
     held_out = good["group"].isin(good.loc[good["domain"] == config.holdout_domain, "group"])
     split, others = pd.Series(VAL, index=good.index), good[~held_out]

@@ -17,9 +17,8 @@ from hemafast.preparation.split import SPLITS
 
 def write_manifest(folder: Path, manifest: pd.DataFrame) -> None:
     """Write the manifest with its columns in the order of the schema."""
-    manifest[list(schema.MANIFEST_COLUMNS)].astype(schema.MANIFEST_COLUMNS).to_parquet(
-        folder / schema.MANIFEST, index=False
-    )
+    columns = schema.MANIFEST_COLUMNS
+    manifest[list(columns)].astype(columns).to_parquet(folder / schema.MANIFEST, index=False)
 
 
 def write_quarantine(folder: Path, manifest: pd.DataFrame) -> None:

@@ -116,9 +116,7 @@ def _fill_empty(
     """Move groups into parts without images of a stratum, if another part can spare a whole group."""
     for stratum in sorted((stratum for stratum in rooms if rooms[stratum] >= len(parts)), key=str):
         for number in (number for number, part in enumerate(parts) if not part[stratum]):
-            spare = [
-                group for group, held in groups.items() if held[stratum] and _can_spare(parts[chosen[group]], held)
-            ]
+            spare = [name for name, held in groups.items() if held[stratum] and _can_spare(parts[chosen[name]], held)]
             if spare:
                 group = min(spare, key=lambda name: (groups[name].total(), name))
                 parts[chosen[group]].subtract(groups[group])

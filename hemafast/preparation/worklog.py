@@ -19,14 +19,12 @@ from hemafast.preparation.lists import sha256_of
 from hemafast.preparation.pixels import SquareFiles
 from hemafast.preparation.publish import log_of
 from hemafast.preparation.schema import IMAGES, QUARANTINED, QUARANTINED_IMAGES
-from hemafast.progress import SILENT, Progress, stage
+from hemafast.progress import Progress, stage
 
 Row = dict[str, Any]
 
 
-def sound_rows(
-    folder: Path, squares: Sequence[SquareFiles], pool: Executor, progress: Progress = SILENT
-) -> dict[int, Row]:
+def sound_rows(folder: Path, squares: Sequence[SquareFiles], pool: Executor, progress: Progress) -> dict[int, Row]:
     """Rows of an interrupted preparation by number, if their files and squares are unchanged.
 
     Drops all other rows from the log of `folder`, or begins one.
