@@ -149,7 +149,10 @@ class PrepareConfig:
         "challenge", "The 11 classes of the challenge, or the class folders as they are.", DATA, common=True
     )
     checksums: Path | None = option(
-        None, "sha256 sums of archives or images. Another archive is an error; another image is quarantined.", DATA, none="none"
+        None,
+        "sha256 sums of archives or images. Another archive is an error; another image is quarantined.",
+        DATA,
+        none="none",
     )
     val_fraction: Annotated[float, Ge(0), Lt(1)] = option(
         0.2, "Share of each class and domain in the validation set.", SPLITTING, common=True
