@@ -1,4 +1,4 @@
-"""Stations of the step: its parts, the whole of it, and the run around it."""
+"""Stations of the training step: its parts, the whole step, and the run around it."""
 
 from __future__ import annotations
 
@@ -19,25 +19,22 @@ if TYPE_CHECKING:
     from hemafast.engine.build import Learner
     from hemafast.engine.distributed import World
 
-_BATCHES = 4  # that lie ready
+_BATCHES = 4  # on the device
 _RATE = 1e-4
 
 
-_NO_WEIGHTS = "random weights, for a measurement"
-
-
 def forward(bench: Bench) -> Station:
-    """The network and its loss on batches that lie ready, with all that backward will need."""
+    """The network and its loss, with everything that the backward pass needs."""
     return _passes(bench, backward=False)
 
 
 def backward(bench: Bench) -> Station:
-    """The gradients of all weights; the forward pass before each is not counted."""
+    """The gradients of all weights, without the forward pass before."""
     return _passes(bench, backward=True)
 
 
 def optimizer(bench: Bench) -> Station:
-    """The update of all weights, once their gradients are there."""
+    """The update of all weights from existing gradients."""
     from hemafast.engine.step import loss_forward
 
     learner, machine = build_measured(bench)
@@ -51,18 +48,18 @@ def optimizer(bench: Bench) -> Station:
 
 
 def step(bench: Bench) -> Station:
-    """Our training step alone, on batches that lie ready on the device."""
+    """Our training step on batches already on the device."""
     return _steps(bench, build_measured(bench)[0], cycle(ready_batches(bench)))
 
 
 def validation(bench: Bench) -> Station:
-    """Our validation step alone, on batches that lie ready."""
+    """Our validation step on batches already on the device."""
     from hemafast.engine.step import Totals
 
     learner, machine = build_measured(bench)
     averaged = learner.ema.module if learner.ema is not None else learner.model
     averaged.eval()
-    totals = Totals(bench.classes, machine.device)
+    totals = Totals(len(bench.dataset.classes), machine.device)
     for batch in cycle(ready_batches(bench)):
         learner.eval_step(batch, totals)
         wait_for(machine.device)
@@ -70,7 +67,7 @@ def validation(bench: Bench) -> Station:
 
 
 def checkpoint(bench: Bench) -> Station:
-    """The whole state of network and optimizer to the temporary folder, down to the disk; each counts as one."""
+    """Write the state of network and optimizer to the temporary folder and flush it to the disk."""
     from hemafast.engine.checkpoint import save_last
 
     learner, _ = build_measured(bench)
@@ -84,30 +81,29 @@ def checkpoint(bench: Bench) -> Station:
 
 
 def end_to_end(bench: Bench) -> Station:
-    """Our loader and our training step together, as `hemafast train` runs them."""
+    """Our loader and training step together, as `hemafast train` runs them."""
     loader = bench.loader("packed", bench.batch_size)
     return _steps(bench, build_measured(bench)[0], (batch for epoch in count() for batch in loader.epoch(epoch)))
 
 
 @cache
 def ready_batches(bench: Bench) -> Sequence[Batch]:
-    """A few batches of training images on the device; the same ones for all stations of a process."""
+    """A few training batches on the device, shared by all stations of a process."""
     return tuple(islice(bench.loader("packed", bench.batch_size).epoch(0), _BATCHES))
 
 
 def build_measured(bench: Bench, world: World | None = None) -> tuple[Learner, Machine]:
-    """What training builds from these settings; weights are random, their values change nothing about the time."""
+    """What training builds from these settings, with random weights: their values do not change the time."""
     from hemafast.engine.build import build_learner
-    from hemafast.preparation.split import TRAIN
 
     machine = bench.machine(tuned=True)
     learner = build_learner(
         bench.settings,
         machine,
-        bench.dataset.counts(TRAIN),
+        bench.dataset.counts("train"),
         batch_size=bench.batch_size,
         world=world,
-        started_from=_NO_WEIGHTS,
+        started_from="random weights, for a measurement",
         fuse=bench.fused,
     )
     return learner, machine
@@ -117,7 +113,7 @@ def _steps(bench: Bench, learner: Learner, batches: Iterator[Batch]) -> Station:
     from hemafast.engine.step import Totals
 
     device = learner.model.scale.device.type
-    step, totals = learner.train_step, Totals(bench.classes, device)
+    step, totals = learner.train_step, Totals(len(bench.dataset.classes), device)
     for number in count():
         asked = time.perf_counter()
         batch = next(batches)
@@ -128,7 +124,7 @@ def _steps(bench: Bench, learner: Learner, batches: Iterator[Batch]) -> Station:
 
 
 def _passes(bench: Bench, *, backward: bool) -> Station:
-    """Forward passes, or the backward passes behind them: the time of the one or the other counts."""
+    """Forward passes, or the backward passes after them; only the time of the one asked for counts."""
     from hemafast.engine.step import loss_forward
 
     learner, machine = build_measured(bench)
@@ -142,6 +138,6 @@ def _passes(bench: Bench, *, backward: bool) -> Station:
             loss.backward()  # type: ignore[no-untyped-call]
             wait_for(machine.device)
         done = Done(len(batch.labels), seconds=time.perf_counter() - wall, cpu_seconds=time.process_time() - cpu)
-        del loss, logits  # and with them the graph, or every station would hold its own while the others run
+        del loss, logits  # and the graph, which would otherwise stay in memory while other stations run
         yield done
         learner.optimizer.zero_grad(set_to_none=True)

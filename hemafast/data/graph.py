@@ -120,14 +120,16 @@ def build_graph(images: Feeds, draws: Feeds, shape: GraphShape, policy: Policy) 
     return graph(
         batch_size=shape.batch_size,
         num_threads=shape.threads,
-        device_id=_current_device() if on_gpu else None,
+        device_id=current_device(shape.device),
         prefetch_queue_depth=2,
         exec_dynamic=True,  # outputs belong to whoever holds them
     )
 
 
-def _current_device() -> int:
-    """The GPU that torch works on: of several processes on one machine, each sets its own."""
+def current_device(device: str) -> int | None:
+    """The number of the GPU that torch uses, which differs between the processes of a machine; None for "cpu"."""
+    if device == "cpu":
+        return None
     import torch
 
     return torch.cuda.current_device() if torch.cuda.is_available() else 0

@@ -6,11 +6,10 @@ from itertools import count
 import psutil
 import pytest
 
-from hemafast.bench.effort import bench_settings
 from hemafast.bench.headroom import bound_by, headroom
 from hemafast.bench.result import BenchFacts
 from hemafast.bench.run import _ratio, run_bench
-from hemafast.bench.settings import Bench
+from hemafast.bench.settings import Bench, bench_settings
 from hemafast.bench.stations import RATIOS, groups
 from hemafast.bench.worker import Done, Round, Worker
 from hemafast.errors import HemafastError

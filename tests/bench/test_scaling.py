@@ -10,8 +10,7 @@ import psutil
 import pytest
 from scipy import stats
 
-from hemafast.bench.effort import bench_settings
-from hemafast.bench.settings import Bench
+from hemafast.bench.settings import Bench, bench_settings
 from hemafast.bench.worker import Done, Round
 from hemafast.pictures import pixels_of
 from hemafast.preparation.schema import DatasetInfo
