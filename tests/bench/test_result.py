@@ -209,8 +209,7 @@ def test_the_command_shows_draws_and_compares_files_without_measuring(tmp_path, 
     assert plot.read_bytes().startswith(b"\x89PNG")
 
 
-def test_the_command_refuses_a_file_to_compare_with_before_it_measures(tmp_path):
-    (tmp_path / "dataset.json").touch()
-    done = hemafast("bench", "--data", tmp_path, "--compare", written(tmp_path, "{}"))
+def test_the_command_refuses_a_file_to_compare_with_before_it_measures(tmp_path, prepared):
+    done = hemafast("bench", "--data", prepared.folder, "--compare", written(tmp_path, "{}"))
     assert done.returncode == 2
     assert "bench.json is not the result of a bench" in done.stderr
