@@ -99,13 +99,13 @@ def race(bench: Bench, rounds: int, seconds: float) -> dict[str, list[Round]]:
 
 def summary(model: str, image_size: int, measured: dict[str, list[Round]]) -> dict[str, Any]:
     """Rates, ratios paired by round, and shares of the matrix product's rate."""
-    from hemafast.bench.ceilings import copy_bytes, product_flops
+    from hemafast.bench.ceilings import COPY_BYTES, PRODUCT_FLOPS
     from hemafast.bench.costs import step_costs
 
     rates = {name: [one.images / one.seconds for one in found] for name, found in measured.items()}
     best_of_timm = max(("timm", "timm, compiled"), key=lambda name: median(rates[name]))
     flops = step_costs(model, _CLASSES, image_size, "fp32").training_flops
-    peak = [product_flops("cpu") * rate for rate in rates["matrix product"]]
+    peak = [PRODUCT_FLOPS["cpu"] * rate for rate in rates["matrix product"]]
     steps = [name for name in measured if name not in ("matrix product", "memory copy")]
     return {
         "flops_an_image": flops,
@@ -120,7 +120,7 @@ def summary(model: str, image_size: int, measured: dict[str, list[Round]]) -> di
             for peer in steps[1:]
         },
         "matrix_product_flops": spread(peak),
-        "memory_copy_bytes": spread([copy_bytes("cpu") * rate for rate in rates["memory copy"]]),
+        "memory_copy_bytes": spread([COPY_BYTES["cpu"] * rate for rate in rates["memory copy"]]),
     }
 
 

@@ -8,16 +8,10 @@ from hemafast.bench.worker import Done, Station
 _SIDES = {"cpu": 2048, "cuda": 8192}  # of the matrices: large enough to be bound by arithmetic, small enough for ms
 _COPIED = {"cpu": 256 * 2**20, "cuda": 2**30}  # bytes: far beyond any cache
 
-
-def product_flops(device: str) -> int:
-    """Floating-point operations of one product of `matrix_product`."""
-    side: int = _SIDES[device]
-    return 2 * side**3
-
-
-def copy_bytes(device: str) -> int:
-    """Bytes that one copy of `memory_copy` reads and writes."""
-    return 2 * _COPIED[device]
+PRODUCT_FLOPS = {device: 2 * side**3 for device, side in _SIDES.items()}
+"""Floating-point operations of one product, by device."""
+COPY_BYTES = {device: 2 * size for device, size in _COPIED.items()}
+"""Bytes that one copy reads and writes, by device."""
 
 
 def matrix_product(bench: Bench) -> Station:

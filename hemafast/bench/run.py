@@ -8,7 +8,7 @@ from dataclasses import asdict, replace
 from itertools import count
 from typing import Any
 
-from hemafast.bench.ceilings import copy_bytes, product_flops
+from hemafast.bench.ceilings import COPY_BYTES, PRODUCT_FLOPS
 from hemafast.bench.costs import step_costs
 from hemafast.bench.headroom import bound_by, headroom
 from hemafast.bench.result import FEWEST_ROUNDS, SCHEMA, BenchFacts, spread
@@ -22,20 +22,10 @@ Result = dict[str, Any]
 
 
 def run_bench(bench: Bench, *, rounds: int, seconds: float, peers: bool = True, progress: Progress = SILENT) -> Result:
-    """Measure all stations in turn, round after round, after a warm-up round of each.
+    """Measure every station `rounds` times for at least `seconds`, in turn, after a warm-up round of each.
 
-    Args:
-        bench: what is measured.
-        rounds: measurements of each station, at least 3.
-        seconds: shortest length of a measurement.
-        peers: also measure the stations of a plain PyTorch script.
-        progress: shows which station is measured.
-
-    Returns:
-        The content of the file of --json, as `result.BenchFacts` describes it.
-
-    Raises:
-        HemafastError: `rounds` is too small, the data is not prepared, or a station failed.
+    With `peers` also those of a plain PyTorch script. Returns the content of --json, as `result.BenchFacts` describes
+    it. Raises HemafastError if `rounds` is below three, if the data is not prepared, or if a station fails.
     """
     if rounds < FEWEST_ROUNDS:
         raise HemafastError(f"{rounds} rounds are too few for a spread.", f"Use --rounds {FEWEST_ROUNDS} or more.")
@@ -61,8 +51,8 @@ def run_bench(bench: Bench, *, rounds: int, seconds: float, peers: bool = True, 
             for ours, peer in RATIOS.items()
             if peer in measured
         },
-        "matrix_product_flops": spread([product_flops(machine.device) * _rate(one) for one in measured[PRODUCT]]),
-        "memory_copy_bytes": spread([copy_bytes(machine.device) * _rate(one) for one in measured[COPY]]),
+        "matrix_product_flops": spread([PRODUCT_FLOPS[machine.device] * _rate(one) for one in measured[PRODUCT]]),
+        "memory_copy_bytes": spread([COPY_BYTES[machine.device] * _rate(one) for one in measured[COPY]]),
         "costs": asdict(costs.result()),
     }
     result["headroom"] = headroom(result)

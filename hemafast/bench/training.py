@@ -23,14 +23,24 @@ _BATCHES = 4  # on the device
 _RATE = 1e-4
 
 
-def forward(bench: Bench) -> Station:
-    """The network and its loss, with everything that the backward pass needs."""
-    return _passes(bench, backward=False)
+def passes(bench: Bench, *, backward: bool) -> Station:
+    """Forward passes with the loss, or the backward passes after them; only the time of the one asked for counts."""
+    from hemafast.engine.step import loss_forward
 
-
-def backward(bench: Bench) -> Station:
-    """The gradients of all weights, without the forward pass before."""
-    return _passes(bench, backward=True)
+    learner, machine = build_measured(bench)
+    run = learner.compiler.compile(loss_forward(learner.model, learner.loss, machine), "training")
+    for batch in cycle(ready_batches(bench)):
+        wall, cpu = time.perf_counter(), time.process_time()
+        loss, logits = run(batch.images, batch.labels)
+        wait_for(machine.device)
+        if backward:
+            wall, cpu = time.perf_counter(), time.process_time()
+            loss.backward()  # type: ignore[no-untyped-call]
+            wait_for(machine.device)
+        done = Done(len(batch.labels), seconds=time.perf_counter() - wall, cpu_seconds=time.process_time() - cpu)
+        del loss, logits  # and the graph, which would otherwise stay in memory while other stations run
+        yield done
+        learner.optimizer.zero_grad(set_to_none=True)
 
 
 def optimizer(bench: Bench) -> Station:
@@ -121,23 +131,3 @@ def _steps(bench: Bench, learner: Learner, batches: Iterator[Batch]) -> Station:
         step(batch, _RATE, totals, step=number)
         wait_for(device)
         yield Done(len(batch.labels), waited)
-
-
-def _passes(bench: Bench, *, backward: bool) -> Station:
-    """Forward passes, or the backward passes after them; only the time of the one asked for counts."""
-    from hemafast.engine.step import loss_forward
-
-    learner, machine = build_measured(bench)
-    run = learner.compiler.compile(loss_forward(learner.model, learner.loss, machine), "training")
-    for batch in cycle(ready_batches(bench)):
-        wall, cpu = time.perf_counter(), time.process_time()
-        loss, logits = run(batch.images, batch.labels)
-        wait_for(machine.device)
-        if backward:
-            wall, cpu = time.perf_counter(), time.process_time()
-            loss.backward()  # type: ignore[no-untyped-call]
-            wait_for(machine.device)
-        done = Done(len(batch.labels), seconds=time.perf_counter() - wall, cpu_seconds=time.process_time() - cpu)
-        del loss, logits  # and the graph, which would otherwise stay in memory while other stations run
-        yield done
-        learner.optimizer.zero_grad(set_to_none=True)

@@ -198,16 +198,10 @@ class Dataset:
 
 
 def open_dataset(folder: Path, fold: int | None = None, domains: Sequence[str] | None = None) -> Dataset:
-    """Open the prepared data set in `folder`.
+    """Open the data set in `folder`, to validate on `fold` if given, and keep only `domains` if given.
 
-    Args:
-        folder: where it lies.
-        fold: fold to validate on, of data prepared with folds.
-        domains: the domains to keep in both splits; by default all.
-
-    Raises:
-        HemafastError: there is no data set, it is damaged, it has no such fold or domain, or a domain has no training
-            or no validation images.
+    Raises HemafastError if there is no data set, if it is damaged or has no such fold or domain, or if a domain has no
+    training or no validation images.
     """
     files = read_prepared(folder)
     if fold is not None and fold >= (files.info.folds or 0):

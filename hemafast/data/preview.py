@@ -25,19 +25,9 @@ _GAP = 4  # white pixels between two cells
 def write_preview(
     data: Path, target: Path, policies: Mapping[str, Policy], *, cells: int, draws: int, image_size: int, seed: int
 ) -> None:
-    """Draw the same training images under each policy, as the input graph gives them to training.
+    """Draw the same `cells` training images in `draws` rows under each policy, as a PNG.
 
-    Args:
-        data: prepared data set.
-        target: the PNG to write.
-        policies: policies by name.
-        cells: number of images.
-        draws: rows for each policy.
-        image_size: side of the images in pixels.
-        seed: seed of the augmentation.
-
-    Raises:
-        HemafastError: `data` is not a prepared data set.
+    The input graph makes the views, as in training. Raises HemafastError if `data` is not a prepared data set.
     """
     dataset = open_dataset(data)
     samples = _choose(dataset.samples(TRAIN, image_size), cells)

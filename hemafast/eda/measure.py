@@ -30,9 +30,7 @@ class Copies:
 
 def count_classes(dataset: Dataset) -> Table:
     """Accepted images of each class (rows, in label order) in each domain (columns)."""
-    images = schema.accepted(dataset.table)
-    counts = pd.crosstab(images["label"], images["domain"])
-    return counts.reindex(index=list(dataset.info.classes), columns=list(dataset.info.domains), fill_value=0)
+    return _count(dataset, schema.accepted(dataset.table))
 
 
 def count_parts(dataset: Dataset) -> dict[str, Table]:
@@ -42,11 +40,12 @@ def count_parts(dataset: Dataset) -> dict[str, Table]:
         parts = {f"fold {fold}": schema.in_split(manifest, "val", fold) for fold in range(dataset.info.folds)}
     else:
         parts = {split: schema.in_split(manifest, split) for split in SPLITS}
-    domains, classes = list(dataset.info.domains), list(dataset.info.classes)
-    return {
-        name: pd.crosstab(images["label"], images["domain"]).reindex(index=classes, columns=domains, fill_value=0)
-        for name, images in parts.items()
-    }
+    return {name: _count(dataset, images) for name, images in parts.items()}
+
+
+def _count(dataset: Dataset, images: Table) -> Table:
+    counts = pd.crosstab(images["label"], images["domain"])
+    return counts.reindex(index=list(dataset.info.classes), columns=list(dataset.info.domains), fill_value=0)
 
 
 def count_files(dataset: Dataset) -> Table:

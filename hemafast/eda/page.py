@@ -23,19 +23,9 @@ _MOST_COPIES, _MOST_REFUSED = 30, 200  # shown on the page; the manifest and qua
 
 
 def write_eda(data: Path, output: Path, *, images_per_class: int = 8, progress: Progress = SILENT) -> Path:
-    """Write a page about a prepared data set, and its pictures.
+    """Write eda.html about a prepared data set, and its pictures (PNG, 200 dpi), into `output`. Returns the page.
 
-    Args:
-        data: prepared data set.
-        output: folder for eda.html and the pictures (PNG, 200 dpi).
-        images_per_class: cells shown of each class in each domain.
-        progress: shows how many pictures are drawn.
-
-    Returns:
-        The page.
-
-    Raises:
-        HemafastError: `data` is not a prepared data set, or `output` cannot be written.
+    Raises HemafastError if `data` is not a prepared data set, or if `output` cannot be written.
     """
     dataset = open_dataset(data)
     packed = dataset.files.packed[max(dataset.info.pack_sizes)]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
@@ -19,7 +17,7 @@ from hemafast.errors import HemafastError
 from hemafast.evaluate.predictions import read_predictions
 from hemafast.experiments.matrix import Answers, Group, Mask, score_cells
 from hemafast.experiments.plots import plot_matrix
-from hemafast.experiments.runs import Failed, Outcome, Plan, Scored, run_all, warnings_about, write_files
+from hemafast.experiments.runs import Failed, Outcome, Plan, Scored, csv_of, run_all, warnings_about, write_files
 from hemafast.experiments.shortcut import POOLED, Shortcuts, check_shortcuts
 from hemafast.pages import render
 from hemafast.pictures import data_address, drawn
@@ -34,22 +32,14 @@ Result = dict[str, Any]
 
 
 def compare_domains(config: TrainConfig, shortcuts: Shortcuts | None = None, *, progress: Progress = SILENT) -> Result:
-    """Train a model on each domain and one on all, test each on each, and write the results.
+    """Train a model on each of `config.domains` (by default all) and one on all of them, and test each on each.
 
     Writes crossdomain.json, .csv, .png and .html into `config.output`, and each run into a folder below it:
-    train_DOMAIN, and pooled. A second call reuses finished runs and resumes interrupted ones.
+    train_DOMAIN, and pooled. `shortcuts` are written with the results. A second call reuses finished runs and resumes
+    interrupted ones. Returns the content of crossdomain.json; `failures` names the failed runs.
 
-    Args:
-        config: settings of every run; `domains` are the domains to compare, by default all of the data set.
-        shortcuts: results of `find_shortcuts`, to be written with the others.
-        progress: shows how far each run is.
-
-    Returns:
-        The content of crossdomain.json; `failures` names the failed runs.
-
-    Raises:
-        HemafastError: there are fewer than two domains, or a name is unknown.
-        StoppedError: a signal stopped a run; the same call resumes it.
+    Raises HemafastError if there are fewer than two domains or a name is unknown, and StoppedError if a signal stopped
+    a run.
     """
     dataset = open_dataset(config.data, config.fold)
     trained, tested = _groups(dataset, config.domains)
@@ -104,11 +94,8 @@ def _groups(dataset: Dataset, asked: Sequence[str] | None) -> tuple[list[Group],
             "Prepare the data with another split.",
         )
     pooled = [Group(POOLED, learned)] if len(learned) > 1 else []
-    return [*map(_alone, learned), *pooled], [*map(_alone, tested), *pooled]
-
-
-def _alone(name: str) -> Group:
-    return Group(name, (name,))
+    alone = {name: Group(name, (name,)) for name in names}
+    return [alone[name] for name in learned] + pooled, [alone[name] for name in tested] + pooled
 
 
 def _settings(config: TrainConfig, group: Group) -> TrainConfig:
@@ -196,28 +183,18 @@ def cells_of(result: Mapping[str, Any]) -> dict[tuple[str, str], dict[str, Any]]
 
 
 def _write(folder: Path, result: Result) -> None:
-    """All four files."""
+    """Write the four files."""
     picture = drawn(lambda file: plot_matrix(file, result))
     page = render(
         f"experiments/{NAME}.html.j2", result=result, cells=cells_of(result), picture=data_address(picture, "png")
     )
     contents = {
         ".json": json.dumps(result, indent=2, allow_nan=False).encode() + b"\n",
-        ".csv": _csv(result).encode(),
+        ".csv": csv_of(map(_csv_row, result["cells"]), _CSV_COLUMNS),
         ".png": picture,
         ".html": page.encode(),
     }
     write_files(folder, {f"{NAME}{suffix}": content for suffix, content in contents.items()})
-
-
-def _csv(result: Result) -> str:
-    """One row per cell. Missing scores are left empty."""
-    text = io.StringIO(newline="")
-    rows = [_csv_row(cell) for cell in result["cells"]]
-    writer = csv.DictWriter(text, list(_CSV_COLUMNS), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
 
 
 _CSV_COLUMNS = (
@@ -229,6 +206,7 @@ _CSV_COLUMNS = (
 
 
 def _csv_row(cell: Mapping[str, Any]) -> dict[str, Any]:
+    """One cell; missing scores are left empty."""
     row = {"trained_on": cell["trained_on"], "tested_on": cell["tested_on"]}
     for kind, score in (("shared", cell["shared"]), ("all", cell["every"])):
         low, high = score["macro_f1"]["ci95"]

@@ -1,4 +1,4 @@
-"""The plan of a sweep: its presets, scaled down or not, their published scores, and finished runs."""
+"""The plan of a sweep: its settings, scaled down or not, and finished runs."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import Any
 from hemafast.config import TrainConfig, checked, to_plain, train_config
 from hemafast.data.dataset import open_dataset
 from hemafast.errors import HemafastError
+from hemafast.experiments.published import SWEEPS, Experiment, refuse_unknown_experiments
 from hemafast.experiments.runs import Outcome, Plan, Scored, scored_before
 from hemafast.presets import named_preset
 
@@ -20,29 +21,6 @@ RESULTS = "results.json"
 _STEP, _SMALLEST = 32, 64  # px: steps of a view's side, and the smallest
 _UNCHANGED_BY = frozenset({"data", "output", "device", "seed", "threads", "save_every", "keep", "track"})
 """Settings that leave an experiment the one that was published."""
-
-
-@dataclass(frozen=True, slots=True)
-class Experiment:
-    """A preset with a published score."""
-
-    preset: str
-    title: str
-    published: float
-    """Best macro-F1."""
-
-
-SWEEPS: dict[str, tuple[Experiment, ...]] = {
-    "seed-table": (
-        Experiment("baseline", "baseline", 0.8948),
-        Experiment("weighted_loss", "weighted loss", 0.8904),
-        Experiment("strong_augment", "strong augment", 0.8621),
-        Experiment("b0", "EfficientNet-B0", 0.9015),
-        Experiment("onecycle", "EfficientNet-B0 + AMP + one-cycle", 0.9073),
-    )
-}
-"""`seed-table`: the five experiments of the reference, github.com/harefi/Hematology-Challenge-HIDA, with the scores
-in its results_summary.csv."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +38,6 @@ class Sweep:
     """The presets to run now."""
     before: dict[str, Outcome]
     """Runs that earlier calls finished."""
-
     changed: tuple[str, ...]
     """Options that make the experiments differ from those published."""
 
@@ -106,14 +83,10 @@ def plan_sweep(
     Raises:
         HemafastError: a name is unknown, a setting or `scale` is out of range, or the data is not prepared.
     """
-    if name not in SWEEPS:
-        raise HemafastError(f"There is no sweep {name!r}.", f"Choose from: {', '.join(SWEEPS)}.")
+    refuse_unknown_experiments(name, only)
     if not 0 < scale <= 1:
         raise HemafastError(f"--preset-scale {scale:g} is out of range.", "Give a number above 0 and up to 1, as 0.1.")
     names = [experiment.preset for experiment in SWEEPS[name]]
-    for asked in only:
-        if asked not in names:
-            raise HemafastError(f"{name} has no experiment {asked!r}.", f"Choose from: {', '.join(names)}.")
     start = to_plain(train_config(base, file)) if base or file else {}
     given = {name: value for name, value in (changes or {}).items() if value is not None}
     configs = {preset: _settings(start, preset, {**given, "output": output / preset}, scale) for preset in names}

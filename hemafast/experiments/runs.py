@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import csv
 import gc
+import io
 import logging
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from operator import methodcaller
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -53,18 +56,10 @@ Outcome = Scored | Failed
 
 
 def run_all(plans: Sequence[Plan], *, progress: Progress = SILENT) -> Iterator[tuple[str, Outcome]]:
-    """Train and evaluate plans one after the other.
+    """Train and evaluate plans one after the other, and yield the name and the outcome of each run as it ends.
 
-    Args:
-        plans: the runs. Finished ones are reused, interrupted ones resume.
-        progress: shows how far each run is.
-
-    Returns:
-        The name and the outcome of each run as it ends. An error in a run is its outcome.
-
-    Raises:
-        StoppedError: a signal stopped a run; the same call resumes it.
-        HemafastError: torchrun started several processes.
+    Finished runs are reused, interrupted runs resume, and an error in a run is its outcome. Raises StoppedError if a
+    signal stopped a run, which the same call resumes, and HemafastError if torchrun started several processes.
     """
     started = os.environ.get("WORLD_SIZE", "1")
     if started != "1":
@@ -99,13 +94,18 @@ def write_files(folder: Path, contents: Mapping[str, bytes]) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name, content in contents.items():
-            write_whole(folder / name, partial(_write, content))
+            write_whole(folder / name, methodcaller("write_bytes", content))
     except OSError as error:
         raise HemafastError(f"{folder} cannot be written ({error}).", "Name another --output.") from error
 
 
-def _write(content: bytes, file: Path) -> None:
-    file.write_bytes(content)
+def csv_of(rows: Iterable[Mapping[str, Any]], columns: Sequence[str]) -> bytes:
+    """Rows as CSV. Missing values and None are left empty."""
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue().encode()
 
 
 def _outcome(plan: Plan, progress: Progress) -> Outcome:

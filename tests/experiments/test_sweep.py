@@ -15,7 +15,8 @@ from hemafast import presets
 from hemafast.config import TrainConfig
 from hemafast.errors import HemafastError
 from hemafast.experiments import sweep
-from hemafast.experiments.plan import SWEEPS, plan_sweep, scaled
+from hemafast.experiments.plan import plan_sweep, scaled
+from hemafast.experiments.published import SWEEPS
 from hemafast.run_folder import read_metrics
 
 PUBLISHED = {
@@ -234,7 +235,9 @@ def test_a_scale_out_of_range_is_refused_in_one_line(prepared, tmp_path, scale):
 @pytest.mark.parametrize(
     ("name", "only", "words"),
     [
-        ("seed-tables", (), "Choose from: seed-table"),
+        ("seed-tabel", (), "Did you mean seed-table"),
+        ("folds", (), "Choose from: seed-table"),
+        ("seed-table", ("base",), "Did you mean baseline"),
         ("seed-table", ("best",), "baseline, weighted_loss, strong_augment"),
     ],
 )
