@@ -68,17 +68,15 @@ def compare(before: dict[str, Any], after: dict[str, Any]) -> Comparison:
 def _change(name: str, before: dict[str, Any], after: dict[str, Any]) -> Change:
     from scipy.stats import ttest_ind
 
-    first, second = (_log_rates(station) for station in (before, after))
+    first, second = (
+        [math.log(one["images"] / one["seconds"]) for one in station["rounds"]] for station in (before, after)
+    )
     if len({*first}) == len({*second}) == 1:  # without spread Welch's interval is undefined
         ratio = math.exp(second[0] - first[0])
         return Change(name, ratio, ratio, ratio)
     interval = ttest_ind(second, first, equal_var=False).confidence_interval(0.95)
     ratio = math.exp(sum(second) / len(second) - sum(first) / len(first))
     return Change(name, ratio, math.exp(interval.low), math.exp(interval.high))
-
-
-def _log_rates(station: dict[str, Any]) -> list[float]:
-    return [math.log(one["images"] / one["seconds"]) for one in station["rounds"]]
 
 
 def _differences(before: dict[str, Any], after: dict[str, Any]) -> list[str]:

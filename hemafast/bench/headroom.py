@@ -34,16 +34,13 @@ def bound_by(result: Result) -> str:
     """One sentence: what limits training, by how much, and what to try next."""
     room = result["headroom"]
     step, data = room["step_with_free_data"], room["data_with_free_step"]
-    limit, other = ("loader", "step") if data < step else (f"{_side_of_roof(room)} of the step", "loader")
+    roof = "arithmetic" if room["arithmetic"] <= room["memory"] else "memory traffic"
+    limit, other = ("loader", "step") if data < step else (f"{roof} of the step", "loader")
     slower, faster = min(step, data), max(step, data)
     return (
         f"Training is bound by the {limit}: {slower:,.0f} images/s, while the {other} could do {faster / slower:,.1f}x "
         f"that. End to end reaches {room['reached']:.0%} of it. The next thing to try is {_next(result)}."
     )
-
-
-def _side_of_roof(room: dict[str, float]) -> str:
-    return "arithmetic" if room["arithmetic"] <= room["memory"] else "memory traffic"
 
 
 def _next(result: Result) -> str:

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from hemafast.config import STRICT
+from hemafast.bench.worker import Round
 from hemafast.errors import HemafastError
 
 SCHEMA = 2
@@ -20,7 +20,7 @@ Rate = Annotated[float, Field(ge=0)]
 
 
 class _Strict(BaseModel):
-    model_config = ConfigDict(**STRICT)
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
 
 class Spread(_Strict):
@@ -37,19 +37,6 @@ class Spread(_Strict):
         return self
 
 
-class RoundFacts(_Strict):
-    """One measurement, a `worker.Round`."""
-
-    images: Annotated[int, Field(ge=1)]
-    seconds: Annotated[float, Field(gt=0)]
-    cpu_seconds: Rate
-    steps: Annotated[int, Field(ge=1)]
-    waited: Rate
-    page_faults: Annotated[int, Field(ge=0)]
-    peak_memory: Annotated[int, Field(ge=0)]
-    peak_device_memory: Annotated[int, Field(ge=0)]
-
-
 class StationFacts(_Strict):
     """The measurements of one station."""
 
@@ -63,7 +50,7 @@ class StationFacts(_Strict):
     peak_memory: int
     """Bytes of the whole process; 0 if unknown."""
     peak_device_memory: int
-    rounds: Annotated[list[RoundFacts], Field(min_length=FEWEST_ROUNDS)]
+    rounds: Annotated[list[Round], Field(min_length=FEWEST_ROUNDS)]
 
 
 class Ratio(Spread):

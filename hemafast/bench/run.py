@@ -15,6 +15,7 @@ from hemafast.bench.result import FEWEST_ROUNDS, SCHEMA, BenchFacts, spread
 from hemafast.bench.settings import Bench
 from hemafast.bench.stations import COPY, PRODUCT, RATIOS, UNITS, groups
 from hemafast.bench.worker import Round, Worker
+from hemafast.engine.trial import decide_precision
 from hemafast.errors import HemafastError
 from hemafast.progress import SILENT, Progress
 
@@ -30,11 +31,12 @@ def run_bench(bench: Bench, *, rounds: int, seconds: float, peers: bool = True, 
     if rounds < FEWEST_ROUNDS:
         raise HemafastError(f"{rounds} rounds are too few for a spread.", f"Use --rounds {FEWEST_ROUNDS} or more.")
     info = bench.dataset.info
-    bench = _with_precision(bench)
+    settings, _ = decide_precision(bench.settings, bench.dataset.counts("train"))
+    bench = replace(bench, settings=settings)
     machine = bench.machine()
     # In a thread: the warm-up takes longer, because it imports the same libraries and builds the same network.
     with ThreadPoolExecutor(1) as aside:
-        network = bench.settings.model, len(info.classes), bench.settings.image_size
+        network = settings.model, len(info.classes), settings.image_size
         costs = aside.submit(step_costs, *network, machine.precision, bench.batch_size)
         measured = _measure(bench, machine.device, rounds, seconds, peers, progress)
     result: Result = {
@@ -64,7 +66,6 @@ def run_bench(bench: Bench, *, rounds: int, seconds: float, peers: bool = True, 
 def _measure(
     bench: Bench, device: str, rounds: int, seconds: float, peers: bool, progress: Progress
 ) -> dict[str, list[Round]]:
-    """Measurements of every station, without the warm-up."""
     with ExitStack() as stack:
         teams = [
             (stack.enter_context(Worker(group.makes, bench, reads_ahead=group.reads_ahead)), list(group.makes))
@@ -88,14 +89,6 @@ def _measure(
             worker.dismiss()
         progress.finish()
     return measured
-
-
-def _with_precision(bench: Bench) -> Bench:
-    """The same bench in the precision that `hemafast train` would choose here."""
-    from hemafast.engine.trial import decide_precision
-
-    settings, _ = decide_precision(bench.settings, bench.dataset.counts("train"))
-    return replace(bench, settings=settings)
 
 
 def _summary(rounds: list[Round], unit: str) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from hemafast.config import Device
 from hemafast.data.augment import Policy, named_policy
 from hemafast.data.geometry import window_side
 from hemafast.data.graph import GraphShape, Source, default_threads
@@ -55,12 +56,9 @@ class Samples:
         return replace(
             self,
             paths=tuple(self.paths[row] for row in rows),
-            labels=self.labels[rows],
-            domains=self.domains[rows],
-            windows=self.windows[rows],
             packed=self.packed.select(rows),
-            sizes=self.sizes[rows],
             members=lambda: self.members().select(rows),
+            **{name: getattr(self, name)[rows] for name in ("labels", "domains", "windows", "sizes")},
         )
 
     @property
@@ -166,12 +164,8 @@ class Dataset:
         Raises:
             HemafastError: an argument is invalid, or the data set lacks what `source` needs.
         """
-        devices = ("auto", "cpu", "cuda")
-        for name, value, known in (
-            ("split", split, SPLITS),
-            ("device", device, devices),
-            ("source", source, get_args(Source)),
-        ):
+        choices = {"split": (split, SPLITS), "device": (device, get_args(Device)), "source": (source, get_args(Source))}
+        for name, (value, known) in choices.items():
             if value not in known:
                 raise HemafastError(f"{name} = {value!r} is unknown.", f"Choose from: {', '.join(known)}.")
         process = process or process_here()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
@@ -17,15 +15,6 @@ _IMAGES_FOR_COLOUR = 300  # per domain
 _PIXELS_PER_IMAGE = 200
 
 Table = pd.DataFrame
-
-
-@dataclass(frozen=True, slots=True)
-class Copies:
-    """A picture that the archives hold several times."""
-
-    paths: tuple[str, ...]
-    row: int
-    """Row of one copy in the packed pixels."""
 
 
 def count_classes(dataset: Dataset) -> Table:
@@ -94,12 +83,15 @@ def choose_samples(dataset: Dataset, images_per_class: int) -> dict[str, dict[st
     }
 
 
-def find_copies(dataset: Dataset) -> list[Copies]:
-    """Pictures that the archives hold more than once, quarantined ones included."""
+def find_copies(dataset: Dataset) -> list[tuple[int, list[str]]]:
+    """Each picture that the archives hold more than once: the row of one copy, and the paths of all.
+
+    Quarantined images are included.
+    """
     images = dataset.table[dataset.table["duplicate_group"] != ""]
     groups = images.groupby("duplicate_group")
     return [
-        Copies(tuple(sorted(part["path"])), int(part.index[0]))
+        (int(part.index[0]), sorted(part["path"]))
         for _, part in sorted(groups, key=lambda group: min(group[1]["path"]))
         if len(part) > 1
     ]

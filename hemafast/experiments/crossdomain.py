@@ -15,8 +15,9 @@ from hemafast.config import TrainConfig, to_plain
 from hemafast.data.dataset import Dataset, open_dataset
 from hemafast.errors import HemafastError
 from hemafast.evaluate.predictions import read_predictions
-from hemafast.experiments.matrix import Answers, Group, Mask, score_cells
+from hemafast.experiments.matrix import Answers, Group, score_cells
 from hemafast.experiments.plots import plot_matrix
+from hemafast.experiments.resampled import Labels
 from hemafast.experiments.runs import Failed, Outcome, Plan, Scored, csv_of, run_all, warnings_about, write_files
 from hemafast.experiments.shortcut import POOLED, Shortcuts, check_shortcuts
 from hemafast.pages import render
@@ -111,14 +112,15 @@ def _result(
     outcomes: Mapping[str, Outcome],
 ) -> Result:
     scored = {name: outcome for name, outcome in outcomes.items() if isinstance(outcome, Scored)}
-    known = {group.name: _known(dataset, group) for group in trained}
+    counts = {group.name: replace(dataset, chosen=group.domains).counts(TRAIN) for group in trained}
+    known = {name: images > 0 for name, images in counts.items()}
     answers = _answers(dataset, {name: run.folder for name, run in scored.items()})
     classes = dataset.info.classes
     return {
         "schema": SCHEMA,
         "hemafast": __version__,
         "warnings": warnings_about(scored.values()),
-        "trained": [_row(dataset, group, known[group.name], outcomes[group.name]) for group in trained],
+        "trained": [_row(group, counts[group.name], classes, outcomes[group.name]) for group in trained],
         "tested": [{"name": group.name, "domains": list(group.domains)} for group in tested],
         "cells": [asdict(cell) for cell in score_cells(answers, tested, known, classes)],
         "failures": {name: outcome.reason for name, outcome in outcomes.items() if isinstance(outcome, Failed)},
@@ -131,11 +133,6 @@ def _result(
         },
         "settings": to_plain(config),
     }
-
-
-def _known(dataset: Dataset, group: Group) -> Mask:
-    """(classes,): which classes have training images in the group."""
-    return replace(dataset, chosen=group.domains).counts(TRAIN) > 0
 
 
 def _answers(dataset: Dataset, runs: Mapping[str, Path]) -> Answers:
@@ -154,14 +151,12 @@ def _answers(dataset: Dataset, runs: Mapping[str, Path]) -> Answers:
     return Answers(labels, images["domain"].to_numpy(dtype=np.str_), predicted)
 
 
-def _row(dataset: Dataset, group: Group, known: Mask, outcome: Outcome) -> dict[str, Any]:
-    """One run: its training images, and how it went."""
-    names = dataset.info.classes
+def _row(group: Group, images: Labels, classes: Sequence[str], outcome: Outcome) -> dict[str, Any]:
     row: dict[str, Any] = {
         "name": group.name,
         "domains": list(group.domains),
-        "images": int(replace(dataset, chosen=group.domains).counts(TRAIN).sum()),
-        "absent": [name for name, there in zip(names, known, strict=True) if not there],
+        "images": int(images.sum()),
+        "absent": [name for name, count in zip(classes, images, strict=True) if not count],
         "run": None,
     }
     if isinstance(outcome, Failed):
@@ -183,7 +178,6 @@ def cells_of(result: Mapping[str, Any]) -> dict[tuple[str, str], dict[str, Any]]
 
 
 def _write(folder: Path, result: Result) -> None:
-    """Write the four files."""
     picture = drawn(lambda file: plot_matrix(file, result))
     page = render(
         f"experiments/{NAME}.html.j2", result=result, cells=cells_of(result), picture=data_address(picture, "png")

@@ -12,7 +12,7 @@ from typing import Any
 from hemafast.config import TrainConfig, checked, to_plain, train_config
 from hemafast.data.dataset import open_dataset
 from hemafast.errors import HemafastError
-from hemafast.experiments.published import SWEEPS, Experiment, refuse_unknown_experiments
+from hemafast.experiments.published import SWEEPS, refuse_unknown_experiments
 from hemafast.experiments.runs import Outcome, Plan, Scored, scored_before
 from hemafast.presets import named_preset
 
@@ -31,7 +31,6 @@ class Sweep:
     scale: float
     output: Path
     data: Path
-    experiments: tuple[Experiment, ...]
     plans: dict[str, Plan]
     """All experiments, by preset."""
     chosen: tuple[str, ...]
@@ -96,7 +95,6 @@ def plan_sweep(
         scale=scale,
         output=output,
         data=data,
-        experiments=SWEEPS[name],
         plans={preset: Plan(preset, config) for preset, config in configs.items()},
         chosen=tuple(preset for preset in names if not only or preset in only),
         before=_finished_before(output, configs, open_dataset(data).info.fingerprint),

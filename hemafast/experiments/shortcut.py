@@ -56,7 +56,8 @@ class Guesses:
 
     def knows(self, name: str) -> bool:
         """Whether the whole interval of the balanced accuracy is above chance."""
-        return self.by[name].above_chance.low > 0
+        low, _ = self.by[name].above_chance.ci95
+        return low is not None and low > 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,13 +103,9 @@ class Shortcuts:
             case True, True:
                 said = f"A shortcut is open: {seen}, and {tied}"
             case True, False:
-                said = (
-                    f"The domain shows but says nothing about the class: {seen}, and each class is in several domains"
-                )
+                said = f"The domain shows, but says nothing about the class: {seen}; each class is in several domains"
             case False, True:
-                said = (
-                    f"The domain says something about the class ({tied}), but the border alone does not show the domain"
-                )
+                said = f"The domain says something about the class ({tied}), but the border does not show the domain"
             case _:
                 said = "Neither check finds a shortcut; this does not prove that no shortcut exists"
         within = " and ".join(f"{name} ({_found(self.label[name])})" for name in self.border_tells_class)

@@ -14,7 +14,7 @@ from hemafast.config import to_plain
 from hemafast.data.dataset import Dataset, open_dataset
 from hemafast.experiments.plan import RESULTS, Sweep
 from hemafast.experiments.plots import plot_summary
-from hemafast.experiments.published import Experiment
+from hemafast.experiments.published import SWEEPS, Experiment
 from hemafast.experiments.runs import Failed, Outcome, Plan, Scored, csv_of, run_all, warnings_about, write_files
 from hemafast.pictures import confusion_figure, drawn, save
 from hemafast.preparation.split import TRAIN, VAL
@@ -60,7 +60,6 @@ def run_sweep(sweep: Sweep, *, progress: Progress = SILENT) -> Result:
 
 
 def _result(sweep: Sweep, outcomes: Mapping[str, Outcome]) -> Result:
-    """The results as plain data."""
     dataset = open_dataset(sweep.data)
     info = dataset.info
     return {
@@ -74,7 +73,7 @@ def _result(sweep: Sweep, outcomes: Mapping[str, Outcome]) -> Result:
         "domains": list(info.domains),
         "experiments": [
             _row(experiment, sweep.plans[experiment.preset], outcomes.get(experiment.preset))
-            for experiment in sweep.experiments
+            for experiment in SWEEPS[sweep.name]
         ],
         "failures": {name: outcome.reason for name, outcome in outcomes.items() if isinstance(outcome, Failed)},
         "notes": [SOURCE, f"{OURS} {_data_note(dataset)}"],
@@ -109,15 +108,10 @@ def _row(experiment: Experiment, plan: Plan, outcome: Outcome | None) -> dict[st
         "seed": plan.config.seed,
         "settings": to_plain(plan.config),
         "status": FAILED if isinstance(outcome, Failed) else NOT_RUN,
-        "best_val_f1": None,
-        "ci95": [None, None],
-        "by_domain": {},
-        "seconds": None,
-        "images_per_second": None,
-        "run": None,
     }
     if not isinstance(outcome, Scored):
-        return row
+        numbers = ("best_val_f1", "seconds", "images_per_second", "run")
+        return row | dict.fromkeys(numbers) | {"ci95": [None, None], "by_domain": {}}
     metrics = outcome.metrics
     return row | {
         "status": DONE,

@@ -29,7 +29,8 @@ def counted(bench):
 
 
 def round_of(images=100, seconds=1.0, **more):
-    return Round(images=images, seconds=seconds, cpu_seconds=2 * seconds, **more)
+    others = dict.fromkeys(("waited", "page_faults", "peak_memory", "peak_device_memory"), 0)
+    return Round(**{"images": images, "seconds": seconds, "cpu_seconds": 2 * seconds, "steps": 1} | others | more)
 
 
 @pytest.fixture
