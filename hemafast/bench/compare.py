@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from hemafast.bench.stations import COPY, PRODUCT
+from hemafast.bench.result import COPY, PRODUCT
 
 CONTROLS = (PRODUCT, COPY)
 """Stations that no change of the code touches. If they changed, the machine did."""

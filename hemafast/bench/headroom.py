@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from hemafast.bench.stations import DECODE, LOADER, STEP, WHOLE
+from hemafast.bench.result import DECODE, LOADER, STEP, WHOLE
 
 _NEARLY = 0.85  # of the slower station; above it, little is lost between the stations
 _TOO_GOOD = 1.15  # of the slower station; above it, the machine was faster during one measurement than the other

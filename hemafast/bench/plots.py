@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from hemafast.bench.stations import STEP, WHOLE
+from hemafast.bench.result import STEP, WHOLE
 from hemafast.pictures import DOMAIN_COLOURS, TRAIN_COLOUR, VAL_COLOUR, subplots
 
 _AROUND = 30.0  # margin of the picture, as a factor

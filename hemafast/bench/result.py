@@ -16,6 +16,10 @@ SCHEMA = 2
 FEWEST_ROUNDS = 3
 """Fewer rounds give no useful spread."""
 
+LOADER, STEP, WHOLE, DECODE, CHECKPOINT = "augment, basic", "step", "end to end", "decode", "checkpoint"
+PRODUCT, COPY = "matrix product", "memory copy"
+"""Names of stations."""
+
 Rate = Annotated[float, Field(ge=0)]
 
 

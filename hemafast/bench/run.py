@@ -11,9 +11,9 @@ from typing import Any
 from hemafast.bench.ceilings import COPY_BYTES, PRODUCT_FLOPS
 from hemafast.bench.costs import step_costs
 from hemafast.bench.headroom import bound_by, headroom
-from hemafast.bench.result import FEWEST_ROUNDS, SCHEMA, BenchFacts, spread
+from hemafast.bench.result import COPY, FEWEST_ROUNDS, PRODUCT, SCHEMA, BenchFacts, spread
 from hemafast.bench.settings import Bench
-from hemafast.bench.stations import COPY, PRODUCT, RATIOS, UNITS, groups
+from hemafast.bench.stations import RATIOS, UNITS, groups
 from hemafast.bench.worker import Round, Worker
 from hemafast.engine.trial import decide_precision
 from hemafast.errors import HemafastError

@@ -7,14 +7,13 @@ from dataclasses import dataclass
 from functools import partial
 
 from hemafast.bench import ceilings, feeding, peer, training
+from hemafast.bench.result import CHECKPOINT, COPY, DECODE, LOADER, PRODUCT, STEP, WHOLE
 from hemafast.bench.settings import Bench
 from hemafast.bench.worker import Station
 from hemafast.data.augment import POLICIES
 
 Make = Callable[[Bench], Station]
 
-LOADER, STEP, WHOLE, DECODE, CHECKPOINT = "augment, basic", "step", "end to end", "decode", "checkpoint"
-PRODUCT, COPY = "matrix product", "memory copy"
 FILES, TORCHVISION, PLAIN = "loader, files", "loader, torchvision", "step, plain PyTorch"
 
 RATIOS = {LOADER: TORCHVISION, FILES: TORCHVISION, STEP: PLAIN}

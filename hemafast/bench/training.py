@@ -8,16 +8,15 @@ from collections.abc import Iterator, Sequence
 from functools import cache
 from itertools import count, cycle, islice
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from hemafast.bench.settings import Bench, wait_for
 from hemafast.bench.worker import Done, Station
+from hemafast.data.loader import Batch
+from hemafast.engine.build import Learner, build_learner
+from hemafast.engine.checkpoint import save_last
+from hemafast.engine.distributed import World
 from hemafast.engine.machine import Machine
-
-if TYPE_CHECKING:
-    from hemafast.data.loader import Batch
-    from hemafast.engine.build import Learner
-    from hemafast.engine.distributed import World
+from hemafast.engine.step import Totals, loss_forward
 
 _BATCHES = 4  # on the device
 _RATE = 1e-4
@@ -25,8 +24,6 @@ _RATE = 1e-4
 
 def passes(bench: Bench, *, backward: bool) -> Station:
     """Forward passes with the loss, or the backward passes after them; only the time of the one asked for counts."""
-    from hemafast.engine.step import loss_forward
-
     learner, machine = build_measured(bench)
     run = learner.compiler.compile(loss_forward(learner.model, learner.loss, machine), "training")
     for batch in cycle(ready_batches(bench)):
@@ -45,8 +42,6 @@ def passes(bench: Bench, *, backward: bool) -> Station:
 
 def optimizer(bench: Bench) -> Station:
     """The update of all weights from existing gradients."""
-    from hemafast.engine.step import loss_forward
-
     learner, machine = build_measured(bench)
     batch = ready_batches(bench)[0]
     loss, _ = loss_forward(learner.model, learner.loss, machine)(batch.images[:2], batch.labels[:2])
@@ -64,8 +59,6 @@ def step(bench: Bench) -> Station:
 
 def validation(bench: Bench) -> Station:
     """Our validation step on batches already on the device."""
-    from hemafast.engine.step import Totals
-
     learner, machine = build_measured(bench)
     averaged = learner.ema.module if learner.ema is not None else learner.model
     averaged.eval()
@@ -78,8 +71,6 @@ def validation(bench: Bench) -> Station:
 
 def checkpoint(bench: Bench) -> Station:
     """Write the state of network and optimizer to the temporary folder and flush it to the disk."""
-    from hemafast.engine.checkpoint import save_last
-
     learner, _ = build_measured(bench)
     steps = _steps(bench, learner, iter(ready_batches(bench)[:1]))
     next(steps)  # the optimizer has no state before its first update
@@ -104,8 +95,6 @@ def ready_batches(bench: Bench) -> Sequence[Batch]:
 
 def build_measured(bench: Bench, world: World | None = None) -> tuple[Learner, Machine]:
     """What training builds from these settings, with random weights: their values do not change the time."""
-    from hemafast.engine.build import build_learner
-
     machine = bench.machine(tuned=True)
     learner = build_learner(
         bench.settings,
@@ -120,8 +109,6 @@ def build_measured(bench: Bench, world: World | None = None) -> tuple[Learner, M
 
 
 def _steps(bench: Bench, learner: Learner, batches: Iterator[Batch]) -> Station:
-    from hemafast.engine.step import Totals
-
     device = learner.model.scale.device.type
     step, totals = learner.train_step, Totals(len(bench.dataset.classes), device)
     for number in count():

@@ -18,7 +18,7 @@ from hemafast.evaluate.predictions import read_predictions
 from hemafast.experiments.matrix import Answers, Group, score_cells
 from hemafast.experiments.plots import plot_matrix
 from hemafast.experiments.resampled import Labels
-from hemafast.experiments.runs import Failed, Outcome, Plan, Scored, csv_of, run_all, warnings_about, write_files
+from hemafast.experiments.runs import Failed, Outcome, Scored, csv_of, run_all, warnings_about, write_files
 from hemafast.experiments.shortcut import POOLED, Shortcuts, check_shortcuts
 from hemafast.pages import render
 from hemafast.pictures import data_address, drawn
@@ -44,8 +44,8 @@ def compare_domains(config: TrainConfig, shortcuts: Shortcuts | None = None, *, 
     """
     dataset = open_dataset(config.data, config.fold)
     trained, tested = _groups(dataset, config.domains)
-    plans = [Plan(group.name, _settings(config, group)) for group in trained]
-    outcomes = dict(run_all(plans, progress=progress))
+    configs = {group.name: _settings(config, group) for group in trained}
+    outcomes = dict(run_all(configs, progress=progress))
     result = _result(config, dataset, trained, tested, outcomes) | {
         "shortcuts": None if shortcuts is None else shortcuts.to_json()
     }

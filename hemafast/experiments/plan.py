@@ -13,7 +13,7 @@ from hemafast.config import TrainConfig, checked, to_plain, train_config
 from hemafast.data.dataset import open_dataset
 from hemafast.errors import HemafastError
 from hemafast.experiments.published import SWEEPS, refuse_unknown_experiments
-from hemafast.experiments.runs import Outcome, Plan, Scored, scored_before
+from hemafast.experiments.runs import Outcome, Scored, scored_before
 from hemafast.presets import named_preset
 
 RESULTS = "results.json"
@@ -31,8 +31,8 @@ class Sweep:
     scale: float
     output: Path
     data: Path
-    plans: dict[str, Plan]
-    """All experiments, by preset."""
+    configs: dict[str, TrainConfig]
+    """Settings of all experiments, by preset."""
     chosen: tuple[str, ...]
     """The presets to run now."""
     before: dict[str, Outcome]
@@ -68,19 +68,11 @@ def plan_sweep(
     file: Path | None = None,
     changes: Mapping[str, Any] | None = None,
 ) -> Sweep:
-    """Plan the runs of a sweep.
+    """Plan the runs of a sweep, or of its presets in `only`, with their folders and results in `output`.
 
-    Args:
-        name: one of SWEEPS.
-        output: folder for the runs and the results.
-        scale: share of the epochs and pixels to keep, above 0 and up to 1; see `scaled`.
-        only: presets to run; by default all of the sweep.
-        base: preset on top of which the presets of the sweep are laid.
-        file: settings file, laid between `base` and the presets of the sweep.
-        changes: settings of every run by name, on top of all others; `data` is among them.
-
-    Raises:
-        HemafastError: a name is unknown, a setting or `scale` is out of range, or the data is not prepared.
+    Settings come from the preset `base`, then the settings file `file`, then the presets of the sweep, then `changes`
+    by name, each over the ones before. `scale` is for `scaled`. Raises HemafastError if a name is unknown, a setting or
+    `scale` is out of range, or the data is not prepared.
     """
     refuse_unknown_experiments(name, only)
     if not 0 < scale <= 1:
@@ -95,7 +87,7 @@ def plan_sweep(
         scale=scale,
         output=output,
         data=data,
-        plans={preset: Plan(preset, config) for preset, config in configs.items()},
+        configs=configs,
         chosen=tuple(preset for preset in names if not only or preset in only),
         before=_finished_before(output, configs, open_dataset(data).info.fingerprint),
         changed=(

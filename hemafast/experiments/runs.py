@@ -30,14 +30,6 @@ logger = logging.getLogger("hemafast")
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
-    """A planned run: a name, and settings whose `output` no other plan shares."""
-
-    name: str
-    config: TrainConfig
-
-
-@dataclass(frozen=True, slots=True)
 class Scored:
     """A finished and evaluated run."""
 
@@ -55,18 +47,19 @@ class Failed:
 Outcome = Scored | Failed
 
 
-def run_all(plans: Sequence[Plan], *, progress: Progress = SILENT) -> Iterator[tuple[str, Outcome]]:
-    """Train and evaluate plans one after the other, and yield the name and the outcome of each run as it ends.
+def run_all(configs: Mapping[str, TrainConfig], *, progress: Progress = SILENT) -> Iterator[tuple[str, Outcome]]:
+    """Train and evaluate runs one after the other, and yield the name and the outcome of each run as it ends.
 
-    Finished runs are reused, interrupted runs resume, and an error in a run is its outcome. Raises StoppedError if a
-    signal stopped a run, which the same call resumes, and HemafastError if torchrun started several processes.
+    Each of `configs` has an `output` of its own. Finished runs are reused, interrupted runs resume, and an error in a
+    run is its outcome. Raises StoppedError if a signal stopped a run, which the same call resumes, and HemafastError if
+    torchrun started several processes.
     """
     started = os.environ.get("WORLD_SIZE", "1")
     if started != "1":
         raise HemafastError(f"torchrun started {started} processes.", "Start the command without torchrun.")
-    for number, plan in enumerate(plans, start=1):
-        logger.info("%s: run %d of %d", plan.name, number, len(plans))
-        yield plan.name, _outcome(plan, progress)
+    for number, (name, config) in enumerate(configs.items(), start=1):
+        logger.info("%s: run %d of %d", name, number, len(configs))
+        yield name, _outcome(name, config, progress)
         _free_memory()
 
 
@@ -108,15 +101,15 @@ def csv_of(rows: Iterable[Mapping[str, Any]], columns: Sequence[str]) -> bytes:
     return text.getvalue().encode()
 
 
-def _outcome(plan: Plan, progress: Progress) -> Outcome:
+def _outcome(name: str, config: TrainConfig, progress: Progress) -> Outcome:
     try:
-        return _train_and_score(plan.config, progress)
+        return _train_and_score(config, progress)
     except StoppedError:
         raise
     except Exception as error:  # the others may succeed: smaller ones fit into memory
         logger.debug("raised here", exc_info=error)
         reason = str(error) if isinstance(error, HemafastError) else f"{type(error).__name__}: {error}"
-        logger.error("%s failed: %s", plan.name, reason)
+        logger.error("%s failed: %s", name, reason)
         return Failed(" ".join(reason.split()))
 
 

@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 
 from hemafast import __version__
-from hemafast.config import to_plain
+from hemafast.config import TrainConfig, to_plain
 from hemafast.data.dataset import Dataset, open_dataset
 from hemafast.experiments.plan import RESULTS, Sweep
 from hemafast.experiments.plots import plot_summary
 from hemafast.experiments.published import SWEEPS, Experiment
-from hemafast.experiments.runs import Failed, Outcome, Plan, Scored, csv_of, run_all, warnings_about, write_files
+from hemafast.experiments.runs import Failed, Outcome, Scored, csv_of, run_all, warnings_about, write_files
 from hemafast.pictures import confusion_figure, drawn, save
 from hemafast.preparation.split import TRAIN, VAL
 from hemafast.progress import SILENT, Progress
@@ -50,7 +50,7 @@ def run_sweep(sweep: Sweep, *, progress: Progress = SILENT) -> Result:
     """
     outcomes = dict(sweep.before)
     result = _write_results(sweep, outcomes)
-    for name, outcome in run_all([sweep.plans[name] for name in sweep.chosen], progress=progress):
+    for name, outcome in run_all({name: sweep.configs[name] for name in sweep.chosen}, progress=progress):
         outcomes[name] = outcome
         if isinstance(outcome, Scored):
             picture = _confusion(outcome, fill(f"{name} of {sweep.headline}", _TITLE))
@@ -72,7 +72,7 @@ def _result(sweep: Sweep, outcomes: Mapping[str, Outcome]) -> Result:
         "warnings": warnings_about(run for run in outcomes.values() if isinstance(run, Scored)),
         "domains": list(info.domains),
         "experiments": [
-            _row(experiment, sweep.plans[experiment.preset], outcomes.get(experiment.preset))
+            _row(experiment, sweep.configs[experiment.preset], outcomes.get(experiment.preset))
             for experiment in SWEEPS[sweep.name]
         ],
         "failures": {name: outcome.reason for name, outcome in outcomes.items() if isinstance(outcome, Failed)},
@@ -96,17 +96,17 @@ def _data_note(dataset: Dataset) -> str:
     )
 
 
-def _row(experiment: Experiment, plan: Plan, outcome: Outcome | None) -> dict[str, Any]:
+def _row(experiment: Experiment, config: TrainConfig, outcome: Outcome | None) -> dict[str, Any]:
     """One experiment; without numbers if it was not run."""
     row = {
         "experiment": experiment.preset,
         "title": experiment.title,
         "published": experiment.published,
-        "model": plan.config.model,
-        "epochs": plan.config.epochs,
-        "image_size": plan.config.image_size,
-        "seed": plan.config.seed,
-        "settings": to_plain(plan.config),
+        "model": config.model,
+        "epochs": config.epochs,
+        "image_size": config.image_size,
+        "seed": config.seed,
+        "settings": to_plain(config),
         "status": FAILED if isinstance(outcome, Failed) else NOT_RUN,
     }
     if not isinstance(outcome, Scored):

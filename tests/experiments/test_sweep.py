@@ -204,8 +204,8 @@ def test_options_change_every_experiment_and_results_say_so(prepared, tmp_path):
     file.write_text('label_smoothing = 0.2\nmodel = "resnet34"\n', encoding="utf-8")
     changes = {"data": prepared.folder, "seed": 7, "epochs": 3, "lr": None}
     planned = plan_sweep("seed-table", output=tmp_path, base="quick", file=file, changes=changes)
-    for name, plan in planned.plans.items():
-        config, own = plan.config, presets.PRESETS[name]()
+    for name, config in planned.configs.items():
+        own = presets.PRESETS[name]()
         assert (config.preset, config.output, config.seed, config.epochs) == (name, tmp_path / name, 7, 3)
         assert config.label_smoothing == 0.2  # of the file
         assert config.schedule == "onecycle"  # of the preset it is laid on
