@@ -155,7 +155,7 @@ def test_the_verdict_follows_from_what_was_found(nothing):
     assert shown == f"The domain shows, but says nothing about the class: {seen}; each class is in several domains."
     assert replace(nothing, **tells).verdict.startswith("The domain says something about the class (the domain alone")
     assert replace(nothing, **only).verdict.startswith(
-        "The domain says something about the class (blast occurs in one domain only), but the border alone does not"
+        "The domain says something about the class (blast occurs in one domain only), but the border does not"
     )
     assert replace(nothing, **shows, **only).verdict == (
         f"A shortcut is open: {seen}, and blast occurs in one domain only."
