@@ -139,7 +139,7 @@ def test_an_epoch_of_training_is_as_long_as_asked_for(bench):
 
 def test_sizes_reach_the_station(bench):
     def asked(given):
-        yield Done(given.image_size)
+        yield Done(given.settings.image_size)
 
     assert next(scaling.sized(asked, 96, bench)).images == 96
 
