@@ -96,9 +96,7 @@ class SquareDecoder:
             self._pipeline = self._build()
             if len(encoded) == 1:
                 return [UnreadableImageError("decoders disagree", _first_line_of_cause(error))]
-        return [
-            result for index, data in enumerate(encoded) for result in self.decode([data], windows[index : index + 1])
-        ]
+        return [result for row, data in enumerate(encoded) for result in self.decode([data], windows[row : row + 1])]
 
     def _run(self, encoded: Sequence[bytes | Pixels], windows: Windows) -> list[Decoded]:
         given = [np.frombuffer(data, np.uint8) if self._encoded else np.ascontiguousarray(data) for data in encoded]
@@ -197,10 +195,8 @@ def rows_per_file(size: int) -> int:
 
 def packed_header(rows: int, size: int) -> bytes:
     """The bytes before the pixels in a .npy file of uint8 (rows, size, size, 3)."""
-    stream = io.BytesIO()
-    np.lib.format.write_array_header_1_0(
-        stream, {"descr": "|u1", "fortran_order": False, "shape": (rows, size, size, 3)}
-    )
+    stream, shape = io.BytesIO(), (rows, size, size, 3)
+    np.lib.format.write_array_header_1_0(stream, {"descr": "|u1", "fortran_order": False, "shape": shape})
     return stream.getvalue()
 
 
