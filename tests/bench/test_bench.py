@@ -13,7 +13,7 @@ from hemafast.bench.settings import Bench, bench_settings
 from hemafast.bench.stations import RATIOS, groups
 from hemafast.bench.worker import Done, Round, Worker
 from hemafast.errors import HemafastError
-from hemafast.progress import Silent
+from hemafast.progress import Progress
 
 
 def result_at(loader: float, step: float, whole: float, *, memory: float = 60.0, **more):
@@ -199,7 +199,7 @@ def bench(prepared) -> Bench:
     return Bench(settings, loader_batch_size=8)
 
 
-class Told(Silent):
+class Told(Progress):
     """Remembers the rounds that began: station, rounds done, rounds in all."""
 
     def __init__(self):
