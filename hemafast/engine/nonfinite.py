@@ -1,4 +1,4 @@
-"""What is kept of a batch whose gradients were not finite, so that it can be looked at and replayed."""
+"""Save a batch whose loss or gradients were not finite, to look at and to replay."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from hemafast.run_folder import NONFINITE
 
 
 def save_bad_batch(folder: Path, batch: Batch, dataset: Dataset, *, epoch: int, number: int, rank: int = 0) -> Path:
-    """Write pixels, labels and rows of a training batch into the run `folder`, and its rows of the manifest beside it.
+    """Write a training batch into the run `folder`: a file of tensors, and its rows of the manifest as CSV beside it.
 
-    `images` is uint8 (n, 3, height, width) as the network saw it before mixing. `epoch` counts from 1, `number` within
-    it from 0, as in the settings of the loader. Returns the file of tensors.
+    `images` are uint8 (n, 3, height, width), augmented but not mixed. `epoch` counts from 1, `number` is the batch in
+    the epoch and counts from 0. Returns the file of tensors.
     """
     folder = folder / NONFINITE
     folder.mkdir(exist_ok=True)
