@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 
 class Progress(Protocol):
-    """Listens to long work. One stage runs at a time: `start`, then `advance` and `say`, then `finish`."""
+    """Listens to long work. One stage runs at a time: a `start` ends the stage before it, `finish` ends the last."""
 
     @property
     def shows(self) -> bool:

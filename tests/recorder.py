@@ -27,7 +27,8 @@ class Recorder(Silent):
         self._stop_in, self._stop_after, self._error = stop_in, stop_after, error
 
     def start(self, what: str, total: int | None = None, *, unit: str = "images", done: int = 0, **facts: Any) -> None:
-        assert all(stage.finished for stage in self.stages), "one stage runs at a time"
+        for stage in self.stages:
+            stage.finished = True  # a start ends the stage before it
         self.stages.append(Stage(what, total, unit, [done]))
         self._stop_if_due()
 
@@ -36,7 +37,8 @@ class Recorder(Silent):
         self._stop_if_due()
 
     def finish(self, **results: Any) -> None:
-        self.stages[-1].finished = True
+        if self.stages:
+            self.stages[-1].finished = True
 
     def stage(self, what: str) -> Stage:
         """The one stage of that name."""

@@ -107,8 +107,8 @@ def refuse_missing_data(folder: Path) -> None:
         return
     near = {str(found.parent) for root in (Path(), folder.parent) for found in root.glob("*/*/dataset.json")}
     near |= {str(found.parent) for found in folder.parent.glob("*/dataset.json")}
-    close = get_close_matches(str(folder), sorted(near), n=1, cutoff=0.4)
-    hint = f"Did you mean --data {close[0]}?" if close else "Make it with `hemafast prepare`, or name one with --data."
+    close = get_close_matches(str(folder), sorted(near), n=1, cutoff=0.8)
+    hint = f"Did you mean --data {close[0]}?" if close else "Make one with `hemafast prepare`, or name one with --data."
     raise HemafastError(f"{folder.absolute()} is not a prepared data set.", hint)
 
 

@@ -154,7 +154,8 @@ def load_best(file: Path) -> tuple[Classifier, ModelCard]:
     tensors, metadata = _read(file)
     card = _card_of(file, metadata)
     try:
-        model = build_model(card.backbone, len(card.classes), card.image_size)
+        with torch.random.fork_rng(devices=[]):  # its first weights are drawn, and replaced
+            model = build_model(card.backbone, len(card.classes), card.image_size)
         model.load_state_dict(tensors)
     except (TypeError, ValueError, RuntimeError) as error:
         raise _cannot_load(file, error) from error

@@ -175,7 +175,7 @@ def test_tables_hold_what_was_measured(result):
         console.print(table)
     text = console.export_text()
     assert "3.0x (2.0 to 4.0)" in text
-    assert "arithmetic alone: 3.00 GFLOP an image at 100 GFLOP/s" in text
+    assert "arithmetic alone: 3.00 GFLOP per image at 100 GFLOP/s" in text
     assert "1,024 MiB" in text
     assert "1.000x" in text
     assert "within noise" in text
@@ -209,7 +209,7 @@ def test_the_command_shows_draws_and_compares_files_without_measuring(tmp_path, 
     assert plot.read_bytes().startswith(b"\x89PNG")
 
 
-def test_the_command_refuses_a_file_to_compare_with_before_it_measures(tmp_path):
-    done = hemafast("bench", "--data", tmp_path, "--compare", written(tmp_path, "{}"))
+def test_the_command_refuses_a_file_to_compare_with_before_it_measures(tmp_path, prepared):
+    done = hemafast("bench", "--data", prepared.folder, "--compare", written(tmp_path, "{}"))
     assert done.returncode == 2
     assert "bench.json is no result of a bench" in done.stderr

@@ -121,8 +121,8 @@ def test_the_reference_sees_the_images_of_the_split(prepared, tmp_path):
 def test_drawn_cells_are_refused_once_they_are_prepared(prepared, monkeypatch):
     monkeypatch.setattr(time_to_score, "prepare", lambda source, output, group_pattern: 0.0)
     dataset = time_to_score.prepare_real(Path("archives"), prepared.folder, None, "Matek_19")
-    assert dataset.domains == ("Matek_19",)
-    assert time_to_score.prepare_real(Path("archives"), prepared.folder, None).domains is None
+    assert dataset.chosen == ("Matek_19",)
+    assert time_to_score.prepare_real(Path("archives"), prepared.folder, None).chosen is None
     monkeypatch.setattr(DatasetInfo, "drawn", property(lambda self: True))
     with pytest.raises(SystemExit, match="archives holds drawn cells"):
         time_to_score.prepare_real(Path("archives"), prepared.folder, None)

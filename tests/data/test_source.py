@@ -47,7 +47,7 @@ def test_members_are_the_bytes_of_the_files(tarred_samples):
 
 
 def test_a_data_set_without_tars_says_how_to_make_them(train_samples):
-    with pytest.raises(HemafastError, match="no WebDataset tars") as caught:
+    with pytest.raises(HemafastError, match="no tar files") as caught:
         open_source(train_samples, _shape("webdataset"))
     assert "--format webdataset" in caught.value.remedy
 

@@ -2,6 +2,7 @@
 
 import json
 import re
+from unittest.mock import Mock, call
 
 import numpy as np
 import pytest
@@ -223,3 +224,13 @@ def test_the_command_says_where_the_page_is(mixed, tmp_path):
     said = json.loads(result.stdout)
     assert said["page"] == str(tmp_path / "e" / "eda.html")
     assert said["pictures"] == [str(tmp_path / "e" / f"{name}.png") for name in sorted(PICTURES)]
+
+
+def test_progress_counts_the_pictures(mixed, tmp_path):
+    progress = Mock()
+    write_eda(mixed, tmp_path, progress=progress)
+    pictures = len(list(tmp_path.glob("*.png")))
+    start, *advances, finish = progress.mock_calls
+    assert start == call.start("drawing", pictures, unit="pictures")
+    assert advances == [call.advance()] * pictures
+    assert finish == call.finish()

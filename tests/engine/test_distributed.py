@@ -276,8 +276,9 @@ def test_a_restart_is_known_by_torchruns_count(count, expected):
 # Batch norm over processes.
 
 
-def test_batch_norm_over_processes_is_refused_on_a_cpu(settings):
-    config = settings(sync_norm=True)
+def test_batch_norm_over_processes_is_refused_on_a_cpu(settings, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    config = settings(sync_norm=True, device="auto")
     with pytest.raises(HemafastError, match="--sync-norm needs GPUs"):
         train(config)
     assert not [path for path in config.output.iterdir() if not path.name.startswith(".")]

@@ -4,6 +4,7 @@ import csv
 
 import numpy as np
 import pytest
+from recorder import Recorder
 
 from hemafast.engine.lr_find import RateCurve, find_rate, write_curve
 from hemafast.errors import HemafastError
@@ -34,12 +35,13 @@ def test_smoothing_is_free_of_its_beginning():
 
 
 def test_rates_rise_by_a_constant_factor_over_real_batches(settings):
-    seen = []
-    curve = find_rate(settings(), first=1e-6, last=1e-2, steps=12, on_step=lambda done, total: seen.append(total))
+    told = Recorder()
+    curve = find_rate(settings(), first=1e-6, last=1e-2, steps=12, progress=told)
     assert curve.rates[0] == pytest.approx(1e-6)
     assert np.diff(np.log(curve.rates)) == pytest.approx(np.full(len(curve.rates) - 1, np.log(1e4) / 11))
     assert np.isfinite(curve.losses).all()
-    assert seen == [12] * len(curve.losses)
+    (stage,) = told.stages
+    assert (stage.total, stage.done[-1], stage.unit) == (12, len(curve.losses), "steps")
 
 
 def test_it_ends_where_the_loss_breaks_out(settings):

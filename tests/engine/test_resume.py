@@ -418,7 +418,7 @@ def test_settings_of_another_version_are_refused(straight, tmp_path):
 def test_a_run_without_a_checkpoint_is_refused(straight, tmp_path):
     folder = with_one_checkpoint(straight, tmp_path)
     (folder / LAST).unlink()
-    with pytest.raises(HemafastError, match=f"{LAST}.*start anew"):
+    with pytest.raises(HemafastError, match=f"{LAST}.*Start a new run"):
         resume(folder)
 
 

@@ -6,6 +6,7 @@ from datetime import datetime
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from hemafast import run_folder
 from hemafast.config import TrainConfig, checked
 from hemafast.engine import trainer
 from hemafast.engine.checkpoint import load_best, load_last
@@ -22,6 +23,8 @@ def test_a_run_folder_holds_settings_machine_logs_and_both_checkpoints(settings,
     folder = train(config)
     assert folder.parent == config.output
     assert {path.name for path in folder.iterdir()} == {
+        ".lock",
+        "command.txt",
         "config.json",
         "machine.json",
         "train.log",
@@ -62,8 +65,8 @@ def test_the_best_model_is_that_of_the_epoch_with_the_highest_macro_f1(settings)
 
 @pytest.mark.parametrize(
     "changes",
-    [{"model": "no_such_network"}, {"weights": "missing.safetensors"}, {"data": "missing"}],
-    ids=["model", "weights", "data"],
+    [{"weights": "missing.safetensors"}, {"data": "missing"}, {"freeze_stages": 9}],
+    ids=["weights", "data", "more stages than the network has"],
 )
 def test_what_cannot_be_trained_is_refused_before_a_folder_is_made(settings, changes):
     config = settings(**changes)
@@ -78,7 +81,7 @@ def test_two_runs_that_begin_in_the_same_second_get_two_folders(settings, monkey
         def now(cls, tz=None):
             return cls(2026, 1, 2, 3, 4, 5, tzinfo=tz)
 
-    monkeypatch.setattr(trainer, "datetime", Frozen)
+    monkeypatch.setattr(run_folder, "datetime", Frozen)
     config = settings()
     folders = [train(config) for _ in range(2)]
     assert folders[0] != folders[1]

@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 import torch
-from hemafast.data.static import static_batches
 
 from hemafast.data.augment import POLICIES
 from hemafast.data.graph import GraphShape
@@ -87,16 +86,6 @@ def test_batches_stay_valid_while_later_ones_are_read(train_samples):
     kept = [batch.images for batch in loader_of(train_samples, shape_on("gpu")).epoch(0)]
     copies = [batch.images.clone() for batch in loader_of(train_samples, shape_on("gpu")).epoch(0)]
     assert all(torch.equal(one, other) for one, other in zip(kept, copies, strict=True))
-
-
-def test_static_batches_lie_at_two_addresses_and_hold_the_same(train_samples):
-    addresses = set()
-    plain = loader_of(train_samples, shape_on("gpu")).epoch(0)
-    for one, other in zip(plain, static_batches(loader_of(train_samples, shape_on("gpu")).epoch(0), 8), strict=True):
-        addresses.add((other.images.data_ptr(), other.labels.data_ptr()))
-        assert torch.equal(one.images, other.images)
-        assert torch.equal(one.labels, other.labels)
-    assert len(addresses) == 2
 
 
 def test_validation_on_the_gpu_is_the_centre_window_in_shard_order(val_samples):

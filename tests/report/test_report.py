@@ -135,6 +135,15 @@ def test_the_curves_are_those_of_the_log_phase_by_phase_with_gaps_where_nothing_
     assert np.array_equal(rates, [0.5, np.nan], equal_nan=True)
 
 
+def test_a_domain_whose_name_reads_like_a_formula_is_in_the_legend_of_the_curves(monkeypatch):
+    figures = []
+    monkeypatch.setattr(plots, "save", lambda figure, target: (figures.append(figure), save(figure, target)))
+    row = {"epoch": 1, "phase": "val", "loss": 5.0, "f1_macro": 0.3, "f1_macro_$\\frac{$": 0.4, "f1_macro__b": 0.5}
+    plot_curves(io.BytesIO(), [row])
+    labels = [text.get_text() for text in figures[0].axes[1].get_legend().get_texts()]
+    assert labels == ["training", "validation", "\\$\\frac{\\$", "b"]
+
+
 @pytest.mark.parametrize("name", ["größe", "a $ b", "<b>&amp;", "", "$\\frac$"])
 def test_any_name_of_a_class_can_be_drawn(name):
     stream = io.BytesIO()
