@@ -93,7 +93,7 @@ class Compiler:
 
 
 class _Counts:
-    """Counts of what torch has compiled in this process so far."""
+    """What torch has compiled in this process so far."""
 
     def __init__(self) -> None:
         from torch._dynamo.utils import counters

@@ -45,11 +45,7 @@ class World:
 
     def broadcast(self, value: Anything) -> Anything:
         """The value of the first process."""
-        if self.alone:
-            return value
-        values = [value]
-        distributed.broadcast_object_list(values, src=0, group=self._control)
-        return values[0]
+        return self.gather(value)[0]
 
     def gather(self, value: Anything) -> list[Anything]:
         """The values of all processes, by rank."""
@@ -130,7 +126,10 @@ def joined(device: Device, environment: Mapping[str, str] = os.environ) -> Itera
                 "Set --nproc-per-node to the number of GPUs.",
             )
         torch.cuda.set_device(local_rank)
-    store = PrefixStore(_life(environment, local_size == size), _meeting_place())
+    # The store still holds the addresses of dead processes, so each restart has a prefix of its own. Hosts count their
+    # own restarts; with several, TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 lets torchrun make a new store instead.
+    prefix = f"life {restarts(environment)}" if local_size == size else "life"
+    store = PrefixStore(prefix, _meeting_place())
     distributed.init_process_group("nccl" if on_cuda else "gloo", store=store, rank=rank, world_size=size)
     world = World(Process(rank, size), local_rank=local_rank, local_size=local_size)
     try:
@@ -150,15 +149,6 @@ def _meeting_place() -> Any:
     return store
 
 
-def _life(environment: Mapping[str, str], one_host: bool) -> str:
-    """The prefix in the store under which processes meet after each restart; the store still holds dead addresses.
-
-    Each host counts its own restarts. With several hosts, set TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 for torchrun, which
-    then makes a new store after each restart.
-    """
-    return f"life {_restarts(environment)}" if one_host else "life"
-
-
 def _not_torchruns(why: object) -> HemafastError:
     return HemafastError(
         f"RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT do not come from torchrun ({why}).",
@@ -166,10 +156,6 @@ def _not_torchruns(why: object) -> HemafastError:
     )
 
 
-def restarted(environment: Mapping[str, str] = os.environ) -> bool:
-    """Whether torchrun has restarted these processes because one of them died."""
-    return _restarts(environment) > 0
-
-
-def _restarts(environment: Mapping[str, str]) -> int:
+def restarts(environment: Mapping[str, str] = os.environ) -> int:
+    """How often torchrun has restarted these processes because one of them died."""
     return int(environment.get("TORCHELASTIC_RESTART_COUNT", "0"))

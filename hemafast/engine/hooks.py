@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import signal
 import time
@@ -9,14 +10,17 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from statistics import median
 
+from safetensors.torch import save_file
+
 from hemafast.data.loader import Batch
 from hemafast.engine.checkpoint import save_best, save_last
 from hemafast.engine.duration import seconds_to_end
-from hemafast.engine.nonfinite import save_bad_batch
 from hemafast.engine.run import Run
 from hemafast.engine.stop import StopFlag, exit_code
 from hemafast.errors import HemafastError, StoppedError
-from hemafast.run_folder import BEST, LAST
+from hemafast.files import write_whole
+from hemafast.preparation.split import TRAIN
+from hemafast.run_folder import BEST, LAST, NONFINITE
 
 logger = logging.getLogger("hemafast")
 
@@ -88,7 +92,7 @@ class Clock:
         """Before the first validation, guess its seconds from the pace of training."""
         recent = self._paces[1:][-_RECENT:]  # the first update also fills the loader and compiles
         if recent:
-            # A forward pass is a third of a step; half of it, because the guess should rather be too long.
+            # A forward pass is a third of a step. Half a step, because the guess should rather be too long.
             self.validated(median(recent) * self._run.val_batches.images / 2)
 
 
@@ -99,13 +103,18 @@ class NonfiniteCheck:
         self._run, self._folder = run, folder
 
     def __call__(self, bad: tuple[int, int] | None) -> None:
-        """Check the number of bad updates and the number of the last one; None if not known yet."""
+        """Check the count of bad updates and the number of the last one; None if not known yet."""
         run, state = self._run, self._run.state
         if bad is None or bad[0] <= state.bad_updates:
             return
         state.bad_updates, step = bad
-        folder = self._save_batches(step)
-        problem = f"The loss or its gradients were not finite in update {step + 1} (epoch {step // run.updates + 1})"
+        folder = self._folder / NONFINITE
+        folder.mkdir(exist_ok=True)
+        epoch, update = divmod(step, run.updates)
+        first = update * run.config.accumulate
+        for number in range(first, min(first + run.config.accumulate, len(run.train_batches))):
+            self._save_batch(folder, epoch, number)
+        problem = f"The loss or its gradients were not finite in update {step + 1} (epoch {epoch + 1})"
         if run.config.on_nonfinite == "stop":
             raise HemafastError(
                 f"{problem}. Nothing was updated, the last checkpoint is intact, and the images are in {folder}.",
@@ -119,14 +128,19 @@ class NonfiniteCheck:
                 "Lower the learning rate with --lr, or set --clip-grad.",
             )
 
-    def _save_batches(self, step: int) -> Path:
+    def _save_batch(self, folder: Path, epoch: int, number: int) -> None:
+        """Write a batch as tensors, and its rows of the manifest as CSV beside them.
+
+        `images` are uint8 (n, 3, height, width), augmented but not mixed. `epoch` and `number` count from 0.
+        """
         run = self._run
-        accumulate, (epoch, update) = run.config.accumulate, divmod(step, run.updates)
-        for number in range(update * accumulate, min((update + 1) * accumulate, len(run.train_batches))):
-            batch = run.train_batches.again(epoch, number)
-            rank = run.world.process.rank
-            file = save_bad_batch(self._folder, batch, run.dataset, epoch=epoch + 1, number=number, rank=rank)
-        return file.parent
+        batch = run.train_batches.again(epoch, number)
+        file = folder / f"epoch{epoch + 1:03d}-batch{number:05d}-rank{run.world.process.rank}.safetensors"
+        tensors = {"images": batch.images.contiguous(), "labels": batch.labels, "rows": batch.rows}
+        where = {"epoch": str(epoch + 1), "batch": str(number), "classes": json.dumps(run.dataset.info.classes)}
+        write_whole(file, lambda part: save_file(tensors, part, where))
+        rows = run.dataset.split(TRAIN).iloc[batch.rows.numpy()]
+        write_whole(file.with_suffix(".csv"), lambda part: rows.to_csv(part, index=False))
 
 
 class Saver:

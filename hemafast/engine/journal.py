@@ -49,7 +49,7 @@ class Journal:
         `epochs`, or in `seconds`. Raises HemafastError if training_log.csv is damaged before its last row.
         """
         self._folder, self._first_epoch = folder, first_epoch
-        self._rows, self._torn = _read_before_crash(folder / LOG_TABLE) if folder else ([], False)
+        self._rows, self._torn = _read(folder / LOG_TABLE) if folder else ([], False)
         self._trackers = list(trackers)
         self._progress, self._epochs = progress, epochs
         self._ends = None if seconds is None else time.monotonic() + seconds
@@ -168,7 +168,10 @@ def read_rows(folder: Path) -> list[Row]:
     `epoch` is an int, `phase` a string, everything else a float; empty cells are left out. Raises HemafastError if the
     file is damaged.
     """
-    return _rows_of(_content(folder / LOG_TABLE), folder / LOG_TABLE)
+    rows, torn = _read(folder / LOG_TABLE)
+    if torn:
+        raise _damaged(folder / LOG_TABLE, "it ends in half a row")
+    return rows
 
 
 def column(rows: Sequence[Row], phase: str, name: str) -> list[float]:
@@ -176,33 +179,22 @@ def column(rows: Sequence[Row], phase: str, name: str) -> list[float]:
     return [float(row.get(name, "nan")) for row in rows if row["phase"] == phase]
 
 
-def _content(file: Path) -> bytes:
-    try:
-        return file.read_bytes()
-    except FileNotFoundError:
-        return b""
-
-
-def _read_before_crash(file: Path) -> tuple[list[Row], bool]:
+def _read(file: Path) -> tuple[list[Row], bool]:
     """The complete rows of a file, and whether half a row follows them."""
-    content = _content(file)
+    content = file.read_bytes() if file.exists() else b""
     whole = content[: content.rfind(b"\n") + 1]
-    return _rows_of(whole, file), len(whole) < len(content)
-
-
-def _rows_of(content: bytes, file: Path) -> list[Row]:
     try:
-        return list(_parsed(content.decode("utf-8")))
+        return list(_parsed(whole.decode("utf-8"))), len(whole) < len(content)
     except (ValueError, csv.Error) as error:
-        raise HemafastError(
-            f"{file} is damaged ({error}).",
-            "Move it away. A resumed run starts a new file, and a report works without it.",
-        ) from error
+        raise _damaged(file, error) from error
+
+
+def _damaged(file: Path, why: object) -> HemafastError:
+    remedy = "Move it away. A resumed run starts a new file, and a report works without it."
+    return HemafastError(f"{file} is damaged ({why}).", remedy)
 
 
 def _parsed(text: str) -> Iterator[Row]:
-    if text and not text.endswith("\n"):
-        raise ValueError("it ends in half a row")
     lines = csv.reader(io.StringIO(text, newline=""), strict=True)
     header = next(lines, list(_FIRST))
     if tuple(header[: len(_FIRST)]) != _FIRST:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import importlib.util
 import logging
 import os
@@ -11,6 +10,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, redirect_stdout
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -75,15 +75,6 @@ def _not_installed(name: str) -> HemafastError:
     return HemafastError(f"{name} is not installed.", f"pip install {name}, or leave it out of --track.")
 
 
-def _imported(name: str) -> Any:
-    try:
-        return importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        if error.name != name:
-            raise
-        raise _not_installed(name) from error
-
-
 def _opened(name: TrackerName, folder: Path, settings: Mapping[str, Any], first_epoch: int) -> Tracker:
     try:
         with redirect_stdout(sys.stderr):  # standard output is for results
@@ -96,9 +87,9 @@ def _opened(name: TrackerName, folder: Path, settings: Mapping[str, Any], first_
                     return _MLflow(folder, settings)
                 case "trackio":
                     return _Trackio(folder, settings)
-    except HemafastError:
-        raise
     except Exception as error:
+        if isinstance(error, ModuleNotFoundError) and error.name == name:
+            raise _not_installed(name) from error
         raise HemafastError(f"{name} cannot be opened ({error}).", "Fix that, or leave it out of --track.") from error
 
 
@@ -172,7 +163,7 @@ class _Wandb:
     """A run of Weights & Biases, named for the run folder."""
 
     def __init__(self, folder: Path, settings: Mapping[str, Any]) -> None:
-        wandb = _imported("wandb")
+        wandb = import_module("wandb")
         self._image = wandb.Image
         self._run = wandb.init(
             project=os.environ.get("WANDB_PROJECT", _PROJECT),
@@ -201,7 +192,7 @@ class _MLflow:
     """A run of MLflow. MLflow chooses its id, which is kept in the run folder."""
 
     def __init__(self, folder: Path, settings: Mapping[str, Any]) -> None:
-        self._mlflow = mlflow = _imported("mlflow")
+        self._mlflow = mlflow = import_module("mlflow")
         self._rates: list[Any] = []
         file = folder / MLFLOW_RUN
         mlflow.set_experiment(os.environ.get("MLFLOW_EXPERIMENT_NAME", _PROJECT))
@@ -241,7 +232,7 @@ class _Trackio:
     """A run of Trackio, named for the run folder."""
 
     def __init__(self, folder: Path, settings: Mapping[str, Any]) -> None:
-        trackio = _imported("trackio")
+        trackio = import_module("trackio")
         self._image, self._finish = trackio.Image, trackio.finish
         self._run = trackio.init(project=_PROJECT, name=folder.name, config=dict(settings), resume="allow", embed=False)
 

@@ -19,7 +19,7 @@ import torch
 from hemafast.command import train_command
 from hemafast.config import TrainConfig, to_json, to_plain
 from hemafast.engine.build import build_run
-from hemafast.engine.distributed import World, joined, restarted
+from hemafast.engine.distributed import World, joined, restarts
 from hemafast.engine.journal import Journal, logger
 from hemafast.engine.loop import train_run
 from hemafast.engine.opening import Opened, free_settings, newest_run, open_stopped
@@ -53,7 +53,7 @@ def train(
     config = replace(config, data=config.data.absolute())  # a run is resumed and evaluated from anywhere
     with joined(config.device) as world:
         opened = Opened(config)
-        if go_on or restarted():
+        if go_on or restarts():
             folder = world.broadcast(newest_run(config) if world.first else None)
             if folder is not None:
                 opened = open_stopped(folder, free_settings(config), allow_changes=False)
@@ -134,15 +134,15 @@ def _journal(run: Run, folder: Path, progress: Progress) -> Journal:
 @contextmanager
 def _globals_kept() -> Iterator[None]:
     """Restore what a run sets for its process: random generators, flags of the compiler, and the environment."""
-    numpy_state, python_state, torch_state = np.random.get_state(), random.getstate(), torch.get_rng_state()  # noqa: NPY002
+    numpy_state, python_state = np.random.get_state(), random.getstate()  # noqa: NPY002
     environment, threads = dict(os.environ), torch.get_num_threads()
     flags = {flag: _flag(*flag) for flag in _COMPILER_FLAGS}
     try:
-        yield
+        with torch.random.fork_rng(devices=[]):
+            yield
     finally:
         np.random.set_state(numpy_state)  # noqa: NPY002
         random.setstate(python_state)
-        torch.set_rng_state(torch_state)
         torch.set_num_threads(threads)
         for (module, name), value in flags.items():
             if module in sys.modules:
@@ -152,5 +152,5 @@ def _globals_kept() -> Iterator[None]:
 
 
 def _flag(module: str, name: str) -> bool:
-    """The value of a flag of torch's compiler; off, its default, if the compiler is not loaded yet."""
+    """The value of a flag; off, its default, if the compiler is not loaded yet."""
     return bool(getattr(sys.modules.get(module), name, False))
