@@ -131,7 +131,7 @@ def test_skipped_updates_are_left_out_counted_and_kept(settings):
     assert column(rows, "train", "bad_updates") == [1, 2]
     assert np.isfinite(column(rows, "train", "loss") + column(rows, "train", "grad_norm")).all()
     assert len(kept(folder)) == 4
-    assert "in update 2 (epoch 1); it was skipped (1 so far)" in (folder / "train.log").read_text(encoding="utf-8")
+    assert "in update 2 (epoch 1). It was skipped (1 so far)" in (folder / "train.log").read_text(encoding="utf-8")
     assert all(tensor.isfinite().all() for tensor in load_last(folder / LAST)["model"].values())
 
 
