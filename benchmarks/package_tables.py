@@ -32,7 +32,10 @@ def tables(results: Mapping[str, Any]) -> dict[str, str]:
         "augmentation": _augmentation(),
         "policies": table(
             "kind | what happens | what it is",
-            [[kind, policy.action, policy.meaning] for kind, policy in image_checks.POLICIES.items()],
+            [
+                *([kind, "convert", meaning] for kind, meaning in image_checks.CONVERTED_KINDS.items()),
+                *([kind, "quarantine", meaning] for kind, meaning in image_checks.QUARANTINED_KINDS.items()),
+            ],
         ),
     }
 

@@ -37,7 +37,7 @@ from PIL import Image
 
 from hemafast.config import AUTO_FIELD_OF_VIEW, PrepareConfig
 from hemafast.engine.machine import machine_facts
-from hemafast.preparation.archive import Archive, find_archives, open_archive
+from hemafast.preparation.archive import Archive, entry_reader, find_archives, open_archive
 from hemafast.preparation.build import prepare
 from hemafast.preparation.duplicates import find_near
 from hemafast.preparation.pixels import SquareDecoder, centre_windows
@@ -98,8 +98,8 @@ def _speed(archives: Sequence[Archive], rounds: int, room: Path) -> dict[str, An
     """Images a second, and a CPU-second, of both sides."""
     encoded: list[bytes] = []
     for archive in archives:
-        with archive.reader() as read:
-            encoded += [read(member) for member in archive.members]
+        with entry_reader(archive.path) as read:
+            encoded += [read(member.entry) for member in archive.members]
     size = np.array([Image.open(io.BytesIO(data)).size for data in encoded])
     sides = np.minimum([window for archive in archives for window in _windows(archive)], size.min(axis=1))
     windows = centre_windows(size[:, 0], size[:, 1], sides)
@@ -228,11 +228,11 @@ def _peak_kib(process: int) -> int:
 def _write_variants(archive: Archive, path: Path, count: int) -> None:
     """A zip of `count` images, none like another."""
     members = archive.members
-    with archive.reader() as read, zipfile.ZipFile(path, "w") as file, ThreadPoolExecutor() as pool:
+    with entry_reader(archive.path) as read, zipfile.ZipFile(path, "w") as file, ThreadPoolExecutor() as pool:
         for start in range(0, count, _BATCH):
             numbers = range(start, min(start + _BATCH, count))
             chosen = [members[number % len(members)] for number in numbers]
-            data = [read(member) for member in chosen]
+            data = [read(member.entry) for member in chosen]
             turns = [number // len(members) for number in numbers]
             for number, member, encoded in zip(numbers, chosen, pool.map(_variant, data, turns), strict=True):
                 file.writestr(f"{member.label}/{number:06d}{Path(member.file).suffix}", encoded)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Sequence
 
 
@@ -20,6 +21,15 @@ class HemafastError(Exception):
         super().__init__(f"{problem} {remedy}")
         self.problem = problem
         self.remedy = remedy
+
+
+def require(extra: str, *packages: str) -> None:
+    """Import packages of an extra of hemafast. Raises HemafastError for one that is missing or fails to import."""
+    for name in packages:
+        try:
+            importlib.import_module(name)
+        except ImportError as error:
+            raise HemafastError(f"{name} cannot be imported ({error}).", f"pip install 'hemafast[{extra}]'") from error
 
 
 class StoppedError(HemafastError):

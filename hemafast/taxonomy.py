@@ -15,34 +15,18 @@ CHALLENGE_CLASSES = (
 )
 """Class folders of the Helmholtz HIDA challenge "Help a Hematologist Out", in label order."""
 
-SUBMISSION_CLASSES = (
-    "basophil",
-    "eosinophil",
-    "erythroblast",
-    "myeloblast",
-    "promyelocyte",
-    "myelocyte",
-    "metamyelocyte",
-    "neutrophil_banded",
-    "neutrophil_segmented",
-    "monocyte",
-    "lymphocyte_typical",
-)
+MATURATION = ("promyelocyte", "myelocyte", "metamyelocyte", "neutrophil_banded", "neutrophil_segmented")
+"""The stages of a neutrophil, youngest first. Neighbours differ gradually, and experts disagree on them."""
+
+BLAST = "myeloblast"
+"""The class whose presence in blood is an alarm."""
+
+SUBMISSION_CLASSES = ("basophil", "eosinophil", "erythroblast", BLAST, *MATURATION, "monocyte", "lymphocyte_typical")
 """The same classes in the order of a submission's LabelID, which counts from 0. One of the winners published this label
 map of the starter code (github.com/MIC-DKFZ/help_a_hematologist_out_challenge, datasets/hematology_data.py)."""
 
-UM_PER_PIXEL = {"Acevedo_20": 0.100, "Matek_19": 0.0725}
-"""Side of one pixel in micrometres, by domain: 360 px of Acevedo_20 span 36 um, 400 px of Matek_19 span 29 um."""
-
 LINEAGES = {
-    "granulocytic": (
-        "myeloblast",
-        "promyelocyte",
-        "myelocyte",
-        "metamyelocyte",
-        "neutrophil_banded",
-        "neutrophil_segmented",
-    ),
+    "granulocytic": (BLAST, *MATURATION),
     "eosinophilic": ("eosinophil",),
     "basophilic": ("basophil",),
     "monocytic": ("monocyte",),
@@ -51,8 +35,5 @@ LINEAGES = {
 }
 """Classes by lineage. Myeloblasts count as granulocytic, because they become granulocytes."""
 
-MATURATION = ("promyelocyte", "myelocyte", "metamyelocyte", "neutrophil_banded", "neutrophil_segmented")
-"""The stages of a neutrophil, youngest first. Neighbours differ gradually, and experts disagree on them."""
-
-BLAST = "myeloblast"
-"""The class whose presence in blood is an alarm."""
+UM_PER_PIXEL = {"Acevedo_20": 0.100, "Matek_19": 0.0725}
+"""Side of one pixel in micrometres, by domain: 360 px of Acevedo_20 span 36 um, 400 px of Matek_19 span 29 um."""

@@ -22,6 +22,7 @@ import psutil
 import pytest
 import torch
 from recorder import Recorder
+from two_processes import pair_of_processes
 
 import hemafast as hf
 from hemafast.engine.step import TrainStep
@@ -423,6 +424,57 @@ def test_two_processes_cannot_train_in_one_folder(data, made, tmp_path):
         assert hf.list_runs(tmp_path)["state"].tolist() == ["running"]
         with pytest.raises(hf.HemafastError, match="Another process"):
             hf.resume(folder, epochs=3)
+
+
+# The loader in somebody else's loop
+
+
+def rows_of_a_ddp_loop(folder, epochs):
+    """What one process of a bare DDP loop trains on: losses, weights, and the number of images of each epoch."""
+    from torch import distributed
+    from torch.nn.parallel import DistributedDataParallel
+
+    distributed.init_process_group("gloo")
+    try:
+        torch.manual_seed(0)
+        loader = hf.open_dataset(folder).loader("train", batch_size=4, size=32, threads=1)
+        flat = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 32 * 32, 11))
+        model = DistributedDataParallel(flat)
+        optimizer, counts = torch.optim.SGD(model.parameters(), lr=1e-3), []
+        for epoch in range(epochs):
+            loader.set_epoch(epoch)
+            counts.append(0)
+            for images, labels in loader:
+                torch.nn.functional.cross_entropy(model(images.float() / 255), labels).backward()
+                optimizer.step()
+                optimizer.zero_grad()
+                counts[-1] += len(labels)
+        return len(loader), counts, flat[1].weight.detach().sum().item()
+    finally:
+        distributed.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_a_bare_ddp_loop_shares_every_image_between_its_processes(data):
+    with pair_of_processes() as pair:
+        (batches, counts, weight), (other_batches, other_counts, other_weight) = pair(
+            rows_of_a_ddp_loop, data.folder, 2
+        )
+    assert batches == other_batches  # or one process would wait for the other without end
+    images = len(data.split("train"))
+    assert [mine + theirs for mine, theirs in zip(counts, other_counts, strict=True)] == [images, images]
+    assert weight == other_weight
+
+
+def test_a_loader_continues_within_an_epoch(data):
+    straight = [labels.tolist() for _ in range(2) for _, labels in data.loader("train", batch_size=8, size=32)]
+    del straight[len(straight) // 2 :]
+    loader = data.loader("train", batch_size=8, size=32)
+    first = [labels.tolist() for (_, labels), _ in zip(loader, range(2), strict=False)]
+    resumed = data.loader("train", batch_size=8, size=32)
+    resumed.load_state_dict(json.loads(json.dumps(loader.state_dict())))
+    resumed.set_epoch(0)  # as some frameworks do
+    assert first + [labels.tolist() for _, labels in resumed] == straight
 
 
 # The page about the library

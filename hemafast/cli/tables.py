@@ -13,13 +13,13 @@ from rich.text import Text
 
 from hemafast.doctor.finding import Finding, Verdict
 from hemafast.metrics import with_pooled
-from hemafast.preparation.schema import QUARANTINE, DatasetInfo, Refused
+from hemafast.preparation.schema import QUARANTINE, DatasetInfo, QuarantinedImage
 from hemafast.run_folder import RunSummary
 
 if TYPE_CHECKING:
     from hemafast.experiments.plan import Sweep
 
-_MOST_REFUSED = 20  # lines of a table; quarantine.csv has them all
+_MOST_QUARANTINED = 20  # lines of a table; quarantine.csv has them all
 
 
 def dataset_table(info: DatasetInfo) -> Table:
@@ -41,10 +41,10 @@ def dataset_table(info: DatasetInfo) -> Table:
     return table
 
 
-def quarantine_table(refused: Sequence[Refused]) -> Table:
+def quarantine_table(images: Sequence[QuarantinedImage]) -> Table:
     """Quarantined images: file, verdict, reason."""
-    shown = refused[:_MOST_REFUSED]
-    more = f"; {len(shown)} of {len(refused)} shown, all in {QUARANTINE}" if len(shown) < len(refused) else ""
+    shown = images[:_MOST_QUARANTINED]
+    more = f"; {len(shown)} of {len(images)} shown, all in {QUARANTINE}" if len(shown) < len(images) else ""
     table = Table(title=f"quarantined{more}", title_justify="left")
     for column in ("file", "verdict", "reason"):
         table.add_column(column, overflow="fold")

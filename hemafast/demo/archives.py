@@ -5,10 +5,9 @@ from __future__ import annotations
 import io
 import tempfile
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
 
 import numpy as np
 import numpy.typing as npt
@@ -49,7 +48,7 @@ def write_demo_archives(source: Path, *, images: int = 400, seed: int = 42, prog
         source: the folder; created if missing.
         images: number of cells in both archives together, at least 120.
         seed: the same `images` and `seed` give byte-identical archives.
-        progress: hears of every cell.
+        progress: receives every cell.
 
     Returns:
         The paths of the two archives.
@@ -81,23 +80,17 @@ def write_demo_archives(source: Path, *, images: int = 400, seed: int = 42, prog
 
 def _write_archive(path: Path, domain: int, images: int, seed: int, progress: Progress) -> None:
     archive = _ARCHIVES[domain]
+    counts = _share_out(images, {name: weight for name, (_, weight) in archive.classes.items()})
     with zipfile.ZipFile(path, "w") as target:
         _add(target, DRAWN_MARKER, _DRAWN_TEXT.encode(), zipfile.ZIP_STORED)
-        for member, data in _members(domain, images, seed):
-            _add(target, member, data, archive.compression)
-            progress.advance()
-
-
-def _members(domain: int, images: int, seed: int) -> Iterator[tuple[str, bytes]]:
-    """Name and encoded bytes of every image of one archive."""
-    archive = _ARCHIVES[domain]
-    counts = _share_out(images, {name: weight for name, (_, weight) in archive.classes.items()})
-    for rank, (cell_class, count) in enumerate(counts.items()):
-        # A stream per image makes a picture independent of how many are drawn before it; stream 0 names the files.
-        numbers = archive.numbered(count, np.random.default_rng([seed, domain, rank, 0]))
-        for index, number in enumerate(numbers, start=1):
-            pixels = draw_cell(cell_class, archive.stain, np.random.default_rng([seed, domain, rank, index]))
-            yield f"{cell_class}/{archive.classes[cell_class][0]}_{number}{archive.suffix}", archive.encode(pixels)
+        for rank, (cell_class, count) in enumerate(counts.items()):
+            # A stream per image makes a picture independent of how many are drawn before it; stream 0 names the files.
+            numbers = archive.numbered(count, np.random.default_rng([seed, domain, rank, 0]))
+            for index, number in enumerate(numbers, start=1):
+                pixels = draw_cell(cell_class, archive.stain, np.random.default_rng([seed, domain, rank, index]))
+                name = f"{cell_class}/{archive.classes[cell_class][0]}_{number}{archive.suffix}"
+                _add(target, name, archive.encode(pixels), archive.compression)
+                progress.advance()
 
 
 def _share_out(images: int, weights: Mapping[str, int]) -> dict[str, int]:
@@ -113,10 +106,9 @@ def _share_out(images: int, weights: Mapping[str, int]) -> dict[str, int]:
 
 def _add(target: zipfile.ZipFile, member: str, data: bytes, compression: int) -> None:
     entry = zipfile.ZipInfo(member, _ZIP_TIME)
-    entry.compress_type = compression
     entry.create_system = 3  # the same bytes on every operating system
     entry.external_attr = 0o644 << 16
-    target.writestr(entry, data, compresslevel=1)
+    target.writestr(entry, data, compression, compresslevel=1)
 
 
 def _as_jpeg(pixels: npt.NDArray[np.uint8]) -> bytes:
@@ -142,20 +134,18 @@ def _consecutive(count: int, generator: np.random.Generator) -> list[str]:
 _ARCHIVES = (
     _Archive(
         stain=ACEVEDO_20,
-        classes=MappingProxyType(
-            {
-                "basophil": ("BA", 1168),
-                "eosinophil": ("EO", 3067),
-                "erythroblast": ("ERB", 1499),
-                "lymphocyte_typical": ("LY", 1164),
-                "metamyelocyte": ("MMY", 1015),
-                "monocyte": ("MO", 1370),
-                "myelocyte": ("MY", 1137),
-                "neutrophil_banded": ("BNE", 1633),
-                "neutrophil_segmented": ("SNE", 1646),
-                "promyelocyte": ("PMY", 592),
-            }
-        ),
+        classes={
+            "basophil": ("BA", 1168),
+            "eosinophil": ("EO", 3067),
+            "erythroblast": ("ERB", 1499),
+            "lymphocyte_typical": ("LY", 1164),
+            "metamyelocyte": ("MMY", 1015),
+            "monocyte": ("MO", 1370),
+            "myelocyte": ("MY", 1137),
+            "neutrophil_banded": ("BNE", 1633),
+            "neutrophil_segmented": ("SNE", 1646),
+            "promyelocyte": ("PMY", 592),
+        },
         encode=_as_jpeg,
         numbered=_scattered,
         suffix=".jpg",
@@ -163,21 +153,19 @@ _ARCHIVES = (
     ),
     _Archive(
         stain=MATEK_19,
-        classes=MappingProxyType(
-            {
-                "basophil": ("BAS", 79),
-                "eosinophil": ("EOS", 424),
-                "erythroblast": ("EBO", 78),
-                "lymphocyte_typical": ("LYT", 3937),
-                "metamyelocyte": ("MMZ", 15),
-                "monocyte": ("MON", 1815),
-                "myeloblast": ("MYO", 3268),
-                "myelocyte": ("MYB", 42),
-                "neutrophil_banded": ("NGB", 109),
-                "neutrophil_segmented": ("NGS", 8484),
-                "promyelocyte": ("PMO", 70),
-            }
-        ),
+        classes={
+            "basophil": ("BAS", 79),
+            "eosinophil": ("EOS", 424),
+            "erythroblast": ("EBO", 78),
+            "lymphocyte_typical": ("LYT", 3937),
+            "metamyelocyte": ("MMZ", 15),
+            "monocyte": ("MON", 1815),
+            "myeloblast": ("MYO", 3268),
+            "myelocyte": ("MYB", 42),
+            "neutrophil_banded": ("NGB", 109),
+            "neutrophil_segmented": ("NGS", 8484),
+            "promyelocyte": ("PMO", 70),
+        },
         encode=_as_tiff,
         numbered=_consecutive,
         suffix=".tiff",

@@ -9,14 +9,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from types import MappingProxyType
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 from scipy import ndimage
 
-Colour = tuple[int, int, int]
 Range = tuple[float, float]
 Plane = npt.NDArray[np.float32]
 Points = npt.NDArray[np.float64]
@@ -33,7 +31,7 @@ class Stain:
     width_px: int
     height_px: int
     um_per_px: float
-    colours: Mapping[str, Colour]
+    colours: Mapping[str, tuple[int, int, int]]
     brightness: Range
     focus_px: Range
     noise: Range
@@ -83,7 +81,7 @@ _BASOPHILIC = Granules("basophilic", (0.26, 0.42), (0.9, 1.8), (0.8, 1.0), over_
 _EOSINOPHILIC = Granules("eosinophilic", (0.28, 0.42), (2.4, 3.8), (0.6, 0.9), over_nucleus=0.03)
 
 # fmt: off
-MORPHOLOGIES: Mapping[str, Morphology] = MappingProxyType({
+MORPHOLOGIES: Mapping[str, Morphology] = {
     "basophil": Morphology((10.5, 13.5), girth=(0.4, 0.48), stretch=(0.6, 0.85), blue=(0.1, 0.5), lobes=(2, 3),
                            waist=(0.5, 0.75), bend=(80, 200), depth=(0.62, 0.85), granules=_BASOPHILIC),
     "eosinophil": Morphology((12.5, 15.5), girth=(0.33, 0.4), stretch=(1.15, 1.4), blue=(0.0, 0.35), lobes=(2, 2),
@@ -106,19 +104,19 @@ MORPHOLOGIES: Mapping[str, Morphology] = MappingProxyType({
                                        lobes=(3, 5), waist=(0.08, 0.2), bend=(130, 290), granules=_SPECIFIC),
     "promyelocyte": Morphology((15.0, 18.5), girth=(0.6, 0.7), stretch=(0.0, 0.16), blue=(0.4, 0.9),
                                grain=(0.28, 0.45), depth=(0.75, 0.98), granules=_AZUROPHILIC),
-})
+}
 
-ACEVEDO_20 = Stain("Acevedo_20", 360, 363, um_per_px=0.1, colours=MappingProxyType({
+ACEVEDO_20 = Stain("Acevedo_20", 360, 363, um_per_px=0.1, colours={
     "background": (253, 225, 202), "red cell": (198, 161, 158), "nucleus": (74, 32, 126),
     "pink": (222, 186, 188), "blue": (116, 110, 168), "specific": (164, 104, 150), "azurophilic": (104, 40, 128),
     "eosinophilic": (172, 92, 116), "basophilic": (54, 16, 104),
-}), brightness=(0.95, 1.02), focus_px=(0.5, 0.9), noise=(1.0, 2.2), pallor=(0.45, 0.92))
+}, brightness=(0.95, 1.02), focus_px=(0.5, 0.9), noise=(1.0, 2.2), pallor=(0.45, 0.92))
 
-MATEK_19 = Stain("Matek_19", 400, 400, um_per_px=0.0725, colours=MappingProxyType({
+MATEK_19 = Stain("Matek_19", 400, 400, um_per_px=0.0725, colours={
     "background": (240, 232, 237), "red cell": (205, 168, 188), "nucleus": (84, 4, 162),
     "pink": (228, 198, 230), "blue": (116, 108, 208), "specific": (186, 124, 198), "azurophilic": (122, 26, 158),
     "eosinophilic": (188, 96, 156), "basophilic": (62, 4, 128),
-}), brightness=(0.86, 1.04), focus_px=(0.9, 1.9), noise=(0.5, 1.1), pallor=(0.1, 0.6))
+}, brightness=(0.86, 1.04), focus_px=(0.9, 1.9), noise=(0.5, 1.1), pallor=(0.1, 0.6))
 # fmt: on
 
 

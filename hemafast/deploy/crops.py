@@ -49,11 +49,11 @@ def choose_crops(images: Sequence[Image], view: View, um_per_pixel: float | None
     names = frozenset(sides)
     domains = [_domain_of(posixpath.dirname(image.name), names) if image.array is None else None for image in images]
     counts = Counter(domains)
+    used = {name: f"{scale:g} um/px" if scale else "seen whole" for name, scale in view.um_per_pixel.items()}
+    known = names & counts.keys()
     return Crops(
         sides=np.array([sides[domain] if domain else 0 for domain in domains], dtype=np.int64),
-        scales=tuple(
-            f"{counts[domain]} images of {domain}: {_named(view, domain)}" for domain in names & counts.keys()
-        ),
+        scales=tuple(f"{counts[name]} images of {name}: {used[name]}, as in training" for name in known),
         unknown=counts[None],
     )
 
@@ -64,14 +64,9 @@ def log_scales(crops: Sequence[Crops]) -> None:
         logger.info(said)
     if unknown := max(one.unknown for one in crops):
         logger.warning(
-            "%d images are of unknown scale and are seen whole, unlike in training: give --um-per-pixel",
+            "%d images are of unknown scale and are seen whole, unlike in training: give um_per_pixel (--um-per-pixel)",
             unknown,
         )
-
-
-def _named(view: View, domain: str) -> str:
-    scale = view.um_per_pixel[domain]
-    return f"{scale:g} um/px, as in training" if scale else "seen whole, as in training"
 
 
 def _side(field_of_view: float, um_per_pixel: float) -> int:
@@ -79,7 +74,7 @@ def _side(field_of_view: float, um_per_pixel: float) -> int:
     if side < _SMALLEST:
         raise HemafastError(
             f"{field_of_view:g} um are {side} pixels at {um_per_pixel:g} um/px: too few to show a cell.",
-            "Check --um-per-pixel: it is micrometres per pixel.",
+            "Check um_per_pixel (--um-per-pixel): it is micrometres per pixel.",
         )
     return side
 

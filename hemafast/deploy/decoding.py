@@ -11,7 +11,7 @@ import numpy as np
 from hemafast.deploy.crops import Crops
 from hemafast.deploy.inputs import Image, read_images
 from hemafast.preparation.image_checks import Header, Pixels, UnreadableImageError, refuse_other_pixels, verify_image
-from hemafast.preparation.pixels import Decoded, SquareDecoder, Windows, centre_windows, cut_window, runs_within
+from hemafast.preparation.pixels import SquareDecoder, centre_windows, runs_within
 from hemafast.preparation.threads import Pool
 
 _BATCH_BYTES = 64 * 2**20  # encoded; a batch of larger files is shorter
@@ -35,8 +35,9 @@ class _Reading:
     """One image and what is known of it so far."""
 
     row: int
-    image: Image
-    data: bytes = b""
+    name: str
+    data: Any
+    """Encoded bytes, an array, or the OSError of reading it."""
     error: str = ""
     header: Header = _UNKNOWN
     square: Pixels | None = None
@@ -47,11 +48,9 @@ def decode_images(
 ) -> Iterator[DecodedBatch]:
     """Squares of `size` pixels that show the `crops` of `images`, all files or all arrays, in batches, in order.
 
-    Iterate within `verify.strict_decoders`. Raises HemafastError for a zip that was removed meanwhile.
+    Iterate within `strict_decoders`. Raises HemafastError for a zip that was removed meanwhile.
     """
-    decoder = (
-        SquareDecoder((size,), batch_size, threads) if images[0].array is None else _Cutter(size, batch_size, threads)
-    )
+    decoder = SquareDecoder((size,), batch_size, threads, encoded=images[0].array is None)
     for batch in _batches(images, batch_size):
         pool.each(_verify, batch)
         _decode([reading for reading in batch if not reading.error], crops, decoder)
@@ -66,11 +65,8 @@ def _batches(images: Sequence[Image], batch_size: int) -> Iterator[list[_Reading
     batch: list[_Reading] = []
     size = 0
     for row, (image, data) in enumerate(zip(images, read_images(images), strict=True)):
-        if isinstance(data, OSError):
-            batch.append(_Reading(row, image, error=data.strerror or str(data)))
-        else:
-            batch.append(_Reading(row, image, data))
-            size += len(data)
+        batch.append(_Reading(row, image.name, data))
+        size += len(data) if isinstance(data, bytes) else 0
         if len(batch) == batch_size or size >= _BATCH_BYTES:
             yield batch
             batch, size = [], 0
@@ -79,19 +75,19 @@ def _batches(images: Sequence[Image], batch_size: int) -> Iterator[list[_Reading
 
 
 def _verify(reading: _Reading) -> None:
-    if reading.error:
-        return
-    if reading.image.array is not None:
-        height, width, _ = reading.image.array.shape
-        reading.header = Header(width, height, "RGB", "array")
-        return
-    try:
-        reading.header = verify_image(reading.data, reading.image.name)
-    except UnreadableImageError as error:
-        reading.error = f"{error.kind}: {error}"
+    data = reading.data
+    if isinstance(data, OSError):
+        reading.error = data.strerror or str(data)
+    elif isinstance(data, np.ndarray):
+        reading.header = Header(data.shape[1], data.shape[0], "RGB", "array")
+    else:
+        try:
+            reading.header = verify_image(data, reading.name)
+        except UnreadableImageError as error:
+            reading.error = f"{error.kind}: {error}"
 
 
-def _decode(readings: Sequence[_Reading], crops: Crops, decoder: SquareDecoder | _Cutter) -> None:
+def _decode(readings: Sequence[_Reading], crops: Crops, decoder: SquareDecoder) -> None:
     """Give each reading its square or its error; decodes as many at once as fit into memory."""
     sizes = [(reading.header.width, reading.header.height) for reading in readings]
     for run in runs_within([width * height for width, height in sizes]):
@@ -99,8 +95,7 @@ def _decode(readings: Sequence[_Reading], crops: Crops, decoder: SquareDecoder |
         shorter = np.minimum(widths, heights)
         asked = crops.sides[[reading.row for reading in some]]
         sides = np.where(asked > 0, np.minimum(asked, shorter), shorter)
-        sources: list[Any] = [reading.data if reading.image.array is None else reading.image.array for reading in some]
-        results = decoder.decode(sources, centre_windows(widths, heights, sides))
+        results = decoder.decode([reading.data for reading in some], centre_windows(widths, heights, sides))
         for reading, result in zip(some, results, strict=True):
             try:
                 if isinstance(result, UnreadableImageError):
@@ -109,25 +104,3 @@ def _decode(readings: Sequence[_Reading], crops: Crops, decoder: SquareDecoder |
                 (reading.square,) = result.squares
             except UnreadableImageError as error:
                 reading.error = f"{error.kind}: {error}"
-
-
-class _Cutter:
-    """Cuts squares out of arrays with the operator that `SquareDecoder` uses, so that both agree to the last bit."""
-
-    def __init__(self, size: int, batch_size: int, threads: int) -> None:
-        from nvidia.dali import Pipeline, fn
-
-        executor = {"prefetch_queue_depth": 1, "exec_dynamic": True}  # dynamic: outputs belong to whoever holds them
-        with Pipeline(batch_size, threads, device_id=None, **executor) as self._pipeline:
-            pixels = fn.external_source(name="pixels", no_copy=True, layout="HWC")
-            window = fn.external_source(name="window", ndim=1)
-            self._pipeline.set_outputs(cut_window(pixels, window, size, compiled=True))
-
-    def decode(self, arrays: Sequence[Pixels], windows: Windows) -> list[Decoded | UnreadableImageError]:
-        """The square of each array."""
-        contiguous = [np.ascontiguousarray(array) for array in arrays]
-        self._pipeline.feed_input("pixels", contiguous)
-        self._pipeline.feed_input("window", windows)
-        (squares,) = self._pipeline.run()
-        tensor = np.asarray(squares.as_tensor())
-        return [Decoded(array, (square,)) for array, square in zip(contiguous, tensor, strict=True)]

@@ -9,28 +9,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
-import torch
 from torch import Tensor
 
 from hemafast.config import Device
 from hemafast.deploy.choices import Method
-from hemafast.deploy.crops import log_scales
-from hemafast.deploy.decoding import DecodedBatch, decode_images
 from hemafast.deploy.eval_graph import EvalGraph
-from hemafast.deploy.extras import require
 from hemafast.deploy.heat import overlays
 from hemafast.deploy.inputs import Images, list_inputs
 from hemafast.deploy.model import Model, open_model
-from hemafast.deploy.plan import Options, Plan, plan_for
-from hemafast.errors import HemafastError
+from hemafast.deploy.plan import Options, plan_for
+from hemafast.deploy.predict import decoded
+from hemafast.errors import HemafastError, require
 from hemafast.files import write_whole
 from hemafast.pictures import save, subplots
-from hemafast.preparation.image_checks import strict_decoders
-from hemafast.preparation.threads import Pool
+from hemafast.preparation.image_checks import Pixels
 from hemafast.progress import SILENT, Progress, stage
-
-Pixels = npt.NDArray[np.uint8]
 
 _BATCH = 16
 _LONGEST_NAME = 50  # letters of at most four bytes each; file systems take 255 bytes
@@ -56,18 +49,6 @@ class Explained:
         if self.error:
             return f"{self.image}: {self.error}"
         return f"{self.picture}  {self.explained} {self.probability:.3f}, predicted {self.predicted}"
-
-
-@dataclass(frozen=True, slots=True)
-class _Seen:
-    """One image as the network sees it."""
-
-    view: Pixels
-    """uint8 (side, side, 3)"""
-    overlay: Pixels
-    predicted: str
-    explained: str
-    probability: float
 
 
 def explain(
@@ -105,66 +86,53 @@ def explain(
     _ = model.network  # refuses graphs before anything is read
     plan = plan_for([model], list_inputs(images), Options(um_per_pixel=um_per_pixel, batch_size=_BATCH))
     if label is not None and label not in plan.classes:
-        raise HemafastError(f"The model has no class {label!r}.", f"Choose from: {', '.join(plan.classes)}.")
+        remedy = f"Choose label (--class) from: {', '.join(plan.classes)}."
+        raise HemafastError(f"The model has no class {label!r}.", remedy)
     folder = Path(output) if output else model.file.parent / "explain"
     names = _file_names([image.name for image in plan.images])
-    graph = EvalGraph(model.card.view.packed_size, model.card.image_size, plan.machine, _BATCH)
+    (group,) = plan.groups
+    graph = EvalGraph(model.card, plan.machine, _BATCH)
     explained = []
-    with stage(progress, "explaining", len(plan.images)):
-        for batch in _batches(plan):
-            seen = _look(model, graph(batch.squares), label, method) if batch.squares else []
-            found: dict[int, _Seen | str] = {**batch.errors, **dict(zip(batch.rows, seen, strict=True))}
-            for row in sorted(found):
-                explained.append(_written(plan.images[row].name, found[row], folder / names[row]))
+    with stage(progress, "explaining", len(plan.images)), decoded(plan, group) as batches:
+        for batch in batches:
+            seen = _look(model, graph(batch.squares), label, method) if batch.rows else iter(())
+            for row in sorted((*batch.rows, *batch.errors)):
+                image, error = plan.images[row].name, batch.errors.get(row)
+                file = folder / names[row]
+                explained.append(Explained(image, error) if error else _written(image, *next(seen), file))
                 progress.advance()
     return explained
 
 
-def _batches(plan: Plan) -> Iterator[DecodedBatch]:
-    (group,) = plan.groups
-    log_scales([group.crops])
-    threads = plan.machine.loader_threads
-    with Pool(threads) as pool:
-        batches = decode_images(plan.images, group.crops, group.size, batch_size=_BATCH, threads=threads, pool=pool)
-        while True:
-            with strict_decoders():  # around the decoders only: networks and drawing may warn
-                batch = next(batches, None)
-            if batch is None:
-                return
-            yield batch
-
-
-def _look(model: Model, images: Tensor, label: str | None, method: Method) -> list[_Seen]:
-    """Classes and heat maps of uint8 images (n, 3, side, side) on the model's device."""
-    with torch.inference_mode():
-        probabilities = (model.logits(images) / model.card.temperature).softmax(dim=1).cpu().numpy()
-    classes = model.classes
+def _look(model: Model, images: Tensor, label: str | None, method: Method) -> Iterator[tuple[Any, str, str, float]]:
+    """For each of the uint8 images (n, 3, side, side) on the model's device: a figure of it, the predicted class, the
+    explained class, and the probability of the latter.
+    """
+    probabilities = model.probabilities(images).cpu().numpy()
     predicted = probabilities.argmax(axis=1)
-    explained = predicted if label is None else np.full_like(predicted, classes.index(label))
+    explained = predicted if label is None else np.full_like(predicted, model.classes.index(label))
     views = images.permute(0, 2, 3, 1).cpu().numpy()
-    drawn = overlays(model.network, views, explained.tolist(), method=method)
-    return [
-        _Seen(view, overlay, classes[best], classes[chosen], float(shares[chosen]))
-        for view, overlay, best, chosen, shares in zip(views, drawn, predicted, explained, probabilities, strict=True)
-    ]
+    pairs = zip(views, overlays(model.network, views, explained.tolist(), method=method), strict=True)
+    for pixels, best, chosen, shares in zip(pairs, predicted, explained, probabilities, strict=True):
+        answer = model.classes[best], model.classes[chosen], float(shares[chosen])
+        yield _figure(pixels, *answer), *answer
 
 
-def _written(image: str, found: _Seen | str, file: Path) -> Explained:
-    if isinstance(found, str):
-        return Explained(image, error=found)
+def _written(image: str, figure: Any, predicted: str, explained: str, probability: float, file: Path) -> Explained:
     file.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(file, lambda part: save(_figure(found), part))
-    return Explained(image, "", file, found.predicted, found.explained, found.probability)
+    write_whole(file, lambda part: save(figure, part))
+    return Explained(image, "", file, predicted, explained, probability)
 
 
-def _figure(seen: _Seen) -> Any:
+def _figure(pixels: tuple[Pixels, Pixels], predicted: str, explained: str, probability: float) -> Any:
+    """The view and its overlay, side by side."""
     figure, (left, right) = subplots(2, width=3.2, height=3.6, columns=2)
-    for axis, pixels in ((left, seen.view), (right, seen.overlay)):
-        axis.imshow(pixels, interpolation="lanczos")
+    for axis, picture in zip((left, right), pixels, strict=True):
+        axis.imshow(picture, interpolation="lanczos")
         axis.set_axis_off()
     # parse_math=False: a dollar sign in the user's names starts no formula.
-    left.set_title(f"predicted: {seen.predicted}", fontsize=9, parse_math=False)
-    right.set_title(f"{seen.explained}: {seen.probability:.3f}", fontsize=9, parse_math=False)
+    left.set_title(f"predicted: {predicted}", fontsize=9, parse_math=False)
+    right.set_title(f"{explained}: {probability:.3f}", fontsize=9, parse_math=False)
     return figure
 
 

@@ -20,7 +20,7 @@ from hemafast.deploy.formats import KINDS, Answer, Deployed
 from hemafast.deploy.model_card import model_card
 from hemafast.engine.checkpoint import ModelCard, load_best, model_file
 from hemafast.errors import HemafastError
-from hemafast.files import write_whole
+from hemafast.files import write_text, write_whole
 from hemafast.preparation.split import VAL
 from hemafast.run_folder import read_config
 
@@ -73,9 +73,9 @@ class Exported:
     def told(self) -> str:
         """The result in lines of text."""
         found = self.agreement
-        kind = ", ".join([self.format, *([self.layout] if self.layout else []), f"{self.bytes / 1e6:.1f} MB"])
+        layout = f", {self.layout}" if self.layout else ""
         return (
-            f"{self.path}  {kind}\n{self.card}\n"
+            f"{self.path}  {self.format}{layout}, {self.bytes / 1e6:.1f} MB\n{self.card}\n"
             f"compared with the model on {found.images} images ({found.cells} cells, the rest noise): logits differ by "
             f"{found.largest_difference:.2g} at most, {found.same_class} of {found.images} have the same class"
         )
@@ -105,22 +105,15 @@ def export_run(
     deployed = Deployed(model, layout, card.temperature).eval()
     dataset = _data_of(file.parent, card)
     kind = KINDS[format]
-    packed = kind.pack(deployed, card)
-    agreement = compare(deployed, kind.load(packed.content).answer, _images(card, dataset))
+    content, opset = kind.pack(deployed, card)
+    agreement = compare(deployed, kind.load(content).answer, _images(card, dataset))
     folder = Path(output) if output else file.parent / "export"
-    exported = Exported(
-        path=folder / kind.file,
-        card=folder / CARD,
-        format=format,
-        layout=None if format == "safetensors" else layout,
-        bytes=len(packed.content),
-        opset=packed.opset,
-        agreement=agreement,
-    )
+    shown = None if format == "safetensors" else layout
+    exported = Exported(folder / kind.file, folder / CARD, format, shown, len(content), opset, agreement)
     text = model_card(exported, model, card, file.parent, dataset)
     folder.mkdir(parents=True, exist_ok=True)
-    write_whole(exported.card, lambda part: part.write_text(text, encoding="utf-8"))
-    write_whole(exported.path, lambda part: part.write_bytes(packed.content))
+    write_text(exported.card, text)
+    write_whole(exported.path, lambda part: part.write_bytes(content))
     return exported
 
 
@@ -157,11 +150,8 @@ def compare(deployed: Deployed, answer: Answer, batches: Iterable[tuple[Tensor, 
 
 def _refuse(difference: float, allowed: float, what: str) -> None:
     if not difference <= allowed:  # nan must fail too
-        raise HemafastError(
-            f"The exported model differs from the model by {difference:.3g} in {what}, but {allowed:.3g} is allowed: "
-            "nothing was written.",
-            "Choose another --format.",
-        )
+        problem = f"The exported model differs from the model by {difference:.3g} in {what}; {allowed:.3g} is allowed."
+        raise HemafastError(problem, "Choose another format (--format); nothing was written.")
 
 
 def _images(card: ModelCard, dataset: Dataset | None) -> Iterator[tuple[Tensor, bool]]:

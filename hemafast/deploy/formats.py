@@ -13,9 +13,8 @@ from torch import Tensor, nn
 
 from hemafast import __version__
 from hemafast.deploy.choices import Format, Layout
-from hemafast.deploy.extras import require
 from hemafast.engine.checkpoint import ModelCard
-from hemafast.errors import HemafastError
+from hemafast.errors import HemafastError, require
 from hemafast.model import Classifier, sized_options
 
 INPUT = "images"
@@ -26,17 +25,24 @@ METADATA = "metadata.json"
 _TRACED_BATCH = 2  # torch.export would treat a batch size of 1 as constant
 
 Answer = Callable[[Tensor], tuple[Tensor, Tensor]]
-"""From uint8 images (n, 3, height, width) to logits and probabilities (n, classes)."""
+"""From uint8 images to logits and probabilities (n, classes)."""
+Packed = tuple[bytes, int | None]
+"""The content of the file of an exported model, and the opset version of an ONNX graph."""
 
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
     """An exported model, loaded on the CPU."""
 
-    answer: Answer
+    run: Answer
+    """Takes images in the layout of the metadata."""
     metadata: dict[str, str]
     network: Classifier | None = None
     """None for graphs."""
+
+    def answer(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits and probabilities (n, classes) of uint8 images (n, 3, height, width)."""
+        return self.run(_laid_out(images, self.metadata.get("layout")))
 
 
 class Deployed(nn.Module):
@@ -50,15 +56,6 @@ class Deployed(nn.Module):
         """Logits and probabilities, float (n, classes), of uint8 (n, height, width, 3) or (n, 3, height, width)."""
         logits = self.model(images.permute(0, 3, 1, 2) if self.layout == "nhwc" else images)
         return logits, torch.softmax(logits / self.temperature, dim=1)
-
-
-@dataclass(frozen=True, slots=True)
-class Packed:
-    """An exported model as the bytes of its file."""
-
-    content: bytes
-    opset: int | None = None
-    """ONNX opset version; None for other formats."""
 
 
 def metadata_of(card: ModelCard, layout: Layout | None) -> dict[str, str]:
@@ -85,15 +82,13 @@ def pack_onnx(deployed: Deployed, card: ModelCard) -> Packed:
     require("export", "onnx", "onnxscript", "onnxruntime")
     from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 
-    shapes = {INPUT: {0: "batch"}}
-    names: dict[str, Any] = {"input_names": [INPUT], "output_names": OUTPUTS}
+    options: dict[str, Any] = {"input_names": [INPUT], "output_names": OUTPUTS, "verbose": False}
+    options["dynamic_shapes"] = {INPUT: {0: "batch"}}
     try:
-        program: Any = torch.onnx.export(
-            deployed, (_example(deployed, card),), dynamic_shapes=shapes, verbose=False, **names
-        )
+        program: Any = torch.onnx.export(deployed, (_example(deployed, card),), **options)
         ClearMetadataAndDocStringPass()(program.model)  # they name source files of this machine
         program.model.metadata_props.update(metadata_of(card, deployed.layout))
-        return Packed(program.model_proto.SerializeToString(), program.model.opset_imports[""])
+        return program.model_proto.SerializeToString(), program.model.opset_imports[""]
     except Exception as error:  # operators without translation fail in many ways
         raise _cannot_export(card, error) from error
 
@@ -104,40 +99,32 @@ def load_onnx(content: bytes) -> Loaded:
     import onnxruntime
 
     session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
-    metadata = session.get_modelmeta().custom_metadata_map
 
-    def answer(images: Tensor) -> tuple[Tensor, Tensor]:
-        logits, probabilities = session.run(OUTPUTS, {INPUT: _laid_out(images, metadata["layout"]).numpy()})
+    def run(images: Tensor) -> tuple[Tensor, Tensor]:
+        logits, probabilities = session.run(OUTPUTS, {INPUT: images.numpy()})
         return torch.from_numpy(logits), torch.from_numpy(probabilities)
 
-    return Loaded(answer, metadata)
+    return Loaded(run, session.get_modelmeta().custom_metadata_map)
 
 
 def pack_torch_export(deployed: Deployed, card: ModelCard) -> Packed:
     """A torch.export archive. Raises HemafastError if the network cannot be traced."""
-    shapes = {INPUT: {0: torch.export.Dim("batch")}}
-    stream = io.BytesIO()
+    stream, batch = io.BytesIO(), torch.export.Dim("batch")
     try:
-        program = torch.export.export(deployed, (_example(deployed, card),), dynamic_shapes=shapes)
+        program = torch.export.export(deployed, (_example(deployed, card),), dynamic_shapes={INPUT: {0: batch}})
         for node in program.graph.nodes:
             node.meta.pop("stack_trace", None)  # they name source files of this machine
         torch.export.save(program, stream, extra_files={METADATA: json.dumps(metadata_of(card, deployed.layout))})
     except Exception as error:  # code that cannot be traced fails in many ways
         raise _cannot_export(card, error) from error
-    return Packed(stream.getvalue())
+    return stream.getvalue(), None
 
 
 def load_torch_export(content: bytes) -> Loaded:
     """A torch.export archive. torch unpickles parts of it, which can execute code."""
     extra = {METADATA: ""}
     graph = torch.export.load(io.BytesIO(content), extra_files=extra).module()
-    metadata = json.loads(extra[METADATA])
-
-    def answer(images: Tensor) -> tuple[Tensor, Tensor]:
-        logits, probabilities = graph(_laid_out(images, metadata["layout"]))
-        return logits, probabilities
-
-    return Loaded(answer, metadata)
+    return Loaded(graph, json.loads(extra[METADATA]))
 
 
 def pack_safetensors(deployed: Deployed, card: ModelCard) -> Packed:
@@ -146,14 +133,10 @@ def pack_safetensors(deployed: Deployed, card: ModelCard) -> Packed:
 
     model = deployed.model
     options = {"num_classes": len(card.classes), **sized_options(card.backbone, card.image_size)}
-    metadata = metadata_of(card, None) | {
-        "format": "pt",
-        "mean": json.dumps(model.mean),
-        "std": json.dumps(model.std),
-        "timm_options": json.dumps(options),
-    }
+    plain = {"mean": model.mean, "std": model.std, "timm_options": options}
+    metadata = metadata_of(card, None) | {"format": "pt"} | {name: json.dumps(value) for name, value in plain.items()}
     tensors = {name: tensor.contiguous() for name, tensor in model.backbone.state_dict().items()}
-    return Packed(save(tensors, metadata))
+    return save(tensors, metadata), None
 
 
 def load_safetensors(content: bytes) -> Loaded:
@@ -161,23 +144,18 @@ def load_safetensors(content: bytes) -> Loaded:
     import timm
     from safetensors.torch import load
 
-    said = safetensors_metadata(content)
+    length = int.from_bytes(content[:8], "little")  # safetensors itself reads only the metadata of files
+    said: dict[str, str] = json.loads(content[8 : 8 + length]).get("__metadata__", {})
     backbone = timm.create_model(said["backbone"], **json.loads(said["timm_options"])).eval()
     backbone.load_state_dict(load(content))
-    mean, std = (json.loads(said[name]) for name in ("mean", "std"))
+    numbers = [tuple(json.loads(said[name])) for name in ("mean", "std")]
+    mean, std = (torch.tensor(one).view(1, 3, 1, 1) for one in numbers)
 
-    def answer(images: Tensor) -> tuple[Tensor, Tensor]:
-        means, deviations = (torch.tensor(numbers).view(1, 3, 1, 1) for numbers in (mean, std))
-        logits = backbone((images / 255 - means) / deviations)
+    def run(images: Tensor) -> tuple[Tensor, Tensor]:
+        logits = backbone((images / 255 - mean) / std)
         return logits, torch.softmax(logits / float(said["temperature"]), dim=1)
 
-    return Loaded(answer, said, Classifier(backbone, tuple(mean), tuple(std)))
-
-
-def safetensors_metadata(content: bytes) -> dict[str, str]:
-    """The metadata of a safetensors file; safetensors itself reads only that of files."""
-    length = int.from_bytes(content[:8], "little")
-    return dict(json.loads(content[8 : 8 + length]).get("__metadata__", {}))
+    return Loaded(run, said, Classifier(backbone, *numbers))
 
 
 def _example(deployed: Deployed, card: ModelCard) -> Tensor:
@@ -185,17 +163,19 @@ def _example(deployed: Deployed, card: ModelCard) -> Tensor:
     return _laid_out(torch.zeros(_TRACED_BATCH, 3, side, side, dtype=torch.uint8), deployed.layout)
 
 
-def _laid_out(images: Tensor, layout: Layout) -> Tensor:
+def _laid_out(images: Tensor, layout: str | None) -> Tensor:
     """uint8 (n, 3, height, width) in the layout that a graph takes."""
     return (images.permute(0, 2, 3, 1) if layout == "nhwc" else images).contiguous()
 
 
 def _cannot_export(card: ModelCard, error: Exception) -> HemafastError:
-    said = " ".join(str(error).split())[:200]  # exporters write pages
-    return HemafastError(
-        f"{card.backbone} cannot be exported as a graph ({type(error).__name__}: {said}).",
-        "Export its weights with --format safetensors.",
-    )
+    problem = f"{card.backbone} cannot be exported as a graph ({cause_of(error)})."
+    return HemafastError(problem, "Choose the format (--format) safetensors, which holds its weights.")
+
+
+def cause_of(error: Exception) -> str:
+    """Type and beginning of an error of torch or onnx, which may be pages long, on one line."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
 
 
 @dataclass(frozen=True, slots=True)

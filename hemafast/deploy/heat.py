@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any, cast
 
 import numpy as np
@@ -13,12 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from hemafast.deploy.choices import Method
-from hemafast.deploy.extras import require
-from hemafast.errors import HemafastError
+from hemafast.errors import HemafastError, require
 from hemafast.model import Classifier
+from hemafast.preparation.image_checks import Pixels
 
-Pixels = npt.NDArray[np.uint8]
-"""(n, side, side, 3)"""
 Heat = npt.NDArray[np.float32]
 """(n, side, side), scaled to 0 to 1 within each image: it shows where, not how much."""
 
@@ -58,50 +56,27 @@ def heat_maps(
     HemafastError if grad-cam is not installed or the model has no feature map.
     """
     require("explain", "pytorch_grad_cam")
-    if not len(views):
-        return np.zeros(views.shape[:3], np.float32)
-    with _unchanged(model), torch.enable_grad():
-        layer = _feature_layer(model, _as_input(model, views[:1]))
-        cam = _cam(method)(model, [layer], reshape_transform=lambda output: _as_map(output, model.backbone))
-        parts = [slice(start, start + _BATCH) for start in range(0, len(views), _BATCH)]
-        try:
-            return np.concatenate([cam(_as_input(model, views[part]), _targets(classes, part)) for part in parts])
-        finally:
-            cam.activations_and_grads.release()  # its own `with` swallows errors
-
-
-def _cam(method: Method) -> Any:
     import pytorch_grad_cam
-
-    return getattr(pytorch_grad_cam, _CLASSES[method])
-
-
-def _targets(classes: Sequence[int] | None, part: slice) -> list[Any] | None:
-    """The logits to explain; None for the largest."""
     from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 
-    return None if classes is None else [ClassifierOutputTarget(int(label)) for label in classes[part]]
+    if not len(views):
+        return np.zeros(views.shape[:3], np.float32)
+    targets = None if classes is None else [ClassifierOutputTarget(int(label)) for label in classes]  # None: the best
+    model = copy.deepcopy(model).requires_grad_(False).eval()  # the caller's stays as it is
+    with torch.enable_grad():
+        layer = _feature_layer(model, _as_input(model, views[:1]))
+        cam_of = getattr(pytorch_grad_cam, _CLASSES[method])
+        cam = cam_of(model, [layer], reshape_transform=lambda output: _as_map(output, model.backbone))
+        parts = [slice(start, start + _BATCH) for start in range(0, len(views), _BATCH)]
+        return np.concatenate(
+            [cam(_as_input(model, views[part]), targets[part] if targets else None) for part in parts]
+        )
 
 
 def _as_input(model: Classifier, views: Pixels) -> Tensor:
     """Float (n, 3, side, side) on the model's device; requires a gradient, because the frozen weights do not."""
     device = next(model.parameters()).device
     return torch.from_numpy(np.ascontiguousarray(views)).to(device).permute(0, 3, 1, 2).float().requires_grad_()
-
-
-@contextmanager
-def _unchanged(model: nn.Module) -> Iterator[None]:
-    """Freeze the model in evaluation mode; restore its modes and gradients afterwards."""
-    modes = [(module, module.training) for module in model.modules()]
-    learned = [(parameter, parameter.requires_grad, parameter.grad) for parameter in model.parameters()]
-    model.requires_grad_(False).eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
-        for parameter, learns, grad in learned:
-            parameter.requires_grad_(learns).grad = grad
 
 
 def _feature_layer(model: Classifier, images: Tensor) -> nn.Module:
@@ -115,11 +90,8 @@ def _feature_layer(model: Classifier, images: Tensor) -> nn.Module:
         (gradient,) = torch.autograd.grad(logits.amax(), output, retain_graph=True, allow_unused=True)
         if gradient is not None and cast(Tensor, _as_map(gradient, model.backbone)).any():
             return layer
-    raise HemafastError(
-        f"The network has no feature map larger than 1 x 1 for images of {images.shape[-1]} px, so no heat map can be "
-        "drawn.",
-        "Explain a run with another --model or --image-size.",
-    )
+    problem = f"The network has no feature map larger than 1 x 1 for images of {images.shape[-1]} px to draw heat over."
+    raise HemafastError(problem, "Explain a run with another model or image size.")
 
 
 def _outputs(model: Classifier, images: Tensor) -> tuple[dict[nn.Module, Tensor], Tensor]:
@@ -130,11 +102,9 @@ def _outputs(model: Classifier, images: Tensor) -> tuple[dict[nn.Module, Tensor]
         found[layer] = None if layer in found else output  # grad-cam would mix the outputs of a layer that runs twice
 
     hooks = [layer.register_forward_hook(keep) for layer in model.modules()]
-    try:
-        logits = model(images)
-    finally:
-        for hook in hooks:
-            hook.remove()
+    logits = model(images)
+    for hook in hooks:
+        hook.remove()
     maps = {layer: output for layer, output in found.items() if _as_map(output, model.backbone) is not None}
     return maps, logits
 

@@ -55,20 +55,17 @@ def list_inputs(images: Images) -> list[Image]:
     if not given:
         raise HemafastError("No images are given.", _GIVE)
     if isinstance(given[0], str | Path):
-        return list_images([_path(index, one) for index, one in enumerate(given)])
+        for index, one in enumerate(given):
+            if not isinstance(one, str | Path):
+                kind = type(one).__name__
+                raise HemafastError(f"Image {index} is a {kind}, but image 0 is a path.", "Do not mix them.")
+        return list_images(map(str, given))
     for index, array in enumerate(given):
         _refuse_array(index, array)
     return [Image(str(index), array=array) for index, array in enumerate(given)]
 
 
-def _path(index: int, given: Any) -> str:
-    if not isinstance(given, str | Path):
-        raise HemafastError(f"Image {index} is a {type(given).__name__}, but image 0 is a path.", "Do not mix them.")
-    return str(given)
-
-
 def _refuse_array(index: int, array: Any) -> None:
-    """Raise HemafastError for what is not uint8 (height, width, 3)."""
     if not isinstance(array, np.ndarray):
         raise HemafastError(f"Image {index} is a {type(array).__name__}, not a numpy array.", _GIVE)
     if array.dtype != np.uint8:
@@ -77,8 +74,8 @@ def _refuse_array(index: int, array: Any) -> None:
     if array.ndim != 3 or array.shape[2] != 3 or not array.size:
         raise HemafastError(f"Image {index} has the shape {array.shape}, not (height, width, 3).", _GIVE)
     if array.size > 3 * MAX_PIXELS:
-        limit = f"more than {MAX_PIXELS // 10**6} million pixels"
-        raise HemafastError(f"Image {index} has the shape {array.shape}: {limit}.", "Cut it into single cells.")
+        problem = f"Image {index} has the shape {array.shape}: more than {MAX_PIXELS // 10**6} million pixels."
+        raise HemafastError(problem, "Cut it into single cells.")
 
 
 def list_images(paths: Iterable[str]) -> list[Image]:
@@ -105,13 +102,13 @@ def begins_formula(text: str) -> bool:
     return text.startswith(_FORMULA)
 
 
-def read_images(images: Iterable[Image]) -> Iterator[bytes | OSError]:
-    """The bytes of each image in turn (none for arrays), or why reading failed. Raises HemafastError for a lost zip."""
+def read_images(images: Iterable[Image]) -> Iterator[bytes | Pixels | OSError]:
+    """The bytes or array of each image, or why it cannot be read. Raises HemafastError for a lost zip."""
     for path, members in groupby(images, key=lambda image: image.zip):
         if path:
             yield from _read_members(Path(path), members)
         else:
-            yield from (_read_file(image.name) if image.array is None else b"" for image in members)
+            yield from (_read_file(image.name) if image.array is None else image.array for image in members)
 
 
 def _expand(named: str) -> list[str]:
@@ -144,10 +141,8 @@ def _images_of(path: str) -> Sequence[Image]:
 def _walk(folder: str) -> Iterator[str]:
     """All files below a folder."""
     for parent, folders, files in os.walk(folder, onerror=_refuse_unlisted):
-        for name in folders:
-            path = Path(parent, name)
-            if path.is_symlink():
-                raise HemafastError(f"{path} is a symbolic link to a folder.", "Name that folder itself.")
+        if link := next((path for name in folders if (path := Path(parent, name)).is_symlink()), None):
+            raise HemafastError(f"{link} is a symbolic link to a folder.", "Name that folder itself.")
         yield from (f"{parent.rstrip('/')}/{name}" for name in files)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,8 +15,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from hemafast.config import Amp, Device
-from hemafast.deploy.crops import log_scales
-from hemafast.deploy.formats import KINDS, card_of
+from hemafast.deploy.formats import KINDS, card_of, cause_of
 from hemafast.deploy.inputs import Images, begins_formula, list_inputs, refuse_unwritable
 from hemafast.engine.checkpoint import ModelCard, load_best
 from hemafast.engine.machine import Machine, choose_machine, tune_allocator
@@ -66,10 +65,7 @@ class Model:
             HemafastError: the model is an exported graph (ONNX or torch.export), which has no such module.
         """
         if not isinstance(self._logits_of, Classifier):
-            raise HemafastError(
-                f"{self.file} is a graph: its network is not accessible.",
-                "Open the run, or an export with --format safetensors.",
-            )
+            raise HemafastError(f"{self.file} is a graph without a network.", "Open the run, or export safetensors.")
         return self._logits_of
 
     def predict(
@@ -107,9 +103,8 @@ class Model:
 
         options = Options(um_per_pixel=um_per_pixel, tta=tta, batch_size=batch_size)
         table = classify(plan_for([self], list_inputs(images), options), progress=progress).table
-        columns = {"image": "path", "predicted": "label"} | {name: name for name in ("confidence", "status", "error")}
-        columns |= {f"{PREFIX}{name}": name for name in self.classes}
-        return table[[*columns]].set_axis([*columns.values()], axis=1)
+        columns = ["image", "predicted", "confidence", "status", "error", *(f"{PREFIX}{name}" for name in self.classes)]
+        return table[columns].set_axis(["path", "label", *columns[2:5], *self.classes], axis=1)
 
     def embed(
         self,
@@ -140,25 +135,24 @@ class Model:
         _ = self.network  # refuses graphs before anything is read
         plan = plan_for([self], list_inputs(images), Options(um_per_pixel=um_per_pixel, batch_size=batch_size))
         (group,) = plan.groups
-        graph = EvalGraph(group.size, self.card.image_size, self.machine, batch_size)
+        graph = EvalGraph(self.card, self.machine, batch_size)
         errors: dict[int, str] = {}
-        log_scales([group.crops])
         with stage(progress, "embedding", len(plan.images)):
             found = infer(plan, group, lambda squares: self.features(graph(squares)), errors, progress)
         if errors:
             row, error = min(errors.items())
-            logger.warning(
-                "%d of %d images cannot be read; the first is %s: %s",
-                len(errors),
-                len(found),
-                plan.images[row].name,
-                error,
-            )
+            first = f"{plan.images[row].name}: {error}"
+            logger.warning("%d of %d images cannot be read; the first is %s", len(errors), len(found), first)
         return found
 
     def logits(self, images: Tensor) -> Tensor:
         """Logits, float32 (n, classes), of uint8 (n, 3, image_size, image_size) on the model's device."""
         return self._run(self._logits_of, images)
+
+    def probabilities(self, images: Tensor, *, tta: bool = False) -> Tensor:
+        """Calibrated probabilities, else as `logits`; with `tta` their mean over the eight symmetries of each image."""
+        forms = symmetries(images) if tta else [images]
+        return torch.stack([(self.logits(form) / self.card.temperature).softmax(dim=1) for form in forms]).mean(0)
 
     def features(self, images: Tensor) -> Tensor:
         """Features, float32 (n, d), of uint8 (n, 3, image_size, image_size) on the model's device."""
@@ -169,6 +163,13 @@ class Model:
         dtype = _DTYPES.get(self.machine.precision)
         with torch.autocast(self.machine.device, dtype=dtype, enabled=dtype is not None):
             return function(images).float()
+
+
+def symmetries(images: Tensor) -> Iterator[Tensor]:
+    """The eight flips and quarter turns of (n, channels, size, size), in channels_last."""
+    for turned in (images, images.transpose(2, 3)):
+        for axes in ((), (2,), (3,), (2, 3)):
+            yield turned.flip(axes).contiguous(memory_format=torch.channels_last)
 
 
 def open_model(path: str | Path, *, device: Device = "auto", amp: Amp = "auto") -> Model:
@@ -210,7 +211,7 @@ def find_model(path: Path) -> Path:
 def _choose_machine(files: Sequence[Path], device: Device, amp: Amp) -> Machine:
     graphs = [file for file in files if file.suffix in (".onnx", ".pt2")]
     if graphs and (device == "cuda" or amp not in ("auto", "off")):
-        remedy = "Use --device cpu and --amp off, or the run itself."
+        remedy = "Leave device and amp (--device, --amp) at auto, or open the run."
         raise HemafastError(f"{graphs[0]} is a graph, which runs on the CPU in fp32.", remedy)
     on_gpu = device != "cpu" and not graphs and torch.cuda.is_available()
     if amp == "auto" and not on_gpu:
@@ -219,14 +220,18 @@ def _choose_machine(files: Sequence[Path], device: Device, amp: Amp) -> Machine:
 
 
 def _load(file: Path, machine: Machine) -> Model:
-    if file.suffix != ".safetensors" or _is_exported(file):
-        logits_of, card = _load_export(file)
-    else:
+    if file.suffix == ".safetensors" and not _is_exported(file):
+        logits_of: Callable[[Tensor], Tensor]
         logits_of, card = load_best(file)
+    else:
+        logits_of, card = _load_export(file)
     if isinstance(logits_of, Classifier):
         logits_of.eval().to(machine.device).to(memory_format=torch.channels_last)
         fuse_batch_norms(logits_of)
-    _refuse_names(file, card)
+    for name in card.classes:  # they become cells of tables
+        refuse_unwritable(name)
+        if begins_formula(name):
+            raise HemafastError(f"{file}: a spreadsheet would take the class {name!r} for a formula.", "Rename it.")
     return Model(file, card, machine, logits_of)
 
 
@@ -247,18 +252,6 @@ def _load_export(file: Path) -> tuple[Callable[[Tensor], Tensor], ModelCard]:
     except HemafastError:
         raise
     except Exception as error:  # damaged files fail in many ways
-        said = " ".join(str(error).split())[:200]
-        raise HemafastError(
-            f"{file} cannot be loaded ({type(error).__name__}: {said}).",
-            "Export it again with this version of hemafast.",
-        ) from error
+        problem = f"{file} cannot be loaded ({cause_of(error)})."
+        raise HemafastError(problem, "Export it again with this version of hemafast.") from error
     return loaded.network or (lambda images: loaded.answer(images)[0]), card
-
-
-def _refuse_names(file: Path, card: ModelCard) -> None:
-    """Class names become cells of tables, where a formula would be calculated."""
-    for name in card.classes:
-        refuse_unwritable(name)
-        if begins_formula(name):
-            problem = f"{file} has a class named {name!r}, which a spreadsheet takes for a formula."
-            raise HemafastError(problem, "Rename the class.")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,13 +20,13 @@ from hemafast.errors import HemafastError
 from hemafast.evaluate.calibration import SENSITIVITY
 from hemafast.metrics import with_pooled
 from hemafast.model import Classifier
+from hemafast.pages import environment
 from hemafast.preparation.split import TRAIN
 from hemafast.run_folder import METRICS, read_metrics
 
 if TYPE_CHECKING:
     from hemafast.deploy.export import Exported
 
-Metrics = dict[str, Any]
 Counts = dict[str, dict[str, int]]
 """Images by domain and class."""
 
@@ -47,10 +47,12 @@ def model_card(exported: Exported, model: Classifier, card: ModelCard, folder: P
     """
     metrics = _metrics_of(folder, card)
     training = {} if dataset is None else training_counts(dataset)
-    return _render(
+    totals = {label: sum(counts[label] for counts in training.values()) for label in card.classes if training}
+    templates = environment(finalize=_as_text, keep_trailing_newline=True)  # escaping keeps the Markup of `_as_text`
+    templates.filters |= {"score": _score, "listed": _and}
+    return templates.get_template("deploy/model_card.md.j2").render(
         exported=exported,
         agreement=exported.agreement,
-        shape=_shape(exported.layout, card.image_size),
         model=model,
         card=card,
         version=__version__,
@@ -59,11 +61,11 @@ def model_card(exported: Exported, model: Classifier, card: ModelCard, folder: P
         notes=() if dataset is None else dataset.info.notes,
         metrics=metrics,
         sets=with_pooled(metrics["domains"], metrics["pooled"]) if metrics else {},
-        scale=lambda name: _scale(card, name),
-        field=_field(card),
         window=window_side(card.view.packed_size),
         sensitivity=SENSITIVITY,
-        limits=limits(card, dataset, training, metrics),
+        grouped=dataset is not None and (dataset.info.settings["groups"] or dataset.info.settings["group_pattern"]),
+        few=[f"{label} ({count})" for label, count in totals.items() if count < FEW],
+        few_images=FEW,
     )
 
 
@@ -74,39 +76,7 @@ def training_counts(dataset: Dataset) -> Counts:
     return {str(domain): {str(name): int(count) for name, count in row.items()} for domain, row in table.iterrows()}
 
 
-def limits(card: ModelCard, dataset: Dataset | None, training: Counts, metrics: Metrics | None) -> list[str]:
-    """The limits of a model, one or two sentences each."""
-    found = [
-        f"It was trained only on {_and(card.domains)}. Other laboratories stain and photograph differently: evaluate "
-        "it on their images before relying on it there.",
-        "It knows no other cells than its classes, and assigns every image to one of them, cell or not.",
-        f"The weights are those of the epoch that scored best on the validation images ({card.epoch}), so the scores "
-        "on these images are slightly too good.",
-    ]
-    grouped = dataset is not None and (dataset.info.settings["groups"] or dataset.info.settings["group_pattern"])
-    found.append(
-        "The split keeps groups of images together, given by a list or by file names: scores apply to new patients "
-        "only if these groups are patients."
-        if grouped
-        else "No patient ids are known: cells of one patient may be in both the training and the validation set, which "
-        "makes scores too good."
-    )
-    found += [
-        f"It saw no {_and(absent)} of {name} in training: there it may confuse class and domain."
-        for name, counts in training.items()
-        if (absent := [label for label, count in counts.items() if not count])
-    ]
-    totals = {label: sum(counts[label] for counts in training.values()) for label in card.classes if training}
-    if few := [f"{label} ({count})" for label, count in totals.items() if count < FEW]:
-        found.append(f"Classes with fewer than {FEW} training images: {_and(few)}.")
-    if metrics and (absent := metrics["pooled"]["absent"]):
-        found.append(f"No validation image is of {_and(absent)}: how well the model finds these is unknown.")
-    if card.drawn_data:
-        found.append(f"{DRAWN_WARNING}.")
-    return found
-
-
-def _metrics_of(folder: Path, card: ModelCard) -> Metrics | None:
+def _metrics_of(folder: Path, card: ModelCard) -> dict[str, Any] | None:
     """metrics.json, if it exists and is about the model of `card`."""
     if not (folder / METRICS).is_file():
         return None
@@ -122,29 +92,7 @@ def _metrics_of(folder: Path, card: ModelCard) -> Metrics | None:
     return metrics
 
 
-def _shape(layout: str | None, side: int) -> str:
-    return f"(batch, {side}, {side}, 3)" if layout == "nhwc" else f"(batch, 3, {side}, {side})"
-
-
-def _scale(card: ModelCard, domain: str) -> str:
-    scale = card.view.um_per_pixel.get(domain)
-    return "scale unknown" if scale is None else f"{scale:g} micrometres a pixel"
-
-
-def _field(card: ModelCard) -> str:
-    largest = "the largest square in the middle of the image"
-    if card.view.field_of_view is None:
-        return f"Keep {largest}."
-    field = card.view.field_of_view
-    known = {name: scale for name, scale in card.view.um_per_pixel.items() if scale is not None}
-    sides = "".join(f", {round(field / scale)} pixels of {name}" for name, scale in known.items())
-    return (
-        f"Keep the square of {field:g} micrometres in the middle of the image{sides}; where the image is smaller, or "
-        f"its scale unknown, {largest}."
-    )
-
-
-def _and(names: list[str] | tuple[str, ...]) -> str:
+def _and(names: Sequence[str]) -> str:
     return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
 
 
@@ -155,21 +103,6 @@ def _score(scores: Mapping[str, Any], name: str) -> str:
         return "none"
     low, high = ends or (None, None)
     return f"{value:.3f}" + (f" ({low:.3f} to {high:.3f})" if low is not None and high is not None else "")
-
-
-def _render(**values: Any) -> str:
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,  # keeps the Markup of `_as_text`
-        finalize=_as_text,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        keep_trailing_newline=True,
-    )
-    environment.filters["score"] = _score
-    return environment.get_template("model_card.md.j2").render(**values)
 
 
 def _as_text(value: Any) -> Any:

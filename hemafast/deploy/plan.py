@@ -9,15 +9,15 @@ from pathlib import Path
 
 from hemafast.config import Amp, Device
 from hemafast.deploy.crops import Crops, choose_crops
-from hemafast.deploy.ensemble import by_view, refuse_other_classes
 from hemafast.deploy.inputs import Image, list_images
 from hemafast.deploy.model import Model, load_models
+from hemafast.engine.checkpoint import View
 from hemafast.engine.machine import Machine
 from hemafast.errors import HemafastError
 from hemafast.run_folder import BEST, CONFIG, LOG
 
 _RANGES = {"um_per_pixel": (0.001, 100), "abstain_below": (0, 1), "batch_size": (1, 4096)}
-_REMEDY = "Choose one yourself with --abstain-below, such as 0.7."
+_REMEDY = "Choose one yourself: abstain_below (--abstain-below), such as 0.7."
 
 logger = logging.getLogger("hemafast")
 
@@ -45,9 +45,10 @@ class Options:
             value = getattr(self, name)
             if value is not None and not least <= value <= most:
                 option = f"--{name.replace('_', '-')}"
-                raise HemafastError(f"{option} {value}: it must be from {least} to {most}.", "Correct the value.")
+                problem = f"{name} = {value} is not between {least} and {most}."
+                raise HemafastError(problem, f"Correct {name} ({option}).")
         if self.abstain and self.abstain_below is not None:
-            raise HemafastError("--abstain and --abstain-below exclude each other.", "Give one of them.")
+            raise HemafastError("abstain and abstain_below exclude each other.", "Give --abstain or --abstain-below.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,31 +97,38 @@ def sort_named(named: Sequence[str]) -> tuple[list[Path], list[str]]:
     return [Path(name) for name in models], [name for name in named if name not in models]
 
 
-def make_plan(models: Sequence[Path], paths: Sequence[str], options: Options | None = None) -> Plan:
+def make_plan(models: Sequence[Path], paths: Sequence[str], options: Options) -> Plan:
     """Load models from run folders or files, and list images of files, folders, zips and globs.
 
     Raises HemafastError for what is missing, cannot be trusted, or does not fit together.
     """
-    options = options or Options()
     if not paths:
         raise HemafastError("No images are named.", "Name files, folders, zips, or a quoted glob.")
     if not models:
         raise HemafastError("No model is named.", "Name a run folder, or a file that ends in .safetensors.")
     loaded = load_models(models, options.device, options.amp)
-    refuse_other_classes(loaded)
+    first = loaded[0]
+    for other in loaded:
+        if other.classes != first.classes:
+            raise HemafastError(
+                f"{first.file} and {other.file} do not have the same classes in the same order: "
+                f"{', '.join(first.classes)} against {', '.join(other.classes)}.",
+                "Predict with one of them.",
+            )
     return plan_for(loaded, list_images(paths), options)
 
 
 def plan_for(models: Sequence[Model], images: Sequence[Image], options: Options) -> Plan:
     """A plan for loaded models and listed images. Raises HemafastError for options that do not fit the models."""
-    return Plan(
-        images=tuple(images),
-        groups=tuple(
-            Group(group, choose_crops(images, group[0].card.view, options.um_per_pixel)) for group in by_view(models)
-        ),
-        threshold=_choose_threshold(models, options),
-        options=options,
+    views: list[View] = []  # they hold dicts and cannot be keys of one
+    for model in models:
+        if model.card.view not in views:
+            views.append(model.card.view)
+    groups = tuple(
+        Group(tuple(one for one in models if one.card.view == view), choose_crops(images, view, options.um_per_pixel))
+        for view in views
     )
+    return Plan(tuple(images), groups, _choose_threshold(models, options), options)
 
 
 def _is_model(path: Path) -> bool:
@@ -136,13 +144,11 @@ def _choose_threshold(models: Sequence[Model], options: Options) -> float | None
         raise HemafastError("No threshold was chosen for several models together.", _REMEDY)
     file, calibration = models[0].file, models[0].card.calibration
     if calibration is None:
-        raise HemafastError(
-            f"No threshold was chosen for {file}.", f"Run `hemafast evaluate {file.parent}`, or use --abstain-below."
-        )
+        remedy = f"Run `hemafast evaluate {file.parent}`, or give abstain_below (--abstain-below)."
+        raise HemafastError(f"No threshold was chosen for {file}.", remedy)
     if calibration.threshold is None:
-        raise HemafastError(
-            f"At no confidence was {file} right in {calibration.target:.0%} of its validation images.", _REMEDY
-        )
+        problem = f"No confidence threshold makes {calibration.target:.0%} of the validation answers of {file} right."
+        raise HemafastError(problem, _REMEDY)
     if options.tta:
         logger.warning("the threshold was chosen without --tta, which changes confidences")
     return calibration.threshold

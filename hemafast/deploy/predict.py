@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,8 @@ import torch
 from torch import Tensor
 
 from hemafast.deploy.crops import log_scales
-from hemafast.deploy.decoding import decode_images
-from hemafast.deploy.ensemble import Ensemble
+from hemafast.deploy.decoding import DecodedBatch, decode_images
+from hemafast.deploy.eval_graph import EvalGraph
 from hemafast.deploy.plan import Group, Options, Plan, make_plan, sort_named
 from hemafast.deploy.submission import refuse_submission, submission_table
 from hemafast.errors import HemafastError
@@ -29,6 +30,7 @@ from hemafast.progress import SILENT, Progress, stage
 
 OK, ABSTAINED, FAILED = "ok", "abstained", "error"
 """Status of an image: classified; classified below the threshold; unreadable."""
+_NO_NUMBER = "the model's answer is not a number"
 
 logger = logging.getLogger("hemafast")
 
@@ -50,12 +52,12 @@ class Predictions:
 
     def summary(self) -> dict[str, Any]:
         """Counts, models and settings as plain data."""
-        counts = {name: self.table[name].value_counts() for name in ("status", "predicted")}
+        status, predicted = (self.table[name].value_counts() for name in ("status", "predicted"))
         return {
             "models": [str(model.file) for model in self.plan.models],
             "images": len(self.table),
-            "status": {name: int(counts["status"].get(name, 0)) for name in (OK, ABSTAINED, FAILED)},
-            "predicted": {name: int(counts["predicted"].get(name, 0)) for name in self.plan.classes},
+            "status": {name: int(status.get(name, 0)) for name in (OK, ABSTAINED, FAILED)},
+            "predicted": {name: int(predicted.get(name, 0)) for name in self.plan.classes},
             "tta": self.plan.options.tta,
             "threshold": self.plan.threshold,
             "device": self.plan.machine.device,
@@ -67,12 +69,10 @@ class Predictions:
     def lines(self) -> list[str]:
         """The summary in words: counts and speed."""
         summary = self.summary()
-        return [
-            ", ".join(f"{images} {name}" for name, images in summary["predicted"].items() if images)
-            or "no class named",
-            f"{summary['images']} images at {summary['images_per_second']:,.1f}/s: "
-            + ", ".join(f"{images} {name}" for name, images in summary["status"].items()),
-        ]
+        named = ", ".join(f"{images} {name}" for name, images in summary["predicted"].items() if images)
+        status = ", ".join(f"{images} {name}" for name, images in summary["status"].items())
+        speed = f"{summary['images']} images at {summary['images_per_second']:,.1f}/s"
+        return [named or "no class named", f"{speed}: {status}"]
 
 
 def predict_to(
@@ -92,7 +92,7 @@ def predict_to(
     if output.is_dir():
         raise HemafastError(f"{output} is a folder.", "Name a file with --output.")
     models, paths = sort_named(named)
-    plan = make_plan([*runs, *models], paths, options)
+    plan = make_plan([*runs, *models], paths, options or Options())
     if submission:
         refuse_submission([image.name for image in plan.images], plan.classes, plan.threshold)
     output.parent.mkdir(parents=True, exist_ok=True)
@@ -105,40 +105,41 @@ def predict_to(
     return predictions
 
 
-def predict(
-    models: Sequence[Path], paths: Sequence[str], options: Options | None = None, *, progress: Progress = SILENT
-) -> Predictions:
-    """Classify the images of `paths` with the mean of `models`. Raises HemafastError as `make_plan` does."""
-    return classify(make_plan(models, paths, options), progress=progress)
-
-
 def classify(plan: Plan, *, progress: Progress = SILENT) -> Predictions:
-    """Read, decode and classify the images; while one batch is classified, the next ones are decoded.
-
-    Raises HemafastError for a zip that was removed since the plan was made.
-    """
-    log_scales([group.crops for group in plan.groups])
+    """Read, decode and classify the images. Raises HemafastError for a zip that was removed since the plan was made."""
     started = time.perf_counter()
-    options = plan.options
     sums = np.zeros((len(plan.images), len(plan.classes)))
     errors: dict[int, str] = {}
     with stage(progress, "classifying", len(plan.images) * len(plan.groups)):
         for group in plan.groups:
-            ensemble = Ensemble(group.models, plan.machine, options.batch_size, tta=options.tta)
-            sums += infer(plan, group, ensemble, errors, progress)
+            sums += infer(plan, group, Ensemble(plan, group), errors, progress)
     return Predictions(_table(plan, sums / len(plan.models), errors), plan, time.perf_counter() - started)
+
+
+class Ensemble:
+    """Models of one view as one: from squares to the sum of their calibrated probabilities."""
+
+    def __init__(self, plan: Plan, group: Group) -> None:
+        self._models, self._tta = group.models, plan.options.tta
+        cards = {model.card.image_size: model.card for model in group.models}
+        self._graphs = {size: EvalGraph(card, plan.machine, plan.options.batch_size) for size, card in cards.items()}
+
+    @torch.inference_mode()
+    def __call__(self, squares: Sequence[Pixels]) -> Tensor:
+        """Probabilities summed over the models, fp32 (n, classes) on the device, of uint8 (size, size, 3) squares."""
+        images = {size: graph(squares) for size, graph in self._graphs.items()}
+        answers = [model.probabilities(images[model.card.image_size], tta=self._tta) for model in self._models]
+        return torch.stack(answers).sum(0)
 
 
 def infer(
     plan: Plan, group: Group, compute: Callable[[Sequence[Pixels]], Tensor], errors: dict[int, str], progress: Progress
 ) -> npt.NDArray[np.float32]:
     """What `compute` makes of batches of squares, (images, d); nan where decoding fails, which `errors` explains."""
-    threads, batch_size = plan.machine.loader_threads, plan.options.batch_size
     rows: list[int] = []
     parts: list[Tensor] = []  # on the device: nothing waits for it before the end
-    with strict_decoders(), Pool(threads) as pool, ThreadPoolExecutor(1) as station:
-        batches = decode_images(plan.images, group.crops, group.size, batch_size=batch_size, threads=threads, pool=pool)
-        for batch in made_ahead(batches, station):
+    with decoded(plan, group) as batches:
+        for batch in batches:
             if batch.rows:
                 rows += batch.rows
                 parts.append(compute(batch.squares))
@@ -151,16 +152,28 @@ def infer(
     return answers
 
 
+@contextmanager
+def decoded(plan: Plan, group: Group) -> Iterator[Iterator[DecodedBatch]]:
+    """Batches of decoded images. While one is worked on, the next ones are decoded."""
+    if group is plan.groups[0]:  # said once
+        log_scales([one.crops for one in plan.groups])
+    threads, batch_size = plan.machine.loader_threads, plan.options.batch_size
+    with strict_decoders(), Pool(threads) as pool, ThreadPoolExecutor(1) as station:
+        batches = decode_images(plan.images, group.crops, group.size, batch_size=batch_size, threads=threads, pool=pool)
+        yield made_ahead(batches, station)
+
+
 def _table(plan: Plan, probabilities: npt.NDArray[np.float64], errors: dict[int, str]) -> pd.DataFrame:
     answered: npt.NDArray[np.bool_] = np.isfinite(probabilities).all(axis=1)  # type: ignore[assignment]
     sure = probabilities.max(axis=1) >= (plan.threshold or 0.0)
-    columns: dict[str, list[str] | npt.NDArray[np.str_]] = {
-        "image": [image.name for image in plan.images],
-        "status": np.where(answered, np.where(sure, OK, ABSTAINED), FAILED),
-        "error": [
-            "" if good else errors.get(row, "the model's answer is not a number") for row, good in enumerate(answered)
-        ],
-    }
-    table = prediction_table(plan.classes, probabilities.astype(np.float32), columns)
+    table = prediction_table(
+        plan.classes,
+        probabilities.astype(np.float32),
+        {
+            "image": [image.name for image in plan.images],
+            "status": np.where(answered, np.where(sure, OK, ABSTAINED), FAILED),
+            "error": ["" if good else errors.get(row, _NO_NUMBER) for row, good in enumerate(answered)],
+        },
+    )
     table.loc[table["status"] == ABSTAINED, "predicted"] = ""
     return table

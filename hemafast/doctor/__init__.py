@@ -22,31 +22,8 @@ from typing import Any
 
 from hemafast import __version__, weights
 from hemafast.config import Device
+from hemafast.doctor import gpu, installation, resources, storage
 from hemafast.doctor.finding import Finding, Verdict, worst, yellow
-from hemafast.doctor.gpu import check_driver, check_gpu, cuda_versions, read_card, read_driver
-from hemafast.doctor.installation import (
-    check_compiler,
-    check_imports,
-    check_packages,
-    check_python,
-    requirements_of,
-    start_imports,
-    version_of,
-)
-from hemafast.doctor.resources import (
-    LIMITS,
-    check_allocator,
-    check_cores,
-    check_limits,
-    check_memory,
-    check_processor,
-    check_shared_memory,
-    choice,
-    cores_by_quota,
-    memory_available,
-    memory_limit,
-)
-from hemafast.doctor.storage import ask_hub, cache_folders, check_caches, check_folder, check_weights, read_disk
 from hemafast.engine.machine import choose_machine, cpu_flags, tune_allocator
 from hemafast.progress import SILENT, Progress, stage
 
@@ -76,7 +53,7 @@ def diagnose(
     Returns:
         A finding of each check.
     """
-    with start_imports(IMPORTED) as importing:  # in a process of its own, meanwhile
+    with installation.start_imports(IMPORTED) as importing:  # in a process of its own, meanwhile
         checks = _checks(source, output, device, importing, offline=offline)
         findings = []
         try:
@@ -95,28 +72,39 @@ def _checks(
     """The checks by name. Disks come last: imports must not read from them meanwhile."""
     asked: Device = "cpu" if device == "cpu" else "auto"  # check_gpu reports a missing GPU
     machine = cache(lambda: choose_machine(device=asked, amp="auto", compiled="auto"))
-    driver = cache(read_driver)
+    driver = cache(gpu.read_driver)
+    environment, headers = os.environ, Path(sysconfig.get_paths()["include"])
     return {
-        "python": lambda: check_python(platform.python_version(), metadata.metadata("hemafast")["Requires-Python"]),
-        "packages": lambda: check_packages(version_of, requirements_of),
-        "processor": lambda: check_processor(cpu_flags(), platform.machine(), machine()),
-        "cores": lambda: check_cores(
-            len(os.sched_getaffinity(0)), cores_by_quota(), int(choice(machine(), "torch threads").value)
+        "python": lambda: installation.check_python(
+            platform.python_version(), metadata.metadata("hemafast")["Requires-Python"]
         ),
-        "memory": lambda: check_memory(memory_available(), memory_limit()),
-        "allocator": lambda: check_allocator(tune_allocator(), Path("/proc/self/maps"), os.environ),
-        "shared memory": lambda: check_shared_memory(Path("/dev/shm")),
-        "ulimits": lambda: check_limits({limit: resource.getrlimit(limit.resource)[0] for limit in LIMITS}),
-        "driver": lambda: check_driver(driver(), {} if device == "cpu" else cuda_versions()),
-        "gpu": lambda: check_gpu(driver(), read_card(), device, machine(), os.environ),
-        "compiler": lambda: check_compiler(machine(), os.environ, Path(sysconfig.get_paths()["include"])),
-        "caches": lambda: check_caches(cache_folders(output, os.environ)),
-        "weights": lambda: check_weights(
-            weights.packaged_models(), weights.cached_repositories(), ask_hub(offline=offline)
+        "packages": lambda: installation.check_packages(installation.version_of, installation.requirements_of),
+        "processor": lambda: resources.check_processor(cpu_flags(), platform.machine(), machine()),
+        "cores": lambda: resources.check_cores(
+            len(os.sched_getaffinity(0)),
+            resources.cores_by_quota(),
+            int(resources.choice(machine(), "torch threads").value),
         ),
-        "imports": lambda: check_imports(importing),
-        "data folder": lambda: check_folder("data folder", source, read_disk(source), unwritable=Verdict.YELLOW),
-        "runs folder": lambda: check_folder("runs folder", output, read_disk(output), unwritable=Verdict.RED),
+        "memory": lambda: resources.check_memory(resources.memory_available(), resources.memory_limit()),
+        "allocator": lambda: resources.check_allocator(tune_allocator(), Path("/proc/self/maps"), environment),
+        "shared memory": lambda: resources.check_shared_memory(Path("/dev/shm")),
+        "ulimits": lambda: resources.check_limits(
+            {limit: resource.getrlimit(limit.resource)[0] for limit in resources.LIMITS}
+        ),
+        "driver": lambda: gpu.check_driver(driver(), {} if device == "cpu" else gpu.cuda_versions()),
+        "gpu": lambda: gpu.check_gpu(driver(), gpu.read_card(), device, machine(), environment),
+        "compiler": lambda: installation.check_compiler(machine(), environment, headers),
+        "caches": lambda: storage.check_caches(storage.cache_folders(output, environment)),
+        "weights": lambda: storage.check_weights(
+            weights.packaged_models(), weights.cached_repositories(), storage.ask_hub(offline=offline)
+        ),
+        "imports": lambda: installation.check_imports(importing),
+        "data folder": lambda: storage.check_folder(
+            "data folder", source, storage.read_disk(source), unwritable=Verdict.YELLOW
+        ),
+        "runs folder": lambda: storage.check_folder(
+            "runs folder", output, storage.read_disk(output), unwritable=Verdict.RED
+        ),
     }
 
 

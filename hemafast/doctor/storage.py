@@ -54,33 +54,30 @@ def check_folder(name: str, folder: Path, disk: Disk, *, unwritable: Verdict) ->
 
 
 def read_disk(folder: Path) -> Disk:
-    """Space, permission and speed at `folder`, or at the nearest parent that exists. Raises OSError."""
+    """Space, permission and speed at `folder`, or at the nearest parent that exists. Raises OSError.
+
+    Each block is flushed to the disk, and read back past the page cache. The file has no name if the file system allows
+    it, so it disappears even after a crash.
+    """
     there = _nearest(folder)
     free = shutil.disk_usage(there).free
+    if free <= 2 * _SAMPLE:
+        return Disk(free)
+    block = os.urandom(_BLOCK)  # no file system can compress it
     try:
-        written, read = measure_disk(there) if free > 2 * _SAMPLE else (0.0, 0.0)
+        with tempfile.TemporaryFile(dir=there, buffering=0) as file:
+
+            def write() -> int:
+                size = file.write(block)
+                os.fsync(file.fileno())
+                return size
+
+            written = _rate(write)
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+            file.seek(0)
+            return Disk(free, written, _rate(lambda: len(file.read(_BLOCK))))
     except OSError as error:
         return Disk(free, refusal=error.strerror or type(error).__name__)
-    return Disk(free, written, read)
-
-
-def measure_disk(folder: Path) -> tuple[float, float]:
-    """Bytes/s written, with each block flushed to the disk, and read back past the page cache. Raises OSError.
-
-    The file has no name if the file system allows it, so it disappears even after a crash.
-    """
-    block = os.urandom(_BLOCK)  # no file system can compress it
-    with tempfile.TemporaryFile(dir=folder, buffering=0) as file:
-
-        def write() -> int:
-            size = file.write(block)
-            os.fsync(file.fileno())
-            return size
-
-        written = _rate(write)
-        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-        file.seek(0)
-        return written, _rate(lambda: len(file.read(_BLOCK)))
 
 
 def _rate(step: Callable[[], int]) -> float:

@@ -19,7 +19,7 @@ from hemafast.progress import SILENT, Progress, stage
 
 PAGE = "eda.html"
 _CELL, _DENSE = 96, 72  # px: side of a cell on the page
-_MOST_COPIES, _MOST_REFUSED = 30, 200  # shown on the page; the manifest and quarantine.csv list all
+_MOST_COPIES, _MOST_QUARANTINED = 30, 200  # shown on the page; the manifest and quarantine.csv list all
 
 
 def write_eda(data: Path, output: Path, *, images_per_class: int = 8, progress: Progress = SILENT) -> Path:
@@ -67,7 +67,7 @@ def write_eda(data: Path, output: Path, *, images_per_class: int = 8, progress: 
             samples={label: _cells(dataset, packed, chosen) for label, chosen in samples.items()},
             copies=[(embedded_pixels(packed[one.row], _CELL), one.paths) for one in copies[:_MOST_COPIES]],
             copies_found=len(copies),
-            refused=_refused(dataset, packed),
+            quarantined=_quarantined(dataset, packed),
             parts={name: _rows(part) for name, part in parts.items()},
             part_totals={name: part.sum().tolist() for name, part in parts.items()},
         )
@@ -122,11 +122,11 @@ def _cells(dataset: Dataset, packed: PackedPixels, chosen: dict[str, list[int]])
     }
 
 
-def _refused(dataset: Dataset, packed: PackedPixels) -> list[tuple[str | None, schema.Refused]]:
+def _quarantined(dataset: Dataset, packed: PackedPixels) -> list[tuple[str | None, schema.QuarantinedImage]]:
     """Quarantined images, with a picture if it can be decoded."""
     rows = {path: row for row, path in enumerate(dataset.table["path"])}
     readable = dataset.table["pixels_xxh128"] != ""
     return [
         (embedded_pixels(packed[rows[image.file]], _CELL) if readable[rows[image.file]] else None, image)
-        for image in schema.refused(dataset.table)[:_MOST_REFUSED]
+        for image in schema.quarantined(dataset.table)[:_MOST_QUARANTINED]
     ]

@@ -35,11 +35,17 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """One image: the class folder it lies in, its file name, and the entry that holds its bytes."""
+    """One image: its archive, the class folder it lies in, its file name, and the entry that holds its bytes."""
 
+    domain: str
     label: str
     file: str
     entry: Entry
+
+    @property
+    def name(self) -> str:
+        """`domain/class/file`."""
+        return f"{self.domain}/{self.label}/{self.file}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,24 +59,9 @@ class Archive:
     drawn: bool
 
     @property
-    def misplaced(self) -> list[str]:
-        """Images that are ignored because they are not in a class folder."""
-        return [name for name in self.ignored if is_image(name)]
-
-    @property
     def classes(self) -> set[str]:
         """The class folders with at least one image."""
         return {member.label for member in self.members}
-
-    def names(self) -> list[str]:
-        """The name `domain/class/file` of every image."""
-        return [f"{self.domain}/{member.label}/{member.file}" for member in self.members]
-
-    @contextmanager
-    def reader(self) -> Iterator[Callable[[Member], bytes]]:
-        """Yield a function that reads the bytes of a member, as `entry_reader` does."""
-        with entry_reader(self.path) as read:
-            yield lambda member: read(member.entry)
 
 
 @contextmanager
@@ -86,9 +77,7 @@ def entry_reader(path: Path) -> Iterator[Callable[[Entry], bytes]]:
     try:
         file = zipfile.ZipFile(path)
     except _DAMAGED as error:
-        raise HemafastError(
-            f"{path} cannot be opened any more ({error}).", "Put it back and run the command again."
-        ) from error
+        raise HemafastError(f"{path} cannot be opened any more ({error}).", "Put it back and try again.") from error
     with file:
         yield lambda entry: _whole(path, entry, lambda: _read_member(file, entry))
 
@@ -139,17 +128,15 @@ def find_archives(source: Path, output: Path) -> list[Path]:
             f"{source} holds no archive.",
             "Put Acevedo_20.zip, Matek_19.zip or a folder of class folders there, or draw cells with `hemafast demo`.",
         )
-    twice = safety.find_collision(_domain(path) for path in found)
-    if twice:
-        raise HemafastError(
-            f"{source} holds two archives named {' and '.join(twice)}.", "Remove or rename one of the two."
-        )
+    if twice := safety.find_collision(_domain(path) for path in found):
+        raise HemafastError(f"{source} holds two archives named {' and '.join(twice)}.", "Remove or rename one.")
     return found
 
 
 def list_archives(source: Path) -> list[Path]:
     """The zips and folders in `source`, in name order, without dot files and prepared data sets."""
-    return [path for path in sorted(source.iterdir()) if _is_archive(path)]
+    visible = [path for path in sorted(source.iterdir()) if not path.name.startswith(".")]
+    return [path for path in visible if path.suffix.lower() == ".zip" or (path.is_dir() and not is_prepared(path))]
 
 
 def open_archive(path: Path) -> Archive:
@@ -161,13 +148,13 @@ def open_archive(path: Path) -> Archive:
     entries = list(_folder_entries(path) if path.is_dir() else zip_entries(path))
     kept = [entry for entry in entries if not safety.is_clutter(entry.name)]
     top = _top_folder([entry.name for entry in kept if is_image(entry.name)])
-    members, ignored, drawn = [], [], False
+    domain, members, ignored, drawn = _domain(path), [], [], False
     for entry in kept:
         parts = safety.parts_of(entry.name.removeprefix(top))
         if parts == [DRAWN_MARKER]:
             drawn = True
         elif len(parts) == 2 and is_image(entry.name):
-            members.append(Member(label=parts[0], file=parts[1], entry=entry))
+            members.append(Member(domain, parts[0], parts[1], entry))
         else:
             ignored.append(entry.name)
     if not members:
@@ -177,17 +164,11 @@ def open_archive(path: Path) -> Archive:
         )
     _refuse_collisions(path, members)
     members.sort(key=lambda member: (member.label, member.file))
-    return Archive(path=path, domain=_domain(path), members=tuple(members), ignored=tuple(sorted(ignored)), drawn=drawn)
+    return Archive(path, domain, tuple(members), tuple(sorted(ignored)), drawn)
 
 
 def _domain(path: Path) -> str:
     return path.name if path.is_dir() else path.stem
-
-
-def _is_archive(path: Path) -> bool:
-    if path.name.startswith("."):
-        return False
-    return path.suffix.lower() == ".zip" or (path.is_dir() and not is_prepared(path))
 
 
 def _folder_entries(path: Path) -> Iterator[Entry]:
@@ -250,6 +231,5 @@ def _top_folder(images: list[str]) -> str:
 def _refuse_collisions(path: Path, members: Sequence[Member]) -> None:
     """On some machines, two names that differ only in case are one file or class; on others they are two."""
     files = safety.find_collision(f"{member.label}/{member.file}" for member in members)
-    twice = files or safety.find_collision(dict.fromkeys(member.label for member in members))
-    if twice:
+    if twice := files or safety.find_collision({member.label: 0 for member in members}):
         raise HemafastError(f"{path} holds both {twice[0]} and {twice[1]}.", "Rename one of the two.")

@@ -36,9 +36,9 @@ class Prepared:
     """False if it already existed and nothing was written."""
 
     @property
-    def quarantine(self) -> list[schema.Refused]:
+    def quarantine(self) -> list[schema.QuarantinedImage]:
         """The quarantined images, with reasons."""
-        return schema.refused(self.files.manifest)
+        return schema.quarantined(self.files.manifest)
 
     @property
     def info(self) -> schema.DatasetInfo:
@@ -54,7 +54,7 @@ def prepare(config: PrepareConfig, *, progress: Progress = SILENT, workers: int 
 
     Args:
         config: the settings.
-        progress: hears of every stage: listing archives, reading images, and so on.
+        progress: receives every stage: listing archives, reading images, and so on.
         workers: number of threads; by default one per core. The result does not depend on it.
 
     Returns:
@@ -65,15 +65,15 @@ def prepare(config: PrepareConfig, *, progress: Progress = SILENT, workers: int 
     """
     _refuse_source_within(config)
     whole = config.output.resolve()  # if the output is the current folder, a relative name would follow the old one
-    refuse_foreign(whole, schema.is_prepared)
-    recover(whole, schema.is_prepared)
+    refuse_foreign(whole)
+    recover(whole)
     plan = make_plan(config, progress)
     existing = _existing(config.output)
     if existing is not None and existing.info.inputs == plan.inputs:
         refuse_excess(existing.manifest, config)
         return Prepared(config.output, existing, fresh=False)
     sums, notes = choose_sums(plan, config.checksums, progress)
-    with published_whole(whole, schema.is_prepared, plan.ingest_key, progress=progress) as folder:
+    with published_whole(whole, plan.ingest_key, progress=progress) as folder:
         refuse_too_little_room(whole, _needed_bytes(plan, config, folder))
         images = ingest(plan, sums, folder, workers=workers or len(os.sched_getaffinity(0)), progress=progress)
         with stage(progress, "finding duplicates"):
@@ -160,7 +160,7 @@ def _describe_domains(manifest: pd.DataFrame, plan: Plan) -> dict[str, schema.Do
             drawn=archive.drawn,
             images=len(archive.members),
             converted=verdicts[archive.domain, schema.CONVERTED],
-            quarantined=verdicts[archive.domain, schema.REFUSED],
+            quarantined=verdicts[archive.domain, schema.QUARANTINED],
             ignored=len(archive.ignored),
         )
         for archive in plan.archives

@@ -11,6 +11,9 @@ from itertools import combinations_with_replacement
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+from scipy.fft import dctn
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
 from hemafast.errors import name_some
 from hemafast.preparation.image_checks import Pixels
@@ -51,18 +54,11 @@ def perceptual_hash(thumbnails: npt.NDArray[np.uint8]) -> Hashes:
     """
     # ITU-R BT.601 in whole thousandths. With the rounding below, the bits do not depend on the machine.
     brightness = sum(weight * thumbnails[..., channel] for channel, weight in enumerate((299.0, 587.0, 114.0)))
-    cosines = _cosines()
-    strength = np.round(cosines @ brightness @ cosines.T, 3).reshape(len(thumbnails), -1)
+    frequencies = dctn(brightness, axes=(1, 2), norm="ortho")[:, :_FREQUENCIES, :_FREQUENCIES]
+    strength = np.round(frequencies, 3).reshape(len(thumbnails), -1)
     strength[:, 0] = -np.inf  # the mean brightness is not shape
     median = np.median(strength[:, 1:], axis=1, keepdims=True)
     return np.packbits(strength > median, axis=1).view(np.uint64)
-
-
-def _cosines() -> npt.NDArray[np.float64]:
-    """The low frequencies of the orthonormal discrete cosine transform (DCT-II): (frequencies, places)."""
-    places, frequencies = np.arange(_THUMBNAIL) + 0.5, np.arange(_FREQUENCIES)
-    norms = np.sqrt(np.where(frequencies == 0, 1.0, 2.0) / _THUMBNAIL)
-    return norms[:, None] * np.cos(np.pi / _THUMBNAIL * np.outer(frequencies, places))
 
 
 def find_near(hashes: Hashes, max_distance: int = MAX_DISTANCE) -> npt.NDArray[np.int64]:
@@ -91,15 +87,12 @@ def group_duplicates(images: pd.DataFrame) -> pd.Series[str]:
     first = images.drop_duplicates("pixels_xxh128")
     first = first[first["phash"] != _FLAT]
     pairs = first.index.to_numpy()[find_near(from_hex(first["phash"]))]
-    links = [pairs, *(_chains(images[column]) for column in ("sha256", "pixels_xxh128"))]
+    links = [pairs, *(chains(images[column]) for column in ("sha256", "pixels_xxh128"))]
     return smallest_in_component(images["sha256"].str[:16], np.concatenate(links))
 
 
 def smallest_in_component(names: pd.Series[str], links: npt.NDArray[np.int64]) -> pd.Series[str]:
     """The smallest name linked to each row, directly or through others; links are pairs of index labels."""
-    from scipy.sparse import coo_array
-    from scipy.sparse.csgraph import connected_components
-
     left, right = (names.index.get_indexer(pd.Index(links[:, side])) for side in (0, 1))
     graph = coo_array((np.ones(len(links)), (left, right)), shape=(len(names), len(names)))
     _, component = connected_components(graph, directed=False)
@@ -113,15 +106,12 @@ def find_contradictions(images: pd.DataFrame) -> pd.Series[str]:
     """
     labels = images.groupby("duplicate_group")["label"].transform("nunique")
     suspects = images[labels > 1]
-
-    def reason(row: pd.Series[str]) -> str:
-        others = suspects[(suspects["duplicate_group"] == row["duplicate_group"]) & (suspects["label"] != row["label"])]
+    reasons = []
+    for group, label in zip(suspects["duplicate_group"], suspects["label"], strict=True):
+        others = suspects[(suspects["duplicate_group"] == group) & (suspects["label"] != label)]
         named = sorted(path.partition("/")[2] for path in others["path"])
-        return f"the same picture is {name_some(named, _NAMED)}"
-
-    if suspects.empty:
-        return pd.Series([], dtype=str, index=suspects.index)
-    return suspects.apply(reason, axis=1)
+        reasons.append(f"the same picture is {name_some(named, _NAMED)}")
+    return pd.Series(reasons, dtype=str, index=suspects.index)
 
 
 def to_hex(hashes: Hashes) -> list[str]:
@@ -134,7 +124,7 @@ def from_hex(digits: pd.Series[str]) -> Hashes:
     return np.frombuffer(bytes.fromhex("".join(digits)), dtype=np.uint64).reshape(-1, _FREQUENCIES**2 // 64)
 
 
-def _chains(keys: pd.Series[str]) -> npt.NDArray[np.int64]:
+def chains(keys: pd.Series[str]) -> npt.NDArray[np.int64]:
     """Pairs of index labels that link all rows with the same key in a chain."""
     ordered = keys.sort_values(kind="stable")
     same = (ordered.to_numpy()[1:] == ordered.to_numpy()[:-1]).nonzero()[0]

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -36,36 +36,32 @@ MAX_PIXELS = 64 * 10**6
 _TOLERANCE = 1  # largest difference between DALI's pixels and the reference, of 255: rounding
 
 
-@dataclass(frozen=True, slots=True)
-class Policy:
-    """What happens to one kind of image, and what that kind is."""
-
-    action: Literal["convert", "quarantine"]
-    meaning: str
-
-
-POLICIES = {
-    "grey": Policy("convert", "one channel: repeated to RGB"),
-    "alpha": Policy("convert", "transparency: dropped, colours stay as stored"),
-    "palette": Policy("convert", "palette: each index becomes its colour"),
-    "16-bit": Policy("convert", "16 bits a channel: divided by 257 and rounded, so that 65535 is 255"),
-    "rotated": Policy("convert", "an orientation in EXIF or TIFF: applied"),
-    "misnamed": Policy("convert", "the suffix names another format: read by its content"),
-    "empty": Policy("quarantine", "no bytes"),
-    "not an image": Policy("quarantine", "not a JPEG, PNG, TIFF or BMP"),
-    "damaged": Policy("quarantine", "truncated or corrupt: a decoder failed or warned"),
-    "checksum": Policy("quarantine", "its sha256 differs from the one in --checksums"),
-    "several frames": Policy("quarantine", "an animation, or several pages"),
-    "too large": Policy("quarantine", f"more than {MAX_PIXELS // 10**6} million pixels by its header"),
-    "CMYK": Policy("quarantine", "ink values: their colours depend on a profile"),
-    "pixel layout": Policy("quarantine", "not grey, RGB or palette of 8 or 16 bits: 1 bit, float, Lab ..."),
-    "decoders disagree": Policy("quarantine", "DALI fails, or reads other pixels than the reference decoder"),
-    "field of view": Policy("quarantine", "smaller than the square that --field-of-view asks for"),
-    "contradiction": Policy("quarantine", "the same picture is also in another class"),
-    "not in the split": Policy("quarantine", "--split-file does not list it"),
-    "twin validates": Policy("quarantine", "--split-file puts it in training and the same picture in validation"),
+CONVERTED_KINDS = {
+    "grey": "one channel: repeated to RGB",
+    "alpha": "transparency: dropped, colours stay as stored",
+    "palette": "palette: each index becomes its colour",
+    "16-bit": "16 bits a channel: divided by 257 and rounded, so that 65535 is 255",
+    "rotated": "an orientation in EXIF or TIFF: applied",
+    "misnamed": "the suffix names another format: read by its content",
 }
-"""What happens to each kind of image other than plain 8-bit RGB."""
+"""Kinds of image that are converted to plain 8-bit RGB, and how."""
+
+QUARANTINED_KINDS = {
+    "empty": "no bytes",
+    "not an image": "not a JPEG, PNG, TIFF or BMP",
+    "damaged": "truncated or corrupt: a decoder failed or warned",
+    "checksum": "its sha256 differs from the one in --checksums",
+    "several frames": "an animation, or several pages",
+    "too large": f"more than {MAX_PIXELS // 10**6} million pixels by its header",
+    "CMYK": "ink values: their colours depend on a profile",
+    "pixel layout": "not grey, RGB or palette of 8 or 16 bits: 1 bit, float, Lab ...",
+    "decoders disagree": "DALI fails, or reads other pixels than the reference decoder",
+    "field of view": "smaller than the square that --field-of-view asks for",
+    "contradiction": "the same picture is also in another class",
+    "not in the split": "--split-file does not list it",
+    "twin validates": "--split-file puts it in training and the same picture in validation",
+}
+"""Kinds of image that are quarantined, and why."""
 
 _LAYOUTS = {
     "RGB": (),
@@ -87,10 +83,10 @@ _TURNED = frozenset({5, 6, 7, 8})  # orientations that swap width and height
 
 
 class UnreadableImageError(ValueError):
-    """An image that must be quarantined: `kind` is a key of POLICIES, the message says what was found."""
+    """An image that must be quarantined: `kind` is a key of QUARANTINED_KINDS, the message says why."""
 
     def __init__(self, kind: str, message: str = "") -> None:
-        super().__init__(message or POLICIES[kind].meaning)
+        super().__init__(message or QUARANTINED_KINDS[kind])
         self.kind = kind
 
 
@@ -106,7 +102,7 @@ class Header:
     format: str
     """JPEG, PNG, TIFF or BMP, by content."""
     kinds: tuple[str, ...] = ()
-    """Keys of POLICIES that are converted."""
+    """Keys of CONVERTED_KINDS."""
     compared: bool = False
     """Whether DALI's pixels are compared with the reference. Not for plain JPEG: both decoders are libjpeg-turbo."""
     reference: Pixels | None = None
@@ -129,7 +125,7 @@ def verify_image(data: bytes, name: str) -> Header:
     except Image.DecompressionBombError as error:
         raise UnreadableImageError("too large", str(error)) from error
     except Exception as error:  # decoders raise almost anything
-        raise UnreadableImageError("damaged", _one_line(error)) from error
+        raise UnreadableImageError("damaged", " ".join(str(error).split()) or type(error).__name__) from error
 
 
 @contextmanager
@@ -186,16 +182,11 @@ def refuse_other_pixels(data: bytes, header: Header, pixels: Pixels) -> None:
         raise UnreadableImageError("decoders disagree", f"DALI reads an image of {pixels.shape}")
     if header.compared:
         reference = decode_reference(data) if header.reference is None else header.reference
-        difference = _largest_difference(reference, pixels)
+        if np.array_equal(reference, pixels):  # the usual case, and quick
+            return
+        difference = int(np.abs(reference.astype(np.int16) - pixels).max())
         if difference > _TOLERANCE:
             raise UnreadableImageError("decoders disagree", f"they differ by up to {difference} of 255")
-
-
-def _largest_difference(reference: Pixels, pixels: Pixels) -> int:
-    """The largest absolute difference of two images of one shape."""
-    if np.array_equal(reference, pixels):
-        return 0
-    return int(np.abs(reference.astype(np.int16) - pixels).max())
 
 
 def _open(data: bytes) -> Image.Image:
@@ -247,7 +238,3 @@ def _reference(image: Image.Image) -> Pixels:
         grey = (np.asarray(upright).astype(np.uint32) + 128) // 257
         return np.repeat(grey.astype(np.uint8)[..., None], 3, axis=2)
     return np.asarray(upright if upright.mode == "RGB" else upright.convert("RGB"))
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

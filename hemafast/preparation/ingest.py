@@ -13,10 +13,10 @@ import numpy as np
 import pandas as pd
 
 from hemafast.preparation import schema
-from hemafast.preparation.archive import Member
+from hemafast.preparation.archive import Member, entry_reader
 from hemafast.preparation.duplicates import HASHED_SIZE, perceptual_hash, thumbnail, to_hex
 from hemafast.preparation.image_checks import (
-    POLICIES,
+    CONVERTED_KINDS,
     Header,
     Pixels,
     UnreadableImageError,
@@ -26,8 +26,9 @@ from hemafast.preparation.image_checks import (
 )
 from hemafast.preparation.pixels import Decoded, SquareDecoder, SquareFiles, centre_windows, runs_within
 from hemafast.preparation.plan import Plan
+from hemafast.preparation.publish import log_of
 from hemafast.preparation.threads import Pool, made_ahead
-from hemafast.preparation.worklog import Row, WorkLog, hash_squares
+from hemafast.preparation.worklog import Row, append_rows, hash_squares, sound_rows
 from hemafast.progress import SILENT, Progress
 
 _BATCH = 64  # images in memory at once, ...
@@ -40,7 +41,6 @@ class _Image:
     """One image on its way through the stations."""
 
     row: int
-    domain: str
     member: Member
     data: bytes = b""
     sha256: str = ""
@@ -52,13 +52,9 @@ class _Image:
     pixels_xxh128: str = ""
 
     @property
-    def name(self) -> str:
-        return f"{self.domain}/{self.member.label}/{self.member.file}"
-
-    @property
     def path(self) -> str:
         """Where its bytes are kept, relative to the data set."""
-        return f"{schema.QUARANTINED if self.error else schema.IMAGES}/{self.name}"
+        return f"{schema.QUARANTINED_IMAGES if self.error else schema.IMAGES}/{self.member.name}"
 
 
 def ingest(
@@ -74,10 +70,10 @@ def ingest(
     (folder / schema.PACKED).mkdir(exist_ok=True)
     with ExitStack() as stack:
         squares = [stack.enter_context(SquareFiles(folder / schema.PACKED, size, plan.images)) for size in plan.sizes]
-        log = stack.enter_context(WorkLog(folder))
         pool = stack.enter_context(Pool(workers))
         disk, *stations = (stack.enter_context(ThreadPoolExecutor(1)) for _ in range(3))
-        done = log.sound_rows(squares, pool, progress)
+        done = sound_rows(folder, squares, pool, progress)
+        log = stack.enter_context(log_of(folder).open("a", encoding="utf-8"))
         progress.start("reading images", plan.images, done=len(done))
         stack.callback(progress.finish)
         stack.enter_context(strict_decoders())
@@ -89,7 +85,7 @@ def ingest(
             _keep_squares(batch, squares)
             pool.each(lambda image: _keep_bytes(image, folder), batch)
             fresh = dict(_describe(batch))
-            log.append(fresh.items())
+            append_rows(log, fresh.items())
             done |= fresh
             if written_back.done():
                 written_back.result()
@@ -101,12 +97,10 @@ def ingest(
 
 def _read(plan: Plan, rows: Mapping[str, int], done: frozenset[int]) -> Iterator[_Image]:
     for archive in plan.archives:
-        with archive.reader() as read:
+        with entry_reader(archive.path) as read:
             for member in archive.members:
-                image = _Image(rows[f"{archive.domain}/{member.label}/{member.file}"], archive.domain, member)
-                if image.row not in done:
-                    image.data = read(member)
-                    yield image
+                if (row := rows[member.name]) not in done:
+                    yield _Image(row, member, read(member.entry))
 
 
 def _verified(images: Iterator[_Image], plan: Plan, sums: Mapping[str, str], pool: Pool) -> Iterator[list[_Image]]:
@@ -130,11 +124,12 @@ def _batches(images: Iterator[_Image]) -> Iterator[list[_Image]]:
 def _verify(image: _Image, plan: Plan, sums: Mapping[str, str]) -> None:
     image.sha256 = hashlib.sha256(image.data).hexdigest()
     try:
-        if sums.get(image.name, image.sha256) != image.sha256:
-            raise UnreadableImageError("checksum", f"its sha256 is {image.sha256}, not {sums[image.name]}")
+        expected = sums.get(image.member.name, image.sha256)
+        if image.sha256 != expected:
+            raise UnreadableImageError("checksum", f"its sha256 is {image.sha256}, not {expected}")
         image.header = header = verify_image(image.data, image.member.file)
         shorter = min(header.width, header.height)
-        window = plan.windows.get(image.domain, shorter)
+        window = plan.windows.get(image.member.domain, shorter)
         image.side = min(window, shorter)
         if image.side < window and plan.windows_required:
             raise UnreadableImageError(
@@ -189,7 +184,6 @@ def _keep_squares(batch: Sequence[_Image], squares: Sequence[SquareFiles]) -> No
 
 
 def _keep_bytes(image: _Image, folder: Path) -> None:
-    """Keep the original bytes."""
     path = f"{folder}/{image.path}"  # not a Path, which would cost as much as writing does
     try:
         _write(path, image.data)
@@ -224,7 +218,7 @@ def _row(image: _Image, phash: str) -> Row:
     return {
         "path": image.path,
         "label": image.member.label,
-        "domain": image.domain,
+        "domain": image.member.domain,
         "width": header.width,
         "height": header.height,
         "window": image.side,
@@ -234,8 +228,8 @@ def _row(image: _Image, phash: str) -> Row:
         "sha256": image.sha256,
         "pixels_xxh128": image.pixels_xxh128,
         "phash": phash,
-        "verdict": schema.REFUSED if image.error else schema.CONVERTED if kinds else schema.ACCEPTED,
+        "verdict": schema.QUARANTINED if image.error else schema.CONVERTED if kinds else schema.ACCEPTED,
         "kind": "+".join(kinds),
-        "reason": str(image.error) if image.error else "; ".join(POLICIES[kind].meaning for kind in kinds),
+        "reason": str(image.error) if image.error else "; ".join(CONVERTED_KINDS[kind] for kind in kinds),
         **dict(zip(("mean_red", "mean_green", "mean_blue"), means, strict=True)),
     }

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import io
 from collections.abc import Iterable
 from pathlib import Path
 
 import pandas as pd
 
 from hemafast.errors import HemafastError
+from hemafast.preparation.safety import parts_of
 from hemafast.preparation.split import SPLITS
 
 _MAX_BYTES = 256 * 2**20
@@ -27,9 +29,7 @@ def read_checksums(file: Path) -> dict[str, str]:
         digits, _, name = line.partition(" ")
         name = name.lstrip(" *").strip()
         if len(digits) != _SHA256_DIGITS or set(digits.lower()) - set("0123456789abcdef") or not name:
-            raise HemafastError(
-                f"{file}, line {number}: this is not `sha256  name`.", "Write it with `sha256sum FILES`."
-            )
+            raise HemafastError(f"{file}, line {number} is not `sha256  name`.", "Write it with `sha256sum FILES`.")
         if sums.setdefault(name, digits.lower()) != digits.lower():
             raise HemafastError(f"{file}, line {number}: a second checksum for {name}.", "Remove one of the two.")
     if not sums:
@@ -37,14 +37,9 @@ def read_checksums(file: Path) -> dict[str, str]:
     return sums
 
 
-def read_groups(file: Path, names: Iterable[str]) -> dict[str, str]:
-    """The group (patient, slide) of each image that `file` lists, by image name `domain/class/file`."""
-    return _read_values(file, "group", names)
-
-
 def read_split(file: Path, names: Iterable[str]) -> dict[str, str]:
     """The split of each image that `file` lists, by image name `domain/class/file`."""
-    split = _read_values(file, "split", names)
+    split = read_values(file, "split", names)
     for name, value in split.items():
         if value not in SPLITS:
             raise HemafastError(f"{file}: {name} has the split {value!r}.", f"A split is {' or '.join(SPLITS)}.")
@@ -57,7 +52,8 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _read_values(file: Path, column: str, names: Iterable[str]) -> dict[str, str]:
+def read_values(file: Path, column: str, names: Iterable[str]) -> dict[str, str]:
+    """The value in `column`, such as split or group, of each image that `file` lists, by image name."""
     table = _read_table(file, column)
     resolved = resolve(file, zip(table["path"], table[column], strict=True), names)
     if not resolved:
@@ -69,19 +65,13 @@ def _read_values(file: Path, column: str, names: Iterable[str]) -> dict[str, str
 
 
 def _read_table(file: Path, column: str) -> pd.DataFrame:
-    import io
-
     try:
         table = pd.read_csv(io.StringIO(_read_text(file)), dtype=str, keep_default_na=False)
     except ValueError as error:  # pandas: empty, or rows of different lengths
-        raise HemafastError(
-            f"{file} is not a CSV file ({error}).", f"It needs the columns path and {column}."
-        ) from error
+        raise HemafastError(f"{file} is not a CSV file ({error}).", f"It needs path and {column}.") from error
     missing = {"path", column} - set(table.columns)
     if missing:
-        raise HemafastError(
-            f"{file} has no column {' and no column '.join(sorted(missing))}.", f"It needs path and {column}."
-        )
+        raise HemafastError(f"{file} has no column {' or '.join(sorted(missing))}.", f"It needs path and {column}.")
     blank = table.index[(table["path"] == "") | (table[column] == "")]
     if len(blank):
         raise HemafastError(f"{file}, line {blank[0] + 2}: path or {column} is empty.", "Fill it in.")
@@ -101,29 +91,20 @@ def resolve(file: Path, values: Iterable[tuple[str, str]], names: Iterable[str])
             endings.setdefault("/".join(domain_class_file[start:]), []).append(name)
     resolved: dict[str, str] = {}
     for path, value in values:
-        found = endings.get(_plain(path), [])
+        plain = "/".join(parts_of(path.strip().replace("\\", "/"))[-3:])  # from any operating system
+        found = endings.get(plain, [])
         if len(found) > 1:
             raise HemafastError(f"{file}: {path} may be {' or '.join(found[:2])}.", "Write domain/class/file.")
         for name in found:
             if resolved.setdefault(name, value) != value:
-                raise HemafastError(
-                    f"{file}: {path} is listed as {resolved[name]} and {value}.", "Remove one of the two."
-                )
+                raise HemafastError(f"{file}: {path} is listed as {resolved[name]} and {value}.", "Remove one.")
     return resolved
-
-
-def _plain(name: str) -> str:
-    """The last three parts of a path, `domain/class/file`, from any operating system."""
-    parts = [part for part in name.strip().replace("\\", "/").split("/") if part not in ("", ".")]
-    return "/".join(parts[-3:])
 
 
 def _read_text(file: Path) -> str:
     try:
         if file.stat().st_size > _MAX_BYTES:
-            raise HemafastError(
-                f"{file} is larger than {_MAX_BYTES // 2**20} MiB.", "It is too large for a list of images."
-            )
+            raise HemafastError(f"{file} is larger than {_MAX_BYTES // 2**20} MiB.", "Lists of images are smaller.")
         return file.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise HemafastError(f"{file} cannot be read ({error}).", "Name a text file.") from error

@@ -73,13 +73,16 @@ class Decoded:
 
 
 class SquareDecoder:
-    """Decodes lists of encoded images with DALI on the CPU, and reports those that it cannot decode."""
+    """Decodes lists of images with DALI on the CPU, and reports those that it cannot decode.
 
-    def __init__(self, sizes: Sequence[int], batch_size: int, threads: int) -> None:
-        self._sizes, self._batch_size, self._threads = tuple(sizes), batch_size, threads
+    Without `encoded`, they are arrays, which only have squares cut out of them.
+    """
+
+    def __init__(self, sizes: Sequence[int], batch_size: int, threads: int, *, encoded: bool = True) -> None:
+        self._sizes, self._batch_size, self._threads, self._encoded = tuple(sizes), batch_size, threads, encoded
         self._pipeline = self._build()
 
-    def decode(self, encoded: Sequence[bytes], windows: Windows) -> list[Decoded | UnreadableImageError]:
+    def decode(self, encoded: Sequence[bytes | Pixels], windows: Windows) -> list[Decoded | UnreadableImageError]:
         """Decode at most batch_size images of any size. Returns the pixels of each, or its error.
 
         The arrays are DALI's memory, which it does not reuse while they are referenced.
@@ -93,18 +96,17 @@ class SquareDecoder:
             self._pipeline = self._build()
             if len(encoded) == 1:
                 return [UnreadableImageError("decoders disagree", _first_line_of_cause(error))]
-        return [
-            result for index, data in enumerate(encoded) for result in self.decode([data], windows[index : index + 1])
-        ]
+        return [result for row, data in enumerate(encoded) for result in self.decode([data], windows[row : row + 1])]
 
-    def _run(self, encoded: Sequence[bytes], windows: Windows) -> list[Decoded]:
-        self._pipeline.feed_input("encoded", [np.frombuffer(data, dtype=np.uint8) for data in encoded])
+    def _run(self, encoded: Sequence[bytes | Pixels], windows: Windows) -> list[Decoded]:
+        given = [np.frombuffer(data, np.uint8) if self._encoded else np.ascontiguousarray(data) for data in encoded]
+        self._pipeline.feed_input("encoded", given)
         self._pipeline.feed_input("window", windows)
         full, *squares = self._pipeline.run()
         tensors = [np.asarray(output.as_tensor()) for output in squares]
         return [
-            Decoded(np.asarray(full.at(index)), tuple(tensor[index] for tensor in tensors))
-            for index in range(len(encoded))
+            Decoded(np.asarray(full.at(index)) if self._encoded else array, tuple(tensor[index] for tensor in tensors))
+            for index, array in enumerate(given)
         ]
 
     def _build(self) -> Any:
@@ -113,9 +115,9 @@ class SquareDecoder:
         # Dynamic: the caller owns the outputs.
         executor = {"prefetch_queue_depth": 1, "exec_dynamic": True}
         with Pipeline(self._batch_size, self._threads, device_id=None, **executor) as pipeline:
-            encoded = fn.external_source(name="encoded", no_copy=True)
+            encoded = fn.external_source(name="encoded", no_copy=True, layout=None if self._encoded else "HWC")
             window = fn.external_source(name="window", ndim=1)
-            full = decode_image(encoded, "cpu")
+            full = decode_image(encoded, "cpu") if self._encoded else encoded
             pipeline.set_outputs(full, *(cut_window(full, window, size, compiled=True) for size in self._sizes))
         return pipeline
 
@@ -193,10 +195,8 @@ def rows_per_file(size: int) -> int:
 
 def packed_header(rows: int, size: int) -> bytes:
     """The bytes before the pixels in a .npy file of uint8 (rows, size, size, 3)."""
-    stream = io.BytesIO()
-    np.lib.format.write_array_header_1_0(
-        stream, {"descr": "|u1", "fortran_order": False, "shape": (rows, size, size, 3)}
-    )
+    stream, shape = io.BytesIO(), (rows, size, size, 3)
+    np.lib.format.write_array_header_1_0(stream, {"descr": "|u1", "fortran_order": False, "shape": shape})
     return stream.getvalue()
 
 

@@ -12,7 +12,7 @@ import pandas as pd
 from hemafast.config import AUTO_FIELD_OF_VIEW, PrepareConfig, to_plain
 from hemafast.errors import HemafastError, name_some
 from hemafast.preparation import lists, schema
-from hemafast.preparation.archive import Archive, find_archives, open_archive
+from hemafast.preparation.archive import Archive, Member, find_archives, is_image, open_archive
 from hemafast.preparation.safety import find_collision
 from hemafast.preparation.shards import digest
 from hemafast.preparation.split import fair_order
@@ -44,9 +44,14 @@ class Plan:
     """Whether images smaller than their window are quarantined. Otherwise they are kept whole."""
 
     @property
+    def members(self) -> list[Member]:
+        """The images of all archives."""
+        return [member for archive in self.archives for member in archive.members]
+
+    @property
     def images(self) -> int:
         """Number of images."""
-        return sum(len(archive.members) for archive in self.archives)
+        return len(self.members)
 
     @property
     def inputs(self) -> str:
@@ -59,20 +64,15 @@ class Plan:
         chosen = {name: self.settings[name] for name in ("checksums", "field_of_view", "um_per_pixel")}
         return digest([schema.SCHEMA, self._listing(), self.sizes, chosen, schema.versions()])[:16]
 
-    def names(self) -> list[str]:
-        """The name `domain/class/file` of every image."""
-        return [name for archive in self.archives for name in archive.names()]
-
     def rows(self) -> dict[str, int]:
         """The row of each image in the manifest and the packed pixels, by name."""
-        images = pd.DataFrame({"name": self.names()})
-        images[["domain", "label"]] = images["name"].str.split("/", expand=True)[[0, 1]]
-        ordered = images["name"].to_numpy()[fair_order(images, "name")]
-        return {name: row for row, name in enumerate(ordered)}
+        names = [(member.domain, member.label, member.name) for member in self.members]
+        images = pd.DataFrame(names, columns=["domain", "label", "path"])
+        return {name: row for row, name in enumerate(images["path"].to_numpy()[fair_order(images)])}
 
     def needed_bytes(self, copies: int) -> int:
         """Bytes of `copies` copies of the original files, and of the packed squares."""
-        originals = sum(member.entry.size for archive in self.archives for member in archive.members)
+        originals = sum(member.entry.size for member in self.members)
         return originals * copies + self.images * sum(3 * size**2 for size in self.sizes)
 
     def _listing(self) -> list[Any]:
@@ -121,9 +121,9 @@ def choose_sums(plan: Plan, file: Path | None, progress: Progress = SILENT) -> t
             archives += len(own)
             if any(listed.pop(name) != lists.sha256_of(archive.path) for name in own):
                 raise HemafastError(f"{archive.path} is not the archive that {file} lists.", "Download it again.")
-            loose += [] if own else archive.names()
+            loose += [] if own else [member.name for member in archive.members]
             progress.advance()
-    sums = lists.resolve(file, listed.items(), plan.names())
+    sums = lists.resolve(file, listed.items(), [member.name for member in plan.members])
     if not archives and not sums:
         raise HemafastError(f"{file} lists no archive and no image of this source.", "Check that it is the right list.")
     unlisted, strange = sum(name not in sums for name in loose), len(listed) - len(sums)
@@ -136,13 +136,10 @@ def _choose_classes(archives: tuple[Archive, ...], config: PrepareConfig) -> tup
     if config.classes == "from-data":
         classes = tuple(sorted(set.union(*(archive.classes for archive in archives))))
         if twice := find_collision(classes):
-            raise HemafastError(
-                f"Two classes are named {twice[0]} and {twice[1]}.", "Give a class the same name in all archives."
-            )
+            raise HemafastError(f"Two classes are named {twice[0]} and {twice[1]}.", "Use one name in all archives.")
         return classes
     for archive in archives:
-        unknown = sorted(archive.classes - set(CHALLENGE_CLASSES))
-        if unknown:
+        if unknown := sorted(archive.classes - set(CHALLENGE_CLASSES)):
             raise HemafastError(
                 f"{archive.path}: {unknown[0]!r} is not one of the {len(CHALLENGE_CLASSES)} challenge classes.",
                 "Rename it, or take the classes from the folders with --classes from-data.",
@@ -184,7 +181,7 @@ def layout_notes(plan: Plan) -> tuple[str, ...]:
     return tuple(
         f"{archive.domain}: {len(lost)} images are not in a class folder and were ignored: {name_some(lost, _NAMED)}"
         for archive in plan.archives
-        if (lost := archive.misplaced)
+        if (lost := [name for name in archive.ignored if is_image(name)])
     )
 
 
@@ -214,24 +211,15 @@ def _refuse_unknown(domains: Iterable[str], archives: tuple[Archive, ...], optio
     present = [archive.domain for archive in archives]
     for domain in domains:
         if domain not in present:
-            raise HemafastError(
-                f"{option} names {domain}, which is not an archive.", f"Choose from {', '.join(present)}."
-            )
+            raise HemafastError(f"{option} names {domain}, which is no archive.", f"Choose from {', '.join(present)}.")
 
 
 def _settings(config: PrepareConfig) -> dict[str, Any]:
     """Settings that change the result, with files replaced by their sha256."""
     settings = {name: value for name, value in to_plain(config).items() if name not in _NOT_INPUT}
     settings["pack_sizes"] = sorted(set(settings["pack_sizes"]), reverse=True)
-    for name in _FILES:
-        file: Path | None = getattr(config, name)
-        if file is not None:
-            settings[name] = _sha256_of_list(file)
-    return settings
-
-
-def _sha256_of_list(file: Path) -> str:
+    files = {name: getattr(config, name) for name in _FILES}
     try:
-        return lists.sha256_of(file)
+        return settings | {name: lists.sha256_of(file) for name, file in files.items() if file is not None}
     except OSError as error:
-        raise HemafastError(f"{file} cannot be read ({error.strerror}).", "Name a text file.") from error
+        raise HemafastError(f"{error.filename} cannot be read ({error.strerror}).", "Name a text file.") from error

@@ -8,37 +8,37 @@ import fcntl
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from hemafast.errors import HemafastError
+from hemafast.preparation.schema import is_prepared
 from hemafast.progress import SILENT, Progress, stage
 
+_MAKE_ROOM = "Make room, or name another --output."
 _RENAME_EXCHANGE = 2  # linux/fs.h
 _AT_FDCWD = -100  # fcntl.h: paths count from the working directory
 _NO_SUCH_CALL = {errno.ENOSYS, errno.EINVAL, errno.ENOTSUP}
 
 
 @contextmanager
-def published_whole(
-    target: Path, ours: Callable[[Path], bool], key: str, *, progress: Progress = SILENT
-) -> Iterator[Path]:
+def published_whole(target: Path, key: str, *, progress: Progress = SILENT) -> Iterator[Path]:
     """Yield a folder beside `target` that replaces `target` when the block succeeds.
 
     If the block raises a HemafastError or an OSError, the folder is deleted. If it is interrupted or killed and the
     folder has a work log (`log_of`), both stay, and the next call with the same `key` (16 hexadecimal digits) resumes
-    in them. An older `target` is replaced only if it is `ours` or empty.
+    in them. An older `target` is replaced only if it is a prepared data set or empty.
 
     Raises HemafastError if `target` must not be replaced, if another process is writing it, or if the disk is full.
     """
     target = target.resolve()
-    refuse_foreign(target, ours)
+    refuse_foreign(target)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with _locked(target):
             staging = target.with_name(f".{target.name}-new-{key}")
-            _put_back(target, ours)
+            _put_back(target)
             _clear_debris(target, but=staging.name)
             if not log_of(staging).exists():
                 shutil.rmtree(staging, ignore_errors=True)
@@ -55,7 +55,9 @@ def published_whole(
                 raise
             _clear_debris(target)
     except OSError as error:
-        raise _explained(error, target) from error
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise HemafastError(f"The disk of {target} is full.", _MAKE_ROOM) from error
+        raise HemafastError(f"{target} cannot be written ({error}).", "Check the disk and its permissions.") from error
 
 
 def log_of(folder: Path) -> Path:
@@ -63,7 +65,7 @@ def log_of(folder: Path) -> Path:
     return folder.with_name(f"{folder.name}.jsonl")
 
 
-def recover(target: Path, ours: Callable[[Path], bool]) -> None:
+def recover(target: Path) -> None:
     """Clean up after a kill during publishing: put the older folder back if `target` is missing, else delete it.
 
     Does nothing while another process is writing.
@@ -71,14 +73,14 @@ def recover(target: Path, ours: Callable[[Path], bool]) -> None:
     target = target.resolve()
     if _old(target).exists():
         with suppress(HemafastError, OSError), _locked(target):
-            _put_back(target, ours)
+            _put_back(target)
 
 
-def refuse_foreign(target: Path, ours: Callable[[Path], bool]) -> None:
+def refuse_foreign(target: Path) -> None:
     """Raise HemafastError if `target` holds files that hemafast did not write, or cannot be renamed."""
     if target.is_mount():
         raise HemafastError(f"{target} is a mount point, which cannot be replaced.", "Name a folder inside it.")
-    if not target.exists() or ours(target):
+    if not target.exists() or is_prepared(target):
         return
     if not target.is_dir() or any(target.iterdir()):
         raise HemafastError(f"{target} exists and was not written by hemafast.", "Move it, or choose another --output.")
@@ -91,7 +93,7 @@ def refuse_too_little_room(target: Path, needed: int) -> None:
     if needed > free:
         raise HemafastError(
             f"{target} needs {needed / 1e6:,.0f} MB, and its disk has {free / 1e6:,.0f} MB free.",
-            "Make room, or name another --output.",
+            _MAKE_ROOM,
         )
 
 
@@ -118,9 +120,9 @@ def _old(target: Path) -> Path:
     return target.with_name(f".{target.name}-old")
 
 
-def _put_back(target: Path, ours: Callable[[Path], bool]) -> None:
+def _put_back(target: Path) -> None:
     old = _old(target)
-    if ours(old) and not target.exists():
+    if is_prepared(old) and not target.exists():
         old.rename(target)
     shutil.rmtree(old, ignore_errors=True)
 
@@ -171,9 +173,3 @@ def _exchanged(first: Path, second: Path) -> bool:
     if ctypes.get_errno() in _NO_SUCH_CALL:
         return False
     raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), str(second))
-
-
-def _explained(error: OSError, target: Path) -> HemafastError:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return HemafastError(f"The disk of {target} is full.", "Make room, or name another --output.")
-    return HemafastError(f"{target} cannot be written ({error}).", "Check the disk and its permissions.")

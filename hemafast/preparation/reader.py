@@ -20,8 +20,6 @@ from hemafast.preparation.image_checks import Pixels
 from hemafast.preparation.pixels import packed_header, packed_name
 from hemafast.preparation.shards import digest
 
-_REMEDY = "Run `hemafast prepare` again."
-
 
 @dataclass(frozen=True, slots=True)
 class PackedPixels:
@@ -40,10 +38,6 @@ class PackedPixels:
         file, within = divmod(int(self.rows[index]), self.rows_per_file)
         square: Pixels = self.files[file][within]
         return square
-
-    def __array__(self, dtype: npt.DTypeLike | None = None, copy: bool | None = None) -> npt.NDArray[np.generic]:
-        squares = np.stack([self[index] for index in range(len(self))])
-        return squares if dtype is None else squares.astype(dtype)
 
     @property
     def nbytes(self) -> int:
@@ -86,11 +80,11 @@ def read_info(folder: Path) -> schema.DatasetInfo:
     try:
         info = schema.DatasetInfo.model_validate_json(path.read_bytes())
     except (OSError, ValidationError) as error:
-        raise HemafastError(f"{path} was written by another version or is damaged.", _REMEDY) from error
+        raise HemafastError(f"{path} was written by another version or is damaged.", schema.PREPARE_AGAIN) from error
     if info.schema_version != schema.SCHEMA:
-        raise HemafastError(f"{path} has schema {info.schema_version}, not {schema.SCHEMA}.", _REMEDY)
+        raise HemafastError(f"{path} has schema {info.schema_version}, not {schema.SCHEMA}.", schema.PREPARE_AGAIN)
     if info.seal != seal(info):
-        raise HemafastError(f"{path} was changed after it was written.", _REMEDY)
+        raise HemafastError(f"{path} was changed after it was written.", schema.PREPARE_AGAIN)
     return info
 
 
@@ -101,10 +95,8 @@ def seal(info: schema.DatasetInfo) -> str:
 
 def packed_files(info: schema.DatasetInfo, images: int, size: int) -> Sequence[tuple[str, int]]:
     """Name and number of squares of each file of packed squares of one size."""
-    whole = info.rows_per_file[str(size)]
-    return [
-        (packed_name(size, index), min(whole, images - start)) for index, start in enumerate(range(0, images, whole))
-    ]
+    most = info.rows_per_file[str(size)]
+    return [(packed_name(size, index), min(most, images - start)) for index, start in enumerate(range(0, images, most))]
 
 
 def read_manifest(folder: Path, info: schema.DatasetInfo) -> pd.DataFrame:
@@ -113,9 +105,9 @@ def read_manifest(folder: Path, info: schema.DatasetInfo) -> pd.DataFrame:
     try:
         content = path.read_bytes()
     except OSError as error:
-        raise HemafastError(f"{path} cannot be read ({error.strerror}).", _REMEDY) from error
+        raise HemafastError(f"{path} cannot be read ({error.strerror}).", schema.PREPARE_AGAIN) from error
     if hashlib.sha256(content).hexdigest() != info.files[schema.MANIFEST]:
-        raise HemafastError(f"{path} is not the one that {schema.INFO} describes.", _REMEDY)
+        raise HemafastError(f"{path} is not the one that {schema.INFO} describes.", schema.PREPARE_AGAIN)
     return pd.read_parquet(io.BytesIO(content))
 
 
@@ -141,5 +133,5 @@ def open_squares(path: Path, rows: int, size: int) -> Pixels:
             # Indexing a plain array over the map costs a third of indexing a np.memmap.
             return np.asarray(np.memmap(path, np.uint8, mode="r", offset=len(header), shape=shape))
     except OSError as error:
-        raise HemafastError(f"{path} cannot be read ({error.strerror}).", _REMEDY) from error
-    raise HemafastError(f"{path} does not hold {rows} images of {size} px: it was cut or changed.", _REMEDY)
+        raise HemafastError(f"{path} cannot be read ({error.strerror}).", schema.PREPARE_AGAIN) from error
+    raise HemafastError(f"{path} was cut or changed: it should hold {rows} images of {size} px.", schema.PREPARE_AGAIN)

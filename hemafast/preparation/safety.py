@@ -75,9 +75,7 @@ def refuse_unsafe_name(path: Path, name: str) -> None:
     parts = parts_of(name)
     refuse_unprintable(path, name)
     if not parts or name.startswith("/") or ".." in parts or "\\" in name or ":" in parts[0]:
-        raise HemafastError(
-            f"{path}: the name {name!r} points outside the archive.", "Do not trust this archive; remove it."
-        )
+        raise HemafastError(f"{path}: the name {name!r} points outside the archive.", "Do not trust this archive.")
 
 
 def refuse_unsafe(path: Path, info: zipfile.ZipInfo) -> None:

@@ -13,12 +13,15 @@ from pydantic import BaseModel, ConfigDict
 SCHEMA = 2
 """Version of the format on disk. Raise it when older readers would misread newer files."""
 
+PREPARE_AGAIN = "Run `hemafast prepare` again."
+"""Remedy for files that are missing or changed."""
+
 INFO = "dataset.json"
 MANIFEST = "manifest.parquet"
 QUARANTINE = "quarantine.csv"
 SPLIT = "split.csv"
 IMAGES = "images"
-QUARANTINED = "quarantined"
+QUARANTINED_IMAGES = "quarantined"
 SHARDS = "shards"
 PACKED = "packed"
 WEBDATASET = "webdataset"
@@ -41,7 +44,7 @@ MANIFEST_COLUMNS = {
     "duplicate_group": "str",  # the same for all images that show one picture
     "group": "str",  # the same for images that must stay together: one picture, patient or slide
     "verdict": "str",  # accepted, converted or quarantined
-    "kind": "str",  # why it was converted or quarantined: keys of POLICIES joined by +
+    "kind": "str",  # why it was converted or quarantined: keys of CONVERTED_KINDS joined by +, or of QUARANTINED_KINDS
     "reason": "str",  # the same in words
     "mean_red": "float64",  # 0 to 255, over the packed square
     "mean_green": "float64",
@@ -51,11 +54,11 @@ MANIFEST_COLUMNS = {
 
 ACCEPTED = "accepted"
 CONVERTED = "converted"
-REFUSED = "quarantined"
+QUARANTINED = "quarantined"
 
 
 @dataclass(frozen=True, slots=True)
-class Refused:
+class QuarantinedImage:
     """A quarantined image."""
 
     file: str
@@ -127,10 +130,10 @@ def is_prepared(folder: Path) -> bool:
         return False
 
 
-def refused(manifest: pd.DataFrame) -> list[Refused]:
+def quarantined(manifest: pd.DataFrame) -> list[QuarantinedImage]:
     """The quarantined images, by path."""
-    rows = manifest[manifest["verdict"] == REFUSED].sort_values("path")
-    return [Refused(*row) for row in rows[["path", "kind", "reason"]].itertuples(index=False)]
+    rows = manifest[manifest["verdict"] == QUARANTINED].sort_values("path")
+    return [QuarantinedImage(*row) for row in rows[["path", "kind", "reason"]].itertuples(index=False)]
 
 
 def versions() -> dict[str, str]:
@@ -143,9 +146,14 @@ def shard_file(split: str, index: int, count: int, *, folder: str = SHARDS, suff
     return Path(folder) / f"{split}-{index:05d}-of-{count:05d}{suffix}"
 
 
+def names_of(images: pd.DataFrame) -> pd.Series[str]:
+    """The name `domain/class/file` of each image, none of them quarantined."""
+    return images["path"].str.removeprefix(f"{IMAGES}/")
+
+
 def accepted(manifest: pd.DataFrame) -> pd.DataFrame:
     """The images that are not quarantined, in the order of the manifest."""
-    return manifest[manifest["verdict"] != REFUSED]
+    return manifest[manifest["verdict"] != QUARANTINED]
 
 
 def in_split(manifest: pd.DataFrame, split: str, fold: int | None = None) -> pd.DataFrame:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from itertools import chain
 
 import numpy as np
 import pandas as pd
@@ -11,7 +10,7 @@ import pandas as pd
 from hemafast.config import PrepareConfig
 from hemafast.errors import HemafastError, name_some
 from hemafast.preparation import lists, schema
-from hemafast.preparation.duplicates import find_contradictions, group_duplicates, smallest_in_component
+from hemafast.preparation.duplicates import chains, find_contradictions, group_duplicates, smallest_in_component
 from hemafast.preparation.split import NO_FOLD, SPLITS, TRAIN, VAL, assign_folds, assign_split, missing_strata
 
 _NAMED = 3  # images that an error message lists
@@ -28,9 +27,7 @@ def select_images(images: pd.DataFrame, config: PrepareConfig) -> tuple[pd.DataF
     _quarantine(manifest, "contradiction", find_contradictions(schema.accepted(manifest)))
     refuse_excess(manifest, config)
     if schema.accepted(manifest).empty:
-        raise HemafastError(
-            f"None of the {len(manifest)} images in {config.source} can be used.", "Open some of them in a viewer."
-        )
+        raise HemafastError(f"None of the {len(manifest)} images in {config.source} can be used.", "Look at a few.")
     notes = _take_split(manifest, config) if config.split_file else _draw_split(manifest, config)
     for side in SPLITS:
         if schema.in_split(manifest, side).empty:
@@ -43,18 +40,18 @@ def select_images(images: pd.DataFrame, config: PrepareConfig) -> tuple[pd.DataF
 
 def refuse_excess(manifest: pd.DataFrame, config: PrepareConfig) -> None:
     """Raise HemafastError if more images are quarantined than the settings allow."""
-    refused = schema.refused(manifest)
-    if len(refused) <= (0 if config.strict else config.max_quarantined * len(manifest)):
+    bad = schema.quarantined(manifest)
+    if len(bad) <= (0 if config.strict else config.max_quarantined * len(manifest)):
         return
-    by_kind = ", ".join(f"{count} {kind}" for kind, count in sorted(Counter(image.kind for image in refused).items()))
-    examples = name_some([f"{image.file.partition('/')[2]} ({image.reason})" for image in refused], _NAMED, "; ")
+    by_kind = ", ".join(f"{count} {kind}" for kind, count in sorted(Counter(image.kind for image in bad).items()))
+    examples = name_some([f"{image.file.partition('/')[2]} ({image.reason})" for image in bad], _NAMED, "; ")
     remedy = (
         "or leave out --strict."
         if config.strict
         else f"or accept more than {config.max_quarantined:.0%} with --max-quarantined."
     )
     raise HemafastError(
-        f"{len(refused)} of {len(manifest)} images would be quarantined: {by_kind}: {examples}.",
+        f"{len(bad)} of {len(manifest)} images would be quarantined: {by_kind}: {examples}.",
         f"Repair or remove them, {remedy}",
     )
 
@@ -62,8 +59,8 @@ def refuse_excess(manifest: pd.DataFrame, config: PrepareConfig) -> None:
 def _quarantine(manifest: pd.DataFrame, kind: str, reasons: pd.Series[str]) -> None:
     """Quarantine the rows of `reasons`, in place."""
     rows = reasons.index
-    moved = manifest.loc[rows, "path"].str.replace(schema.IMAGES, schema.QUARANTINED, n=1)
-    changes = {"path": moved, "verdict": schema.REFUSED, "kind": kind, "reason": reasons}
+    moved = manifest.loc[rows, "path"].str.replace(schema.IMAGES, schema.QUARANTINED_IMAGES, n=1)
+    changes = {"path": moved, "verdict": schema.QUARANTINED, "kind": kind, "reason": reasons}
     for column, value in (changes | {"split": "", "fold": NO_FOLD, "group": ""}).items():
         manifest.loc[rows, column] = value
 
@@ -93,7 +90,7 @@ def _sides(good: pd.DataFrame, config: PrepareConfig) -> pd.Series[str]:
     """The split of every image. Images that share a group with a held-out domain validate too."""
     if config.holdout_domain is not None and config.holdout_domain not in set(good["domain"]):
         raise HemafastError(
-            f"No image of {config.holdout_domain} can be used, so none would validate.", "Hold out another domain."
+            f"No image of {config.holdout_domain} can be used for validation.", "Hold out another domain."
         )
     held_out = good["group"].isin(good.loc[good["domain"] == config.holdout_domain, "group"])
     split, others = pd.Series(VAL, index=good.index), good[~held_out]
@@ -111,19 +108,18 @@ def _groups(good: pd.DataFrame, config: PrepareConfig) -> tuple[pd.Series[str], 
     if listed is None:
         return pictures, ()
     named = listed.dropna()
-    together = chain(pictures.groupby(pictures), named.groupby(named))
-    links = [np.stack([rows.index[:-1], rows.index[1:]], axis=1) for _, rows in together]
+    links = np.concatenate([chains(pictures), chains(named)])
     rest = len(good) - len(named)
     source = config.groups.name if config.groups else config.group_pattern
     notes = (f"{rest} images have no group in {source}",) if rest else ()
-    return smallest_in_component(pictures, np.concatenate(links)), notes
+    return smallest_in_component(pictures, links), notes
 
 
 def _listed_groups(good: pd.DataFrame, config: PrepareConfig) -> pd.Series[str] | None:
     """The patient or slide of each image, missing if it has none; None if the settings name no groups."""
-    names = _names(good)
+    names = schema.names_of(good)
     if config.groups is not None:
-        return names.map(lists.read_groups(config.groups, names))
+        return names.map(lists.read_values(config.groups, "group", names))
     if config.group_pattern is not None:
         named = names.str.rpartition("/")[2].str.extract(config.group_pattern).iloc[:, 0]
         if named.isna().all():
@@ -142,7 +138,7 @@ def _take_split(manifest: pd.DataFrame, config: PrepareConfig) -> tuple[str, ...
     """
     assert config.split_file is not None
     file, good = config.split_file, schema.accepted(manifest)
-    names = _names(good)
+    names = schema.names_of(good)
     split = names.map(lists.read_split(file, names)).fillna("")
     manifest.loc[good.index, "split"] = split
     manifest.loc[good.index, "group"] = good["duplicate_group"]
@@ -153,7 +149,3 @@ def _take_split(manifest: pd.DataFrame, config: PrepareConfig) -> tuple[str, ...
     _quarantine(manifest, "not in the split", pd.Series(f"{file.name} does not list it", index=missing))
     refuse_excess(manifest, config)
     return tuple(missing_strata(schema.accepted(manifest), "split", SPLITS))
-
-
-def _names(images: pd.DataFrame) -> pd.Series[str]:
-    return images["path"].str.removeprefix(f"{schema.IMAGES}/")

@@ -11,39 +11,28 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from hemafast.preparation.schema import (
-    IMAGES,
-    MANIFEST,
-    MANIFEST_COLUMNS,
-    QUARANTINE,
-    SHARDS,
-    SPLIT,
-    accepted,
-    in_split,
-    refused,
-    shard_file,
-)
+from hemafast.preparation import schema
 from hemafast.preparation.split import SPLITS
 
 
 def write_manifest(folder: Path, manifest: pd.DataFrame) -> None:
     """Write the manifest with its columns in the order of the schema."""
-    manifest[list(MANIFEST_COLUMNS)].astype(MANIFEST_COLUMNS).to_parquet(folder / MANIFEST, index=False)
+    columns = schema.MANIFEST_COLUMNS
+    manifest[list(columns)].astype(columns).to_parquet(folder / schema.MANIFEST, index=False)
 
 
 def write_quarantine(folder: Path, manifest: pd.DataFrame) -> None:
-    """Write quarantine.csv: file, verdict (a key of POLICIES) and reason of every quarantined image."""
-    rows = [image.row() for image in refused(manifest)]
+    """Write quarantine.csv: file, verdict (its kind) and reason of every quarantined image."""
+    rows = [image.row() for image in schema.quarantined(manifest)]
     table = pd.DataFrame(rows, columns=["file", "verdict", "reason"])
-    table.to_csv(folder / QUARANTINE, index=False, lineterminator="\n")
+    table.to_csv(folder / schema.QUARANTINE, index=False, lineterminator="\n")
 
 
 def write_split(folder: Path, manifest: pd.DataFrame) -> None:
     """Write split.csv: path (domain/class/file), split and fold, in the form that --split-file reads."""
-    images = accepted(manifest)
-    names = images["path"].str.removeprefix(f"{IMAGES}/")
-    split = pd.DataFrame({"path": names, "split": images["split"], "fold": images["fold"]}).sort_values("path")
-    split.to_csv(folder / SPLIT, index=False, lineterminator="\n")
+    images = schema.accepted(manifest)
+    split = images[["path", "split", "fold"]].assign(path=schema.names_of(images)).sort_values("path")
+    split.to_csv(folder / schema.SPLIT, index=False, lineterminator="\n")
 
 
 def split_names(folds: int | None) -> dict[str, tuple[str, int | None]]:
@@ -60,7 +49,7 @@ def shard_parts(manifest: pd.DataFrame, folds: int | None, count: int) -> Iterat
     Any stretch of the manifest is a fair sample of classes and domains, and so is every part.
     """
     for name, (split, fold) in split_names(folds).items():
-        images = in_split(manifest, split, fold)
+        images = schema.in_split(manifest, split, fold)
         for index, part in enumerate(np.array_split(np.arange(len(images)), count)):
             yield name, index, images.iloc[part]
 
@@ -69,11 +58,11 @@ def write_shards(
     folder: Path, manifest: pd.DataFrame, classes: Sequence[str], *, folds: int | None, count: int
 ) -> None:
     """Write file lists in DALI's format: lines of `relative/path label`."""
-    (folder / SHARDS).mkdir(exist_ok=True)
+    (folder / schema.SHARDS).mkdir(exist_ok=True)
     index_of = {name: index for index, name in enumerate(classes)}
     for split, index, images in shard_parts(manifest, folds, count):
         lines = [f"{path} {index_of[label]}\n" for path, label in zip(images["path"], images["label"], strict=True)]
-        (folder / shard_file(split, index, count)).write_text("".join(lines), encoding="utf-8")
+        (folder / schema.shard_file(split, index, count)).write_text("".join(lines), encoding="utf-8")
 
 
 def fingerprint(manifest: pd.DataFrame, classes: Sequence[str], pack_sizes: Sequence[int]) -> str:

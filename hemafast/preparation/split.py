@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass, field
 
 import numpy as np
 import pandas as pd
@@ -22,6 +21,8 @@ NO_FOLD = -1
 
 Stratum = tuple[str, str]
 """Domain and label."""
+Holdings = Counter[Stratum]
+"""Numbers of images that a group, or a part of the split, holds of each stratum."""
 
 
 def draw(seed: int | str, name: str) -> str:
@@ -33,7 +34,7 @@ def assign_split(images: pd.DataFrame, *, val_fraction: float, seed: int) -> pd.
     """The split of every image.
 
     `images` has the columns domain, label and group. Each stratum (a class in a domain) sends `val_fraction` of its
-    images to validation. If it has two groups or more, each side gets at least one image if possible.
+    images to validation, above 0 and below 1. If it has two groups or more, each side gets an image if possible.
     """
     parts = _assign(images, (1 - val_fraction, val_fraction), seed)
     return parts.map({0: TRAIN, 1: VAL}).rename("split")
@@ -48,9 +49,7 @@ def missing_strata(images: pd.DataFrame, part: str, parts: Sequence[Hashable]) -
     """Notes about strata without images in some part. `part` is a column, `parts` are its values."""
     sentences = []
     for (domain, label), stratum in images.groupby(["domain", "label"]):
-        present = set(stratum[part])
-        absent = [str(name) for name in parts if name not in present]
-        if absent:
+        if absent := [str(name) for name in parts if name not in set(stratum[part])]:
             groups = stratum["group"].nunique()
             sentences.append(
                 f"{domain}, {label}: {len(stratum)} images in {groups} group{'s' * (groups != 1)}, none in "
@@ -59,30 +58,20 @@ def missing_strata(images: pd.DataFrame, part: str, parts: Sequence[Hashable]) -
     return sentences
 
 
-@dataclass(slots=True)
-class _Part:
-    """One side of the split, or one fold, while it is filled."""
-
-    share: float
-    images: int = 0
-    held: Counter[Stratum] = field(default_factory=Counter)
-
-
 def _assign(images: pd.DataFrame, shares: Sequence[float], seed: int) -> pd.Series[int]:
     """The number of the part of every image."""
     strata = list(zip(images["domain"].tolist(), images["label"].tolist(), strict=True))
-    groups: dict[str, Counter[Stratum]] = {}
+    groups: dict[str, Holdings] = {}
     for group, stratum in zip(images["group"].tolist(), strata, strict=True):
         groups.setdefault(group, Counter())[stratum] += 1
     totals, rooms = Counter(strata), Counter(stratum for held in groups.values() for stratum in held)
     targets = {stratum: _targets(totals[stratum], rooms[stratum], shares) for stratum in totals}
-    parts = [_Part(share) for share in shares]
+    parts: list[Holdings] = [Counter() for _ in shares]
     chosen: dict[str, int] = {}
     for group in sorted(groups, key=lambda name: (-groups[name].total(), draw(seed, name))):
         held = groups[group]
-        chosen[group] = _neediest(parts, held, targets, totals)
-        parts[chosen[group]].held.update(held)
-        parts[chosen[group]].images += held.total()
+        chosen[group] = _neediest(parts, shares, held, targets, totals)
+        parts[chosen[group]].update(held)
     _fill_empty(parts, groups, chosen, rooms)
     return images["group"].map(chosen)
 
@@ -90,20 +79,21 @@ def _assign(images: pd.DataFrame, shares: Sequence[float], seed: int) -> pd.Seri
 def _targets(images: int, groups: int, shares: Sequence[float]) -> tuple[float, ...]:
     """How many images of a stratum each part should hold.
 
-    Two parts with a share get whole numbers: a lone group goes to the first part, and with more groups neither number
+    Two parts get whole numbers: a lone group goes to the first part, and with more groups neither number
     is zero. More parts get fractions, so that rounding balances out over the strata.
     """
-    if len(shares) != 2 or 0 in shares:
+    if len(shares) != 2:
         return tuple(images * share for share in shares)
     second = min(max(round(images * shares[1]), 1), images - 1) if groups >= 2 else 0
     return (images - second, second)
 
 
 def _neediest(
-    parts: Sequence[_Part],
-    held: Counter[Stratum],
+    parts: Sequence[Holdings],
+    shares: Sequence[float],
+    held: Holdings,
     targets: Mapping[Stratum, tuple[float, ...]],
-    totals: Counter[Stratum],
+    totals: Holdings,
 ) -> int:
     """The part that lacks most of what the group holds; in a tie, the part that is smallest for its share.
 
@@ -111,48 +101,43 @@ def _neediest(
     """
 
     def need(number: int) -> tuple[float, float]:
-        part = parts[number]
         lack = sum(
-            count * (2 * (targets[stratum][number] - part.held[stratum]) - count) / totals[stratum]
+            count * (2 * (targets[stratum][number] - parts[number][stratum]) - count) / totals[stratum]
             for stratum, count in held.items()
         )
-        return round(lack, 9), -part.images / part.share if part.share else float("-inf")
+        return round(lack, 9), -parts[number].total() / shares[number]
 
     return max(range(len(parts)), key=lambda number: (need(number), -number))
 
 
 def _fill_empty(
-    parts: Sequence[_Part], groups: Mapping[str, Counter[Stratum]], chosen: dict[str, int], rooms: Counter[Stratum]
+    parts: Sequence[Holdings], groups: Mapping[str, Holdings], chosen: dict[str, int], rooms: Holdings
 ) -> None:
     """Move groups into parts without images of a stratum, if another part can spare a whole group."""
     for stratum in sorted((stratum for stratum in rooms if rooms[stratum] >= len(parts)), key=str):
-        for number, part in enumerate(parts):
-            if part.held[stratum] or not part.share:
-                continue
-            spare = [
-                group for group, held in groups.items() if held[stratum] and _can_spare(parts[chosen[group]], held)
-            ]
+        for number in (number for number, part in enumerate(parts) if not part[stratum]):
+            spare = [name for name, held in groups.items() if held[stratum] and _can_spare(parts[chosen[name]], held)]
             if spare:
                 group = min(spare, key=lambda name: (groups[name].total(), name))
-                parts[chosen[group]].held.subtract(groups[group])
-                part.held.update(groups[group])
+                parts[chosen[group]].subtract(groups[group])
+                parts[number].update(groups[group])
                 chosen[group] = number
 
 
-def _can_spare(part: _Part, held: Counter[Stratum]) -> bool:
-    return all(part.held[stratum] > count for stratum, count in held.items())
+def _can_spare(part: Holdings, held: Holdings) -> bool:
+    return all(part[stratum] > count for stratum, count in held.items())
 
 
-def fair_order(images: pd.DataFrame, key: str = "path") -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+def fair_order(images: pd.DataFrame) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
     """Positions of all rows in an order in which any stretch is a fair sample of classes and domains.
 
-    `images` has the columns domain, label and `key`, which names a row. Each stratum is shuffled and spread evenly, so
+    `images` has the columns domain, label and path, which names a row. Each stratum is shuffled and spread evenly, so
     that any stretch holds its share of it to within one image. The order is a hash of the names and depends neither on
     the order of the rows nor on the platform.
     """
-    rank = images[key].map(lambda name: draw("order", name))
+    rank = images["path"].map(lambda name: draw("order", name))
     strata = images.groupby(["domain", "label"])
     place = rank.groupby([images["domain"], images["label"]]).rank(method="first") - 1
-    offset = strata[key].transform("min").map(lambda name: int(draw("offset", name)[:8], 16) / 2**32)
-    position = (place + offset) / strata[key].transform("size")
+    offset = strata["path"].transform("min").map(lambda name: int(draw("offset", name)[:8], 16) / 2**32)
+    position = (place + offset) / strata["path"].transform("size")
     return np.lexsort((rank.to_numpy(dtype=str), position.to_numpy()))

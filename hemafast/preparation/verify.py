@@ -43,7 +43,7 @@ def verify(folder: Path, *, progress: Progress = SILENT) -> Verification:
 
     Args:
         folder: the prepared data set.
-        progress: hears of every file and every image.
+        progress: receives every file and every image.
 
     Returns:
         The number of images and files, and the problems found.
@@ -69,8 +69,7 @@ def verify(folder: Path, *, progress: Progress = SILENT) -> Verification:
 
 def _verify_files(folder: Path, info: schema.DatasetInfo, progress: Progress) -> Iterator[Problem]:
     for name, expected in info.files.items():
-        problem = _compare(folder / name, expected)
-        if problem:
+        if problem := _compare(folder / name, expected):
             yield Problem(name, problem)
         progress.advance()
 

@@ -19,7 +19,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from hemafast.errors import HemafastError
-from hemafast.preparation.schema import IMAGES, WEBDATASET, DatasetInfo, shard_file
+from hemafast.preparation.schema import IMAGES, PREPARE_AGAIN, WEBDATASET, DatasetInfo, shard_file
 from hemafast.preparation.shards import shard_parts, split_names
 from hemafast.progress import SILENT, Progress, stage
 
@@ -53,25 +53,21 @@ def read_members(folder: Path, images: pd.DataFrame, split: str, info: DatasetIn
         raise HemafastError(f"{folder} holds no tar files.", "Prepare it with --format webdataset.")
     paths: list[str] = []
     places: list[tuple[int, int]] = []
+    rows = zip(images.index, images["path"], images["bytes"], strict=True)
+    expected = [(_key(path, row), size) for row, path, size in rows]
     count = info.settings["shards"]
     for index in range(count):
-        tar = folder.absolute() / shard_file(split, index, count, folder=WEBDATASET, suffix=".tar")
-        place = tar.with_suffix(".idx").relative_to(folder.absolute())
-        found = _read_index(tar.with_suffix(".idx"), info.files.get(place.as_posix()))
-        part = images.iloc[len(places) : len(places) + len(found)]
-        expected = [
-            (_key(path, row), size) for row, path, size in zip(part.index, part["path"], part["bytes"], strict=True)
-        ]
+        place = shard_file(split, index, count, folder=WEBDATASET, suffix=".idx")
+        tar = folder.absolute() / place.with_suffix(".tar")
+        found = _read_index(folder / place, info.files.get(place.as_posix()))
         length = tar.stat().st_size if tar.is_file() else -1
         whole = length >= max((begin + size for _, begin, size in found), default=0)
-        if not whole or expected != [(key, size) for key, _, size in found]:
-            raise HemafastError(
-                f"{tar} or its index has changed since it was prepared.", "Run `hemafast prepare` again."
-            )
+        if not whole or expected[len(places) :][: len(found)] != [(key, size) for key, _, size in found]:
+            raise HemafastError(f"{tar} or its index has changed since it was prepared.", PREPARE_AGAIN)
         paths += [str(tar)] * len(found)
         places += [(begin, size) for _, begin, size in found]
     if len(places) != len(images):
-        raise HemafastError(f"The tar files of {split} in {folder} lack images.", "Run `hemafast prepare` again.")
+        raise HemafastError(f"The tar files of {split} in {folder} lack images.", PREPARE_AGAIN)
     offsets, sizes = np.array(places, dtype=np.int64).reshape(-1, 2).T
     return Members(tuple(paths), offsets, sizes)
 
@@ -84,9 +80,9 @@ def _read_index(path: Path, sha256: str | None) -> list[tuple[str, int, int]]:
         samples = [line.split(" ") for line in lines]
         found = [(name.removesuffix(f".{suffix}"), int(begin), int(size)) for suffix, begin, size, name, *_ in samples]
     except (OSError, ValueError) as error:
-        raise HemafastError(f"{path} cannot be read ({error}).", "Run `hemafast prepare` again.") from error
+        raise HemafastError(f"{path} cannot be read ({error}).", PREPARE_AGAIN) from error
     if head != f"{_INDEX_VERSION} {len(found)}" or hashlib.sha256(content).hexdigest() != sha256:
-        raise HemafastError(f"{path} was cut or changed.", "Run `hemafast prepare` again.")
+        raise HemafastError(f"{path} was cut or changed.", PREPARE_AGAIN)
     return found
 
 

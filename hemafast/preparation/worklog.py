@@ -1,97 +1,75 @@
-"""A log of the images that an interrupted preparation has finished, so that the next call need not read them again."""
+"""A log of the images that an interrupted preparation has finished, so that the next call need not read them again.
+
+Each row of the manifest becomes a line of JSON once the image and its squares are written. A kill may tear a line, and
+a power cut may lose the files that a line describes: `sound_rows` checks both.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import Executor
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import xxhash
 
 from hemafast.preparation.lists import sha256_of
 from hemafast.preparation.pixels import SquareFiles
 from hemafast.preparation.publish import log_of
-from hemafast.preparation.schema import IMAGES, QUARANTINED, REFUSED
-from hemafast.progress import SILENT, Progress, stage
+from hemafast.preparation.schema import IMAGES, QUARANTINED, QUARANTINED_IMAGES
+from hemafast.progress import Progress, stage
 
 Row = dict[str, Any]
 
 
-class WorkLog:
-    """Rows of the manifest as lines of JSON, each appended once the image and its squares are written.
+def sound_rows(folder: Path, squares: Sequence[SquareFiles], pool: Executor, progress: Progress) -> dict[int, Row]:
+    """Rows of an interrupted preparation by number, if their files and squares are unchanged.
 
-    A kill may tear a line, and a power cut may lose the files that a line describes: `sound_rows` checks both.
+    Drops all other rows from the log of `folder`, or begins one.
     """
-
-    def __init__(self, folder: Path) -> None:
-        self._folder, self._path = folder, log_of(folder)
-        self._lines = self._whole_lines()
-        self._file = self._path.open("a", encoding="utf-8")
-
-    def __enter__(self) -> WorkLog:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._file.close()
-
-    def sound_rows(self, squares: Sequence[SquareFiles], pool: Executor, progress: Progress = SILENT) -> dict[int, Row]:
-        """Rows of an interrupted preparation by number, if their files and squares are unchanged.
-
-        Drops all other rows from the log.
-        """
-        rows: dict[int, Row] = {}
-        if self._lines:
-            with stage(progress, "hashing images read before", len(self._lines)):
-                sound = pool.map(lambda line: self._is_sound(line, squares), self._lines)
-                for line, is_sound in zip(self._lines, sound, strict=True):
-                    if is_sound:
-                        rows[line["number"]] = line["row"]
-                    progress.advance()
-        fresh = self._path.with_name(f"{self._path.name}.tmp")
-        fresh.write_text("".join(_lines_of(rows.items())), encoding="utf-8")
-        self._file.close()
-        fresh.replace(self._path)
-        self._file = self._path.open("a", encoding="utf-8")
-        return rows
-
-    def append(self, rows: Iterable[tuple[int, Row]]) -> None:
-        """Add rows with their numbers. Their images and squares must have been written."""
-        self._file.writelines(_lines_of(rows))
-        self._file.flush()
-
-    def _whole_lines(self) -> list[dict[str, Any]]:
-        if not self._path.is_file():
-            return []
-        lines = []
-        for text in self._path.read_text(encoding="utf-8", errors="replace").splitlines():
-            try:
-                lines.append(json.loads(text))
-            except ValueError:
-                break  # torn; what follows is useless
-        return lines
-
-    def _is_sound(self, line: dict[str, Any], squares: Sequence[SquareFiles]) -> bool:
-        row = line["row"]
-        path: Path = self._folder / row["path"]
-        moved = self._folder / row["path"].replace(f"{IMAGES}/", f"{QUARANTINED}/", 1)
-        if not path.exists() and moved.exists():  # the kill came after a contradiction was quarantined
-            path.parent.mkdir(parents=True, exist_ok=True)
-            moved.rename(path)
-        if row["verdict"] == REFUSED:
-            return False  # these are few; reading them again gives the reason again
-        try:
-            if sha256_of(path) != row["sha256"]:
-                return False
-        except OSError:
-            return False
-        pixels_xxh128: str = row["pixels_xxh128"]
-        return hash_squares(file.read(line["number"]) for file in squares) == pixels_xxh128
+    log, rows = log_of(folder), dict[int, Row]()
+    if lines := _whole_lines(log):
+        with stage(progress, "hashing images read before", len(lines)):
+            sound = pool.map(lambda line: _is_sound(folder, line["number"], line["row"], squares), lines)
+            for line, is_sound in zip(lines, sound, strict=True):
+                if is_sound:
+                    rows[line["number"]] = line["row"]
+                progress.advance()
+    fresh = log.with_name(f"{log.name}.tmp")
+    with fresh.open("w", encoding="utf-8") as file:
+        append_rows(file, rows.items())
+    fresh.replace(log)
+    return rows
 
 
-def _lines_of(rows: Iterable[tuple[int, Row]]) -> Iterator[str]:
-    return (json.dumps({"number": number, "row": row}) + "\n" for number, row in rows)
+def append_rows(log: TextIO, rows: Iterable[tuple[int, Row]]) -> None:
+    """Add rows with their numbers to a log. Their images and squares must have been written."""
+    log.writelines(json.dumps({"number": number, "row": row}) + "\n" for number, row in rows)
+    log.flush()
+
+
+def _whole_lines(log: Path) -> list[dict[str, Any]]:
+    lines = []
+    with suppress(FileNotFoundError, ValueError):  # ValueError: a torn line; what follows is useless
+        for text in log.read_text(encoding="utf-8", errors="replace").splitlines():
+            lines.append(json.loads(text))
+    return lines
+
+
+def _is_sound(folder: Path, number: int, row: Row, squares: Sequence[SquareFiles]) -> bool:
+    path = folder / row["path"]
+    moved = folder / row["path"].replace(f"{IMAGES}/", f"{QUARANTINED_IMAGES}/", 1)
+    if not path.exists() and moved.exists():  # the kill came after a contradiction was quarantined
+        path.parent.mkdir(parents=True, exist_ok=True)
+        moved.rename(path)
+    if row["verdict"] == QUARANTINED:
+        return False  # these are few; reading them again gives the reason again
+    with suppress(OSError):
+        if sha256_of(path) == row["sha256"]:
+            return bool(hash_squares(file.read(number) for file in squares) == row["pixels_xxh128"])
+    return False
 
 
 def hash_squares(squares: Iterable[Any]) -> str:

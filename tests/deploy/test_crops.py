@@ -43,7 +43,7 @@ def test_without_a_domain_in_the_path_the_image_is_seen_whole_under_a_warning(na
         assert sides(name, "Matek_19/b.jpg", name) == [0, 345, 0]
     (record,) = caplog.records
     assert record.getMessage().startswith("2 images are of unknown scale")
-    assert "--um-per-pixel" in record.getMessage()
+    assert "um_per_pixel (--um-per-pixel)" in record.getMessage()
 
 
 def test_the_folder_that_one_stands_in_counts_too(tmp_path, monkeypatch):

@@ -237,7 +237,7 @@ class Branching(nn.Module):
 @pytest.mark.parametrize("pack", [pack_torch_export, pack_onnx])
 def test_a_network_that_cannot_be_traced_is_named_with_a_way_out(pack, capfd):
     model = Classifier(Branching(), (0.5, 0.5, 0.5), (0.2, 0.2, 0.2))
-    with pytest.raises(HemafastError, match=r"test_resnet cannot be exported.*--format safetensors"):
+    with pytest.raises(HemafastError, match=r"test_resnet cannot be exported.*--format\) safetensors"):
         pack(Deployed(model, "nchw", 1.0).eval(), CARD)
     assert capfd.readouterr().out == ""
 

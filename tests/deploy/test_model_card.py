@@ -12,7 +12,7 @@ from exported import CARD, card_on, noise, random_model, write_run, write_run_on
 from markdown_it import MarkdownIt
 
 from hemafast.deploy.export import export_run
-from hemafast.deploy.model_card import FEW, limits, training_counts
+from hemafast.deploy.model_card import FEW, model_card, training_counts
 from hemafast.engine.checkpoint import Calibration, View
 from hemafast.evaluate.evaluate import evaluate_run
 
@@ -159,12 +159,13 @@ def test_limits_name_what_the_data_lacks(scored, dataset):
         assert f"No validation image is of {metrics['pooled']['absent'][0]}" in told
 
 
-def test_groups_of_the_split_are_named_for_what_they_are(scored, dataset):
+def test_groups_of_the_split_are_named_for_what_they_are(scored, dataset, tmp_path):
     settings = {**dataset.info.settings, "group_pattern": "^(.*)_"}
     grouped = replace(
         dataset, files=replace(dataset.files, info=dataset.info.model_copy(update={"settings": settings}))
     )
-    said = " ".join(limits(card_on(dataset), grouped, {}, None))
+    exported, card = export_run(scored[0], tmp_path, format="safetensors"), card_on(dataset)
+    said = " ".join(Html(model_card(exported, random_model(card), card, tmp_path, grouped)).items)
     assert "No patient ids" not in said
     assert "only if these groups are patients" in said
 

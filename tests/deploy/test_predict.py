@@ -19,10 +19,10 @@ from recorder import Recorder, Stage
 from hemafast.data.graph import GraphShape
 from hemafast.data.loader import eval_loader
 from hemafast.deploy import predict as module
-from hemafast.deploy.ensemble import symmetries
 from hemafast.deploy.inputs import read_images
+from hemafast.deploy.model import symmetries
 from hemafast.deploy.plan import Options, make_plan, sort_named
-from hemafast.deploy.predict import predict
+from hemafast.deploy.predict import classify
 from hemafast.engine.checkpoint import Calibration, load_best, read_card, save_best
 from hemafast.errors import HemafastError
 from hemafast.evaluate.calibration import soften
@@ -36,7 +36,7 @@ def ask(models, paths, **options):
     """The table of predictions."""
     models = models if isinstance(models, list) else [models]
     paths = paths if isinstance(paths, list) else [paths]
-    return predict(models, list(map(str, paths)), Options(**CPU | options)).table
+    return classify(make_plan(models, list(map(str, paths)), Options(**CPU | options))).table
 
 
 def numbers(table):
@@ -341,7 +341,7 @@ def test_no_more_images_are_read_ahead_than_a_few_batches(fitted, tmp_path, make
 def test_progress_counts_every_image_of_every_group(fitted, cut, spoilt, tmp_path):
     other = write_run(tmp_path / "other", replace(card_on(cut), view=replace(card_on(cut).view, packed_size=48)))
     recorder = Recorder()
-    predict([fitted, other], [str(spoilt)], Options(batch_size=2, **CPU), progress=recorder)
+    classify(make_plan([fitted, other], [str(spoilt)], Options(batch_size=2, **CPU)), progress=recorder)
     assert recorder.stages == [Stage("classifying", 12, "images", [0, 2, 4, 6, 8, 10, 12], finished=True)]
 
 
@@ -453,10 +453,10 @@ def test_the_command_takes_globs_files_and_zips(fitted, cells, tmp_path, named):
         (["unfinished", "cells"], ["There is no unfinished/best_model.safetensors", "epoch"]),
         (["damaged", "cells"], ["damaged/best_model.safetensors cannot be loaded"]),
         (["{run}", "cells", "--output", "cells"], ["cells is a folder"]),
-        (["{run}", "cells", "--um-per-pixel", "5"], ["5 pixels", "--um-per-pixel"]),
-        (["{run}", "cells", "--um-per-pixel", "nan"], ["--um-per-pixel nan", "0.001"]),
-        (["{run}", "cells", "--abstain-below", "nan"], ["--abstain-below nan"]),
-        (["{run}", "cells", "--batch-size", "0"], ["--batch-size 0"]),
+        (["{run}", "cells", "--um-per-pixel", "5"], ["5 pixels", "um_per_pixel (--um-per-pixel)"]),
+        (["{run}", "cells", "--um-per-pixel", "nan"], ["um_per_pixel = nan", "--um-per-pixel", "0.001"]),
+        (["{run}", "cells", "--abstain-below", "nan"], ["abstain_below = nan", "--abstain-below"]),
+        (["{run}", "cells", "--batch-size", "0"], ["batch_size = 0", "--batch-size"]),
         (["{run}", "cells", "--amp", "fp16", "--device", "cpu"], ["fp16"]),
     ],
 )

@@ -6,8 +6,8 @@ import torch
 
 from hemafast.deploy.heat import heat_maps
 from hemafast.deploy.model import open_model
-from hemafast.deploy.plan import Options
-from hemafast.deploy.predict import predict
+from hemafast.deploy.plan import Options, make_plan
+from hemafast.deploy.predict import classify
 from hemafast.engine.checkpoint import load_best
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
@@ -16,9 +16,8 @@ pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(),
 @pytest.mark.parametrize("tta", [False, True])
 def test_predictions_are_those_of_the_cpu(scored, prepared, tta):
     archives = [str(prepared.folder.parent / name) for name in ("Acevedo_20.zip", "Matek_19.zip")]
-    gpu, cpu = (
-        predict([scored], archives, Options(device=device, amp="off", tta=tta)).table for device in ("cuda", "cpu")
-    )
+    options = (Options(device=device, amp="off", tta=tta) for device in ("cuda", "cpu"))
+    gpu, cpu = (classify(make_plan([scored], archives, how)).table for how in options)
     assert list(gpu["image"]) == list(cpu["image"])
     assert set(gpu["status"]) == {"ok"}
     columns = [name for name in gpu.columns if name.startswith("p_")]

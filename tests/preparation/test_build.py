@@ -17,7 +17,7 @@ from hemafast.config import PrepareConfig
 from hemafast.data.dataset import open_dataset
 from hemafast.errors import HemafastError
 from hemafast.preparation import pixels
-from hemafast.preparation.archive import open_archive
+from hemafast.preparation.archive import entry_reader, open_archive
 from hemafast.preparation.build import prepare
 from hemafast.preparation.pixels import SquareDecoder, centre_windows
 from hemafast.preparation.reader import read_prepared
@@ -47,8 +47,8 @@ def _snapshot(folder: Path) -> dict:
 
 def _originals(path: Path) -> dict[str, bytes]:
     archive = open_archive(path)
-    with archive.reader() as read:
-        return {f"{archive.domain}/{m.label}/{m.file}": read(m) for m in archive.members}
+    with entry_reader(archive.path) as read:
+        return {m.name: read(m.entry) for m in archive.members}
 
 
 def left_in(folder: Path) -> set[str]:

@@ -13,7 +13,7 @@ import pytest
 
 from hemafast.config import PrepareConfig
 from hemafast.errors import HemafastError
-from hemafast.preparation.archive import find_archives, open_archive
+from hemafast.preparation.archive import entry_reader, find_archives, open_archive
 from hemafast.preparation.build import prepare
 from hemafast.preparation.safety import MAX_IMAGE_BYTES
 
@@ -62,8 +62,8 @@ def test_class_folders_are_found_at_the_root_and_in_one_top_folder(tmp_path, mak
 def test_the_reader_gives_the_bytes_of_each_member(tmp_path, make_archive, name, top):
     extra = {f"{top}basophil/a.jpg": b"first", f"{top}monocyte/a.jpg": b"second"}
     archive = open_archive(make_archive(tmp_path / name, {}, extra=extra))
-    with archive.reader() as read:
-        assert {member.label: read(member) for member in archive.members} == {
+    with entry_reader(archive.path) as read:
+        assert {member.label: read(member.entry) for member in archive.members} == {
             "basophil": b"first",
             "monocyte": b"second",
         }
@@ -333,9 +333,9 @@ def test_a_damaged_member_refuses_the_archive_when_it_is_read(tmp_path, damage):
     path = tmp_path / "d.zip"
     damage(path)
     archive = open_archive(path)
-    with archive.reader() as read:
-        assert read(archive.members[0]) == b"a"
-        error = _refusal(lambda: read(archive.members[1]), str(path), "basophil/b.png", "damaged")
+    with entry_reader(archive.path) as read:
+        assert read(archive.members[0].entry) == b"a"
+        error = _refusal(lambda: read(archive.members[1].entry), str(path), "basophil/b.png", "damaged")
     assert "folder" in error.remedy
 
 
@@ -344,8 +344,8 @@ def test_a_bomb_is_inflated_no_further_than_it_declares(tmp_path):
     _declare(path, bytes(64 * 2**20 + 13), 5_000)  # zeros; the caps go by what is declared, and see nothing
     archive = open_archive(path)
     tracemalloc.start()
-    with archive.reader() as read:
-        _refusal(lambda: read(archive.members[1]), "basophil/b.png")
+    with entry_reader(archive.path) as read:
+        _refusal(lambda: read(archive.members[1].entry), "basophil/b.png")
     assert tracemalloc.get_traced_memory()[1] < 4 * 2**20
     tracemalloc.stop()
 
@@ -357,8 +357,8 @@ def test_an_archive_that_changes_while_it_is_read_is_an_error(tmp_path, make_arc
 
     archive = open_archive(write(b"first"))
     write(b"second, and longer")
-    with archive.reader() as read:
-        _refusal(lambda: read(archive.members[0]), "basophil/a.png", "changed since it was listed")
+    with entry_reader(archive.path) as read:
+        _refusal(lambda: read(archive.members[0].entry), "basophil/a.png", "changed since it was listed")
 
 
 @pytest.mark.parametrize("left", [None, b"no zip any more"])
@@ -368,7 +368,7 @@ def test_an_archive_that_has_gone_is_an_error(tmp_path, make_archive, left):
     path.unlink()
     if left:
         path.write_bytes(left)
-    _refusal(lambda: archive.reader().__enter__(), str(path))
+    _refusal(lambda: entry_reader(archive.path).__enter__(), str(path))
 
 
 def test_flipped_bytes_in_the_directory_of_a_zip_end_in_a_clear_error_or_a_whole_archive(tmp_path, make_archive):
@@ -382,9 +382,9 @@ def test_flipped_bytes_in_the_directory_of_a_zip_end_in_a_clear_error_or_a_whole
         path.write_bytes(content)
         try:
             archive = open_archive(path)
-            with archive.reader() as read:
+            with entry_reader(archive.path) as read:
                 for member in archive.members:
-                    assert read(member) in {bytes([n]) * 40 for n in range(3)}
+                    assert read(member.entry) in {bytes([n]) * 40 for n in range(3)}
         except HemafastError:
             refused += 1
     assert refused > 300
@@ -413,8 +413,8 @@ def test_a_folder_that_cannot_be_listed_is_not_passed_over(tmp_path, make_archiv
 def test_a_file_of_a_folder_that_has_gone_is_an_error(tmp_path, make_archive):
     archive = open_archive(make_archive(tmp_path / "d", COUNTS))
     (tmp_path / "d" / "basophil" / "BAS_000.png").unlink()
-    with archive.reader() as read:
-        error = _refusal(lambda: read(archive.members[0]), "basophil/BAS_000.png")
+    with entry_reader(archive.path) as read:
+        error = _refusal(lambda: read(archive.members[0].entry), "basophil/BAS_000.png")
     assert "Check the disk" in error.remedy
 
 

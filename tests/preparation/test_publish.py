@@ -21,8 +21,10 @@ MARKER = "dataset.json"
 KEY, OTHER_KEY = "0123456789abcdef", "f" * 16
 
 
-def ours(folder: Path) -> bool:
-    return (folder / MARKER).is_file()
+@pytest.fixture(autouse=True)
+def _marked(monkeypatch) -> None:
+    """A folder with the marker passes for a prepared data set."""
+    monkeypatch.setattr(publish, "is_prepared", lambda folder: (folder / MARKER).is_file())
 
 
 @pytest.fixture
@@ -34,7 +36,7 @@ def target(tmp_path) -> Path:
 
 
 def _publish(target: Path, text: str, key: str = KEY) -> None:
-    with published_whole(target, ours, key) as folder:
+    with published_whole(target, key) as folder:
         (folder / MARKER).write_text(text)
 
 
@@ -61,14 +63,14 @@ def test_two_folders_change_places_in_one_step_here(tmp_path):
 
 def test_a_kill_between_two_renames_loses_neither(target):
     target.rename(target.with_name(".prepared-old"))
-    recover(target, ours)
+    recover(target)
     assert (target / MARKER).read_text() == "old"
     assert _left(target) == {"prepared"}
 
 
 def test_publishing_itself_puts_back_what_a_kill_left_aside(target):
     target.rename(target.with_name(".prepared-old"))
-    with pytest.raises(HemafastError), published_whole(target, ours, KEY):
+    with pytest.raises(HemafastError), published_whole(target, KEY):
         raise HemafastError("mend", "this")
     assert (target / MARKER).read_text() == "old"
 
@@ -76,16 +78,16 @@ def test_publishing_itself_puts_back_what_a_kill_left_aside(target):
 def test_a_kill_before_the_old_folder_was_deleted_leaves_the_new_one(target):
     shutil.copytree(target, target.with_name(".prepared-old"))
     (target / MARKER).write_text("new")
-    recover(target, ours)
+    recover(target)
     assert (target / MARKER).read_text() == "new"
     assert _left(target) == {"prepared"}
 
 
 def test_nothing_is_tidied_up_while_another_process_writes(target):
     old = target.with_name(".prepared-old")
-    with published_whole(target, ours, KEY) as folder:
+    with published_whole(target, KEY) as folder:
         old.mkdir()
-        recover(target, ours)
+        recover(target)
         assert old.exists()
         (folder / MARKER).write_text("new")
     assert _left(target) == {"prepared"}
@@ -93,7 +95,7 @@ def test_nothing_is_tidied_up_while_another_process_writes(target):
 
 def test_a_kill_while_folders_change_places_mixes_nothing(target, monkeypatch):
     """The older data set lies under the name of the work then; it must not be taken for work."""
-    with published_whole(target, ours, KEY) as folder:
+    with published_whole(target, KEY) as folder:
         log_of(folder).write_text("verified")
         (folder / MARKER).write_text("new")
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
@@ -107,7 +109,7 @@ def test_a_kill_while_folders_change_places_mixes_nothing(target, monkeypatch):
         folder.mkdir()
         (folder / MARKER).write_text("newer")
     target.with_name("kept").rename(target.with_name(f".prepared-new-{KEY}"))
-    with published_whole(target, ours, KEY) as folder:
+    with published_whole(target, KEY) as folder:
         assert not list(folder.iterdir())
         (folder / MARKER).write_text("newest")
     assert (target / MARKER).read_text() == "newest"
@@ -119,14 +121,14 @@ def _interrupt(*arguments):
 
 
 def test_an_interrupted_folder_is_gone_on_with_under_the_same_key_only(target):
-    with pytest.raises(KeyboardInterrupt), published_whole(target, ours, KEY) as folder:
+    with pytest.raises(KeyboardInterrupt), published_whole(target, KEY) as folder:
         (folder / "half").write_text("x")
         log_of(folder).write_text("half is done")
         raise KeyboardInterrupt
-    with pytest.raises(KeyboardInterrupt), published_whole(target, ours, KEY) as folder:
+    with pytest.raises(KeyboardInterrupt), published_whole(target, KEY) as folder:
         assert (folder / "half").exists()
         raise KeyboardInterrupt
-    with published_whole(target, ours, OTHER_KEY) as folder:
+    with published_whole(target, OTHER_KEY) as folder:
         assert not list(folder.iterdir())
         (folder / MARKER).write_text("new")
     assert _left(target) == {"prepared"}
@@ -134,7 +136,7 @@ def test_an_interrupted_folder_is_gone_on_with_under_the_same_key_only(target):
 
 @pytest.mark.parametrize("error", [HemafastError("a", "b"), OSError(errno.EACCES, "no")])
 def test_an_error_leaves_the_old_folder_and_nothing_else(target, error):
-    with pytest.raises(HemafastError), published_whole(target, ours, KEY):
+    with pytest.raises(HemafastError), published_whole(target, KEY):
         raise error
     assert (target / MARKER).read_text() == "old"
     assert _left(target) == {"prepared"}
@@ -148,7 +150,7 @@ def test_a_folder_that_was_not_written_by_us_is_not_replaced(tmp_path):
 
 
 def test_a_second_process_is_told_who_is_writing(target):
-    with published_whole(target, ours, KEY) as folder:
+    with published_whole(target, KEY) as folder:
         with pytest.raises(HemafastError, match=rf"process {os.getpid()}\) is writing"):
             _publish(target, "other")
         (folder / MARKER).write_text("new")
@@ -158,8 +160,9 @@ def test_a_second_process_is_told_who_is_writing(target):
 def test_the_lock_of_a_killed_process_does_not_block(target):
     script = (
         "import sys, time; from pathlib import Path\n"
-        "from hemafast.preparation.publish import published_whole\n"
-        "with published_whole(Path(sys.argv[1]), lambda folder: True, '0' * 16):\n"
+        "from hemafast.preparation import publish\n"
+        "publish.is_prepared = lambda folder: True\n"
+        "with publish.published_whole(Path(sys.argv[1]), '0' * 16):\n"
         "    print('in', flush=True); time.sleep(60)\n"
     )
     with subprocess.Popen([sys.executable, "-c", script, str(target)], stdout=subprocess.PIPE) as process:

@@ -9,7 +9,7 @@ from PIL import Image
 
 from hemafast.config import PrepareConfig
 from hemafast.demo.archives import write_demo_archives
-from hemafast.preparation.archive import open_archive
+from hemafast.preparation.archive import entry_reader, open_archive
 from hemafast.preparation.build import prepare
 
 IMAGES, FLIPPED = 200, 200
@@ -22,10 +22,12 @@ def jpegs(tmp_path_factory) -> list[bytes]:
     found = []
     for path in paths:
         archive = open_archive(path)
-        with archive.reader() as read:
+        with entry_reader(archive.path) as read:
             for member in archive.members:
                 stream = io.BytesIO()
-                Image.open(io.BytesIO(read(member))).convert("RGB").save(stream, "JPEG", quality=90, subsampling=0)
+                Image.open(io.BytesIO(read(member.entry))).convert("RGB").save(
+                    stream, "JPEG", quality=90, subsampling=0
+                )
                 found.append(stream.getvalue())
     return found[:IMAGES]
 

@@ -11,7 +11,7 @@ from PIL import Image, ImageEnhance
 from hemafast.config import PrepareConfig
 from hemafast.demo.archives import write_demo_archives
 from hemafast.preparation import duplicates
-from hemafast.preparation.archive import open_archive
+from hemafast.preparation.archive import entry_reader, open_archive
 from hemafast.preparation.build import prepare
 from hemafast.preparation.duplicates import (
     MAX_DISTANCE,
@@ -33,9 +33,9 @@ def cells(tmp_path_factory) -> list[np.ndarray]:
     pixels = []
     for path in write_demo_archives(folder, images=160, seed=3):
         archive = open_archive(path)
-        with archive.reader() as read:
+        with entry_reader(archive.path) as read:
             for member in archive.members:
-                image = Image.open(io.BytesIO(read(member))).convert("RGB")
+                image = Image.open(io.BytesIO(read(member.entry))).convert("RGB")
                 pixels.append(np.asarray(image.resize((256, 256), Image.Resampling.BILINEAR)))
     return pixels
 
