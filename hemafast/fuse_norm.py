@@ -1,6 +1,6 @@
-"""Fuse batch norms in evaluation mode into the convolutions before them, which saves a pass over memory each.
+"""Fuse batch norms in evaluation mode into the convolutions before them, which saves one pass over memory each.
 
-In evaluation mode a batch norm scales and shifts channels by constants, which the convolution's weight and bias can do.
+In evaluation mode, a batch norm scales and shifts channels by constants. Weight and bias of a convolution do the same.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ logger = logging.getLogger("hemafast")
 def fuse_batch_norms(model: nn.Module) -> int:
     """Fuse each batch norm into the plain convolution before it, in place, while the norm is in evaluation mode.
 
-    Parameters, buffers and their names stay the same, and weights may be loaded afterwards. In training mode nothing
-    changes. Returns the number of fused norms: 0 for a network that cannot be traced.
+    Parameters, buffers and their names stay the same, so weights can be loaded afterwards. In training mode nothing
+    changes. Returns the number of fused norms; 0 if the network cannot be traced.
     """
     pairs = [*_pairs(model)]
     for convolution, norm in pairs:
-        for module in (convolution, norm):  # in place: other references to the module see it too
+        for module in (convolution, norm):  # in place, so that other references to the module see it too
             module.__class__ = _FUSED[type(module)]
         convolution.behind = (norm,)  # type: ignore[assignment] # in a tuple, so that it is not registered as a submodule
     return len(pairs)
@@ -78,7 +78,7 @@ def _is_plain_convolution(module: nn.Module) -> bool:
 
 
 def _fused(convolution: _Convolution | _ConvolutionSame) -> tuple[Tensor, Tensor]:
-    """Weight and bias of the convolution and the norm together. They are small, so computing them costs little."""
+    """Weight and bias of convolution and norm together. They are small, so computing them costs little."""
     (norm,) = convolution.behind
     scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
     mean = norm.running_mean if convolution.bias is None else norm.running_mean - convolution.bias

@@ -1,8 +1,8 @@
-"""Resampling and turning of pixels on a CPU, compiled: what DALI's own operators do there several times slower.
+"""Compiled resampling and turning of pixels on a CPU, several times faster than DALI's own operators.
 
-Each function is the body of a DALI operator (nvidia.dali.plugin.numba) and works on one image; DALI calls it from its
-threads. `cut_window` equals `fn.resize` with a region of interest and antialiasing, `turn` equals `fn.warp_affine` with
-the nearest neighbour, to within two levels of 255 and the odd tie between two pixels; tests hold them together.
+Each function is the body of a DALI operator (nvidia.dali.plugin.numba) and works on one image. DALI calls it from its
+threads. `cut_window` equals `fn.resize` with a region of interest and antialiasing, and `turn` equals `fn.warp_affine`
+with the nearest neighbour, except for two levels of 255 and ties between two pixels. Tests compare them.
 """
 
 from __future__ import annotations
@@ -26,51 +26,38 @@ Words = npt.NDArray[np.uint32]
 
 _BITS = 32
 _ONE = 1 << _BITS
-"""Positions are counted in whole numbers of a 2^-32 of a pixel: adding them up is exact, and cheaper than rounding."""
-
+"""Positions are integers in units of 2^-32 pixels. Adding them is exact, and cheaper than rounding."""
 
 _PIXEL = np.uint32(0xFFFFFF)
-"""The three bytes of a word that belong to its pixel."""
+"""The three bytes of a word that hold its pixel."""
 
 
 def _kept(compile_function: Callable[..., Any]) -> Any:
-    """What `compile_function` makes of cache=True, or of cache=False where numba finds no place to write to."""
+    """The result of `compile_function` with cache=True, or with cache=False if numba cannot write a cache."""
     try:
         return compile_function(cache=True)
     except RuntimeError:
         return compile_function(cache=False)
 
 
-def _compiled(function: Any) -> Any:
-    return _kept(lambda cache: njit(cache=cache)(function))
+def compiled(**options: Any) -> Callable[[Any], Any]:
+    """numba's `njit` with these options, and a cache if possible."""
+    return lambda function: _kept(lambda cache: njit(cache=cache, **options)(function))
 
 
-def _compiled_fast(function: Any) -> Any:
-    """Sums may be taken in another order, which lets the processor take several at once."""
-    return _kept(lambda cache: njit(cache=cache, fastmath=True)(function))
-
-
-def compiled_parallel(function: Any) -> Any:
-    """The same, and a `prange` is shared out among threads."""
-    return _kept(lambda cache: njit(cache=cache, parallel=True, fastmath=True, error_model="numpy")(function))
-
-
-def _called_back(signature: str, function: Any) -> Any:
-    return _kept(lambda cache: cfunc(signature, cache=cache)(function))
-
-
-@_compiled
+@compiled()
 def _taps(start: float, extent: float, size: int, limit: int) -> tuple[npt.NDArray[np.int64], Floats]:
-    """Which pixels make up each of `size` outputs along one axis: the first of them (size,), and weights (size, n).
+    """The pixels that make up each of `size` outputs along one axis: the first ones (size,), and weights (size, n).
 
-    A triangle as wide as two pixels of the coarser grid, as Pillow and DALI have it for antialiased bilinear scaling.
+    The weights form a triangle as wide as two pixels of the coarser grid: antialiased bilinear scaling, as in Pillow
+    and DALI.
     """
     scale = extent / size
     reach = max(scale, 1.0)
     first = np.empty(size, np.int64)
     weights = np.zeros((size, min(math.ceil(2 * reach), limit)), np.float32)
     for index in range(size):
-        centre = min(max(start + (index + 0.5) * scale, 0.5), limit - 0.5)  # something of the image is always in reach
+        centre = min(max(start + (index + 0.5) * scale, 0.5), limit - 0.5)  # some pixel is always in reach
         low = min(max(math.floor(centre - reach + 0.5), 0), limit - weights.shape[1])
         first[index] = low
         total = 0.0
@@ -83,7 +70,7 @@ def _taps(start: float, extent: float, size: int, limit: int) -> tuple[npt.NDArr
     return first, weights
 
 
-@_compiled_fast
+@compiled(fastmath=True)  # sums in any order, so that the processor can add several values at once
 def cut_window(out: Pixels, pixels: Pixels, window: Floats) -> None:
     """Scale the window (top, left, bottom, right) of `pixels` (height, width, 3) to `out` (size, size, 3)."""
     size = out.shape[0]
@@ -91,11 +78,11 @@ def cut_window(out: Pixels, pixels: Pixels, window: Floats) -> None:
     row_of, row_weights = _taps(top, bottom - top, size, pixels.shape[0])
     column_of, column_weights = _taps(left, right - left, size, pixels.shape[1])
     rows, columns = row_weights.shape[1], column_weights.shape[1]
-    # Down the columns first: whole stretches of a row are added at once, and no more rows than there are outputs.
+    # Vertically first: whole pieces of rows are added at once, and only as many rows as there are outputs.
     begin, end = column_of[0], column_of[size - 1] + columns
     line = np.empty((end - begin) * 3, np.float32)
     for y in range(size):
-        line[:] = 0.5  # so that cutting off rounds
+        line[:] = 0.5  # so that truncation rounds
         for tap in range(rows):
             weight = row_weights[y, tap]
             if weight != 0:
@@ -114,11 +101,11 @@ def cut_window(out: Pixels, pixels: Pixels, window: Floats) -> None:
             out[y, x, 0], out[y, x, 1], out[y, x, 2] = np.uint8(red), np.uint8(green), np.uint8(blue)
 
 
-@_compiled
+@compiled()
 def turn(out: Pixels, pixels: Pixels, matrix: Floats) -> None:
     """Fill `out` (size, size, 3) with the nearest of `pixels` (height, width, 3) under `matrix` (2, 3); black outside.
 
-    The matrix maps (x, y, 1) of the output to the input, in pixels, whose centres lie at halves.
+    The matrix maps (x, y, 1) of the output to the input, in pixels with centres at halves.
     """
     size, height, width = out.shape[0], np.uint64(pixels.shape[0]), np.uint64(pixels.shape[1])
     source, target = pixels.reshape(-1), out.reshape(-1)
@@ -129,7 +116,7 @@ def turn(out: Pixels, pixels: Pixels, matrix: Floats) -> None:
         at_y = int((matrix[1, 0] / 2 + matrix[1, 1] * (y + 0.5) + matrix[1, 2]) * _ONE)
         for _ in range(size):
             column, row = np.uint64(at_x >> _BITS), np.uint64(at_y >> _BITS)
-            if row < height and column < width:  # what is negative is very large when unsigned
+            if row < height and column < width:  # negative values are very large when unsigned
                 at = (row * width + column) * np.uint64(3)
                 for channel in range(3):
                     target[to + np.uint64(channel)] = source[at + np.uint64(channel)]
@@ -141,9 +128,9 @@ def turn(out: Pixels, pixels: Pixels, matrix: Floats) -> None:
             to += np.uint64(3)
 
 
-@_compiled
+@compiled()
 def turn_whole(out: Pixels, pixels: Pixels, matrix: Floats) -> None:
-    """What `turn` does where the matrix is one of the eight symmetries and a shift that stays within `pixels`."""
+    """The same as `turn`, for a matrix that is one of the eight symmetries plus a shift that stays within `pixels`."""
     size, width = out.shape[0], pixels.shape[1]
     source, target = pixels.reshape(-1), out.reshape(-1)
     right = int(matrix[1, 0]) * width + int(matrix[0, 0])
@@ -159,12 +146,12 @@ def turn_whole(out: Pixels, pixels: Pixels, matrix: Floats) -> None:
         corner + (size - 1) * (right + down),
     ):
         if not 0 <= place <= last:
-            turn(out, pixels, matrix)  # the promise is broken: slower, and black outside
+            turn(out, pixels, matrix)  # the shift leaves `pixels`: slower, and black outside
             return
-    # At each pixel of the source a word of 32 bits, whose highest byte is the next pixel's: the last one has none.
+    # One 32-bit word at each pixel of the source except the last; its highest byte belongs to the next pixel.
     source_words = as_strided(source[:4].view(np.uint32), (last,), (3,))
     words = target[: len(target) // 4 * 4].view(np.uint32)
-    backwards = abs(right) == 1 and (right < 0) != (down < 0)  # memory is read fastest in one direction all the way
+    backwards = abs(right) == 1 and (right < 0) != (down < 0)  # reading memory in one direction is fastest
     for line in range(size):
         y = size - 1 - line if backwards else line
         begin, to = corner + y * down, size * y
@@ -176,17 +163,17 @@ def turn_whole(out: Pixels, pixels: Pixels, matrix: Floats) -> None:
             _move_fours(words, to, source_words, begin, right, size)
 
 
-# Places below are those of pixels; unsigned, for numba looks where a signed index may wrap.
+# Places below count pixels. Indices are unsigned, because numba checks whether a signed index wraps around.
 
 
-@_compiled
+@compiled()
 def _move_row(target: Pixels, to: int, source: Pixels, begin: int, count: int) -> None:
-    """Copy pixels that follow each other."""
+    """Copy adjacent pixels."""
     for byte in range(3 * count):
         target[np.uint64(3 * to + byte)] = source[np.uint64(3 * begin + byte)]
 
 
-@_compiled
+@compiled()
 def _move_pixels(target: Pixels, to: int, source: Pixels, begin: int, step: int, count: int) -> None:
     """Copy every `step`-th pixel."""
     for pixel in range(count):
@@ -194,11 +181,11 @@ def _move_pixels(target: Pixels, to: int, source: Pixels, begin: int, step: int,
             target[np.uint64(3 * (to + pixel) + channel)] = source[np.uint64(3 * (begin + pixel * step) + channel)]
 
 
-@_compiled
+@compiled()
 def _move_fours(words: Words, to: int, source_words: Words, begin: int, step: int, count: int) -> None:
-    """The same for four pixels at a time, which are three words of 32 bits: half the time.
+    """The same with four pixels at once, in three words of 32 bits: twice as fast.
 
-    Words are little-endian, as on every processor that DALI is built for.
+    Words are little-endian, as on every processor that DALI supports.
     """
     word = np.uint64(3 * to // 4)
     for pixel in range(begin, begin + count * step, 4 * step):
@@ -212,34 +199,34 @@ def _move_fours(words: Words, to: int, source_words: Words, begin: int, step: in
         word += np.uint64(3)
 
 
-# What DALI calls: addresses of pointers in, as nvidia.dali.plugin.numba has them. Compiled here rather than by the
-# plugin, which compiles anew in every process, for seconds; numba keeps what is compiled here for the next one.
+# DALI calls these functions with addresses of pointers, as in nvidia.dali.plugin.numba. They are compiled here, because
+# the plugin compiles for seconds in every process, while numba keeps the code compiled here.
 
 _RUN = "void(uint64, uint64, uint64, int32, uint64, uint64, uint64, int32)"
 _SETUP = "void(uint64, uint64, int32, uint64, uint64, int32, int32)"
 
 
-@_compiled
+@compiled()
 def _numbers(address: int, count: int) -> npt.NDArray[np.int64]:
-    """The `count` integers of 64 bits at an address."""
+    """The `count` 64-bit integers at an address."""
     return carray(address_as_void_pointer(address), count, np.int64)
 
 
-@_compiled
+@compiled()
 def _image(pointers: int, shapes: int, index: int) -> Pixels:
-    """One of the images (height, width, 3) that an operator reads or writes."""
+    """Image number `index` (height, width, 3) of an operator's inputs or outputs."""
     shape = _numbers(_numbers(shapes, index + 1)[index], 3)
     return carray(
         address_as_void_pointer(_numbers(pointers, index + 1)[index]), (shape[0], shape[1], shape[2]), np.uint8
     )
 
 
-@_compiled
+@compiled()
 def _window(pointers: int) -> Floats:
     return carray(address_as_void_pointer(_numbers(pointers, 2)[1]), 4, np.float32)
 
 
-@_compiled
+@compiled()
 def _matrix(pointers: int) -> Floats:
     return carray(address_as_void_pointer(_numbers(pointers, 2)[1]), (2, 3), np.float32)
 
@@ -266,7 +253,7 @@ def _square_of(size: int) -> Callable[..., None]:
 
 
 class _Operator(NumbaFunction):
-    """DALI's operator around functions that are compiled already, and that it keeps alive."""
+    """DALI's operator around compiled functions, which it keeps alive."""
 
     def __init__(self, run_fn: Any, setup_fn: Any, **types_and_shapes: Any) -> None:
         self._compiled = run_fn, setup_fn
@@ -281,14 +268,14 @@ class _Operator(NumbaFunction):
 
 @functools.cache
 def operator(kernel: Callable[..., None], size: int) -> Callable[[Node, Node], Node]:
-    """The DALI operator on the CPU that runs `kernel` from pixels and its parameters to (size, size, 3) pixels.
+    """The DALI operator on the CPU that runs `kernel` on pixels and its parameters, and returns (size, size, 3) pixels.
 
-    The first one that a machine ever makes takes seconds to compile.
+    The first operator on a machine takes seconds to compile.
     """
     run, dimensions = _ENTRIES[kernel]
     made: Callable[[Node, Node], Node] = _Operator(
-        run_fn=_called_back(_RUN, run),
-        setup_fn=_called_back(_SETUP, _square_of(size)),
+        run_fn=_kept(lambda cache: cfunc(_RUN, cache=cache)(run)),
+        setup_fn=_kept(lambda cache: cfunc(_SETUP, cache=cache)(_square_of(size))),
         in_types=[types.UINT8, types.FLOAT],
         ins_ndim=[3, dimensions],
         out_types=[types.UINT8],

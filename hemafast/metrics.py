@@ -1,6 +1,6 @@
 """The scores shown during training, from a confusion matrix: rows are true classes, columns predicted ones.
 
-`evaluate.metrics` has all others, and intervals.
+All other scores and intervals are in `evaluate.metrics`.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ Part = TypeVar("Part")
 def per_class_f1(confusion: Counts) -> npt.NDArray[np.float64]:
     """F1 of each class, (..., classes), from confusion matrices (..., classes, classes).
 
-    A class that is never found scores 0. A class without images is nan; images mistaken for it count against their
-    true class.
+    A class that is never predicted right scores 0. A class without images is nan; images predicted as it count against
+    their true class.
     """
     hits = np.diagonal(confusion, axis1=-2, axis2=-1).astype(np.float64)
     actual, predicted = confusion.sum(axis=-1), confusion.sum(axis=-2)
@@ -36,7 +36,7 @@ def macro_f1(confusion: Counts) -> float:
 
 
 def accuracy(confusion: Counts) -> float:
-    """Share of images whose class is predicted; nan without images."""
+    """Share of images with the right prediction; nan without images."""
     total = int(confusion.sum())
     return float(np.trace(confusion)) / total if total else float("nan")
 

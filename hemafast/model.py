@@ -1,4 +1,4 @@
-"""A timm backbone that takes uint8 pixels: normalisation is part of the graph."""
+"""A timm backbone that takes uint8 pixels; normalisation is part of the network."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ class Classifier(nn.Module):
         self._frozen: list[nn.Module] = []
 
     def freeze(self, *, stages: int = 0, norm: bool = False) -> None:
-        """Stop the first `stages` stages from learning, and with `norm` every batch norm; statistics stay as well.
+        """Freeze the first `stages` stages, and with `norm` every batch norm, running statistics included.
 
-        The stem is the first stage. Raises HemafastError if nothing but the classifier would be left.
+        The stem is the first stage. Raises HemafastError if the network has fewer stages, without the classifier.
         """
         for parameter in _parameters_of_stages(self.backbone, stages):
             parameter.requires_grad_(False)
@@ -48,7 +48,7 @@ class Classifier(nn.Module):
         self.train(self.training)
 
     def train(self, mode: bool = True) -> Classifier:
-        """As of any module; frozen statistics stay frozen."""
+        """Set the mode like any module, but frozen batch norms stay in evaluation mode."""
         super().train(mode)
         for module in self._frozen:
             module.eval()
@@ -70,9 +70,9 @@ class Classifier(nn.Module):
 def build_model(
     name: str, classes: int, image_size: int, *, dropout: float | None = None, drop_path: float | None = None
 ) -> Classifier:
-    """A classifier on the timm model `name` with random weights, in channels_last; None leaves the model's own rate.
+    """A classifier on the timm model `name` with random weights, in channels_last. A rate of None is the model's own.
 
-    Raises HemafastError if timm has no such model, or has it for no such size or without such an option.
+    Raises HemafastError if timm has no such model, or cannot build it for this size or with these rates.
     """
     import timm
 
@@ -86,7 +86,7 @@ def build_model(
         backbone = timm.create_model(name, num_classes=classes, **sized_options(name, image_size), **options)
         model = Classifier(backbone, tuple(backbone.pretrained_cfg["mean"]), tuple(backbone.pretrained_cfg["std"]))
         _try_out(model, image_size)
-    except Exception as error:  # timm's models check little, and each in its own way
+    except Exception as error:  # every model of timm checks its options differently
         raise HemafastError(
             f"timm cannot build {name!r} for images of {image_size} px: {error}.",
             "Choose another --image-size, --dropout, --drop-path or --model.",
@@ -96,13 +96,13 @@ def build_model(
 
 @torch.inference_mode()
 def _try_out(model: Classifier, image_size: int) -> None:
-    """One image through the network: a size that does not fit shows now, not after the run folder is made."""
+    """Run one image, so that a size that does not fit fails now and not after the run folder is made."""
     model.eval()(torch.zeros(1, 3, image_size, image_size, dtype=torch.uint8))
     model.train()
 
 
 def _parameters_of_stages(backbone: Any, stages: int) -> list[nn.Parameter]:
-    """The parameters of the first `stages` stages, in timm's grouping of its model."""
+    """The parameters of the first `stages` stages, as timm groups them."""
     from timm.models import group_parameters
 
     if not stages:
@@ -110,14 +110,16 @@ def _parameters_of_stages(backbone: Any, stages: int) -> list[nn.Parameter]:
     stage_of = group_parameters(backbone, backbone.group_matcher(coarse=True), reverse=True)
     most = max(stage_of.values())  # the last is the classifier
     if stages > most:
-        raise HemafastError(f"freeze_stages = {stages}: this model has {most} to freeze.", "Freeze fewer stages.")
+        raise HemafastError(
+            f"freeze_stages = {stages}: this model has {most} stages to freeze.", "Freeze fewer stages."
+        )
     return [parameter for name, parameter in backbone.named_parameters() if stage_of[name] < stages]
 
 
 def sized_options(name: str, image_size: int) -> dict[str, Any]:
     """Options of `timm.create_model` for this image size.
 
-    Transformers are built for one input size; convolutional networks take any, and know no such option.
+    Transformers are built for one input size. Convolutional networks take any size and have no such option.
     """
     import timm
 

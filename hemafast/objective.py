@@ -1,4 +1,4 @@
-"""The losses. Each is a mean over images, so that gradients do not depend on how a batch is shared out."""
+"""The losses. Each is a mean over images, so that gradients do not depend on how a batch is divided."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from hemafast.config import LossName
 def class_weights(counts: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
     """Weights inverse to the frequency of each class, with a mean of 1 over the images; absent classes weigh 0.
 
-    `counts` is (classes,), images of each class in the training split. The formula is scikit-learn's "balanced":
-    images / (classes present x images of the class).
+    `counts` (classes,) are training images per class. The formula is "balanced" of scikit-learn: images / (number of
+    present classes x images of the class).
     """
     present = counts > 0
     weights = np.zeros(len(counts), dtype=np.float32)
@@ -24,9 +24,9 @@ def class_weights(counts: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
 
 
 def log_priors(counts: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
-    """Logarithms of the frequencies of the classes, (classes,); an absent class counts as the most frequent one.
+    """Logarithms of the class frequencies, (classes,). An absent class counts as the most frequent one.
 
-    Were it rare, the loss would let its bare logit rise above the others, and it would be what is predicted.
+    With a small prior, the loss would let its bare logit rise above the others, and the model would predict it.
     """
     present = np.where(counts > 0, counts, counts.max())
     logs: npt.NDArray[np.float32] = np.log(present / counts.sum()).astype(np.float32)
@@ -34,9 +34,9 @@ def log_priors(counts: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
 
 
 class CrossEntropy(nn.Module):
-    """Cross-entropy of logits (n, classes) to labels (n,) or to shares of the classes (n, classes).
+    """Cross-entropy of logits (n, classes) to labels (n,) or shares of the classes (n, classes).
 
-    Weights are not normalised within a batch, as torch's mean does: they have a mean of 1 over the training images.
+    Unlike the mean of torch, it does not normalise weights per batch: their mean over the training images is 1.
     """
 
     weight: Tensor | None
@@ -72,7 +72,7 @@ class Focal(nn.Module):
             targets = torch.zeros_like(logits).scatter(1, targets[:, None], 1.0)
         targets = targets * (1 - self.smoothing) + self.smoothing / classes
         logs = logits.log_softmax(dim=1)
-        # Away from 0, where the gradient of a power below 1 has no end.
+        # At least 1e-6, because the gradient of a power below 1 is infinite at 0.
         wrong = (1 - logs.exp()).clamp_min(1e-6)
         return -(targets * wrong**self.gamma * logs).sum(dim=1).mean()
 
@@ -85,10 +85,10 @@ def build_loss(
     focal_gamma: float = 2.0,
     logit_tau: float = 1.0,
 ) -> nn.Module:
-    """The loss `name` for a training split with `counts` images of each class.
+    """The loss `name` for a training split with `counts` images per class.
 
-    `logit-adjusted` is Menon et al., arXiv 2007.07314: logits plus tau times the logarithm of the class's frequency in
-    the loss, and the bare logits for classifying.
+    `logit-adjusted` (Menon et al., arXiv 2007.07314) adds tau times the logarithm of the class frequency to the logits
+    in the loss, and classifies by the bare logits.
     """
     if name == "focal":
         return Focal(gamma=focal_gamma, smoothing=smoothing)

@@ -1,8 +1,8 @@
-"""Presets: sets of training options under a name. Any option of the command line goes before the preset's.
+"""Presets: named sets of training options. Options on the command line override those of the preset.
 
-The reference is a portfolio pipeline for the Helmholtz HIDA challenge; `baseline` to `onecycle` are its five
-experiments with its options and hyperparameters, validated here without augmentation. Its published scores (pooled
-80/20 split, validated under training augmentation) are quoted where they are known; what was not measured says so.
+The reference is a portfolio pipeline for the Helmholtz HIDA challenge. `baseline` to `onecycle` are its five
+experiments with its options and hyperparameters, but validated without augmentation. Its published scores (pooled
+80/20 split, validated under training augmentation) are quoted where known; values that were not measured are marked.
 Hours are computed for the whole challenge (26,000 training images) from rates measured on two CPU cores in fp32
 (benchmarks/results/train_step.json).
 """
@@ -127,7 +127,7 @@ PRESETS: dict[str, Callable[[], Fields]] = {
 
 
 def named_preset(name: str) -> Fields:
-    """The fields that the preset `name` sets. Raises HemafastError if there is none."""
+    """The fields that the preset `name` sets. Raises HemafastError if there is no such preset."""
     if name not in PRESETS:
         close = get_close_matches(name, PRESETS, n=1)
         hint = f"Did you mean {close[0]}? " if close else ""

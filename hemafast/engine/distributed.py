@@ -1,24 +1,27 @@
-"""Processes that train together, one a device, as torchrun starts them; a run on one device is a world of one."""
+"""Processes that train together, one per device, started by torchrun. A run on one device is a world of one."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, distributed, nn
+from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import rendezvous
+from torch.nn.parallel import DistributedDataParallel
 
 from hemafast.config import Device
 from hemafast.data.stream import ALONE, Process
 from hemafast.errors import HemafastError
 
-if TYPE_CHECKING:
-    from torch import Tensor, nn
-
 Anything = TypeVar("Anything")
 
 
 class World:
-    """All processes of a run, as one of them sees them. The methods are collective: every process has to call them."""
+    """All processes of a run, as one of them sees them. The methods are collective: every process must call them."""
 
     def __init__(self, process: Process = ALONE, *, local_rank: int = 0, local_size: int = 1) -> None:
         self.process, self.local_rank, self.local_size = process, local_rank, local_size
@@ -26,10 +29,7 @@ class World:
         self._vote: Any = None
         self._pending: Any = None
         if not self.alone:
-            import torch
-            from torch import distributed
-
-            # Small things travel by gloo from host to host, so that no one waits for a device.
+            # Small values travel between the hosts by gloo, so that nobody waits for a device.
             self._control = distributed.new_group(backend="gloo")
             self._vote = torch.zeros(1, dtype=torch.int32)
 
@@ -44,46 +44,34 @@ class World:
         return self.process.rank == 0
 
     def broadcast(self, value: Anything) -> Anything:
-        """The first process's value."""
-        if self.alone:
-            return value
-        from torch import distributed
-
-        values = [value]
-        distributed.broadcast_object_list(values, src=0, group=self._control)
-        return values[0]
+        """The value of the first process."""
+        return self.gather(value)[0]
 
     def gather(self, value: Anything) -> list[Anything]:
         """The values of all processes, by rank."""
         if self.alone:
             return [value]
-        from torch import distributed
-
         values: list[Any] = [None] * self.process.world_size
         distributed.all_gather_object(values, value, group=self._control)
         return values
 
     def add_up(self, tensor: Tensor) -> None:
-        """Replace the tensor, on the device, by its sum over all processes."""
+        """Replace the tensor on the device with its sum over all processes."""
         if not self.alone:
-            from torch import distributed
-
             distributed.all_reduce(tensor)
 
     def highest(self, value: float) -> float:
-        """The highest value that any process gave; collective."""
-        return value if self.alone else max(self.gather(value))
+        """The highest value of any process."""
+        return max(self.gather(value))
 
     def barrier(self) -> None:
         """Wait for all processes."""
         self.gather(None)
 
     def vote(self, number: int) -> int:
-        """The highest number that any process gave; of the call before, so that nobody waits for this one."""
+        """The highest number of any process in the previous call, so that nobody waits for this one."""
         if self.alone:
             return number
-        from torch import distributed
-
         decided = self._decided()
         self._vote.fill_(number)
         self._pending = distributed.all_reduce(
@@ -99,28 +87,24 @@ class World:
         return int(self._vote.numpy()[0])
 
     def align(self, model: nn.Module) -> None:
-        """Give all processes the first one's buffers: statistics of batch norm are of the images a process has seen."""
+        """Copy the buffers of the first process to all, because each has batch norm statistics of its own images."""
         if not self.alone:
-            from torch import distributed
-
             for buffer in model.buffers():
                 distributed.broadcast(buffer, src=0)
 
     def share(self, model: nn.Module, device: str) -> nn.Module | None:
-        """The model within DistributedDataParallel, which averages gradients over all processes; None if alone."""
+        """The model inside DistributedDataParallel, which averages gradients over all processes; None if alone."""
         if self.alone:
             return None
-        from torch.nn.parallel import DistributedDataParallel
-
         devices = [self.local_rank] if device == "cuda" else None
         return DistributedDataParallel(model, device_ids=devices, gradient_as_bucket_view=True)
 
 
 @contextmanager
 def joined(device: Device, environment: Mapping[str, str] = os.environ) -> Iterator[World]:
-    """The world that torchrun's variables describe; NCCL between GPUs, gloo between CPUs.
+    """The world that the variables of torchrun describe; NCCL between GPUs, gloo between CPUs.
 
-    Raises HemafastError if the variables are no such, or if a host has fewer GPUs than processes.
+    Raises HemafastError if the variables are wrong, or if a host has fewer GPUs than processes.
     """
     try:
         rank, size, local_rank, local_size = (
@@ -134,33 +118,30 @@ def joined(device: Device, environment: Mapping[str, str] = os.environ) -> Itera
         return
     if not 0 <= rank < size:
         raise _not_torchruns(f"rank {rank} of {size}")
-    import torch
-    from torch import distributed
-    from torch.distributed.distributed_c10d import PrefixStore
-
     on_cuda = device != "cpu" and torch.cuda.is_available()
     if on_cuda:
         if local_rank >= torch.cuda.device_count():
             raise HemafastError(
                 f"{local_size} processes share {torch.cuda.device_count()} GPUs here.",
-                "Start as many with --nproc-per-node as there are GPUs.",
+                "Set --nproc-per-node to the number of GPUs.",
             )
         torch.cuda.set_device(local_rank)
-    store = PrefixStore(_life(environment, local_size == size), _meeting_place())
+    # The store still holds the addresses of dead processes, so each restart has a prefix of its own. Hosts count their
+    # own restarts; with several, TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 lets torchrun make a new store instead.
+    prefix = f"life {restarts(environment)}" if local_size == size else "life"
+    store = PrefixStore(prefix, _meeting_place())
     distributed.init_process_group("nccl" if on_cuda else "gloo", store=store, rank=rank, world_size=size)
     world = World(Process(rank, size), local_rank=local_rank, local_size=local_size)
     try:
         yield world
     finally:
-        with suppress(RuntimeError):  # where another process has died; what that leads to here is being raised already
+        with suppress(RuntimeError):  # if another process died, its consequence is being raised already
             world._decided()
         distributed.destroy_process_group()
 
 
 def _meeting_place() -> Any:
-    """The store that torchrun's variables lead to, where processes find each other's addresses."""
-    from torch.distributed.rendezvous import rendezvous
-
+    """The store of torchrun, in which processes find each other's addresses."""
     try:
         store, _, _ = next(rendezvous("env://"))
     except ValueError as error:  # no rank, or no address
@@ -168,26 +149,13 @@ def _meeting_place() -> Any:
     return store
 
 
-def _life(environment: Mapping[str, str], one_host: bool) -> str:
-    """Where in the store the processes of this life meet: torchrun keeps in it the addresses of those that died.
-
-    Hosts count restarts each for itself. Where there are several, TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 in torchrun's
-    environment gives each life a store of its own.
-    """
-    return f"life {_restarts(environment)}" if one_host else "life"
-
-
 def _not_torchruns(why: object) -> HemafastError:
     return HemafastError(
-        f"RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT are not torchrun's ({why}).",
+        f"RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT do not come from torchrun ({why}).",
         "Unset them, or start with torchrun.",
     )
 
 
-def restarted(environment: Mapping[str, str] = os.environ) -> bool:
-    """Whether torchrun has started these processes anew because one of them died."""
-    return _restarts(environment) > 0
-
-
-def _restarts(environment: Mapping[str, str]) -> int:
+def restarts(environment: Mapping[str, str] = os.environ) -> int:
+    """How often torchrun has restarted these processes because one of them died."""
     return int(environment.get("TORCHELASTIC_RESTART_COUNT", "0"))

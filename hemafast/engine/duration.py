@@ -4,56 +4,38 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING
+
+from hemafast.config import TrainConfig
+
+if TYPE_CHECKING:
+    from hemafast.engine.run import RunState
 
 TICKS = 10_000
-"""Of a time budget."""
+"""Parts of a time budget."""
 
-_REPORT = 0.9  # evaluation and report besides a pass over the validation images, in CPU seconds of the start
-
-
-class Counters(Protocol):
-    """The part of the run's state that a duration reads."""
-
-    steps_done: int
-    epochs_done: int
-    elapsed: float
-    ending: float
-
-
-class Duration(Protocol):
-    """From the first update to the last, divided into ticks."""
-
-    @property
-    def ticks(self) -> int:
-        """All ticks of the run."""
-
-    def tick(self, counters: Counters) -> int:
-        """Ticks done so far, at most all of them."""
-
-    def over(self, counters: Counters) -> bool:
-        """Whether the last update is done."""
+_REPORT = 0.9  # CPU seconds of evaluation and report, without their pass over the images, per CPU second of the start
 
 
 @dataclass(frozen=True, slots=True)
 class EpochCount:
-    """A fixed number of epochs, each with the same number of updates."""
+    """A fixed number of epochs, each with the same number of updates; one tick per update."""
 
     epochs: int
     updates: int
 
     @property
     def ticks(self) -> int:
-        """One per update."""
+        """Updates of the whole run."""
         return self.epochs * self.updates
 
-    def tick(self, counters: Counters) -> int:
-        """The updates done."""
-        return counters.steps_done
+    def tick(self, state: RunState) -> int:
+        """Updates done so far."""
+        return state.steps_done
 
-    def over(self, counters: Counters) -> bool:
-        """All epochs are done."""
-        return counters.epochs_done >= self.epochs
+    def over(self, state: RunState) -> bool:
+        """Whether all epochs are done."""
+        return state.epochs_done >= self.epochs
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,15 +44,26 @@ class TimeBudget:
 
     budget: float
     ticks: int = TICKS
+    epochs: None = None
+    """Unknown before the end."""
 
-    def tick(self, counters: Counters) -> int:
-        """In proportion to the time used."""
-        usable = self.budget - counters.ending
-        return self.ticks if counters.elapsed >= usable else int(self.ticks * counters.elapsed / usable)
+    def tick(self, state: RunState) -> int:
+        """Ticks done so far, in proportion to the time used; at most all of them."""
+        usable = self.budget - state.ending
+        return self.ticks if state.elapsed >= usable else int(self.ticks * state.elapsed / usable)
 
-    def over(self, counters: Counters) -> bool:
-        """No time is left for updates. At least one is made in any case."""
-        return counters.steps_done > 0 and self.tick(counters) >= self.ticks
+    def over(self, state: RunState) -> bool:
+        """Whether no time is left for updates. At least one is made in any case."""
+        return state.steps_done > 0 and self.tick(state) >= self.ticks
+
+
+Duration = EpochCount | TimeBudget
+"""From the first update to the last, divided into ticks."""
+
+
+def duration_of(config: TrainConfig, updates: int) -> Duration:
+    """The duration of a run with this number of updates per epoch."""
+    return EpochCount(config.epochs, updates) if config.time_budget is None else TimeBudget(config.time_budget)
 
 
 def size_at(tick: int, ticks: int, sizes: Sequence[int]) -> int:
@@ -79,9 +72,9 @@ def size_at(tick: int, ticks: int, sizes: Sequence[int]) -> int:
 
 
 def seconds_to_end(validation: float, size: int, full_size: int, starting: float) -> float:
-    """What comes after the last update, from the `validation` seconds at `size`: validation at full size, the same
-    once more by the evaluation of the best epoch, and the report.
+    """Seconds from the last update to the end, estimated from the `validation` seconds at `size`.
 
-    Importing and building kept a core busy for `starting` seconds: where that is slow, scoring and drawing will be.
+    These are validation at full size, the same again to evaluate the best epoch, and the report. Imports and building
+    took `starting` CPU seconds: where these are slow, scoring and drawing are slow too.
     """
     return 2 * validation * (full_size / size) ** 2 + _REPORT * starting

@@ -1,7 +1,8 @@
-"""What the loop does besides learning: it keeps time, saves, stops, and looks for batches that are not finite."""
+"""What the loop does besides learning: measure time, save, stop, and look for batches that are not finite."""
 
 from __future__ import annotations
 
+import json
 import logging
 import signal
 import time
@@ -9,35 +10,38 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from statistics import median
 
+from safetensors.torch import save_file
+
 from hemafast.data.loader import Batch
 from hemafast.engine.checkpoint import save_best, save_last
 from hemafast.engine.duration import seconds_to_end
-from hemafast.engine.nonfinite import save_bad_batch
 from hemafast.engine.run import Run
 from hemafast.engine.stop import StopFlag, exit_code
 from hemafast.errors import HemafastError, StoppedError
-from hemafast.run_folder import BEST, LAST
+from hemafast.files import write_whole
+from hemafast.preparation.split import TRAIN
+from hemafast.run_folder import BEST, LAST, NONFINITE
 
 logger = logging.getLogger("hemafast")
 
-_SAVE = 1  # what processes vote for; higher numbers are signals
-_RECENT = 9  # updates whose pace predicts that of the next ones
+_SAVE = 1  # a vote of the processes; higher numbers are signals
+_RECENT = 9  # number of updates whose pace predicts the next ones
 
 
 class Clock:
-    """Counts the seconds of a run: of training and of waiting for data in an epoch, of the whole, and to its end."""
+    """Counts the seconds of an epoch (training, waiting for data) and of the run, and predicts its end."""
 
     def __init__(self, run: Run, began: float) -> None:
         self._run, self._began = run, began
         self._looked = time.monotonic()
-        # Seconds of work, not of waiting: a cold disk is slow only once. This thread may have worked before, elsewhere.
+        # CPU seconds, because a cold disk is slow only once. This thread may also have worked before the run.
         self._starting = min(time.thread_time(), self._looked - began)
         self._paces: list[float] = []  # seconds per image, by update, since images grew
         self._since = time.perf_counter()
         self._stepped = False
 
     def timed(self, batches: Iterable[Batch]) -> Iterator[Batch]:
-        """The batches; the time until each arrives is waiting, and all of it is training."""
+        """The batches. The time until each one arrives counts as waiting, all time counts as training."""
         state = self._run.state
         self._since = asked = time.perf_counter()
         for batch in batches:
@@ -48,7 +52,7 @@ class Clock:
         self.pause()
 
     def pause(self) -> None:
-        """Count what has been trained up to now."""
+        """Count the training time up to now."""
         now = time.perf_counter()
         self._run.state.seconds += now - self._since
         self._since = now
@@ -60,15 +64,15 @@ class Clock:
             logger.info("first step %.1f s after the start", time.monotonic() - self._began)
 
     def grown(self) -> None:
-        """Forget the pace of smaller images."""
+        """Forget the pace, because images are larger from now on."""
         self._paces = []
 
     def look(self, images: int = 0) -> None:
-        """Count the seconds of the run; with `images`, they were those of an update of so many."""
+        """Count the seconds since the last call. They belong to an update with this number of images, or to none."""
         run, state, now = self._run, self._run.state, time.monotonic()
         passed, self._looked = now - self._looked, now
         state.elapsed += passed
-        if run.config.time_budget is None:
+        if run.duration.epochs is not None:
             return
         if images and not state.epochs_done:
             self._paces.append(passed / images)
@@ -77,7 +81,7 @@ class Clock:
         state.ending = run.world.highest(state.ending)
 
     def validated(self, seconds: float) -> None:
-        """Expect the end of the run from the time of a validation."""
+        """Predict the end of the run from the seconds of a validation."""
         self._run.state.ending = self._ending(seconds)
 
     def _ending(self, validation: float) -> float:
@@ -85,48 +89,58 @@ class Clock:
         return seconds_to_end(validation, *sizes, self._starting)
 
     def _guess_ending(self) -> None:
-        """Before the first validation, guess its time from the pace of training."""
-        recent = self._paces[1:][-_RECENT:]  # the first update fills the loader and compiles, and says nothing
+        """Before the first validation, guess its seconds from the pace of training."""
+        recent = self._paces[1:][-_RECENT:]  # the first update also fills the loader and compiles
         if recent:
-            # A forward pass is a third of a step; a guess may be too long rather than too short.
+            # A forward pass is a third of a step. Half a step, because the guess should rather be too long.
             self.validated(median(recent) * self._run.val_batches.images / 2)
 
 
 class NonfiniteCheck:
-    """Keeps the batches of an update that was not finite, and stops the run unless it may skip the update."""
+    """Saves the batches of an update that was not finite, and stops the run unless it may skip the update."""
 
     def __init__(self, run: Run, folder: Path) -> None:
         self._run, self._folder = run, folder
 
     def __call__(self, bad: tuple[int, int] | None) -> None:
-        """Look at the number of bad updates and the last of them; None: not known yet."""
+        """Check the count of bad updates and the number of the last one; None if not known yet."""
         run, state = self._run, self._run.state
         if bad is None or bad[0] <= state.bad_updates:
             return
         state.bad_updates, step = bad
-        folder = self._save_batches(step)
-        problem = f"The loss or its gradients were not finite in update {step + 1} (epoch {step // run.updates + 1})"
+        folder = self._folder / NONFINITE
+        folder.mkdir(exist_ok=True)
+        epoch, update = divmod(step, run.updates)
+        first = update * run.config.accumulate
+        for number in range(first, min(first + run.config.accumulate, len(run.train_batches))):
+            self._save_batch(folder, epoch, number)
+        problem = f"The loss or its gradients were not finite in update {step + 1} (epoch {epoch + 1})"
         if run.config.on_nonfinite == "stop":
             raise HemafastError(
-                f"{problem}; nothing was updated, its images are in {folder}, the last checkpoint is intact.",
-                "Lower the learning rate with --lr, set --clip-grad, or let --on-nonfinite skip such updates.",
+                f"{problem}. Nothing was updated, the last checkpoint is intact, and the images are in {folder}.",
+                "Lower the learning rate with --lr, set --clip-grad, or skip such updates with --on-nonfinite skip.",
             )
-        logger.warning("%s; it was skipped (%d so far), its images are in %s", problem, bad[0], folder)
+        logger.warning("%s. It was skipped (%d so far), the images are in %s", problem, bad[0], folder)
         if state.bad_updates > run.config.nonfinite_budget:
             raise HemafastError(
                 f"{state.bad_updates} updates were not finite, and --nonfinite-budget is "
-                f"{run.config.nonfinite_budget}; their images are in {folder}.",
+                f"{run.config.nonfinite_budget}. The images are in {folder}.",
                 "Lower the learning rate with --lr, or set --clip-grad.",
             )
 
-    def _save_batches(self, step: int) -> Path:
+    def _save_batch(self, folder: Path, epoch: int, number: int) -> None:
+        """Write a batch as tensors, and its rows of the manifest as CSV beside them.
+
+        `images` are uint8 (n, 3, height, width), augmented but not mixed. `epoch` and `number` count from 0.
+        """
         run = self._run
-        accumulate, (epoch, update) = run.config.accumulate, divmod(step, run.updates)
-        for number in range(update * accumulate, min((update + 1) * accumulate, len(run.train_batches))):
-            batch = run.train_batches.again(epoch, number)
-            rank = run.world.process.rank
-            file = save_bad_batch(self._folder, batch, run.dataset, epoch=epoch + 1, number=number, rank=rank)
-        return file.parent
+        batch = run.train_batches.again(epoch, number)
+        file = folder / f"epoch{epoch + 1:03d}-batch{number:05d}-rank{run.world.process.rank}.safetensors"
+        tensors = {"images": batch.images.contiguous(), "labels": batch.labels, "rows": batch.rows}
+        where = {"epoch": str(epoch + 1), "batch": str(number), "classes": json.dumps(run.dataset.info.classes)}
+        write_whole(file, lambda part: save_file(tensors, part, where))
+        rows = run.dataset.split(TRAIN).iloc[batch.rows.numpy()]
+        write_whole(file.with_suffix(".csv"), lambda part: rows.to_csv(part, index=False))
 
 
 class Saver:
@@ -137,7 +151,7 @@ class Saver:
         self.saved = time.monotonic()
 
     def save(self, *, must: bool = False) -> None:
-        """Write a checkpoint; if the disk refuses it, warn and go on, unless it `must` be written."""
+        """Write a checkpoint. If the disk refuses it, raise HemafastError if it `must` be written, else warn."""
         run = self._run
         self._check(run.learner.train_step.bad.read())
         self._clock.look()
@@ -150,36 +164,34 @@ class Saver:
         except OSError as error:
             if must:
                 raise HemafastError(
-                    f"The checkpoint cannot be written ({error}); the one before it is intact.",
+                    f"The checkpoint cannot be written ({error}). The one before it is intact.",
                     f"Free some space, then run `hemafast train --resume {self._folder}`.",
                 ) from error
-            logger.warning("the checkpoint cannot be written (%s); training continues, the last one is intact", error)
+            logger.warning("the checkpoint cannot be written (%s). Training continues, the last one is intact", error)
 
     def save_best(self) -> bool:
-        """Keep the present model as the best one; False if the disk refuses it."""
-        run = self._run
-        if not run.world.first:
-            return True
+        """Write the present model as the best one; False if the disk refuses it."""
         try:
-            save_best(self._folder / BEST, run.scored_model, run.model_card())
+            if self._run.world.first:
+                save_best(self._folder / BEST, self._run.learner.scored_model, self._run.model_card())
         except OSError as error:
-            logger.warning("the best model cannot be written (%s); the last one is kept", error)
+            logger.warning("the best model cannot be written (%s). The last one is kept", error)
             return False
         return True
 
 
 class Stops:
-    """Saves when it is time to, and saves and stops after a signal."""
+    """Saves at regular times, and saves and stops after a signal."""
 
     def __init__(self, run: Run, folder: Path, flag: StopFlag, saver: Saver, clock: Clock) -> None:
         self._run, self._folder, self._flag, self._saver, self._clock = run, folder, flag, saver, clock
 
     def after_update(self) -> None:
-        """Save or stop; all processes do so after the same update."""
+        """Save or stop if it is time; all processes decide the same after the same update."""
         every, world = self._run.config.save_every, self._run.world
         due = world.first and every is not None and time.monotonic() - self._saver.saved > 60 * every
         if due:
-            self._saver.saved = time.monotonic()  # one vote is enough: other processes hear of it an update later
+            self._saver.saved = time.monotonic()  # vote once: the other processes get the result an update later
         decided = world.vote(self._flag.number or int(due))
         if not decided:
             return
@@ -190,14 +202,14 @@ class Stops:
             self._stop(decided)
 
     def in_validation(self) -> None:
-        """Stop. A single process stops within validation too, and validates anew on resume; several would disagree."""
+        """Stop after a signal. Several processes would disagree here, so they finish the validation first."""
         if self._run.world.alone and self._flag.number:
             self._stop(self._flag.number)
 
     def _stop(self, number: int) -> None:
         state = self._run.state
         self._saver.save(must=True)
-        self._run.world.barrier()  # a process that ends makes torchrun end the others: not before the first has saved
+        self._run.world.barrier()  # torchrun ends all processes once one ends, so the first has to save before that
         raise StoppedError(
             f"Stopped by {signal.Signals(number).name} after {state.steps_done} updates, in epoch "
             f"{state.epochs_done + 1} of {self._run.config.epochs}. Everything is saved.",

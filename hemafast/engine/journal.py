@@ -1,4 +1,4 @@
-"""What a run tells while it trains: train.log, training_log.csv, its trackers, and its progress."""
+"""The records of a run while it trains: train.log, training_log.csv, trackers, and progress."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from hemafast.progress import SILENT, Progress
 from hemafast.run_folder import LOG, LOG_TABLE
 
 Row = dict[str, float | str]
-"""Measurements of one phase of an epoch, by name; the names of `_FIRST` come first."""
+"""Measurements of one phase of an epoch, by name."""
 
 _FIRST = ("epoch", "phase", "loss", "accuracy", "f1_macro")
-_MOST_RATES = 100  # points an epoch of the learning rate's curve
+_MOST_RATES = 100  # points per epoch of the learning rate curve
 
 logger = logging.getLogger("hemafast")
 
@@ -35,33 +35,37 @@ class Journal:
 
     def __init__(
         self,
-        folder: Path,
+        folder: Path | None,
         progress: Progress = SILENT,
         *,
-        epochs: int | None,
-        first_epoch: int,
+        epochs: int | None = None,
+        first_epoch: int = 1,
         seconds: float | None = None,
         trackers: Sequence[Tracker] = (),
     ) -> None:
-        """Read what the run has written before its epoch `first_epoch`; later epochs are forgotten.
+        """Read what the run wrote before epoch `first_epoch`; rows of later epochs are dropped.
 
-        The run ends after `epochs`, or in `seconds`.
-        Raises HemafastError if training_log.csv is damaged elsewhere than in its last row.
+        Without a `folder`, nothing is written and only warnings are logged: another process writes. The run ends after
+        `epochs`, or in `seconds`. Raises HemafastError if training_log.csv is damaged before its last row.
         """
         self._folder, self._first_epoch = folder, first_epoch
-        self._rows, self._torn = _read_before_crash(folder / LOG_TABLE)
+        self._rows, self._torn = _read(folder / LOG_TABLE) if folder else ([], False)
         self._trackers = list(trackers)
         self._progress, self._epochs = progress, epochs
         self._ends = None if seconds is None else time.monotonic() + seconds
-        self._epoch = first_epoch
+        self._log: _LogFile | None = None
         self._closing = ExitStack()
 
     def __enter__(self) -> Journal:
         with ExitStack() as undo:
-            self._attach_log(undo)
+            undo.callback(logger.setLevel, logger.level)
+            if self._folder is None:
+                logger.setLevel(logging.WARNING)
+            else:
+                self._attach_log(self._folder / LOG, undo)
+                self._forget_later_epochs(self._folder / LOG_TABLE)
             for tracker in self._trackers:
                 undo.callback(tracker.close)
-            self._forget_later_epochs()
             for epoch, measured in _by_epoch(self._rows).items():
                 self._progress.finish(epoch=epoch, rows=measured)
             undo.callback(self._progress.finish)
@@ -69,36 +73,24 @@ class Journal:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
-        if error is not None:
-            # For the file alone: the terminal hears of it from whoever catches the error.
+        if error is not None and self._log is not None:
+            # Only for the file: whoever catches the error shows it on the terminal.
             why = str(error) or type(error).__name__
             self._log.handle(logger.makeRecord(logger.name, logging.ERROR, __file__, 0, "stopped: %s", (why,), None))
         self._closing.close()
 
-    def begin_epoch(self, epoch: int, images: int, done: int = 0) -> None:
-        """Report the training of an epoch, counted from 1, of which `done` images were trained before a resume."""
-        self._epoch = epoch
-        self._start("training", images, done)
-
-    def begin_validation(self, images: int) -> None:
-        """Report that validation begins."""
-        self._start("validating", images)
-
-    def validated(self, images: int) -> None:
-        """Report that so many more images are classified."""
-        self._progress.advance(images)
-
-    def _start(self, what: str, images: int, done: int = 0) -> None:
+    def begin(self, what: str, epoch: int, images: int, done: int = 0) -> None:
+        """Report that a phase of an epoch begins; `done` of its images were trained before a resume."""
         left = None if self._ends is None else self._ends - time.monotonic()
-        self._progress.start(what, images, done=done, epoch=self._epoch, epochs=self._epochs, seconds_left=left)
+        self._progress.start(what, images, done=done, epoch=epoch, epochs=self._epochs, seconds_left=left)
 
-    def advance(self, images: int, totals: Totals, state: RunState) -> None:
-        """Report that so many more images are trained, with the latest scores if they are known and shown."""
-        latest = totals.glance() if self._progress.shows else None
+    def advance(self, images: int, totals: Totals | None = None, state: RunState | None = None) -> None:
+        """Report this number of further images; in training, with the latest scores if they are known and shown."""
+        latest = totals.glance() if totals is not None and self._progress.shows else None
         if latest is None:
             self._progress.advance(images)
             return
-        waited = {"data_wait_share": state.waited / state.seconds} if state.seconds else {}
+        waited = {"data_wait_share": state.waited / state.seconds} if state is not None and state.seconds else {}
         self._progress.advance(images, loss=latest[0], f1_macro=macro_f1(latest[1]), **waited)
 
     def end_epoch(
@@ -116,11 +108,13 @@ class Journal:
         """
         measured = {phase: {name: float(value) for name, value in values.items()} for phase, values in rows.items()}
         self._rows += [{"epoch": epoch, "phase": phase, **values} for phase, values in measured.items()]
-        self._write()
+        if self._folder is not None:
+            self._write(self._folder / LOG_TABLE)
         self._progress.finish(epoch=epoch, rows=measured)
-        if self._trackers:
-            self._track(epoch, measured, lrs)
-        if self._trackers and confusion is not None:
+        if not self._trackers:
+            return
+        self._track(epoch, measured, lrs)
+        if confusion is not None:
             figure = confusion_figure({f"epoch {epoch}": confusion}, classes)
             for tracker in self._trackers:
                 tracker.figure("confusion", figure, step=epoch)
@@ -133,66 +127,34 @@ class Journal:
                 tracker.scalars({LR: lrs[step]}, step=step)
             tracker.scalars(values, step=epoch)
 
-    def _attach_log(self, undo: ExitStack) -> None:
-        self._log = _LogFile(self._folder / LOG, encoding="utf-8")
+    def _attach_log(self, file: Path, undo: ExitStack) -> None:
+        self._log = _LogFile(file, encoding="utf-8")
         self._log.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         logger.addHandler(self._log)
         undo.callback(self._log.close)
         undo.callback(logger.removeHandler, self._log)
-        undo.callback(logger.setLevel, logger.level)
         if logger.getEffectiveLevel() > logging.INFO:
-            logger.setLevel(logging.INFO)  # nobody has asked for news on the terminal; the file gets them all the same
+            logger.setLevel(logging.INFO)  # the file gets everything, even if the terminal shows nothing
 
-    def _forget_later_epochs(self) -> None:
+    def _forget_later_epochs(self, file: Path) -> None:
         kept = [row for row in self._rows if int(row["epoch"]) < self._first_epoch]
         if self._torn:
-            logger.warning("%s ended in half a row, which is left out", self._folder / LOG_TABLE)
+            logger.warning("%s ended in half a row, which is left out", file)
         if self._torn or len(kept) < len(self._rows):
             self._rows = kept
-            self._write()
+            self._write(file)
 
-    def _write(self) -> None:
-        file = self._folder / LOG_TABLE
+    def _write(self, file: Path) -> None:
         try:
             write_whole(file, lambda part: _write_rows(part, self._rows))
         except OSError as error:
-            logger.warning("%s cannot be written (%s); its rows are written after the next epoch", file, error)
-
-
-class SilentJournal(Journal):
-    """The journal of a process that leaves writing to another one."""
-
-    def __init__(self) -> None:
-        self._level = logger.level
-
-    def __enter__(self) -> SilentJournal:
-        self._level = logger.level
-        logger.setLevel(logging.WARNING)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        logger.setLevel(self._level)
-
-    def begin_epoch(self, epoch: int, images: int, done: int = 0) -> None:
-        """Report nothing."""
-
-    def begin_validation(self, images: int) -> None:
-        """Report nothing."""
-
-    def validated(self, images: int) -> None:
-        """Report nothing."""
-
-    def advance(self, images: int, totals: Totals, state: RunState) -> None:
-        """Report nothing."""
-
-    def end_epoch(self, *_: object, **__: object) -> None:
-        """Record nothing."""
+            logger.warning("%s cannot be written (%s). Its rows are written after the next epoch", file, error)
 
 
 class _LogFile(logging.FileHandler):
-    """A log file that a full disk does not turn into tracebacks on the terminal, nor into the end of a run."""
+    """A log file that ignores a full disk: no traceback on the terminal, and the run continues."""
 
-    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's name
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - the name that logging gives it
         pass
 
     def close(self) -> None:
@@ -201,44 +163,38 @@ class _LogFile(logging.FileHandler):
 
 
 def read_rows(folder: Path) -> list[Row]:
-    """The rows of a run's training_log.csv, one for each phase of an epoch; empty cells are left out. [] if none.
+    """The rows of training_log.csv in a run folder, one for each phase of an epoch; [] without a file.
 
-    `epoch` is an int, `phase` a string, all others are floats. Raises HemafastError if the file is damaged.
+    `epoch` is an int, `phase` a string, everything else a float; empty cells are left out. Raises HemafastError if the
+    file is damaged.
     """
-    return _rows_of(_content(folder / LOG_TABLE), folder / LOG_TABLE)
+    rows, torn = _read(folder / LOG_TABLE)
+    if torn:
+        raise _damaged(folder / LOG_TABLE, "it ends in half a row")
+    return rows
 
 
 def column(rows: Sequence[Row], phase: str, name: str) -> list[float]:
-    """One measurement of each row of a phase; nan where it has none."""
+    """One measurement of each row of a phase; nan where it is missing."""
     return [float(row.get(name, "nan")) for row in rows if row["phase"] == phase]
 
 
-def _content(file: Path) -> bytes:
-    try:
-        return file.read_bytes()
-    except FileNotFoundError:
-        return b""
-
-
-def _read_before_crash(file: Path) -> tuple[list[Row], bool]:
-    """The whole rows of a file, and whether it ends in half a one."""
-    content = _content(file)
+def _read(file: Path) -> tuple[list[Row], bool]:
+    """The complete rows of a file, and whether half a row follows them."""
+    content = file.read_bytes() if file.exists() else b""
     whole = content[: content.rfind(b"\n") + 1]
-    return _rows_of(whole, file), len(whole) < len(content)
-
-
-def _rows_of(content: bytes, file: Path) -> list[Row]:
     try:
-        return list(_parsed(content.decode("utf-8")))
+        return list(_parsed(whole.decode("utf-8"))), len(whole) < len(content)
     except (ValueError, csv.Error) as error:
-        raise HemafastError(
-            f"{file} is damaged ({error}).", "Move it away: a resumed run begins a new one, and a report does without."
-        ) from error
+        raise _damaged(file, error) from error
+
+
+def _damaged(file: Path, why: object) -> HemafastError:
+    remedy = "Move it away. A resumed run starts a new file, and a report works without it."
+    return HemafastError(f"{file} is damaged ({why}).", remedy)
 
 
 def _parsed(text: str) -> Iterator[Row]:
-    if text and not text.endswith("\n"):
-        raise ValueError("it ends in half a row")
     lines = csv.reader(io.StringIO(text, newline=""), strict=True)
     header = next(lines, list(_FIRST))
     if tuple(header[: len(_FIRST)]) != _FIRST:

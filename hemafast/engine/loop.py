@@ -13,7 +13,7 @@ from hemafast.data.loader import Batch
 from hemafast.engine.hooks import Clock, NonfiniteCheck, Saver, Stops
 from hemafast.engine.journal import Journal
 from hemafast.engine.run import Run
-from hemafast.engine.step import seed_batch
+from hemafast.engine.step import seed_batch, update_plan
 from hemafast.engine.stop import StopFlag
 from hemafast.engine.validate import Outcome, validate
 from hemafast.errors import HemafastError
@@ -23,26 +23,28 @@ logger = logging.getLogger("hemafast")
 
 
 def train_run(run: Run, folder: Path, journal: Journal, flag: StopFlag, *, began: float) -> None:
-    """Train from where the run stands to its end. `began` is the moment of time.monotonic at which the run began."""
-    state, learner, seed, rank = run.state, run.learner, run.config.seed, run.world.process.rank
+    """Train from the present state of the run to its end. It began at `began`, a moment of time.monotonic."""
+    state, learner, config, process = run.state, run.learner, run.config, run.world.process
     clock, check_finite = Clock(run, began), NonfiniteCheck(run, folder)
     saver = Saver(run, folder, clock, check_finite)
     stops = Stops(run, folder, flag, saver, clock)
+    sizes = run.train_batches.sizes
+    plan = update_plan(sizes, config.accumulate, process.world_size)
     if state.steps_done == 0:
         saver.save(must=True)  # so that a run stopped at its first step can be resumed too
     while not run.over:
         epoch, images, rates = state.epochs_done + 1, 0, {}
-        plan, first = run.update_plan(), _first_batch(run)
-        journal.begin_epoch(epoch, run.train_batches.images, done=_images_before(run, first))
+        first = _first_batch(run)
+        journal.begin("training", epoch, run.train_batches.images, done=sum(whole for _, whole in sizes[:first]))
         learner.model.train()
         for number, batch in enumerate(clock.timed(_batches(run, plan, first, clock)), start=first):
             share, completes = plan[number]
-            seed_batch(seed, rank, epoch, number)
+            seed_batch(config.seed, process.rank, epoch, number)
             rates[state.steps_done] = lr = run.schedule(min(run.tick, run.duration.ticks - 1))
             learner.train_step(batch, lr, run.totals, step=state.steps_done, share=share, update=completes)
             clock.stepped()
-            journal.advance(run.train_batches.sizes[number][1], run.totals, state)
-            images += run.train_batches.sizes[number][1]
+            journal.advance(sizes[number][1], run.totals, state)
+            images += sizes[number][1]
             if not completes:
                 continue
             state.steps_done += 1
@@ -60,7 +62,8 @@ def train_run(run: Run, folder: Path, journal: Journal, flag: StopFlag, *, began
         state.epochs_done, state.steps_validated = epoch, state.steps_done
         if rows["val"]["f1_macro"] > state.best_f1 and saver.save_best():
             state.best_f1, state.best_epoch = rows["val"]["f1_macro"], epoch
-        journal.end_epoch(epoch, rows, confusion=outcome.pooled, classes=run.classes, lrs=_rates_of(run, epoch, rates))
+        lrs = _rates_of(run, epoch, rates)
+        journal.end_epoch(epoch, rows, confusion=outcome.pooled, classes=run.dataset.info.classes, lrs=lrs)
         logger.info(_epoch_line(run, epoch, rows))
         run.begin_epoch()
         saver.save()
@@ -68,19 +71,16 @@ def train_run(run: Run, folder: Path, journal: Journal, flag: StopFlag, *, began
 
 
 def _first_batch(run: Run) -> int:
-    """The next batch of this epoch; past its last, if the run was stopped between training and validation."""
+    """The next batch of this epoch; behind its last one if the run was stopped between training and validation."""
     position = run.train_batches.position
     return position.batch if position.epoch <= run.state.epochs_done else len(run.train_batches)
-
-
-def _images_before(run: Run, batch: int) -> int:
-    return sum(images for _, images in run.train_batches.sizes[:batch])
 
 
 def _batches(run: Run, plan: list[tuple[float, bool]], first: int, clock: Clock) -> Iterator[Batch]:
     """The rest of the epoch. When images grow, the next update begins with larger ones."""
     while first < len(plan):
-        if run.image_size > run.train_batches.image_size and run.resize():
+        if run.image_size > run.train_batches.image_size:
+            run.resize(run.image_size)
             clock.grown()
             logger.info("images have %d px from update %d on", run.image_size, run.state.steps_done + 1)
         for number, batch in enumerate(run.train_batches.epoch(), start=first):
@@ -91,15 +91,15 @@ def _batches(run: Run, plan: list[tuple[float, bool]], first: int, clock: Clock)
 
 
 def _validate(run: Run, journal: Journal, stops: Stops, clock: Clock) -> tuple[Outcome, dict[str, float]]:
-    journal.begin_validation(run.val_batches.images)
+    journal.begin("validating", run.state.epochs_done + 1, run.val_batches.images)
     started = time.perf_counter()
 
     def on_batch(images: int) -> None:
         stops.in_validation()
-        journal.validated(images)
+        journal.advance(images)
 
     outcome = validate(
-        run.scored_model,
+        run.learner.scored_model,
         run.learner.eval_step,
         run.val_batches,
         run.plan.val,
@@ -109,12 +109,11 @@ def _validate(run: Run, journal: Journal, stops: Stops, clock: Clock) -> tuple[O
     )
     seconds = time.perf_counter() - started
     clock.validated(seconds)
-    domains = {f"f1_macro_{name}": macro_f1(confusion) for name, confusion in outcome.domains.items()}
     return outcome, {
         "loss": outcome.loss,
         "accuracy": accuracy(outcome.pooled),
         "f1_macro": macro_f1(outcome.pooled),
-        **domains,
+        **{f"f1_macro_{name}": macro_f1(confusion) for name, confusion in outcome.domains.items()},
         "seconds": seconds,
         "images_per_second": int(outcome.pooled.sum()) / seconds,
     }
@@ -136,13 +135,13 @@ def _train_row(run: Run) -> dict[str, float]:
         "bad_updates": state.bad_updates,
     }
     if not run.world.first:
-        run.totals = run.new_totals()  # the sums are with the first process now
+        run.totals = run.new_totals()  # the first process holds the sums now
     return row
 
 
 def _rates_of(run: Run, epoch: int, used: dict[int, float]) -> dict[int, float]:
-    """Learning rates by update, of the whole epoch; under a time budget, those that were used."""
-    if run.config.time_budget is not None:
+    """Learning rates by update: those of the whole epoch or, under a time budget, the used ones."""
+    if run.duration.epochs is None:
         return used
     return {step: run.schedule(step) for step in range((epoch - 1) * run.updates, epoch * run.updates)}
 
@@ -151,14 +150,14 @@ def _refuse_not_finite(loss: float, epoch: int) -> None:
     """Stop before broken weights replace good ones on the disk."""
     if not np.isfinite(loss):
         raise HemafastError(
-            f"The validation loss is {loss} in epoch {epoch}; the checkpoint before it is intact.",
+            f"The validation loss is {loss} in epoch {epoch}. The checkpoint before it is intact.",
             "Lower the learning rate with --lr.",
         )
 
 
 def _epoch_line(run: Run, epoch: int, rows: dict[str, dict[str, float]]) -> str:
     train, val = rows["train"], rows["val"]
-    of = f"/{run.config.epochs}" if run.config.time_budget is None else ""
+    of = f"/{run.duration.epochs}" if run.duration.epochs else ""
     return (
         f"epoch {epoch}{of}: train loss {train['loss']:.3f}, val loss {val['loss']:.3f}, "
         f"val macro-F1 {val['f1_macro']:.4f}, accuracy {val['accuracy']:.4f}, "

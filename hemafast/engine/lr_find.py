@@ -1,4 +1,4 @@
-"""The learning rate range test: let the rate grow step by step, and see where the loss falls and where it breaks out.
+"""The learning rate range test: raise the rate step by step, and see where the loss falls and where it diverges.
 
 Smith, "Cyclical Learning Rates for Training Neural Networks" (arXiv 1506.01186), section 3.3, with the rate growing
 by a constant factor.
@@ -27,9 +27,9 @@ from hemafast.errors import HemafastError
 from hemafast.pictures import DOMAIN_COLOURS, TRAIN_COLOUR, VAL_COLOUR, save, subplots
 from hemafast.progress import SILENT, Progress, stage
 
-_MEMORY = 0.9  # of the moving average over the losses: one batch says little
-_BROKEN = 3.0  # times the lowest loss: from here on it only gets worse
-_EDGE = 5  # steps at either end of the curve whose slope is noise
+_MEMORY = 0.9  # decay of the moving average of the losses, because a single batch is noisy
+_BROKEN = 3.0  # times the lowest loss: the loss has diverged
+_EDGE = 5  # steps at the start of the curve whose slope is noise
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,11 +38,11 @@ class RateCurve:
 
     rates: npt.NDArray[np.float64]
     losses: npt.NDArray[np.float64]
-    """Of each batch, before its update."""
+    """Loss of each batch before its update."""
 
     @property
     def smoothed(self) -> npt.NDArray[np.float64]:
-        """Moving average of the losses, free of the bias of its beginning."""
+        """Moving average of the losses, with the bias of its start removed."""
         averages, average = [], 0.0
         for step, loss in enumerate(self.losses, start=1):
             average = _MEMORY * average + (1 - _MEMORY) * float(loss)
@@ -58,7 +58,7 @@ class RateCurve:
 
     @property
     def suggestion(self) -> float:
-        """A tenth of the rate with the lowest loss: a peak for one cycle."""
+        """A tenth of the rate with the lowest loss: a peak for the one-cycle schedule."""
         return float(self.rates[self.smoothed.argmin()] / 10)
 
 
@@ -70,18 +70,18 @@ def find_rate(
     steps: int = 100,
     progress: Progress = SILENT,
 ) -> RateCurve:
-    """Train for `steps` updates at rates from `first` to `last`; ends early once the loss has broken out.
+    """Train for `steps` updates at rates from `first` to `last`, or until the loss diverges. Keeps no weights.
 
-    Nothing of the training is kept. Raises HemafastError for a range that is none, or if no update was possible.
+    Raises HemafastError if the range is not valid, or if the loss diverges within the first steps.
     """
     if not 0 < first < last or steps < 2 * _EDGE:
         raise HemafastError(
-            f"{steps} steps from {first} to {last} are no range.",
-            f"Give rates that rise, and {2 * _EDGE} steps or more.",
+            f"{steps} steps from {first} to {last} are not a valid range.",
+            f"Give a last rate above the first, and at least {2 * _EDGE} steps.",
         )
     world = World()
     run = build_run(settle(replace(config, on_nonfinite="skip"), world), world)
-    run.model.train()
+    run.learner.model.train()
     rates, losses = np.geomspace(first, last, steps), []
     train_step = run.learner.train_step
     with stage(progress, "raising the learning rate", steps, unit="steps"):
@@ -95,12 +95,12 @@ def find_rate(
             if losses[-1] > _BROKEN * min(losses):
                 break
     if len(losses) < 2 * _EDGE:
-        raise HemafastError(f"The loss broke out within {len(losses)} steps.", "Begin with a lower rate.")
+        raise HemafastError(f"The loss diverged within {len(losses)} steps.", "Start from a lower rate.")
     return RateCurve(rates[: len(losses)], np.array(losses))
 
 
 def write_curve(curve: RateCurve, folder: Path) -> Path:
-    """Write lr_find.csv and lr_find.png into `folder`. Returns the picture."""
+    """Write lr_find.csv and lr_find.png into `folder`. Returns the file of the picture."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "lr_find.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
@@ -122,7 +122,7 @@ def draw_curve(curve: RateCurve) -> Any:
     ):
         axes.axvline(rate, color=colour, linestyle="--", label=f"{name}: {rate:.1e}")
     axes.set(xscale="log", xlabel="learning rate", ylabel="training loss")
-    # From the best batch to a little above the start: where the loss breaks out, it leaves the picture.
+    # From the best batch to a little above the start; a diverging loss leaves the picture.
     low, high = curve.losses.min(), curve.smoothed[0]
     axes.set_ylim(max(0.0, low - 0.1 * (high - low)), high + 0.5 * (high - low) + 0.1)
     axes.legend()

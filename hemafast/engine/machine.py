@@ -1,4 +1,4 @@
-"""What this machine does fast, and why: allocator, device, precision, layout, compiler, threads."""
+"""Choose what is fast on this machine, with reasons: allocator, device, precision, layout, compiler, threads."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import ctypes
 import os
 import platform
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from hemafast.config import Amp, Compile, Device, Input, TrainConfig
 from hemafast.data.graph import default_threads
@@ -17,13 +17,13 @@ from hemafast.errors import HemafastError
 Precision = Literal["fp32", "bf16", "fp16"]
 
 _AMPERE = (8, 0)
-_GPU_SHARE = 0.4  # of the free memory of a GPU that pixels may take; network and activations want the rest
-_HOST_SHARE = 0.8  # of the available memory of the host that the page cache may be expected to keep
+_GPU_SHARE = 0.4  # of the free memory of a GPU for pixels; network and activations need the rest
+_HOST_SHARE = 0.8  # of the available memory of the host that the page cache can keep
 
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """One decision about how to run, and the reason for it."""
+    """One decision, and the reason for it."""
 
     name: str
     value: str
@@ -42,7 +42,7 @@ class Machine:
     choices: tuple[Choice, ...]
     facts: dict[str, str]
     own_gradients: bool = False
-    """Whether depthwise convolutions have the weight gradients of depthwise.py."""
+    """Whether depthwise convolutions take their weight gradients from depthwise.py."""
 
     @property
     def loader_device(self) -> str:
@@ -50,20 +50,16 @@ class Machine:
         return "gpu" if self.device == "cuda" else "cpu"
 
     def with_choices(self, choices: Sequence[Choice]) -> Machine:
-        """The same machine with `choices` in the place of those of the same name, or behind the others."""
+        """The same machine with these choices; they replace those of the same name."""
         ours = {choice.name: choice for choice in (*self.choices, *choices)}
         return replace(self, choices=tuple(ours.values()))
 
-    def to_json(self) -> dict[str, Any]:
-        """The machine as plain data."""
-        return asdict(self)
-
 
 def tune_allocator() -> Choice:
-    """Make the C library keep freed memory instead of returning it to the kernel; call it before the first tensor.
+    """Make the C library keep freed memory instead of returning it to the kernel. Call it before the first tensor.
 
-    glibc maps and unmaps every large buffer, which costs about 200,000 page faults in a training step of a small
-    network on a CPU: a third to half of its time.
+    glibc maps and unmaps every large buffer. In a training step of a small network on a CPU, this costs about 200,000
+    page faults: a third to half of the time.
     """
     m_trim_threshold, m_top_pad, m_mmap_threshold = -1, -2, -3  # malloc.h
     name = "allocator"
@@ -86,9 +82,9 @@ def choose_machine(
     allocator: Choice | None = None,
     processes: int = 1,
 ) -> Machine:
-    """Decide how each of `processes` on this machine runs, honouring what was asked for.
+    """Decide how each of `processes` on this host runs. `allocator` is the choice of `tune_allocator`, if called.
 
-    Raises HemafastError for what this machine cannot do.
+    Raises HemafastError if this machine cannot do what was asked for.
     """
     import torch
 
@@ -97,9 +93,9 @@ def choose_machine(
     compiler = _choose_compiler(on.value, compiled)
     gradients = _choose_gradients(on.value, precision.value, compiled=compiler.value == "on")
     loader = _choose_loader_threads(threads, processes)
-    layout = Choice("layout", "channels_last", "convolutions read NHWC, as the loader delivers it, without a copy")
-    # Not set here: torch counts the cores it may use by itself, and OMP_NUM_THREADS is how users tell it otherwise.
-    threads_of_torch = Choice("torch threads", str(torch.get_num_threads()), "torch's own count, or OMP_NUM_THREADS")
+    layout = Choice("layout", "channels_last", "convolutions read NHWC from the loader without a copy")
+    # Not set here: torch counts the cores it may use, and users change that with OMP_NUM_THREADS.
+    threads_of_torch = Choice("torch threads", str(torch.get_num_threads()), "the count of torch, or OMP_NUM_THREADS")
     chosen = (on, precision, layout, compiler, gradients, threads_of_torch, loader)
     return Machine(
         device=on.value,
@@ -113,7 +109,7 @@ def choose_machine(
 
 
 def machine_for(config: TrainConfig, device: Device, processes: int = 1) -> Machine:
-    """How to run here under `config` but on `device`, with `processes` on this host; tunes this one's allocator."""
+    """How to run here under `config` but on `device`, with `processes` on this host. Tunes the allocator."""
     return choose_machine(
         device=device,
         amp=config.amp,
@@ -125,7 +121,7 @@ def machine_for(config: TrainConfig, device: Device, processes: int = 1) -> Mach
 
 
 def choose_input(asked: Input, machine: Machine, *, packed_bytes: int, file_bytes: int) -> Choice:
-    """Decide where pixels come from: squares that take `packed_bytes`, or encoded files that take `file_bytes`."""
+    """Choose the source of the pixels: squares of `packed_bytes` in all, or encoded files of `file_bytes`."""
     import psutil
 
     squares, files = f"{packed_bytes / 2**20:,.0f} MiB of squares", f"{file_bytes / 2**20:,.0f} MiB of encoded images"
@@ -139,10 +135,10 @@ def choose_input(asked: Input, machine: Machine, *, packed_bytes: int, file_byte
         if packed_bytes <= _GPU_SHARE * free:
             return Choice("input", "resident", f"{squares} fit into the {free / 2**20:,.0f} MiB free on the GPU")
     available = psutil.virtual_memory().available
-    memory = f"the {available / 2**20:,.0f} MiB of memory that are available"
+    memory = f"the {available / 2**20:,.0f} MiB of available memory"
     if packed_bytes <= _HOST_SHARE * available:
         return Choice("input", "packed", f"{squares}, memory-mapped, fit into {memory}")
-    return Choice("input", "files", f"{squares} do not fit into {memory}; {files} are decoded each epoch")
+    return Choice("input", "files", f"{squares} do not fit into {memory}; {files} are decoded in each epoch")
 
 
 def machine_facts(device: str) -> dict[str, str]:
@@ -166,7 +162,7 @@ def machine_facts(device: str) -> dict[str, str]:
 
 
 def cpu_flags() -> frozenset[str]:
-    """Instruction sets of the processor by the names of /proc/cpuinfo; empty where there is none."""
+    """Instruction sets of the processor, named as in /proc/cpuinfo; empty without that file."""
     return frozenset(_cpuinfo("flags").split())
 
 
@@ -175,7 +171,7 @@ def _choose_loader_threads(asked: int | None, processes: int) -> Choice:
     if asked:
         return Choice(name, str(asked), "as asked for")
     shared = f", shared by {processes} processes" if processes > 1 else ""
-    return Choice(name, str(default_threads(processes)), f"{cores} cores may be used here{shared}")
+    return Choice(name, str(default_threads(processes)), f"{cores} cores are available{shared}")
 
 
 def _choose_device(asked: Device) -> Choice:
@@ -207,16 +203,14 @@ def _fast_precision(device: str) -> tuple[Precision, str]:
 
     if device == "cuda":
         capability = torch.cuda.get_device_capability()
+        name = f"compute capability {capability[0]}.{capability[1]}"
         if capability >= _AMPERE:
-            return (
-                "bf16",
-                f"compute capability {capability[0]}.{capability[1]} has it in hardware and it needs no scaler",
-            )
-        return "fp16", f"compute capability {capability[0]}.{capability[1]} has no bf16; gradients are scaled"
+            return "bf16", f"{name} has it in hardware, and it needs no gradient scaling"
+        return "fp16", f"{name} has no bf16; gradients are scaled"
     hardware = cpu_flags() & {"amx_bf16", "avx512_bf16"}
     if hardware:
         return "bf16", f"the CPU has {' and '.join(sorted(hardware))}"
-    return "fp32", "the CPU has neither AMX nor AVX512-BF16; bf16 was measured 15 times slower without"
+    return "fp32", "the CPU has neither AMX nor AVX512-BF16; without them, bf16 was measured 15 times slower"
 
 
 def _choose_compiler(device: str, asked: Compile) -> Choice:
@@ -233,27 +227,24 @@ def _choose_gradients(device: str, precision: str, *, compiled: bool) -> Choice:
 
     name, capability = "depthwise gradients", torch.backends.cpu.get_cpu_capability()
     if device == "cuda":
-        return Choice(name, "torch", "a GPU's libraries have kernels for them")
+        return Choice(name, "torch", "the libraries of the GPU have kernels for them")
     if compiled or precision != "fp32":
-        return Choice(name, "torch", "our own kernel is for steps in fp32 that are not compiled")
+        return Choice(name, "torch", "our own kernel is for fp32 without compiling")
     if capability != "AVX2":
-        return Choice(name, "torch", f"our own kernel is used with AVX2 only, and this is {capability}")
-    return Choice(
-        name,
-        "own kernel",
-        "oneDNN has none for AVX2 and multiplies small matrices, up to twenty times as slow by the shape",
-    )
+        return Choice(name, "torch", f"our own kernel is for AVX2, and this CPU has {capability}")
+    reason = "oneDNN has no kernel for AVX2; its matrix products are up to twenty times slower, depending on the shape"
+    return Choice(name, "own kernel", reason)
 
 
 def _processor() -> str:
-    """Virtual machines may name the make alone ("AMD EPYC"); family and model tell which it is."""
+    """The processor's name with family and model, because virtual machines may only say "AMD EPYC"."""
     name = _cpuinfo("model name") or platform.processor() or platform.machine()
     family, model = _cpuinfo("cpu family"), _cpuinfo("model")
     return f"{name} (family {family}, model {model})" if family and model else name
 
 
 def _cpuinfo(key: str) -> str:
-    """The first value under `key` in /proc/cpuinfo, or "" where there is none."""
+    """The first value under `key` in /proc/cpuinfo; "" without one."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:

@@ -1,4 +1,4 @@
-"""Open a run: a new one from settings, or a stopped one with the newest state that it saved."""
+"""Open a run: a new one from settings, or a stopped one with its newest checkpoint."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from hemafast.run_folder import LAST, read_config, run_folders
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """A run before anything is decided about it."""
+    """What a run starts from."""
 
     settings: TrainConfig
     folder: Path | None = None
-    """None for a new run: its folder is made when everything else is ready."""
+    """None for a new run: the folder is made when everything else is ready."""
     saved: dict[str, Any] | None = None
-    """State of a stopped run, as `Run.state_dict` has it."""
+    """State of a stopped run, as `Run.state_dict` returns it."""
     changed: tuple[str, ...] = ()
     """Settings that were changed on resume, in words."""
     restart_epoch: bool = False
-    """Whether its epoch begins anew, because the saved state has other settings."""
+    """Whether to train the epoch from its start, because the checkpoint was saved under other settings."""
 
 
 def open_stopped(folder: Path, changes: Mapping[str, Any], *, allow_changes: bool) -> Opened:
-    """The run in `folder`, with its newest checkpoint that is whole, under `changes`: settings by name.
+    """The run in `folder` with its newest undamaged checkpoint. `changes` are settings by name.
 
     Raises HemafastError if `folder` is not a run, or if a change is not allowed.
     """
@@ -39,7 +39,7 @@ def open_stopped(folder: Path, changes: Mapping[str, Any], *, allow_changes: boo
     changed = _changes(to_plain(before), to_plain(settings))
     _refuse(changed, allow_changes=allow_changes)
     saved = load_last(folder / LAST)
-    # The checkpoint may be older than the settings: for one, of a run that crashed right after a change.
+    # The checkpoint may be older than the settings, if a run crashed right after a change.
     restart = bool(_changes(saved["settings"], to_plain(settings)))
     return Opened(settings, folder, saved, tuple(changed), restart)
 
@@ -50,9 +50,9 @@ def free_settings(config: TrainConfig) -> dict[str, Any]:
 
 
 def newest_run(config: TrainConfig) -> Path | None:
-    """The newest run under `config.output` with exactly these settings and a checkpoint.
+    """The newest run under `config.output` with exactly these settings and a checkpoint; None without one.
 
-    Where `auto` is asked for, any decision of the stored run counts as the same.
+    A setting of `auto` matches any decision of the stored run.
     """
     for folder in reversed(run_folders(config.output)):
         try:
@@ -72,9 +72,8 @@ def _on_resume(name: str) -> str:
 
 
 def _changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """Settings that differ and matter to what is learned, a line each. Old runs have their defaults of new settings."""
-    usual = {name: to_plain(TrainConfig())[name] for name in new if name not in old}
-    before = {**old, **usual}
+    """One line for each setting that differs and affects what is learned. Settings missing in `old` have defaults."""
+    before = {**to_plain(TrainConfig()), **old}
     names = [name for name in new if _on_resume(name) != FREE and before[name] != new[name]]
     return [f"{name}: {before[name]} -> {new[name]}" for name in names]
 
@@ -86,5 +85,5 @@ def _refuse(changed: list[str], *, allow_changes: bool) -> None:
     if changed and not allow_changes:
         raise HemafastError(
             f"This would change the run ({'; '.join(changed)}).",
-            "Leave it out to continue exactly, or add --allow-changes.",
+            "Leave the change out, or add --allow-changes.",
         )

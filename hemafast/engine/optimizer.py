@@ -1,4 +1,4 @@
-"""AdamW over groups of parameters: no decay of norms and biases, and a rate of its own for each layer if asked."""
+"""AdamW without weight decay of norms and biases; with layer decay, each layer has its own learning rate."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from hemafast.model import Classifier
 def build_optimizer(
     model: Classifier, *, weight_decay: float, layer_decay: float | None = None, device: str = "cpu"
 ) -> torch.optim.AdamW:
-    """Fused AdamW: one pass over the parameters instead of a dozen. `set_rate` gives it its learning rate.
+    """Fused AdamW: one pass over the parameters instead of a dozen. `set_rate` sets its learning rate.
 
-    The rate is a tensor on the device, which a captured graph reads anew at every replay.
+    The rate is a tensor on the device, so that a captured CUDA graph reads it at every replay.
     """
     groups = _groups(model.backbone, weight_decay, layer_decay)
     for group in groups:
@@ -23,15 +23,15 @@ def build_optimizer(
 
 
 def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Let every group learn at `rate` times its own scale, from the next update on."""
+    """Set the learning rate of every group to `rate` times the scale of the group."""
     for group in optimizer.param_groups:
         group["lr"].fill_(rate * group.get("lr_scale", 1.0))
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """Take over moments and counts from `state`; settings of the groups stay as they are here.
+    """Load moments and counts from `state`; the settings of the groups stay.
 
-    Raises ValueError or KeyError if the state is of other parameters.
+    Raises ValueError or KeyError if the state belongs to other parameters.
     """
     settings = [{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
     optimizer.load_state_dict(state)

@@ -1,15 +1,15 @@
-"""Settle a run: settings, machine and data in, one fixed plan out. Whatever needs a decision later reads the plan."""
+"""Decide everything about a run from its settings, the machine and the data. All later code reads this plan."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 import torch
 
-from hemafast.config import Compile, Device, TrainConfig
+from hemafast.config import Device, TrainConfig
 from hemafast.data.augment import Policy, named_policy
 from hemafast.data.dataset import Dataset, Samples, open_dataset
 from hemafast.data.graph import GraphShape
@@ -25,11 +25,11 @@ logger = logging.getLogger("hemafast")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """Everything that is decided about a run before its objects are built; nothing here says `auto`."""
+    """Everything that is decided about a run before its objects are built."""
 
     settings: TrainConfig
-    """What was asked for, with batch size, precision and compiling decided. Device, precision, threads and the source
-    of the pixels are in `machine` and `graph`, whatever is asked for here."""
+    """The settings with batch size, precision and compiling decided. Device, precision, threads and the source of the
+    pixels are in `machine` and `graph`, even where the settings say `auto`."""
     dataset: Dataset
     train: Samples
     val: Samples
@@ -40,15 +40,14 @@ class Plan:
     """Augmentation of the training images."""
 
     def to_json(self) -> dict[str, Any]:
-        """The plan as machine.json has it."""
-        graph = {one.name: getattr(self.graph, one.name) for one in fields(self.graph)}
-        return {**self.machine.to_json(), "input": graph, "policy": self.policy.to_plain()}
+        """The content of machine.json."""
+        return {**asdict(self.machine), "input": asdict(self.graph), "policy": self.policy.to_plain()}
 
 
 def settle(config: TrainConfig, world: World, saved: dict[str, Any] | None = None) -> Plan:
-    """The plan of a new run, or of one that continues from the state `saved` in its checkpoint; collective.
+    """The plan of a new run, or of a run that continues from the state `saved` in its checkpoint; collective.
 
-    Raises HemafastError for what this machine or this data cannot do.
+    Raises HemafastError if this machine or this data cannot do what the settings ask for.
     """
     dataset = open_dataset(config.data, config.fold, config.domains)
     tried: Sequence[Any] = ()
@@ -57,7 +56,8 @@ def settle(config: TrainConfig, world: World, saved: dict[str, Any] | None = Non
     else:
         _refuse_other_data(saved, dataset)
     train, val = (dataset.samples(split, config.image_size) for split in (TRAIN, VAL))
-    machine, graph = machine_and_graph(_as_begun(config, saved), config.device, train, val, world=world)
+    kept = config if saved is None else _with_first_choices(config, saved)
+    machine, graph = machine_and_graph(kept, config.device, train, val, processes=world.local_size)
     return Plan(
         settings=config,
         dataset=dataset,
@@ -70,7 +70,7 @@ def settle(config: TrainConfig, world: World, saved: dict[str, Any] | None = Non
 
 
 def announce(plan: Plan, started_from: str) -> None:
-    """Log the plan: each decision with its reason, the data, the network, and what to beware of."""
+    """Log the plan: each decision with its reason, the data, the network, and warnings."""
     info, settings = plan.dataset.info, plan.settings
     for choice in plan.machine.choices:
         logger.info("%s: %s (%s)", choice.name, choice.value, choice.reason)
@@ -90,7 +90,7 @@ def announce(plan: Plan, started_from: str) -> None:
 
 
 def batch_size_of(config: TrainConfig) -> int:
-    """The batch size as a number; `auto` must have been decided before."""
+    """The batch size as a number. Raises HemafastError for `auto`."""
     if config.batch_size == "auto":
         raise HemafastError("The batch size has not been decided yet.", "Give --batch-size a number.")
     return config.batch_size
@@ -103,10 +103,13 @@ def policy_of(config: TrainConfig) -> Policy:
 
 
 def machine_and_graph(
-    config: TrainConfig, device: Device, *splits: Samples, world: World | None = None
+    config: TrainConfig, device: Device, *splits: Samples, processes: int = 1
 ) -> tuple[Machine, GraphShape]:
-    """How to run here under `config` but on `device`, and the input graph for `splits`."""
-    machine = machine_for(config, device, world.local_size if world else 1)
+    """How to run here under `config` but on `device`, with `processes` on this host, and the input graph for `splits`.
+
+    Tunes the allocator of this process.
+    """
+    machine = machine_for(config, device, processes)
     source = choose_input(
         config.input,
         machine,
@@ -124,18 +127,14 @@ def machine_and_graph(
     return machine.with_choices([source]), graph
 
 
-def _as_begun(config: TrainConfig, saved: dict[str, Any] | None) -> TrainConfig:
-    """On resume `auto` keeps what the run began with: the kind of pixels, and whether the step is compiled."""
-    if saved is None:
-        return config
-    compiled: Compile = "on" if saved["compiled"] else "off"
-    decoded = saved["loader"]["pixels"] == "decoded"
-    on_gpu = torch.cuda.is_available() and config.device != "cpu"
-    return replace(
-        config,
-        compile=compiled if config.compile == "auto" else config.compile,
-        input=config.input if config.input != "auto" else "files" if decoded else "auto" if on_gpu else "packed",
-    )
+def _with_first_choices(config: TrainConfig, saved: dict[str, Any]) -> TrainConfig:
+    """The settings with `auto` replaced by what the run began with: compiled or not, decoded or packed pixels."""
+    if config.compile == "auto":
+        config = replace(config, compile="on" if saved["compiled"] else "off")
+    if config.input == "auto" and saved["loader"]["pixels"] == "decoded":
+        return replace(config, input="files")
+    on_gpu = torch.cuda.is_available() and config.device != "cpu"  # where packed pixels may also be resident
+    return config if on_gpu or config.input != "auto" else replace(config, input="packed")
 
 
 def _refuse_other_data(saved: dict[str, Any], dataset: Dataset) -> None:
@@ -147,6 +146,6 @@ def _refuse_other_data(saved: dict[str, Any], dataset: Dataset) -> None:
         )
     if saved["data_fingerprint"] != dataset.info.fingerprint:
         raise HemafastError(
-            f"{dataset.folder} is not the data the run began with (its fingerprint differs).",
+            f"{dataset.folder} is not the data the run began with: the fingerprint differs.",
             "Prepare the same archives with the same settings again, or start a new run.",
         )

@@ -1,4 +1,4 @@
-"""The learning rate as a function of the step; nothing to save and nothing to restore."""
+"""The learning rate as a function of the step, without a state to save."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from hemafast.config import ScheduleName
 Schedule = Callable[[int], float]
 """Learning rate of a step, counted from 0."""
 
-_START = 25.0  # the peak is this many times the first rate of a cycle
-_END = 1e4  # the first rate of a cycle is this many times its last
+_START = 25.0  # peak rate of a cycle, divided by its first rate
+_END = 1e4  # first rate of a cycle, divided by its last rate
 
 
 def build_schedule(name: ScheduleName, lr: float, steps: int, warmup: float | None = None) -> Schedule:
-    """The schedule `name` with its peak at `lr`, over `steps`; the rate rises over the share `warmup` of them."""
+    """The schedule `name` over `steps`, with its peak at `lr`. The rate rises in the share `warmup` of the steps."""
     if name == "onecycle":
         return one_cycle(lr, steps, 0.3 if warmup is None else warmup)
     if name == "cosine":
@@ -24,12 +24,12 @@ def build_schedule(name: ScheduleName, lr: float, steps: int, warmup: float | No
 
 
 def constant(lr: float, rising: int = 0) -> Schedule:
-    """The same rate at every step, after a straight rise over the first `rising` of them."""
+    """The same rate at every step, after a linear rise over the first `rising` steps."""
     return lambda step: lr * min((step + 1) / (rising + 1), 1.0)
 
 
 def cosine(peak: float, steps: int, warmup: float) -> Schedule:
-    """Rise in a straight line over the share `warmup` of `steps`, then fall along a cosine to nearly zero.
+    """Rise linearly over the share `warmup` of `steps`, then fall along a cosine to nearly zero.
 
     Loshchilov and Hutter, "SGDR" (arXiv 1608.03983), without restarts.
     """

@@ -1,10 +1,10 @@
-"""One training step and one evaluation step, and the totals they leave on the device. Nothing here waits for it."""
+"""The training step, the evaluation step, and the totals they leave on the device. Steps never wait for the device."""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -21,21 +21,21 @@ from hemafast.metrics import Confusion
 from hemafast.model import Classifier
 
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
-_LEAST_SCALE = 1.0  # gradients that overflow fp16 even so are not finite; above it the scaler only looks for its scale
+_LEAST_SCALE = 1.0  # of fp16: above it, an overflow only means that the scaler still looks for its scale
 
 
 class Late:
-    """The value of a device tensor on the host as of a moment ago: asking for it never waits."""
+    """A recent value of a device tensor on the host; asking for it never waits."""
 
     def __init__(self, tensor: Tensor) -> None:
         self._tensor = tensor
-        # On a CPU the tensor's own memory; on a GPU page-locked memory that is refreshed by asking.
+        # On a CPU the tensor's own memory; on a GPU page-locked memory that `glance` refreshes.
         self._host = tensor if not tensor.is_cuda else torch.empty_like(tensor, device="cpu", pin_memory=True)
         self._view = self._host.numpy()
         self._arriving: torch.cuda.Event | None = None
 
     def glance(self) -> npt.NDArray[Any] | None:
-        """A copy of the value; on a GPU that of an earlier call, or None where no newer one has arrived."""
+        """A copy of the value. On a GPU it dates from an earlier call, and is None if no newer one has arrived."""
         if not self._tensor.is_cuda:
             return self._view.copy()
         arrived = None
@@ -49,11 +49,11 @@ class Late:
 
 
 class Totals:
-    """Loss, norm of the gradients and confusion matrix, summed on the device; only `read` waits for it."""
+    """Loss, gradient norm and confusion matrix, summed on the device. `read` and `mean_norm` wait for the device."""
 
     def __init__(self, classes: int, device: str) -> None:
         self._classes = classes
-        # One tensor, so that one copy fetches it and one call sums it over processes. float64 counts exactly.
+        # One tensor, so that one copy fetches all and one call sums all over processes. float64 counts exactly.
         self._sums = torch.zeros(3 + classes * classes, dtype=torch.float64, device=device)
         self._loss, self._norm, self._updates = self._sums[0], self._sums[1], self._sums[2]
         self._confusion = self._sums[3:]
@@ -71,26 +71,26 @@ class Totals:
         self._updates += ~bad
 
     def read(self) -> tuple[float, Confusion]:
-        """Mean loss an image, and the confusion matrix (classes, classes) with true classes as rows."""
+        """Mean loss per image, and the confusion matrix (classes, classes) with true classes as rows."""
         return self._split(self._sums.cpu().numpy())
 
     def glance(self) -> tuple[float, Confusion] | None:
-        """Like `read`, but never waits: on a GPU it gives the values of an earlier call, or None before they arrive."""
+        """Like `read`, but never waits: on a GPU, the values of an earlier call, or None before they arrive."""
         sums = self._late.glance()
         return None if sums is None else self._split(sums)
 
     def mean_norm(self) -> float:
-        """Mean norm of the gradients of all updates; waits for the device."""
+        """Mean gradient norm of all updates."""
         return float(self._norm / self._updates)
 
     def summed(self, world: World) -> Tensor:
-        """The sums over all processes, as `load` takes them; collective."""
+        """The sums over all processes, for `load`; collective."""
         sums = self._sums.clone()
         world.add_up(sums)
         return sums
 
     def load(self, sums: Tensor) -> None:
-        """Go on from sums."""
+        """Continue from these sums."""
         self._sums.copy_(sums)
 
     def _split(self, sums: npt.NDArray[np.float64]) -> tuple[float, Confusion]:
@@ -99,34 +99,34 @@ class Totals:
 
 
 class BadUpdates:
-    """Counts on the device the updates whose gradients or loss were not finite, and which was the last."""
+    """Counts updates with a loss or gradients that are not finite, and keeps the number of the last; on the device."""
 
     def __init__(self, device: str) -> None:
         self._counts = torch.zeros(2, dtype=torch.int64, device=device)
         self._late = Late(self._counts)
 
     def add(self, bad: Tensor, step: int) -> None:
-        """Count update `step` if `bad`, a boolean scalar."""
+        """Count update `step` if the boolean scalar `bad` is true."""
         self._counts[0] += bad
         self._counts[1].copy_(torch.where(bad, step, self._counts[1]))
 
     def glance(self) -> tuple[int, int] | None:
-        """How many so far and the number of the last, as of a moment ago; None where nothing has arrived."""
+        """Recent values of the count and of the last update's number, without waiting; None if none has arrived."""
         counts = self._late.glance()
         return None if counts is None else (int(counts[0]), int(counts[1]))
 
     def read(self) -> tuple[int, int]:
-        """The same as of now; waits for the device."""
+        """The present values; waits for the device."""
         count, last = self._counts.tolist()
         return count, last
 
     def start_from(self, count: int) -> None:
-        """Count on from `count`."""
+        """Continue from `count`."""
         self._counts[0] = count
 
 
 def loss_forward(model: nn.Module, loss: nn.Module, machine: Machine) -> Forward:
-    """From uint8 images (n, 3, size, size) and targets to the loss and the logits, in the machine's precision."""
+    """A function from uint8 images (n, 3, size, size) and targets to loss and logits, in the machine's precision."""
     dtype = _DTYPES.get(machine.precision)
 
     def forward(images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
@@ -138,7 +138,7 @@ def loss_forward(model: nn.Module, loss: nn.Module, machine: Machine) -> Forward
 
 
 class EvalStep:
-    """Classifies a batch without learning from it."""
+    """Classifies a batch."""
 
     def __init__(self, model: nn.Module, loss: nn.Module, machine: Machine, compiler: Compiler | None = None) -> None:
         self._forward = (compiler or Compiler(enabled=False)).compile(loss_forward(model, loss, machine), "evaluation")
@@ -152,7 +152,7 @@ class EvalStep:
 
 
 class TrainStep:
-    """Learns from a batch; built once, it holds everything that may be compiled."""
+    """Learns from a batch."""
 
     def __init__(
         self,
@@ -169,11 +169,11 @@ class TrainStep:
         shared: nn.Module | None = None,
     ) -> None:
         self._model, self._optimizer, self._clip, self._ema, self._mix = model, optimizer, clip_grad, ema, mix
-        self._shared = shared  # the model within DistributedDataParallel, which adds gradients up
+        self._shared = shared  # the model inside DistributedDataParallel, which averages gradients
         forward = loss_forward(shared or model, loss, machine)
         self._forward = (compiler or Compiler(enabled=False)).compile(forward, "training")
         self._parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        # Only fp16 underflows; bf16 has the range of fp32.
+        # fp16 underflows; bf16 has the range of fp32.
         self.scaler = torch.amp.GradScaler(machine.device, enabled=machine.precision == "fp16")
         self.bad = BadUpdates(machine.device)
         self._guard = _Guard(model, ema) if skip_bad else None
@@ -183,16 +183,17 @@ class TrainStep:
     def __call__(
         self, batch: Batch, lr: float, totals: Totals, *, step: int, share: float = 1.0, update: bool = True
     ) -> None:
-        """Forward and backward of a batch; with `update` also the update number `step` at rate `lr`.
+        """Forward and backward pass of a batch; with `update`, then update number `step` at learning rate `lr`.
 
-        `share` is the weight of the batch's mean loss among those that make the update. An update whose gradients or
-        losses are not finite moves nothing, and is counted in `bad`.
+        `share` is the weight of the batch's mean loss in its update. An update with a loss or gradients that are not
+        finite changes no weight, and `bad` counts it.
         """
         if self._guard is not None and self._begins:
             self._guard.remember()
         self._begins = update
         images, targets = (batch.images, batch.labels) if self._mix is None else self._mix(batch)
-        with self._without_exchange(update):
+        # Gradients travel between processes once per update, not once per batch.
+        with nullcontext() if update or self._shared is None else self._shared.no_sync():  # type: ignore[operator]
             loss, logits = self._forward(images, targets)
             self.scaler.scale(loss * share).backward()  # type: ignore[no-untyped-call]
         self._finite = self._finite & loss.detach().isfinite()
@@ -210,7 +211,7 @@ class TrainStep:
         if self._clip is not None:
             torch.nn.utils.clip_grads_with_norm_(self._parameters, self._clip, norm)
         if not self.scaler.is_enabled():
-            self._optimizer.found_inf = bad.float()  # type: ignore[attr-defined] # what a scaler would set
+            self._optimizer.found_inf = bad.float()  # type: ignore[attr-defined] # as a scaler does
         self.scaler.step(self._optimizer)
         self.scaler.update()
         self._optimizer.zero_grad(set_to_none=True)
@@ -222,7 +223,7 @@ class TrainStep:
         totals.add_update(norm, bad | ~norm.isfinite())
 
     def _judge(self, norm: Tensor) -> Tensor:
-        """Whether the update is bad, as a boolean scalar on the device; all processes agree."""
+        """Whether the update is bad, a boolean scalar on the device; the same in all processes."""
         finite = norm.isfinite()
         if self.scaler.is_enabled():
             finite = finite | (self.scaler._scale > _LEAST_SCALE)  # type: ignore[operator]
@@ -234,33 +235,29 @@ class TrainStep:
         torch.distributed.all_reduce(counted)
         return counted > 0
 
-    def _without_exchange(self, update: bool) -> AbstractContextManager[None]:
-        """Gradients travel between processes once an update, not once a batch."""
-        return nullcontext() if update or self._shared is None else self._shared.no_sync()  # type: ignore[operator]
-
 
 class Mix:
-    """Mixup and cutmix by timm, a batch at a time."""
+    """Mixup and cutmix of timm, one choice per batch."""
 
     def __init__(self, classes: int, *, mixup: float, cutmix: float) -> None:
         from timm.data.mixup import Mixup
 
         self._classes = classes
-        # Smoothing is the loss's.
+        # No smoothing here, because the loss does it.
         self._mixup = Mixup(mixup_alpha=mixup, cutmix_alpha=cutmix, label_smoothing=0.0, num_classes=classes)
 
     def __call__(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Images as float (n, 3, height, width), still 0 to 255, and shares of the classes (n, classes)."""
+        """Mixed images, float (n, 3, height, width) from 0 to 255, and shares of the classes (n, classes)."""
         images = batch.images.float()
-        even = len(images) // 2 * 2  # pairs; an odd one out stays as it is
-        # Not functional.one_hot, which reads the labels to check them.
+        even = len(images) // 2 * 2  # images are mixed in pairs; the last of an odd number stays unmixed
+        # Not functional.one_hot, which waits for the device to check the labels.
         targets = images.new_zeros(len(images), self._classes).scatter_(1, batch.labels[:, None], 1.0)
         _, targets[:even] = self._mixup(images[:even], batch.labels[:even])
         return images, targets
 
 
 class _Guard:
-    """Takes back what a bad update did besides the optimizer: to statistics of batch norm and to averaged weights."""
+    """Undoes what a bad update changed besides the weights: batch norm statistics and averaged weights."""
 
     def __init__(self, model: nn.Module, ema: Any) -> None:
         averaged = ema.module.state_dict().values() if ema is not None else ()
@@ -280,7 +277,7 @@ class _Guard:
 def seed_batch(seed: int, rank: int, epoch: int, batch: int) -> None:
     """Seed the generators of torch, numpy and Python for one batch of one process.
 
-    Dropout and mixing so depend on where a run is, and not on how it got there: nothing to save, nothing to restore.
+    So dropout and mixing depend on the position in the run alone, and a checkpoint needs no state of a generator.
     """
     words = np.random.SeedSequence([seed, rank, epoch, batch]).generate_state(2)
     torch.manual_seed(int(words[0]) << 32 | int(words[1]))
@@ -291,8 +288,8 @@ def seed_batch(seed: int, rank: int, epoch: int, batch: int) -> None:
 def update_plan(sizes: Sequence[tuple[int, int]], accumulate: int, world_size: int) -> list[tuple[float, bool]]:
     """For each batch of an epoch: the share of its mean loss in its update, and whether it completes the update.
 
-    `sizes` are images of this process and of all. An update is the mean over all its images, however unequal its
-    batches are; processes are averaged afterwards, hence the factor.
+    `sizes` are images per batch, of this process and of all. An update is the mean over all its images, even if its
+    batches differ in size. DistributedDataParallel averages over processes, hence the factor `world_size`.
     """
     plan = []
     for first in range(0, len(sizes), accumulate):

@@ -9,13 +9,13 @@ from types import FrameType, TracebackType
 from typing import Any
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
-"""Ctrl-C, what schedulers and containers send, and what Slurm can be told to send before its time is up."""
+"""Ctrl-C, the signal of schedulers and containers, and the one that Slurm can send before the time limit."""
 
-_ONE_PRESS = 1.0  # seconds in which signals count as one: torchrun passes on what the terminal has sent already
+_ONE_PRESS = 1.0  # seconds in which signals count as one: torchrun repeats what the terminal has sent already
 
 
 def exit_code(number: int) -> int:
-    """The exit code of a process that signal `number` stopped, as shells have it: 130, 143, 138."""
+    """The exit code of a process that signal `number` stopped, by the convention of shells: 130, 143, 138."""
     return 128 + number
 
 
@@ -28,7 +28,7 @@ class SecondSignal(KeyboardInterrupt):
 
 
 class StopFlag:
-    """Handlers for SIGNALS while it is entered; `number` is the first signal that came, or 0."""
+    """Handlers for SIGNALS inside a `with` block; `number` is the first signal that came, or 0."""
 
     def __init__(self) -> None:
         self.number = 0
@@ -44,16 +44,11 @@ class StopFlag:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
-    @property
-    def name(self) -> str:
-        """The signal's name."""
-        return signal.Signals(self.number).name
-
     def _handle(self, number: int, frame: FrameType | None) -> None:
         now = time.monotonic()
         if not self.number:
             self.number, self._since = number, now
         if now - self._since < _ONE_PRESS:
             return
-        # A file that is being written replaces the one before it only when it is whole, so nothing is lost.
+        # A new file replaces the old one only when it is complete, so nothing is lost.
         raise SecondSignal(number)

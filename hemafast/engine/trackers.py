@@ -1,8 +1,7 @@
-"""Where measurements go besides the run folder's CSV: TensorBoard, Weights & Biases, MLflow, Trackio."""
+"""Experiment trackers, which get all measurements: TensorBoard, Weights & Biases, MLflow, Trackio."""
 
 from __future__ import annotations
 
-import importlib
 import importlib.util
 import logging
 import os
@@ -11,6 +10,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, redirect_stdout
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 LR = "lr"
-"""The one curve that counts optimizer steps; all others count epochs."""
+"""The only curve over optimizer steps; all others are over epochs."""
 
 MLFLOW_RUN = "mlflow_run.txt"
 
@@ -33,26 +33,26 @@ logger = logging.getLogger("hemafast")
 
 
 class Tracker(Protocol):
-    """Takes measurements while a run goes on."""
+    """Receives measurements during a run."""
 
     def scalars(self, values: Mapping[str, float], *, step: int) -> None:
-        """Take values by name; `step` counts epochs from 1, or optimizer steps where `values` is {LR: rate}."""
+        """Record values by name; `step` is the epoch from 1, or the optimizer step if `values` is {LR: rate}."""
 
     def figure(self, name: str, figure: Figure, *, step: int) -> None:
-        """Take a picture of epoch `step`."""
+        """Record a picture of epoch `step`."""
 
     def close(self) -> None:
-        """Send what is left."""
+        """Send everything that is left."""
 
 
 def open_trackers(
     names: Sequence[TrackerName], folder: Path, settings: Mapping[str, Any], *, first_epoch: int
 ) -> list[Tracker]:
-    """Open the named trackers for the run in `folder`; a run that was tracked before is gone on with.
+    """Open the named trackers for the run in `folder`; a resumed run continues in each tracker.
 
-    `settings` are plain values for the tracker to show. Measurements of `first_epoch` and later are replaced where the
-    tracker can. A tracker that fails later is left out with a warning. Raises HemafastError for one that is not
-    installed or cannot be opened.
+    `settings` are plain values for the tracker to show. Measurements of `first_epoch` and later are replaced, if the
+    tracker can do that. A tracker that fails later logs a warning and gets nothing more. Raises HemafastError if one is
+    not installed or cannot be opened.
     """
     opened: list[Tracker] = []
     with ExitStack() as undo:
@@ -65,7 +65,7 @@ def open_trackers(
 
 
 def refuse_missing(names: Sequence[TrackerName]) -> None:
-    """Raise HemafastError if a tracker is not installed; nothing is imported."""
+    """Raise HemafastError if a tracker is not installed. Imports nothing."""
     for name in names:
         if importlib.util.find_spec(name) is None:
             raise _not_installed(name)
@@ -73,15 +73,6 @@ def refuse_missing(names: Sequence[TrackerName]) -> None:
 
 def _not_installed(name: str) -> HemafastError:
     return HemafastError(f"{name} is not installed.", f"pip install {name}, or leave it out of --track.")
-
-
-def _imported(name: str) -> Any:
-    try:
-        return importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        if error.name != name:
-            raise
-        raise _not_installed(name) from error
 
 
 def _opened(name: TrackerName, folder: Path, settings: Mapping[str, Any], first_epoch: int) -> Tracker:
@@ -96,14 +87,14 @@ def _opened(name: TrackerName, folder: Path, settings: Mapping[str, Any], first_
                     return _MLflow(folder, settings)
                 case "trackio":
                     return _Trackio(folder, settings)
-    except HemafastError:
-        raise
     except Exception as error:
-        raise HemafastError(f"{name} cannot be opened ({error}).", "Mend that, or leave it out of --track.") from error
+        if isinstance(error, ModuleNotFoundError) and error.name == name:
+            raise _not_installed(name) from error
+        raise HemafastError(f"{name} cannot be opened ({error}).", "Fix that, or leave it out of --track.") from error
 
 
 class _Guarded:
-    """A tracker that takes nothing more after its first error: what watches a run must not end it."""
+    """A tracker that gets nothing more after its first error, because a tracker must not end a run."""
 
     def __init__(self, name: str, tracker: Tracker) -> None:
         self._name = name
@@ -128,55 +119,51 @@ class _Guarded:
         except Exception as error:
             self._tracker = None
             why = " ".join(str(error).split()) or type(error).__name__
-            logger.warning("%s failed (%s); the run goes on without it", self._name, why)
+            logger.warning("%s failed (%s). The run continues without it", self._name, why)
 
 
 class _TensorBoard:
-    """Event files in the run folder, the learning rate in a folder of its own.
+    """Event files in the run folder, and the learning rate in a folder of its own.
 
-    A purge empties all curves of a folder from one step on, and epochs and optimizer steps do not count alike.
+    A purge drops all values of a folder from one step on, but epochs and optimizer steps are counted differently.
     """
 
     def __init__(self, folder: Path, first_epoch: int) -> None:
         self._folder = folder / TENSORBOARD
-        self._epochs = self._writer(self._folder, first_epoch)
-        self._steps: Any = None
+        self._writers = {"": self._writer("", first_epoch)}
 
     def scalars(self, values: Mapping[str, float], *, step: int) -> None:
-        if LR in values and self._steps is None:
-            self._steps = self._writer(self._folder / LR, step)
-        writer = self._steps if LR in values else self._epochs
+        within = LR if LR in values else ""
+        if within not in self._writers:
+            self._writers[within] = self._writer(within, step)
         for name, value in values.items():
-            writer.add_scalar(name, value, step)
-        if writer is self._epochs:
+            self._writers[within].add_scalar(name, value, step)
+        if not within:
             self._flush()
 
     def figure(self, name: str, figure: Figure, *, step: int) -> None:
-        self._epochs.add_image(name, pixels_of(figure), step, dataformats="HWC")
+        self._writers[""].add_image(name, pixels_of(figure), step, dataformats="HWC")
         self._flush()
 
     def close(self) -> None:
-        self._epochs.close()
-        if self._steps is not None:
-            self._steps.close()
+        for writer in self._writers.values():
+            writer.close()
 
     def _flush(self) -> None:
-        self._epochs.flush()
-        if self._steps is not None:
-            self._steps.flush()
+        for writer in self._writers.values():
+            writer.flush()
 
-    @staticmethod
-    def _writer(folder: Path, first: int) -> Any:
+    def _writer(self, within: str, first: int) -> Any:
         from torch.utils.tensorboard import SummaryWriter
 
-        return SummaryWriter(str(folder), purge_step=first)
+        return SummaryWriter(str(self._folder / within), purge_step=first)
 
 
 class _Wandb:
     """A run of Weights & Biases, named for the run folder."""
 
     def __init__(self, folder: Path, settings: Mapping[str, Any]) -> None:
-        wandb = _imported("wandb")
+        wandb = import_module("wandb")
         self._image = wandb.Image
         self._run = wandb.init(
             project=os.environ.get("WANDB_PROJECT", _PROJECT),
@@ -185,9 +172,9 @@ class _Wandb:
             dir=str(folder),
             config=dict(settings),
             resume="allow",
-            settings=wandb.Settings(console="off"),  # what it would capture is the live panel
+            settings=wandb.Settings(console="off"),  # it would capture the live panel
         )
-        # Its own step may never go back, as that of the learning rate does against epochs; so both are axes.
+        # The step of wandb may never decrease, so epochs and optimizer steps are axes of their own.
         for names, axis in (("train/*", "epoch"), ("val/*", "epoch"), ("confusion", "epoch"), (LR, "step")):
             self._run.define_metric(names, step_metric=axis)
 
@@ -202,10 +189,10 @@ class _Wandb:
 
 
 class _MLflow:
-    """A run of MLflow; its id lies in the run folder, for MLflow chooses it."""
+    """A run of MLflow. MLflow chooses its id, which is kept in the run folder."""
 
     def __init__(self, folder: Path, settings: Mapping[str, Any]) -> None:
-        self._mlflow = mlflow = _imported("mlflow")
+        self._mlflow = mlflow = import_module("mlflow")
         self._rates: list[Any] = []
         file = folder / MLFLOW_RUN
         mlflow.set_experiment(os.environ.get("MLFLOW_EXPERIMENT_NAME", _PROJECT))
@@ -214,17 +201,17 @@ class _MLflow:
         else:
             self._id = mlflow.start_run(run_name=folder.name).info.run_id
             file.write_text(self._id + "\n", encoding="utf-8")
-            mlflow.log_params(dict(settings))  # once: MLflow refuses to change them, and a resume may extend the run
+            mlflow.log_params(dict(settings))  # only once: MLflow refuses changes, and a resume may extend the run
 
     def scalars(self, values: Mapping[str, float], *, step: int) -> None:
         now = int(time.time() * 1000)
         metrics = [
-            # a domain is named by its user, a metric by MLflow's rules
+            # MLflow allows fewer letters than the name of a domain may have
             self._mlflow.entities.Metric(re.sub(r"[^/\w.\- ]", "_", name), value, now, step)
             for name, value in values.items()
         ]
         if LR in values:
-            self._rates += metrics  # a call takes a tenth of a second, so they wait for the end of the epoch
+            self._rates += metrics  # sent at the end of the epoch, because a call takes a tenth of a second
         else:
             self._send(metrics)
 
@@ -245,7 +232,7 @@ class _Trackio:
     """A run of Trackio, named for the run folder."""
 
     def __init__(self, folder: Path, settings: Mapping[str, Any]) -> None:
-        trackio = _imported("trackio")
+        trackio = import_module("trackio")
         self._image, self._finish = trackio.Image, trackio.finish
         self._run = trackio.init(project=_PROJECT, name=folder.name, config=dict(settings), resume="allow", embed=False)
 
@@ -256,4 +243,4 @@ class _Trackio:
         self._run.log({name: self._image(pixels_of(figure))}, step=step)
 
     def close(self) -> None:
-        self._finish()  # the run's own would be done once more when Python exits
+        self._finish()  # not the finish of the run, which Trackio repeats when Python exits

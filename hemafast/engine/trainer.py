@@ -1,4 +1,4 @@
-"""Train: open a run, settle its plan, build its objects, and loop until its end."""
+"""Train a run: open it, decide its plan, build its objects, and loop to its end."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ import numpy as np
 import torch
 
 from hemafast.command import train_command
-from hemafast.config import TrainConfig, checked, to_json, to_plain
+from hemafast.config import TrainConfig, to_json, to_plain
 from hemafast.engine.build import build_run
-from hemafast.engine.distributed import World, joined, restarted
-from hemafast.engine.journal import Journal, SilentJournal, logger
+from hemafast.engine.distributed import World, joined, restarts
+from hemafast.engine.journal import Journal, logger
 from hemafast.engine.loop import train_run
 from hemafast.engine.opening import Opened, free_settings, newest_run, open_stopped
 from hemafast.engine.plan import announce, settle
@@ -30,30 +30,30 @@ from hemafast.engine.trackers import open_trackers, refuse_missing
 from hemafast.errors import HemafastError
 from hemafast.files import write_text
 from hemafast.progress import SILENT, Progress
-from hemafast.run_folder import COMMAND, CONFIG, MACHINE, locked, make_run_folder, read_config
+from hemafast.run_folder import COMMAND, CONFIG, MACHINE, locked, make_run_folder
 
 _COMPILER_FLAGS = (
     ("torch._dynamo.config", "fail_on_recompile_limit_hit"),
     ("torch._functorch.config", "force_non_lazy_backward_lowering"),
 )
-"""What compiling.py sets."""
+"""Flags of torch that compiling.py sets."""
 
 
 def train(
     config: TrainConfig, *, go_on: bool = False, began: float | None = None, progress: Progress = SILENT
 ) -> Path | None:
-    """Train from the start, in a new run folder under `config.output`; the same in every process of torchrun.
+    """Train a new run in a folder of its own under `config.output`. Every process of torchrun calls this.
 
-    A time budget counts from `began`, a moment of time.monotonic, or else from now. With `go_on`, or after torchrun has
-    restarted its processes, the newest run with exactly these settings resumes, if there is one. Returns the folder in
-    the process that writes it, None in the others. Raises HemafastError for what cannot be done (before anything is
-    written), StoppedError after a signal.
+    With `go_on`, or after torchrun has restarted its processes, the newest run with exactly these settings resumes, if
+    there is one. A time budget counts from `began`, a moment of time.monotonic; None is now. Returns the folder in the
+    process that writes it, None in the others. Raises HemafastError before anything is written if settings, machine or
+    data do not fit, and StoppedError after a signal.
     """
     began = time.monotonic() if began is None else began
     config = replace(config, data=config.data.absolute())  # a run is resumed and evaluated from anywhere
     with joined(config.device) as world:
         opened = Opened(config)
-        if go_on or restarted():
+        if go_on or restarts():
             folder = world.broadcast(newest_run(config) if world.first else None)
             if folder is not None:
                 opened = open_stopped(folder, free_settings(config), allow_changes=False)
@@ -68,23 +68,22 @@ def resume(
     began: float | None = None,
     progress: Progress = SILENT,
 ) -> Path | None:
-    """Continue the run in `folder` from its newest checkpoint that is whole.
+    """Continue the run in `folder` from its newest undamaged checkpoint. A finished run stays unchanged.
 
-    `changes` are settings by name. Those that do not matter to what is learned are free; others need `allow_changes`,
-    and the epoch begins anew. A finished run is left as it is. A time budget continues from what the run has used of
-    it, and counts on from `began`. Returns as `train` does. Raises HemafastError if `folder` is not a run, its data has
-    changed, or a change is not allowed.
+    `changes` are settings by name. Those that affect what is learned need `allow_changes`, and the epoch then starts
+    again. A time budget continues from `began`, and the time used before counts. Returns as `train` does. Raises
+    HemafastError if `folder` is not a run, its data has changed, or a change is not allowed.
     """
     began = time.monotonic() if began is None else began
-    config = checked(TrainConfig, {**to_plain(read_config(folder)), **(changes or {})})
-    with joined(config.device) as world:
-        return _train(open_stopped(folder, changes or {}, allow_changes=allow_changes), world, began, progress)
+    opened = open_stopped(folder, changes or {}, allow_changes=allow_changes)
+    with joined(opened.settings.device) as world:
+        return _train(opened, world, began, progress)
 
 
 def _train(opened: Opened, world: World, began: float, progress: Progress) -> Path | None:
     settings, saved = opened.settings, opened.saved
     if saved is not None and is_finished(saved["progress"], settings):
-        logger.info("%s is finished; give more --epochs (or --time-budget) to extend it", opened.folder)
+        logger.info("%s is finished; to extend it, raise --epochs or --time-budget", opened.folder)
         return opened.folder if world.first else None
     refuse_missing(settings.track)
     with _globals_kept():
@@ -99,10 +98,12 @@ def _train(opened: Opened, world: World, began: float, progress: Progress) -> Pa
 
 
 def _loop(run: Run, folder: Path, changed: Sequence[str], began: float, progress: Progress) -> None:
-    """Write the plan down, then train to the end."""
+    """Write down settings and plan, then train to the end."""
     if run.world.first:
-        _write_plan(run, folder)
-    journal = _journal(run, folder, progress) if run.world.first else SilentJournal()
+        write_text(folder / CONFIG, to_json(run.config))
+        write_text(folder / COMMAND, train_command(run.config) + "\n")
+        write_text(folder / MACHINE, json.dumps(run.plan.to_json(), indent=2) + "\n")
+    journal = _journal(run, folder, progress) if run.world.first else Journal(None)
     with StopFlag() as flag, journal:
         logger.info("run folder %s", folder)
         announce(run.plan, run.learner.started_from)
@@ -111,20 +112,19 @@ def _loop(run: Run, folder: Path, changed: Sequence[str], began: float, progress
         train_run(run, folder, journal, flag, began=began)
 
 
-def _write_plan(run: Run, folder: Path) -> None:
-    """Write down the settings, the plan, and the command that makes the run again."""
-    write_text(folder / CONFIG, to_json(run.config))
-    write_text(folder / COMMAND, train_command(run.config) + "\n")
-    write_text(folder / MACHINE, json.dumps(run.plan.to_json(), indent=2) + "\n")
-
-
 def _journal(run: Run, folder: Path, progress: Progress) -> Journal:
     first_epoch = run.state.epochs_done + 1
     trackers = open_trackers(run.config.track, folder, to_plain(run.config), first_epoch=first_epoch)
     try:
         budget = run.config.time_budget
-        epochs, seconds = (run.config.epochs, None) if budget is None else (None, budget - run.state.elapsed)
-        return Journal(folder, progress, epochs=epochs, first_epoch=first_epoch, seconds=seconds, trackers=trackers)
+        return Journal(
+            folder,
+            progress,
+            epochs=run.duration.epochs,
+            first_epoch=first_epoch,
+            seconds=None if budget is None else budget - run.state.elapsed,
+            trackers=trackers,
+        )
     except HemafastError:
         for tracker in trackers:
             tracker.close()
@@ -133,16 +133,16 @@ def _journal(run: Run, folder: Path, progress: Progress) -> Journal:
 
 @contextmanager
 def _globals_kept() -> Iterator[None]:
-    """Restore what a run sets for its whole process: random generators, flags of the compiler, and the environment."""
-    numpy_state, python_state, torch_state = np.random.get_state(), random.getstate(), torch.get_rng_state()  # noqa: NPY002
+    """Restore what a run sets for its process: random generators, flags of the compiler, and the environment."""
+    numpy_state, python_state = np.random.get_state(), random.getstate()  # noqa: NPY002
     environment, threads = dict(os.environ), torch.get_num_threads()
     flags = {flag: _flag(*flag) for flag in _COMPILER_FLAGS}
     try:
-        yield
+        with torch.random.fork_rng(devices=[]):
+            yield
     finally:
         np.random.set_state(numpy_state)  # noqa: NPY002
         random.setstate(python_state)
-        torch.set_rng_state(torch_state)
         torch.set_num_threads(threads)
         for (module, name), value in flags.items():
             if module in sys.modules:
@@ -152,5 +152,5 @@ def _globals_kept() -> Iterator[None]:
 
 
 def _flag(module: str, name: str) -> bool:
-    """The value of a flag of torch's compiler; off, its default, where the compiler is not loaded yet."""
+    """The value of a flag; off, its default, if the compiler is not loaded yet."""
     return bool(getattr(sys.modules.get(module), name, False))

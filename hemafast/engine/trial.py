@@ -1,4 +1,4 @@
-"""Short trials of the training step where what is fastest is not known; answers are kept for this machine."""
+"""Short trials of the training step, to choose batch size, precision and compiling. Answers are kept per machine."""
 
 from __future__ import annotations
 
@@ -26,33 +26,33 @@ from hemafast.engine.distributed import World
 from hemafast.engine.machine import Choice, Machine, machine_for
 from hemafast.engine.step import Totals
 from hemafast.errors import HemafastError
-from hemafast.files import write_whole
+from hemafast.files import write_text
 from hemafast.preparation.split import TRAIN
 
 logger = logging.getLogger("hemafast")
 
 DECIDED = ("amp", "batch_size", "compile")
-"""Settings whose `auto` gives way to what `decide` finds."""
+"""Settings whose `auto` is replaced by `decide`."""
 
 _CPU_BATCHES = (8, 16, 32, 64, 128)
 _LARGEST_GPU_BATCH = 4096
-_FULL = 0.9  # of the memory of a GPU; fragmentation and validation want the rest
+_FULL = 0.9  # of the memory of a GPU; fragmentation and validation need the rest
 _ROUNDS = 3
-_CLEARLY = 0.9  # of the seconds of fp32: bf16 gives digits away, and a trial is short
-_SMALL_BATCH = 16  # enough to tell precisions apart
-_GLANCE = 4  # images of the step that tells how long a run will take: every run on a CPU waits for it
-_WORTH_SECONDS = 3600.0  # compiling for a trial takes minutes; a run must be long enough to win them back
+_CLEARLY = 0.9  # of the seconds of fp32: bf16 must be clearly faster, because it loses digits and a trial is short
+_SMALL_BATCH = 16  # large enough to compare precisions
+_GLANCE = 4  # images in the step that predicts the length of a run; few, because every run on a CPU waits for it
+_WORTH_SECONDS = 3600.0  # of a run: compiling for a trial takes minutes, which a shorter run does not win back
 
 Counts = npt.NDArray[np.int64]
 """Training images per class."""
 Seconds = Callable[[int, bool], float]
-"""How long a step over so many images takes, compiled or not."""
+"""Seconds of a step, by number of images and whether it is compiled."""
 
 
 def decide(config: TrainConfig, dataset: Dataset, world: World) -> tuple[TrainConfig, tuple[Choice, ...]]:
-    """Replace each `auto` that a short trial answers: batch size, and on a CPU precision and compiling.
+    """Replace each `auto` that a short trial can answer: batch size, and on a CPU precision and compiling.
 
-    The first process tries, all take its answer. Raises HemafastError if not even the smallest batch fits.
+    The first process tries, and all take its answer. Raises HemafastError if not even the smallest batch fits.
     """
     answer = world.broadcast(_decide(config, dataset.counts(TRAIN), world) if world.first else None)
     assert answer is not None
@@ -76,9 +76,9 @@ def _decide(config: TrainConfig, counts: Counts, world: World) -> tuple[TrainCon
 
 
 def decide_precision(config: TrainConfig, counts: Counts, *, processes: int = 1) -> tuple[TrainConfig, list[Choice]]:
-    """Try bf16 beside fp32 where `amp` is `auto` and the CPU has instructions for bf16.
+    """Compare bf16 with fp32 if `amp` is `auto` and the CPU has instructions for bf16.
 
-    Which is faster depends on the network: dense convolutions and matrix products gain, depthwise convolutions lose.
+    The faster one depends on the network: dense convolutions and matrix products gain, depthwise convolutions lose.
     """
     machine = machine_for(config, config.device, processes)
     if config.amp != "auto" or (machine.device, machine.precision) != ("cpu", "bf16"):
@@ -88,19 +88,17 @@ def decide_precision(config: TrainConfig, counts: Counts, *, processes: int = 1)
         asked = replace(config, amp=amp, compile="off")
         return _seconds_of(asked, machine_for(asked, asked.device, processes), counts)(_SMALL_BATCH, False)
 
-    choice = Answers(machine, config).get("precision", lambda: choose_precision(seconds))
+    def faster() -> Choice:
+        fp32, bf16 = seconds("off"), seconds("bf16")
+        value = "bf16" if bf16 < _CLEARLY * fp32 else "fp32"
+        return Choice("precision", value, f"a trial step took {fp32:.2f} s in fp32 and {bf16:.2f} s in bf16")
+
+    choice = Answers(machine, config).get("precision", faster)
     return replace(config, amp="bf16" if choice.value == "bf16" else "off"), [choice]
 
 
-def choose_precision(seconds: Callable[[Amp], float]) -> Choice:
-    """bf16 if it is clearly faster than fp32, by the seconds of a step."""
-    fp32, bf16 = seconds("off"), seconds("bf16")
-    value = "bf16" if bf16 < _CLEARLY * fp32 else "fp32"
-    return Choice("precision", value, f"a trial step took {fp32:.2f} s in fp32 and {bf16:.2f} s in bf16")
-
-
 def choose_batch_size(device: str, seconds: Seconds) -> Choice:
-    """On a GPU the largest power of two that fits, on a CPU the one with the most images a second."""
+    """The largest power of two that fits on a GPU, or the one with the most images per second on a CPU."""
     name = "batch size"
     if device == "cuda":
         return Choice(name, str(_largest_that_fits(seconds)), "the largest power of two that fits")
@@ -108,10 +106,10 @@ def choose_batch_size(device: str, seconds: Seconds) -> Choice:
     for size in _CPU_BATCHES:
         rates[size] = size / seconds(size, False)
         if rates[size] < 0.9 * max(rates.values()):
-            break  # it only gets worse: the working set has left the cache
+            break  # larger ones are even slower, because the working set no longer fits the cache
     fastest = max(rates, key=lambda size: rates[size])
     tried = ", ".join(f"{size}: {rate:,.1f}" for size, rate in rates.items())
-    return Choice(name, str(fastest), f"the fastest of a trial; images/s by batch size: {tried}")
+    return Choice(name, str(fastest), f"the fastest in a trial; images/s by batch size: {tried}")
 
 
 def _choose_compiling(
@@ -120,19 +118,19 @@ def _choose_compiling(
     name, question = "torch.compile", f"torch.compile at batch {size}"
     if not answers.knows(question):
         if shutil.which(os.environ.get("CXX", "g++")) is None:
-            return Choice(name, "off", "compiling for a CPU needs g++, which is not here")
+            return Choice(name, "off", "compiling for a CPU needs g++, which is not installed")
         glance = min(size, _GLANCE)
         expected = budget or steps * size / glance * seconds(glance, False)
         if expected < _WORTH_SECONDS:
             minutes = f"about {expected / 60:,.0f} minutes of steps"
-            return Choice(name, "off", f"{minutes} are too short to win back a trial of compiling")
-    return replace(answers.get(question, lambda: _faster_form(size, seconds)), name=name)
+            return Choice(name, "off", f"{minutes} are too short for a trial of compiling to pay off")
 
+    def faster() -> Choice:
+        eager, compiled = seconds(size, False), seconds(size, True)
+        value = "on" if compiled < eager else "off"
+        return Choice(name, value, f"a trial step took {eager:.2f} s uncompiled and {compiled:.2f} s compiled")
 
-def _faster_form(size: int, seconds: Seconds) -> Choice:
-    eager, compiled = seconds(size, False), seconds(size, True)
-    value = "on" if compiled < eager else "off"
-    return Choice("torch.compile", value, f"a trial step took {eager:.2f} s as it is and {compiled:.2f} s compiled")
+    return replace(answers.get(question, faster), name=name)
 
 
 def _largest_that_fits(seconds: Seconds) -> int:
@@ -153,16 +151,16 @@ def _fits(size: int, seconds: Seconds) -> bool:
         return False
     finally:
         gc.collect()
-        torch.cuda.empty_cache()  # what stays reserved would be charged to the next size
+        torch.cuda.empty_cache()  # reserved memory would count for the next size
     return torch.cuda.max_memory_reserved() <= _FULL * all_memory
 
 
 def _seconds_of(config: TrainConfig, machine: Machine, counts: Counts) -> Seconds:
-    """A function that times the training step of `config` on random pixels: the median after a first step."""
+    """A function that times training steps of `config` on random pixels: the median after the first step."""
 
     def seconds(size: int, compiled: bool) -> float:
         on = replace(machine, compiled=compiled, own_gradients=machine.own_gradients and not compiled)
-        # No weights are loaded: their values change nothing about the time.
+        # Random weights, because their values do not affect the time.
         learner = build_learner(config, on, counts, batch_size=size, started_from="random weights, for a trial")
         totals, side = Totals(len(counts), on.device), config.image_size
         images = torch.randint(0, 256, (size, side, side, 3), dtype=torch.uint8, device=on.device)
@@ -182,7 +180,7 @@ def _seconds_of(config: TrainConfig, machine: Machine, counts: Counts) -> Second
 
 
 class Answers:
-    """What trials on this machine found, in the user's cache folder: by machine, versions, network and size."""
+    """Results of trials in the user's cache folder, by machine, versions, network, image size and precision."""
 
     def __init__(self, machine: Machine, config: TrainConfig) -> None:
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
@@ -191,25 +189,29 @@ class Answers:
         self._key = " | ".join([*facts, config.model, f"{config.image_size} px", machine.precision])
 
     def knows(self, question: str) -> bool:
-        """Whether the answer is kept."""
+        """Whether the answer is stored."""
         return self._kept(question) is not None
 
     def get(self, question: str, find: Callable[[], Choice]) -> Choice:
-        """The answer that is kept, or the one that `find` gives, which is then kept."""
+        """The stored answer, or else the answer of `find`, which is then stored."""
         kept = self._kept(question)
         if kept is not None:
             return replace(kept, reason=f"{kept.reason} (found before, in {self._file})")
         choice = find()
         known = self._read()
         known.setdefault(self._key, {})[question] = {"value": choice.value, "reason": choice.reason}
-        self._write(known)
+        try:
+            self._file.parent.mkdir(parents=True, exist_ok=True)
+            write_text(self._file, json.dumps(known, indent=2))
+        except OSError as error:
+            logger.warning("the result of the trial cannot be kept (%s). The next run tries again", error)
         return choice
 
     def _kept(self, question: str) -> Choice | None:
         try:
             kept = self._read()[self._key][question]
             return Choice(question, str(kept["value"]), str(kept["reason"]))
-        except (KeyError, TypeError):  # never asked, or not written by us
+        except (KeyError, TypeError):  # not stored, or not written by us
             return None
 
     def _read(self) -> dict[str, Any]:
@@ -220,10 +222,3 @@ class Answers:
         if not isinstance(known, dict):
             return {}
         return {key: answers for key, answers in known.items() if isinstance(answers, dict)}
-
-    def _write(self, known: dict[str, Any]) -> None:
-        try:
-            self._file.parent.mkdir(parents=True, exist_ok=True)
-            write_whole(self._file, lambda part: part.write_text(json.dumps(known, indent=2), encoding="utf-8"))
-        except OSError as error:
-            logger.warning("what the trial found cannot be kept (%s); the next run tries again", error)

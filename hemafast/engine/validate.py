@@ -1,4 +1,4 @@
-"""Run a model over a split without randomness."""
+"""Classify a split, without randomness."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from hemafast.metrics import Confusion, count_confusion
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What a model makes of a split, in shard order."""
+    """The answers of a model for a split, in shard order."""
 
     loss: float
     probabilities: npt.NDArray[np.float32]
@@ -38,9 +38,10 @@ def validate(
     world: World | None = None,
     on_batch: Callable[[int], None] = lambda images: None,
 ) -> Outcome:
-    """Classify every image of `samples` once; `loader` must be an `eval_loader` over it, `totals` fresh.
+    """Classify every image of `samples` once. `loader` must be an `eval_loader` over it, and `totals` must be zero.
 
-    With a `world`, each process classifies its part and all have the outcome; `on_batch` is told of each batch.
+    In a `world`, each process classifies its part, and all return the whole outcome. `on_batch` gets the number of
+    images of each batch.
     """
     world = world or World()
     model.eval()

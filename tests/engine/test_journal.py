@@ -197,10 +197,10 @@ def test_a_resumed_run_shows_the_epochs_before(tmp_path, journal_of):
     live = LiveProgress(Console(file=stream, force_terminal=True, width=100, color_system=None))
     totals = Totals(2, "cpu")
     with Journal(tmp_path, live, epochs=3, first_epoch=2) as journal:
-        journal.begin_epoch(2, 64, done=32)
+        journal.begin("training", 2, 64, done=32)
         journal.advance(16, totals, RunState(seconds=2.0, waited=0.5))
-        journal.begin_validation(10)
-        journal.validated(10)
+        journal.begin("validating", 2, 10)
+        journal.advance(10)
     assert "1.0000" in stream.getvalue()
     assert "2.0000" not in stream.getvalue()
 
@@ -208,7 +208,7 @@ def test_a_resumed_run_shows_the_epochs_before(tmp_path, journal_of):
 def test_scores_are_not_computed_if_nobody_watches(journal_of, monkeypatch):
     monkeypatch.setattr(Totals, "glance", lambda self: pytest.fail("somebody waited for scores"))
     with journal_of() as journal:
-        journal.begin_epoch(1, 64)
+        journal.begin("training", 1, 64)
         journal.advance(16, Totals(2, "cpu"), RunState())
 
 

@@ -1,5 +1,6 @@
 """What this machine is asked to do, and that every decision has a reason."""
 
+import dataclasses
 import json
 import os
 
@@ -130,7 +131,7 @@ def test_loader_threads_are_as_asked_for_or_as_many_as_cores(without_gpu):
 
 
 def test_a_machine_is_plain_data(without_gpu):
-    content = json.loads(json.dumps(_choose().to_json()))
+    content = json.loads(json.dumps(dataclasses.asdict(_choose())))
     assert content["device"] == "cpu"
     assert content["choices"][0] == {"name": "device", "value": "cpu", "reason": "no CUDA device found"}
 

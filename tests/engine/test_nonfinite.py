@@ -112,7 +112,7 @@ def test_checkpoint_and_kept_images_reproduce_the_loss_that_was_not_finite(setti
         train(config)
     (folder,) = config.output.iterdir()
     run = build_run(settle(read_config(folder), World(), load_last(folder / LAST)), World(), load_last(folder / LAST))
-    run.model.train()
+    run.learner.model.train()
     (file,) = kept(folder)
     batch = run.train_batches.again(0, 1)
     assert torch.equal(batch.images, load_file(file)["images"])
@@ -120,7 +120,7 @@ def test_checkpoint_and_kept_images_reproduce_the_loss_that_was_not_finite(setti
         seed_batch(config.seed, 0, 1, number)
         run.learner.train_step(run.train_batches.again(0, number), config.lr, run.totals, step=number)
         assert run.learner.train_step.bad.read() == (number, number)
-    assert not run.model(load_file(file)["images"]).isfinite().all()
+    assert not run.learner.model(load_file(file)["images"]).isfinite().all()
 
 
 def test_skipped_updates_are_left_out_counted_and_kept(settings):
@@ -131,7 +131,7 @@ def test_skipped_updates_are_left_out_counted_and_kept(settings):
     assert column(rows, "train", "bad_updates") == [1, 2]
     assert np.isfinite(column(rows, "train", "loss") + column(rows, "train", "grad_norm")).all()
     assert len(kept(folder)) == 4
-    assert "in update 2 (epoch 1); it was skipped (1 so far)" in (folder / "train.log").read_text(encoding="utf-8")
+    assert "in update 2 (epoch 1). It was skipped (1 so far)" in (folder / "train.log").read_text(encoding="utf-8")
     assert all(tensor.isfinite().all() for tensor in load_last(folder / LAST)["model"].values())
 
 

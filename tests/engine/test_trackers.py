@@ -243,7 +243,7 @@ def test_a_tracker_that_fails_is_left_out_with_one_warning(folder, wandb, calls,
             tracker.figure("confusion", picture(), step=epoch)
         tracker.close()
     assert [record.getMessage() for record in caplog.records] == [
-        "wandb failed (the network is gone); the run goes on without it"
+        "wandb failed (the network is gone). The run continues without it"
     ]
     assert calls.count(("broken",)) == 1
 

@@ -104,7 +104,7 @@ def test_the_weights_of_the_best_epoch_are_the_averaged_ones_where_asked_for(set
 def test_frozen_stages_and_norms_come_out_as_they_went_in(settings):
     frozen = train(settings(freeze_stages=2, freeze_norm=True, lr=1e-2))
     run = build_run(settle(read_config(frozen), World()), World())
-    before, after = run.model.state_dict(), load_file(frozen / BEST)
+    before, after = run.learner.model.state_dict(), load_file(frozen / BEST)
     same = {name for name in after if torch.equal(before[name], after[name])}
     assert {name for name in after if "running_" in name or "bn" in name} <= same
     assert "backbone.conv1.weight" in same or "backbone.conv1.0.weight" in same
