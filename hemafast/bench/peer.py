@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from hemafast.bench.settings import Bench, wait_for
 from hemafast.bench.worker import Done, Station
-from hemafast.data.dataset import Samples
+from hemafast.data.samples import Samples
 
 if TYPE_CHECKING:
     import torch

@@ -10,9 +10,10 @@ from hemafast.config import TrainConfig, train_config
 
 if TYPE_CHECKING:
     from hemafast.data.augment import Policy
-    from hemafast.data.dataset import Dataset, Samples
+    from hemafast.data.dataset import Dataset
     from hemafast.data.graph import Source
     from hemafast.data.loader import Loader
+    from hemafast.data.samples import Samples
     from hemafast.engine.machine import Machine
 
 

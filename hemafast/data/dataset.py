@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
 
@@ -16,55 +16,14 @@ from hemafast.data.augment import Policy, named_policy
 from hemafast.data.geometry import window_side
 from hemafast.data.graph import GraphShape, Source, default_threads
 from hemafast.data.loader import Loader, eval_loader, process_here, train_loader, uses_gpu
+from hemafast.data.samples import Samples
 from hemafast.data.stream import Process
 from hemafast.errors import HemafastError
 from hemafast.preparation import schema
-from hemafast.preparation.pixels import Windows, centre_windows
-from hemafast.preparation.reader import PackedPixels, PreparedFiles, read_prepared
+from hemafast.preparation.pixels import centre_windows
+from hemafast.preparation.reader import PreparedFiles, read_prepared
 from hemafast.preparation.split import SPLITS, VAL
 from hemafast.preparation.webdataset import Members, read_members
-
-
-@dataclass(frozen=True, slots=True)
-class Samples:
-    """The images of one split, in shard order."""
-
-    paths: tuple[str, ...]
-    """Files of encoded bytes, absolute."""
-    labels: npt.NDArray[np.int64]
-    """Index of each image's class."""
-    domains: npt.NDArray[np.str_]
-    """Name of each image's domain."""
-    windows: Windows
-    """(images, 4): the part of each file that the packed square shows."""
-    packed: PackedPixels
-    """One square uint8 (size, size, 3) per image, memory-mapped."""
-    sizes: npt.NDArray[np.int64]
-    """Bytes of each encoded file."""
-    split: str
-    """ "train" or "val"; of a fold: "fold0-train"."""
-    fingerprint: str
-    """Fingerprint of the data set."""
-    members: Callable[[], Members]
-    """Places of the encoded bytes in the tars of the data set. Raises HemafastError if it has none."""
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def select(self, rows: npt.NDArray[np.int64]) -> Samples:
-        """Some of these images, by position."""
-        return replace(
-            self,
-            paths=tuple(self.paths[row] for row in rows),
-            packed=self.packed.select(rows),
-            members=lambda: self.members().select(rows),
-            **{name: getattr(self, name)[rows] for name in ("labels", "domains", "windows", "sizes")},
-        )
-
-    @property
-    def packed_size(self) -> int:
-        """Side of the packed squares in pixels."""
-        return self.packed.size
 
 
 @dataclass(frozen=True, slots=True)

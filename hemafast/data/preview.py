@@ -11,9 +11,10 @@ import numpy as np
 import numpy.typing as npt
 
 from hemafast.data.augment import Policy
-from hemafast.data.dataset import Samples, open_dataset
+from hemafast.data.dataset import open_dataset
 from hemafast.data.graph import GraphShape
 from hemafast.data.loader import train_loader
+from hemafast.data.samples import Samples
 from hemafast.pictures import save, subplots
 from hemafast.preparation.split import TRAIN
 

@@ -17,7 +17,7 @@ from hemafast.errors import HemafastError
 if TYPE_CHECKING:
     import torch
 
-    from hemafast.data.dataset import Samples
+    from hemafast.data.samples import Samples
 
 Images = Callable[[Rows], Any]
 

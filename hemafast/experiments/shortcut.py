@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from hemafast.data.dataset import Dataset, Samples
+from hemafast.data.dataset import Dataset
+from hemafast.data.samples import Samples
 from hemafast.errors import name_some
 from hemafast.evaluate.metrics import count_scores
 from hemafast.experiments.border import Features, border_features, border_pixels
