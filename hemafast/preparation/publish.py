@@ -92,8 +92,7 @@ def refuse_too_little_room(target: Path, needed: int) -> None:
     free = shutil.disk_usage(there).free
     if needed > free:
         raise HemafastError(
-            f"{target} needs {needed / 1e6:,.0f} MB, and its disk has {free / 1e6:,.0f} MB free.",
-            _MAKE_ROOM,
+            f"{target} needs {needed / 1e6:,.0f} MB, and its disk has {free / 1e6:,.0f} MB free.", _MAKE_ROOM
         )
 
 
