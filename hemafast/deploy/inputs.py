@@ -139,7 +139,6 @@ def _images_of(path: str) -> Sequence[Image]:
 
 
 def _walk(folder: str) -> Iterator[str]:
-    """All files below a folder."""
     for parent, folders, files in os.walk(folder, onerror=safety.refuse_unlisted):
         if link := next((path for name in folders if (path := Path(parent, name)).is_symlink()), None):
             raise HemafastError(f"{link} is a symbolic link to a folder.", "Name that folder itself.")
