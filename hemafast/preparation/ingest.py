@@ -135,12 +135,8 @@ def _decoded(batches: Iterator[list[_Image]], decoder: SquareDecoder) -> Iterato
             yield [image for image in batch if image.error is not None]
         for run in runs_within([image.header.width * image.header.height for image in sound]):
             images = sound[run]
-            windows = centre_windows(
-                [image.header.width for image in images],
-                [image.header.height for image in images],
-                [image.side for image in images],
-            )
-            results = decoder.decode([image.data for image in images], windows)
+            sizes = np.array([(image.header.width, image.header.height, image.side) for image in images]).reshape(-1, 3)
+            results = decoder.decode([image.data for image in images], centre_windows(*sizes.T))
             for image, result in zip(images, results, strict=True):
                 if isinstance(result, UnreadableImageError):
                     image.error = result

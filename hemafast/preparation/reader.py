@@ -113,9 +113,8 @@ def read_manifest(folder: Path, info: schema.DatasetInfo) -> pd.DataFrame:
 
 def open_packed(folder: Path, info: schema.DatasetInfo, images: int, size: int) -> PackedPixels:
     """Open the squares of one size. Raises HemafastError if one of their files is missing or damaged."""
-    files = tuple(
-        open_squares(folder / schema.PACKED / name, rows, size) for name, rows in packed_files(info, images, size)
-    )
+    parts = packed_files(info, images, size)
+    files = tuple(open_squares(folder / schema.PACKED / name, rows, size) for name, rows in parts)
     return PackedPixels(files, info.rows_per_file[str(size)], np.arange(images), size)
 
 
