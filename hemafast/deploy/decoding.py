@@ -52,7 +52,7 @@ def decode_images(
     decoder = SquareDecoder((size,), batch_size, threads, encoded=images[0].array is None)
     contents = enumerate(zip(images, read_images(images), strict=True))
     readings = (_Reading(row, image.name, data) for row, (image, data) in contents)
-    for batch in batches(readings, batch_size, _encoded_bytes):
+    for batch in batches(readings, batch_size, lambda one: len(one.data) if isinstance(one.data, bytes) else 0):
         pool.each(_verify, batch)
         _decode([reading for reading in batch if not reading.error], crops, decoder)
         yield DecodedBatch(
@@ -60,10 +60,6 @@ def decode_images(
             squares=tuple(reading.square for reading in batch if reading.square is not None),
             errors={reading.row: reading.error for reading in batch if reading.error},
         )
-
-
-def _encoded_bytes(reading: _Reading) -> int:
-    return len(reading.data) if isinstance(reading.data, bytes) else 0
 
 
 def _verify(reading: _Reading) -> None:

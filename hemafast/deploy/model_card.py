@@ -50,7 +50,6 @@ def model_card(exported: Exported, model: Classifier, card: ModelCard, folder: P
     templates.filters |= {"score": _score, "listed": _and}
     return templates.get_template("deploy/model_card.md.j2").render(
         exported=exported,
-        agreement=exported.agreement,
         model=model,
         card=card,
         version=__version__,
