@@ -345,6 +345,15 @@ def test_mistakes_are_errors_of_one_family_with_a_remedy(data, tmp_path, monkeyp
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("call", [lambda data: hf.train(data, **TINY), lambda data: hf.resume("latest")])
+def test_one_of_several_processes_is_refused_before_anything_is_written(data, tmp_path, monkeypatch, call):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(hf.HemafastError, match=r"2 processes.*hemafast train"):
+        call(data)
+    assert not list(tmp_path.iterdir())
+
+
 # Twice in one process, and interrupted
 
 
