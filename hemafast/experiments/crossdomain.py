@@ -46,9 +46,8 @@ def compare_domains(config: TrainConfig, shortcuts: Shortcuts | None = None, *, 
     trained, tested = _groups(dataset, config.domains)
     configs = {group.name: _settings(config, group) for group in trained}
     outcomes = dict(run_all(configs, progress=progress))
-    result = _result(config, dataset, trained, tested, outcomes) | {
-        "shortcuts": None if shortcuts is None else shortcuts.to_json()
-    }
+    result = _result(config, dataset, trained, tested, outcomes)
+    result["shortcuts"] = None if shortcuts is None else shortcuts.to_json()
     _write(config.output, result)
     return result
 
@@ -176,12 +175,12 @@ def _write(folder: Path, result: Result) -> None:
         f"experiments/{NAME}.html.j2", result=result, cells=cells_of(result), picture=data_address(picture, "png")
     )
     contents = {
-        ".json": json.dumps(result, indent=2, allow_nan=False).encode() + b"\n",
-        ".csv": csv_of(map(_csv_row, result["cells"]), _CSV_COLUMNS),
-        ".png": picture,
-        ".html": page.encode(),
+        f"{NAME}.json": json.dumps(result, indent=2, allow_nan=False).encode() + b"\n",
+        f"{NAME}.csv": csv_of(map(_csv_row, result["cells"]), _CSV_COLUMNS),
+        f"{NAME}.png": picture,
+        f"{NAME}.html": page.encode(),
     }
-    write_files(folder, {f"{NAME}{suffix}": content for suffix, content in contents.items()})
+    write_files(folder, contents)
 
 
 _CSV_COLUMNS = (

@@ -154,10 +154,8 @@ def _choose_scales(archives: tuple[Archive, ...], config: PrepareConfig) -> dict
     scales = {archive.domain: known.get(archive.domain) for archive in archives}
     unknown = [domain for domain, scale in scales.items() if scale is None]
     if isinstance(config.field_of_view, float) and unknown:
-        raise HemafastError(
-            f"The micrometres per pixel of {unknown[0]} are unknown.",
-            f"Give them with --um-per-pixel {unknown[0]}=0.1, or leave out --field-of-view.",
-        )
+        remedy = f"Give them with --um-per-pixel {unknown[0]}=0.1, or leave out --field-of-view."
+        raise HemafastError(f"The micrometres per pixel of {unknown[0]} are unknown.", remedy)
     return scales
 
 

@@ -74,9 +74,8 @@ def read_info(folder: Path) -> schema.DatasetInfo:
     """Read dataset.json. Raises HemafastError if it is missing or has changed."""
     path = folder / schema.INFO
     if not path.is_file():
-        raise HemafastError(
-            f"{folder} is not a prepared data set.", "Make one with `hemafast prepare`, or name another with --data."
-        )
+        remedy = "Make one with `hemafast prepare`, or name another with --data."
+        raise HemafastError(f"{folder} is not a prepared data set.", remedy)
     try:
         info = schema.DatasetInfo.model_validate_json(path.read_bytes())
     except (OSError, ValidationError) as error:
