@@ -499,19 +499,21 @@ def test_a_loader_continues_within_an_epoch(data):
 
 
 @pytest.mark.slow
-def test_the_page_runs_from_top_to_bottom(tmp_path, monkeypatch, make_archive):
+@pytest.mark.parametrize(("page", "runs"), [("README.md", 1), ("docs/library.md", 2)])
+def test_the_python_of_a_page_runs_from_top_to_bottom(tmp_path, monkeypatch, make_archive, page, runs):
     make_archive(tmp_path / "Source" / "Acevedo_20.zip", {"basophil": 40, "eosinophil": 40}, kind="JPEG", size=(76, 72))
+    make_archive(tmp_path / "cells", {"basophil": 3}, kind="JPEG", size=(76, 72))
     monkeypatch.chdir(tmp_path)
-    text = (ROOT / "docs" / "library.md").read_text(encoding="utf-8")
-    blocks = re.findall(r"^```python\n(.*?)^```", text, flags=re.DOTALL | re.MULTILINE)
+    text = (ROOT / page).read_text(encoding="utf-8")
     names = {}
-    for block in blocks:
-        small = block.replace('preset="fast", epochs=4', f"**{TINY!r}")
-        small = small.replace('"resnet18"', '"test_resnet"')
-        exec(compile(small, "docs/library.md", "exec"), names)
-    assert names["features"].shape[0] == 8
-    assert np.isfinite(names["loss"].item())
-    assert len(hf.list_runs(tmp_path / "runs")) == 2
+    for block in re.findall(r"^```python\n(.*?)^```", text, flags=re.DOTALL | re.MULTILINE):
+        small = block.replace('preset="fast", epochs=4', f"**{TINY!r}").replace('"resnet18"', '"test_resnet"')
+        exec(compile(small, page, "exec"), names)
+    assert len(names["labels"])
+    assert len(hf.list_runs(tmp_path / "runs")) == runs
+    if page == "docs/library.md":
+        assert names["features"].shape[0] == 8
+        assert np.isfinite(names["loss"].item())
 
 
 @pytest.mark.slow
