@@ -196,7 +196,7 @@ def test_too_little_room_is_said_before_anything_is_written(source, monkeypatch)
 
 
 @pytest.mark.parametrize(
-    "call", ["os.pwrite", "hemafast.preparation.ingest._write", "hemafast.preparation.build.write_manifest"]
+    "call", ["os.pwrite", "hemafast.preparation.ingest._keep_bytes", "hemafast.preparation.build.write_manifest"]
 )
 def test_a_disk_that_fills_up_on_the_way_is_said_and_the_old_set_stays(source, monkeypatch, call):
     before = tree(_prepare(source).folder)
