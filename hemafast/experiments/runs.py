@@ -6,7 +6,6 @@ import csv
 import gc
 import io
 import logging
-import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from operator import methodcaller
@@ -18,6 +17,7 @@ import torch
 from hemafast.config import TrainConfig
 from hemafast.data.dataset import open_dataset
 from hemafast.engine.checkpoint import DRAWN_WARNING, read_card
+from hemafast.engine.distributed import refuse_several
 from hemafast.engine.trainer import train
 from hemafast.errors import HemafastError, StoppedError
 from hemafast.evaluate.evaluate import Metrics, evaluate_run
@@ -54,9 +54,7 @@ def run_all(configs: Mapping[str, TrainConfig], *, progress: Progress = SILENT) 
     run is its outcome. Raises StoppedError if a signal stopped a run, which the same call resumes, and HemafastError if
     torchrun started several processes.
     """
-    started = os.environ.get("WORLD_SIZE", "1")
-    if started != "1":
-        raise HemafastError(f"torchrun started {started} processes.", "Start the command without torchrun.")
+    refuse_several()
     for number, (name, config) in enumerate(configs.items(), start=1):
         logger.info("%s: run %d of %d", name, number, len(configs))
         yield name, _outcome(name, config, progress)
