@@ -23,7 +23,7 @@ install: $(INSTALLED) ## Create the virtual environment and install everything i
 $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "hemafast needs Python 3.11 or newer; name one with PYTHON=...")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --constraint constraints.txt --editable '.[dev,explain,export,weights]'
+	$(BIN)/python -m pip install --constraint constraints.txt --editable '.[dev,explain,export,notebook,weights]'
 	@touch $@
 
 train: install ## Draw demo archives if there are none, prepare, train, evaluate, report

@@ -18,15 +18,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from output import JsonFile, machine_line, ranged, table, times, write_json
 
-from hemafast.bench.effort import bench_settings
 from hemafast.bench.result import spread
+from hemafast.bench.settings import Bench, bench_settings
 from hemafast.bench.worker import Round, Worker
 from hemafast.engine.machine import choose_machine
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from hemafast.bench.settings import Bench
     from hemafast.bench.stations import Make
 
 
@@ -46,8 +45,6 @@ class Case:
 
     def bench(self, data: Path, batch_size: int) -> Bench:
         """As the bench has it: on the CPU, in full precision."""
-        from hemafast.bench.settings import Bench
-
         settings = bench_settings(
             data=data,
             model=self.model,

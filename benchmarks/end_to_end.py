@@ -21,22 +21,19 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 from output import JsonFileOrNone, machine_line, percentages, print_json, ranged, table
 
-from hemafast.bench.effort import bench_settings
 from hemafast.bench.result import spread
+from hemafast.bench.settings import Bench, bench_settings
 from hemafast.bench.worker import Worker
 from hemafast.data.dataset import open_dataset
 from hemafast.engine.machine import choose_machine
 from hemafast.errors import HemafastError
 from hemafast.preparation.split import TRAIN, VAL
 from hemafast.run_folder import LOG
-
-if TYPE_CHECKING:
-    from hemafast.bench.settings import Bench
 
 _LINE = re.compile(r"^(\S+ \S+) INFO epoch (\d+)/", flags=re.MULTILINE)
 _FIRST_STEP = re.compile(r"first step ([\d.]+) s after")
@@ -45,10 +42,10 @@ _FIRST_STEP = re.compile(r"first step ([\d.]+) s after")
 def training_command(bench: Bench, output: str) -> list[str]:
     """`hemafast train` for two epochs, in a process of its own."""
     options = {
-        "--data": bench.data,
+        "--data": bench.settings.data,
         "--output": output,
-        "--model": bench.model,
-        "--image-size": bench.image_size,
+        "--model": bench.settings.model,
+        "--image-size": bench.settings.image_size,
         "--batch-size": bench.batch_size,
         "--policy": "basic",
         "--device": bench.settings.device,
@@ -97,7 +94,7 @@ def one_round(bench: Bench, workers: dict[str, Worker], seconds: float) -> dict[
         found = worker.run(name, seconds)
         rates[name] = found.images / found.seconds
     whole = run_two_epochs(bench)
-    dataset = open_dataset(bench.data)
+    dataset = open_dataset(bench.settings.data)
     bare = dataset.counts(TRAIN).sum() / rates["training"] + dataset.counts(VAL).sum() / rates["validation"]
     return {
         "training_step": rates["training"],
@@ -118,7 +115,6 @@ def main(
     seconds: Annotated[float, typer.Option(help="Least length of a measurement of a bare step.")] = 30.0,
 ) -> None:
     """Measure whole epochs beside bare steps; about three minutes a round for 600 images on two cores."""
-    from hemafast.bench.settings import Bench
     from hemafast.bench.training import step, validation
 
     bench = Bench(

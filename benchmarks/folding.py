@@ -55,7 +55,7 @@ def main(
 
 
 def tables(results: Mapping[str, Any]) -> dict[str, str]:
-    """Steps with batch norms folded into their convolutions, and with batch norms apart."""
+    """Steps with batch norms fused into their convolutions, and with batch norms apart."""
     result = results["folding"]
     rows = []
     for found in result["cases"]:
@@ -64,7 +64,7 @@ def tables(results: Mapping[str, Any]) -> dict[str, str]:
         sides = [ranged(rates[side]) for side in ("folded", "apart")]
         rows.append([found["step"], found["network"], *sides, times(found["ratio"]), each])
     note = f"`{result['command']}`, fp32, interleaved rounds, median (min to max). {machine_line(result['machine'])}"
-    header = "step | network | folded, images/s | apart, images/s | ratio | images per CPU-second"
+    header = "step | network | fused, images/s | apart, images/s | ratio | images per CPU-second"
     return {"folding": table(header, rows, note)}
 
 

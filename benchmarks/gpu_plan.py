@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from output import table
 
-from hemafast.bench.result import read_result
+from hemafast.bench.result import LOADER, STEP, WHOLE, read_result
 from hemafast.config import TrainConfig, checked
 from hemafast.errors import HemafastError
 from hemafast.presets import PRESETS
@@ -366,8 +366,6 @@ def comparison(file: Path) -> str:
 
     Raises HemafastError if `file` is no such result, or was measured without a GPU.
     """
-    from hemafast.bench.stations import LOADER, STEP, WHOLE
-
     result = read_result(file)
     bench, machine = result["bench"], result["machine"]
     if "gpu" not in machine:

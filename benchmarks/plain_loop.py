@@ -54,10 +54,12 @@ def plain(bench: Bench) -> Station:
     from hemafast.engine.machine import tune_allocator
 
     tune_allocator()  # as importing and calling `hf.train` before does
-    model: Any = timm.create_model(bench.model, num_classes=bench.classes).to(memory_format=torch.channels_last)
+    settings = bench.settings
+    model: Any = timm.create_model(settings.model, num_classes=len(bench.dataset.classes))
+    model = model.to(memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
     mean, std = (255 * torch.tensor(model.pretrained_cfg[name]).view(1, 3, 1, 1) for name in ("mean", "std"))
-    loader = bench.dataset.loader("train", policy="basic", batch_size=bench.batch_size, size=bench.image_size)
+    loader = bench.dataset.loader("train", policy="basic", batch_size=bench.batch_size, size=settings.image_size)
     for _ in count():
         for images, labels in loader:
             loss = torch.nn.functional.cross_entropy(model((images - mean) / std), labels)
@@ -79,9 +81,8 @@ def main(
     """Measure both loops in turn; about two minutes."""
     from scaling import real_images
 
-    from hemafast.bench.effort import bench_settings
     from hemafast.bench.result import spread
-    from hemafast.bench.settings import Bench
+    from hemafast.bench.settings import Bench, bench_settings
     from hemafast.bench.worker import Round, Worker
     from hemafast.engine.machine import choose_machine
 

@@ -19,7 +19,7 @@ import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import count, cycle
 from multiprocessing import get_context
@@ -30,16 +30,16 @@ import numpy as np
 import typer
 from output import JsonFileOrNone, machine_line, percentages, print_json, ranged, table
 
-from hemafast.bench.effort import bench_settings
 from hemafast.bench.result import FEWEST_ROUNDS, spread
+from hemafast.bench.settings import Bench, bench_settings
 from hemafast.bench.worker import Done, Round, Station, Worker
-from hemafast.data.dataset import Samples, open_dataset
+from hemafast.data.dataset import open_dataset
 from hemafast.data.loader import Batch, Loader, train_loader
+from hemafast.data.samples import Samples
 from hemafast.data.stream import ALONE, Process
 from hemafast.engine.machine import choose_machine
 
 if TYPE_CHECKING:
-    from hemafast.bench.settings import Bench
     from hemafast.engine.distributed import World
 
 LOADER, STEP, BOTH = "loader", "step", "loader and step"
@@ -52,7 +52,7 @@ LOADED, TRAINED = (1 / 4, 1 / 2, 1, 4, 16), (1 / 64, 1 / 32, 1 / 16, 1 / 8)
 """Images of an epoch of the loader, and of loader and step, as shares of the training split."""
 _RATE = 1e-4
 
-Make = Callable[["Bench"], Station]
+Make = Callable[[Bench], Station]
 
 
 class Side(NamedTuple):
@@ -134,7 +134,7 @@ def _shares(images: int, shares: Sequence[float]) -> list[int]:
 
 def loader_epochs(images: int, bench: Bench) -> Station:
     """Whole epochs of our loader over `images` images; each is one `Done`."""
-    loader = _loader(bench.with_settings(image_size=SMALL), bench.loader_batch_size, images)
+    loader = _loader(changed(bench, image_size=SMALL), bench.loader_batch_size, images)
     while True:
         yield Done(sum(len(batch.labels) for batch in loader.epoch()))
 
@@ -143,16 +143,21 @@ def training_epochs(images: int, bench: Bench) -> Station:
     """Whole epochs of loader and training step over `images` images; each is one `Done`."""
     from hemafast.engine.distributed import World
 
-    bench = bench.with_settings(image_size=SMALL)
+    bench = changed(bench, image_size=SMALL)
     loader = _loader(bench, bench.batch_size, images)
     steps = _steps(bench, _endless(loader), World())
     while True:
         yield Done(sum(next(steps).images for _ in range(len(loader))))
 
 
+def changed(bench: Bench, **settings: Any) -> Bench:
+    """The same bench with other settings of the training."""
+    return replace(bench, settings=replace(bench.settings, **settings))
+
+
 def sized(make: Make, size: int, bench: Bench) -> Station:
     """A station at views of `size` pixels."""
-    return make(bench.with_settings(image_size=size))
+    return make(changed(bench, image_size=size))
 
 
 def threaded(make: Make, threads: int, bench: Bench) -> Station:
@@ -160,7 +165,7 @@ def threaded(make: Make, threads: int, bench: Bench) -> Station:
     import torch
 
     torch.set_num_threads(threads)
-    return make(bench.with_settings(threads=threads))
+    return make(changed(bench, threads=threads))
 
 
 def step_alone(bench: Bench) -> Station:
@@ -172,9 +177,9 @@ def step_alone(bench: Bench) -> Station:
 
 def loader_alone(bench: Bench) -> Station:
     """Our loader from packed squares."""
-    from hemafast.bench.feeding import augment
+    from hemafast.bench.feeding import load
 
-    return augment(POLICY, bench)
+    return load("packed", POLICY, bench)
 
 
 ALONE_SERIES: Mapping[str, Make] = {STEP: step_alone, LOADER: loader_alone}
@@ -227,7 +232,7 @@ def _become(rank: int, ranks: int, port: int) -> None:
 def _rank(world: World, loaded: bool, bench: Bench) -> Station:
     from hemafast.bench.training import ready_batches
 
-    bench = bench.with_settings(threads=1)
+    bench = changed(bench, threads=1)
     if loaded:
         return _steps(bench, _endless(_loader(bench, bench.batch_size, process=world.process)), world)
     return _steps(bench, cycle(ready_batches(bench)), world)
@@ -241,7 +246,7 @@ def _loader(bench: Bench, batch_size: int, images: int | None = None, process: P
     samples, threads = bench.samples, bench.machine().loader_threads
     if images is not None:
         samples = samples.select(np.arange(images) % len(samples))
-    shape = GraphShape("cpu", "packed", samples.packed_size, bench.image_size, batch_size, threads)
+    shape = GraphShape("cpu", "packed", samples.packed_size, bench.settings.image_size, batch_size, threads)
     return train_loader(samples, policy=POLICIES[POLICY], seed=0, shape=shape, process=process)
 
 
@@ -255,7 +260,7 @@ def _steps(bench: Bench, batches: Iterator[Batch], world: World) -> Station:
     from hemafast.engine.step import Totals
 
     learner, _ = build_measured(bench, world)
-    train, totals = learner.train_step, Totals(bench.classes, "cpu")
+    train, totals = learner.train_step, Totals(len(bench.dataset.classes), "cpu")
     for number, batch in enumerate(batches):
         train(batch, _RATE, totals, step=number)
         yield Done(len(batch.labels) * world.process.world_size)
@@ -405,8 +410,6 @@ def main(
     seconds: Annotated[float, typer.Option(min=0.1, help="Least length of a measurement.")] = 1.5,
 ) -> None:
     """Measure along all axes; about six minutes on two cores."""
-    from hemafast.bench.settings import Bench
-
     if unknown := set(axis or ()) - AXES.keys():
         sys.exit(f"There is no axis {min(unknown)!r}; there are {', '.join(AXES)}.")
     samples, domains = real_images(data)
@@ -421,7 +424,7 @@ def main(
         f"--seconds {seconds:g}",
         "machine": choose_machine(device="cpu", amp="off", compiled="off").facts,
         "model": model,
-        "image_size": bench.image_size,
+        "image_size": bench.settings.image_size,
         "small_image_size": SMALL,
         "batch_size": batch_size,
         "loader_batch_size": bench.loader_batch_size,

@@ -18,19 +18,15 @@ from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 from output import JsonFileOrNone, machine_line, print_json, ranged, table, times
 
-from hemafast.bench.effort import bench_settings
 from hemafast.bench.result import spread
+from hemafast.bench.settings import Bench, bench_settings
 from hemafast.bench.worker import Done, Round, Station, Worker
-from hemafast.data.dataset import open_dataset
 from hemafast.engine.machine import choose_machine
-
-if TYPE_CHECKING:
-    from hemafast.bench.settings import Bench
 
 MODELS = ("efficientnet_b0", "resnet18")
 _CLASSES = 11
@@ -52,13 +48,14 @@ def timm_step(compiled: bool, bench: Bench) -> Station:
     import torch
     from timm.optim import create_optimizer_v2
 
-    classes = len(open_dataset(bench.data).info.classes)
-    model: Any = timm.create_model(bench.model, num_classes=classes).to(memory_format=torch.channels_last).train()
+    classes = len(bench.dataset.classes)
+    model: Any = timm.create_model(bench.settings.model, num_classes=classes)
+    model = model.to(memory_format=torch.channels_last).train()
     optimizer = create_optimizer_v2(model, opt="adamw", lr=1e-4, weight_decay=0.01)
     if compiled:
         model = torch.compile(model, backend="inductor")
     loss_of = torch.nn.CrossEntropyLoss()
-    shape = (bench.batch_size, 3, bench.image_size, bench.image_size)
+    shape = (bench.batch_size, 3, bench.settings.image_size, bench.settings.image_size)
     images = torch.randn(shape).contiguous(memory_format=torch.channels_last)
     labels = torch.randint(0, classes, (bench.batch_size,))
     while True:
@@ -72,7 +69,7 @@ def timm_step(compiled: bool, bench: Bench) -> Station:
 def sides() -> dict[str, Callable[[Bench], Station]]:
     """What takes turns, by name."""
     from hemafast.bench.ceilings import matrix_product, memory_copy
-    from hemafast.bench.plain import plain_step
+    from hemafast.bench.peer import plain_step
     from hemafast.bench.training import step
 
     return {
@@ -96,19 +93,19 @@ def race(bench: Bench, rounds: int, seconds: float) -> dict[str, list[Round]]:
                 found = worker.run(name, seconds)
                 if number >= 0:  # the first round warms up, and is where one side compiles
                     measured[name].append(found)
-                typer.echo(f"{bench.model} {name}: {found.images / found.seconds:,.1f}/s", err=True)
+                typer.echo(f"{bench.settings.model} {name}: {found.images / found.seconds:,.1f}/s", err=True)
     return measured
 
 
 def summary(model: str, image_size: int, measured: dict[str, list[Round]]) -> dict[str, Any]:
     """Rates, ratios paired by round, and shares of the matrix product's rate."""
-    from hemafast.bench.ceilings import copy_bytes, product_flops
+    from hemafast.bench.ceilings import COPY_BYTES, PRODUCT_FLOPS
     from hemafast.bench.costs import step_costs
 
     rates = {name: [one.images / one.seconds for one in found] for name, found in measured.items()}
     best_of_timm = max(("timm", "timm, compiled"), key=lambda name: median(rates[name]))
     flops = step_costs(model, _CLASSES, image_size, "fp32").training_flops
-    peak = [product_flops("cpu") * rate for rate in rates["matrix product"]]
+    peak = [PRODUCT_FLOPS["cpu"] * rate for rate in rates["matrix product"]]
     steps = [name for name in measured if name not in ("matrix product", "memory copy")]
     return {
         "flops_an_image": flops,
@@ -123,7 +120,7 @@ def summary(model: str, image_size: int, measured: dict[str, list[Round]]) -> di
             for peer in steps[1:]
         },
         "matrix_product_flops": spread(peak),
-        "memory_copy_bytes": spread([copy_bytes("cpu") * rate for rate in rates["memory copy"]]),
+        "memory_copy_bytes": spread([COPY_BYTES["cpu"] * rate for rate in rates["memory copy"]]),
     }
 
 
@@ -173,8 +170,6 @@ def main(
     seconds: Annotated[float, typer.Option(help="Least length of a measurement.")] = 15.0,
 ) -> None:
     """Race training steps; about nine minutes a network on two cores."""
-    from hemafast.bench.settings import Bench
-
     machine = choose_machine(device="cpu", amp="off", compiled="off")
     results: dict[str, Any] = {
         "command": f"python benchmarks/train_step.py --batch-size {batch_size} --rounds {rounds} --seconds {seconds:g}",
@@ -186,7 +181,7 @@ def main(
     }
     for name in model or MODELS:
         bench = Bench(bench_settings(data=data, model=name, batch_size=batch_size, device="cpu", amp="off"))
-        raced = summary(name, bench.image_size, race(bench, rounds, seconds))
+        raced = summary(name, bench.settings.image_size, race(bench, rounds, seconds))
         results["models"][name] = {**raced, "shares_of_time": shares_of_time(bench)}
     print_json(results, json_file)
 

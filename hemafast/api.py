@@ -96,10 +96,12 @@ def train(
         The evaluated run.
 
     Raises:
-        HemafastError: a setting or the data does not fit; raised before anything is written.
+        HemafastError: a setting or the data does not fit, or torchrun started several processes (use the command
+            `hemafast train` there); raised before anything is written.
         StoppedError: the run was interrupted; everything is saved.
     """
     from hemafast.engine import trainer
+    from hemafast.engine.distributed import refuse_several
 
     if isinstance(config, TrainConfig):
         if preset is not None:
@@ -108,6 +110,7 @@ def train(
     else:
         file = None if config is None else Path(config)
         chosen = train_config(preset, file, **{**_data_settings(data), **settings})
+    refuse_several()
     return _finish(trainer.train(chosen, progress=progress), progress)
 
 
@@ -135,7 +138,9 @@ def resume(
         StoppedError: the run was interrupted again; everything is saved.
     """
     from hemafast.engine import trainer
+    from hemafast.engine.distributed import refuse_several
 
+    refuse_several()
     folder = run.folder if isinstance(run, TrainedRun) else find_run(run)
     return _finish(trainer.resume(folder, changes, allow_changes=allow_changes, progress=progress), progress)
 
@@ -147,8 +152,7 @@ def _data_settings(data: Dataset | str | Path) -> dict[str, Any]:
 
 
 def _finish(folder: Path | None, progress: Progress) -> TrainedRun:
-    if folder is None:
-        raise HemafastError("This process does not write the run.", "Use the run in the process of rank 0.")
+    assert folder is not None  # None is for the other processes of torchrun
     run = TrainedRun(folder)
     run.evaluate(progress=progress)
     return run

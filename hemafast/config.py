@@ -93,6 +93,11 @@ def option(default: Any, help: str, group: str, **more: Any) -> Any:
     return field(default=default, metadata=metadata)
 
 
+def common(default: Any, help: str, group: str, **more: Any) -> Any:
+    """A field whose option `--help` shows."""
+    return option(default, help, group, common=True, **more)
+
+
 def seconds_of(text: str) -> float:
     """Seconds of a duration as people write it: "90s", "10m", "1h30m", or a number of seconds.
 
@@ -141,63 +146,59 @@ class PrepareConfig:
     Raises HemafastError for a value or a combination that makes no sense.
     """
 
-    source: Path = option(Path("Source"), "Folder of zips or folders, one per domain.", DATA, common=True)
-    output: Path = option(
-        Path("Source/prepared"), "Where to write the prepared data set.", DATA, common=True, none="SOURCE/prepared"
+    source: Path = common(Path("Source"), "Folder of zips or folders, one per domain.", DATA)
+    output: Path = common(
+        Path("Source/prepared"), "Where to write the prepared data set.", DATA, none="SOURCE/prepared"
     )
-    classes: Classes = option(
-        "challenge", "The 11 classes of the challenge, or the class folders as they are.", DATA, common=True
-    )
+    classes: Classes = common("challenge", "The 11 classes of the challenge, or the class folders as they are.", DATA)
     checksums: Path | None = option(
-        None, "sha256 sums of archives or images. A file that does not match is an error.", DATA, none="none"
+        None,
+        "sha256 sums of archives or images. Another archive is an error; another image is quarantined.",
+        DATA,
+        none="none",
     )
-    val_fraction: Annotated[float, Ge(0), Lt(1)] = option(
-        0.2, "Share of each class and domain in the validation set.", SPLITTING, common=True
+    val_fraction: Annotated[float, Ge(0), Lt(1)] = common(
+        0.2, "Share of each class and domain in the validation set.", SPLITTING
     )
-    folds: Annotated[int, Ge(2), Le(100)] | None = option(
-        None, "Write this many folds for cross-validation instead. Fold 0 validates by default.", SPLITTING, common=True
+    folds: Annotated[int, Ge(2), Le(100)] | None = common(
+        None, "Write this many folds for cross-validation instead. Fold 0 validates by default.", SPLITTING
     )
-    holdout_domain: str | None = option(
-        None, "Use this whole domain as the validation set.", SPLITTING, common=True, none="none", metavar="NAME"
+    holdout_domain: str | None = common(
+        None, "Use this whole domain as the validation set.", SPLITTING, none="none", metavar="NAME"
     )
-    split_file: Path | None = option(
-        None, "Use a published split: CSV with the columns path and split.", SPLITTING, common=True, none="none"
+    split_file: Path | None = common(
+        None, "Use a published split: CSV with the columns path and split.", SPLITTING, none="none"
     )
-    groups: Path | None = option(
+    groups: Path | None = common(
         None,
         "Keep patients or slides on one side of the split: CSV with the columns path and group.",
         SPLITTING,
-        common=True,
         none="none",
     )
-    group_pattern: str | None = option(
+    group_pattern: str | None = common(
         None,
         "The same from file names: the first group of this regular expression names the patient or slide.",
         SPLITTING,
-        common=True,
         none="none",
         metavar="REGEX",
     )
-    seed: Annotated[int, Ge(0)] = option(42, "Seed of the split.", SPLITTING, common=True)
-    field_of_view: Annotated[float, Gt(0), Le(100_000)] | Literal["auto", "whole"] = option(
+    seed: Annotated[int, Ge(0)] = common(42, "Seed of the split.", SPLITTING)
+    field_of_view: Annotated[float, Gt(0), Le(100_000)] | Literal["auto", "whole"] = common(
         "auto",
         "Side in micrometres of the centre square to keep of each image. whole: the largest square. "
         "auto: 25 where the scale is known and the image shows as much, else whole.",
         PIXELS,
-        common=True,
         metavar="UM|whole|auto",
     )
-    um_per_pixel: dict[str, Annotated[float, Ge(0.001), Le(100)]] = option(
-        {}, "Micrometres per pixel of a domain; may be repeated.", PIXELS, common=True, metavar="NAME=UM", parse=_scales
+    um_per_pixel: dict[str, Annotated[float, Ge(0.001), Le(100)]] = common(
+        {}, "Micrometres per pixel of a domain; may be repeated.", PIXELS, metavar="NAME=UM", parse=_scales
     )
-    pack_sizes: Annotated[tuple[PackSize, ...], Len(1)] = option(
-        (256,), "Side in pixels of the packed squares; may be repeated.", PIXELS, common=True, flag="--pack-size"
+    pack_sizes: Annotated[tuple[PackSize, ...], Len(1)] = common(
+        (256,), "Side in pixels of the packed squares; may be repeated.", PIXELS, flag="--pack-size"
     )
     shards: Annotated[int, Ge(1), Le(9999)] = option(8, "File lists per split.", PIXELS)
     format: Format = option("lists", "Write file lists, or WebDataset tar files as well.", PIXELS)
-    strict: bool = option(
-        False, "Fail on the first bad image instead of quarantining it.", CHECKING, common=True, flag="--strict"
-    )
+    strict: bool = common(False, "Fail on the first bad image instead of quarantining it.", CHECKING, flag="--strict")
     max_quarantined: Annotated[float, Ge(0), Le(1)] = option(
         0.05, "Stop if a larger share of the images would be quarantined.", CHECKING
     )
@@ -229,36 +230,34 @@ class TrainConfig:
     Raises HemafastError for a value or a combination that makes no sense.
     """
 
-    preset: str = option(
-        "baseline", "Settings to start from.", DATA, common=True, none="baseline", metavar="NAME", on_resume=FREE
-    )
-    data: Path = option(Path("Source/prepared"), "Prepared data set.", DATA, common=True, on_resume=FIXED)
+    preset: str = common("baseline", "Settings to start from.", DATA, none="baseline", metavar="NAME", on_resume=FREE)
+    data: Path = common(Path("Source/prepared"), "Prepared data set.", DATA, on_resume=FIXED)
     fold: Annotated[int, Ge(0)] | None = option(
         None, "Fold to validate on, of data prepared with --folds.", DATA, none="0", on_resume=FIXED
     )
     domains: Annotated[tuple[str, ...], Len(1)] | None = option(
-        None, "Train and validate on this domain only; may be repeated.", DATA, none="all", metavar="NAME",
+        None,
+        "Train and validate on this domain only; may be repeated.",
+        DATA,
+        none="all",
+        metavar="NAME",
         on_resume=FIXED,
-    )  # fmt: skip
-    output: Path = option(Path("runs"), "Folder in which the run folder is made.", DATA, common=True, on_resume=FREE)
-    seed: Annotated[int, Ge(0)] = option(
-        42, "Seed of initial weights, order, augmentation and dropout.", DATA, common=True
     )
+    output: Path = common(Path("runs"), "Folder in which the run folder is made.", DATA, on_resume=FREE)
+    seed: Annotated[int, Ge(0)] = common(42, "Seed of initial weights, order, augmentation and dropout.", DATA)
 
-    model: str = option("resnet18", "Name of any timm image model.", NETWORK, common=True, on_resume=FIXED)
-    pretrained: Pretrained = option(
-        "auto", "Pretrained weights: auto (if available), yes (an error otherwise), no.", NETWORK, common=True,
-        on_resume=FIXED,
-    )  # fmt: skip
-    weights: Path | None = option(
+    model: str = common("resnet18", "Name of any timm image model.", NETWORK, on_resume=FIXED)
+    pretrained: Pretrained = common(
+        "auto", "Pretrained weights: auto (if available), yes (an error otherwise), no.", NETWORK, on_resume=FIXED
+    )
+    weights: Path | None = common(
         None,
         "Weights file to start from (.safetensors or .pth); overrides --pretrained.",
         NETWORK,
-        common=True,
         none="none",
         on_resume=FIXED,
     )
-    image_size: ImageSize = option(224, "Side in pixels of the network's input.", NETWORK, common=True)
+    image_size: ImageSize = common(224, "Side in pixels of the network's input.", NETWORK)
     growing_from: tuple[ImageSize, ...] = option(
         (),
         "Progressive resizing: smaller sizes to begin with, each for an equal share of the run.",
@@ -273,29 +272,25 @@ class TrainConfig:
         0, "Freeze this many stages of the network, counted from the stem.", NETWORK
     )
 
-    epochs: Annotated[int, Ge(1)] = option(30, "Passes over the training set.", LEARNING, common=True, on_resume=FREE)
-    time_budget: Annotated[float, Ge(1)] | None = option(
+    epochs: Annotated[int, Ge(1)] = common(30, "Passes over the training set.", LEARNING, on_resume=FREE)
+    time_budget: Annotated[float, Ge(1)] | None = common(
         None,
         "Instead of --epochs: time that the whole command may take, report included.",
         LEARNING,
-        common=True,
         metavar="90s|10m|2h",
         parse=_duration,
         on_resume=FREE,
     )
-    batch_size: Annotated[int, Ge(2)] | Literal["auto"] = option(
+    batch_size: Annotated[int, Ge(2)] | Literal["auto"] = common(
         32,
         "Batch size per process. auto tries sizes and keeps the largest that fits (GPU) or the fastest (CPU).",
         LEARNING,
-        common=True,
         metavar="N|auto",
     )
     accumulate: Annotated[int, Ge(1)] = option(1, "Batches per optimizer step (gradient accumulation).", LEARNING)
-    lr: Annotated[float, Gt(0)] = option(
-        1e-4, "Learning rate of AdamW; the peak of the schedule.", LEARNING, common=True
-    )
-    schedule: ScheduleName = option(
-        "constant", "Learning rate schedule: constant, cosine, onecycle.", LEARNING, common=True, metavar="NAME"
+    lr: Annotated[float, Gt(0)] = common(1e-4, "Learning rate of AdamW; the peak of the schedule.", LEARNING)
+    schedule: ScheduleName = common(
+        "constant", "Learning rate schedule: constant, cosine, onecycle.", LEARNING, metavar="NAME"
     )
     warmup: Annotated[float, Ge(0), Lt(1)] | None = option(
         None,
@@ -303,9 +298,7 @@ class TrainConfig:
         LEARNING,
         none="0 for constant, 0.05 for cosine, 0.3 for onecycle",
     )
-    weight_decay: Annotated[float, Ge(0)] = option(
-        0.01, "Weight decay of AdamW; norms and biases have none.", LEARNING, common=True
-    )
+    weight_decay: Annotated[float, Ge(0)] = common(0.01, "Weight decay of AdamW; norms and biases have none.", LEARNING)
     layer_decay: Share | None = option(
         None, "Layer-wise learning rates: each layer gets this share of the rate of the layer above.", LEARNING
     )
@@ -313,16 +306,15 @@ class TrainConfig:
     ema: Rate | None = option(
         None, "Validate and keep an exponential moving average of the weights with this decay, as 0.999.", LEARNING
     )
-    loss: LossName = option(
+    loss: LossName = common(
         "cross-entropy",
         "Loss: cross-entropy, weighted (by inverse class frequency), focal, logit-adjusted.",
         LEARNING,
-        common=True,
         metavar="NAME",
     )
     focal_gamma: Annotated[float, Ge(0), Le(10)] = option(2.0, "Gamma of --loss focal.", LEARNING)
     logit_tau: Annotated[float, Ge(0), Le(5)] = option(1.0, "Tau of --loss logit-adjusted.", LEARNING)
-    label_smoothing: Rate = option(0.0, "Label smoothing.", LEARNING, common=True)
+    label_smoothing: Rate = common(0.0, "Label smoothing.", LEARNING)
 
     input: Input = option(
         "auto",
@@ -331,21 +323,19 @@ class TrainConfig:
         IMAGES,
         metavar="NAME",
     )
-    sampler: str = option(
+    sampler: str = common(
         "natural",
         "Class frequencies in an epoch: natural, balanced, or mixed:SHARE as mixed:0.66.",
         IMAGES,
-        common=True,
         metavar="NAME",
     )
     mixup: Annotated[float, Ge(0), Le(10)] = option(0.0, "Alpha of mixup; 0 is off.", IMAGES)
     cutmix: Annotated[float, Ge(0), Le(10)] = option(0.0, "Alpha of cutmix; 0 is off.", IMAGES)
-    policy: PolicyName = option(
+    policy: PolicyName = common(
         "seed",
         "Augmentation of the training images: seed (the reference's), basic, strong, lineage, none. "
         "`hemafast augment-preview` shows them.",
         IMAGES,
-        common=True,
         metavar="NAME",
     )
 
@@ -366,8 +356,8 @@ class TrainConfig:
         None, "Random erasing: share of the images with a blank rectangle.", POLICY
     )
 
-    device: Device = option("auto", "Where the model runs; auto takes a GPU if there is one.", RUNNING, common=True)
-    amp: Amp = option("auto", "Autocast precision; auto takes the fastest on this machine.", RUNNING, common=True)
+    device: Device = common("auto", "Where the model runs; auto takes a GPU if there is one.", RUNNING)
+    amp: Amp = common("auto", "Autocast precision; auto takes the fastest on this machine.", RUNNING)
     compile: Compile = option("auto", "torch.compile; auto tries it where the run is long enough.", RUNNING)
     compile_mode: CompileMode = option(
         "default",
@@ -384,10 +374,7 @@ class TrainConfig:
     )
     keep: Annotated[int, Ge(1), Le(100)] = option(2, "Checkpoints to keep.", RUNNING, on_resume=FREE)
     on_nonfinite: OnNonfinite = option(
-        "stop",
-        "On a loss or gradient that is not finite: stop the run, or skip the update.",
-        RUNNING,
-        on_resume=FREE,
+        "stop", "On a loss or gradient that is not finite: stop the run, or skip the update.", RUNNING, on_resume=FREE
     )
     nonfinite_budget: Annotated[int, Ge(0)] = option(
         10, "Updates that may be skipped before the run stops anyway.", RUNNING, on_resume=FREE

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
@@ -33,8 +34,6 @@ def subplots(count: int, *, width: float, height: float, columns: int) -> tuple[
 
 def save(figure: Any, target: Path | IO[bytes], dpi: int = _DPI) -> None:
     """Write a figure as PNG. A letter missing from the font becomes a box, without a warning."""
-    import warnings
-
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from font", category=UserWarning)
         figure.savefig(target, format="png", dpi=dpi)

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Any
 
 
-class Progress(Protocol):
-    """Listens to long work. One stage runs at a time: a `start` ends the stage before it, `finish` ends the last."""
+class Progress:
+    """Listens to long work. This one shows nothing; a subclass overrides what it wants to hear of.
 
-    @property
-    def shows(self) -> bool:
-        """Whether anybody watches. If not, measurements made only to be shown are skipped."""
+    One stage runs at a time: a `start` ends the stage before it, `finish` ends the last.
+    """
+
+    shows = False
+    """Whether anybody watches. If not, measurements made only to be shown are skipped."""
 
     def start(self, what: str, total: int | None = None, *, unit: str = "images", done: int = 0, **facts: Any) -> None:
         """Begin a stage.
@@ -35,28 +37,10 @@ class Progress(Protocol):
         """End the stage; training gives `epoch` and `rows`, the measurements of that epoch by phase."""
 
 
-class Silent:
-    """Shows nothing."""
-
-    shows = False
-
-    def start(self, what: str, total: int | None = None, *, unit: str = "images", done: int = 0, **facts: Any) -> None:
-        """Show nothing."""
-
-    def advance(self, count: int = 1, **measured: float) -> None:
-        """Show nothing."""
-
-    def say(self, text: str) -> None:
-        """Show nothing."""
-
-    def finish(self, **results: Any) -> None:
-        """Show nothing."""
+SILENT = Progress()
 
 
-SILENT = Silent()
-
-
-class ProgressBar(Silent):
+class ProgressBar(Progress):
     """A tqdm bar, in a notebook or on a terminal: `hf.train(data, progress=hf.ProgressBar())`."""
 
     shows = True

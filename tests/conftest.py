@@ -13,7 +13,8 @@ import torch
 from PIL import Image
 
 from hemafast.config import PrepareConfig, TrainConfig, checked
-from hemafast.data.dataset import Dataset, Samples, open_dataset
+from hemafast.data.dataset import Dataset, open_dataset
+from hemafast.data.samples import Samples
 from hemafast.engine.trainer import train
 from hemafast.evaluate.evaluate import evaluate_run
 from hemafast.preparation.build import Prepared, prepare

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-from hemafast.progress import Silent
+from hemafast.progress import Progress
 
 
 @dataclass
@@ -17,7 +17,7 @@ class Stage:
     finished: bool = False
 
 
-class Recorder(Silent):
+class Recorder(Progress):
     """Notes every stage; raises `error` once the stage named `stop_in` has done `stop_after` units or more."""
 
     shows = True

@@ -172,7 +172,16 @@ def test_a_users_script_is_checked_against_the_annotations(tmp_path):
         """)
     )
     (tmp_path / "bad.py").write_text('import hemafast as hf\n\nhf.open_run(3)\nhf.open_dataset("x").loader(7)\n')
-    command = [sys.executable, "-m", "mypy", "--strict", "--cache-dir", str(tmp_path / "cache")]
+    command = [
+        sys.executable,
+        "-m",
+        "mypy",
+        "--strict",
+        "--follow-imports",
+        "silent",
+        "--cache-dir",
+        str(tmp_path / "cache"),
+    ]
     settings = {"cwd": tmp_path, "capture_output": True, "text": True, "env": {**os.environ, "MYPYPATH": str(ROOT)}}
     good = subprocess.run([*command, "good.py"], check=False, **settings)
     assert good.returncode == 0, good.stdout
@@ -336,6 +345,15 @@ def test_mistakes_are_errors_of_one_family_with_a_remedy(data, tmp_path, monkeyp
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("call", [lambda data: hf.train(data, **TINY), lambda data: hf.resume("latest")])
+def test_one_of_several_processes_is_refused_before_anything_is_written(data, tmp_path, monkeypatch, call):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(hf.HemafastError, match=r"2 processes.*hemafast train"):
+        call(data)
+    assert not list(tmp_path.iterdir())
+
+
 # Twice in one process, and interrupted
 
 
@@ -481,19 +499,21 @@ def test_a_loader_continues_within_an_epoch(data):
 
 
 @pytest.mark.slow
-def test_the_page_runs_from_top_to_bottom(tmp_path, monkeypatch, make_archive):
+@pytest.mark.parametrize(("page", "runs"), [("README.md", 1), ("docs/library.md", 2)])
+def test_the_python_of_a_page_runs_from_top_to_bottom(tmp_path, monkeypatch, make_archive, page, runs):
     make_archive(tmp_path / "Source" / "Acevedo_20.zip", {"basophil": 40, "eosinophil": 40}, kind="JPEG", size=(76, 72))
+    make_archive(tmp_path / "cells", {"basophil": 3}, kind="JPEG", size=(76, 72))
     monkeypatch.chdir(tmp_path)
-    text = (ROOT / "docs" / "library.md").read_text(encoding="utf-8")
-    blocks = re.findall(r"^```python\n(.*?)^```", text, flags=re.DOTALL | re.MULTILINE)
+    text = (ROOT / page).read_text(encoding="utf-8")
     names = {}
-    for block in blocks:
-        small = block.replace('preset="fast", epochs=4', f"**{TINY!r}")
-        small = small.replace('"resnet18"', '"test_resnet"')
-        exec(compile(small, "docs/library.md", "exec"), names)
-    assert names["features"].shape[0] == 8
-    assert np.isfinite(names["loss"].item())
-    assert len(hf.list_runs(tmp_path / "runs")) == 2
+    for block in re.findall(r"^```python\n(.*?)^```", text, flags=re.DOTALL | re.MULTILINE):
+        small = block.replace('preset="fast", epochs=4', f"**{TINY!r}").replace('"resnet18"', '"test_resnet"')
+        exec(compile(small, page, "exec"), names)
+    assert len(names["labels"])
+    assert len(hf.list_runs(tmp_path / "runs")) == runs
+    if page == "docs/library.md":
+        assert names["features"].shape[0] == 8
+        assert np.isfinite(names["loss"].item())
 
 
 @pytest.mark.slow

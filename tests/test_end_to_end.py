@@ -46,6 +46,9 @@ def test_demo_to_report(workplace):
     run = folder / said["run"]
     left = {path.name for path in run.iterdir()}
     assert left == {
+        ".lock",
+        "calibration.json",
+        "command.txt",
         "config.json",
         "machine.json",
         "train.log",

@@ -1,27 +1,21 @@
-"""What this machine can do at best, measured on the spot: arithmetic and memory."""
+"""Stations for the ceilings of this machine: arithmetic and memory."""
 
 from __future__ import annotations
 
 from hemafast.bench.settings import Bench, wait_for
 from hemafast.bench.worker import Done, Station
 
-_SIDES = {"cpu": 2048, "cuda": 8192}  # of the matrices: bound by arithmetic, yet milliseconds
+_SIDES = {"cpu": 2048, "cuda": 8192}  # of the matrices: large enough to be bound by arithmetic, small enough for ms
 _COPIED = {"cpu": 256 * 2**20, "cuda": 2**30}  # bytes: far beyond any cache
 
-
-def product_flops(device: str) -> int:
-    """Floating-point operations of one of `matrix_product`."""
-    side: int = _SIDES[device]
-    return 2 * side**3
-
-
-def copy_bytes(device: str) -> int:
-    """Bytes that one of `memory_copy` reads and writes."""
-    return 2 * _COPIED[device]
+PRODUCT_FLOPS = {device: 2 * side**3 for device, side in _SIDES.items()}
+"""Floating-point operations of one product, by device."""
+COPY_BYTES = {device: 2 * size for device, size in _COPIED.items()}
+"""Bytes that one copy reads and writes, by device."""
 
 
 def matrix_product(bench: Bench) -> Station:
-    """Products of square matrices in the precision of the step; each counts as one."""
+    """Products of square matrices in the precision of the step."""
     import torch
 
     from hemafast.bench.costs import DTYPES
@@ -36,7 +30,7 @@ def matrix_product(bench: Bench) -> Station:
 
 
 def memory_copy(bench: Bench) -> Station:
-    """Copies from one place in the device's memory to another; each counts as one."""
+    """Copies within the memory of the device."""
     import torch
 
     device = bench.machine(tuned=True).device

@@ -1,4 +1,4 @@
-"""Two results of a bench, station by station: how much faster, and whether that is more than noise."""
+"""Compare two results of a bench: how much faster each station is, and whether that is more than noise."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from hemafast.bench.stations import COPY, PRODUCT
+from hemafast.bench.result import COPY, PRODUCT
 
 CONTROLS = (PRODUCT, COPY)
-"""No change of ours touches these: where they moved, the machine did."""
+"""Stations that no change of the code touches. If they changed, the machine did."""
 
 _SETTINGS = ("model", "image_size", "batch_size", "loader_batch_size", "threads", "device", "amp", "compile")
 _MACHINE = ("processor", "cores", "gpu", "torch", "nvidia-dali-cuda120")
@@ -17,18 +17,18 @@ _MACHINE = ("processor", "cores", "gpu", "torch", "nvidia-dali-cuda120")
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """What became of one station's rate."""
+    """How the rate of one station changed."""
 
     station: str
     ratio: float
-    """After over before, of geometric means."""
+    """Geometric mean after, over geometric mean before."""
     low: float
     high: float
     """95 % interval of the ratio."""
 
     @property
     def verdict(self) -> str:
-        """ "faster" or "slower", or "within noise" where the interval holds 1."""
+        """ "faster", "slower", or "within noise" if the interval contains 1."""
         if self.low <= 1 <= self.high:
             return "within noise"
         return "faster" if self.ratio > 1 else "slower"
@@ -36,26 +36,26 @@ class Change:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """Two results side by side."""
+    """The comparison of two results."""
 
     changes: list[Change]
     missing: list[str]
-    """Stations that only one of them has."""
+    """Stations that only one result has."""
     differences: list[str]
-    """What else differs: settings, data, machine, versions."""
+    """Other differences: settings, data, machine, versions."""
 
     def lines(self) -> list[str]:
-        """What else must be known to read the ratios."""
+        """Warnings about the ratios."""
         moved = [one for one in self.changes if one.station in CONTROLS and one.verdict != "within noise"]
         return [
-            *(f"not the same: {text}" for text in self.differences),
-            *(f"only one of them has {name}" for name in self.missing),
+            *(f"different: {text}" for text in self.differences),
+            *(f"only one result has {name}" for name in self.missing),
             *(f"the machine itself was {one.verdict}: {one.station} {one.ratio:.2f}x" for one in moved),
         ]
 
 
 def compare(before: dict[str, Any], after: dict[str, Any]) -> Comparison:
-    """Ratios of rates with Welch's 95 % interval on their logarithms, whose rounds are taken for independent."""
+    """Ratios of rates with Welch's 95 % interval of their logarithms, as if rounds were independent."""
     then, now = before["stations"], after["stations"]
     common = [name for name in then if name in now]
     return Comparison(
@@ -68,17 +68,15 @@ def compare(before: dict[str, Any], after: dict[str, Any]) -> Comparison:
 def _change(name: str, before: dict[str, Any], after: dict[str, Any]) -> Change:
     from scipy.stats import ttest_ind
 
-    first, second = (_log_rates(station) for station in (before, after))
-    if len({*first}) == len({*second}) == 1:  # without any spread there is no interval
+    first, second = (
+        [math.log(one["images"] / one["seconds"]) for one in station["rounds"]] for station in (before, after)
+    )
+    if len({*first}) == len({*second}) == 1:  # without spread Welch's interval is undefined
         ratio = math.exp(second[0] - first[0])
         return Change(name, ratio, ratio, ratio)
     interval = ttest_ind(second, first, equal_var=False).confidence_interval(0.95)
     ratio = math.exp(sum(second) / len(second) - sum(first) / len(first))
     return Change(name, ratio, math.exp(interval.low), math.exp(interval.high))
-
-
-def _log_rates(station: dict[str, Any]) -> list[float]:
-    return [math.log(one["images"] / one["seconds"]) for one in station["rounds"]]
 
 
 def _differences(before: dict[str, Any], after: dict[str, Any]) -> list[str]:

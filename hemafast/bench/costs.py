@@ -1,12 +1,11 @@
-"""What a step costs on paper: floating-point operations and bytes, counted operation by operation.
+"""The costs of a training step: floating-point operations and bytes, counted operation by operation.
 
-Nothing is computed: the network lies on torch's meta device, where tensors have shapes and no values.
+Nothing is computed: the network is on torch's meta device, where tensors have shapes and no values.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -22,69 +21,53 @@ from hemafast.engine.machine import Precision
 from hemafast.model import Classifier, build_model
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-"""Of the tensors that a precision reads and writes."""
+"""The type of the tensors in each precision."""
 
-_MOVE_NOTHING = ("empty", "_unsafe_view")  # parts of names of operations that are no views and touch no memory
+_MOVE_NOTHING = ("empty", "_unsafe_view")  # in names of operations that touch no memory and are not marked as views
 
 
 @dataclass(frozen=True, slots=True)
 class Costs:
-    """Of one image."""
+    """The costs of one image."""
 
     forward_flops: int
-    """Of products and convolutions, as in all that follow: a multiplication and an addition are two."""
+    """Operations of products and convolutions; a multiplication and an addition are two."""
     training_flops: int
-    """Forward and backward: somewhat less than three times the forward's, as the pixels want no gradient."""
+    """Forward and backward: a little less than three times the forward pass, because pixels need no gradient."""
     forward_bytes: int
-    """Read and written by all operations, each by itself: what fusing and caching them saves is not taken off."""
+    """Bytes that all operations read and write, each by itself, as if nothing were fused or cached."""
     training_bytes: int
 
 
 def step_costs(name: str, classes: int, image_size: int, precision: Precision, batch_size: int = 8) -> Costs:
-    """Costs of a timm model for an image of `image_size` pixels, as `model_costs` counts them."""
+    """Costs of a timm model by name; see `model_costs`."""
     with torch.device("meta"):
         model = build_model(name, classes, image_size)
     return model_costs(model, image_size, DTYPES[precision], batch_size)
 
 
 def model_costs(model: Classifier, image_size: int, dtype: torch.dtype, batch_size: int = 1) -> Costs:
-    """Costs of `model` for a uint8 image of `image_size` pixels in training, with the loss, its backbone in `dtype`.
+    """Costs of `model` and the loss for a uint8 image of `image_size` pixels in training, with its backbone in `dtype`.
 
-    Weights are read once a batch, so that bytes an image fall a little with `batch_size`. The optimizer is not
-    counted. `model` itself stays as it is, on whatever device.
+    Weights are read once per batch, so a larger `batch_size` takes slightly fewer bytes per image. The optimizer is not
+    counted. `model` is not changed, and may be on any device.
     """
-    forward, training = _passes(model, image_size, dtype, batch_size)
-    return Costs(
-        forward_flops=forward.flops // batch_size,
-        training_flops=training.flops // batch_size,
-        forward_bytes=forward.moved // batch_size,
-        training_bytes=training.moved // batch_size,
-    )
+    return _count(model, image_size, dtype, batch_size)[0]
 
 
 def least_training_bytes(model: Classifier, image_size: int, dtype: torch.dtype, batch_size: int = 1) -> int:
-    """What is left of `training_bytes` if all but products and convolutions were fused into them.
+    """`training_bytes` if every other operation were fused into the products and convolutions.
 
-    Each of them then reads its inputs and weights once and writes its output once, forward and backward; everything
-    between two of them costs nothing. A cache that keeps an output for the next reader can still do better.
+    Each of them then reads its inputs and weights once and writes its output once, forward and backward. A cache that
+    keeps an output for the next reader can do better.
     """
-    _, training = _passes(model, image_size, dtype, batch_size)
-    return training.moved_by_products // batch_size
+    return _count(model, image_size, dtype, batch_size)[1]
 
 
-@dataclass(frozen=True, slots=True)
-class _Count:
-    """Of a batch."""
-
-    flops: int
-    moved: int
-    moved_by_products: int
-
-
-def _passes(model: Classifier, image_size: int, dtype: torch.dtype, batch_size: int) -> tuple[_Count, _Count]:
-    """Counts of the forward pass, and of both passes together."""
+def _count(model: Classifier, image_size: int, dtype: torch.dtype, batch_size: int) -> tuple[Costs, int]:
+    """The costs of an image, and its least training bytes."""
     model = copy.deepcopy(model).to("meta").train()
-    # As under autocast: pixels are normalised in fp32, and the first convolution wants them in `dtype`.
+    # As under autocast: pixels are normalised in fp32, and the first convolution reads them in `dtype`.
     model.backbone.to(dtype).register_forward_pre_hook(lambda _, images: (images[0].to(dtype),))
     with torch.device("meta"):
         images = torch.empty((batch_size, 3, image_size, image_size), dtype=torch.uint8)
@@ -92,35 +75,25 @@ def _passes(model: Classifier, image_size: int, dtype: torch.dtype, batch_size: 
     formulas = {torch.ops.aten.convolution_backward: _convolution_backward}
     with FlopCounterMode(display=False, custom_mapping=formulas) as operations, _Traffic() as traffic:
         loss = cross_entropy(model(images).float(), labels)
-        forward = _Count(operations.get_total_flops(), traffic.moved, traffic.moved_by_products)
+        forward_flops, forward_bytes = operations.get_total_flops(), traffic.moved
         loss.backward()  # type: ignore[no-untyped-call]
-    return forward, _Count(operations.get_total_flops(), traffic.moved, traffic.moved_by_products)
+    totals = (forward_flops, operations.get_total_flops(), forward_bytes, traffic.moved, traffic.moved_by_products)
+    *costs, least = (total // batch_size for total in totals)
+    return Costs(*costs), least
 
 
-def _convolution_backward(
-    gradient: Sequence[int],
-    images: Sequence[int],
-    weight: Sequence[int],
-    _bias: object,
-    _stride: object,
-    _padding: object,
-    _dilation: object,
-    transposed: bool,
-    _output_padding: object,
-    _groups: int,
-    wanted: Sequence[bool],
-    **_: Any,
-) -> int:
-    """Torch's own formula forgets groups for the gradient of the weight, which makes depthwise convolutions dear.
+def _convolution_backward(gradient: Any, images: Any, weight: Any, *others: Any, **_: Any) -> int:
+    """Operations of the gradients of input and weight: each takes as many as the forward pass.
 
-    The gradients of input and weight each take as many multiplications as the forward pass.
+    Torch's own formula ignores groups for the gradient of the weight, so depthwise convolutions look expensive.
     """
+    _bias, _stride, _padding, _dilation, transposed, _output_padding, _groups, wanted = others
     once = conv_flop_count(list(images), list(weight), list(gradient), transposed)
     return int(sum(wanted[:2]) * once)
 
 
 class _Traffic(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Adds up the bytes of all tensors that operations read and write; views move nothing."""
+    """Adds up the bytes that operations read and write. Views move nothing."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -138,6 +111,6 @@ class _Traffic(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def _stored_bytes(tensor: Tensor) -> int:
-    """Without what an expanded tensor repeats."""
+    """Bytes without the repeats of an expanded tensor."""
     sizes = zip(tensor.shape, tensor.stride(), strict=True)
     return tensor.element_size() * prod(size for size, stride in sizes if stride)

@@ -1,4 +1,4 @@
-"""Stations from the disk to the step: reading, decoding, augmenting, handing over, copying to the device."""
+"""Stations from the disk to the step: read, decode, augment, hand over, copy to the device."""
 
 from __future__ import annotations
 
@@ -12,33 +12,31 @@ import numpy as np
 
 from hemafast.bench.settings import Bench, wait_for
 from hemafast.bench.worker import Done, Station
-from hemafast.data.augment import POLICIES
-from hemafast.data.loader import Loader
+from hemafast.data.graph import Source, current_device
 
-_BATCHES = 4  # that lie ready where a station does not make its own
+_BATCHES = 4  # encoded batches in memory
 
 
 def read(bench: Bench) -> Station:
-    """The encoded files from storage: what the kernel keeps of each in memory is given up first."""
-    threads = bench.machine().loader_threads
-    batches = _paths(bench)
-    with ThreadPoolExecutor(threads) as pool:
-        for paths in cycle(batches):
+    """Read the encoded files from storage, after dropping each from the kernel's page cache."""
+    with ThreadPoolExecutor(bench.machine().loader_threads) as pool:
+        for paths in cycle(_paths(bench)):
             list(pool.map(_read_afresh, paths))
             yield Done(len(paths))
 
 
 def decode(bench: Bench) -> Station:
-    """Encoded images that lie in memory to pixels, by DALI: the ceiling of whatever decodes each epoch."""
+    """Decode images in memory with DALI: the ceiling of every input that decodes each epoch."""
     from nvidia.dali import Pipeline, fn
 
     from hemafast.preparation.pixels import decode_image
 
     machine = bench.machine()
+    device = current_device(machine.loader_device)
     encoded = [
         [np.frombuffer(Path(path).read_bytes(), np.uint8) for path in paths] for paths in _paths(bench)[:_BATCHES]
     ]
-    with Pipeline(bench.loader_batch_size, machine.loader_threads, device_id=_device_id(bench)) as pipeline:
+    with Pipeline(bench.loader_batch_size, machine.loader_threads, device_id=device) as pipeline:
         images = fn.external_source(source=cycle([(batch,) for batch in encoded]), num_outputs=1, no_copy=True)[0]
         pipeline.set_outputs(decode_image(images, machine.loader_device))
     while True:
@@ -47,29 +45,28 @@ def decode(bench: Bench) -> Station:
         yield Done(len(pixels))
 
 
-def augment(policy: str, bench: Bench) -> Station:
-    """Our loader from packed squares to views under a policy."""
-    return _drained(bench.loader("packed", bench.loader_batch_size, POLICIES[policy]))
-
-
-def files_loader(bench: Bench) -> Station:
-    """Our loader from encoded files to views, policy basic."""
-    return _drained(bench.loader("files", bench.loader_batch_size, POLICIES["basic"]))
+def load(source: Source, policy: str, bench: Bench) -> Station:
+    """Our loader, from packed squares or encoded files to views under a policy."""
+    loader = bench.loader(source, bench.loader_batch_size, policy)
+    for epoch in count():
+        for batch in loader.epoch(epoch):
+            wait_for(batch.images.device.type)
+            yield Done(len(batch.labels))
 
 
 def hand_over(bench: Bench) -> Station:
-    """Views that need no work through DALI to torch: what feeding a pipeline and taking from it costs by itself."""
+    """Pass views through DALI to torch without any work: the cost of feeding a pipeline and taking from it."""
     from nvidia.dali import Pipeline, fn
     from torch.utils.dlpack import from_dlpack
 
     machine = bench.machine()
-    on_gpu = machine.loader_device == "gpu"
-    shape = (bench.loader_batch_size, bench.image_size, bench.image_size, 3)
+    device = current_device(machine.loader_device)
+    shape = (bench.loader_batch_size, bench.settings.image_size, bench.settings.image_size, 3)
     views = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
     executor: dict[str, Any] = {"prefetch_queue_depth": 2, "exec_dynamic": True}
-    with Pipeline(len(views), machine.loader_threads, device_id=_device_id(bench), **executor) as pipeline:
-        images = fn.external_source(source=cycle([(list(views),)]), num_outputs=1, no_copy=not on_gpu)[0]
-        pipeline.set_outputs(images.gpu() if on_gpu else images)
+    with Pipeline(len(views), machine.loader_threads, device_id=device, **executor) as pipeline:
+        images = fn.external_source(source=cycle([(list(views),)]), num_outputs=1, no_copy=device is None)[0]
+        pipeline.set_outputs(images if device is None else images.gpu())
     while True:
         (output,) = pipeline.run()
         handed = from_dlpack(output.as_tensor()).permute(0, 3, 1, 2)
@@ -78,10 +75,10 @@ def hand_over(bench: Bench) -> Station:
 
 
 def copy_to_device(bench: Bench) -> Station:
-    """Views in page-locked memory to the GPU."""
+    """Copy views from page-locked memory to the GPU."""
     import torch
 
-    shape = (bench.loader_batch_size, bench.image_size, bench.image_size, 3)
+    shape = (bench.loader_batch_size, bench.settings.image_size, bench.settings.image_size, 3)
     views = torch.zeros(shape, dtype=torch.uint8).pin_memory()
     there = torch.empty(shape, dtype=torch.uint8, device="cuda")
     while True:
@@ -91,7 +88,7 @@ def copy_to_device(bench: Bench) -> Station:
 
 
 def _paths(bench: Bench) -> list[list[str]]:
-    """The files of the training split, in whole batches; in one short batch if there are not enough."""
+    """The files of the training split in whole batches; one short batch if there are too few."""
     paths, size = list(map(str, bench.samples.paths)), bench.loader_batch_size
     return [paths[start : start + size] for start in range(0, max(len(paths) - size, 0) + 1, size)]
 
@@ -103,16 +100,3 @@ def _read_afresh(path: str) -> int:
         return len(os.read(file, os.fstat(file).st_size))
     finally:
         os.close(file)
-
-
-def _drained(loader: Loader) -> Station:
-    for epoch in count():
-        for batch in loader.epoch(epoch):
-            wait_for(batch.images.device.type)
-            yield Done(len(batch.labels))
-
-
-def _device_id(bench: Bench) -> int | None:
-    import torch
-
-    return torch.cuda.current_device() if bench.machine().device == "cuda" else None

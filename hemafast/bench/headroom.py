@@ -1,13 +1,13 @@
-"""What holds training back here, and what to try next."""
+"""What limits training on this machine, and what to try next."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from hemafast.bench.stations import DECODE, LOADER, STEP, WHOLE
+from hemafast.bench.result import DECODE, LOADER, STEP, WHOLE
 
-_NEARLY = 0.85  # of the slower station: what is lost between the stations is no longer the point
-_TOO_GOOD = 1.15  # of the slower station, whose time is a part of it: the machine was not the same for both
+_NEARLY = 0.85  # of the slower station; above it, little is lost between the stations
+_TOO_GOOD = 1.15  # of the slower station; above it, the machine was faster during one measurement than the other
 _LARGE_BATCH = 128
 _SMALLER = 32  # px: steps in which image sizes are usually chosen
 
@@ -15,7 +15,7 @@ Result = dict[str, Any]
 
 
 def headroom(result: Result) -> dict[str, float]:
-    """Rates in images a second, as `result.Headroom` has them, of a result with stations, ceilings and costs."""
+    """The rates of `result.Headroom`, from a result with stations, ceilings and costs."""
     rates = {name: station["images_per_second"]["median"] for name, station in result["stations"].items()}
     costs = result["costs"]
     loader = rates.get(f"augment, {result['bench'].get('policy')}", rates[LOADER])
@@ -31,10 +31,11 @@ def headroom(result: Result) -> dict[str, float]:
 
 
 def bound_by(result: Result) -> str:
-    """One sentence: what limits training, by how much, and the next thing to try."""
+    """One sentence: what limits training, by how much, and what to try next."""
     room = result["headroom"]
     step, data = room["step_with_free_data"], room["data_with_free_step"]
-    limit, other = ("loader", "step") if data < step else (f"{_side_of_roof(room)} of the step", "loader")
+    roof = "arithmetic" if room["arithmetic"] <= room["memory"] else "memory traffic"
+    limit, other = ("loader", "step") if data < step else (f"{roof} of the step", "loader")
     slower, faster = min(step, data), max(step, data)
     return (
         f"Training is bound by the {limit}: {slower:,.0f} images/s, while the {other} could do {faster / slower:,.1f}x "
@@ -42,21 +43,20 @@ def bound_by(result: Result) -> str:
     )
 
 
-def _side_of_roof(room: dict[str, float]) -> str:
-    return "arithmetic" if room["arithmetic"] <= room["memory"] else "memory traffic"
-
-
 def _next(result: Result) -> str:
-    """The first piece of advice that applies."""
+    """The first advice that applies."""
     bench, machine, room = result["bench"], result["machine"], result["headroom"]
     on_gpu, fed = machine["device"] == "cuda", room["data_with_free_step"] >= room["step_with_free_data"]
     threads, cores = int(machine["loader threads"]), int(machine["cores"])
     size, smaller = bench["image_size"], max(bench["image_size"] * 5 // 7 // _SMALLER * _SMALLER, _SMALLER)
     advice = [
-        (room["reached"] > _TOO_GOOD, "to measure again with nothing else running: together is faster here than alone"),
+        (
+            room["reached"] > _TOO_GOOD,
+            "to measure again with nothing else running: end to end beats one of its parts",
+        ),
         (not fed and threads < cores, f"--threads {cores}"),
         (not fed, "a policy that costs less: the table has the rate of each"),
-        (on_gpu and machine["torch.compile"] == "off", "--compile on, which fuses what is bound by memory"),
+        (on_gpu and machine["torch.compile"] == "off", "--compile on, which fuses operations that are bound by memory"),
         (on_gpu and machine["precision"] == "fp32", "--amp auto, which halves the bytes"),
         (on_gpu and bench["batch_size"] < _LARGE_BATCH, f"--batch-size {2 * bench['batch_size']}"),
         (room["reached"] < _NEARLY and threads > 1, f"--threads {threads - 1}: loader and step share the cores"),

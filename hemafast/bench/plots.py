@@ -1,4 +1,4 @@
-"""The roofline: how near the step comes to what arithmetic and memory of this machine allow."""
+"""The roofline: the step beside the ceilings of this machine."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ from typing import Any
 
 import numpy as np
 
-from hemafast.bench.stations import STEP, WHOLE
+from hemafast.bench.result import STEP, WHOLE
 from hemafast.pictures import DOMAIN_COLOURS, TRAIN_COLOUR, VAL_COLOUR, subplots
 
-_AROUND = 30.0  # how far the picture goes beyond what is in it, as a factor
+_AROUND = 30.0  # margin of the picture, as a factor
 
 
 def roofline_figure(result: dict[str, Any]) -> Any:
-    """A figure: operations a second against operations a byte (S. Williams et al., CACM 52(4), 2009), both logarithmic.
+    """A figure of FLOP/s against FLOP per byte, both logarithmic (S. Williams et al., CACM 52(4), 2009).
 
-    The roof is measured; bytes are those of every operation by itself, so that fused ones may lie above it.
+    The roof is measured. Bytes are those of each operation by itself, so fused operations may lie above the roof.
     """
     peak, band = (result[name]["median"] for name in ("matrix_product_flops", "memory_copy_bytes"))
     costs, chosen = result["costs"], result["bench"]
@@ -34,15 +34,9 @@ def roofline_figure(result: dict[str, Any]) -> Any:
     for label, (station, colour, marker, training) in points.items():
         rate = result["stations"][station]["images_per_second"]["median"]
         flops, moved = (costs[f"{'training' if training else 'forward'}_{what}"] for what in ("flops", "bytes"))
-        axis.scatter(
-            [flops / moved],
-            [rate * flops],
-            color=colour,
-            marker=marker,
-            zorder=3,
-            label=f"{label}: {rate:,.0f} images/s",
-        )
-    axis.set(xscale="log", yscale="log", xlabel="FLOP a byte", ylabel="FLOP/s")
+        named = f"{label}: {rate:,.0f} images/s"
+        axis.scatter([flops / moved], [rate * flops], color=colour, marker=marker, zorder=3, label=named)
+    axis.set(xscale="log", yscale="log", xlabel="FLOP per byte", ylabel="FLOP/s")
     axis.set_title(f"{chosen['model']}, {chosen['image_size']} px, batch {chosen['batch_size']}", parse_math=False)
     axis.legend(loc="lower right")
     axis.grid(alpha=0.3)

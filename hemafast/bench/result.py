@@ -1,20 +1,26 @@
-"""The file that a bench writes: its schema, by version, and how such a file is read back."""
+"""The file that a bench writes: its schema, and how to read it."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from statistics import median
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from hemafast.bench.worker import Round
 from hemafast.errors import HemafastError
 
 SCHEMA = 2
 FEWEST_ROUNDS = 3
-"""Fewer have no spread."""
+"""Fewer rounds give no useful spread."""
 
-Rate = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+LOADER, STEP, WHOLE, DECODE, CHECKPOINT = "augment, basic", "step", "end to end", "decode", "checkpoint"
+PRODUCT, COPY = "matrix product", "memory copy"
+"""Names of stations."""
+
+Rate = Annotated[float, Field(ge=0)]
 
 
 class _Strict(BaseModel):
@@ -22,7 +28,7 @@ class _Strict(BaseModel):
 
 
 class Spread(_Strict):
-    """Of several measurements."""
+    """Median and range of several measurements."""
 
     median: Rate
     min: Rate
@@ -35,43 +41,30 @@ class Spread(_Strict):
         return self
 
 
-class RoundFacts(_Strict):
-    """One measurement, as `worker.Round` has it."""
-
-    images: Annotated[int, Field(ge=1)]
-    seconds: Annotated[float, Field(gt=0)]
-    cpu_seconds: Rate
-    steps: Annotated[int, Field(ge=1)]
-    waited: Rate
-    page_faults: Annotated[int, Field(ge=0)]
-    peak_memory: Annotated[int, Field(ge=0)]
-    peak_device_memory: Annotated[int, Field(ge=0)]
-
-
 class StationFacts(_Strict):
-    """What was measured at one station."""
+    """The measurements of one station."""
 
     unit: str
-    """What it counts: images, if nothing else is said."""
+    """What it counts, as images."""
     images_per_second: Spread
     images_per_cpu_second: Spread
     page_faults_a_step: Spread
     data_wait_share: Spread
-    """Of the time, that in which the step had no batch to work on."""
+    """Share of the time in which the step waited for a batch."""
     peak_memory: int
-    """Bytes, of the whole process; 0 where the kernel does not tell."""
+    """Bytes of the whole process; 0 if unknown."""
     peak_device_memory: int
-    rounds: Annotated[list[RoundFacts], Field(min_length=FEWEST_ROUNDS)]
+    rounds: Annotated[list[Round], Field(min_length=FEWEST_ROUNDS)]
 
 
 class Ratio(Spread):
-    """Of a station's rate to that of another, round by round."""
+    """Ratio of a station's rate to that of another station, round by round."""
 
     to: str
 
 
 class CostFacts(_Strict):
-    """Of one image, as `costs.Costs` has them."""
+    """The costs of one image, a `costs.Costs`."""
 
     forward_flops: Annotated[int, Field(gt=0)]
     training_flops: Annotated[int, Field(gt=0)]
@@ -80,23 +73,23 @@ class CostFacts(_Strict):
 
 
 class Headroom(_Strict):
-    """Rates in images a second: what there is, and what would be if one thing cost nothing."""
+    """Rates in images/s: measured, and possible if something cost nothing."""
 
     end_to_end: Rate
     step_with_free_data: Rate
     data_with_free_step: Rate
     decode: Rate
-    """Of encoded images, by DALI alone."""
+    """DALI decoding alone."""
     arithmetic: Rate
-    """If all that the step did were its products, at the rate of a large matrix product."""
+    """If the step did only its products, at the speed of a large matrix product."""
     memory: Rate
-    """If each operation read and wrote at the rate of a memory copy; fused and cached operations may do better."""
+    """If each operation read and wrote at the speed of a memory copy; fused and cached operations may be faster."""
     reached: Rate
-    """End to end as a share of the slower of data and step."""
+    """End to end, as a share of the slower of loader and step."""
 
 
 class BenchFacts(_Strict):
-    """All of it. A figure without a warm-up before it and a spread around it has no place here."""
+    """The whole result. Every number has a warm-up and a spread."""
 
     schema_: Annotated[Literal[2], Field(alias="schema")]
     bench: dict[str, Any]
@@ -108,48 +101,36 @@ class BenchFacts(_Strict):
     stations: dict[str, StationFacts]
     ratios: dict[str, Ratio]
     matrix_product_flops: Spread
-    """A second."""
+    """FLOP/s."""
     memory_copy_bytes: Spread
-    """A second, read and written."""
+    """Bytes/s, read and written."""
     costs: CostFacts
     headroom: Headroom
     bound_by: str
-    """One sentence: what training is bound by, and what to try next."""
-
-
-def checked_result(result: dict[str, Any]) -> dict[str, Any]:
-    """The same result, if it is one. Raises ValidationError."""
-    BenchFacts.model_validate(result)
-    return result
+    """One sentence: what limits training, and what to try next."""
 
 
 def read_result(file: Path) -> dict[str, Any]:
-    """What a bench wrote to `file`. Raises HemafastError if it cannot be read, or is of another version."""
-    import json
-
+    """Read what a bench wrote to `file`. Raises HemafastError if it is unreadable or of another version."""
+    remedy = "Name a file that `hemafast bench --json` wrote."
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
-        raise HemafastError(f"{file} cannot be read ({error.strerror}).", "Name a file of --json.") from error
+        raise HemafastError(f"{file} cannot be read ({error.strerror}).", remedy) from error
     except ValueError as error:
-        raise HemafastError(
-            f"{file} is no JSON ({error}).", "Name a file that `hemafast bench --json` wrote."
-        ) from error
+        raise HemafastError(f"{file} is not JSON ({error}).", remedy) from error
     if isinstance(found, dict) and found.get("schema", SCHEMA) != SCHEMA:
-        raise HemafastError(
-            f"{file} has version {found['schema']!r} of the format; this hemafast reads {SCHEMA}.", "Measure it again."
-        )
+        raise HemafastError(f"{file} has format {found['schema']!r}, not {SCHEMA}.", "Run the bench again.")
     try:
-        return checked_result(found)
+        BenchFacts.model_validate(found)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
-        raise HemafastError(
-            f"{file} is no result of a bench ({where}: {first['msg']}).",
-            "Name a file that `hemafast bench --json` wrote.",
-        ) from error
+        raise HemafastError(f"{file} is not the result of a bench ({where}: {first['msg']}).", remedy) from error
+    result: dict[str, Any] = found
+    return result
 
 
 def spread(values: list[float]) -> dict[str, float]:
-    """Median, least and largest."""
+    """Median, minimum and maximum."""
     return {"median": median(values), "min": min(values), "max": max(values)}

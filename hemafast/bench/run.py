@@ -1,4 +1,4 @@
-"""Measure all stations in turn, round after round, and say what training is bound by."""
+"""Measure all stations in turn, round after round, and find what limits training."""
 
 from __future__ import annotations
 
@@ -8,46 +8,37 @@ from dataclasses import asdict, replace
 from itertools import count
 from typing import Any
 
-from hemafast.bench.ceilings import copy_bytes, product_flops
+from hemafast.bench.ceilings import COPY_BYTES, PRODUCT_FLOPS
 from hemafast.bench.costs import step_costs
 from hemafast.bench.headroom import bound_by, headroom
-from hemafast.bench.result import FEWEST_ROUNDS, SCHEMA, checked_result, spread
+from hemafast.bench.result import COPY, FEWEST_ROUNDS, PRODUCT, SCHEMA, BenchFacts, spread
 from hemafast.bench.settings import Bench
-from hemafast.bench.stations import COPY, PRODUCT, RATIOS, UNITS, groups
+from hemafast.bench.stations import RATIOS, UNITS, groups
 from hemafast.bench.worker import Round, Worker
+from hemafast.engine.trial import decide_precision
 from hemafast.errors import HemafastError
-from hemafast.preparation.split import TRAIN
 from hemafast.progress import SILENT, Progress
 
 Result = dict[str, Any]
 
 
-def run_bench(
-    bench: Bench,
-    *,
-    rounds: int,
-    seconds: float,
-    peers: bool = True,
-    progress: Progress = SILENT,
-) -> Result:
+def run_bench(bench: Bench, *, rounds: int, seconds: float, peers: bool = True, progress: Progress = SILENT) -> Result:
     """Measure every station `rounds` times for at least `seconds`, in turn, after a warm-up round of each.
 
-    `peers` are the stations of a plain PyTorch script. Returns what --json writes, as
-    `result.BenchFacts` has it. Raises
-    HemafastError for fewer than three rounds, which have no spread.
+    With `peers` also those of a plain PyTorch script. Returns the content of --json, as `result.BenchFacts` describes
+    it. Raises HemafastError if `rounds` is below three, if the data is not prepared, or if a station fails.
     """
     if rounds < FEWEST_ROUNDS:
-        raise HemafastError(f"{rounds} rounds are too few to give a spread.", f"Use --rounds {FEWEST_ROUNDS} or more.")
+        raise HemafastError(f"{rounds} rounds are too few for a spread.", f"Use --rounds {FEWEST_ROUNDS} or more.")
     info = bench.dataset.info
-    bench = _with_precision(bench)
+    settings, _ = decide_precision(bench.settings, bench.dataset.counts("train"))
+    bench = replace(bench, settings=settings)
     machine = bench.machine()
-    # Counting is over before the warm-up is, which does the same and more: import the libraries and build the network.
+    # In a thread: the warm-up takes longer, because it imports the same libraries and builds the same network.
     with ThreadPoolExecutor(1) as aside:
-        counting = aside.submit(
-            step_costs, bench.model, len(info.classes), bench.image_size, machine.precision, bench.batch_size
-        )
+        network = settings.model, len(info.classes), settings.image_size
+        costs = aside.submit(step_costs, *network, machine.precision, bench.batch_size)
         measured = _measure(bench, machine.device, rounds, seconds, peers, progress)
-    costs = counting.result()
     result: Result = {
         "schema": SCHEMA,
         "bench": bench.to_plain(),
@@ -58,23 +49,23 @@ def run_bench(
         "seconds": seconds,
         "stations": {name: _summary(found, UNITS.get(name, "images")) for name, found in measured.items()},
         "ratios": {
-            ours: _ratio(measured[ours], measured[plain]) | {"to": plain}
-            for ours, plain in RATIOS.items()
-            if plain in measured
+            ours: _ratio(measured[ours], measured[peer]) | {"to": peer}
+            for ours, peer in RATIOS.items()
+            if peer in measured
         },
-        "matrix_product_flops": spread([product_flops(machine.device) * _rate(one) for one in measured[PRODUCT]]),
-        "memory_copy_bytes": spread([copy_bytes(machine.device) * _rate(one) for one in measured[COPY]]),
-        "costs": asdict(costs),
+        "matrix_product_flops": spread([PRODUCT_FLOPS[machine.device] * _rate(one) for one in measured[PRODUCT]]),
+        "memory_copy_bytes": spread([COPY_BYTES[machine.device] * _rate(one) for one in measured[COPY]]),
+        "costs": asdict(costs.result()),
     }
     result["headroom"] = headroom(result)
     result["bound_by"] = bound_by(result)
-    return checked_result(result)
+    BenchFacts.model_validate(result)
+    return result
 
 
 def _measure(
     bench: Bench, device: str, rounds: int, seconds: float, peers: bool, progress: Progress
 ) -> dict[str, list[Round]]:
-    """Measurements of every station, without those of the warm-up."""
     with ExitStack() as stack:
         teams = [
             (stack.enter_context(Worker(group.makes, bench, reads_ahead=group.reads_ahead)), list(group.makes))
@@ -87,7 +78,7 @@ def _measure(
             progress.start(f"measuring: {name}", total, unit="rounds", done=next(begun))
             return worker.run(name, seconds)
 
-        # Imports, caches, first allocations: nothing is counted, so the processes need not wait for each other.
+        # The warm-up: imports, caches, first allocations. All processes at once, because nothing is counted.
         with ThreadPoolExecutor(len(teams)) as pool:
             list(pool.map(lambda team: [one_round(team[0], name) for name in team[1]], teams))
         measured: dict[str, list[Round]] = {name: [] for _, name in places}
@@ -98,14 +89,6 @@ def _measure(
             worker.dismiss()
         progress.finish()
     return measured
-
-
-def _with_precision(bench: Bench) -> Bench:
-    """`bench` in the precision that `hemafast train` would take here."""
-    from hemafast.engine.trial import decide_precision
-
-    settings, _ = decide_precision(bench.settings, bench.dataset.counts(TRAIN))
-    return replace(bench, settings=settings)
 
 
 def _summary(rounds: list[Round], unit: str) -> dict[str, Any]:
@@ -125,6 +108,6 @@ def _rate(one: Round) -> float:
     return one.images / one.seconds
 
 
-def _ratio(ours: list[Round], plain: list[Round]) -> dict[str, Any]:
-    """Our images/s over the plain side's, paired by round."""
-    return spread([_rate(a) / _rate(b) for a, b in zip(ours, plain, strict=True)])
+def _ratio(ours: list[Round], peer: list[Round]) -> dict[str, Any]:
+    """Our images/s over the peer's, paired by round."""
+    return spread([_rate(a) / _rate(b) for a, b in zip(ours, peer, strict=True)])

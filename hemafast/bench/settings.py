@@ -1,19 +1,41 @@
-"""What is measured, and on what; and what every station needs of it."""
+"""What is measured, how long, and on what. Importing this imports nothing heavy, so that a typo is answered at once."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from hemafast.config import TrainConfig
-from hemafast.data.augment import Policy
-from hemafast.data.dataset import Dataset, Samples, open_dataset
-from hemafast.data.graph import GraphShape, Source
-from hemafast.data.loader import Loader, train_loader
-from hemafast.engine.machine import Machine, choose_machine, tune_allocator
-from hemafast.engine.plan import batch_size_of, policy_of
-from hemafast.preparation.split import TRAIN
+from hemafast.config import TrainConfig, train_config
+
+if TYPE_CHECKING:
+    from hemafast.data.augment import Policy
+    from hemafast.data.dataset import Dataset
+    from hemafast.data.graph import Source
+    from hemafast.data.loader import Loader
+    from hemafast.data.samples import Samples
+    from hemafast.engine.machine import Machine
+
+
+class Effort(NamedTuple):
+    """How much is measured by default."""
+
+    batch_size: int
+    rounds: int
+    seconds: float
+    peers: bool
+
+
+THOROUGH = Effort(batch_size=32, rounds=5, seconds=2.0, peers=True)
+QUICK = Effort(batch_size=8, rounds=3, seconds=0.1, peers=False)
+"""Under a minute on two cores; imports and slow training steps take most of it."""
+
+
+def bench_settings(preset: str | None = None, file: Path | None = None, **asked: Any) -> TrainConfig:
+    """Settings of a bench. Without a preset or a file: EfficientNet-B0 under the policy `basic`."""
+    usual = {"policy": "basic"} if preset is None and file is None else {}
+    given = {name: value for name, value in asked.items() if value is not None}
+    return train_config(preset or (None if file else "b0"), file, **{**usual, **given})
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,91 +43,71 @@ class Bench:
     """What is measured, and on what."""
 
     settings: TrainConfig
-    """Of the training whose objects are measured."""
+    """Settings of the training whose parts are measured."""
     loader_batch_size: int = 64
     """Batch size of the stations that load without training."""
     own_gradients: bool | None = None
-    """Of depthwise convolutions; None is what the machine chooses."""
+    """Whether depthwise convolutions use our own gradients; None lets the machine choose."""
     fused: bool = True
     """Whether batch norms in evaluation mode are fused into convolutions, where nothing is compiled."""
 
     @property
-    def data(self) -> Path:
-        """The prepared data set."""
-        return self.settings.data
-
-    @property
-    def model(self) -> str:
-        """Name of the timm model."""
-        return self.settings.model
-
-    @property
-    def image_size(self) -> int:
-        """Side in pixels of the network's input."""
-        return self.settings.image_size
-
-    @property
     def batch_size(self) -> int:
-        """Of the training step."""
-        return batch_size_of(self.settings)
+        """Batch size of the training step."""
+        from hemafast.engine.plan import batch_size_of
 
-    def with_settings(self, **changes: Any) -> Bench:
-        """The same bench with other settings of the training."""
-        return replace(self, settings=replace(self.settings, **changes))
+        return batch_size_of(self.settings)
 
     @property
     def dataset(self) -> Dataset:
         """The prepared data set, opened."""
-        return open_dataset(self.data, self.settings.fold, self.settings.domains)
+        from hemafast.data.dataset import open_dataset
+
+        return open_dataset(self.settings.data, self.settings.fold, self.settings.domains)
 
     @property
     def samples(self) -> Samples:
         """The training split."""
-        return self.dataset.samples(TRAIN, self.image_size)
-
-    @property
-    def classes(self) -> int:
-        """Number of classes."""
-        return len(self.dataset.info.classes)
+        return self.dataset.samples("train", self.settings.image_size)
 
     def machine(self, *, tuned: bool = False) -> Machine:
-        """The machine's choices; `tuned` tunes the allocator too, for the whole process."""
-        settings = self.settings
-        allocator = tune_allocator() if tuned else None
+        """The choices for this machine. With `tuned`, also tune the allocator of the whole process."""
+        from hemafast.engine.machine import choose_machine, tune_allocator
+
         machine = choose_machine(
-            device=settings.device,
-            amp=settings.amp,
-            compiled=settings.compile,
-            threads=settings.threads,
-            allocator=allocator,
+            device=self.settings.device,
+            amp=self.settings.amp,
+            compiled=self.settings.compile,
+            threads=self.settings.threads,
+            allocator=tune_allocator() if tuned else None,
         )
         return machine if self.own_gradients is None else replace(machine, own_gradients=self.own_gradients)
 
-    def loader(self, source: Source, batch_size: int, policy: Policy | None = None) -> Loader:
-        """Our loader of training images, by default under the policy of the settings."""
-        samples, machine = self.samples, self.machine()
-        shape = GraphShape(
-            device=machine.loader_device,
-            source=source,
-            packed_size=samples.packed_size,
-            image_size=self.image_size,
+    def loader(self, source: Source, batch_size: int, policy: str | Policy | None = None) -> Loader:
+        """Our loader of training images; without `policy`, under the one of the settings."""
+        from hemafast.data.stream import ALONE
+        from hemafast.engine.plan import policy_of
+
+        machine = self.machine()
+        return self.dataset.loader(
+            policy=policy or policy_of(self.settings),
             batch_size=batch_size,
+            size=self.settings.image_size,
+            device=machine.device,
+            source=source,
             threads=machine.loader_threads,
+            process=ALONE,
         )
-        return train_loader(samples, policy=policy or policy_of(self.settings), seed=0, shape=shape)
 
     def to_plain(self) -> dict[str, Any]:
         """What --json writes: the settings that a rate depends on, without the path of the data."""
         names = ("model", "image_size", "batch_size", "policy", "threads", "device", "amp", "compile", "freeze_stages")
-        return {name: getattr(self.settings, name) for name in names} | {
-            "loader_batch_size": self.loader_batch_size,
-            "own_gradients": self.own_gradients,
-            "fused": self.fused,
-        }
+        ours = ("loader_batch_size", "own_gradients", "fused")
+        return {name: getattr(self.settings, name) for name in names} | {name: getattr(self, name) for name in ours}
 
 
 def wait_for(device: str) -> None:
-    """A GPU works on after the call returns; a time taken before it is done means nothing."""
+    """Wait until the device has finished. A GPU still works after a call returns; times taken before mean nothing."""
     if device == "cuda":
         import torch
 

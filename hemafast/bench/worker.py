@@ -1,4 +1,4 @@
-"""Processes that measure stations, so that allocator, threads and caches of one side never touch the other's."""
+"""Measure stations in separate processes, so that allocators, threads and caches of two sides never mix."""
 
 from __future__ import annotations
 
@@ -13,31 +13,32 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import psutil
+from annotated_types import Ge, Gt
 
 from hemafast.errors import HemafastError
 
-_DRAINED = 6  # batches that may lie ready when a round begins: more than any side reads ahead on few threads
-_UNCOUNTED = 1  # batches before a round: memory that lay idle meanwhile may have gone back to the system, or its caches
-_QUIET_SECONDS = 0.05  # a few ticks of the kernel's clock
+_DRAINED = 6  # batches to skip if they may have been prepared ahead; no side prepares more on few threads
+_UNCOUNTED = 1  # batches to skip otherwise: idle memory may have left the caches or gone back to the system
+_QUIET_SECONDS = 0.05  # a few ticks of the kernel clock
 _LONGEST_WAIT = 600.0
 _CLEAR_REFS, _STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
-_FORGET_PEAK = "5"  # what the kernel takes for: the peak of the resident memory is that of now
+_FORGET_PEAK = "5"  # tells the kernel to reset the peak of the resident memory
 
 
 class Done(NamedTuple):
-    """What a station has finished: one batch, on every device."""
+    """One batch that a station has finished."""
 
     images: int
     """Or what else the station counts: products, copies, checkpoints."""
     waited: float = 0.0
-    """Seconds in which the step had no batch to work on."""
+    """Seconds in which the step waited for a batch."""
     seconds: float | None = None
-    """Of the wall clock, where not all of the time is the station's."""
+    """Wall time of the station, if it is not all of the time."""
     cpu_seconds: float | None = None
-    """Of all processors, likewise."""
+    """CPU time of the station, likewise."""
 
 
 Station = Iterator[Done]
@@ -48,27 +49,27 @@ Station = Iterator[Done]
 class Round:
     """One measurement: whole batches over some seconds."""
 
-    images: int
-    seconds: float
-    """Of the wall clock."""
-    cpu_seconds: float
-    """Of all processors together."""
-    steps: int = 1
+    images: Annotated[int, Ge(1)]
+    seconds: Annotated[float, Gt(0)]
+    """Wall time."""
+    cpu_seconds: Annotated[float, Ge(0)]
+    """CPU time of all cores."""
+    steps: Annotated[int, Ge(1)]
     """Batches."""
-    waited: float = 0.0
-    """Seconds in which the step had no batch to work on."""
-    page_faults: int = 0
-    """Pages that the kernel had to map or fetch for this process."""
-    peak_memory: int = 0
-    """Bytes: most that the process held at once, all its stations together; 0 if the kernel does not tell."""
-    peak_device_memory: int = 0
-    """Bytes on the GPU, likewise; 0 without one."""
+    waited: Annotated[float, Ge(0)]
+    """Seconds in which the step waited for a batch."""
+    page_faults: Annotated[int, Ge(0)]
+    """Pages that the kernel mapped or fetched for this process."""
+    peak_memory: Annotated[int, Ge(0)]
+    """Bytes in the memory of the process, with all its stations; 0 if unknown."""
+    peak_device_memory: Annotated[int, Ge(0)]
+    """Bytes on the GPU; 0 without one."""
 
 
 class Worker:
-    """Stations in a process of their own, made there by `make(of)` when first asked for; idle but for calls of `run`.
+    """A process with stations, each made there by `make(of)` before its first round. It works only during `run`.
 
-    `reads_ahead` names those of which batches may lie ready when a round begins, which are not to be counted.
+    `reads_ahead` names the stations that prepare batches between rounds; these batches are not counted.
     """
 
     def __init__(
@@ -93,7 +94,7 @@ class Worker:
         self._process.join()
 
     def dismiss(self) -> None:
-        """Let the process end, without waiting for it: of several, they end together."""
+        """Let the process end without waiting for it, so that several end together."""
         self._connection.close()
 
     def run(self, station: str, seconds: float) -> Round:
@@ -112,7 +113,7 @@ class Worker:
 def _serve(
     connection: Connection, makes: dict[str, Callable[[Any], Station]], of: Any, reads_ahead: frozenset[str]
 ) -> None:
-    """Answer each name and number of seconds with a measurement, until the other side hangs up or a station fails."""
+    """Answer each (name, seconds) with a measurement, until the other side closes or a station fails."""
     stations: dict[str, Station] = {}
     with suppress(EOFError, KeyboardInterrupt):
         while True:
@@ -121,15 +122,14 @@ def _serve(
                 if name not in stations:
                     stations[name] = makes[name](of)
                 connection.send(_measure(stations[name], seconds, drain=name in reads_ahead))
-            except Exception as error:  # told to the process that prints
+            except Exception as error:  # the other process reports it
                 connection.send(f"{type(error).__name__}: {error}")
                 break
-    stations.clear()  # each tidies up after itself
-    os._exit(0)  # what Python would do beyond that takes seconds, once torch and DALI are loaded
+    stations.clear()  # each cleans up
+    os._exit(0)  # a normal exit takes seconds with torch and DALI loaded
 
 
 def _measure(station: Station, seconds: float, *, drain: bool) -> Round:
-    """Measure whole batches over at least `seconds`."""
     for _ in range(_DRAINED if drain else _UNCOUNTED):
         next(station)
     _forget_peaks()
@@ -140,6 +140,7 @@ def _measure(station: Station, seconds: float, *, drain: bool) -> Round:
         part = finished[-1].seconds
         counted = time.perf_counter() - started if part is None else counted + part
     cpu, faults = _cpu_seconds() - cpu, _page_faults() - faults
+    cuda = _cuda()
     parts = [done.cpu_seconds for done in finished if done.cpu_seconds is not None]
     measured = Round(
         images=sum(done.images for done in finished),
@@ -149,7 +150,7 @@ def _measure(station: Station, seconds: float, *, drain: bool) -> Round:
         waited=sum(done.waited for done in finished),
         page_faults=faults,
         peak_memory=_peak_memory(),
-        peak_device_memory=_peak_device_memory(),
+        peak_device_memory=cuda.max_memory_allocated() if cuda else 0,
     )
     _settle()
     return measured
@@ -168,7 +169,7 @@ def _page_faults() -> int:
 
 
 def _forget_peaks() -> None:
-    with suppress(OSError):  # no Linux, or no right to: the peak is then that of all rounds so far
+    with suppress(OSError):  # not Linux, or not permitted: the peak is then that of all rounds so far
         _CLEAR_REFS.write_text(_FORGET_PEAK, encoding="ascii")
     if cuda := _cuda():
         cuda.reset_peak_memory_stats()
@@ -182,19 +183,14 @@ def _peak_memory() -> int:
     return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM")), 0)
 
 
-def _peak_device_memory() -> int:
-    cuda = _cuda()
-    return int(cuda.max_memory_allocated()) if cuda else 0
-
-
 def _cuda() -> Any:
-    """torch.cuda where a GPU is in use; stations without torch are not made to import it."""
+    """torch.cuda if a GPU is in use. Does not import torch for stations without it."""
     torch = sys.modules.get("torch")
     return torch.cuda if torch is not None and torch.cuda.is_initialized() else None
 
 
 def _settle() -> None:
-    """Wait until reading ahead is over, so that the next station's round has the machine to itself."""
+    """Wait until the stations have finished preparing batches, so that the next round has the machine to itself."""
     deadline = time.perf_counter() + _LONGEST_WAIT
     before = _cpu_seconds()
     while time.perf_counter() < deadline:

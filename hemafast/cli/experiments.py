@@ -15,6 +15,7 @@ from hemafast.cli.common import ConfigFile, Json, Quiet, Verbose, app, listen, r
 from hemafast.cli.options import Asked, configured
 from hemafast.config import TrainConfig, train_config
 from hemafast.errors import StoppedError
+from hemafast.experiments.published import refuse_unknown_experiments
 
 _COMPARED = ("preset", "data", "domains", "output", "model", "epochs", "image_size", "batch_size", "seed", "device")
 _SWEPT = ("preset", "data", "output", "epochs", "image_size", "seed", "device")
@@ -82,6 +83,7 @@ def sweep(
     interrupted runs resume, and one failure does not stop the rest (exit code 1). Writes results.md,
     results_summary.csv, summary_f1.png and a confusion matrix for each experiment.
     """
+    refuse_unknown_experiments(name, only or ())
     refuse_missing_data(asked.get("data", TrainConfig.data))
     progress = listen(verbose=verbose, quiet=quiet or as_json)
     from hemafast.cli.tables import plan_table, sweep_results

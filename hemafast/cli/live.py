@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
+from hemafast.progress import Progress
+
 if TYPE_CHECKING:
     from rich.console import ConsoleOptions, RenderableType
     from rich.segment import Segment
@@ -25,7 +27,7 @@ _MARK_SECONDS = 0.25
 _MARKS = 40  # the rate is that of the last ten seconds, so that compiling is soon forgotten
 
 
-class LiveProgress:
+class LiveProgress(Progress):
     """Shows long work while it runs; the table of a training stays when it ends. Costs nothing if it is not shown."""
 
     def __init__(self, console: Console, clock: Callable[[], float] = time.perf_counter) -> None:

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from hemafast.bench.effort import QUICK, THOROUGH, bench_settings
+from hemafast.bench.settings import QUICK, THOROUGH, Bench, bench_settings
 from hemafast.cli.common import ConfigFile, Quiet, Verbose, app, listen, refuse_missing_data, wide_console
 from hemafast.cli.options import Asked, configured
 from hemafast.config import TrainConfig
@@ -63,7 +63,6 @@ def bench(
     found = read_result(result) if result else None
     if settings is not None:
         from hemafast.bench.run import run_bench
-        from hemafast.bench.settings import Bench
 
         found = run_bench(
             Bench(settings),

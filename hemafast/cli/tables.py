@@ -273,7 +273,7 @@ def plan_table(sweep: Sweep) -> Table:
         table.add_column(column, justify="right")
     table.add_column("state")
     for name in sweep.chosen:
-        config = sweep.plans[name].config
+        config = sweep.configs[name]
         table.add_row(name, config.model, str(config.epochs), str(config.image_size), sweep.state(name))
     return table
 

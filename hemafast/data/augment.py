@@ -1,8 +1,8 @@
-"""The named policies: what is drawn at random for each image.
+"""The augmentation policies, and the random draws for each image.
 
-A policy is data: ranges to draw from. All randomness is drawn with numpy and fed to the graph, so that which images a
-batch has and how each is seen is a function of (seed, epoch, position) alone: the same on a CPU and a GPU, from packed
-pixels and from files, for any number of threads, after any restart.
+A policy is data: ranges to draw from. numpy draws everything, and the graph only applies it. So the images of a batch
+and their views depend on (seed, epoch, position) alone: they are the same on a CPU and a GPU, from packed pixels and
+from files, with any number of threads, and after a restart.
 """
 
 from __future__ import annotations
@@ -21,50 +21,50 @@ from hemafast.errors import HemafastError
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Policy:
-    """What is random about the view of an image; what is left at its default does not happen, and costs nothing."""
+    """Ranges of the random changes to an image. A change at its default does not happen and takes no time."""
 
     crop_area: tuple[float, float] | None = None
-    """Least and largest share of the square that is seen, scaled to the view; None for a window of fixed size."""
+    """Smallest and largest share of the square to crop and scale to the view; None for a window of fixed size."""
     crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
-    """Least and largest width over height of it."""
+    """Smallest and largest width over height of the crop."""
     shift: bool = False
-    """The window of fixed size lies anywhere in the square, rather than in its centre."""
+    """Whether the window of fixed size lies anywhere in the square instead of in its centre."""
     zoom: float = 0.0
-    """Share by which the side of a window of fixed size may grow or shrink, as far as the square reaches."""
+    """Share by which the side of a window of fixed size may grow or shrink, within the square."""
     symmetry: Symmetry = "none"
-    """ "mirror" swaps left and right half the time; "eight" draws one of the flips and quarter turns at equal odds."""
+    """ "mirror" swaps left and right half of the time; "eight" draws one of the eight flips and quarter turns."""
     rotation: float = 0.0
-    """Largest angle in degrees, either way."""
+    """Largest rotation in degrees, in both directions."""
     randaugment_ops: int = 0
-    """How many operations of RandAugment one image goes through."""
+    """Operations of RandAugment per image."""
     randaugment_magnitude: int = 9
-    """How strong these are, from 0 to 30."""
+    """Magnitude of these operations, 0 to 30."""
     stain: float = 0.0
-    """How much the absorption of each stain varies, as a share of it and as an offset in natural optical density."""
+    """How much the absorption of each stain varies: as a share, and as an offset in natural optical density."""
     erase: float = 0.0
-    """Share of the images of which a rectangle is blanked."""
+    """Share of the images with a blank rectangle."""
 
     def to_plain(self) -> dict[str, Any]:
-        """The fields as JSON has them."""
+        """The fields as plain data."""
         return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
 
     def __post_init__(self) -> None:
         if self.zoom and self.crop_area is not None:
-            raise HemafastError("zoom has no meaning beside crop_area.", "Leave one of them out.")
+            raise HemafastError("zoom has no effect with crop_area.", "Leave out one of them.")
 
     @property
     def sees_fixed_windows(self) -> bool:
-        """Whether all windows have the same side, in whole pixels of the square."""
+        """Whether all windows have the same side, in whole pixels."""
         return self.crop_area is None and not self.zoom
 
     @property
     def moves_whole_pixels(self) -> bool:
-        """Whether turning an image makes no new place between its pixels."""
+        """Whether turning moves pixels to whole pixels."""
         return not self.rotation and not self.randaugment_ops
 
     @property
     def turns(self) -> bool:
-        """Whether an image is turned at all."""
+        """Whether images are turned."""
         return self.symmetry != "none" or not self.moves_whole_pixels
 
 
@@ -75,16 +75,13 @@ POLICIES = {
     "lineage": Policy(shift=True, zoom=0.1, symmetry="eight", stain=0.05),
     "none": Policy(),
 }
-"""The policies by name. docs/data.md says what each is for, and shows it."""
+"""The policies by name; docs/data.md shows and explains them."""
 
 
 def named_policy(name: str, **changes: Any) -> Policy:
-    """The policy of that name, with every one of `changes` that is not None in place of its own value.
-
-    Raises HemafastError if there is none of that name.
-    """
+    """The policy `name` with `changes` to its fields; None changes nothing. Raises HemafastError if it is unknown."""
     if name not in POLICIES:
-        raise HemafastError(f"There is no policy {name!r}.", f"Choose one of: {', '.join(POLICIES)}.")
+        raise HemafastError(f"There is no policy {name!r}.", f"Choose from: {', '.join(POLICIES)}.")
     return replace(POLICIES[name], **{field: value for field, value in changes.items() if value is not None})
 
 
@@ -99,17 +96,17 @@ ENHANCEMENTS = (
     "auto_contrast",
     "equalize",
 )
-"""What RandAugment does to colours, by the index that is drawn."""
+"""Colour operations of RandAugment, by the drawn index."""
 
 _GEOMETRIC = ("shear_x", "shear_y", "translate_x", "translate_y", "rotate")
 RANDAUGMENT = ("as it is", *_GEOMETRIC, *ENHANCEMENTS[1:])
-"""The operations of RandAugment: those of torchvision, which are those of the paper (arXiv 1909.13719)."""
+"""All operations of RandAugment, as in torchvision and in the paper (arXiv 1909.13719)."""
 MAGNITUDES = 31
-"""How many steps the magnitude has."""
+"""Number of magnitudes."""
 _FULL_SHEAR, _FULL_SHIFT, _FULL_ANGLE = 0.3, 150 / 331, 30.0  # torchvision's, at the largest magnitude
 
-# Ruifrok and Johnston, "Quantification of histochemical staining by color deconvolution" (2001): how much haematoxylin,
-# eosin and a third stain absorb of red, green and blue. Giemsa's azure and eosin lie close to the first two.
+# Absorption of red, green and blue by haematoxylin, eosin and a third stain (Ruifrok and Johnston 2001, "Quantification
+# of histochemical staining by color deconvolution"). Giemsa's azure and eosin are close to the first two.
 _STAINS: npt.NDArray[np.float64] = np.array([[0.65, 0.70, 0.29], [0.07, 0.99, 0.11], [0.27, 0.57, 0.78]])
 _STAINS /= np.linalg.norm(_STAINS, axis=1, keepdims=True)
 
@@ -118,27 +115,27 @@ _ERASED_AREA, _ERASED_RATIO = (0.02, 0.33), (1 / 3.3, 1 / 0.3)  # torchvision's;
 
 @dataclass(frozen=True, slots=True)
 class Views:
-    """How each of n images is seen."""
+    """The views of n images."""
 
     window: Boxes
-    """(n, 4): the part of the packed square that is scaled to the view."""
+    """(n, 4): the part of the packed square to scale to the view."""
     turn: npt.NDArray[np.float32]
-    """(n, 2, 3): maps (x, y, 1) of the view to the place in the scaled window that is seen there."""
+    """(n, 2, 3): maps (x, y, 1) of the view to the place in the scaled window that it shows."""
     enhance: npt.NDArray[np.int32]
-    """(n, operations): indices into ENHANCEMENTS, one after the other."""
+    """(n, operations): indices into ENHANCEMENTS, applied in order."""
     weaken: npt.NDArray[np.int32]
-    """(n, operations): 1 where an enhancement that has two directions takes the lesser one."""
+    """(n, operations): 1 if an enhancement with two directions weakens."""
     stain: npt.NDArray[np.float32]
     """(n, 3, 4): maps (red, green, blue, 1) in natural optical density to those of the view."""
     erase: Boxes
-    """(n, 4): the part of the view that is blanked; empty where nothing is."""
+    """(n, 4): the part of the view to blank; may be empty."""
 
     def __getitem__(self, rows: slice) -> Views:
         return Views(*(getattr(self, field.name)[rows] for field in fields(self)))
 
 
 def draw_views(policy: Policy, packed_size: int, image_size: int, images: int, generator: np.random.Generator) -> Views:
-    """Draw how each of `images` images is seen under `policy`, in views of `image_size` pixels."""
+    """Draw views of `image_size` pixels for `images` images under `policy`."""
     window = _draw_windows(policy, packed_size, images, generator)
     turn = geometry.about_centre(_draw_turns(policy, images, generator), image_size)
     drawn, sign = _draw_operations(policy.randaugment_ops, images, generator)
@@ -170,17 +167,15 @@ def _draw_turns(policy: Policy, images: int, generator: np.random.Generator) -> 
     elif policy.symmetry == "eight":
         chosen = generator.integers(len(geometry.SYMMETRIES), size=images)
     turns: geometry.Linear = geometry.SYMMETRIES[chosen]
-    if not policy.rotation:
-        return turns
-    angles = generator.uniform(-policy.rotation, policy.rotation, images)
-    rotated: geometry.Linear = turns @ geometry.rotations(angles)
-    return rotated
+    if policy.rotation:
+        turns = turns @ geometry.rotations(generator.uniform(-policy.rotation, policy.rotation, images))
+    return turns
 
 
 def _draw_operations(
     operations: int, images: int, generator: np.random.Generator
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """(n, operations): indices into RANDAUGMENT, and a sign for each."""
+    """(n, operations): indices into RANDAUGMENT, and signs."""
     if not operations:
         return np.zeros((images, 0), np.int64), np.zeros((images, 0), np.int64)
     drawn = generator.integers(len(RANDAUGMENT), size=(images, operations))
@@ -190,7 +185,7 @@ def _draw_operations(
 def _geometric(
     drawn: npt.NDArray[np.int64], sign: npt.NDArray[np.int64], magnitude: int, side: int
 ) -> npt.NDArray[np.float32]:
-    """(n, 2, 3) maps of the geometric operations of RandAugment; the identity for all others."""
+    """(n, 2, 3) maps of the geometric operations of RandAugment; the identity for the others."""
     share = sign * magnitude / (MAGNITUDES - 1)
     amount = {name: np.where(drawn == index, share, 0.0) for index, name in enumerate(RANDAUGMENT)}
     maps = geometry.about_centre(geometry.rotations(_FULL_ANGLE * amount["rotate"]), side)
@@ -202,19 +197,19 @@ def _geometric(
 
 
 def _draw_stains(strength: float, images: int, generator: np.random.Generator) -> npt.NDArray[np.float32]:
-    """Vary each stain by a factor and an offset, as Tellez et al. do (arXiv 1902.06543), in natural optical density."""
+    """Vary each stain by a factor and an offset in natural optical density (Tellez et al., arXiv 1902.06543)."""
     if not strength:
         return np.zeros((images, 3, 4), np.float32)
     factor = generator.uniform(1 - strength, 1 + strength, (images, 3))
     offset = generator.uniform(-strength, strength, (images, 3))
     unmix = np.linalg.inv(_STAINS)
-    # Rows of a pixel: density = amounts @ _STAINS. As a map on columns it is transposed.
+    # For rows, density = amounts @ _STAINS; these maps act on columns, so they are transposed.
     scaled = np.einsum("cs,ns,sd->ndc", unmix, factor, _STAINS)
     return np.concatenate([scaled, (offset @ _STAINS)[:, :, None]], axis=2).astype(np.float32)
 
 
 def _draw_erased(share: float, side: int, images: int, generator: np.random.Generator) -> Boxes:
-    """Rectangles as torchvision's RandomErasing draws them; nothing where ten draws leave the image."""
+    """Rectangles as in torchvision's RandomErasing; empty if ten draws leave the image."""
     if not share:
         return np.zeros((images, 4), np.float32)
     boxes, fits = geometry.random_boxes(side, images, _ERASED_AREA, _ERASED_RATIO, generator)

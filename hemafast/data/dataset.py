@@ -1,91 +1,41 @@
-"""A prepared data set as training sees it: labels as numbers, files and pixels by split."""
+"""A prepared data set as training uses it: files, pixels and labels of each split."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import get_args
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from hemafast.config import Device
+from hemafast.data.augment import Policy, named_policy
 from hemafast.data.geometry import window_side
+from hemafast.data.graph import GraphShape, Source, default_threads
+from hemafast.data.loader import Loader, eval_loader, process_here, train_loader, uses_gpu
+from hemafast.data.samples import Samples
+from hemafast.data.stream import Process
 from hemafast.errors import HemafastError
 from hemafast.preparation import schema
-from hemafast.preparation.pixels import Windows, centre_windows
-from hemafast.preparation.reader import PackedPixels, PreparedFiles, read_prepared
-from hemafast.preparation.split import SPLITS
+from hemafast.preparation.pixels import centre_windows
+from hemafast.preparation.reader import PreparedFiles, read_prepared
+from hemafast.preparation.split import SPLITS, VAL
 from hemafast.preparation.webdataset import Members, read_members
-
-if TYPE_CHECKING:
-    from hemafast.data.augment import Policy
-    from hemafast.data.graph import Source
-    from hemafast.data.loader import Loader
-    from hemafast.data.stream import Process
-
-
-@dataclass(frozen=True, slots=True)
-class Samples:
-    """The images of one split, in shard order."""
-
-    paths: tuple[str, ...]
-    """Files of encoded bytes, absolute."""
-    labels: npt.NDArray[np.int64]
-    """Index of each image's class."""
-    domains: npt.NDArray[np.str_]
-    """Name of each image's domain."""
-    windows: Windows
-    """(images, 4): the part of each file that the packed square shows."""
-    packed: PackedPixels
-    """uint8 (size, size, 3) for each image, memory-mapped."""
-    sizes: npt.NDArray[np.int64]
-    """Bytes of each encoded file."""
-    split: str
-    """ "train" or "val", of a fold where there is one: "fold0-train"."""
-    fingerprint: str
-    """Of the data set."""
-    members: Callable[[], Members]
-    """Where the encoded bytes lie in the tars of the data set. Raises HemafastError if it has none."""
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def select(self, rows: npt.NDArray[np.int64]) -> Samples:
-        """Some of the images, by their place among these."""
-        return replace(
-            self,
-            paths=tuple(self.paths[row] for row in rows),
-            labels=self.labels[rows],
-            domains=self.domains[rows],
-            windows=self.windows[rows],
-            packed=self.packed.select(rows),
-            sizes=self.sizes[rows],
-            members=lambda: self.members().select(rows),
-        )
-
-    @property
-    def packed_size(self) -> int:
-        """Side of the packed squares in pixels."""
-        return self.packed.size
 
 
 @dataclass(frozen=True, slots=True)
 class Dataset:
-    """A prepared data set on disk.
-
-    Attributes:
-        folder: where it lies.
-        fold: which fold validates; None for the split that it was prepared with.
-    """
+    """A prepared data set on disk."""
 
     folder: Path
     files: PreparedFiles
     fold: int | None = None
-    """Which fold validates; None for the split that the data set was prepared with."""
+    """Fold to validate on; None for the split that the data set was prepared with."""
     chosen: tuple[str, ...] | None = None
-    """The domains that splits are restricted to; None for all."""
+    """Domains in the splits; None for all."""
 
     @property
     def info(self) -> schema.DatasetInfo:
@@ -117,7 +67,7 @@ class Dataset:
         return images if self.chosen is None else images[images["domain"].isin(self.chosen)]
 
     def samples(self, split: str, image_size: int = 0) -> Samples:
-        """The images of `split` ("train" or "val"), packed at a size that suits views of `image_size` pixels."""
+        """The images of `split` ("train" or "val"), with packed squares that suit views of `image_size` pixels."""
         images = self.split(split)
         packed = self.files.packed[choose_pack_size(self.info.pack_sizes, image_size)]
         index = {label: position for position, label in enumerate(self.info.classes)}
@@ -135,7 +85,7 @@ class Dataset:
         )
 
     def _members(self, split: str, name: str, rows: pd.Index[int]) -> Members:
-        """Where the encoded bytes of some rows of the manifest lie in the tars of a split."""
+        """Places of some rows of the manifest in the tars of a split."""
         whole = schema.in_split(self.table, split, self.fold)
         return read_members(self.folder, whole, name, self.info).select(whole.index.get_indexer(rows))
 
@@ -153,10 +103,10 @@ class Dataset:
         threads: int | None = None,
         process: Process | None = None,
     ) -> Loader:
-        """Batches for any PyTorch loop, as fast as `hemafast train` has them.
+        """Batches for any PyTorch loop, as fast as in `hemafast train`.
 
         Args:
-            split: "train" (shuffled and augmented) or "val" (in order, without any randomness).
+            split: "train" (shuffled and augmented) or "val" (in order, without randomness).
             policy: augmentation: "basic" (by default), "seed", "strong", "lineage" or "none".
             batch_size: images per batch and process.
             size: side of the images in pixels.
@@ -164,30 +114,35 @@ class Dataset:
             sampler: class frequencies: "natural", "balanced", or "mixed:SHARE".
             seed: seed of order and augmentation.
             source: "packed" (memory-mapped squares), "resident" (squares in device memory), "files" or "webdataset".
-            threads: threads of the pipeline; None for this process's share of the cores, at most 8.
-            process: which part of each batch is this process's; None asks torch.distributed.
+            threads: threads of the pipeline; by default this process's share of the cores, at most 8.
+            process: this process's part of each batch; by default that of torch.distributed.
 
         Returns:
             The loader. It yields (images, labels): uint8 (n, 3, size, size) in channels_last, and int64 (n,).
 
         Raises:
-            HemafastError: an argument makes no sense, or the data set lacks what `source` needs.
+            HemafastError: an argument is invalid, or the data set lacks what `source` needs.
         """
-        from hemafast.data.loader import open_loader
-
-        return open_loader(
-            self,
-            split,
-            policy=policy,
-            batch_size=batch_size,
-            size=size,
-            device=device,
-            sampler=sampler,
-            seed=seed,
+        choices = {"split": (split, SPLITS), "device": (device, get_args(Device)), "source": (source, get_args(Source))}
+        for name, (value, known) in choices.items():
+            if value not in known:
+                raise HemafastError(f"{name} = {value!r} is unknown.", f"Choose from: {', '.join(known)}.")
+        process = process or process_here()
+        samples = self.samples(split, size)
+        shape = GraphShape(
+            device="gpu" if uses_gpu(device) else "cpu",
             source=source,
-            threads=threads,
-            process=process,
+            packed_size=samples.packed_size,
+            image_size=size,
+            batch_size=batch_size,
+            threads=threads or default_threads(process.world_size),
         )
+        if split == VAL:
+            if policy not in (None, "none"):
+                raise HemafastError(f"policy = {policy!r}: validation has no augmentation.", "Leave out the policy.")
+            return eval_loader(samples, shape=shape, process=process)
+        chosen = policy if isinstance(policy, Policy) else named_policy(policy or "basic")
+        return train_loader(samples, policy=chosen, seed=seed, shape=shape, sampler=sampler, process=process)
 
     def counts(self, split: str) -> npt.NDArray[np.int64]:
         """(classes,): images of each class in `split`."""
@@ -196,10 +151,10 @@ class Dataset:
 
 
 def open_dataset(folder: Path, fold: int | None = None, domains: Sequence[str] | None = None) -> Dataset:
-    """Open the prepared data set at `folder`; with `fold`, the split where that fold validates.
+    """Open the data set in `folder`, to validate on `fold` if given, and keep only `domains` if given.
 
-    With `domains`, both sides of the split are cut down to these. Raises HemafastError if there is no data set, if it
-    is not whole, if it has no such fold or domain, or if a domain has no image on one side.
+    Raises HemafastError if there is no data set, if it is damaged or has no such fold or domain, or if a domain has no
+    training or no validation images.
     """
     files = read_prepared(folder)
     if fold is not None and fold >= (files.info.folds or 0):
@@ -221,6 +176,6 @@ def _refuse_missing_domains(dataset: Dataset) -> None:
 
 
 def choose_pack_size(sizes: Sequence[int], image_size: int) -> int:
-    """The smallest packed size whose window is at least the view, so that no pixel is made up; else the largest."""
+    """The smallest packed size whose window is not smaller than the view; the largest if there is none."""
     enough = [size for size in sizes if window_side(size) >= image_size]
     return min(enough) if enough else max(sizes)

@@ -1,4 +1,4 @@
-"""The input graph: one DALI pipeline for CPU and GPU, training and validation, whatever the source of its images."""
+"""The input graph: one DALI pipeline for CPU and GPU, training and validation, and all sources of images."""
 
 from __future__ import annotations
 
@@ -20,27 +20,27 @@ Source = Literal["resident", "packed", "files", "webdataset"]
 
 @dataclass(frozen=True, slots=True)
 class GraphShape:
-    """What the graph is built for."""
+    """Device, source, sizes and threads of the graph."""
 
     device: str
-    """ "cpu" or "gpu": where decoding and augmentation run."""
+    """ "cpu" or "gpu", for decoding and augmentation."""
     source: Source
-    """Where images come from: squares that lie on the device, squares of a memory map, files, or members of tars."""
+    """Source of the images: squares in device memory, memory-mapped squares, files, or members of tars."""
     packed_size: int
     image_size: int
     batch_size: int
-    """The largest batch; smaller ones pass as they are."""
+    """The largest batch; smaller batches are not padded."""
     threads: int
 
     @property
     def encoded(self) -> bool:
-        """Whether images have to be decoded."""
+        """Whether images must be decoded."""
         return self.source in ("files", "webdataset")
 
     def inputs(self, policy: Policy) -> tuple[str, ...]:
-        """What a batch of draws must name beside its images: fields of `augment.Views` that have an effect.
+        """Inputs of the graph beside the images: the fields of `augment.Views` that have an effect.
 
-        Where windows of fixed size have the size of the view, they are not scaled, and `turn` cuts them out too.
+        A window of fixed size that has the size of the view is not scaled, and `turn` cuts it out.
         """
         scaled = self.encoded or not policy.sees_fixed_windows or window_side(self.packed_size) != self.image_size
         needed = {
@@ -55,14 +55,14 @@ class GraphShape:
 
 
 def default_threads(processes: int = 1) -> int:
-    """Threads of the pipeline of one of several processes: its share of the cores, at most 8."""
+    """Threads of the pipeline: the share of the cores of one of several processes, at most 8."""
     return min(max(len(os.sched_getaffinity(0)) // processes, 1), 8)
 
 
 def define_graph(images: Node, views: dict[str, Node], shape: GraphShape, policy: Policy) -> Node:
-    """DALI ops from images and draws to views: uint8 (image_size, image_size, 3) on the graph's device.
+    """DALI operations from images to views: uint8 (image_size, image_size, 3) on the graph's device.
 
-    `images` are squares of pixels, names of files, or encoded bytes; `views` has the nodes that `shape.inputs` names.
+    `images` are squares, names of files, or encoded bytes; `views` has a node for each name in `shape.inputs`.
     """
     size, compiled = shape.image_size, shape.device == "cpu"
     pixels = _pixels(images, shape)
@@ -92,42 +92,42 @@ def _pixels(images: Node, shape: GraphShape) -> Node:
 
 
 def build_graph(images: Feeds, draws: Feeds, shape: GraphShape, policy: Policy) -> Any:
-    """A pipeline whose outputs are views (uint8 NHWC), labels (int64) and rows (int64) of one batch after the other.
+    """A pipeline that yields views (uint8 NHWC), labels (int64) and rows (int64) of one batch after the other.
 
-    Both feeds are without end and in step. `images` yields one-element tuples of the images of a batch; `draws` yields
-    labels, rows, and the arrays that `shape.inputs(policy)` names. They are read ahead of the outputs by two batches.
-    Views and labels lie on the graph's device, rows on the host. Raises RuntimeError if there is no such device.
+    Both feeds are endless, and the pipeline reads them two batches ahead. `images` yields a tuple with the images of a
+    batch; `draws` yields labels, rows, and the arrays named by `shape.inputs(policy)`. Views and labels are on the
+    graph's device, rows on the host. Raises RuntimeError if the device is missing.
     """
     from nvidia.dali import fn, pipeline_def
 
     on_gpu = shape.device == "gpu"
-    lies_on_gpu = on_gpu and shape.source == "resident"
     names = shape.inputs(policy)
 
-    # enable_conditionals: RandAugment sends each image through the operations that were drawn for it.
+    # enable_conditionals: RandAugment applies the operations drawn for each image.
     @pipeline_def(enable_conditionals=policy.randaugment_ops > 0)  # type: ignore[untyped-decorator]
     def graph() -> tuple[Node, Node, Node]:
-        # no_copy: memory maps outlive the pipeline, and other arrays are never written again. For a GPU, DALI's own
-        # page-locked copy is what makes the transfer overlap.
-        (source,) = fn.external_source(
-            source=images, num_outputs=1, device="gpu" if lies_on_gpu else "cpu", no_copy=not on_gpu
-        )
+        # no_copy: memory maps outlive the pipeline, and other arrays are never written again. For a GPU, DALI's copy in
+        # page-locked memory lets the transfer overlap with other work.
+        device = "gpu" if on_gpu and shape.source == "resident" else "cpu"
+        (source,) = fn.external_source(source=images, num_outputs=1, device=device, no_copy=not on_gpu)
         labels, rows, *drawn = fn.external_source(source=draws, num_outputs=2 + len(names), no_copy=True)
-        views = {name: drawn[index] for index, name in enumerate(names)}  # DALI's conditionals know no strict zip
+        views = {name: drawn[index] for index, name in enumerate(names)}  # DALI cannot parse a strict zip
         seen = define_graph(source, views, shape, policy)
         return seen, labels.gpu() if on_gpu else labels, rows
 
     return graph(
         batch_size=shape.batch_size,
         num_threads=shape.threads,
-        device_id=_current_device() if on_gpu else None,
+        device_id=current_device(shape.device),
         prefetch_queue_depth=2,
-        exec_dynamic=True,  # outputs belong to whoever holds them
+        exec_dynamic=True,  # outputs own their memory
     )
 
 
-def _current_device() -> int:
-    """The GPU that torch works on: of several processes on one machine, each sets its own."""
+def current_device(device: str) -> int | None:
+    """The number of the GPU that torch uses, which differs between the processes of a machine; None for "cpu"."""
+    if device == "cpu":
+        return None
     import torch
 
     return torch.cuda.current_device() if torch.cuda.is_available() else 0

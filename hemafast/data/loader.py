@@ -1,4 +1,4 @@
-"""Epochs of batches on the device: uint8 images that torch sees as channels_last."""
+"""Epochs of batches on the device: uint8 images in channels_last."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from hemafast.config import balanced_share
-from hemafast.data.augment import POLICIES, Policy, Views, named_policy
-from hemafast.data.dataset import Dataset, Samples
-from hemafast.data.graph import GraphShape, Source, build_graph, default_threads
+from hemafast.data.augment import POLICIES, Policy, Views
+from hemafast.data.graph import GraphShape, build_graph
 from hemafast.data.source import open_source
 from hemafast.data.stream import ALONE, BatchStream, Draw, Process
 from hemafast.errors import HemafastError
-from hemafast.preparation.split import VAL
 
 if TYPE_CHECKING:
     import torch
+
+    from hemafast.data.samples import Samples
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +32,7 @@ class Batch:
     labels: torch.Tensor
     """int64 (n,)."""
     rows: torch.Tensor
-    """int64 (n,) on the host: which images of the split these are."""
+    """int64 (n,) on the host: places of the images in the split."""
 
 
 class Position(NamedTuple):
@@ -40,51 +40,51 @@ class Position(NamedTuple):
 
     epoch: int
     batch: int
-    """Of that epoch, how many have been delivered."""
+    """How many batches of that epoch were delivered."""
 
 
 class Loader:
     """Batches of one split, for any PyTorch loop: `for images, labels in loader`.
 
     An iteration is one epoch. `images` are uint8 (n, 3, size, size) in channels_last and `labels` int64 (n,), both on
-    the loader's device. Every image comes once per epoch and process group, the shorter last batch included. `len` is
+    the loader's device. Every image comes once per epoch and process group; the last batch may be shorter. `len` is
     the number of batches. `state_dict` and `load_state_dict` save and restore the position, also within an epoch.
 
-    Raises HemafastError if the data set does not hold its images in the form that `shape` names.
+    Raises HemafastError if the data set lacks what `shape.source` needs.
     """
 
     def __init__(self, samples: Samples, stream: BatchStream, shape: GraphShape) -> None:
         if shape.packed_size != samples.packed_size:
             raise HemafastError(
-                f"The graph is for squares of {shape.packed_size} px, and these have {samples.packed_size}.",
-                "Take the packed size from the samples.",
+                f"The graph is for squares of {shape.packed_size} px, but these have {samples.packed_size} px.",
+                "Use the packed size of the samples.",
             )
         self._samples, self._stream, self._shape = samples, stream, shape
         self._images = open_source(samples, shape)
         self._pipeline: Any = None
         self._pipeline_at: Position | None = None
-        self._running: object = None  # the latest epoch; an earlier one that is still asked no longer counts
+        self._running: object = None  # the latest epoch; batches of an earlier iterator no longer move the position
         self._delivered = self._next = Position(0, 0)
 
     def __len__(self) -> int:
         return len(self._stream)
 
     def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """The batches of the next epoch, or the rest of a restored one, as (images, labels)."""
+        """The batches of the next epoch, or of the rest of a restored one, as (images, labels)."""
         for batch in self.epoch():
             yield batch.images, batch.labels
 
     def set_epoch(self, epoch: int) -> None:
-        """Let the next iteration be epoch `epoch`, counted from 0; within a restored epoch, its rest.
+        """Make epoch `epoch`, counted from 0, the next to iterate. A restored position within that epoch is kept.
 
-        Epochs follow by themselves: call this only to jump, or where a framework does.
+        Epochs follow by themselves: call this only to jump, or if a framework does.
         """
         if epoch != self._next.epoch:
             self._next = Position(epoch, 0)
 
     @property
     def images(self) -> int:
-        """Images an epoch, of all processes together."""
+        """Images per epoch, of all processes together."""
         return len(self._samples)
 
     @property
@@ -94,20 +94,20 @@ class Loader:
 
     @property
     def position(self) -> Position:
-        """Behind the last batch that was delivered; behind the last of an epoch is the first of the next."""
+        """After the last delivered batch; after the last batch of an epoch comes batch 0 of the next."""
         epoch, batch = self._delivered
         return Position(epoch + 1, 0) if batch >= len(self) else Position(epoch, batch)
 
     def again(self, epoch: int, batch: int) -> Batch:
-        """A batch of any epoch once more, whatever is being delivered otherwise."""
+        """Make a batch of any epoch again, without disturbing the current epoch."""
         pipeline = self._build(Position(epoch, batch))
         return self._to_batch(*pipeline.run(self._stream_of_device()))
 
     def epoch(self, epoch: int | None = None) -> Iterator[Batch]:
-        """The batches of epoch `epoch` from its first; or of the next one, which a loaded state may have begun.
+        """All batches of epoch `epoch`; without a number, those of the next one, or of the rest of a restored one.
 
-        Epochs asked for in turn follow without a pause. One that is broken off counts as over here, while the state of
-        the loader stays where it was broken off until the next one begins.
+        Consecutive epochs follow without a pause. After an epoch that was not finished, the next one is its successor,
+        but the state stays at the last delivered batch until then.
         """
         return self._epoch(self._next if epoch is None else Position(epoch, 0))
 
@@ -117,7 +117,7 @@ class Loader:
         if pipeline is None:
             pipeline = self._build(start)
         self._next = Position(start.epoch + 1, 0)
-        self._pipeline, self._pipeline_at = None, None  # until this epoch is through, the pipeline stands in its midst
+        self._pipeline, self._pipeline_at = None, None  # the pipeline is within this epoch until it ends
         for batch in range(start.batch, len(self)):
             ready = self._to_batch(*pipeline.run(self._stream_of_device()))
             if self._running is running:
@@ -128,7 +128,7 @@ class Loader:
             self._pipeline, self._pipeline_at = pipeline, self._next
 
     def resized(self, image_size: int) -> Loader:
-        """The same batches at another size, standing where this loader stands."""
+        """The same batches at another size, from the same position on."""
         stream, shape = replace(self._stream, image_size=image_size), replace(self._shape, image_size=image_size)
         other = Loader(self._samples, stream, shape)
         other.load_state_dict({**self.state_dict(), "image_size": image_size})
@@ -140,34 +140,34 @@ class Loader:
         return self._stream.image_size
 
     def state_dict(self) -> dict[str, Any]:
-        """The position behind the last batch, and what identifies the batches: plain numbers, strings and lists."""
+        """The position after the last delivered batch, and what identifies the batches, as plain data."""
         return {**self.position._asdict(), **self._identity()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on behind the batches that `state` says were delivered: `epoch()` gives the rest of that epoch.
+        """Continue after the batches that `state` says were delivered: the next iteration is the rest of that epoch.
 
-        Raises HemafastError, and changes nothing, if the state is of other batches than this loader's.
+        Raises HemafastError, and changes nothing, if the state belongs to other batches than this loader's.
         """
         for name, ours in self._identity().items():
             if name not in state or state[name] != ours:
                 raise HemafastError(
-                    f"The saved position is one of {name} = {state.get(name)!r}, and this loader has {ours!r}.",
-                    "Go on with the settings and the data the run began with.",
+                    f"The saved position has {name} = {state.get(name)!r}, but this loader has {ours!r}.",
+                    "Continue with the settings and the data that the run began with.",
                 )
         epoch, batch = state.get("epoch"), state.get("batch")
         if not (isinstance(epoch, int) and isinstance(batch, int) and epoch >= 0 and 0 <= batch < max(len(self), 1)):
-            raise HemafastError(f"The saved position is epoch {epoch!r}, batch {batch!r}.", "Start the run anew.")
+            raise HemafastError(f"The saved position is invalid: epoch {epoch!r}, batch {batch!r}.", "Start a new run.")
         self._delivered = self._next = Position(epoch, batch)
         self._running = None
 
     def _identity(self) -> dict[str, Any]:
-        """All that decides what is in the batches of all processes, by names that the user knows."""
+        """Everything that determines the batches of all processes, by names that users know."""
         stream, samples = self._stream, self._samples
         return {
             "split": samples.split,
             "data_fingerprint": samples.fingerprint,
-            "images": hashlib.sha256(samples.packed.rows.tobytes()).hexdigest(),  # of the data set, if not all
-            "pixels": "decoded" if self._shape.encoded else "packed",  # a view of a file is not scaled twice
+            "images": hashlib.sha256(samples.packed.rows.tobytes()).hexdigest(),  # of a subset, which ones
+            "pixels": "decoded" if self._shape.encoded else "packed",  # views of files are scaled once, others twice
             "batch_size": stream.batch_size,
             "world_size": stream.process.world_size,
             "policy": stream.policy.to_plain(),
@@ -179,7 +179,7 @@ class Loader:
         }
 
     def _stream_of_device(self) -> Any:
-        """The stream that torch works on: memory of a batch is not used again before torch is done with it."""
+        """torch's CUDA stream: DALI reuses the memory of a batch after torch has finished with it. None on a CPU."""
         if self._shape.device == "cpu":
             return None
         import torch
@@ -204,8 +204,8 @@ class Loader:
     def _placed(self, rows: np.ndarray[Any, np.dtype[np.int64]], views: Views, *, cut: bool) -> dict[str, Any]:
         """The arrays of `views`, with windows in pixels of what the source yields.
 
-        Of a file the packed square shows a part only, and has scaled it. Where nothing is scaled, turning cuts the
-        window out, so that its corner is part of the shift.
+        A packed square shows a part of its file, scaled. With `cut` nothing is scaled, and turning also cuts the window
+        out: the shift includes the window's corner.
         """
         placed = {name: getattr(views, name) for name in Views.__slots__}
         if self._shape.encoded:
@@ -220,7 +220,7 @@ class Loader:
     def _to_batch(self, images: Any, labels: Any, rows: Any) -> Batch:
         from torch.utils.dlpack import from_dlpack
 
-        # The outputs own their memory (DALI's dynamic executor), so the tensors stay valid for as long as they live.
+        # The outputs own their memory (DALI's dynamic executor), so the tensors stay valid as long as they exist.
         return Batch(
             images=from_dlpack(images.as_tensor()).permute(0, 3, 1, 2),
             labels=from_dlpack(labels.as_tensor()),
@@ -243,55 +243,22 @@ def train_loader(
 
 
 def eval_loader(samples: Samples, *, shape: GraphShape, process: Process = ALONE) -> Loader:
-    """Batches in shard order without any randomness; there is no way to ask for augmentation here."""
+    """Batches in shard order, without any randomness or augmentation."""
     return _loader(samples, shape, process, policy=POLICIES["none"], shuffle=False)
 
 
-def open_loader(
-    dataset: Dataset,
-    split: str,
-    *,
-    policy: str | Policy | None,
-    batch_size: int,
-    size: int,
-    device: str,
-    sampler: str,
-    seed: int,
-    source: Source,
-    threads: int | None,
-    process: Process | None,
-) -> Loader:
-    """A loader over a split; the arguments are those of `Dataset.loader`."""
-    on_gpu = _on_gpu(device)
-    process = process or _process_here()
-    samples = dataset.samples(split, size)
-    shape = GraphShape(
-        device="gpu" if on_gpu else "cpu",
-        source=source,
-        packed_size=samples.packed_size,
-        image_size=size,
-        batch_size=batch_size,
-        threads=threads or default_threads(process.world_size),
-    )
-    if split == VAL:
-        if policy not in (None, "none"):
-            raise HemafastError(f"Validation has no augmentation, and policy = {policy!r}.", "Leave out the policy.")
-        return eval_loader(samples, shape=shape, process=process)
-    chosen = policy if isinstance(policy, Policy) else named_policy(policy or "basic")
-    return train_loader(samples, policy=chosen, seed=seed, shape=shape, sampler=sampler, process=process)
-
-
-def _on_gpu(device: str) -> bool:
+def uses_gpu(device: str) -> bool:
+    """Whether "auto", "cpu" or "cuda" means a GPU here. Raises HemafastError for "cuda" without one."""
     import torch
 
     present = torch.cuda.is_available()
-    if device not in ("auto", "cpu", "cuda") or (device == "cuda" and not present):
-        raise HemafastError(f"device = {device!r} cannot be used here.", "Choose cpu or auto.")
+    if device == "cuda" and not present:
+        raise HemafastError("device = 'cuda': torch finds no GPU.", "Use cpu or auto.")
     return present and device != "cpu"
 
 
-def _process_here() -> Process:
-    """The part of this process, if torch.distributed is initialised."""
+def process_here() -> Process:
+    """This process's part of each batch, from torch.distributed if it is initialised."""
     from torch import distributed
 
     if distributed.is_available() and distributed.is_initialized():

@@ -1,7 +1,7 @@
-"""DALI operators that act on the draws of a policy: uint8 RGB images of any size to views, on a CPU or a GPU.
+"""DALI operators that apply the draws of a policy to uint8 RGB images, on a CPU or a GPU.
 
-Each takes and returns nodes of a pipeline that is being defined. Turning has two forms, as `pixels.cut_window` has:
-DALI's own, for the GPU, and a compiled kernel for the CPU, where it is three to four times faster.
+Each takes and returns nodes of a pipeline. `turn` has two forms, like `pixels.cut_window`: DALI's own for the GPU, and
+a compiled kernel for the CPU, where it is three to four times faster.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from hemafast.data.augment import ENHANCEMENTS, MAGNITUDES
 Node = Any  # nvidia.dali.data_node.DataNode; DALI ships no usable annotations
 
 ERASED = (124, 116, 104)
-"""What a blanked rectangle shows: the mean colour of ImageNet, which is zero to most networks."""
+"""Colour of a blank rectangle: ImageNet's mean, which most networks see as zero."""
 
-_DENSITY_STEPS = 8192.0  # per unit of natural optical density, so that log(256) still fits into 16 bits
+_DENSITY_STEPS = 8192.0  # per unit of natural optical density: log(256) fits into 16 bits
 
 
 def turn(pixels: Node, matrix: Node, size: int, *, whole: bool, compiled: bool) -> Node:
-    """The nearest pixel of each image at every place of (size, size, 3), under its matrix (2, 3); black outside.
+    """Turn each image by its matrix (2, 3) into (size, size, 3), taking nearest pixels; outside the image it is black.
 
-    `whole` promises that the matrices are symmetries of the square and shifts that stay within the image.
+    `whole` promises that the matrices are symmetries of the square, with shifts that stay within the image.
     """
     from nvidia.dali import fn, types
 
@@ -37,7 +37,7 @@ def turn(pixels: Node, matrix: Node, size: int, *, whole: bool, compiled: bool) 
 
 
 def enhance(pixels: Node, operations: Node, weaken: Node, count: int, magnitude: int) -> Node:
-    """What RandAugment does to colours: `count` of ENHANCEMENTS one after the other, each at `magnitude`."""
+    """Apply `count` of ENHANCEMENTS in order, each at `magnitude`: the colour operations of RandAugment."""
     from nvidia.dali.auto_aug.core import select, signed_bin
 
     choices = _enhancements()
@@ -50,7 +50,7 @@ def enhance(pixels: Node, operations: Node, weaken: Node, count: int, magnitude:
 
 
 def _enhancements() -> list[Any]:
-    """DALI's forms of ENHANCEMENTS, at torchvision's ranges of magnitude."""
+    """ENHANCEMENTS in DALI, with torchvision's ranges of magnitude."""
     from nvidia.dali import fn
     from nvidia.dali.auto_aug import augmentations
     from nvidia.dali.auto_aug.core import augmentation
@@ -59,7 +59,7 @@ def _enhancements() -> list[Any]:
         mag_range=(0, 0.9), randomly_negate=True, mag_to_param=augmentations.sharpness_kernel, param_device="auto"
     )
     def sharpness(pixels: Node, kernel: Node) -> Node:
-        return fn.filter(pixels, kernel)  # DALI's own calls it by a name that is deprecated, and warns
+        return fn.filter(pixels, kernel)  # DALI's own uses a deprecated name, and warns
 
     @augmentation  # type: ignore[untyped-decorator]
     def equalize(pixels: Node, _: None) -> Node:
@@ -76,24 +76,24 @@ def _enhancements() -> list[Any]:
 
 
 def stain(pixels: Node, matrix: Node, size: int) -> Node:
-    """Map natural optical densities (red, green, blue, 1) of images of `size` pixels by a matrix (3, 4) each."""
+    """Map the natural optical densities (red, green, blue, 1) of images of `size` pixels by a matrix (3, 4) each."""
     from nvidia.dali import fn, types
 
     values = range(256)
     density = [_DENSITY_STEPS * -math.log((value + 1) / 256) for value in values]
     steps = range(2**16)
     light = [min(max(round(256 * math.exp(-step / _DENSITY_STEPS) - 1), 0), 255) for step in steps]
-    # Tables for logarithm and exponential: DALI computes neither fast on a CPU.
+    # Tables for logarithm and exponential: DALI computes both slowly on a CPU.
     densities = fn.lookup_table(pixels, keys=list(values), values=density, dtype=types.FLOAT)
     points = fn.reshape(densities, shape=[size * size, 3], layout="")
     in_steps = matrix * types.Constant(np.array([1, 1, 1, _DENSITY_STEPS], np.float32))
-    changed = fn.cast(fn.coord_transform(points, MT=in_steps), dtype=types.UINT16)  # cuts off at no and full density
+    changed = fn.cast(fn.coord_transform(points, MT=in_steps), dtype=types.UINT16)  # clips at zero and full density
     light_again = fn.lookup_table(changed, keys=list(steps), values=light, dtype=types.UINT8)
     return fn.reshape(light_again, shape=[size, size, 3], layout="HWC")
 
 
 def erase(pixels: Node, box: Node) -> Node:
-    """Blank the part of each image that its box (top, left, bottom, right) names."""
+    """Blank the box (top, left, bottom, right) of each image."""
     from nvidia.dali import fn
 
     start = box[0:2]

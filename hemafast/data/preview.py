@@ -1,4 +1,4 @@
-"""A picture of what policies do: the same cells under each of them."""
+"""A picture of the policies: the same cells under each of them."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ import numpy as np
 import numpy.typing as npt
 
 from hemafast.data.augment import Policy
-from hemafast.data.dataset import Samples, open_dataset
+from hemafast.data.dataset import open_dataset
 from hemafast.data.graph import GraphShape
 from hemafast.data.loader import train_loader
+from hemafast.data.samples import Samples
 from hemafast.pictures import save, subplots
 from hemafast.preparation.split import TRAIN
 
@@ -25,10 +26,9 @@ _GAP = 4  # white pixels between two cells
 def write_preview(
     data: Path, target: Path, policies: Mapping[str, Policy], *, cells: int, draws: int, image_size: int, seed: int
 ) -> None:
-    """Draw `draws` rows of the same `cells` training images under each of `policies`, by their names, as a PNG.
+    """Draw the same `cells` training images in `draws` rows under each policy, as a PNG.
 
-    The views are those that training would see: they come from the input graph. Raises HemafastError if `data` is not a
-    prepared data set.
+    The input graph makes the views, as in training. Raises HemafastError if `data` is not a prepared data set.
     """
     dataset = open_dataset(data)
     samples = _choose(dataset.samples(TRAIN, image_size), cells)
@@ -42,7 +42,7 @@ def write_preview(
 
 
 def _choose(samples: Samples, cells: int) -> Samples:
-    """Images of all classes in turn, and of another domain each time, so that few cells show much of the data."""
+    """Images of all classes in turn, each time of another domain."""
     by_class = []
     for number, label in enumerate(np.unique(samples.labels)):
         of_domains = [
@@ -54,7 +54,7 @@ def _choose(samples: Samples, cells: int) -> Samples:
 
 
 def _in_turn(lists: Iterable[Iterable[int]]) -> Iterator[int]:
-    """The first of each, then the second of each, and so on."""
+    """The first of each list, then the second of each, and so on."""
     for group in zip_longest(*lists):
         yield from (value for value in group if value is not None)
 

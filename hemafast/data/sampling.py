@@ -1,4 +1,4 @@
-"""Which images make up an epoch, and in which order: every one once, or rare classes more often than frequent ones."""
+"""Which images make up an epoch, and in which order: each image once, or rare classes more often."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ def epoch_order(
 ) -> Rows:
     """Rows of one epoch, as many as there are labels, in random order.
 
-    With a `share` of 0 it is a permutation. Otherwise each class has a quota, and fills it from permutations of its
-    images that go on from epoch to epoch: no image of a class comes again before all others of the class have come.
+    With a `share` of 0 it is a permutation. Otherwise each class has a quota, filled from permutations of its images
+    that continue across epochs: an image repeats only after all other images of its class.
     """
     if not share:
         return generator.permutation(len(labels))
@@ -29,13 +29,13 @@ def epoch_order(
 
 
 def _quotas(labels: npt.NDArray[np.int64], classes: npt.NDArray[np.int64], share: float) -> npt.NDArray[np.float64]:
-    """(classes,): images of each class in an epoch, not rounded; they add up to the number of labels."""
+    """(classes,): images of each class per epoch, not rounded; the sum is the number of labels."""
     counts = np.array([(labels == label).sum() for label in classes], dtype=np.float64)
     return share * len(labels) / len(classes) + (1 - share) * counts
 
 
 def _whole(quotas: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
-    """Whole numbers near the quotas, with the same sum: what rounding down leaves goes to the largest remainders."""
+    """Quotas rounded to the same sum: the largest remainders are rounded up."""
     down = np.floor(quotas + 1e-9)
     left = round(float((quotas - down).sum()))
     order = np.argsort(down - quotas, kind="stable")
@@ -44,7 +44,7 @@ def _whole(quotas: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
 
 
 def _stream(members: Rows, label: int, start: int, stop: int, seed: int) -> Rows:
-    """Elements `start` to `stop` of permutations of `members`, one after the other without end."""
+    """Elements `start` to `stop` of an endless sequence of permutations of `members`."""
     first, last = start // len(members), -(-stop // len(members))
     rounds = [
         np.random.default_rng(np.random.SeedSequence([seed, number], spawn_key=(label,))).permutation(members)

@@ -1,7 +1,4 @@
-"""Where the graph's images come from: for rows of a split, what DALI is to read.
-
-Each source is a function from rows to one batch of the graph's first input.
-"""
+"""The sources of the graph's images: functions from rows of a split to one batch of the graph's first input."""
 
 from __future__ import annotations
 
@@ -12,16 +9,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 
-from hemafast.data.dataset import Samples
 from hemafast.data.graph import GraphShape
+from hemafast.data.sampling import Rows
 from hemafast.errors import HemafastError
 
 if TYPE_CHECKING:
     import torch
 
-Rows = npt.NDArray[np.int64]
+    from hemafast.data.samples import Samples
+
 Images = Callable[[Rows], Any]
 
 _REMEDY = "Run `hemafast prepare` again."
@@ -29,24 +26,20 @@ _COPIED_AT_ONCE = 256  # squares: 50 MB at 256 px
 
 
 def open_source(samples: Samples, shape: GraphShape) -> Images:
-    """The images of `samples` as `shape.source` has them. Raises HemafastError if they are not there in that form."""
-    makers: dict[str, Callable[[], Images]] = {
-        "packed": lambda: _mapped(samples),
-        "resident": lambda: _resident(samples, "cuda" if shape.device == "gpu" else "cpu"),
-        "files": lambda: _paths(samples),
-        "webdataset": lambda: _members(samples),
-    }
-    return makers[shape.source]()
+    """The images of `samples` from `shape.source`. Raises HemafastError if the data set lacks them."""
+    if shape.source == "resident":
+        return _resident(samples, "cuda" if shape.device == "gpu" else "cpu")
+    return {"packed": _mapped, "files": _paths, "webdataset": _members}[shape.source](samples)
 
 
 def _mapped(samples: Samples) -> Images:
-    """Squares of the memory map; nothing is copied before DALI reads them."""
+    """Squares of the memory map, without a copy before DALI reads them."""
     packed = samples.packed
     return lambda rows: [packed[row] for row in rows]
 
 
 def _resident(samples: Samples, device: str) -> Images:
-    """Squares that lie on the device; one gather makes a batch of them."""
+    """Squares in the memory of the device; one gather makes a batch."""
     import torch
 
     squares = copy_squares(samples, device)
@@ -71,7 +64,7 @@ def copy_squares(samples: Samples, device: str) -> torch.Tensor:
 
 
 def _paths(samples: Samples) -> Images:
-    """Names of files, of which none is missing or has another size; DALI reads them in its own threads."""
+    """Names of files, each checked for its size. DALI reads them in its own threads."""
     for path, size in zip(samples.paths, samples.sizes, strict=True):
         try:
             changed = Path(path).stat().st_size != size
@@ -84,7 +77,7 @@ def _paths(samples: Samples) -> Images:
 
 
 def _members(samples: Samples) -> Images:
-    """Encoded bytes within memory-mapped tars."""
+    """Encoded bytes in memory-mapped tars."""
     members = samples.members()
     tars: dict[str, Any] = {}
     for path in dict.fromkeys(members.paths):

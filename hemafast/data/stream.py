@@ -1,4 +1,4 @@
-"""Which images make up each batch and how each is seen: a pure function of seed, epoch and position."""
+"""The images and views of each batch, as a pure function of seed, epoch and position."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from hemafast.errors import HemafastError
 
 
 class Draw(NamedTuple):
-    """One batch before it has pixels: rows of the split, and how each is seen."""
+    """One batch without pixels: rows of the split, and their views."""
 
     rows: npt.NDArray[np.int64]
     views: Views
@@ -24,7 +24,7 @@ class Draw(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Process:
-    """Which part of each batch one of several processes trains on."""
+    """The part of each batch for one of several processes."""
 
     rank: int = 0
     world_size: int = 1
@@ -35,31 +35,31 @@ ALONE = Process()
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BatchStream:
-    """As many images an epoch as a split has, in batches of `batch_size` and a shorter last one.
+    """The batches of each epoch: as many images as the split has; the last batch may be shorter.
 
-    Draws belong to positions of the epoch; how many processes share them changes nothing about them. Every process has
-    the same number of training batches. Raises HemafastError if there are too few images for that.
+    Draws depend on the position in the epoch, not on the number of processes. Every process has the same number of
+    training batches. Raises HemafastError if there are too few images for that.
     """
 
     labels: npt.NDArray[np.int64]
     """Class of each image of the split."""
     batch_size: int
-    """Images of one process."""
+    """Images per batch of one process."""
     packed_size: int
     image_size: int
     policy: Policy
     shuffle: bool
     balanced: float = 0.0
-    """Share of an epoch that is drawn evenly from the classes."""
+    """Share of an epoch drawn evenly from the classes."""
     seed: int = 0
     process: Process = ALONE
 
     def __post_init__(self) -> None:
         if self.shuffle and self.batch_size < 2:
-            raise HemafastError(f"A batch of {self.batch_size} cannot train.", "Use a batch size of 2 or more.")
+            raise HemafastError(f"A batch size of {self.batch_size} cannot train.", "Use 2 or more.")
         if self.shuffle and 0 < len(self.labels) < self.process.world_size:
             raise HemafastError(
-                f"{len(self.labels)} training images cannot be shared by {self.process.world_size} processes.",
+                f"{len(self.labels)} training images are too few for {self.process.world_size} processes.",
                 "Start fewer processes.",
             )
 
@@ -67,13 +67,13 @@ class BatchStream:
         return len(self.sizes())
 
     def sizes(self) -> list[tuple[int, int]]:
-        """Images of each batch of an epoch: of this process, and of all processes together."""
+        """Size of each batch of an epoch: in this process, and in all processes together."""
         whole = (stop - start for start, stop in pairwise(self._bounds()))
         mine = (stop - start for start, stop in self._spans())
         return [(part, all_) for part, all_ in zip(mine, whole, strict=True) if part]
 
     def epoch(self, epoch: int, first: int = 0) -> Iterator[Draw]:
-        """The batches of one epoch from batch `first` on."""
+        """The batches of one epoch, from batch `first` on."""
         generator = np.random.default_rng([self.seed, epoch])
         images = len(self.labels)
         if self.shuffle:
@@ -86,18 +86,18 @@ class BatchStream:
             yield Draw(order[start:stop], views[start:stop])
 
     def _spans(self) -> Iterator[tuple[int, int]]:
-        """Begin and end of this process's part of each batch; parts of one batch differ in length by one at most."""
+        """Start and stop of this process's part of each batch; the parts of a batch differ by at most one image."""
         rank, world_size = self.process.rank, self.process.world_size
         for start, stop in pairwise(self._bounds()):
             images = stop - start
             yield start + images * rank // world_size, start + images * (rank + 1) // world_size
 
     def _bounds(self) -> list[int]:
-        """Where the batches of all processes together begin and end."""
+        """Bounds of the batches of all processes together."""
         images, whole = len(self.labels), self.batch_size * self.process.world_size
         bounds = [*range(0, images, whole), images]
         if self.shuffle and len(bounds) > 2 and bounds[-1] - bounds[-2] < 2 * self.process.world_size:
-            # Batch norm cannot learn from a lone image, and no process may be left without one: the last two batches
-            # share evenly, which leaves each process two images or more from a batch size of 4 on.
+            # Batch norm cannot train on one image, and every process needs some: split the last two batches evenly.
+            # From a batch size of 4 on, each process then has at least two images.
             bounds[-2] = (bounds[-3] + bounds[-1]) // 2
         return bounds

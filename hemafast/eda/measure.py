@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
@@ -19,20 +17,9 @@ _PIXELS_PER_IMAGE = 200
 Table = pd.DataFrame
 
 
-@dataclass(frozen=True, slots=True)
-class Copies:
-    """A picture that the archives hold several times."""
-
-    paths: tuple[str, ...]
-    row: int
-    """Row of one copy in the packed pixels."""
-
-
 def count_classes(dataset: Dataset) -> Table:
     """Accepted images of each class (rows, in label order) in each domain (columns)."""
-    images = schema.accepted(dataset.table)
-    counts = pd.crosstab(images["label"], images["domain"])
-    return counts.reindex(index=list(dataset.info.classes), columns=list(dataset.info.domains), fill_value=0)
+    return _count(dataset, schema.accepted(dataset.table))
 
 
 def count_parts(dataset: Dataset) -> dict[str, Table]:
@@ -42,11 +29,12 @@ def count_parts(dataset: Dataset) -> dict[str, Table]:
         parts = {f"fold {fold}": schema.in_split(manifest, "val", fold) for fold in range(dataset.info.folds)}
     else:
         parts = {split: schema.in_split(manifest, split) for split in SPLITS}
-    domains, classes = list(dataset.info.domains), list(dataset.info.classes)
-    return {
-        name: pd.crosstab(images["label"], images["domain"]).reindex(index=classes, columns=domains, fill_value=0)
-        for name, images in parts.items()
-    }
+    return {name: _count(dataset, images) for name, images in parts.items()}
+
+
+def _count(dataset: Dataset, images: Table) -> Table:
+    counts = pd.crosstab(images["label"], images["domain"])
+    return counts.reindex(index=list(dataset.info.classes), columns=list(dataset.info.domains), fill_value=0)
 
 
 def count_files(dataset: Dataset) -> Table:
@@ -95,12 +83,15 @@ def choose_samples(dataset: Dataset, images_per_class: int) -> dict[str, dict[st
     }
 
 
-def find_copies(dataset: Dataset) -> list[Copies]:
-    """Pictures that the archives hold more than once, quarantined ones included."""
+def find_copies(dataset: Dataset) -> list[tuple[int, list[str]]]:
+    """Each picture that the archives hold more than once: the row of one copy, and the paths of all.
+
+    Quarantined images are included.
+    """
     images = dataset.table[dataset.table["duplicate_group"] != ""]
     groups = images.groupby("duplicate_group")
     return [
-        Copies(tuple(sorted(part["path"])), int(part.index[0]))
+        (int(part.index[0]), sorted(part["path"]))
         for _, part in sorted(groups, key=lambda group: min(group[1]["path"]))
         if len(part) > 1
     ]

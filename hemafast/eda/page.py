@@ -23,19 +23,9 @@ _MOST_COPIES, _MOST_QUARANTINED = 30, 200  # shown on the page; the manifest and
 
 
 def write_eda(data: Path, output: Path, *, images_per_class: int = 8, progress: Progress = SILENT) -> Path:
-    """Write a page about a prepared data set, and its pictures.
+    """Write eda.html about a prepared data set, and its pictures (PNG, 200 dpi), into `output`. Returns the page.
 
-    Args:
-        data: prepared data set.
-        output: folder for eda.html and the pictures (PNG, 200 dpi).
-        images_per_class: cells shown of each class in each domain.
-        progress: shows how many pictures are drawn.
-
-    Returns:
-        The page.
-
-    Raises:
-        HemafastError: `data` is not a prepared data set, or `output` cannot be written.
+    Raises HemafastError if `data` is not a prepared data set, or if `output` cannot be written.
     """
     dataset = open_dataset(data)
     packed = dataset.files.packed[max(dataset.info.pack_sizes)]
@@ -65,7 +55,7 @@ def write_eda(data: Path, output: Path, *, images_per_class: int = 8, progress: 
             totals=counts.sum().tolist(),
             files=files.to_dict("records"),
             samples={label: _cells(dataset, packed, chosen) for label, chosen in samples.items()},
-            copies=[(embedded_pixels(packed[one.row], _CELL), one.paths) for one in copies[:_MOST_COPIES]],
+            copies=[(embedded_pixels(packed[row], _CELL), paths) for row, paths in copies[:_MOST_COPIES]],
             copies_found=len(copies),
             quarantined=_quarantined(dataset, packed),
             parts={name: _rows(part) for name, part in parts.items()},

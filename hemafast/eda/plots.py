@@ -11,16 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from hemafast.pictures import (
-    DOMAIN_COLOURS,
-    TRAIN_COLOUR,
-    VAL_COLOUR,
-    domain_style,
-    label_of,
-    save,
-    short,
-    subplots,
-)
+from hemafast.pictures import DOMAIN_COLOURS, TRAIN_COLOUR, VAL_COLOUR, domain_style, label_of, save, short, subplots
 from hemafast.preparation.reader import PackedPixels
 
 DPI = 200

@@ -1,53 +1,19 @@
-"""Build everything that a plan calls for: loaders, network, loss, optimizer, schedule and steps. Built nowhere else."""
+"""Build a run: from the plan to loaders, learner and schedule."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
-from torch import nn
 
-from hemafast.config import TrainConfig
 from hemafast.data.loader import eval_loader, train_loader
-from hemafast.engine.compiling import Compiler
-from hemafast.engine.depthwise import use_own_gradients
 from hemafast.engine.distributed import World
 from hemafast.engine.duration import duration_of
-from hemafast.engine.machine import Machine
-from hemafast.engine.optimizer import build_optimizer
+from hemafast.engine.learner import build_learner
+from hemafast.engine.plan import Plan
 from hemafast.engine.run import Run
 from hemafast.engine.schedule import build_schedule
-from hemafast.engine.step import EvalStep, Mix, TrainStep
-from hemafast.errors import HemafastError
-from hemafast.fuse_norm import fuse_batch_norms
-from hemafast.model import Classifier, build_model
-from hemafast.objective import CrossEntropy, build_loss
 from hemafast.preparation.split import TRAIN
-from hemafast.weights import load_initial_weights
-
-if TYPE_CHECKING:
-    from hemafast.engine.plan import Plan
-
-
-@dataclass(frozen=True, slots=True)
-class Learner:
-    """A network and everything that trains it."""
-
-    model: Classifier
-    scored_model: Classifier
-    """The model to validate and to keep as best: the averaged one, if there is one."""
-    ema: Any
-    """timm's ModelEmaV3, or None."""
-    loss: nn.Module
-    optimizer: torch.optim.Optimizer
-    compiler: Compiler
-    train_step: TrainStep
-    eval_step: EvalStep
-    started_from: str
-    """The origin of the first weights, in words."""
 
 
 def build_run(plan: Plan, world: World, saved: dict[str, Any] | None = None, *, restart_epoch: bool = False) -> Run:
@@ -90,97 +56,3 @@ def build_run(plan: Plan, world: World, saved: dict[str, Any] | None = None, *, 
     else:
         run.load_state_dict(saved, restart_epoch=restart_epoch)
     return run
-
-
-def build_learner(
-    settings: TrainConfig,
-    machine: Machine,
-    counts: npt.NDArray[np.int64],
-    *,
-    batch_size: int,
-    world: World | None = None,
-    started_from: str | None = None,
-    fuse: bool = True,
-) -> Learner:
-    """A network with its loss, optimizer and steps on the machine's device.
-
-    `counts` are training images per class. With `started_from`, no initial weights are loaded: a checkpoint holds them,
-    or the network is only timed. With `fuse`, batch norms in evaluation mode run as part of the convolutions before
-    them, unless the step is compiled.
-    """
-    world = world or World()
-    classes = len(counts)
-    model, started_from = _build_network(settings, classes, machine, started_from)
-    ema = _averaged(model.to(machine.device), settings.ema)
-    scored_model = model if ema is None else ema.module
-    use_own_gradients(model, machine)
-    if fuse and not machine.compiled:
-        for network in {model, scored_model}:
-            fuse_batch_norms(network)
-    optimizer = build_optimizer(
-        model, weight_decay=settings.weight_decay, layer_decay=settings.layer_decay, device=machine.device
-    )
-    loss = build_loss(
-        counts,
-        settings.loss,
-        smoothing=settings.label_smoothing,
-        focal_gamma=settings.focal_gamma,
-        logit_tau=settings.logit_tau,
-    ).to(machine.device)
-    mixes = settings.mixup > 0 or settings.cutmix > 0
-    compiler = Compiler(
-        enabled=machine.compiled, mode=settings.compile_mode, batch_size=batch_size, cache=settings.output
-    )
-    train_step = TrainStep(
-        model,
-        loss,
-        optimizer,
-        machine,
-        compiler,
-        clip_grad=settings.clip_grad,
-        ema=ema,
-        mix=Mix(classes, mixup=settings.mixup, cutmix=settings.cutmix) if mixes else None,
-        skip_bad=settings.on_nonfinite == "skip",
-        shared=world.share(model, machine.device),
-    )
-    eval_step = EvalStep(scored_model, loss, machine, compiler)
-    return Learner(model, scored_model, ema, loss, optimizer, compiler, train_step, eval_step, started_from)
-
-
-def build_eval_step(model: Classifier, machine: Machine) -> EvalStep:
-    """The evaluation step of a trained model; moves the model to the machine's device."""
-    fuse_batch_norms(model.to(machine.device))
-    return EvalStep(model, CrossEntropy(), machine)
-
-
-def _build_network(
-    settings: TrainConfig, classes: int, machine: Machine, started_from: str | None
-) -> tuple[Classifier, str]:
-    model = build_model(
-        settings.model, classes, settings.image_size, dropout=settings.dropout, drop_path=settings.drop_path
-    )
-    if started_from is None:
-        started_from = load_initial_weights(
-            model.backbone, settings.model, pretrained=settings.pretrained, file=settings.weights
-        ).detail
-    if settings.sync_norm:
-        model = synchronised(model, machine)
-    model.freeze(stages=settings.freeze_stages, norm=settings.freeze_norm)
-    return model, started_from
-
-
-def _averaged(model: Classifier, decay: float | None) -> Any:
-    from timm.utils import ModelEmaV3
-
-    # The decay starts low and rises, so that the average of a short run does not consist of its first weights.
-    return ModelEmaV3(model, decay=decay, use_warmup=True) if decay else None
-
-
-def synchronised(model: Classifier, machine: Machine) -> Classifier:
-    """The model with batch norm statistics over all processes. Raises HemafastError on a CPU."""
-    from timm.layers import convert_sync_batchnorm
-
-    if machine.device != "cuda":
-        raise HemafastError("--sync-norm needs GPUs: torch does not support it on CPUs.", "Leave it out.")
-    converted: Classifier = convert_sync_batchnorm(model)
-    return converted

@@ -156,6 +156,15 @@ def _not_torchruns(why: object) -> HemafastError:
     )
 
 
+def refuse_several(environment: Mapping[str, str] = os.environ) -> None:
+    """Raise HemafastError if torchrun started several processes, for work that one process does."""
+    started = environment.get("WORLD_SIZE", "1")
+    if started != "1":
+        raise HemafastError(
+            f"torchrun started {started} processes.", "Start this without torchrun, or use `hemafast train`."
+        )
+
+
 def restarts(environment: Mapping[str, str] = os.environ) -> int:
     """How often torchrun has restarted these processes because one of them died."""
     return int(environment.get("TORCHELASTIC_RESTART_COUNT", "0"))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from hemafast.config import TrainConfig
 
 if TYPE_CHECKING:
-    from hemafast.engine.run import RunState
+    from hemafast.engine.state import RunState
 
 TICKS = 10_000
 """Parts of a time budget."""

@@ -11,7 +11,7 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import TracebackType
 
-from hemafast.engine.run import RunState
+from hemafast.engine.state import RunState
 from hemafast.engine.step import Totals
 from hemafast.engine.trackers import LR, Tracker
 from hemafast.errors import HemafastError

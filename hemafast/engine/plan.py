@@ -11,8 +11,9 @@ import torch
 
 from hemafast.config import Device, TrainConfig
 from hemafast.data.augment import Policy, named_policy
-from hemafast.data.dataset import Dataset, Samples, open_dataset
+from hemafast.data.dataset import Dataset, open_dataset
 from hemafast.data.graph import GraphShape
+from hemafast.data.samples import Samples
 from hemafast.engine.checkpoint import DRAWN_WARNING
 from hemafast.engine.distributed import World
 from hemafast.engine.machine import Machine, choose_input, machine_for

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from hemafast.config import AUTO_FIELD_OF_VIEW, TrainConfig, to_plain
 from hemafast.data.dataset import Dataset
@@ -11,44 +11,14 @@ from hemafast.data.loader import Loader
 from hemafast.engine.checkpoint import ModelCard, View
 from hemafast.engine.distributed import World
 from hemafast.engine.duration import Duration, duration_of, size_at
+from hemafast.engine.learner import Learner
 from hemafast.engine.optimizer import load_optimizer
+from hemafast.engine.plan import Plan
 from hemafast.engine.schedule import Schedule
+from hemafast.engine.state import RunState
 from hemafast.engine.step import Totals
 from hemafast.errors import HemafastError
 from hemafast.preparation.schema import DatasetInfo
-
-if TYPE_CHECKING:
-    from hemafast.engine.build import Learner
-    from hemafast.engine.plan import Plan
-
-
-@dataclass(slots=True)
-class RunState:
-    """How far a run has come; the checkpoint holds all of it."""
-
-    epochs_done: int = 0
-    """Epochs that were trained and validated."""
-    steps_done: int = 0
-    """Updates so far, skipped ones included."""
-    steps_validated: int = 0
-    """`steps_done` at the last validation."""
-    best_f1: float = -1.0
-    best_epoch: int = 0
-    bad_updates: int = 0
-    """Updates that were skipped because they were not finite."""
-    seconds: float = 0.0
-    """Training time in this epoch."""
-    waited: float = 0.0
-    """Seconds of it that were spent waiting for data."""
-    elapsed: float = 0.0
-    """Seconds of the whole run, startup included."""
-    ending: float = 0.0
-    """Expected seconds from the last update to the end of the run."""
-
-    @property
-    def validated(self) -> bool:
-        """Whether the model was validated since its last update."""
-        return self.steps_validated == self.steps_done
 
 
 @dataclass(slots=True)

@@ -21,8 +21,8 @@ import torch
 from hemafast.config import Amp, TrainConfig
 from hemafast.data.dataset import Dataset
 from hemafast.data.loader import Batch
-from hemafast.engine.build import build_learner
 from hemafast.engine.distributed import World
+from hemafast.engine.learner import build_learner
 from hemafast.engine.machine import Choice, Machine, machine_for
 from hemafast.engine.step import Totals
 from hemafast.errors import HemafastError

@@ -10,8 +10,8 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from hemafast.data.dataset import Samples
 from hemafast.data.loader import Loader
+from hemafast.data.samples import Samples
 from hemafast.engine.distributed import World
 from hemafast.engine.step import EvalStep, Totals
 from hemafast.metrics import Confusion, count_confusion

@@ -16,11 +16,12 @@ import numpy.typing as npt
 import pandas as pd
 
 from hemafast.config import Device, TrainConfig
-from hemafast.data.dataset import Dataset, Samples, open_dataset
+from hemafast.data.dataset import Dataset, open_dataset
 from hemafast.data.loader import eval_loader
-from hemafast.engine.build import build_eval_step
+from hemafast.data.samples import Samples
 from hemafast.engine.checkpoint import DRAWN_WARNING, Calibration, ModelCard, load_best, save_calibration
 from hemafast.engine.journal import column, read_rows
+from hemafast.engine.learner import build_eval_step
 from hemafast.engine.plan import machine_and_graph
 from hemafast.engine.step import Totals
 from hemafast.engine.validate import validate

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from hemafast.data.dataset import Samples
+from hemafast.data.samples import Samples
 from hemafast.preparation.image_checks import Pixels
 from hemafast.progress import SILENT, Progress, stage
 

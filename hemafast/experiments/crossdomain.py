@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
@@ -17,9 +15,10 @@ from hemafast.config import TrainConfig, to_plain
 from hemafast.data.dataset import Dataset, open_dataset
 from hemafast.errors import HemafastError
 from hemafast.evaluate.predictions import read_predictions
-from hemafast.experiments.matrix import Answers, Group, Mask, score_cells
+from hemafast.experiments.matrix import Answers, Group, score_cells
 from hemafast.experiments.plots import plot_matrix
-from hemafast.experiments.runs import Failed, Outcome, Plan, Scored, run_all, warnings_about, write_files
+from hemafast.experiments.resampled import Labels
+from hemafast.experiments.runs import Failed, Outcome, Scored, csv_of, run_all, warnings_about, write_files
 from hemafast.experiments.shortcut import POOLED, Shortcuts, check_shortcuts
 from hemafast.pages import render
 from hemafast.pictures import data_address, drawn
@@ -34,27 +33,19 @@ Result = dict[str, Any]
 
 
 def compare_domains(config: TrainConfig, shortcuts: Shortcuts | None = None, *, progress: Progress = SILENT) -> Result:
-    """Train a model on each domain and one on all, test each on each, and write the results.
+    """Train a model on each of `config.domains` (by default all) and one on all of them, and test each on each.
 
     Writes crossdomain.json, .csv, .png and .html into `config.output`, and each run into a folder below it:
-    train_DOMAIN, and pooled. A second call reuses finished runs and resumes interrupted ones.
+    train_DOMAIN, and pooled. `shortcuts` are written with the results. A second call reuses finished runs and resumes
+    interrupted ones. Returns the content of crossdomain.json; `failures` names the failed runs.
 
-    Args:
-        config: settings of every run; `domains` are the domains to compare, by default all of the data set.
-        shortcuts: results of `find_shortcuts`, to be written with the others.
-        progress: shows how far each run is.
-
-    Returns:
-        The content of crossdomain.json; `failures` names the failed runs.
-
-    Raises:
-        HemafastError: there are fewer than two domains, or a name is unknown.
-        StoppedError: a signal stopped a run; the same call resumes it.
+    Raises HemafastError if there are fewer than two domains or a name is unknown, and StoppedError if a signal stopped
+    a run.
     """
     dataset = open_dataset(config.data, config.fold)
     trained, tested = _groups(dataset, config.domains)
-    plans = [Plan(group.name, _settings(config, group)) for group in trained]
-    outcomes = dict(run_all(plans, progress=progress))
+    configs = {group.name: _settings(config, group) for group in trained}
+    outcomes = dict(run_all(configs, progress=progress))
     result = _result(config, dataset, trained, tested, outcomes) | {
         "shortcuts": None if shortcuts is None else shortcuts.to_json()
     }
@@ -104,11 +95,8 @@ def _groups(dataset: Dataset, asked: Sequence[str] | None) -> tuple[list[Group],
             "Prepare the data with another split.",
         )
     pooled = [Group(POOLED, learned)] if len(learned) > 1 else []
-    return [*map(_alone, learned), *pooled], [*map(_alone, tested), *pooled]
-
-
-def _alone(name: str) -> Group:
-    return Group(name, (name,))
+    alone = {name: Group(name, (name,)) for name in names}
+    return [alone[name] for name in learned] + pooled, [alone[name] for name in tested] + pooled
 
 
 def _settings(config: TrainConfig, group: Group) -> TrainConfig:
@@ -124,14 +112,15 @@ def _result(
     outcomes: Mapping[str, Outcome],
 ) -> Result:
     scored = {name: outcome for name, outcome in outcomes.items() if isinstance(outcome, Scored)}
-    known = {group.name: _known(dataset, group) for group in trained}
+    counts = {group.name: replace(dataset, chosen=group.domains).counts(TRAIN) for group in trained}
+    known = {name: images > 0 for name, images in counts.items()}
     answers = _answers(dataset, {name: run.folder for name, run in scored.items()})
     classes = dataset.info.classes
     return {
         "schema": SCHEMA,
         "hemafast": __version__,
         "warnings": warnings_about(scored.values()),
-        "trained": [_row(dataset, group, known[group.name], outcomes[group.name]) for group in trained],
+        "trained": [_row(group, counts[group.name], classes, outcomes[group.name]) for group in trained],
         "tested": [{"name": group.name, "domains": list(group.domains)} for group in tested],
         "cells": [asdict(cell) for cell in score_cells(answers, tested, known, classes)],
         "failures": {name: outcome.reason for name, outcome in outcomes.items() if isinstance(outcome, Failed)},
@@ -144,11 +133,6 @@ def _result(
         },
         "settings": to_plain(config),
     }
-
-
-def _known(dataset: Dataset, group: Group) -> Mask:
-    """(classes,): which classes have training images in the group."""
-    return replace(dataset, chosen=group.domains).counts(TRAIN) > 0
 
 
 def _answers(dataset: Dataset, runs: Mapping[str, Path]) -> Answers:
@@ -167,14 +151,12 @@ def _answers(dataset: Dataset, runs: Mapping[str, Path]) -> Answers:
     return Answers(labels, images["domain"].to_numpy(dtype=np.str_), predicted)
 
 
-def _row(dataset: Dataset, group: Group, known: Mask, outcome: Outcome) -> dict[str, Any]:
-    """One run: its training images, and how it went."""
-    names = dataset.info.classes
+def _row(group: Group, images: Labels, classes: Sequence[str], outcome: Outcome) -> dict[str, Any]:
     row: dict[str, Any] = {
         "name": group.name,
         "domains": list(group.domains),
-        "images": int(replace(dataset, chosen=group.domains).counts(TRAIN).sum()),
-        "absent": [name for name, there in zip(names, known, strict=True) if not there],
+        "images": int(images.sum()),
+        "absent": [name for name, count in zip(classes, images, strict=True) if not count],
         "run": None,
     }
     if isinstance(outcome, Failed):
@@ -196,28 +178,17 @@ def cells_of(result: Mapping[str, Any]) -> dict[tuple[str, str], dict[str, Any]]
 
 
 def _write(folder: Path, result: Result) -> None:
-    """All four files."""
     picture = drawn(lambda file: plot_matrix(file, result))
     page = render(
         f"experiments/{NAME}.html.j2", result=result, cells=cells_of(result), picture=data_address(picture, "png")
     )
     contents = {
         ".json": json.dumps(result, indent=2, allow_nan=False).encode() + b"\n",
-        ".csv": _csv(result).encode(),
+        ".csv": csv_of(map(_csv_row, result["cells"]), _CSV_COLUMNS),
         ".png": picture,
         ".html": page.encode(),
     }
     write_files(folder, {f"{NAME}{suffix}": content for suffix, content in contents.items()})
-
-
-def _csv(result: Result) -> str:
-    """One row per cell. Missing scores are left empty."""
-    text = io.StringIO(newline="")
-    rows = [_csv_row(cell) for cell in result["cells"]]
-    writer = csv.DictWriter(text, list(_CSV_COLUMNS), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
 
 
 _CSV_COLUMNS = (
@@ -229,6 +200,7 @@ _CSV_COLUMNS = (
 
 
 def _csv_row(cell: Mapping[str, Any]) -> dict[str, Any]:
+    """One cell; missing scores are left empty."""
     row = {"trained_on": cell["trained_on"], "tested_on": cell["tested_on"]}
     for kind, score in (("shared", cell["shared"]), ("all", cell["every"])):
         low, high = score["macro_f1"]["ci95"]

@@ -1,4 +1,4 @@
-"""The plan of a sweep: its presets, scaled down or not, their published scores, and finished runs."""
+"""The plan of a sweep: its settings, scaled down or not, and finished runs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from typing import Any
 from hemafast.config import TrainConfig, checked, to_plain, train_config
 from hemafast.data.dataset import open_dataset
 from hemafast.errors import HemafastError
-from hemafast.experiments.runs import Outcome, Plan, Scored, scored_before
+from hemafast.experiments.published import SWEEPS, refuse_unknown_experiments
+from hemafast.experiments.runs import Outcome, Scored, scored_before
 from hemafast.presets import named_preset
 
 RESULTS = "results.json"
@@ -23,29 +24,6 @@ _UNCHANGED_BY = frozenset({"data", "output", "device", "seed", "threads", "save_
 
 
 @dataclass(frozen=True, slots=True)
-class Experiment:
-    """A preset with a published score."""
-
-    preset: str
-    title: str
-    published: float
-    """Best macro-F1."""
-
-
-SWEEPS: dict[str, tuple[Experiment, ...]] = {
-    "seed-table": (
-        Experiment("baseline", "baseline", 0.8948),
-        Experiment("weighted_loss", "weighted loss", 0.8904),
-        Experiment("strong_augment", "strong augment", 0.8621),
-        Experiment("b0", "EfficientNet-B0", 0.9015),
-        Experiment("onecycle", "EfficientNet-B0 + AMP + one-cycle", 0.9073),
-    )
-}
-"""`seed-table`: the five experiments of the reference, github.com/harefi/Hematology-Challenge-HIDA, with the scores
-in its results_summary.csv."""
-
-
-@dataclass(frozen=True, slots=True)
 class Sweep:
     """The experiments to run, and those already finished."""
 
@@ -53,14 +31,12 @@ class Sweep:
     scale: float
     output: Path
     data: Path
-    experiments: tuple[Experiment, ...]
-    plans: dict[str, Plan]
-    """All experiments, by preset."""
+    configs: dict[str, TrainConfig]
+    """Settings of all experiments, by preset."""
     chosen: tuple[str, ...]
     """The presets to run now."""
     before: dict[str, Outcome]
     """Runs that earlier calls finished."""
-
     changed: tuple[str, ...]
     """Options that make the experiments differ from those published."""
 
@@ -92,28 +68,16 @@ def plan_sweep(
     file: Path | None = None,
     changes: Mapping[str, Any] | None = None,
 ) -> Sweep:
-    """Plan the runs of a sweep.
+    """Plan the runs of a sweep, or of its presets in `only`, with their folders and results in `output`.
 
-    Args:
-        name: one of SWEEPS.
-        output: folder for the runs and the results.
-        scale: share of the epochs and pixels to keep, above 0 and up to 1; see `scaled`.
-        only: presets to run; by default all of the sweep.
-        base: preset on top of which the presets of the sweep are laid.
-        file: settings file, laid between `base` and the presets of the sweep.
-        changes: settings of every run by name, on top of all others; `data` is among them.
-
-    Raises:
-        HemafastError: a name is unknown, a setting or `scale` is out of range, or the data is not prepared.
+    Settings come from the preset `base`, then the settings file `file`, then the presets of the sweep, then `changes`
+    by name, each over the ones before. `scale` is for `scaled`. Raises HemafastError if a name is unknown, a setting or
+    `scale` is out of range, or the data is not prepared.
     """
-    if name not in SWEEPS:
-        raise HemafastError(f"There is no sweep {name!r}.", f"Choose from: {', '.join(SWEEPS)}.")
+    refuse_unknown_experiments(name, only)
     if not 0 < scale <= 1:
         raise HemafastError(f"--preset-scale {scale:g} is out of range.", "Give a number above 0 and up to 1, as 0.1.")
     names = [experiment.preset for experiment in SWEEPS[name]]
-    for asked in only:
-        if asked not in names:
-            raise HemafastError(f"{name} has no experiment {asked!r}.", f"Choose from: {', '.join(names)}.")
     start = to_plain(train_config(base, file)) if base or file else {}
     given = {name: value for name, value in (changes or {}).items() if value is not None}
     configs = {preset: _settings(start, preset, {**given, "output": output / preset}, scale) for preset in names}
@@ -123,8 +87,7 @@ def plan_sweep(
         scale=scale,
         output=output,
         data=data,
-        experiments=SWEEPS[name],
-        plans={preset: Plan(preset, config) for preset, config in configs.items()},
+        configs=configs,
         chosen=tuple(preset for preset in names if not only or preset in only),
         before=_finished_before(output, configs, open_dataset(data).info.fingerprint),
         changed=(

@@ -26,9 +26,8 @@ def plot_matrix(target: Target, result: Mapping[str, Any]) -> None:
         place = rows.index(cell["trained_on"]), columns.index(cell["tested_on"])
         score = cell["shared"]["macro_f1"]["value"]
         values[place] = np.nan if score is None else score
-        dark = score is not None and score > _DARK
-        axis.text(place[1], place[0], _cell_text(cell["shared"]), ha="center", va="center", fontsize=9)
-        axis.texts[-1].set_color("white" if dark else "black")
+        colour = "white" if score is not None and score > _DARK else "black"
+        axis.text(place[1], place[0], _cell_text(cell["shared"]), ha="center", va="center", fontsize=9, color=colour)
     axis.imshow(values, cmap="Blues", vmin=0, vmax=1, aspect="auto")
     axis.set_xticks(range(len(columns)), map(short, columns), parse_math=False)
     axis.set_yticks(range(len(rows)), map(short, rows), parse_math=False)

@@ -25,11 +25,6 @@ class Estimate:
     value: float | None
     ci95: tuple[float | None, float | None]
 
-    @property
-    def low(self) -> float:
-        """The lower end; nan if undefined."""
-        return float("nan") if self.ci95[0] is None else self.ci95[0]
-
 
 def estimate(scores: Scores) -> Estimate:
     """One score with its percentile interval, from scores (1 + resamples,)."""

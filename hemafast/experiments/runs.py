@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import csv
 import gc
+import io
 import logging
-import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from operator import methodcaller
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from hemafast.config import TrainConfig
 from hemafast.data.dataset import open_dataset
 from hemafast.engine.checkpoint import DRAWN_WARNING, read_card
+from hemafast.engine.distributed import refuse_several
 from hemafast.engine.trainer import train
 from hemafast.errors import HemafastError, StoppedError
 from hemafast.evaluate.evaluate import Metrics, evaluate_run
@@ -24,14 +27,6 @@ from hemafast.report.page import write_report
 from hemafast.run_folder import BEST, PREDICTIONS, read_metrics
 
 logger = logging.getLogger("hemafast")
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """A planned run: a name, and settings whose `output` no other plan shares."""
-
-    name: str
-    config: TrainConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,26 +47,17 @@ class Failed:
 Outcome = Scored | Failed
 
 
-def run_all(plans: Sequence[Plan], *, progress: Progress = SILENT) -> Iterator[tuple[str, Outcome]]:
-    """Train and evaluate plans one after the other.
+def run_all(configs: Mapping[str, TrainConfig], *, progress: Progress = SILENT) -> Iterator[tuple[str, Outcome]]:
+    """Train and evaluate runs one after the other, and yield the name and the outcome of each run as it ends.
 
-    Args:
-        plans: the runs. Finished ones are reused, interrupted ones resume.
-        progress: shows how far each run is.
-
-    Returns:
-        The name and the outcome of each run as it ends. An error in a run is its outcome.
-
-    Raises:
-        StoppedError: a signal stopped a run; the same call resumes it.
-        HemafastError: torchrun started several processes.
+    Each of `configs` has an `output` of its own. Finished runs are reused, interrupted runs resume, and an error in a
+    run is its outcome. Raises StoppedError if a signal stopped a run, which the same call resumes, and HemafastError if
+    torchrun started several processes.
     """
-    started = os.environ.get("WORLD_SIZE", "1")
-    if started != "1":
-        raise HemafastError(f"torchrun started {started} processes.", "Start the command without torchrun.")
-    for number, plan in enumerate(plans, start=1):
-        logger.info("%s: run %d of %d", plan.name, number, len(plans))
-        yield plan.name, _outcome(plan, progress)
+    refuse_several()
+    for number, (name, config) in enumerate(configs.items(), start=1):
+        logger.info("%s: run %d of %d", name, number, len(configs))
+        yield name, _outcome(name, config, progress)
         _free_memory()
 
 
@@ -99,24 +85,29 @@ def write_files(folder: Path, contents: Mapping[str, bytes]) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name, content in contents.items():
-            write_whole(folder / name, partial(_write, content))
+            write_whole(folder / name, methodcaller("write_bytes", content))
     except OSError as error:
         raise HemafastError(f"{folder} cannot be written ({error}).", "Name another --output.") from error
 
 
-def _write(content: bytes, file: Path) -> None:
-    file.write_bytes(content)
+def csv_of(rows: Iterable[Mapping[str, Any]], columns: Sequence[str]) -> bytes:
+    """Rows as CSV. Missing values and None are left empty."""
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue().encode()
 
 
-def _outcome(plan: Plan, progress: Progress) -> Outcome:
+def _outcome(name: str, config: TrainConfig, progress: Progress) -> Outcome:
     try:
-        return _train_and_score(plan.config, progress)
+        return _train_and_score(config, progress)
     except StoppedError:
         raise
     except Exception as error:  # the others may succeed: smaller ones fit into memory
         logger.debug("raised here", exc_info=error)
         reason = str(error) if isinstance(error, HemafastError) else f"{type(error).__name__}: {error}"
-        logger.error("%s failed: %s", plan.name, reason)
+        logger.error("%s failed: %s", name, reason)
         return Failed(" ".join(reason.split()))
 
 

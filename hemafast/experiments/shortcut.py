@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from hemafast.data.dataset import Dataset, Samples
+from hemafast.data.dataset import Dataset
+from hemafast.data.samples import Samples
 from hemafast.errors import name_some
 from hemafast.evaluate.metrics import count_scores
 from hemafast.experiments.border import Features, border_features, border_pixels
@@ -56,7 +57,8 @@ class Guesses:
 
     def knows(self, name: str) -> bool:
         """Whether the whole interval of the balanced accuracy is above chance."""
-        return self.by[name].above_chance.low > 0
+        low, _ = self.by[name].above_chance.ci95
+        return low is not None and low > 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,13 +104,9 @@ class Shortcuts:
             case True, True:
                 said = f"A shortcut is open: {seen}, and {tied}"
             case True, False:
-                said = (
-                    f"The domain shows but says nothing about the class: {seen}, and each class is in several domains"
-                )
+                said = f"The domain shows, but says nothing about the class: {seen}; each class is in several domains"
             case False, True:
-                said = (
-                    f"The domain says something about the class ({tied}), but the border alone does not show the domain"
-                )
+                said = f"The domain says something about the class ({tied}), but the border does not show the domain"
             case _:
                 said = "Neither check finds a shortcut; this does not prove that no shortcut exists"
         within = " and ".join(f"{name} ({_found(self.label[name])})" for name in self.border_tells_class)
@@ -126,12 +124,9 @@ def _found(guesses: Guesses) -> str:
 
 
 def check_shortcuts(dataset: Dataset, domains: Sequence[str], *, progress: Progress = SILENT) -> Shortcuts:
-    """Measure what domain and border predict; guesses are learned on training images, scored on validation images.
+    """Measure what domain and border predict, between `domains` that all have training and validation images.
 
-    Args:
-        dataset: a prepared data set.
-        domains: the domains to compare; each has training and validation images.
-        progress: shows how many borders are read.
+    Guesses are learned on training images and scored on validation images.
     """
     from sklearn.metrics import normalized_mutual_info_score
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from collections.abc import Mapping, Sequence
 from textwrap import fill
@@ -12,11 +10,12 @@ from typing import Any
 import numpy as np
 
 from hemafast import __version__
-from hemafast.config import to_plain
+from hemafast.config import TrainConfig, to_plain
 from hemafast.data.dataset import Dataset, open_dataset
-from hemafast.experiments.plan import RESULTS, Experiment, Sweep
+from hemafast.experiments.plan import RESULTS, Sweep
 from hemafast.experiments.plots import plot_summary
-from hemafast.experiments.runs import Failed, Outcome, Plan, Scored, run_all, warnings_about, write_files
+from hemafast.experiments.published import SWEEPS, Experiment
+from hemafast.experiments.runs import Failed, Outcome, Scored, csv_of, run_all, warnings_about, write_files
 from hemafast.pictures import confusion_figure, drawn, save
 from hemafast.preparation.split import TRAIN, VAL
 from hemafast.progress import SILENT, Progress
@@ -47,30 +46,20 @@ def run_sweep(sweep: Sweep, *, progress: Progress = SILENT) -> Result:
 
     Writes results.json, results_summary.csv, summary_f1.png, results.md and conf_matrix_NAME.png into the sweep's
     output, and each run into a folder below it. A second call reuses finished runs and resumes interrupted ones.
-
-    Args:
-        sweep: from `plan_sweep`.
-        progress: shows how far each run is.
-
-    Returns:
-        The content of results.json; `failures` names the failed runs.
-
-    Raises:
-        StoppedError: a signal stopped a run; the same call resumes it.
+    Returns the content of results.json; `failures` names failed runs. Raises StoppedError if a signal stopped a run.
     """
     outcomes = dict(sweep.before)
-    write_results(sweep, outcomes)
-    for name, outcome in run_all([sweep.plans[name] for name in sweep.chosen], progress=progress):
+    result = _write_results(sweep, outcomes)
+    for name, outcome in run_all({name: sweep.configs[name] for name in sweep.chosen}, progress=progress):
         outcomes[name] = outcome
         if isinstance(outcome, Scored):
             picture = _confusion(outcome, fill(f"{name} of {sweep.headline}", _TITLE))
             write_files(sweep.output, {f"conf_matrix_{name}.png": picture})
-        write_results(sweep, outcomes)
-    return result_of(sweep, outcomes)
+        result = _write_results(sweep, outcomes)
+    return result
 
 
-def result_of(sweep: Sweep, outcomes: Mapping[str, Outcome]) -> Result:
-    """The results as plain data."""
+def _result(sweep: Sweep, outcomes: Mapping[str, Outcome]) -> Result:
     dataset = open_dataset(sweep.data)
     info = dataset.info
     return {
@@ -83,8 +72,8 @@ def result_of(sweep: Sweep, outcomes: Mapping[str, Outcome]) -> Result:
         "warnings": warnings_about(run for run in outcomes.values() if isinstance(run, Scored)),
         "domains": list(info.domains),
         "experiments": [
-            _row(experiment, sweep.plans[experiment.preset], outcomes.get(experiment.preset))
-            for experiment in sweep.experiments
+            _row(experiment, sweep.configs[experiment.preset], outcomes.get(experiment.preset))
+            for experiment in SWEEPS[sweep.name]
         ],
         "failures": {name: outcome.reason for name, outcome in outcomes.items() if isinstance(outcome, Failed)},
         "notes": [SOURCE, f"{OURS} {_data_note(dataset)}"],
@@ -107,27 +96,22 @@ def _data_note(dataset: Dataset) -> str:
     )
 
 
-def _row(experiment: Experiment, plan: Plan, outcome: Outcome | None) -> dict[str, Any]:
+def _row(experiment: Experiment, config: TrainConfig, outcome: Outcome | None) -> dict[str, Any]:
     """One experiment; without numbers if it was not run."""
     row = {
         "experiment": experiment.preset,
         "title": experiment.title,
         "published": experiment.published,
-        "model": plan.config.model,
-        "epochs": plan.config.epochs,
-        "image_size": plan.config.image_size,
-        "seed": plan.config.seed,
-        "settings": to_plain(plan.config),
+        "model": config.model,
+        "epochs": config.epochs,
+        "image_size": config.image_size,
+        "seed": config.seed,
+        "settings": to_plain(config),
         "status": FAILED if isinstance(outcome, Failed) else NOT_RUN,
-        "best_val_f1": None,
-        "ci95": [None, None],
-        "by_domain": {},
-        "seconds": None,
-        "images_per_second": None,
-        "run": None,
     }
     if not isinstance(outcome, Scored):
-        return row
+        numbers = ("best_val_f1", "seconds", "images_per_second", "run")
+        return row | dict.fromkeys(numbers) | {"ci95": [None, None], "by_domain": {}}
     metrics = outcome.metrics
     return row | {
         "status": DONE,
@@ -140,16 +124,18 @@ def _row(experiment: Experiment, plan: Plan, outcome: Outcome | None) -> dict[st
     }
 
 
-def write_results(sweep: Sweep, outcomes: Mapping[str, Outcome]) -> None:
+def _write_results(sweep: Sweep, outcomes: Mapping[str, Outcome]) -> Result:
     """Write tables and summary. Raises HemafastError if the output cannot be written."""
-    result = result_of(sweep, outcomes)
+    result = _result(sweep, outcomes)
+    rows = [_csv_row(row, result) for row in result["experiments"]]
     contents = {
         RESULTS: json.dumps(result, indent=2, allow_nan=False).encode() + b"\n",
-        SUMMARY: summary_csv(result).encode(),
+        SUMMARY: csv_of(rows, list(rows[0])),
         PICTURE: drawn(lambda file: plot_summary(file, result["experiments"], fill(result["headline"], _TITLE))),
         PAGE: results_page(result).encode(),
     }
     write_files(sweep.output, contents)
+    return result
 
 
 def _confusion(run: Scored, title: str) -> bytes:
@@ -158,17 +144,8 @@ def _confusion(run: Scored, title: str) -> bytes:
     return drawn(lambda file: save(figure, file))
 
 
-def summary_csv(result: Mapping[str, Any]) -> str:
-    """The reference's two columns, then ours; empty cells and a status for experiments not run."""
-    text = io.StringIO(newline="")
-    rows = [_csv_row(row, result) for row in result["experiments"]]
-    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
-
-
 def _csv_row(row: Mapping[str, Any], result: Mapping[str, Any]) -> dict[str, Any]:
+    """One experiment: the reference's two columns, then ours. Experiments not run have only a status."""
     low, high = row["ci95"]
     return {
         "experiment": row["experiment"],

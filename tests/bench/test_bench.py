@@ -6,15 +6,14 @@ from itertools import count
 import psutil
 import pytest
 
-from hemafast.bench.effort import bench_settings
 from hemafast.bench.headroom import bound_by, headroom
 from hemafast.bench.result import BenchFacts
 from hemafast.bench.run import _ratio, run_bench
-from hemafast.bench.settings import Bench
+from hemafast.bench.settings import Bench, bench_settings
 from hemafast.bench.stations import RATIOS, groups
 from hemafast.bench.worker import Done, Round, Worker
 from hemafast.errors import HemafastError
-from hemafast.progress import Silent
+from hemafast.progress import Progress
 
 
 def result_at(loader: float, step: float, whole: float, *, memory: float = 60.0, **more):
@@ -89,8 +88,8 @@ def test_ceilings_are_rates_of_images():
 
 
 def test_ratios_are_paired_by_round():
-    ours = [Round(images, 2.0, 0.0) for images in (100, 40, 300)]
-    plain = [Round(images, 1.0, 0.0) for images in (10, 20, 30)]
+    ours = [Round(images, 2.0, *[0] * 6) for images in (100, 40, 300)]
+    plain = [Round(images, 1.0, *[0] * 6) for images in (10, 20, 30)]
     # The medians alone would give 50 / 20 = 2.5; round by round it is 5, 1, 5.
     assert _ratio(ours, plain) == {"median": 5.0, "min": 1.0, "max": 5.0}
 
@@ -200,7 +199,7 @@ def bench(prepared) -> Bench:
     return Bench(settings, loader_batch_size=8)
 
 
-class Told(Silent):
+class Told(Progress):
     """Remembers the rounds that began: station, rounds done, rounds in all."""
 
     def __init__(self):

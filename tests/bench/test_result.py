@@ -91,8 +91,8 @@ def test_what_was_written_is_read_back(tmp_path, result):
 
 
 BROKEN = {
-    "an older version": (lambda result: result.update(schema=1), "has version 1 of the format; this hemafast reads 2"),
-    "no version": (lambda result: result.pop("schema"), "no result of a bench .schema: Field required"),
+    "an older version": (lambda result: result.update(schema=1), "has format 1, not 2"),
+    "no version": (lambda result: result.pop("schema"), "not the result of a bench .schema: Field required"),
     "no warm-up": (lambda result: result.update(warm_up_rounds=0), "warm_up_rounds"),
     "too few rounds": (lambda result: result.update(rounds=2), "rounds: Input should be greater"),
     "rounds that are missing": (
@@ -121,7 +121,7 @@ def test_a_file_that_is_no_result_is_refused_by_name_and_place(tmp_path, result,
 def test_a_file_that_is_no_json_object_is_refused(tmp_path, text):
     file = tmp_path / "bench.json"
     file.write_bytes(text.encode("utf-16", "surrogatepass") if text == "\ud83d" else text.encode())
-    with pytest.raises(HemafastError, match=r"bench\.json is no (JSON|result)"):
+    with pytest.raises(HemafastError, match=r"bench\.json is not (JSON|the result)"):
         read_result(file)
 
 
@@ -152,10 +152,10 @@ def test_a_comparison_says_what_else_differs(result):
     after["stations"]["memory copy"] = station([30.0, 31.0, 32.0])
     del after["stations"]["forward"]
     assert compare(result, after).lines() == [
-        "not the same: batch_size: 32 before, 64 after",
-        "not the same: data: abc before, def after",
-        "not the same: gpu: None before, H100 after",
-        "only one of them has forward",
+        "different: batch_size: 32 before, 64 after",
+        "different: data: abc before, def after",
+        "different: gpu: None before, H100 after",
+        "only one result has forward",
         "the machine itself was faster: memory copy 2.83x",
     ]
     assert compare(result, result).lines() == []
@@ -212,4 +212,4 @@ def test_the_command_shows_draws_and_compares_files_without_measuring(tmp_path, 
 def test_the_command_refuses_a_file_to_compare_with_before_it_measures(tmp_path, prepared):
     done = hemafast("bench", "--data", prepared.folder, "--compare", written(tmp_path, "{}"))
     assert done.returncode == 2
-    assert "bench.json is no result of a bench" in done.stderr
+    assert "bench.json is not the result of a bench" in done.stderr

@@ -10,8 +10,7 @@ import psutil
 import pytest
 from scipy import stats
 
-from hemafast.bench.effort import bench_settings
-from hemafast.bench.settings import Bench
+from hemafast.bench.settings import Bench, bench_settings
 from hemafast.bench.worker import Done, Round
 from hemafast.pictures import pixels_of
 from hemafast.preparation.schema import DatasetInfo
@@ -30,7 +29,8 @@ def counted(bench):
 
 
 def round_of(images=100, seconds=1.0, **more):
-    return Round(images=images, seconds=seconds, cpu_seconds=2 * seconds, **more)
+    others = dict.fromkeys(("waited", "page_faults", "peak_memory", "peak_device_memory"), 0)
+    return Round(**{"images": images, "seconds": seconds, "cpu_seconds": 2 * seconds, "steps": 1} | others | more)
 
 
 @pytest.fixture
@@ -139,7 +139,7 @@ def test_an_epoch_of_training_is_as_long_as_asked_for(bench):
 
 def test_sizes_reach_the_station(bench):
     def asked(given):
-        yield Done(given.image_size)
+        yield Done(given.settings.image_size)
 
     assert next(scaling.sized(asked, 96, bench)).images == 96
 

@@ -480,3 +480,111 @@ def test_a_position_that_lacks_something_is_refused(train_samples):
         del state[name]
         with pytest.raises(HemafastError):
             loader.load_state_dict(state)
+
+
+# The public contract
+
+
+@pytest.fixture(scope="module")
+def public(dataset):
+    """`public(split="train", **options)`: a loader as `hf.open_dataset(...).loader` makes it."""
+
+    def make(split="train", **options):
+        return dataset.loader(split, **{"batch_size": 8, "size": EXACT, "threads": 1, "process": Process(), **options})
+
+    return make
+
+
+def _alike(first, second) -> bool:
+    """Whether two lists of (images, labels) are bit for bit the same."""
+    first, second = list(first), list(second)
+    return len(first) == len(second) and all(
+        torch.equal(a, b) for one, other in zip(first, second, strict=True) for a, b in zip(one, other, strict=True)
+    )
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_iterating_gives_images_and_labels_and_is_one_epoch(public, dataset, split):
+    loader, samples = public(split), dataset.samples(split)
+    batches = list(loader)
+    assert len(batches) == len(loader) == -(-len(samples) // 8)
+    for images, labels in batches:
+        assert images.dtype == torch.uint8
+        assert images.shape == (len(labels), 3, EXACT, EXACT)
+        assert images.is_contiguous(memory_format=torch.channels_last)
+        assert labels.dtype == torch.int64
+    assert sorted(torch.cat([labels for _, labels in batches]).tolist()) == sorted(samples.labels.tolist())
+    assert _alike(loader, batches) == (split == "val")  # the next epoch of training is another one
+
+
+@pytest.mark.parametrize("options", [{}, {"policy": "strong", "sampler": "balanced"}, {"source": "files"}])
+def test_iterating_resumes_from_every_position_of_an_epoch(public, options):
+    running = public(**options)
+    states, batches = [running.state_dict()], []
+    for batch in running:
+        batches.append(batch)
+        states.append(running.state_dict())
+    following = list(running)
+    for position, state in enumerate(states):
+        loader = public(**options)
+        loader.load_state_dict(json.loads(json.dumps(state)))
+        if position < len(loader):  # the state after the last batch is the start of the next epoch
+            assert _alike(loader, batches[position:])
+        assert _alike(loader, following)
+
+
+def test_set_epoch_jumps_and_keeps_the_rest_of_a_restored_epoch(public):
+    running = public()
+    epochs = [list(running) for _ in range(4)]
+    loader = public()
+    for epoch in (3, 1, 1, 0):
+        loader.set_epoch(epoch)
+        assert _alike(loader, epochs[epoch])
+    assert _alike(loader, epochs[1])  # the next one follows by itself
+    begun = iter(loader)
+    next(begun), next(begun)
+    state = loader.state_dict()
+    for epoch, expected in ((2, epochs[2][2:]), (3, epochs[3])):
+        restored = public()
+        restored.load_state_dict(state)
+        restored.set_epoch(epoch)
+        assert _alike(restored, expected)
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_two_processes_iterate_over_every_image_once(public, dataset, split):
+    """Under the policy `none` an image is the centre of its square, whichever process has it."""
+    seen = [
+        (image.tobytes(), label)
+        for rank in range(2)
+        for images, labels in public(split, policy="none", process=Process(rank, 2))
+        for image, label in zip(images.permute(0, 2, 3, 1).numpy(), labels.tolist(), strict=True)
+    ]
+    samples = dataset.samples(split)
+    squares = np.asarray(samples.packed)[:, 4:60, 4:60]
+    assert sorted(seen) == sorted(
+        (square.tobytes(), label) for square, label in zip(squares, samples.labels.tolist(), strict=True)
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"split": "val", "policy": "basic"}, "policy = 'basic'"),
+        ({"split": "test"}, "split = 'test'"),
+        ({"device": "tpu"}, "device = 'tpu'"),
+        ({"source": "disk"}, "source = 'disk'"),
+        ({"policy": "wild"}, "no policy 'wild'"),
+        ({"sampler": "rare"}, "no sampler 'rare'"),
+    ],
+)
+def test_an_argument_that_makes_no_sense_is_refused_by_name_and_value(public, options, named):
+    with pytest.raises(HemafastError, match=named):
+        public(**options)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_missing_is_refused(public):
+    with pytest.raises(HemafastError, match="no GPU"):
+        public(device="cuda")
+    assert next(iter(public(device="auto")))[0].device.type == "cpu"

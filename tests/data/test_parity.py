@@ -7,9 +7,10 @@ from PIL import Image
 from torchvision import transforms
 
 from hemafast.config import PrepareConfig
-from hemafast.data.dataset import Samples, open_dataset
+from hemafast.data.dataset import open_dataset
 from hemafast.data.graph import GraphShape
 from hemafast.data.loader import eval_loader
+from hemafast.data.samples import Samples
 from hemafast.preparation.build import prepare
 
 LARGEST, MEAN = 3, 0.5

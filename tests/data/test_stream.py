@@ -65,12 +65,12 @@ def test_validation_keeps_its_batches_full():
 
 
 def test_too_few_images_for_the_processes_are_refused():
-    with pytest.raises(HemafastError, match="3 training images cannot be shared by 4 processes"):
+    with pytest.raises(HemafastError, match="3 training images are too few for 4 processes"):
         _stream(3, 8, world_size=4)
 
 
 def test_a_batch_of_one_is_refused_for_training():
-    with pytest.raises(HemafastError, match="batch of 1"):
+    with pytest.raises(HemafastError, match="batch size of 1"):
         _stream(9, 1)
     assert len(_stream(9, 1, shuffle=False)) == 9
 

@@ -16,10 +16,11 @@ from hemafast.config import TrainConfig, to_json
 from hemafast.data.graph import GraphShape
 from hemafast.data.loader import eval_loader
 from hemafast.engine import hooks
-from hemafast.engine.build import build_run, synchronised
+from hemafast.engine.build import build_run
 from hemafast.engine.checkpoint import load_best, load_last
 from hemafast.engine.distributed import World, joined, restarts
 from hemafast.engine.journal import read_rows
+from hemafast.engine.learner import synchronised
 from hemafast.engine.machine import Machine
 from hemafast.engine.plan import settle
 from hemafast.engine.step import Totals, update_plan

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hemafast.engine.duration import TICKS, EpochCount, TimeBudget, seconds_to_end, size_at
-from hemafast.engine.run import RunState
+from hemafast.engine.state import RunState
 
 
 def test_a_counted_course_is_over_behind_its_last_epoch():

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from hemafast.cli.live import LiveProgress
 from hemafast.engine.journal import Journal, column, logger, read_rows
-from hemafast.engine.run import RunState
+from hemafast.engine.state import RunState
 from hemafast.engine.step import Totals
 from hemafast.errors import HemafastError
 from hemafast.run_folder import LOG, LOG_TABLE

@@ -7,41 +7,41 @@ import pytest
 from hemafast.config import PrepareConfig
 from hemafast.engine.step import TrainStep
 from hemafast.errors import HemafastError, StoppedError
-from hemafast.experiments.runs import Failed, Plan, Scored, run_all, scored_before, write_files
+from hemafast.experiments.runs import Failed, Scored, run_all, scored_before, write_files
 from hemafast.preparation.build import prepare
 from hemafast.run_folder import read_metrics
 
 
 @pytest.fixture
-def plan(settings, tmp_path):
-    return Plan("one", settings(tmp_path / "out"))
+def config(settings, tmp_path):
+    return settings(tmp_path / "out")
 
 
-def test_a_run_is_trained_and_scored_and_then_found(plan, dataset, updates, evaluations):
-    ((name, outcome),) = run_all([plan])
+def test_a_run_is_trained_and_scored_and_then_found(config, dataset, updates, evaluations):
+    ((name, outcome),) = run_all({"one": config})
     assert (name, len(updates)) == ("one", 6)
     assert outcome.metrics == read_metrics(outcome.folder)
-    assert list(run_all([plan])) == [("one", outcome)]
+    assert list(run_all({"one": config})) == [("one", outcome)]
     assert (len(updates), len(evaluations)) == (6, 1)
     assert scored_before(outcome.folder, dataset.info.fingerprint) == outcome
     assert scored_before(outcome.folder, "other data") is None
 
 
-def test_every_run_has_its_page(plan):
-    ((_, outcome),) = run_all([plan])
+def test_every_run_has_its_page(config):
+    ((_, outcome),) = run_all({"one": config})
     assert (outcome.folder / "report.html").is_file()
 
 
-def test_a_run_that_lost_its_scores_is_scored_again(plan, updates, evaluations):
-    ((_, outcome),) = run_all([plan])
+def test_a_run_that_lost_its_scores_is_scored_again(config, updates, evaluations):
+    ((_, outcome),) = run_all({"one": config})
     for lost in ("metrics.json", "predictions.csv"):
         (outcome.folder / lost).unlink()
-        ((_, again),) = run_all([plan])
+        ((_, again),) = run_all({"one": config})
         assert again == outcome
     assert (len(updates), len(evaluations)) == (6, 3)
 
 
-def test_a_run_that_was_stopped_is_gone_on_with(plan, updates, monkeypatch):
+def test_a_run_that_was_stopped_is_gone_on_with(config, updates, monkeypatch):
     step = TrainStep.__call__
     with monkeypatch.context() as patch:
 
@@ -52,47 +52,47 @@ def test_a_run_that_was_stopped_is_gone_on_with(plan, updates, monkeypatch):
 
         patch.setattr(TrainStep, "__call__", stop)
         with pytest.raises(StoppedError) as stopped:
-            list(run_all([plan]))
+            list(run_all({"one": config}))
     assert stopped.value.exit_code == 143
-    ((_, outcome),) = run_all([plan])
+    ((_, outcome),) = run_all({"one": config})
     assert isinstance(outcome, Scored)
     assert updates == [0, 1, 2, 3, 4, 5]
-    assert len(list(plan.config.output.iterdir())) == 1
+    assert len(list(config.output.iterdir())) == 1
 
 
-def test_a_failure_ends_no_other_run(plan, settings, tmp_path):
-    broken = Plan("broken", settings(tmp_path / "broken", weights="no_such_weights.pth"))
-    (_, failed), (_, outcome) = run_all([broken, plan])
+def test_a_failure_ends_no_other_run(config, settings, tmp_path):
+    broken = settings(tmp_path / "broken", weights="no_such_weights.pth")
+    (_, failed), (_, outcome) = run_all({"broken": broken, "one": config})
     assert isinstance(failed, Failed)
     assert "no_such_weights" in failed.reason
     assert isinstance(outcome, Scored)
 
 
-def test_whatever_is_raised_is_a_reason_of_one_line(plan, monkeypatch):
+def test_whatever_is_raised_is_a_reason_of_one_line(config, monkeypatch):
     def fail(*_, **__):
         raise RuntimeError("CUDA out of memory.\nTried to allocate")
 
     monkeypatch.setattr("hemafast.experiments.runs.train", fail)
-    assert list(run_all([plan])) == [("one", Failed("RuntimeError: CUDA out of memory. Tried to allocate"))]
+    assert list(run_all({"one": config})) == [("one", Failed("RuntimeError: CUDA out of memory. Tried to allocate"))]
 
 
 def test_a_finished_run_whose_data_was_prepared_anew_is_no_result(settings, tmp_path, prepared):
-    plan = Plan("one", settings(tmp_path / "out", data=tmp_path / "prepared"))
-    fields = {"source": prepared.folder.parent, "output": plan.config.data, "pack_sizes": (64,)}
+    config = settings(tmp_path / "out", data=tmp_path / "prepared")
+    fields = {"source": prepared.folder.parent, "output": config.data, "pack_sizes": (64,)}
     prepare(PrepareConfig(**fields))
-    ((_, first),) = run_all([plan])
+    ((_, first),) = run_all({"one": config})
     assert isinstance(first, Scored)
     prepare(PrepareConfig(**fields, seed=7))
-    ((_, second),) = run_all([plan])
+    ((_, second),) = run_all({"one": config})
     assert isinstance(second, Failed)
     assert "fingerprint" in second.reason
 
 
-def test_processes_that_torchrun_started_are_refused(plan, monkeypatch):
+def test_processes_that_torchrun_started_are_refused(config, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(HemafastError, match="without torchrun"):
-        list(run_all([plan]))
-    assert not plan.config.output.exists()
+        list(run_all({"one": config}))
+    assert not config.output.exists()
 
 
 def test_an_output_that_takes_no_files_is_an_error_that_names_it(tmp_path):

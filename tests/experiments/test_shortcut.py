@@ -152,10 +152,10 @@ def test_the_verdict_follows_from_what_was_found(nothing):
     assert nothing.verdict.startswith("Neither check finds a shortcut")
     seen = "the border alone predicts the domain (balanced accuracy 0.90, chance 0.50)"
     shown = replace(nothing, **shows).verdict
-    assert shown == f"The domain shows but says nothing about the class: {seen}, and each class is in several domains."
+    assert shown == f"The domain shows, but says nothing about the class: {seen}; each class is in several domains."
     assert replace(nothing, **tells).verdict.startswith("The domain says something about the class (the domain alone")
     assert replace(nothing, **only).verdict.startswith(
-        "The domain says something about the class (blast occurs in one domain only), but the border alone does not"
+        "The domain says something about the class (blast occurs in one domain only), but the border does not"
     )
     assert replace(nothing, **shows, **only).verdict == (
         f"A shortcut is open: {seen}, and blast occurs in one domain only."

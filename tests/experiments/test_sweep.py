@@ -15,7 +15,8 @@ from hemafast import presets
 from hemafast.config import TrainConfig
 from hemafast.errors import HemafastError
 from hemafast.experiments import sweep
-from hemafast.experiments.plan import SWEEPS, plan_sweep, scaled
+from hemafast.experiments.plan import plan_sweep, scaled
+from hemafast.experiments.published import SWEEPS
 from hemafast.run_folder import read_metrics
 
 PUBLISHED = {
@@ -203,8 +204,8 @@ def test_options_change_every_experiment_and_results_say_so(prepared, tmp_path):
     file.write_text('label_smoothing = 0.2\nmodel = "resnet34"\n', encoding="utf-8")
     changes = {"data": prepared.folder, "seed": 7, "epochs": 3, "lr": None}
     planned = plan_sweep("seed-table", output=tmp_path, base="quick", file=file, changes=changes)
-    for name, plan in planned.plans.items():
-        config, own = plan.config, presets.PRESETS[name]()
+    for name, config in planned.configs.items():
+        own = presets.PRESETS[name]()
         assert (config.preset, config.output, config.seed, config.epochs) == (name, tmp_path / name, 7, 3)
         assert config.label_smoothing == 0.2  # of the file
         assert config.schedule == "onecycle"  # of the preset it is laid on
@@ -234,7 +235,9 @@ def test_a_scale_out_of_range_is_refused_in_one_line(prepared, tmp_path, scale):
 @pytest.mark.parametrize(
     ("name", "only", "words"),
     [
-        ("seed-tables", (), "Choose from: seed-table"),
+        ("seed-tabel", (), "Did you mean seed-table"),
+        ("folds", (), "Choose from: seed-table"),
+        ("seed-table", ("base",), "Did you mean baseline"),
         ("seed-table", ("best",), "baseline, weighted_loss, strong_augment"),
     ],
 )

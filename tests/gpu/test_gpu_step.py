@@ -11,8 +11,8 @@ from torch import nn
 
 from hemafast.config import CompileMode, LossName
 from hemafast.data.loader import Batch
-from hemafast.engine.build import synchronised
 from hemafast.engine.compiling import Compiler
+from hemafast.engine.learner import synchronised
 from hemafast.engine.machine import choose_machine
 from hemafast.engine.optimizer import build_optimizer
 from hemafast.engine.step import EvalStep, Late, Mix, Totals, TrainStep, seed_batch

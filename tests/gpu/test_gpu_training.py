@@ -8,9 +8,8 @@ import pytest
 import torch
 import two_processes
 
-from hemafast.bench.effort import bench_settings
 from hemafast.bench.run import run_bench
-from hemafast.bench.settings import Bench
+from hemafast.bench.settings import Bench, bench_settings
 from hemafast.bench.stations import groups
 from hemafast.config import CompileMode, to_json
 from hemafast.engine.checkpoint import load_last

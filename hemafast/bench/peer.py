@@ -1,4 +1,4 @@
-"""The plain PyTorch script's side: the reference's loader, and a step as it comes."""
+"""Stations of the peer, a plain PyTorch script: the loader of the reference, and a training step with all defaults."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from typing import TYPE_CHECKING, Any
 
 from hemafast.bench.settings import Bench, wait_for
 from hemafast.bench.worker import Done, Station
-from hemafast.data.dataset import Samples
+from hemafast.data.samples import Samples
 
 if TYPE_CHECKING:
     import torch
 
 
 def torchvision_loader(bench: Bench) -> Station:
-    """The reference pipeline's loader: PIL, its transforms, as many worker processes as our loader has threads."""
+    """The loader of the reference: Pillow, its transforms, and one worker process for each thread of our loader."""
     from torch.utils.data import DataLoader
     from torchvision import transforms
 
-    side = bench.image_size
+    side = bench.settings.image_size
     reference = transforms.Compose(
         [
             transforms.Resize(round(side * 8 / 7)),
@@ -30,9 +30,8 @@ def torchvision_loader(bench: Bench) -> Station:
             transforms.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
         ]
     )
-    files: Any = _Files(bench.samples, reference)
     batches: Any = DataLoader(
-        files,
+        _Files(bench.samples, reference),  # type: ignore[arg-type] # not a subclass: torch is imported late
         batch_size=bench.loader_batch_size,
         shuffle=True,
         num_workers=bench.machine().loader_threads,
@@ -42,18 +41,18 @@ def torchvision_loader(bench: Bench) -> Station:
 
 
 def plain_step(bench: Bench) -> Station:
-    """The training step of a plain script: eager, NCHW, fp32, AdamW and allocator as they come."""
+    """A plain training step: eager, NCHW, fp32, default AdamW and allocator."""
     import timm
     import torch
 
     from hemafast.model import sized_options
 
-    device, classes = bench.machine().device, bench.classes
-    sized = sized_options(bench.model, bench.image_size)
-    model = timm.create_model(bench.model, num_classes=classes, **sized).to(device).train()
+    device, classes = bench.machine().device, len(bench.dataset.classes)
+    name, side = bench.settings.model, bench.settings.image_size
+    model = timm.create_model(name, num_classes=classes, **sized_options(name, side)).to(device).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
     loss_of = torch.nn.CrossEntropyLoss()
-    images = torch.randn(bench.batch_size, 3, bench.image_size, bench.image_size, device=device)
+    images = torch.randn(bench.batch_size, 3, side, side, device=device)
     labels = torch.randint(0, classes, (bench.batch_size,), device=device)
     while True:
         optimizer.zero_grad()
@@ -64,7 +63,7 @@ def plain_step(bench: Bench) -> Station:
 
 
 class _Files:
-    """The split's files as a map-style data set: Pillow image, then `transform`."""
+    """The files of a split as a map-style data set of transformed Pillow images."""
 
     def __init__(self, samples: Samples, transform: Callable[[Any], torch.Tensor]) -> None:
         self._paths, self._labels, self._transform = samples.paths, samples.labels, transform

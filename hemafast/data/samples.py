@@ -1,0 +1,55 @@
+"""The images of one split, as loaders take them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+
+from hemafast.preparation.pixels import Windows
+from hemafast.preparation.reader import PackedPixels
+from hemafast.preparation.webdataset import Members
+
+
+@dataclass(frozen=True, slots=True)
+class Samples:
+    """The images of one split, in shard order."""
+
+    paths: tuple[str, ...]
+    """Files of encoded bytes, absolute."""
+    labels: npt.NDArray[np.int64]
+    """Index of each image's class."""
+    domains: npt.NDArray[np.str_]
+    """Name of each image's domain."""
+    windows: Windows
+    """(images, 4): the part of each file that the packed square shows."""
+    packed: PackedPixels
+    """One square uint8 (size, size, 3) per image, memory-mapped."""
+    sizes: npt.NDArray[np.int64]
+    """Bytes of each encoded file."""
+    split: str
+    """ "train" or "val"; of a fold: "fold0-train"."""
+    fingerprint: str
+    """Fingerprint of the data set."""
+    members: Callable[[], Members]
+    """Places of the encoded bytes in the tars of the data set. Raises HemafastError if it has none."""
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def select(self, rows: npt.NDArray[np.int64]) -> Samples:
+        """Some of these images, by position."""
+        return replace(
+            self,
+            paths=tuple(self.paths[row] for row in rows),
+            packed=self.packed.select(rows),
+            members=lambda: self.members().select(rows),
+            **{name: getattr(self, name)[rows] for name in ("labels", "domains", "windows", "sizes")},
+        )
+
+    @property
+    def packed_size(self) -> int:
+        """Side of the packed squares in pixels."""
+        return self.packed.size
