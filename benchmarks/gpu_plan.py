@@ -23,7 +23,7 @@ from hemafast.errors import HemafastError
 from hemafast.presets import PRESETS
 
 if TYPE_CHECKING:
-    from hemafast.bench.costs import Costs
+    from hemafast.bench.result import Costs
 
 ROOT = Path(__file__).resolve().parent.parent
 DAY_ONE = ROOT / "benchmarks" / "gpu_day_one.sh"

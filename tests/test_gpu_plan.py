@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import typer
 
-from hemafast.bench.costs import Costs
+from hemafast.bench.result import Costs
 from hemafast.cli import app as hemafast_app
 from hemafast.presets import PRESETS
 

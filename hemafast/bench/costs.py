@@ -6,7 +6,6 @@ Nothing is computed: the network is on torch's meta device, where tensors have s
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
 from math import prod
 from typing import Any
 
@@ -17,6 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode, conv_flop_count, flop_registry
 
+from hemafast.bench.result import Costs
 from hemafast.engine.machine import Precision
 from hemafast.model import Classifier, build_model
 
@@ -24,19 +24,6 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 """The type of the tensors in each precision."""
 
 _MOVE_NOTHING = ("empty", "_unsafe_view")  # in names of operations that touch no memory and are not marked as views
-
-
-@dataclass(frozen=True, slots=True)
-class Costs:
-    """The costs of one image."""
-
-    forward_flops: int
-    """Operations of products and convolutions; a multiplication and an addition are two."""
-    training_flops: int
-    """Forward and backward: a little less than three times the forward pass, because pixels need no gradient."""
-    forward_bytes: int
-    """Bytes that all operations read and write, each by itself, as if nothing were fused or cached."""
-    training_bytes: int
 
 
 def step_costs(name: str, classes: int, image_size: int, precision: Precision, batch_size: int = 8) -> Costs:

@@ -33,9 +33,8 @@ def decode(bench: Bench) -> Station:
 
     machine = bench.machine()
     device = current_device(machine.loader_device)
-    encoded = [
-        [np.frombuffer(Path(path).read_bytes(), np.uint8) for path in paths] for paths in _paths(bench)[:_BATCHES]
-    ]
+    files = _paths(bench)[:_BATCHES]
+    encoded = [[np.frombuffer(Path(path).read_bytes(), np.uint8) for path in paths] for paths in files]
     with Pipeline(bench.loader_batch_size, machine.loader_threads, device_id=device) as pipeline:
         images = fn.external_source(source=cycle([(batch,) for batch in encoded]), num_outputs=1, no_copy=True)[0]
         pipeline.set_outputs(decode_image(images, machine.loader_device))

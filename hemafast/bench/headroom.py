@@ -44,16 +44,12 @@ def bound_by(result: Result) -> str:
 
 
 def _next(result: Result) -> str:
-    """The first advice that applies."""
     bench, machine, room = result["bench"], result["machine"], result["headroom"]
     on_gpu, fed = machine["device"] == "cuda", room["data_with_free_step"] >= room["step_with_free_data"]
     threads, cores = int(machine["loader threads"]), int(machine["cores"])
     size, smaller = bench["image_size"], max(bench["image_size"] * 5 // 7 // _SMALLER * _SMALLER, _SMALLER)
     advice = [
-        (
-            room["reached"] > _TOO_GOOD,
-            "to measure again with nothing else running: end to end beats one of its parts",
-        ),
+        (room["reached"] > _TOO_GOOD, "to measure again with nothing else running: end to end beats one of its parts"),
         (not fed and threads < cores, f"--threads {cores}"),
         (not fed, "a policy that costs less: the table has the rate of each"),
         (on_gpu and machine["torch.compile"] == "off", "--compile on, which fuses operations that are bound by memory"),

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Annotated, Any, Literal
 
+from annotated_types import Gt
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from hemafast.bench.worker import Round
@@ -63,13 +65,17 @@ class Ratio(Spread):
     to: str
 
 
-class CostFacts(_Strict):
-    """The costs of one image, a `costs.Costs`."""
+@dataclass(frozen=True, slots=True)
+class Costs:
+    """The costs of one image."""
 
-    forward_flops: Annotated[int, Field(gt=0)]
-    training_flops: Annotated[int, Field(gt=0)]
-    forward_bytes: Annotated[int, Field(gt=0)]
-    training_bytes: Annotated[int, Field(gt=0)]
+    forward_flops: Annotated[int, Gt(0)]
+    """Operations of products and convolutions; a multiplication and an addition are two."""
+    training_flops: Annotated[int, Gt(0)]
+    """Forward and backward: a little less than three times the forward pass, because pixels need no gradient."""
+    forward_bytes: Annotated[int, Gt(0)]
+    """Bytes that all operations read and write, each by itself, as if nothing were fused or cached."""
+    training_bytes: Annotated[int, Gt(0)]
 
 
 class Headroom(_Strict):
@@ -104,7 +110,7 @@ class BenchFacts(_Strict):
     """FLOP/s."""
     memory_copy_bytes: Spread
     """Bytes/s, read and written."""
-    costs: CostFacts
+    costs: Costs
     headroom: Headroom
     bound_by: str
     """One sentence: what limits training, and what to try next."""
@@ -114,7 +120,7 @@ def read_result(file: Path) -> dict[str, Any]:
     """Read what a bench wrote to `file`. Raises HemafastError if it is unreadable or of another version."""
     remedy = "Name a file that `hemafast bench --json` wrote."
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
+        found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
         raise HemafastError(f"{file} cannot be read ({error.strerror}).", remedy) from error
     except ValueError as error:
@@ -127,8 +133,7 @@ def read_result(file: Path) -> dict[str, Any]:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
         raise HemafastError(f"{file} is not the result of a bench ({where}: {first['msg']}).", remedy) from error
-    result: dict[str, Any] = found
-    return result
+    return found
 
 
 def spread(values: list[float]) -> dict[str, float]:

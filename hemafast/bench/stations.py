@@ -55,8 +55,5 @@ def groups(device: str, *, peers: bool) -> list[Group]:
         # In a process of their own: their memory is that of training, and they are compared with each other.
         Group({STEP: training.step, WHOLE: training.end_to_end}),
     ]
-    theirs = [
-        Group({TORCHVISION: peer.torchvision_loader}, frozenset({TORCHVISION})),
-        Group({PLAIN: peer.plain_step}),
-    ]
+    theirs = [Group({TORCHVISION: peer.torchvision_loader}, frozenset({TORCHVISION})), Group({PLAIN: peer.plain_step})]
     return ours + theirs if peers else ours

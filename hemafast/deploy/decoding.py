@@ -12,9 +12,8 @@ from hemafast.deploy.crops import Crops
 from hemafast.deploy.inputs import Image, read_images
 from hemafast.preparation.image_checks import Header, Pixels, UnreadableImageError, refuse_other_pixels, verify_image
 from hemafast.preparation.pixels import SquareDecoder, centre_windows, runs_within
-from hemafast.preparation.threads import Pool
+from hemafast.preparation.threads import Pool, batches
 
-_BATCH_BYTES = 64 * 2**20  # encoded; a batch of larger files is shorter
 _UNKNOWN = Header(0, 0, "", "")
 
 
@@ -51,7 +50,9 @@ def decode_images(
     Iterate within `strict_decoders`. Raises HemafastError for a zip that was removed meanwhile.
     """
     decoder = SquareDecoder((size,), batch_size, threads, encoded=images[0].array is None)
-    for batch in _batches(images, batch_size):
+    contents = enumerate(zip(images, read_images(images), strict=True))
+    readings = (_Reading(row, image.name, data) for row, (image, data) in contents)
+    for batch in batches(readings, batch_size, lambda one: len(one.data) if isinstance(one.data, bytes) else 0):
         pool.each(_verify, batch)
         _decode([reading for reading in batch if not reading.error], crops, decoder)
         yield DecodedBatch(
@@ -59,19 +60,6 @@ def decode_images(
             squares=tuple(reading.square for reading in batch if reading.square is not None),
             errors={reading.row: reading.error for reading in batch if reading.error},
         )
-
-
-def _batches(images: Sequence[Image], batch_size: int) -> Iterator[list[_Reading]]:
-    batch: list[_Reading] = []
-    size = 0
-    for row, (image, data) in enumerate(zip(images, read_images(images), strict=True)):
-        batch.append(_Reading(row, image.name, data))
-        size += len(data) if isinstance(data, bytes) else 0
-        if len(batch) == batch_size or size >= _BATCH_BYTES:
-            yield batch
-            batch, size = [], 0
-    if batch:
-        yield batch
 
 
 def _verify(reading: _Reading) -> None:

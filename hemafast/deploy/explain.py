@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -97,14 +98,19 @@ def explain(
         for batch in batches:
             seen = _look(model, graph(batch.squares), label, method) if batch.rows else iter(())
             for row in sorted((*batch.rows, *batch.errors)):
-                image, error = plan.images[row].name, batch.errors.get(row)
-                file = folder / names[row]
-                explained.append(Explained(image, error) if error else _written(image, *next(seen), file))
+                image, file = plan.images[row].name, folder / names[row]
+                if row in batch.errors:
+                    explained.append(Explained(image, batch.errors[row]))
+                else:
+                    figure, *answer = next(seen)
+                    folder.mkdir(parents=True, exist_ok=True)
+                    write_whole(file, partial(save, figure))
+                    explained.append(Explained(image, "", file, *answer))
                 progress.advance()
     return explained
 
 
-def _look(model: Model, images: Tensor, label: str | None, method: Method) -> Iterator[tuple[Any, str, str, float]]:
+def _look(model: Model, images: Tensor, label: str | None, method: Method) -> Iterator[tuple[Any, ...]]:
     """For each of the uint8 images (n, 3, side, side) on the model's device: a figure of it, the predicted class, the
     explained class, and the probability of the latter.
     """
@@ -116,12 +122,6 @@ def _look(model: Model, images: Tensor, label: str | None, method: Method) -> It
     for pixels, best, chosen, shares in zip(pairs, predicted, explained, probabilities, strict=True):
         answer = model.classes[best], model.classes[chosen], float(shares[chosen])
         yield _figure(pixels, *answer), *answer
-
-
-def _written(image: str, figure: Any, predicted: str, explained: str, probability: float, file: Path) -> Explained:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(file, lambda part: save(figure, part))
-    return Explained(image, "", file, predicted, explained, probability)
 
 
 def _figure(pixels: tuple[Pixels, Pixels], predicted: str, explained: str, probability: float) -> Any:

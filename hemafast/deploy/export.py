@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -16,7 +14,7 @@ from hemafast.data.dataset import Dataset, open_dataset
 from hemafast.data.graph import GraphShape
 from hemafast.data.loader import eval_loader
 from hemafast.deploy.choices import Format, Layout
-from hemafast.deploy.formats import KINDS, Answer, Deployed
+from hemafast.deploy.formats import KINDS, Agreement, Answer, Deployed, Exported
 from hemafast.deploy.model_card import model_card
 from hemafast.engine.checkpoint import ModelCard, load_best, model_file
 from hemafast.errors import HemafastError
@@ -34,51 +32,6 @@ _RANDOM_BATCHES = (1, 2, 5)
 _CELLS, _CELL_BATCH = 16, 7
 
 logger = logging.getLogger("hemafast")
-
-
-@dataclass(frozen=True, slots=True)
-class Agreement:
-    """How an exported model compares with the original."""
-
-    images: int
-    """Images that both classified: random pixels and cells."""
-    cells: int
-    """How many of these are validation images of the run."""
-    same_class: int
-    """How many have the same class in both."""
-    largest_difference: float
-    """Largest difference of a logit."""
-
-
-@dataclass(frozen=True, slots=True)
-class Exported:
-    """The files that an export wrote."""
-
-    path: Path
-    card: Path
-    format: Format
-    layout: Layout | None
-    """None for weights."""
-    bytes: int
-    opset: int | None
-    """ONNX opset version; None for other formats."""
-    agreement: Agreement
-
-    def to_plain(self) -> dict[str, Any]:
-        """All fields by name, ready for JSON."""
-        plain = asdict(self)
-        agreement = plain.pop("agreement")
-        return {**plain, "path": str(self.path), "card": str(self.card), **agreement}
-
-    def told(self) -> str:
-        """The result in lines of text."""
-        found = self.agreement
-        layout = f", {self.layout}" if self.layout else ""
-        return (
-            f"{self.path}  {self.format}{layout}, {self.bytes / 1e6:.1f} MB\n{self.card}\n"
-            f"compared with the model on {found.images} images ({found.cells} cells, the rest noise): logits differ by "
-            f"{found.largest_difference:.2g} at most, {found.same_class} of {found.images} have the same class"
-        )
 
 
 def export_run(

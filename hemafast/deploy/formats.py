@@ -1,4 +1,4 @@
-"""The files that a model can be exported as: how each is made, and how it is loaded again."""
+"""The files that a model can be exported as: how each is made, described, and loaded again."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import io
 import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -56,6 +57,51 @@ class Deployed(nn.Module):
         """Logits and probabilities, float (n, classes), of uint8 (n, height, width, 3) or (n, 3, height, width)."""
         logits = self.model(images.permute(0, 3, 1, 2) if self.layout == "nhwc" else images)
         return logits, torch.softmax(logits / self.temperature, dim=1)
+
+
+@dataclass(frozen=True, slots=True)
+class Agreement:
+    """How an exported model compares with the original."""
+
+    images: int
+    """Images that both classified: random pixels and cells."""
+    cells: int
+    """How many of these are validation images of the run."""
+    same_class: int
+    """How many have the same class in both."""
+    largest_difference: float
+    """Largest difference of a logit."""
+
+
+@dataclass(frozen=True, slots=True)
+class Exported:
+    """The files that an export wrote."""
+
+    path: Path
+    card: Path
+    format: Format
+    layout: Layout | None
+    """None for weights."""
+    bytes: int
+    opset: int | None
+    """ONNX opset version; None for other formats."""
+    agreement: Agreement
+
+    def to_plain(self) -> dict[str, Any]:
+        """All fields by name, ready for JSON."""
+        plain = asdict(self)
+        agreement = plain.pop("agreement")
+        return {**plain, "path": str(self.path), "card": str(self.card), **agreement}
+
+    def told(self) -> str:
+        """The result in lines of text."""
+        found = self.agreement
+        layout = f", {self.layout}" if self.layout else ""
+        return (
+            f"{self.path}  {self.format}{layout}, {self.bytes / 1e6:.1f} MB\n{self.card}\n"
+            f"compared with the model on {found.images} images ({found.cells} cells, the rest noise): logits differ by "
+            f"{found.largest_difference:.2g} at most, {found.same_class} of {found.images} have the same class"
+        )
 
 
 def metadata_of(card: ModelCard, layout: Layout | None) -> dict[str, str]:

@@ -68,9 +68,8 @@ def heat_maps(
         cam_of = getattr(pytorch_grad_cam, _CLASSES[method])
         cam = cam_of(model, [layer], reshape_transform=lambda output: _as_map(output, model.backbone))
         parts = [slice(start, start + _BATCH) for start in range(0, len(views), _BATCH)]
-        return np.concatenate(
-            [cam(_as_input(model, views[part]), targets[part] if targets else None) for part in parts]
-        )
+        maps = [cam(_as_input(model, views[part]), targets[part] if targets else None) for part in parts]
+        return np.concatenate(maps)
 
 
 def _as_input(model: Classifier, views: Pixels) -> Tensor:

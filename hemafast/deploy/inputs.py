@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -139,16 +139,10 @@ def _images_of(path: str) -> Sequence[Image]:
 
 
 def _walk(folder: str) -> Iterator[str]:
-    """All files below a folder."""
-    for parent, folders, files in os.walk(folder, onerror=_refuse_unlisted):
+    for parent, folders, files in os.walk(folder, onerror=safety.refuse_unlisted):
         if link := next((path for name in folders if (path := Path(parent, name)).is_symlink()), None):
             raise HemafastError(f"{link} is a symbolic link to a folder.", "Name that folder itself.")
         yield from (f"{parent.rstrip('/')}/{name}" for name in files)
-
-
-def _refuse_unlisted(error: OSError) -> NoReturn:
-    """os.walk would silently skip a folder that it cannot read."""
-    raise HemafastError(f"{error.filename} cannot be listed ({error.strerror}).", "Make it readable, or remove it.")
 
 
 def _read_members(path: Path, members: Iterable[Image]) -> Iterator[bytes | OSError]:

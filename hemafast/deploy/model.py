@@ -107,12 +107,7 @@ class Model:
         return table[columns].set_axis(["path", "label", *columns[2:5], *self.classes], axis=1)
 
     def embed(
-        self,
-        images: Images,
-        *,
-        um_per_pixel: float | None = None,
-        batch_size: int = 64,
-        progress: Progress = SILENT,
+        self, images: Images, *, um_per_pixel: float | None = None, batch_size: int = 64, progress: Progress = SILENT
     ) -> npt.NDArray[np.float32]:
         """Features of images: what the network's last layer classifies, pooled over the image.
 

@@ -8,13 +8,14 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pandas as pd
 
 from hemafast import __version__
 from hemafast.data.dataset import Dataset
 from hemafast.data.geometry import window_side
+from hemafast.deploy.formats import Exported
 from hemafast.engine.checkpoint import DRAWN_WARNING, ModelCard
 from hemafast.errors import HemafastError
 from hemafast.evaluate.calibration import SENSITIVITY
@@ -23,9 +24,6 @@ from hemafast.model import Classifier
 from hemafast.pages import environment
 from hemafast.preparation.split import TRAIN
 from hemafast.run_folder import METRICS, read_metrics
-
-if TYPE_CHECKING:
-    from hemafast.deploy.export import Exported
 
 Counts = dict[str, dict[str, int]]
 """Images by domain and class."""
@@ -52,7 +50,6 @@ def model_card(exported: Exported, model: Classifier, card: ModelCard, folder: P
     templates.filters |= {"score": _score, "listed": _and}
     return templates.get_template("deploy/model_card.md.j2").render(
         exported=exported,
-        agreement=exported.agreement,
         model=model,
         card=card,
         version=__version__,

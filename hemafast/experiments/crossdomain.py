@@ -15,7 +15,7 @@ from hemafast.config import TrainConfig, to_plain
 from hemafast.data.dataset import Dataset, open_dataset
 from hemafast.errors import HemafastError
 from hemafast.evaluate.predictions import read_predictions
-from hemafast.experiments.matrix import Answers, Group, score_cells
+from hemafast.experiments.matrix import Group, score_cells
 from hemafast.experiments.plots import plot_matrix
 from hemafast.experiments.resampled import Labels
 from hemafast.experiments.runs import Failed, Outcome, Scored, csv_of, run_all, warnings_about, write_files
@@ -46,9 +46,8 @@ def compare_domains(config: TrainConfig, shortcuts: Shortcuts | None = None, *, 
     trained, tested = _groups(dataset, config.domains)
     configs = {group.name: _settings(config, group) for group in trained}
     outcomes = dict(run_all(configs, progress=progress))
-    result = _result(config, dataset, trained, tested, outcomes) | {
-        "shortcuts": None if shortcuts is None else shortcuts.to_json()
-    }
+    result = _result(config, dataset, trained, tested, outcomes)
+    result["shortcuts"] = None if shortcuts is None else shortcuts.to_json()
     _write(config.output, result)
     return result
 
@@ -114,7 +113,7 @@ def _result(
     scored = {name: outcome for name, outcome in outcomes.items() if isinstance(outcome, Scored)}
     counts = {group.name: replace(dataset, chosen=group.domains).counts(TRAIN) for group in trained}
     known = {name: images > 0 for name, images in counts.items()}
-    answers = _answers(dataset, {name: run.folder for name, run in scored.items()})
+    answers = {name: _answers(dataset, run.folder) for name, run in scored.items()}
     classes = dataset.info.classes
     return {
         "schema": SCHEMA,
@@ -122,7 +121,7 @@ def _result(
         "warnings": warnings_about(scored.values()),
         "trained": [_row(group, counts[group.name], classes, outcomes[group.name]) for group in trained],
         "tested": [{"name": group.name, "domains": list(group.domains)} for group in tested],
-        "cells": [asdict(cell) for cell in score_cells(answers, tested, known, classes)],
+        "cells": [asdict(cell) for cell in score_cells(dataset.samples(VAL), answers, tested, known, classes)],
         "failures": {name: outcome.reason for name, outcome in outcomes.items() if isinstance(outcome, Failed)},
         "data": {
             "folder": str(dataset.folder),
@@ -135,20 +134,13 @@ def _result(
     }
 
 
-def _answers(dataset: Dataset, runs: Mapping[str, Path]) -> Answers:
-    """The predictions of each run for the validation images of all domains."""
-    images = dataset.split(VAL)
-    places = {label: place for place, label in enumerate(dataset.info.classes)}
-    predicted = {}
-    for name, folder in runs.items():
-        table, _, _ = read_predictions(folder / PREDICTIONS)
-        if list(table["image"]) != list(images["path"]) or not table["predicted"].isin(places).all():
-            raise HemafastError(
-                f"{folder / PREDICTIONS} is not about {dataset.folder}.", "Run `hemafast evaluate` again."
-            )
-        predicted[name] = np.array([places[label] for label in table["predicted"]], dtype=np.int64)
-    labels = np.array([places[label] for label in images["label"]], dtype=np.int64)
-    return Answers(labels, images["domain"].to_numpy(dtype=np.str_), predicted)
+def _answers(dataset: Dataset, run: Path) -> Labels:
+    """The predictions of a run for the validation images of all domains."""
+    file, places = run / PREDICTIONS, {label: place for place, label in enumerate(dataset.info.classes)}
+    table, _, _ = read_predictions(file)
+    if list(table["image"]) != list(dataset.split(VAL)["path"]) or not table["predicted"].isin(places).all():
+        raise HemafastError(f"{file} is not about {dataset.folder}.", "Run `hemafast evaluate` again.")
+    return np.array([places[label] for label in table["predicted"]], dtype=np.int64)
 
 
 def _row(group: Group, images: Labels, classes: Sequence[str], outcome: Outcome) -> dict[str, Any]:
@@ -183,12 +175,12 @@ def _write(folder: Path, result: Result) -> None:
         f"experiments/{NAME}.html.j2", result=result, cells=cells_of(result), picture=data_address(picture, "png")
     )
     contents = {
-        ".json": json.dumps(result, indent=2, allow_nan=False).encode() + b"\n",
-        ".csv": csv_of(map(_csv_row, result["cells"]), _CSV_COLUMNS),
-        ".png": picture,
-        ".html": page.encode(),
+        f"{NAME}.json": json.dumps(result, indent=2, allow_nan=False).encode() + b"\n",
+        f"{NAME}.csv": csv_of(map(_csv_row, result["cells"]), _CSV_COLUMNS),
+        f"{NAME}.png": picture,
+        f"{NAME}.html": page.encode(),
     }
-    write_files(folder, {f"{NAME}{suffix}": content for suffix, content in contents.items()})
+    write_files(folder, contents)
 
 
 _CSV_COLUMNS = (

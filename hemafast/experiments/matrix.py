@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from hemafast.data.samples import Samples
 from hemafast.evaluate.metrics import count_scores
 from hemafast.experiments.resampled import Estimate, Labels, Matrices, Scores, estimate, resampled_confusions
 
@@ -26,16 +27,6 @@ class Group:
 
     name: str
     domains: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Answers:
-    """The validation images, and the predictions of each model for them."""
-
-    labels: Labels
-    domains: npt.NDArray[np.str_]
-    predicted: dict[str, Labels]
-    """By the name of the model's training group."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,30 +64,27 @@ class Cell:
 
 
 def score_cells(
-    answers: Answers, tested: Sequence[Group], known: Mapping[str, Mask], classes: Sequence[str]
+    images: Samples,
+    answers: Mapping[str, Labels],
+    tested: Sequence[Group],
+    known: Mapping[str, Mask],
+    classes: Sequence[str],
 ) -> Iterator[Cell]:
     """A cell for each model of `answers` and each group of `tested`.
 
-    `known` marks for each model the classes (classes,) that it had training images of.
+    `answers` holds the answers of each model to `images`, and `known` marks the classes (classes,) that it had training
+    images of, both by the name of its training group.
     """
     for test in tested:
-        rows = np.isin(answers.domains, test.domains)
-        predicted = {name: calls[rows] for name, calls in answers.predicted.items()}
-        matrices = resampled_confusions(answers.labels[rows], predicted, len(classes))
-        for name in predicted:
-            yield _cell(name, test.name, matrices, known, classes)
-
-
-def _cell(
-    trained_on: str, tested_on: str, matrices: Mapping[str, Matrices], known: Mapping[str, Mask], classes: Sequence[str]
-) -> Cell:
-    mine = matrices[trained_on]
-    present = mine[0].sum(axis=1) > 0
-    shared = present & known[trained_on]
-    drop = None
-    if tested_on != trained_on and tested_on in matrices:
-        drop = _drop(matrices[tested_on], mine, shared & known[tested_on], classes)
-    return Cell(trained_on, tested_on, _score(mine, shared, classes), _score(mine, present, classes), drop)
+        rows = np.isin(images.domains, test.domains)
+        asked = {name: calls[rows] for name, calls in answers.items()}
+        matrices = resampled_confusions(images.labels[rows], asked, len(classes))
+        present = np.bincount(images.labels[rows], minlength=len(classes)) > 0
+        for name, mine in matrices.items():
+            shared, drop = present & known[name], None
+            if test.name != name and test.name in matrices:
+                drop = _drop(matrices[test.name], mine, shared & known[test.name], classes)
+            yield Cell(name, test.name, _score(mine, shared, classes), _score(mine, present, classes), drop)
 
 
 def _score(matrices: Matrices, kept: Mask, classes: Sequence[str]) -> Score:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import gc
-import io
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,6 +10,7 @@ from operator import methodcaller
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
 
 from hemafast.config import TrainConfig
@@ -92,11 +91,8 @@ def write_files(folder: Path, contents: Mapping[str, bytes]) -> None:
 
 def csv_of(rows: Iterable[Mapping[str, Any]], columns: Sequence[str]) -> bytes:
     """Rows as CSV. Missing values and None are left empty."""
-    text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue().encode()
+    table = pd.DataFrame(list(rows), columns=list(columns), dtype=object)  # object: counts stay whole beside gaps
+    return table.to_csv(index=False, lineterminator="\n").encode()
 
 
 def _outcome(name: str, config: TrainConfig, progress: Progress) -> Outcome:

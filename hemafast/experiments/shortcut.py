@@ -7,13 +7,12 @@ something about the class (Geirhos et al. 2020, arXiv 2004.07780). Both are meas
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from hemafast.data.dataset import Dataset
-from hemafast.data.samples import Samples
 from hemafast.errors import name_some
 from hemafast.evaluate.metrics import count_scores
 from hemafast.experiments.border import Features, border_features, border_pixels
@@ -130,25 +129,26 @@ def check_shortcuts(dataset: Dataset, domains: Sequence[str], *, progress: Progr
     """
     from sklearn.metrics import normalized_mutual_info_score
 
-    train, val = (_of_domains(dataset.samples(split), domains) for split in (TRAIN, VAL))
+    train, val = (replace(dataset, chosen=tuple(domains)).samples(split) for split in (TRAIN, VAL))
     features = border_features([train, val], progress=progress)
     places = {name: index for index, name in enumerate(domains)}
     domain_of = [np.array([places[str(name)] for name in part.domains], dtype=np.int64) for part in (train, val)]
     by_domain = {
-        MAJORITY: _likeliest(domain_of[0], val),
+        MAJORITY: np.full(len(val), np.bincount(domain_of[0]).argmax()),
         BORDER_ALONE: _learned(features[0], domain_of[0], features[1]),
     }
     by_class = {
-        MAJORITY: _likeliest(train.labels, val),
-        DOMAIN: _likeliest_by(train.labels, domain_of[0], domain_of[1]),
+        MAJORITY: np.full(len(val), np.bincount(train.labels).argmax()),
+        DOMAIN: _likeliest(train.labels, domain_of[0], domain_of[1]),
         BORDER_ALONE: _learned(features[0], train.labels, features[1]),
     }
     rows = {POOLED: np.full(len(val), True)} | {name: val.domains == name for name in domains}
     classes = dataset.info.classes
+    homes = {name: set(train.domains[train.labels == label]) for label, name in enumerate(classes)}
     return Shortcuts(
         domains=tuple(domains),
         mutual_information=float(normalized_mutual_info_score(train.domains, train.labels)),
-        exclusive=_exclusive(train, classes),
+        exclusive={name: str(next(iter(there))) for name, there in homes.items() if len(there) == 1},
         border_pixels=border_pixels(train.packed_size),
         square_pixels=train.packed_size,
         domain=_guesses(domain_of[1], by_domain, len(domains)),
@@ -159,15 +159,7 @@ def check_shortcuts(dataset: Dataset, domains: Sequence[str], *, progress: Progr
     )
 
 
-def _of_domains(samples: Samples, domains: Sequence[str]) -> Samples:
-    return samples.select(np.flatnonzero(np.isin(samples.domains, list(domains))))
-
-
-def _likeliest(trained: Labels, val: Samples) -> Labels:
-    return np.full(len(val), np.bincount(trained).argmax())
-
-
-def _likeliest_by(trained: Labels, groups: Labels, asked: Labels) -> Labels:
+def _likeliest(trained: Labels, groups: Labels, asked: Labels) -> Labels:
     """For each of `asked`, the most frequent training label of its group."""
     likeliest = {group: np.bincount(trained[groups == group]).argmax() for group in np.unique(groups)}
     return np.array([likeliest[group] for group in asked], dtype=np.int64)
@@ -199,10 +191,3 @@ def _guesses(labels: Labels, answers: Mapping[str, Labels], classes: int) -> Gue
             above_chance=estimate(scores["balanced_accuracy"] - chance),
         )
     return Guesses(len(labels), len(np.unique(labels)), found)
-
-
-def _exclusive(train: Samples, classes: Sequence[str]) -> dict[str, str]:
-    homes: dict[int, list[str]] = {}
-    for label, name in sorted(set(zip(train.labels.tolist(), train.domains.tolist(), strict=True))):
-        homes.setdefault(label, []).append(name)
-    return {classes[label]: names[0] for label, names in homes.items() if len(names) == 1}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from functools import partial
 from textwrap import fill
 from typing import Any
 
@@ -53,8 +54,9 @@ def run_sweep(sweep: Sweep, *, progress: Progress = SILENT) -> Result:
     for name, outcome in run_all({name: sweep.configs[name] for name in sweep.chosen}, progress=progress):
         outcomes[name] = outcome
         if isinstance(outcome, Scored):
-            picture = _confusion(outcome, fill(f"{name} of {sweep.headline}", _TITLE))
-            write_files(sweep.output, {f"conf_matrix_{name}.png": picture})
+            confusion = {fill(f"{name} of {sweep.headline}", _TITLE): np.array(outcome.metrics["pooled"]["confusion"])}
+            figure = confusion_figure(confusion, outcome.metrics["model"]["classes"])
+            write_files(sweep.output, {f"conf_matrix_{name}.png": drawn(partial(save, figure))})
         result = _write_results(sweep, outcomes)
     return result
 
@@ -136,12 +138,6 @@ def _write_results(sweep: Sweep, outcomes: Mapping[str, Outcome]) -> Result:
     }
     write_files(sweep.output, contents)
     return result
-
-
-def _confusion(run: Scored, title: str) -> bytes:
-    confusion = np.array(run.metrics["pooled"]["confusion"])
-    figure = confusion_figure({title: confusion}, run.metrics["model"]["classes"])
-    return drawn(lambda file: save(figure, file))
 
 
 def _csv_row(row: Mapping[str, Any], result: Mapping[str, Any]) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import os
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -71,25 +71,22 @@ def entry_reader(path: Path) -> Iterator[Callable[[Entry], bytes]]:
     It raises HemafastError for a damaged entry, since other entries may be damaged too. In a zip it checks the CRC and
     the declared length.
     """
-    if path.is_dir():
-        yield lambda entry: _whole(path, entry, lambda: _read_file(path, entry))
-        return
     try:
-        file = zipfile.ZipFile(path)
+        opened = nullcontext() if path.is_dir() else zipfile.ZipFile(path)
     except _DAMAGED as error:
         raise HemafastError(f"{path} cannot be opened any more ({error}).", "Put it back and try again.") from error
-    with file:
-        yield lambda entry: _whole(path, entry, lambda: _read_member(file, entry))
+    with opened as file:
 
+        def read(entry: Entry) -> bytes:
+            try:
+                return _read_file(path, entry) if file is None else _read_member(file, entry)
+            except _DAMAGED as error:
+                remedy = "Check the disk and the file's permissions, or remove it."
+                if path.is_file():
+                    remedy = "Download it again, or unpack it and use the folder; damaged images are then quarantined."
+                raise HemafastError(f"{path}: {entry.name} is damaged ({error}).", remedy) from error
 
-def _whole(path: Path, entry: Entry, read: Callable[[], bytes]) -> bytes:
-    try:
-        return read()
-    except _DAMAGED as error:
-        remedy = "Check the disk and the file's permissions, or remove it."
-        if path.is_file():
-            remedy = "Download it again, or unpack it and use the folder; damaged images are then quarantined."
-        raise HemafastError(f"{path}: {entry.name} is damaged ({error}).", remedy) from error
+        yield read
 
 
 def _read_file(folder: Path, entry: Entry) -> bytes:
@@ -172,7 +169,7 @@ def _domain(path: Path) -> str:
 
 
 def _folder_entries(path: Path) -> Iterator[Entry]:
-    for folder, folders, files in os.walk(path, onerror=_refuse_unlisted):
+    for folder, folders, files in os.walk(path, onerror=safety.refuse_unlisted):
         for name in (*folders, *files):
             whole = Path(folder, name)
             if whole.is_symlink():
@@ -185,11 +182,6 @@ def _folder_entries(path: Path) -> Iterator[Entry]:
             if not whole.is_file():
                 raise HemafastError(f"{whole} is not a regular file.", "Remove it.")
             yield Entry(relative, status.st_size, f"{status.st_mtime_ns}")
-
-
-def _refuse_unlisted(error: OSError) -> None:
-    """os.walk would skip a folder that it cannot read, and the cells in it."""
-    raise HemafastError(f"{error.filename} cannot be listed ({error.strerror}).", "Make it readable, or remove it.")
 
 
 def zip_entries(path: Path) -> Iterator[Entry]:

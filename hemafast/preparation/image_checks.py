@@ -20,21 +20,13 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 Pixels = npt.NDArray[np.uint8]
 
-FORMATS = {
-    ".jpg": "JPEG",
-    ".jpeg": "JPEG",
-    ".png": "PNG",
-    ".tif": "TIFF",
-    ".tiff": "TIFF",
-    ".bmp": "BMP",
-}
+FORMATS = {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG", ".tif": "TIFF", ".tiff": "TIFF", ".bmp": "BMP"}
 """Suffixes of images, in lower case, and the format (Pillow's name) that each stands for."""
 
 MAX_PIXELS = 64 * 10**6
 """Far more than any single-cell image has. Larger images are refused by their header, before memory is spent."""
 
 _TOLERANCE = 1  # largest difference between DALI's pixels and the reference, of 255: rounding
-
 
 CONVERTED_KINDS = {
     "grey": "one channel: repeated to RGB",

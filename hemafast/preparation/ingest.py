@@ -27,12 +27,11 @@ from hemafast.preparation.image_checks import (
 from hemafast.preparation.pixels import Decoded, SquareDecoder, SquareFiles, centre_windows, runs_within
 from hemafast.preparation.plan import Plan
 from hemafast.preparation.publish import log_of
-from hemafast.preparation.threads import Pool, made_ahead
+from hemafast.preparation.threads import Pool, batches, made_ahead
 from hemafast.preparation.worklog import Row, append_rows, hash_squares, sound_rows
 from hemafast.progress import SILENT, Progress
 
-_BATCH = 64  # images in memory at once, ...
-_BATCH_BYTES = 64 * 2**20  # ... fewer if they are large
+_BATCH = 64  # images in memory at once
 _UNKNOWN = Header(0, 0, "", "")
 
 
@@ -105,19 +104,8 @@ def _read(plan: Plan, rows: Mapping[str, int], done: frozenset[int]) -> Iterator
 
 def _verified(images: Iterator[_Image], plan: Plan, sums: Mapping[str, str], pool: Pool) -> Iterator[list[_Image]]:
     """Batches of images, hashed and verified."""
-    for batch in _batches(images):
+    for batch in batches(images, _BATCH, lambda image: len(image.data)):
         pool.each(lambda image: _verify(image, plan, sums), batch)
-        yield batch
-
-
-def _batches(images: Iterator[_Image]) -> Iterator[list[_Image]]:
-    batch: list[_Image] = []
-    for image in images:
-        batch.append(image)
-        if len(batch) == _BATCH or sum(len(waiting.data) for waiting in batch) >= _BATCH_BYTES:
-            yield batch
-            batch = []
-    if batch:
         yield batch
 
 
@@ -147,12 +135,8 @@ def _decoded(batches: Iterator[list[_Image]], decoder: SquareDecoder) -> Iterato
             yield [image for image in batch if image.error is not None]
         for run in runs_within([image.header.width * image.header.height for image in sound]):
             images = sound[run]
-            windows = centre_windows(
-                [image.header.width for image in images],
-                [image.header.height for image in images],
-                [image.side for image in images],
-            )
-            results = decoder.decode([image.data for image in images], windows)
+            sizes = np.array([(image.header.width, image.header.height, image.side) for image in images]).reshape(-1, 3)
+            results = decoder.decode([image.data for image in images], centre_windows(*sizes.T))
             for image, result in zip(images, results, strict=True):
                 if isinstance(result, UnreadableImageError):
                     image.error = result
@@ -186,15 +170,12 @@ def _keep_squares(batch: Sequence[_Image], squares: Sequence[SquareFiles]) -> No
 def _keep_bytes(image: _Image, folder: Path) -> None:
     path = f"{folder}/{image.path}"  # not a Path, which would cost as much as writing does
     try:
-        _write(path, image.data)
+        file = open(path, "wb")  # noqa: PTH123, SIM115 - see above; closed below
     except FileNotFoundError:  # the first image of its class
         Path(path).parent.mkdir(parents=True, exist_ok=True)
-        _write(path, image.data)
-
-
-def _write(path: str, data: bytes) -> None:
-    with open(path, "wb") as file:  # noqa: PTH123 - see above
-        file.write(data)
+        file = Path(path).open("wb")  # noqa: SIM115
+    with file:
+        file.write(image.data)
 
 
 def _write_back(squares: Sequence[SquareFiles]) -> None:

@@ -57,10 +57,8 @@ def read_values(file: Path, column: str, names: Iterable[str]) -> dict[str, str]
     table = _read_table(file, column)
     resolved = resolve(file, zip(table["path"], table[column], strict=True), names)
     if not resolved:
-        raise HemafastError(
-            f"{file} lists no image of the archives.",
-            "Paths are domain/class/file, such as Acevedo_20/basophil/BA_1.jpg.",
-        )
+        remedy = "Paths are domain/class/file, such as Acevedo_20/basophil/BA_1.jpg."
+        raise HemafastError(f"{file} lists no image of the archives.", remedy)
     return resolved
 
 

@@ -154,10 +154,8 @@ def _choose_scales(archives: tuple[Archive, ...], config: PrepareConfig) -> dict
     scales = {archive.domain: known.get(archive.domain) for archive in archives}
     unknown = [domain for domain, scale in scales.items() if scale is None]
     if isinstance(config.field_of_view, float) and unknown:
-        raise HemafastError(
-            f"The micrometres per pixel of {unknown[0]} are unknown.",
-            f"Give them with --um-per-pixel {unknown[0]}=0.1, or leave out --field-of-view.",
-        )
+        remedy = f"Give them with --um-per-pixel {unknown[0]}=0.1, or leave out --field-of-view."
+        raise HemafastError(f"The micrometres per pixel of {unknown[0]} are unknown.", remedy)
     return scales
 
 
@@ -185,26 +183,20 @@ def layout_notes(plan: Plan) -> tuple[str, ...]:
     )
 
 
-def scale_notes(manifest: pd.DataFrame, plan: Plan) -> tuple[str, ...]:
+def scale_notes(manifest: pd.DataFrame, plan: Plan) -> Iterator[str]:
     """Notes about domains whose cells may appear larger or smaller than those of the others."""
-    by_domain = schema.accepted(manifest).groupby("domain")
-    return tuple(note for domain, images in by_domain for note in _scale_notes(str(domain), images, plan))
-
-
-def _scale_notes(domain: str, images: pd.DataFrame, plan: Plan) -> Iterator[str]:
-    window = plan.windows.get(domain)
-    if window is None:
-        if len(plan.archives) > 1 and plan.um_per_pixel[domain] is None:
+    for domain, images in schema.accepted(manifest).groupby("domain"):
+        window, scale = plan.windows.get(str(domain)), plan.um_per_pixel[str(domain)]
+        sides = images[["width", "height"]].min(axis=1)
+        if window is None and scale is None and len(plan.archives) > 1:
             yield f"{domain}: um/px unknown, images are kept whole; give it with --um-per-pixel {domain}=0.1"
-        return
-    if small := int((images["window"] < window).sum()):
-        yield f"{domain}: {small} images are smaller than the field of view of {window} px and are kept whole"
-    sides = images[["width", "height"]].min(axis=1)
-    if sides.max() > _SAME_SIZE * sides.min():
-        yield (
-            f"{domain}: images of {sides.min()} to {sides.max()} px; {plan.um_per_pixel[domain]} um/px "
-            "is used for all, which is wrong for images that were resampled"
-        )
+        if window is not None and (small := int((images["window"] < window).sum())):
+            yield f"{domain}: {small} images are smaller than the field of view of {window} px and are kept whole"
+        if window is not None and sides.max() > _SAME_SIZE * sides.min():
+            yield (
+                f"{domain}: images of {sides.min()} to {sides.max()} px; {scale} um/px "
+                "is used for all, which is wrong for images that were resampled"
+            )
 
 
 def _refuse_unknown(domains: Iterable[str], archives: tuple[Archive, ...], option: str) -> None:

@@ -91,10 +91,8 @@ def refuse_too_little_room(target: Path, needed: int) -> None:
     there = next(folder for folder in (target.resolve(), *target.resolve().parents) if folder.exists())
     free = shutil.disk_usage(there).free
     if needed > free:
-        raise HemafastError(
-            f"{target} needs {needed / 1e6:,.0f} MB, and its disk has {free / 1e6:,.0f} MB free.",
-            _MAKE_ROOM,
-        )
+        problem = f"{target} needs {needed / 1e6:,.0f} MB, and its disk has {free / 1e6:,.0f} MB free."
+        raise HemafastError(problem, _MAKE_ROOM)
 
 
 @contextmanager
@@ -106,10 +104,8 @@ def _locked(target: Path) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             file.seek(0)
-            process = file.read().strip() or "unknown"
-            raise HemafastError(
-                f"Another hemafast (process {process}) is writing {target}.", "Wait for it, or stop it."
-            ) from error
+            problem = f"Another hemafast (process {file.read().strip() or 'unknown'}) is writing {target}."
+            raise HemafastError(problem, "Wait for it, or stop it.") from error
         file.truncate(0)
         file.write(f"{os.getpid()}\n")
         file.flush()

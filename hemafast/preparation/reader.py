@@ -74,9 +74,8 @@ def read_info(folder: Path) -> schema.DatasetInfo:
     """Read dataset.json. Raises HemafastError if it is missing or has changed."""
     path = folder / schema.INFO
     if not path.is_file():
-        raise HemafastError(
-            f"{folder} is not a prepared data set.", "Make one with `hemafast prepare`, or name another with --data."
-        )
+        remedy = "Make one with `hemafast prepare`, or name another with --data."
+        raise HemafastError(f"{folder} is not a prepared data set.", remedy)
     try:
         info = schema.DatasetInfo.model_validate_json(path.read_bytes())
     except (OSError, ValidationError) as error:
@@ -113,9 +112,8 @@ def read_manifest(folder: Path, info: schema.DatasetInfo) -> pd.DataFrame:
 
 def open_packed(folder: Path, info: schema.DatasetInfo, images: int, size: int) -> PackedPixels:
     """Open the squares of one size. Raises HemafastError if one of their files is missing or damaged."""
-    files = tuple(
-        open_squares(folder / schema.PACKED / name, rows, size) for name, rows in packed_files(info, images, size)
-    )
+    parts = packed_files(info, images, size)
+    files = tuple(open_squares(folder / schema.PACKED / name, rows, size) for name, rows in parts)
     return PackedPixels(files, info.rows_per_file[str(size)], np.arange(images), size)
 
 

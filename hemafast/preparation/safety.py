@@ -8,6 +8,7 @@ import zipfile
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from hemafast.errors import HemafastError
 
@@ -64,10 +65,13 @@ def refuse_nested_or_large(path: Path, name: str, size: int) -> None:
     if suffix_of(name) in _ARCHIVES and not is_clutter(name):
         raise HemafastError(f"{path} holds another archive, {name}.", "Unpack it beside the other archives.")
     if size > MAX_IMAGE_BYTES:
-        raise HemafastError(
-            f"{path}: {name} has {size / 2**20:,.0f} MiB.",
-            f"Files of more than {MAX_IMAGE_BYTES // 2**20} MiB are refused; remove it.",
-        )
+        remedy = f"Files of more than {MAX_IMAGE_BYTES // 2**20} MiB are refused; remove it."
+        raise HemafastError(f"{path}: {name} has {size / 2**20:,.0f} MiB.", remedy)
+
+
+def refuse_unlisted(error: OSError) -> NoReturn:
+    """For `os.walk`, which would silently skip a folder that it cannot read, and the cells in it."""
+    raise HemafastError(f"{error.filename} cannot be listed ({error.strerror}).", "Make it readable, or remove it.")
 
 
 def refuse_unsafe_name(path: Path, name: str) -> None:

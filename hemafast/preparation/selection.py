@@ -45,11 +45,9 @@ def refuse_excess(manifest: pd.DataFrame, config: PrepareConfig) -> None:
         return
     by_kind = ", ".join(f"{count} {kind}" for kind, count in sorted(Counter(image.kind for image in bad).items()))
     examples = name_some([f"{image.file.partition('/')[2]} ({image.reason})" for image in bad], _NAMED, "; ")
-    remedy = (
-        "or leave out --strict."
-        if config.strict
-        else f"or accept more than {config.max_quarantined:.0%} with --max-quarantined."
-    )
+    remedy = f"or accept more than {config.max_quarantined:.0%} with --max-quarantined."
+    if config.strict:
+        remedy = "or leave out --strict."
     raise HemafastError(
         f"{len(bad)} of {len(manifest)} images would be quarantined: {by_kind}: {examples}.",
         f"Repair or remove them, {remedy}",

@@ -1,15 +1,30 @@
-"""Threads that share a batch, and a thread that works ahead of its consumer."""
+"""Batches of bounded size, threads that share a batch, and a thread that works ahead of its consumer."""
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from typing import TypeVar
 
 Item = TypeVar("Item")
 
 _AHEAD = 2  # items that wait at most between two stations
+_BATCH_BYTES = 64 * 2**20  # encoded; a batch of larger images is shorter
+
+
+def batches(items: Iterable[Item], most: int, bytes_of: Callable[[Item], int]) -> Iterator[list[Item]]:
+    """The same items in lists of `most`, or fewer if they are large."""
+    batch: list[Item] = []
+    size = 0
+    for item in items:
+        batch.append(item)
+        size += bytes_of(item)
+        if len(batch) == most or size >= _BATCH_BYTES:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
 
 
 class Pool(ThreadPoolExecutor):

@@ -53,8 +53,12 @@ def verify(folder: Path, *, progress: Progress = SILENT) -> Verification:
             be verified.
     """
     info = read_info(folder)
+    problems: list[Problem] = []
     with stage(progress, "hashing files", len(info.files), unit="files"):
-        problems = [*_verify_files(folder, info, progress)]
+        for name, expected in info.files.items():
+            if problem := _compare(folder / name, expected):
+                problems.append(Problem(name, problem))
+            progress.advance()
     if any(problem.file == schema.MANIFEST for problem in problems):
         return Verification(0, len(info.files), tuple(problems))
     manifest = read_manifest(folder, info)
@@ -65,13 +69,6 @@ def verify(folder: Path, *, progress: Progress = SILENT) -> Verification:
         problems += _verify_images(folder, manifest, packed, progress)
     problems += _find_strangers(folder, info, manifest)
     return Verification(len(manifest), len(info.files), tuple(problems))
-
-
-def _verify_files(folder: Path, info: schema.DatasetInfo, progress: Progress) -> Iterator[Problem]:
-    for name, expected in info.files.items():
-        if problem := _compare(folder / name, expected):
-            yield Problem(name, problem)
-        progress.advance()
 
 
 def _compare(path: Path, expected: str) -> str:

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from hemafast.bench.costs import DTYPES, Costs, least_training_bytes, model_costs, step_costs
+from hemafast.bench.costs import DTYPES, least_training_bytes, model_costs, step_costs
+from hemafast.bench.result import Costs
 from hemafast.model import Classifier
 
 IMAGES, SIDE, CLASSES = 4, 8, 5

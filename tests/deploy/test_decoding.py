@@ -12,6 +12,7 @@ from hemafast.deploy.crops import Crops, choose_crops
 from hemafast.deploy.decoding import decode_images
 from hemafast.deploy.inputs import list_images
 from hemafast.engine.run import view_of
+from hemafast.preparation import threads
 from hemafast.preparation.image_checks import Header, strict_decoders
 from hemafast.preparation.threads import Pool
 
@@ -114,7 +115,7 @@ def test_a_file_that_decoders_read_differently_is_an_error(cells, monkeypatch):
 
 def test_a_batch_of_large_files_is_shorter(cells, monkeypatch):
     size = max(path.stat().st_size for path in cells.rglob("*.png"))
-    monkeypatch.setattr(decoding, "_BATCH_BYTES", size + 1)
+    monkeypatch.setattr(threads, "_BATCH_BYTES", size + 1)
     batches, _ = read([cells])
     assert [len(batch.rows) for batch in batches] == [2, 1]
 
