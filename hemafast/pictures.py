@@ -81,8 +81,7 @@ def _draw_confusion(axis: Any, confusion: Confusion, classes: Sequence[str]) -> 
     # parse_math=False: a dollar sign in a user's name is not a formula.
     axis.set_xticks(ticks, classes, rotation=45, ha="right", rotation_mode="anchor", fontsize=8, parse_math=False)
     axis.set_yticks(ticks, classes, fontsize=8, parse_math=False)
-    axis.set_xlabel("predicted")
-    axis.set_ylabel("true")
+    axis.set(xlabel="predicted", ylabel="true")
     for row, column in zip(*np.nonzero(confusion), strict=True):
         colour = "white" if shares[row, column] > 0.5 else "black"
         axis.text(column, row, confusion[row, column], ha="center", va="center", fontsize=8, color=colour)

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal
 
 from rich.console import RenderableType
-from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
@@ -22,54 +21,69 @@ if TYPE_CHECKING:
 _MOST_QUARANTINED = 20  # lines of a table; quarantine.csv has them all
 
 
+def _table(
+    title: str | None,
+    rows: Iterable[Sequence[Any]],
+    left: Sequence[str] = (),
+    right: Sequence[str] = (),
+    last: Sequence[str] = (),
+    *,
+    overflow: Literal["fold", "ellipsis"] = "ellipsis",
+    **style: Any,
+) -> Table:
+    """A table with columns aligned left, then right, then left again. No name is read as markup."""
+    table = Table(title=title, title_justify="left", **style)
+    for column in left:
+        table.add_column(Text(column), overflow=overflow)
+    for column in right:
+        table.add_column(Text(column), justify="right")
+    for column in last:
+        table.add_column(Text(column))
+    for row in rows:
+        table.add_row(*(cell if isinstance(cell, Text) else Text(str(cell)) for cell in row))
+    return table
+
+
 def dataset_table(info: DatasetInfo) -> Table:
     """Images of each domain, by split."""
-    table = Table(title=f"{len(info.classes)} classes, fingerprint {info.fingerprint[:12]}", title_justify="left")
-    table.add_column("domain")
-    for column in ("train", "val", "converted", "quarantined", "files ignored", "um/px"):
-        table.add_column(column, justify="right")
-    for name, domain in info.domains.items():
-        split = {split: sum(counts.get(name, {}).values()) for split, counts in info.counts.items()}
-        table.add_row(
-            Text(f"{name} (drawn)" if domain.drawn else name),
-            *(str(images) for images in split.values()),
-            str(domain.converted),
-            str(domain.quarantined),
-            str(domain.ignored),
-            "unknown" if domain.um_per_pixel is None else str(domain.um_per_pixel),
+    rows = [
+        (
+            f"{name} (drawn)" if domain.drawn else name,
+            *(sum(counts.get(name, {}).values()) for counts in info.counts.values()),
+            domain.converted,
+            domain.quarantined,
+            domain.ignored,
+            "unknown" if domain.um_per_pixel is None else domain.um_per_pixel,
         )
-    return table
+        for name, domain in info.domains.items()
+    ]
+    columns = ("train", "val", "converted", "quarantined", "files ignored", "um/px")
+    return _table(f"{len(info.classes)} classes, fingerprint {info.fingerprint[:12]}", rows, ["domain"], columns)
 
 
 def quarantine_table(images: Sequence[QuarantinedImage]) -> Table:
     """Quarantined images: file, verdict, reason."""
     shown = images[:_MOST_QUARANTINED]
     more = f"; {len(shown)} of {len(images)} shown, all in {QUARANTINE}" if len(shown) < len(images) else ""
-    table = Table(title=f"quarantined{more}", title_justify="left")
-    for column in ("file", "verdict", "reason"):
-        table.add_column(column, overflow="fold")
-    for image in shown:
-        table.add_row(Text(image.file), image.kind, Text(image.reason))
-    return table
+    rows = [(image.file, image.kind, image.reason) for image in shown]
+    return _table(f"quarantined{more}", rows, ("file", "verdict", "reason"), overflow="fold")
 
 
 def score_table(metrics: dict[str, Any]) -> Table:
     """Scores, by domain and pooled."""
-    table = Table(title=f"{metrics['model']['backbone']}, validation images", title_justify="left")
-    table.add_column("images of")
-    for column in ("macro-F1", "95 % interval", "accuracy", "classes", "images"):
-        table.add_column(column, justify="right")
-    for name, scores in with_pooled(metrics["domains"], metrics["pooled"]).items():
-        low, high = scores["ci95"]["macro_f1"]
-        table.add_row(
+    rows = [
+        (
             name,
-            f"{scores['macro_f1']:.3f}",
-            f"{low:.3f} to {high:.3f}",
-            f"{scores['accuracy']:.3f}",
-            str(scores["classes"]),
-            str(scores["images"]),
+            number(scores["macro_f1"]),
+            ends(scores["ci95"]["macro_f1"]),
+            number(scores["accuracy"]),
+            scores["classes"],
+            scores["images"],
         )
-    return table
+        for name, scores in with_pooled(metrics["domains"], metrics["pooled"]).items()
+    ]
+    columns = ("macro-F1", "95 % interval", "accuracy", "classes", "images")
+    return _table(f"{metrics['model']['backbone']}, validation images", rows, ["images of"], columns)
 
 
 def training_lines(metrics: dict[str, Any]) -> list[str]:
@@ -86,27 +100,26 @@ def training_lines(metrics: dict[str, Any]) -> list[str]:
 
 def bench_table(result: dict[str, Any]) -> Table:
     """Rates and measurements of each station, and the ratio to plain PyTorch."""
-    chosen, machine = result["bench"], result["machine"]
-    table = Table(
-        title=f"{chosen['model']}, {chosen['image_size']} px, {machine['precision']} on {machine['device']}; "
-        f"{result['rounds']} rounds in turn after warm-up; median (min to max)",
-        title_justify="left",
-    )
-    table.add_column("station")
-    for column in ("images/s", "images/CPU-s", "page faults per step", "waiting for data", "against plain PyTorch"):
-        table.add_column(column, justify="right")
+    chosen, machine, rows = result["bench"], result["machine"], []
     for name, station in result["stations"].items():
         ratio, waits = result["ratios"].get(name), station["data_wait_share"]["median"]
         unit = "" if station["unit"] == "images" else f" {station['unit']}"
-        table.add_row(
-            name,
-            spread(station["images_per_second"]) + unit,
-            spread(station["images_per_cpu_second"]),
-            f"{station['page_faults_a_step']['median']:,.0f}",
-            f"{waits:.1%}" if waits else "",
-            f"{ratio['median']:.1f}x ({ratio['min']:.1f} to {ratio['max']:.1f})" if ratio else "",
+        rows.append(
+            (
+                name,
+                spread(station["images_per_second"]) + unit,
+                spread(station["images_per_cpu_second"]),
+                f"{station['page_faults_a_step']['median']:,.0f}",
+                f"{waits:.1%}" if waits else "",
+                f"{ratio['median']:.1f}x ({ratio['min']:.1f} to {ratio['max']:.1f})" if ratio else "",
+            )
         )
-    return table
+    title = (
+        f"{chosen['model']}, {chosen['image_size']} px, {machine['precision']} on {machine['device']}; "
+        f"{result['rounds']} rounds in turn after warm-up; median (min to max)"
+    )
+    columns = ("images/s", "images/CPU-s", "page faults per step", "waiting for data", "against plain PyTorch")
+    return _table(title, rows, ["station"], columns)
 
 
 def headroom_table(result: dict[str, Any]) -> Table:
@@ -123,35 +136,23 @@ def headroom_table(result: dict[str, Any]) -> Table:
         f"memory alone, nothing fused: {moved:,.0f} MB per image at {copies:,.0f} GB/s as in a copy": "memory",
     }
     peaks = [f"{whole[name] / 2**20:,.0f} MiB" for name in ("peak_memory", "peak_device_memory") if whole[name]]
-    table = Table(title="headroom", title_justify="left", show_header=False)
-    table.add_column()
-    table.add_column(justify="right")
-    for name, key in rates.items():
-        table.add_row(name, f"{room[key]:,.1f} images/s")
-    table.add_row("peak memory, end to end", " and on the GPU ".join(peaks) or "unknown")
-    return table
+    rows = [(name, f"{room[key]:,.1f} images/s") for name, key in rates.items()]
+    rows.append(("peak memory, end to end", " and on the GPU ".join(peaks) or "unknown"))
+    return _table("headroom", rows, [""], [""], show_header=False)
 
 
 def change_table(comparison: Any) -> Table:
     """Ratios of the rates of two results (a bench.compare.Comparison), with intervals and verdicts."""
-    table = Table(title="after / before, 95 % interval", title_justify="left")
-    for column, justify in (("station", "left"), ("ratio", "right"), ("interval", "right"), ("verdict", "left")):
-        table.add_column(column, justify=justify)  # type: ignore[arg-type]
-    for one in comparison.changes:
-        table.add_row(one.station, f"{one.ratio:.3f}x", f"{one.low:.3f} to {one.high:.3f}", one.verdict)
-    return table
+    rows = [(one.station, f"{one.ratio:.3f}x", ends((one.low, one.high)), one.verdict) for one in comparison.changes]
+    return _table("after / before, 95 % interval", rows, ["station"], ["ratio", "interval"], ["verdict"])
 
 
 def doctor_table(findings: Sequence[Finding]) -> Table:
     """Verdict, finding and remedy of each check."""
     told = Counter(finding.verdict for finding in findings)
-    table = Table(title=", ".join(f"{told[verdict]} {verdict}" for verdict in Verdict), title_justify="left")
-    for column in ("verdict", "check", "found", "remedy"):
-        table.add_column(column, overflow="fold")
-    for finding in findings:
-        verdict = Text(finding.verdict, style=f"bold {finding.verdict}")
-        table.add_row(verdict, finding.name, Text(finding.found), Text(finding.remedy))
-    return table
+    rows = [(Text(one.verdict, style=f"bold {one.verdict}"), one.name, one.found, one.remedy) for one in findings]
+    title = ", ".join(f"{told[verdict]} {verdict}" for verdict in Verdict)
+    return _table(title, rows, ("verdict", "check", "found", "remedy"), overflow="fold")
 
 
 def spread(values: dict[str, float]) -> str:
@@ -162,51 +163,39 @@ def spread(values: dict[str, float]) -> str:
 
 def crossdomain_results(result: Mapping[str, Any]) -> Iterator[RenderableType]:
     """The results of `hemafast crossdomain`: warnings, scores, shortcuts, failures."""
-    yield from _warnings(result)
-    yield matrix_table(result)
-    yield drop_table(result)
-    if shortcuts := result["shortcuts"]:
-        yield shortcut_table(shortcuts)
-        yield Text(shortcuts["verdict"])
-    yield from _failures(result)
+    shortcuts = result["shortcuts"]
+    guesses: list[RenderableType] = [shortcut_table(shortcuts), Text(shortcuts["verdict"])] if shortcuts else []
+    return _results(result, matrix_table(result), drop_table(result), *guesses)
 
 
 def sweep_results(result: Mapping[str, Any]) -> Iterator[RenderableType]:
     """The results of `hemafast sweep`: warnings, scores, notes, failures."""
-    yield from _warnings(result)
-    yield sweep_table(result)
-    yield from map(Text, result["notes"])
-    yield from _failures(result)
+    return _results(result, sweep_table(result), *map(Text, result["notes"]))
 
 
-def _warnings(result: Mapping[str, Any]) -> Iterator[Text]:
+def _results(result: Mapping[str, Any], *parts: RenderableType) -> Iterator[RenderableType]:
+    """Warnings, `parts`, and the failed runs with their reasons."""
     for warning in result["warnings"]:
         yield Text(warning, style="bold yellow")
-
-
-def _failures(result: Mapping[str, Any]) -> Iterator[Table]:
-    if result["failures"]:
-        yield failure_table(result["failures"])
+    yield from parts
+    if failures := result["failures"]:
+        yield _table("failed", failures.items(), ("run", "reason"), overflow="fold")
 
 
 def matrix_table(result: Mapping[str, Any]) -> Table:
     """Macro-F1 over shared classes, then over all classes of the test domain; a row per model."""
     from hemafast.experiments.crossdomain import cells_of  # not needed by commands that must start fast
 
-    table = Table(title="macro-F1 on validation images of", title_justify="left", show_lines=True)
-    table.add_column("trained on")
-    for test in result["tested"]:
-        table.add_column(Text(test["name"]), justify="right")
-    cells = cells_of(result)
-    for row in result["trained"]:
-        found = [cells.get((row["name"], test["name"])) for test in result["tested"]]
-        table.add_row(Text(row["name"]), *(_cell(cell) if cell else "failed" for cell in found))
-    return table
+    cells, tested = cells_of(result), [test["name"] for test in result["tested"]]
+    rows = [(row["name"], *(_cell(cells.get((row["name"], name))) for name in tested)) for row in result["trained"]]
+    return _table("macro-F1 on validation images of", rows, ["trained on"], tested, show_lines=True)
 
 
-def _cell(cell: Mapping[str, Any]) -> str:
+def _cell(cell: Mapping[str, Any] | None) -> Text:
+    if cell is None:
+        return Text("failed")
     shared, every = cell["shared"], cell["every"]
-    return (
+    return Text.from_markup(
         f"[bold]{estimate(shared['macro_f1'])}[/]\n{len(shared['classes'])} shared classes, {shared['images']:,} images"
         f"\n{estimate(every['macro_f1'])}\nall {len(every['classes'])} classes, {every['images']:,} images"
     )
@@ -214,99 +203,77 @@ def _cell(cell: Mapping[str, Any]) -> str:
 
 def drop_table(result: Mapping[str, Any]) -> Table:
     """Macro-F1 lost against the model trained on the test domain, on the same images."""
-    table = Table(title="macro-F1 lost against the model of the test domain", title_justify="left")
-    for column in ("tested on", "trained on"):
-        table.add_column(column)
-    for column in ("its own model", "this model", "drop", "classes"):
-        table.add_column(column, justify="right")
-    for cell in result["cells"]:
-        if drop := cell["drop"]:
-            table.add_row(
-                Text(cell["tested_on"]),
-                Text(cell["trained_on"]),
-                number(drop["in_domain"]),
-                number(drop["here"]),
-                estimate(drop["drop"]),
-                str(len(drop["classes"])),
-            )
-    return table
+    rows = [
+        (
+            cell["tested_on"],
+            cell["trained_on"],
+            number(drop["in_domain"]),
+            number(drop["here"]),
+            estimate(drop["drop"]),
+            len(drop["classes"]),
+        )
+        for cell in result["cells"]
+        if (drop := cell["drop"])
+    ]
+    columns = ("its own model", "this model", "drop", "classes")
+    return _table("macro-F1 lost against the model of the test domain", rows, ("tested on", "trained on"), columns)
 
 
 def shortcut_table(shortcuts: Mapping[str, Any]) -> Table:
     """How well domain and class can be guessed without seeing the cell."""
-    table = Table(title="guessed without seeing the cell", title_justify="left")
-    for column in ("guessed", "from"):
-        table.add_column(column)
-    for column in ("balanced accuracy", "chance", "accuracy", "macro-F1", "images"):
-        table.add_column(column, justify="right")
     guessed = {"domain": shortcuts["domain"]} | {f"class, {name}": of for name, of in shortcuts["label"].items()}
-    for what, found in guessed.items():
-        for way, guess in found["by"].items():
-            table.add_row(
-                Text(what),
-                way,
-                estimate(guess["balanced_accuracy"]),
-                number(1 / found["classes"]),
-                estimate(guess["accuracy"]),
-                estimate(guess["macro_f1"]),
-                f"{found['images']:,}",
-            )
-    return table
-
-
-def failure_table(failures: Mapping[str, str]) -> Table:
-    """Failed runs and the reasons."""
-    table = Table(title="failed", title_justify="left")
-    for column in ("run", "reason"):
-        table.add_column(column, overflow="fold")
-    for name, reason in failures.items():
-        table.add_row(Text(name), Text(reason))
-    return table
+    rows = [
+        (
+            what,
+            way,
+            estimate(guess["balanced_accuracy"]),
+            number(1 / found["classes"]),
+            estimate(guess["accuracy"]),
+            estimate(guess["macro_f1"]),
+            f"{found['images']:,}",
+        )
+        for what, found in guessed.items()
+        for way, guess in found["by"].items()
+    ]
+    columns = ("balanced accuracy", "chance", "accuracy", "macro-F1", "images")
+    return _table("guessed without seeing the cell", rows, ("guessed", "from"), columns)
 
 
 def plan_table(sweep: Sweep) -> Table:
     """The runs of a sweep, before it starts."""
-    table = Table(title=f"planned: {sweep.headline}", title_justify="left")
-    for column in ("experiment", "model"):
-        table.add_column(column)
-    for column in ("epochs", "px"):
-        table.add_column(column, justify="right")
-    table.add_column("state")
-    for name in sweep.chosen:
-        config = sweep.configs[name]
-        table.add_row(name, config.model, str(config.epochs), str(config.image_size), sweep.state(name))
-    return table
+    rows = [
+        (name, config.model, config.epochs, config.image_size, sweep.state(name))
+        for name, config in ((name, sweep.configs[name]) for name in sweep.chosen)
+    ]
+    return _table(f"planned: {sweep.headline}", rows, ("experiment", "model"), ("epochs", "px"), ["state"])
 
 
 def sweep_table(result: Mapping[str, Any]) -> Table:
     """Scores of each experiment beside the published scores."""
-    table = Table(title=result["headline"], title_justify="left")
-    table.add_column("experiment")
-    domains = [escape(name) for name in result["domains"]]
-    for column in ("macro-F1", "published", *domains, "epochs", "px", "minutes", "images/s"):
-        table.add_column(column, justify="right")
+    rows = []
     for row in result["experiments"]:
         done = row["best_val_f1"] is not None
-        score = estimate({"value": row["best_val_f1"], "ci95": row["ci95"]}) if done else row["status"]
-        table.add_row(
-            row["title"],
-            score,
-            f"{row['published']:.4f}",
-            *(number(row["by_domain"].get(name)) for name in result["domains"]),
-            str(row["epochs"]),
-            str(row["image_size"]),
-            f"{row['seconds'] / 60:.1f}" if done else "",
-            f"{row['images_per_second']:.1f}" if done else "",
+        rows.append(
+            (
+                row["title"],
+                estimate({"value": row["best_val_f1"], "ci95": row["ci95"]}) if done else row["status"],
+                f"{row['published']:.4f}",
+                *(number(row["by_domain"].get(name)) for name in result["domains"]),
+                row["epochs"],
+                row["image_size"],
+                f"{row['seconds'] / 60:.1f}" if done else "",
+                f"{row['images_per_second']:.1f}" if done else "",
+            )
         )
-    return table
+    columns = ("macro-F1", "published", *result["domains"], "epochs", "px", "minutes", "images/s")
+    return _table(result["headline"], rows, ["experiment"], columns)
 
 
 def estimate(score: Mapping[str, Any]) -> str:
     """A score with its interval."""
-    low, high = score["ci95"]
     if score["value"] is None:
         return "none"
-    return number(score["value"]) + ("" if low is None else f" ({low:.3f} to {high:.3f})")
+    return number(score["value"]) + ("" if score["ci95"][0] is None else f" ({ends(score['ci95'])})")
 
 
 def number(value: float | None) -> str:
@@ -314,25 +281,26 @@ def number(value: float | None) -> str:
     return "" if value is None else f"{value:.3f}"
 
 
+def ends(interval: Sequence[float]) -> str:
+    """The ends of an interval."""
+    return "{:.3f} to {:.3f}".format(*interval)
+
+
 def run_table(runs: Sequence[RunSummary]) -> Table:
     """Runs with their data, progress and score."""
-    table = Table()
-    for column in ("run", "data", "model", "preset", "state"):
-        table.add_column(column, overflow="fold")
-    for column in ("epochs", "macro-F1", "95 % interval"):
-        table.add_column(column, justify="right")
-    table.add_column("began")
-    for run in runs:
-        low, high = run.ci95 or (None, None)
-        table.add_row(
-            Text(run.name),
-            Text(run.data),
-            Text(run.model),
-            Text(run.preset),
+    rows = [
+        (
+            run.name,
+            run.data,
+            run.model,
+            run.preset,
             run.state,
-            str(run.epochs_done) if run.epochs is None else f"{run.epochs_done} of {run.epochs}",
+            run.epochs_done if run.epochs is None else f"{run.epochs_done} of {run.epochs}",
             number(run.macro_f1),
-            "" if low is None else f"{low:.3f} to {high:.3f}",
+            "" if run.ci95 is None or run.ci95[0] is None else ends(run.ci95),
             run.began.replace("T", " "),
         )
-    return table
+        for run in runs
+    ]
+    columns = ("run", "data", "model", "preset", "state")
+    return _table(None, rows, columns, ("epochs", "macro-F1", "95 % interval"), ["began"], overflow="fold")

@@ -34,12 +34,7 @@ IMPORTED = ("torch", "torchvision", "timm", "numba", "nvidia.dali")
 
 
 def diagnose(
-    source: Path,
-    output: Path,
-    device: Device = "auto",
-    *,
-    offline: bool = False,
-    progress: Progress = SILENT,
+    source: Path, output: Path, device: Device = "auto", *, offline: bool = False, progress: Progress = SILENT
 ) -> list[Finding]:
     """Check this machine for training.
 

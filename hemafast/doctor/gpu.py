@@ -47,15 +47,16 @@ class Card:
 def check_driver(driver: Driver, needed: Mapping[str, tuple[int, int]]) -> Finding:
     """Whether the driver supports the CUDA versions that libraries need; `needed` is empty if none does."""
     version = f"driver {driver.version}" if driver.version else "no driver"
+    built = [f"{name} for CUDA {_dotted(version)}" for name, version in needed.items()]
     if not needed or not (driver.version or driver.cuda or driver.on_bus):
-        return green("driver", ", ".join([version, *_built_for(needed)]))
+        return green("driver", ", ".join([version, *built]))
     newest = max(needed.values())
     install = f"Install NVIDIA's driver {_OLDEST_DRIVER.get(newest[0], f'for CUDA {newest[0]}')} or newer"
     if driver.cuda is None:
         found = f"{version} and no libcuda.so.1, but there is an NVIDIA card"
         remedy = f"{install}; in a container, use --gpus all and the NVIDIA Container Toolkit."
         return Finding("driver", Verdict.RED if driver.version else Verdict.YELLOW, found, remedy)
-    found = ", ".join([f"driver {driver.version} for CUDA {_dotted(driver.cuda)}", *_built_for(needed)])
+    found = ", ".join([f"driver {driver.version} for CUDA {_dotted(driver.cuda)}", *built])
     if newest[0] > driver.cuda[0]:
         return red("driver", found, f"{install}: this driver is too old.")
     if newest > driver.cuda:
@@ -151,10 +152,6 @@ def cuda_versions() -> dict[str, tuple[int, int]]:
         built["DALI"] = f"{dali[1]}.{dali[2]}"
     parts = {name: version.split(".") for name, version in built.items()}
     return {name: (int(numbers[0]), int(numbers[1])) for name, numbers in parts.items()}
-
-
-def _built_for(needed: Mapping[str, tuple[int, int]]) -> list[str]:
-    return [f"{name} for CUDA {_dotted(version)}" for name, version in needed.items()]
 
 
 def _dotted(version: tuple[int, int]) -> str:

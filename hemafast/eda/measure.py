@@ -14,15 +14,13 @@ _SEED = 0  # of samples and pixels: the page is the same each time
 _IMAGES_FOR_COLOUR = 300  # per domain
 _PIXELS_PER_IMAGE = 200
 
-Table = pd.DataFrame
 
-
-def count_classes(dataset: Dataset) -> Table:
+def count_classes(dataset: Dataset) -> pd.DataFrame:
     """Accepted images of each class (rows, in label order) in each domain (columns)."""
     return _count(dataset, schema.accepted(dataset.table))
 
 
-def count_parts(dataset: Dataset) -> dict[str, Table]:
+def count_parts(dataset: Dataset) -> dict[str, pd.DataFrame]:
     """Images of each class and domain, for each side of the split or each fold."""
     manifest = dataset.table
     if dataset.info.folds:
@@ -32,12 +30,12 @@ def count_parts(dataset: Dataset) -> dict[str, Table]:
     return {name: _count(dataset, images) for name, images in parts.items()}
 
 
-def _count(dataset: Dataset, images: Table) -> Table:
+def _count(dataset: Dataset, images: pd.DataFrame) -> pd.DataFrame:
     counts = pd.crosstab(images["label"], images["domain"])
     return counts.reindex(index=list(dataset.info.classes), columns=list(dataset.info.domains), fill_value=0)
 
 
-def count_files(dataset: Dataset) -> Table:
+def count_files(dataset: Dataset) -> pd.DataFrame:
     """Images by domain, size in pixels, format and layout, with their mean size in bytes and the size that is kept."""
     images = schema.accepted(dataset.table)
     keys = ["domain", "width", "height", "window", "format", "mode"]
@@ -100,12 +98,9 @@ def find_copies(dataset: Dataset) -> list[tuple[int, list[str]]]:
 def warnings_about(dataset: Dataset) -> list[str]:
     """Warnings that belong before the pictures."""
     info = dataset.info
-    drawn = [name for name, domain in info.domains.items() if domain.drawn]
-    found = [f"{name}: the cells are drawn, not photographed" for name in drawn]
+    found = [f"{name}: the cells are drawn, not photographed" for name, domain in info.domains.items() if domain.drawn]
     found += [f"{name}: um/px unknown" for name, domain in info.domains.items() if domain.um_per_pixel is None]
-    counts = count_classes(dataset)
-    for domain in counts.columns:
-        absent = [label for label in counts.index if not counts.loc[label, domain]]
-        if absent:
-            found.append(f"{domain} holds no {', '.join(absent)}")
+    for domain, counts in count_classes(dataset).items():
+        if not counts.all():
+            found.append(f"{domain} holds no {', '.join(counts.index[counts == 0])}")
     return [*found, *info.notes]

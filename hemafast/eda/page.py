@@ -6,7 +6,7 @@ import tempfile
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 from hemafast.data.dataset import Dataset, open_dataset
 from hemafast.eda import measure, plots
@@ -31,12 +31,11 @@ def write_eda(data: Path, output: Path, *, images_per_class: int = 8, progress: 
     packed = dataset.files.packed[max(dataset.info.pack_sizes)]
     samples = measure.choose_samples(dataset, images_per_class)
     counts, parts, files = measure.count_classes(dataset), measure.count_parts(dataset), measure.count_files(dataset)
+    means = measure.mean_colours(dataset)
     pictures: dict[str, Callable[[IO[bytes]], None]] = {
         "class_balance": partial(plots.plot_balance, counts=counts),
         "image_sizes": partial(plots.plot_sizes, files=files),
-        "colours": partial(
-            plots.plot_colours, means=measure.mean_colours(dataset), pixels=measure.sample_pixels(dataset)
-        ),
+        "colours": partial(plots.plot_colours, means=means, pixels=measure.sample_pixels(dataset)),
         "samples": partial(plots.plot_samples, samples=samples, packed=packed),
         "split": partial(plots.plot_split, parts=parts),
     }
@@ -51,15 +50,13 @@ def write_eda(data: Path, output: Path, *, images_per_class: int = 8, progress: 
             headline=_headline(dataset, len(copies)),
             warnings=measure.warnings_about(dataset),
             plots={name: data_address(png, "png") for name, png in pngs.items()},
-            counts=_rows(counts),
-            totals=counts.sum().tolist(),
+            counts=counts,
             files=files.to_dict("records"),
             samples={label: _cells(dataset, packed, chosen) for label, chosen in samples.items()},
             copies=[(embedded_pixels(packed[row], _CELL), paths) for row, paths in copies[:_MOST_COPIES]],
             copies_found=len(copies),
             quarantined=_quarantined(dataset, packed),
-            parts={name: _rows(part) for name, part in parts.items()},
-            part_totals={name: part.sum().tolist() for name, part in parts.items()},
+            parts=parts,
         )
         _write_together(output, {f"{name}.png": png for name, png in pngs.items()} | {PAGE: page.encode()})
     except OSError as error:
@@ -97,10 +94,6 @@ def _headline(dataset: Dataset, copies: int) -> dict[str, int]:
         "pictures found more than once": copies,
         "groups that stay on one side": good["group"].nunique(),
     }
-
-
-def _rows(counts: Any) -> list[tuple[str, list[int]]]:
-    return [(str(label), row.tolist()) for label, row in counts.iterrows()]
 
 
 def _cells(dataset: Dataset, packed: PackedPixels, chosen: dict[str, list[int]]) -> dict[str, list[tuple[str, str]]]:

@@ -25,15 +25,15 @@ Colours = Mapping[str, npt.NDArray[Any]]
 
 def plot_balance(target: Target, counts: pd.DataFrame) -> None:
     """Images of each class in each domain."""
-    bars = {short(str(domain)): counts[domain].to_numpy() for domain in counts.columns}
-    _plot_bars(target, bars, [str(label) for label in counts.index], DOMAIN_COLOURS)
+    bars = {short(str(domain)): images.to_numpy() for domain, images in counts.items()}
+    _plot_bars(target, bars, list(counts.index), DOMAIN_COLOURS)
 
 
 def plot_split(target: Target, parts: Mapping[str, pd.DataFrame]) -> None:
     """Images of each class in each part of the split, all domains together."""
     bars = {name: counts.sum(axis=1).to_numpy() for name, counts in parts.items()}
-    classes = [str(label) for label in next(iter(parts.values())).index]
-    _plot_bars(target, bars, classes, (TRAIN_COLOUR, VAL_COLOUR, *DOMAIN_COLOURS))
+    classes = next(iter(parts.values())).index
+    _plot_bars(target, bars, list(classes), (TRAIN_COLOUR, VAL_COLOUR, *DOMAIN_COLOURS))
 
 
 def plot_sizes(target: Target, files: pd.DataFrame) -> None:
@@ -42,8 +42,7 @@ def plot_sizes(target: Target, files: pd.DataFrame) -> None:
     for index, (domain, part) in enumerate(files.groupby("domain")):
         area = 30 + 600 * part["images"] / files["images"].max()
         axis.scatter(part["width"], part["height"], s=area, alpha=0.6, **domain_style(index, str(domain)))
-    axis.set_xlabel("width, px")
-    axis.set_ylabel("height, px")
+    axis.set(xlabel="width, px", ylabel="height, px")
     axis.margins(0.25)
     axis.grid(alpha=0.3)
     for disc in _add_legend(axis).legend_handles:
@@ -54,12 +53,11 @@ def plot_sizes(target: Target, files: pd.DataFrame) -> None:
 def plot_colours(target: Target, means: Colours, pixels: Colours) -> None:
     """Densities of red, green and blue pixels, densities of image brightness, and hue against saturation."""
     figure, axes = subplots(6, width=4.2, height=3.0, columns=3)
-    for axis, channel, name in zip(axes[:3], range(3), ("red", "green", "blue"), strict=True):
-        _plot_densities(axis, {domain: values[:, channel] for domain, values in pixels.items()}, np.arange(0, 257, 4))
-        axis.set_title(f"{name}, of pixels")
-    brightness = {domain: values.mean(axis=1) for domain, values in means.items()}
-    _plot_densities(axes[3], brightness, np.arange(0, 257, 4))
-    axes[3].set_title("brightness, means of images")
+    for channel, name in enumerate(("red", "green", "blue")):
+        values = {domain: colours[:, channel] for domain, colours in pixels.items()}
+        _plot_densities(axes[channel], f"{name}, of pixels", values)
+    brightness = {domain: colours.mean(axis=1) for domain, colours in means.items()}
+    _plot_densities(axes[3], "brightness, means of images", brightness)
     _plot_hues(axes[4], means)
     axes[5].axis("off")
     handles, labels = axes[0].get_legend_handles_labels()
@@ -89,29 +87,26 @@ def _plot_bars(
     figure, (axis,) = subplots(1, width=7.5, height=1.2 + 0.17 * len(names) * (len(bars) + 1), columns=1)
     values = np.stack(list(bars.values()))
     smallest = values[values > 0].min(initial=1)
-    logarithmic = values.max() > _LOG_FROM * smallest
     for index, (name, lengths) in enumerate(bars.items()):
         places = np.arange(len(names)) + (index - (len(bars) - 1) / 2) * thickness
         drawn = axis.barh(places, lengths, thickness, color=colours[index % len(colours)], label=label_of(name))
         axis.bar_label(drawn, labels=[f"{length:,}" for length in lengths], padding=2, fontsize=7)
     axis.set_yticks(range(len(names)), [short(name) for name in names], fontsize=8, parse_math=False)
     axis.invert_yaxis()
-    if logarithmic:
-        axis.set_xscale("log")
-        axis.set_xlim(left=0.5, right=values.max() * 3)
+    if values.max() > _LOG_FROM * smallest:
+        axis.set(xscale="log", xlim=(0.5, values.max() * 3), xlabel="images, logarithmic")
     else:
-        axis.set_xlim(right=max(1, values.max()) * 1.12)
-    axis.set_xlabel("images, logarithmic" if logarithmic else "images")
+        axis.set(xlim=(None, max(1, values.max()) * 1.12), xlabel="images")
     axis.grid(axis="x", alpha=0.3)
     _add_legend(axis)
     save(figure, target, DPI)
 
 
-def _plot_densities(axis: Any, values: Mapping[str, npt.NDArray[Any]], bins: npt.NDArray[np.int64]) -> None:
+def _plot_densities(axis: Any, title: str, values: Colours) -> None:
     for index, (domain, numbers) in enumerate(values.items()):
-        axis.hist(numbers, bins, density=True, histtype="step", linewidth=1.5, **domain_style(index, domain))
-    axis.set_yticks([])
-    axis.set_xlim(0, 256)
+        style = domain_style(index, domain)
+        axis.hist(numbers, np.arange(0, 257, 4), density=True, histtype="step", linewidth=1.5, **style)
+    axis.set(title=title, yticks=[], xlim=(0, 256))
     axis.grid(alpha=0.3)
 
 
@@ -121,9 +116,7 @@ def _plot_hues(axis: Any, means: Colours) -> None:
         points = np.array([colorsys.rgb_to_hsv(*colour) for colour in chosen])
         hues = (points[:, 0] * 360 + 180) % 360 - 180  # stained cells are pink and violet: cut the circle opposite red
         axis.scatter(hues, points[:, 1], s=4, alpha=0.5, **domain_style(index, domain))
-    axis.set_title("means of images")
-    axis.set_xlabel("hue, degrees from red")
-    axis.set_ylabel("saturation")
+    axis.set(title="means of images", xlabel="hue, degrees from red", ylabel="saturation")
     axis.grid(alpha=0.3)
 
 

@@ -6,15 +6,12 @@ They are fitted on one half of the validation images and reported on the other.
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from hemafast.engine.checkpoint import Calibration
-
-Labels = npt.NDArray[np.int64]
-Probabilities = npt.NDArray[np.floating[Any]]
+from hemafast.evaluate.metrics import Labels, Probabilities
 
 TARGET = 0.95
 """Share of right answers that the threshold aims at."""

@@ -29,20 +29,12 @@ from hemafast.errors import HemafastError
 from hemafast.evaluate.calibration import TARGET, calibrate, soften
 from hemafast.evaluate.predictions import prediction_table, write_predictions
 from hemafast.evaluate.scores import calibrated_scores, score
-from hemafast.files import write_whole
+from hemafast.files import write_text, write_whole
 from hemafast.metrics import macro_f1, with_pooled
 from hemafast.model import Classifier
 from hemafast.pictures import confusion_figure, save
 from hemafast.preparation.split import TRAIN, VAL, assign_split
-from hemafast.run_folder import (
-    BEST,
-    CONFUSION_PLOT,
-    EVALUATIONS,
-    METRICS,
-    METRICS_SCHEMA,
-    PREDICTIONS,
-    read_config,
-)
+from hemafast.run_folder import BEST, CONFUSION_PLOT, EVALUATIONS, METRICS, METRICS_SCHEMA, PREDICTIONS, read_config
 from hemafast.taxonomy import BLAST
 
 FITTED, REPORTED = "calibration", "report"
@@ -78,7 +70,11 @@ def evaluate_run(folder: Path, *, data: Path | None = None, device: Device = "au
     model, card = load_best(folder / BEST)
     dataset = open_dataset(data or config.data)
     own = dataset.info.fingerprint == card.data_fingerprint
-    _refuse_other_classes(folder, dataset, card)
+    if card.classes != dataset.info.classes:
+        raise HemafastError(
+            f"{folder / BEST} knows the classes {', '.join(card.classes)}; {dataset.folder} has others.",
+            "Evaluate on data prepared with the classes of the run.",
+        )
     if own:
         dataset = replace(dataset, fold=config.fold)
     elif data is None:
@@ -127,16 +123,15 @@ def run_of(folder: Path) -> Path:
 
 def _write(folder: Path, metrics: Metrics, table: pd.DataFrame) -> None:
     text = json.dumps(metrics, indent=2, allow_nan=False) + "\n"
-    sets = with_pooled(metrics["domains"], metrics["pooled"])
-    matrices = {name: np.array(scores["confusion"]) for name, scores in sets.items()}
-    titled = {
-        f"{name}: macro-F1 {macro_f1(matrix):.3f}, {int(matrix.sum())} images": matrix
-        for name, matrix in matrices.items()
-    }
+    matrices = {}
+    for name, scores in with_pooled(metrics["domains"], metrics["pooled"]).items():
+        matrix = np.array(scores["confusion"])
+        matrices[f"{name}: macro-F1 {macro_f1(matrix):.3f}, {int(matrix.sum())} images"] = matrix
+    figure = confusion_figure(matrices, metrics["model"]["classes"])
     folder.mkdir(parents=True, exist_ok=True)
     write_predictions(folder / PREDICTIONS, table)
-    write_whole(folder / CONFUSION_PLOT, lambda part: save(confusion_figure(titled, metrics["model"]["classes"]), part))
-    write_whole(folder / METRICS, lambda part: part.write_text(text, encoding="utf-8"))
+    write_whole(folder / CONFUSION_PLOT, lambda part: save(figure, part))
+    write_text(folder / METRICS, text)
 
 
 def _classify(
@@ -146,14 +141,6 @@ def _classify(
     machine, graph = machine_and_graph(replace(config, compile="off"), device, samples)
     step, totals = build_eval_step(model, machine), Totals(classes, machine.device)
     return validate(model, step, eval_loader(samples, shape=graph), samples, totals).probabilities
-
-
-def _refuse_other_classes(folder: Path, dataset: Dataset, card: ModelCard) -> None:
-    if card.classes != dataset.info.classes:
-        raise HemafastError(
-            f"{folder / BEST} knows the classes {', '.join(card.classes)}; {dataset.folder} has others.",
-            "Evaluate on data prepared with the classes of the run.",
-        )
 
 
 def _calibration_part(dataset: Dataset, card: ModelCard) -> Mask:
@@ -173,11 +160,7 @@ def _calibration(
 
 
 def _scores(
-    dataset: Dataset,
-    samples: Samples,
-    probabilities: npt.NDArray[np.float32],
-    calibration: Calibration,
-    reported: Mask,
+    dataset: Dataset, samples: Samples, probabilities: npt.NDArray[np.float32], calibration: Calibration, reported: Mask
 ) -> Metrics:
     """Scores, pooled and by domain."""
     classes = dataset.info.classes

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -45,12 +45,20 @@ def interval(scores: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.float64]:
     Resamples without a score (nan) are left out.
     """
     resampled = scores[1:]
-    if len(resampled) == 0 or np.isnan(resampled).all():
+    if len(resampled) == 0:
         return np.full((2, *scores.shape[1:]), np.nan)
+    unknown = np.isnan(resampled).all(axis=0)
     with np.errstate(invalid="ignore"):
-        known = np.where(np.isnan(resampled).all(axis=0), 0.0, resampled)  # no warning for a column of nan
-        ends = np.nanpercentile(known, [2.5, 97.5], axis=0)
-    return np.where(np.isnan(resampled).all(axis=0), np.nan, ends)
+        ends = np.nanpercentile(np.where(unknown, 0.0, resampled), [2.5, 97.5], axis=0)  # a column of nan would warn
+    return np.where(unknown, np.nan, ends)
+
+
+def with_intervals(scores: Mapping[str, npt.NDArray[np.floating[Any]]]) -> dict[str, Any]:
+    """Plain scores of the images by name, and their intervals as `ci95`, from scores (1 + resamples, ...)."""
+    return {
+        **{name: plain(values[0]) for name, values in scores.items()},
+        "ci95": {name: plain(interval(values)) for name, values in scores.items()},
+    }
 
 
 def wilson(hits: int, images: int) -> list[float] | None:

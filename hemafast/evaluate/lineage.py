@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from hemafast.evaluate.intervals import interval, plain, wilson
+from hemafast.evaluate.intervals import interval, plain, wilson, with_intervals
 from hemafast.evaluate.metrics import Scores, count_scores
 from hemafast.taxonomy import BLAST, LINEAGES, MATURATION
 
@@ -28,8 +28,7 @@ def lineage_scores(matrices: Scores, classes: Sequence[str]) -> dict[str, Any] |
     return {
         "names": names,
         "confusion": folded[0].astype(int).tolist(),
-        **{name: plain(values[0]) for name, values in scores.items()},
-        "ci95": {name: plain(interval(values)) for name, values in scores.items()},
+        **with_intervals(scores),
     }
 
 
@@ -47,10 +46,8 @@ def maturation_scores(matrices: Scores, classes: Sequence[str]) -> dict[str, Any
     if not images[0]:
         return None
     steps = maturation_steps(classes)
-    safe = np.maximum(images, 1)
-    distance = np.where(images > 0, (rows * steps).sum(axis=(1, 2)) / safe, np.nan)
-    outside = np.ones(len(classes), dtype=bool)
-    outside[places] = False
+    distance = np.where(images > 0, (rows * steps).sum(axis=(1, 2)) / np.maximum(images, 1), np.nan)
+    outside = np.array([label not in MATURATION for label in classes])
     counts = {
         "exact": rows[0][steps == 0].sum(),
         "neighbour": rows[0][steps == 1].sum(),

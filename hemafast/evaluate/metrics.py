@@ -51,19 +51,6 @@ def count_scores(matrices: Scores) -> dict[str, Scores]:
     }
 
 
-def class_scores(matrices: Scores) -> dict[str, Scores]:
-    """Precision, recall and F1 of each class, (k, classes), from confusion matrices (k, classes, classes).
-
-    Recall and F1 of a class without images are nan, and so is the precision of a class that is never predicted.
-    """
-    hits = np.diagonal(matrices, axis1=1, axis2=2)
-    return {
-        "precision": _divide(hits, matrices.sum(axis=1)),
-        "recall": _divide(hits, matrices.sum(axis=2)),
-        "f1": per_class_f1(matrices),
-    }
-
-
 def probability_scores(labels: Labels, probabilities: Probabilities, weights: Weights) -> dict[str, Scores]:
     """Scores (k,) of probabilities (images, classes): top-2 accuracy, log loss, expected calibration error."""
     images = weights.sum(axis=0, dtype=np.float64)
@@ -73,8 +60,8 @@ def probability_scores(labels: Labels, probabilities: Probabilities, weights: We
     ranked = np.argsort(probabilities, axis=1, kind="stable")[:, ::-1]
     second = (ranked[:, :2] == labels[:, None]).any(axis=1)
     return {
-        "top2_accuracy": _divide(_total(second, weights), images),
-        "log_loss": _divide(_total(losses, weights), images),
+        "top2_accuracy": _divide(second.astype(np.float64) @ weights, images),
+        "log_loss": _divide(losses.astype(np.float64) @ weights, images),
         "ece": _calibration_error(labels, probabilities, weights),
     }
 
@@ -92,15 +79,22 @@ Calculate = Callable[[Labels, Probabilities, Weights], dict[str, Scores]]
 
 
 def all_scores(labels: Labels, probabilities: Probabilities, weights: Weights) -> dict[str, Scores]:
-    """Every score by name: (k,) each, `confusion` (k, classes, classes), and of each class (k, classes)."""
+    """Every score by name: (k,) each, `confusion` (k, classes, classes), and of each class (k, classes).
+
+    Recall and F1 of a class without images are nan, and so is the precision of a class that is never predicted.
+    """
     matrices = confusions(labels, probabilities.argmax(axis=1), weights, probabilities.shape[1])
+    hits, actual = np.diagonal(matrices, axis1=1, axis2=2), matrices.sum(axis=2)
     areas = auroc(labels, probabilities, weights)
     return {
         **count_scores(matrices),
         **probability_scores(labels, probabilities, weights),
-        "auroc": _mean(np.where(matrices.sum(axis=2) > 0, areas, np.nan)),
+        "auroc": _mean(np.where(actual > 0, areas, np.nan)),
         "confusion": matrices,
-        **{f"class_{name}": scores for name, scores in (class_scores(matrices) | {"auroc": areas}).items()},
+        "class_precision": _divide(hits, matrices.sum(axis=1)),
+        "class_recall": _divide(hits, actual),
+        "class_f1": per_class_f1(matrices),
+        "class_auroc": areas,
     }
 
 
@@ -151,10 +145,6 @@ def _sum_by(groups: Labels, weights: Weights, count: int) -> Scores:
     images = len(groups)
     members = csr_array((np.ones(images, np.float32), (groups, np.arange(images))), shape=(count, images))
     return np.asarray(members @ weights, dtype=np.float64)
-
-
-def _total(values: npt.NDArray[Any], weights: Weights) -> Scores:
-    return values.astype(np.float64) @ weights
 
 
 def _divide(numerator: npt.NDArray[Any], denominator: npt.NDArray[Any]) -> Scores:

@@ -30,13 +30,13 @@ def prediction_table(
     answered: npt.NDArray[np.bool_] = np.isfinite(probabilities).all(axis=1)  # type: ignore[assignment]
     safe = np.where(answered[:, None], probabilities, 1.0)
     names = np.array([*classes], dtype=object)[safe.argmax(axis=1)]
-    table: dict[str, Any] = {
+    table = {
         **columns,
         "predicted": np.where(answered, names, ""),
         "confidence": np.where(answered, safe.max(axis=1), np.nan),
         "entropy": np.where(answered, entropy(safe), np.nan),
+        **{f"{PREFIX}{name}": probabilities[:, index] for index, name in enumerate(classes)},
     }
-    table |= {f"{PREFIX}{name}": probabilities[:, index] for index, name in enumerate(classes)}
     return pd.DataFrame(table)
 
 

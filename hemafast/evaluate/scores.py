@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from hemafast.engine.checkpoint import Calibration
 from hemafast.evaluate.calibration import soften
-from hemafast.evaluate.intervals import RESAMPLES, interval, plain, wilson
+from hemafast.evaluate.intervals import RESAMPLES, wilson, with_intervals
 from hemafast.evaluate.lineage import blast_scores, lineage_scores, maturation_scores
 from hemafast.evaluate.metrics import (
     Labels,
@@ -40,11 +40,9 @@ def score(
         classes that have images: `classes` is their number, `absent` names the others.
     """
     found = bootstrapped(all_scores, labels, probabilities, resamples=resamples, seed=seed)
-    single = [name for name, values in found.items() if values.ndim == 1]
     images = np.bincount(labels, minlength=len(classes))
     return {
-        **{name: plain(found[name][0]) for name in single},
-        "ci95": {name: plain(interval(found[name])) for name in single},
+        **with_intervals({name: values for name, values in found.items() if values.ndim == 1}),
         "images": len(labels),
         "classes": int((images > 0).sum()),
         "absent": [name for name, count in zip(classes, images, strict=True) if not count],
@@ -114,23 +112,17 @@ def reliability(labels: Labels, probabilities: Probabilities) -> list[dict[str, 
 def _confidence_scores(labels: Labels, probabilities: Probabilities) -> dict[str, Any]:
     """Log loss and calibration error, with intervals, and the reliability diagram."""
     found = bootstrapped(probability_scores, labels, probabilities)
-    names = ("log_loss", "ece")
-    return {
-        **{name: plain(found[name][0]) for name in names},
-        "ci95": {name: plain(interval(found[name])) for name in names},
-        "reliability": reliability(labels, probabilities),
-    }
+    shown = with_intervals({name: found[name] for name in ("log_loss", "ece")})
+    return {**shown, "reliability": reliability(labels, probabilities)}
 
 
 def _per_class(found: dict[str, Scores], classes: Sequence[str], images: npt.NDArray[np.int64]) -> dict[str, Any]:
     """The scores of each class that has images."""
     scores = {name.removeprefix("class_"): values for name, values in found.items() if name.startswith("class_")}
-    ends = {name: interval(values) for name, values in scores.items()}
     return {
         label: {
             "images": int(images[index]),
-            **{name: plain(values[0, index]) for name, values in scores.items()},
-            "ci95": {name: plain(ends[name][:, index]) for name in scores},
+            **with_intervals({name: values[:, index] for name, values in scores.items()}),
         }
         for index, label in enumerate(classes)
         if images[index]

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from hemafast.evaluate.intervals import Weights, interval
-from hemafast.evaluate.metrics import Labels, Probabilities, Scores, bootstrapped, confusions, count_scores
+from hemafast.evaluate.intervals import Weights, interval, resample
+from hemafast.evaluate.metrics import Labels, Scores, confusions, count_scores
 from hemafast.evaluate.predictions import read_predictions
 from hemafast.run_folder import PREDICTIONS
 
@@ -25,16 +25,12 @@ def changed_settings(settings: Sequence[Mapping[str, Any]]) -> dict[str, list[An
     }
 
 
-def differences(first: Path, others: Sequence[Path]) -> list[dict[str, Any] | None]:
-    """The macro-F1 of each other run minus that of the first, with a paired 95 % interval.
+def difference(first: Path, other: Path) -> dict[str, Any] | None:
+    """The macro-F1 of the `other` run minus that of the first, with a paired 95 % interval.
 
     Both runs are resampled with the same images, so that chance in the choice of images cancels out. None for a run
     scored on other images.
     """
-    return [_difference(first, other) for other in others]
-
-
-def _difference(first: Path, other: Path) -> dict[str, Any] | None:
     (one, classes, _), (two, same, _) = (read_predictions(folder / PREDICTIONS) for folder in (first, other))
     key = ["image", "label"]
     if classes != same or sorted(map(tuple, one[key].to_numpy())) != sorted(map(tuple, two[key].to_numpy())):
@@ -45,12 +41,8 @@ def _difference(first: Path, other: Path) -> dict[str, Any] | None:
         np.array([index[name] for name in column]) for column in (one["label"], one["predicted"], two["predicted"])
     )
 
-    def calculate(labels: Labels, _: Probabilities, weights: Weights) -> dict[str, Scores]:
-        scores = [
-            count_scores(confusions(labels, answers, weights, len(classes)))["macro_f1"] for answers in (after, before)
-        ]
-        return {"macro_f1": scores[0] - scores[1]}
+    def macro_f1(answers: Labels, weights: Weights) -> Scores:
+        return count_scores(confusions(labels, answers, weights, len(classes)))["macro_f1"]
 
-    found = bootstrapped(calculate, labels, np.empty((len(labels), 0)))["macro_f1"]
-    low, high = interval(found)
-    return {"macro_f1": float(found[0]), "ci95": [float(low), float(high)], "images": len(labels)}
+    found = np.concatenate([macro_f1(after, weights) - macro_f1(before, weights) for weights in resample(len(labels))])
+    return {"macro_f1": float(found[0]), "ci95": interval(found).tolist(), "images": len(labels)}

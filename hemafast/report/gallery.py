@@ -33,8 +33,8 @@ class Gallery:
     """(images, classes), in the order of `table`."""
     images: int
     """Number of all predictions; the table has at most LISTED."""
-    rows: npt.NDArray[np.int64] | None
-    """Rows of the manifest; None without the data set."""
+    rows: npt.NDArray[np.int64]
+    """Rows of the manifest; none without the data set."""
     dataset: Dataset | None
 
     @property
@@ -44,7 +44,7 @@ class Gallery:
 
     def thumbnails(self, most: int) -> list[str]:
         """Pictures of the first `most` cells as data URLs; none without the data set."""
-        return [embedded_pixels(self._pixels(place), _SIDE) for place in range(min(most, len(self._rows())))]
+        return [embedded_pixels(self._pixels(place), _SIDE) for place in range(min(most, len(self.rows)))]
 
     def views(self, places: Sequence[int], size: int) -> npt.NDArray[np.uint8]:
         """What the model sees of the cells at `places`: uint8 (n, size, size, 3)."""
@@ -65,13 +65,9 @@ class Gallery:
         likeliest = np.argsort(-self.probabilities[place], kind="stable")[:_TOLD]
         return [(self.classes[index], float(self.probabilities[place, index])) for index in likeliest]
 
-    def _rows(self) -> npt.NDArray[np.int64]:
-        return np.zeros(0, np.int64) if self.rows is None else self.rows
-
     def _pixels(self, place: int) -> npt.NDArray[np.uint8]:
         assert self.dataset is not None
-        packed = self.dataset.files.packed[max(self.dataset.info.pack_sizes)]
-        return packed[self._rows()[place]]
+        return self.dataset.files.packed[max(self.dataset.info.pack_sizes)][self.rows[place]]
 
 
 def open_gallery(predictions: Path, data: Path, fingerprint: str) -> Gallery:
@@ -84,25 +80,24 @@ def open_gallery(predictions: Path, data: Path, fingerprint: str) -> Gallery:
     dataset = _open_if_same(data, fingerprint)
     place = {} if dataset is None else {path: row for row, path in enumerate(dataset.table["path"])}
     there = dataset is not None and set(chosen["image"]) <= set(place)
-    rows = np.array([place[path] for path in chosen["image"]], dtype=np.int64) if there else None
+    rows = np.array([place[path] for path in chosen["image"] if there], dtype=np.int64)
     return Gallery(chosen, classes, probabilities[order], len(table), rows, dataset if there else None)
 
 
 def listing(gallery: Gallery, pictures: Sequence[str]) -> dict[str, Any]:
     """Plain data for the page's script, compact where it repeats for each cell."""
     class_of = {name: index for index, name in enumerate(gallery.classes)}
-    domains = sorted(set(gallery.table["domain"]))
-    domain_of = {name: index for index, name in enumerate(domains)}
-    columns = (gallery.table[name] for name in ("label", "predicted", "domain", "image"))
+    places, domains = pd.factorize(gallery.table["domain"], sort=True)
+    columns = (gallery.table["label"], gallery.table["predicted"], places.tolist(), gallery.table["image"])
     return {
         "classes": list(gallery.classes),
-        "domains": domains,
+        "domains": list(domains),
         "pictures": list(pictures),
         "cells": [
             [
                 class_of[label],
                 class_of[predicted],
-                domain_of[domain],
+                domain,
                 str(image).removeprefix("images/"),
                 [[class_of[name], round(share, 3)] for name, share in gallery.told(place)],
             ]

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,11 @@ from hemafast.engine.checkpoint import load_best
 from hemafast.engine.journal import Row, read_rows
 from hemafast.errors import HemafastError
 from hemafast.evaluate.evaluate import Metrics, run_of
-from hemafast.files import write_whole
+from hemafast.files import write_text
 from hemafast.metrics import with_pooled
 from hemafast.pages import render
 from hemafast.pictures import embedded, embedded_pixels
-from hemafast.report.compare import changed_settings, differences
+from hemafast.report.compare import changed_settings, difference
 from hemafast.report.gallery import Gallery, listing, open_gallery
 from hemafast.report.plots import plot_curves, plot_reliability, plot_validation
 from hemafast.run_folder import BEST, MACHINE, PREDICTIONS, REPORT, read_config, read_metrics
@@ -45,11 +46,7 @@ class Part:
 
 
 def write_report(
-    folders: Path | Sequence[Path],
-    output: Path | None = None,
-    *,
-    thumbnails: int = THUMBNAILS,
-    explain: bool = False,
+    folders: Path | Sequence[Path], output: Path | None = None, *, thumbnails: int = THUMBNAILS, explain: bool = False
 ) -> Path:
     """Write one HTML page about evaluated runs; it needs no other file.
 
@@ -78,7 +75,7 @@ def write_report(
     path = output or runs[0] / REPORT
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(path, lambda part: part.write_text(page, encoding="utf-8"))
+        write_text(path, page)
     except OSError as error:
         raise HemafastError(f"{path} cannot be written ({error}).", "Name another file with --output.") from error
     return path
@@ -88,12 +85,18 @@ def read_part(scores: Path, name: str) -> Part:
     """Everything that the page shows of one run. Raises HemafastError if a file is missing or damaged."""
     run = run_of(scores)
     config, metrics = read_config(run), read_metrics(scores)
+    try:
+        machine: dict[str, Any] = json.loads((run / MACHINE).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise HemafastError(
+            f"{run / MACHINE} cannot be read ({error}).", "A report needs the whole run folder."
+        ) from error
     return Part(
         run=run,
         scores=scores,
         name=name,
         config=config,
-        machine=_read_machine(run),
+        machine=machine,
         metrics=metrics,
         rows=read_rows(run),
         gallery=open_gallery(scores / PREDICTIONS, Path(metrics["data"]["folder"]), metrics["data"]["fingerprint"]),
@@ -136,51 +139,31 @@ def _worst(part: Part, pictures: Sequence[str], explain: bool) -> list[dict[str,
     """The most confident mistakes."""
     gallery = part.gallery
     count = min(int(gallery.wrong.sum()), _WORST)
-    overlays: list[str | None] = [None] * count
-    if explain and gallery.dataset is not None and count:
-        overlays = [*_overlays(part, count)]
+    overlays = _overlays(part, count) if explain and gallery.dataset is not None and count else []
+    rows = gallery.table[:count].to_dict("records")
     return [
-        {
-            "picture": pictures[place] if place < len(pictures) else None,
-            "overlay": overlays[place],
-            "file": row["image"],
-            "label": row["label"],
-            "predicted": row["predicted"],
-            "told": gallery.told(place),
-        }
-        for place, (_, row) in enumerate(gallery.table.iloc[:count].iterrows())
+        {"row": row, "picture": picture, "overlay": overlay, "told": gallery.told(place)}
+        for place, (row, picture, overlay) in enumerate(zip_longest(rows, pictures[:count], overlays))
     ]
 
 
-def _overlays(part: Part, count: int) -> Iterator[str]:
+def _overlays(part: Part, count: int) -> list[str]:
     """Grad-CAM pictures of the first cells of the gallery."""
     from hemafast.deploy.heat import overlays
 
     model, card = load_best(part.run / BEST)
     classes = [card.classes.index(name) for name in part.gallery.table["predicted"][:count]]
-    for overlay in overlays(model, part.gallery.views(range(count), card.image_size), classes):
-        yield embedded_pixels(overlay, _SIDE)
+    pictures = overlays(model, part.gallery.views(range(count), card.image_size), classes)
+    return [embedded_pixels(picture, _SIDE) for picture in pictures]
 
 
 def _comparison(parts: Sequence[Part]) -> dict[str, Any]:
     """Values for the template of the comparison."""
-    names = [part.name for part in parts]
-    domains = list(dict.fromkeys(name for part in parts for name in part.metrics["domains"]))
     return {
-        "names": names,
+        "names": [part.name for part in parts],
         "metrics": [part.metrics for part in parts],
-        "domains": domains,
+        "domains": list(dict.fromkeys(name for part in parts for name in part.metrics["domains"])),
         "settings": changed_settings([to_plain(part.config) for part in parts]),
-        "differences": differences(parts[0].scores, [part.scores for part in parts[1:]]),
+        "differences": [difference(parts[0].scores, part.scores) for part in parts[1:]],
         "curves": embedded(lambda file: plot_validation(file, {part.name: part.rows for part in parts})),
     }
-
-
-def _read_machine(folder: Path) -> dict[str, Any]:
-    try:
-        content: dict[str, Any] = json.loads((folder / MACHINE).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise HemafastError(
-            f"{folder / MACHINE} cannot be read ({error}).", "A report needs the whole run folder."
-        ) from error
-    return content

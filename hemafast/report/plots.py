@@ -50,11 +50,9 @@ def plot_validation(target: Path | IO[bytes], runs: Mapping[str, Sequence[Row]])
         spent = np.cumsum(column(rows, "train", "seconds")[: len(scores)]) + np.cumsum(column(rows, "val", "seconds"))
         for axis, places in ((epochs, column(rows, "val", "epoch")), (seconds, spent)):
             axis.plot(places, scores, color=colour, marker=marker, markersize=4, label=label_of(name))
-    epochs.set_xlabel("epoch")
     epochs.xaxis.get_major_locator().set_params(integer=True)
-    seconds.set_xlabel("seconds, validation included")
-    for axis in (epochs, seconds):
-        axis.set_title("macro-F1 on validation")
+    for axis, name in ((epochs, "epoch"), (seconds, "seconds, validation included")):
+        axis.set(title="macro-F1 on validation", xlabel=name)
         axis.grid(alpha=0.3)
     epochs.legend(fontsize=7)
     save(figure, target)

@@ -90,7 +90,7 @@ def test_a_start_that_finds_no_room_is_refused(settings, full):
 def test_a_stop_that_finds_no_room_says_so_and_keeps_what_was_saved(settings, full, signal_at, assert_equal_runs):
     full(3)
     config = settings(epochs=3)
-    with signal_at(8), pytest.raises(HemafastError, match="the one before it is intact") as error:
+    with signal_at(8), pytest.raises(HemafastError, match="The one before it is intact") as error:
         train(config)
     assert not isinstance(error.value, StoppedError)
     (folder,) = config.output.iterdir()
@@ -131,7 +131,7 @@ def test_a_file_that_may_grow_no_further_leaves_the_checkpoint_before(settings, 
     )
     assert done.returncode == 0, done.stderr
     (folder,) = config.output.iterdir()
-    assert "training goes on, the one before is intact" in (folder / "train.log").read_text(encoding="utf-8")
+    assert "Training continues, the last one is intact" in (folder / "train.log").read_text(encoding="utf-8")
     assert load_last(folder / LAST)["progress"]["epochs_done"] == 2
     assert load_last(folder / f"{LAST}.1")["progress"]["epochs_done"] == 0
     assert litter(folder) == []

@@ -16,7 +16,7 @@ from hemafast.errors import HemafastError
 from hemafast.evaluate.evaluate import evaluate_run
 from hemafast.pictures import confusion_figure, save
 from hemafast.report import plots
-from hemafast.report.compare import differences
+from hemafast.report.compare import difference
 from hemafast.report.page import write_report
 from hemafast.report.plots import plot_curves, plot_reliability, plot_validation
 from hemafast.run_folder import read_metrics
@@ -178,7 +178,7 @@ def test_a_difference_is_that_of_the_scores_and_pairs_images_whatever_their_orde
     table = pd.read_csv(file)
     table["predicted"] = table["label"]  # a run without mistakes
     table.iloc[::-1].to_csv(file, index=False)
-    (found,) = differences(scored, [run])
+    found = difference(scored, run)
     assert found["macro_f1"] == pytest.approx(1 - read_metrics(scored)["pooled"]["macro_f1"])
     assert found["ci95"][0] <= found["macro_f1"] <= found["ci95"][1]
 
@@ -187,7 +187,7 @@ def test_runs_on_other_images_are_not_subtracted(scored, run):
     evaluate_run(run)
     file = run / "predictions.csv"
     pd.read_csv(file).iloc[1:].to_csv(file, index=False)
-    assert differences(scored, [run]) == [None]
+    assert difference(scored, run) is None
 
 
 def test_a_run_that_is_named_twice_or_a_page_without_a_place_is_refused(scored, tmp_path):
