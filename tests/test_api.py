@@ -47,7 +47,7 @@ PUBLIC = {
         *("again", "epoch", "image_size", "images", "load_state_dict", "position", "resized", "set_epoch"),
         *("sizes", "state_dict"),
     },
-    "Model": {"classes", "embed", "features", "logits", "network", "predict"},
+    "Model": {"classes", "embed", "features", "logits", "network", "predict", "probabilities"},
     "PrepareConfig": set(),
     "Progress": {"advance", "finish", "say", "shows", "start"},
     "ProgressBar": {"advance", "finish", "say", "shows", "start"},
@@ -488,7 +488,7 @@ def test_a_loader_continues_within_an_epoch(data):
     straight = [labels.tolist() for _ in range(2) for _, labels in data.loader("train", batch_size=8, size=32)]
     del straight[len(straight) // 2 :]
     loader = data.loader("train", batch_size=8, size=32)
-    first = [labels.tolist() for (_, labels), _ in zip(loader, range(2), strict=False)]
+    first = [labels.tolist() for _, (_, labels) in zip(range(2), loader, strict=False)]
     resumed = data.loader("train", batch_size=8, size=32)
     resumed.load_state_dict(json.loads(json.dumps(loader.state_dict())))
     resumed.set_epoch(0)  # as some frameworks do

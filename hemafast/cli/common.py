@@ -105,9 +105,9 @@ def refuse_missing_data(folder: Path) -> None:
     """Raise HemafastError at once if `folder` is not a prepared data set, before anything heavy is imported."""
     if (folder / "dataset.json").exists():
         return
-    near = {str(found.parent) for root in (Path(), folder.parent) for found in root.glob("*/*/dataset.json")}
-    near |= {str(found.parent) for found in folder.parent.glob("*/dataset.json")}
-    close = get_close_matches(str(folder), sorted(near), n=1, cutoff=0.8)
+    near = {found.parent.name: found.parent for found in folder.parent.glob("*/dataset.json")}
+    near |= {str(found.parent): found.parent for found in Path().glob("*/*/dataset.json")}
+    close = [near[name] for text in (folder.name, str(folder)) for name in get_close_matches(text, near, n=1)]
     hint = f"Did you mean --data {close[0]}?" if close else "Make one with `hemafast prepare`, or name one with --data."
     raise HemafastError(f"{folder.absolute()} is not a prepared data set.", hint)
 
