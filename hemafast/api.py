@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from hemafast.config import Amp, Device, PrepareConfig, TrainConfig, checked, to_plain, train_config
 from hemafast.errors import HemafastError
 from hemafast.progress import SILENT, Progress
-from hemafast.run_folder import PREDICTIONS, find_run, read_config, read_metrics, run_folders
+from hemafast.run_folder import PREDICTIONS, find_run, read_config, read_metrics
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -188,10 +188,10 @@ def list_runs(output: str | Path = TrainConfig.output) -> pd.DataFrame:
     """
     import pandas as pd
 
-    from hemafast.run_folder import RunSummary, summarise
+    from hemafast.run_folder import RunSummary, summaries
 
     columns = list(RunSummary.__dataclass_fields__)
-    return pd.DataFrame([summarise(folder) for folder in run_folders(Path(output), nested=True)], columns=columns)
+    return pd.DataFrame(summaries(Path(output)), columns=columns)
 
 
 @dataclass(frozen=True, slots=True)

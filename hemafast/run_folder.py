@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import fcntl
 import json
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -48,6 +49,8 @@ LATEST = "latest"
 """In place of a run folder: the newest run."""
 METRICS_SCHEMA = 2
 
+logger = logging.getLogger("hemafast")
+
 _LOCK = ".lock"
 _STAMP = "%Y%m%d_%H%M%S"
 
@@ -75,7 +78,13 @@ def find_run(named: str | Path, output: Path = TrainConfig.output) -> Path:
 def run_folders(output: Path, *, nested: bool = False) -> list[Path]:
     """The run folders in `output`, oldest first; with `nested` also those of sweeps and other experiments in it."""
     patterns = [f"{'*/' * depth}{CONFIG}" for depth in ((1, 2, 3) if nested else (1,))]
-    return sorted({file.parent for pattern in patterns for file in output.glob(pattern)}, key=_began)
+    folders = {file.parent for pattern in patterns for file in output.glob(pattern)}
+    return sorted(filter(is_run, folders), key=_began)
+
+
+def is_run(folder: Path) -> bool:
+    """Whether `folder` holds a run; other software has files named like CONFIG too."""
+    return (folder / CONFIG).is_file() and any((folder / name).is_file() for name in (LOG, BEST))
 
 
 def _began(folder: Path) -> tuple[datetime, str]:
@@ -171,6 +180,17 @@ class RunSummary:
     ci95: tuple[float, float] | None
     began: str
     """Local time, ISO 8601."""
+
+
+def summaries(output: Path) -> list[RunSummary]:
+    """All runs under `output`, oldest first. A run whose settings are damaged is left out with a warning."""
+    found = []
+    for folder in run_folders(output, nested=True):
+        try:
+            found.append(summarise(folder))
+        except HemafastError as error:
+            logger.warning("not listed: %s", error.problem)
+    return found
 
 
 def summarise(folder: Path) -> RunSummary:

@@ -289,6 +289,17 @@ def test_runs_are_a_frame_with_score_and_state(made):
     assert list(row["ci95"]) == made.metrics["pooled"]["ci95"]["macro_f1"]
 
 
+def test_folders_that_are_no_runs_and_damaged_runs_do_not_hide_the_others(made, tmp_path, caplog):
+    run = Path(shutil.copytree(made.folder, tmp_path / made.folder.name))
+    damaged = Path(shutil.copytree(made.folder, tmp_path / "20991231_235959_damaged"))
+    (damaged / "config.json").write_text("{")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "config.json").write_text('{"somebody": "else"}')
+    assert hf.list_runs(tmp_path)["name"].tolist() == [run.name]
+    assert f"not listed: {damaged} is not a run" in caplog.text
+    assert "other" not in caplog.text.replace("another", "")
+
+
 def test_a_config_a_file_and_names_give_the_same_settings(data, made, tmp_path):
     asked = made.config
     config = hf.TrainConfig(**{**asked, "output": tmp_path / "a"})

@@ -46,6 +46,7 @@ ConfigFile = Annotated[
 ]
 
 _PIPE_WIDTH = 160
+_DATASET = "dataset.json"  # preparation.schema.INFO, whose module imports pydantic
 
 
 def main() -> None:
@@ -103,10 +104,10 @@ def listen(*, verbose: bool, quiet: bool) -> LiveProgress:
 
 def refuse_missing_data(folder: Path) -> None:
     """Raise HemafastError at once if `folder` is not a prepared data set, before anything heavy is imported."""
-    if (folder / "dataset.json").exists():
+    if (folder / _DATASET).exists():
         return
-    near = {found.parent.name: found.parent for found in folder.parent.glob("*/dataset.json")}
-    near |= {str(found.parent): found.parent for found in Path().glob("*/*/dataset.json")}
+    near = {found.parent.name: found.parent for found in folder.parent.glob(f"*/{_DATASET}")}
+    near |= {str(found.parent): found.parent for found in Path().glob(f"*/*/{_DATASET}")}
     close = [near[name] for text in (folder.name, str(folder)) for name in get_close_matches(text, near, n=1)]
     hint = f"Did you mean --data {close[0]}?" if close else "Make one with `hemafast prepare`, or name one with --data."
     raise HemafastError(f"{folder.absolute()} is not a prepared data set.", hint)

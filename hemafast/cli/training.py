@@ -14,7 +14,7 @@ from hemafast.cli.common import ConfigFile, Json, Quiet, Verbose, app, listen, r
 from hemafast.cli.options import RESUMING, Asked, configured
 from hemafast.config import TrainConfig, train_config
 from hemafast.errors import HemafastError
-from hemafast.run_folder import find_run
+from hemafast.run_folder import find_run, read_config, summaries
 
 _TRIED = ("preset", "data", "model", "batch_size", "image_size")
 
@@ -75,7 +75,6 @@ def train(
         folder = trainer.resume(named, asked, allow_changes=allow_changes, began=began, progress=progress)
     if folder is not None:
         from hemafast.cli.evaluation import print_evaluation
-        from hemafast.run_folder import read_config
 
         print_evaluation(folder, None, read_config(folder).device, as_json=as_json)
 
@@ -115,9 +114,7 @@ def runs(
     as_json: Json = False,
 ) -> None:
     """List the runs: name, data, model, score with its interval, state, and when they began."""
-    from hemafast.run_folder import run_folders, summarise
-
-    found = [summarise(folder) for folder in run_folders(output, nested=True)]
+    found = summaries(output)
     if as_json:
         typer.echo(json.dumps([asdict(run) for run in found], indent=2))
     elif found:

@@ -14,7 +14,7 @@ from hemafast.deploy.model import Model, load_models
 from hemafast.engine.checkpoint import View
 from hemafast.engine.machine import Machine
 from hemafast.errors import HemafastError
-from hemafast.run_folder import BEST, CONFIG, LOG
+from hemafast.run_folder import BEST, is_run
 
 _RANGES = {"um_per_pixel": (0.001, 100), "abstain_below": (0, 1), "batch_size": (1, 4096)}
 _REMEDY = "Choose one yourself: abstain_below (--abstain-below), such as 0.7."
@@ -133,8 +133,9 @@ def plan_for(models: Sequence[Model], images: Sequence[Image], options: Options)
 
 def _is_model(path: Path) -> bool:
     """Run folders count before their first epoch too, so that they are not searched for images."""
-    is_run = (path / BEST).is_file() or all((path / name).is_file() for name in (CONFIG, LOG))
-    return is_run or path.suffix in (".safetensors", ".onnx")  # not .pt2: opening a stranger's may execute code
+    return (
+        (path / BEST).is_file() or is_run(path) or path.suffix in (".safetensors", ".onnx")
+    )  # not .pt2: opening a stranger's may execute code
 
 
 def _choose_threshold(models: Sequence[Model], options: Options) -> float | None:
