@@ -133,9 +133,8 @@ def plan_for(models: Sequence[Model], images: Sequence[Image], options: Options)
 
 def _is_model(path: Path) -> bool:
     """Run folders count before their first epoch too, so that they are not searched for images."""
-    return (
-        (path / BEST).is_file() or is_run(path) or path.suffix in (".safetensors", ".onnx")
-    )  # not .pt2: opening a stranger's may execute code
+    # Not .pt2: opening a stranger's may execute code.
+    return (path / BEST).is_file() or is_run(path) or path.suffix in (".safetensors", ".onnx")
 
 
 def _choose_threshold(models: Sequence[Model], options: Options) -> float | None:
