@@ -139,6 +139,40 @@ def _scale(text: str) -> tuple[str, str]:
     return name, number
 
 
+def _pairs(value: Any) -> Any:
+    """ "FROM=TO,FROM=TO", or a list of such texts, as a mapping."""
+    texts = [value] if isinstance(value, str) else value
+    if not isinstance(texts, list):
+        return value
+    pairs = [part.partition("=") for text in texts for part in text.split(",") if part.strip()]
+    for name, equals, _ in pairs:
+        if not equals or not name.strip():
+            raise HemafastError(
+                f"{','.join(texts)!r} is not NAME=VALUE,NAME=VALUE.", "Write it as path=Image,label=Class."
+            )
+    return {name.strip(): meant.strip() for name, _, meant in pairs}
+
+
+def _several(value: Any) -> Any:
+    """One file as a list of one."""
+    return [value] if isinstance(value, str | Path) else value
+
+
+def _class_map(value: Any) -> Any:
+    """A path stays one; pairs become a mapping."""
+    return _pairs(value) if isinstance(value, str) and "=" in value and not Path(value).exists() else value
+
+
+def _depths(value: Any) -> Any:
+    """["12"] or ["NAME=12"] as a mapping; "" stands for all domains."""
+    if isinstance(value, int):
+        return {"": value}
+    texts = [value] if isinstance(value, str) else value
+    return (
+        {name: bits for name, _, bits in (text.rpartition("=") for text in texts)} if isinstance(texts, list) else value
+    )
+
+
 @dataclass(frozen=True, kw_only=True)
 class PrepareConfig:
     """How archives become a prepared data set.
@@ -146,11 +180,32 @@ class PrepareConfig:
     Raises HemafastError for a value or a combination that makes no sense.
     """
 
-    source: Path = common(Path("Source"), "Folder of zips or folders, one per domain.", DATA)
+    source: Path = common(
+        Path("Source"),
+        "Folder of archives or folders, one per domain; or one archive; or a folder of class folders.",
+        DATA,
+    )
     output: Path = common(
         Path("Source/prepared"), "Where to write the prepared data set.", DATA, none="SOURCE/prepared"
     )
     classes: Classes = common("challenge", "The 11 classes of the challenge, or the class folders as they are.", DATA)
+    class_map: Path | dict[str, str] | None = common(
+        None,
+        "Rename classes: FROM=TO,FROM=TO or a table with the columns from and to. An empty TO leaves a class out.",
+        DATA,
+        none="none",
+        metavar="FROM=TO,...|FILE",
+        parse=_class_map,
+    )
+    labels: Path | None = common(
+        None,
+        "Table of labels (csv, tsv, xlsx, parquet): path and label of each image, perhaps split, group, domain, um/px.",
+        DATA,
+        none="none",
+    )
+    columns: dict[str, str] = option(
+        {}, "Names of columns in --labels, as path=Image,label=Class.", DATA, metavar="ROLE=NAME,...", parse=_pairs
+    )
     checksums: Path | None = option(
         None,
         "sha256 sums of archives or images. Another archive is an error; another image is quarantined.",
@@ -166,8 +221,17 @@ class PrepareConfig:
     holdout_domain: str | None = common(
         None, "Use this whole domain as the validation set.", SPLITTING, none="none", metavar="NAME"
     )
-    split_file: Path | None = common(
-        None, "Use a published split: CSV with the columns path and split.", SPLITTING, none="none"
+    split_file: tuple[Path, ...] = common(
+        (),
+        "Use a published split: a table with the columns path and split, or one file per split, named after it; "
+        "may be repeated.",
+        SPLITTING,
+        none="none",
+        metavar="FILE",
+        parse=_several,
+    )
+    resplit: bool = common(
+        False, "Ignore folders named train, val or test and splits in --labels.", SPLITTING, flag="--resplit"
     )
     groups: Path | None = common(
         None,
@@ -193,6 +257,17 @@ class PrepareConfig:
     um_per_pixel: dict[str, Annotated[float, Ge(0.001), Le(100)]] = common(
         {}, "Micrometres per pixel of a domain; may be repeated.", PIXELS, metavar="NAME=UM", parse=_scales
     )
+    bit_depth: dict[str, Annotated[int, Ge(1), Le(32)]] = option(
+        {},
+        "Bits that a camera uses of 16, as 12: for all domains, or NAME=12 for one; may be repeated. "
+        "By default the range of each domain decides.",
+        PIXELS,
+        metavar="BITS|NAME=BITS",
+        parse=_depths,
+    )
+    min_side: Annotated[int, Ge(1), Le(1024)] = option(
+        16, "Smallest side in pixels of an image that can show a cell; smaller ones are quarantined.", PIXELS
+    )
     pack_sizes: Annotated[tuple[PackSize, ...], Len(1)] = common(
         (256,), "Side in pixels of the packed squares; may be repeated.", PIXELS, flag="--pack-size"
     )
@@ -206,10 +281,10 @@ class PrepareConfig:
     def __post_init__(self) -> None:
         _check(self)
         ways = {"folds": self.folds, "holdout_domain": self.holdout_domain, "split_file": self.split_file}
-        chosen = [name for name, value in ways.items() if value is not None]
+        chosen = [name for name, value in ways.items() if value not in (None, ())]
         if len(chosen) > 1:
             raise HemafastError(f"{' and '.join(chosen)} exclude each other.", "Choose one way to split.")
-        if self.split_file is not None and (self.groups or self.group_pattern):
+        if self.split_file and (self.groups or self.group_pattern):
             raise HemafastError(
                 "groups have no effect on a published split.", "Leave out the groups, or leave out --split-file."
             )

@@ -20,7 +20,7 @@ from hemafast.progress import SILENT, Progress, stage
 from hemafast.taxonomy import CHALLENGE_CLASSES, UM_PER_PIXEL
 
 _NOT_INPUT = ("source", "output", "strict", "max_quarantined")  # settings that do not change the result
-_FILES = ("split_file", "groups", "checksums")
+_FILES = ("split_file", "groups", "checksums", "labels", "class_map")
 _NAMED = 3  # files that a note lists
 _SMALLEST_WINDOW = 16  # px
 _SAME_SIZE = 1.05  # largest over smallest side in a domain; beyond it, some images were probably resampled
@@ -212,6 +212,7 @@ def _settings(config: PrepareConfig) -> dict[str, Any]:
     settings["pack_sizes"] = sorted(set(settings["pack_sizes"]), reverse=True)
     files = {name: getattr(config, name) for name in _FILES}
     try:
-        return settings | {name: lists.sha256_of(file) for name, file in files.items() if file is not None}
+        single = {name: lists.sha256_of(file) for name, file in files.items() if isinstance(file, Path)}
+        return settings | single | {"split_file": [lists.sha256_of(file) for file in config.split_file]}
     except OSError as error:
         raise HemafastError(f"{error.filename} cannot be read ({error.strerror}).", "Name a text file.") from error

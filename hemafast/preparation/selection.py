@@ -134,8 +134,7 @@ def _take_split(manifest: pd.DataFrame, config: PrepareConfig) -> tuple[str, ...
 
     Quarantines images that the file does not list, and training images whose picture also validates.
     """
-    assert config.split_file is not None
-    file, good = config.split_file, schema.accepted(manifest)
+    file, good = config.split_file[0], schema.accepted(manifest)
     names = schema.names_of(good)
     split = names.map(lists.read_split(file, names)).fillna("")
     manifest.loc[good.index, "split"] = split
