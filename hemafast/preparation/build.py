@@ -21,7 +21,6 @@ from hemafast.preparation.publish import published_whole, recover, refuse_foreig
 from hemafast.preparation.reader import PreparedFiles, read_prepared, seal
 from hemafast.preparation.selection import refuse_excess, select_images
 from hemafast.preparation.shards import fingerprint, write_manifest, write_quarantine, write_shards, write_split
-from hemafast.preparation.split import SPLITS
 from hemafast.preparation.webdataset import write_webdataset
 from hemafast.progress import SILENT, Progress, stage
 
@@ -137,7 +136,7 @@ def _write_info(folder: Path, manifest: pd.DataFrame, plan: Plan, notes: Sequenc
         inputs=plan.inputs,
         classes=plan.classes,
         domains=_describe_domains(manifest, plan),
-        counts={split: _count(schema.in_split(manifest, split)) for split in SPLITS},
+        counts={split: _count(schema.in_split(manifest, split)) for split in schema.splits_of(manifest)},
         pack_sizes=plan.sizes,
         rows_per_file={str(size): rows_per_file(size) for size in plan.sizes},
         folds=config.folds,

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import pandas as pd
 
 from hemafast.errors import HemafastError
 from hemafast.preparation.safety import parts_of
-from hemafast.preparation.split import SPLITS
+from hemafast.preparation.split import ALL_SPLITS
 
 _MAX_BYTES = 256 * 2**20
 _SHA256_DIGITS = 64
@@ -37,12 +37,17 @@ def read_checksums(file: Path) -> dict[str, str]:
     return sums
 
 
-def read_split(file: Path, names: Iterable[str]) -> dict[str, str]:
-    """The split of each image that `file` lists, by image name `domain/class/file`."""
-    split = read_values(file, "split", names)
-    for name, value in split.items():
-        if value not in SPLITS:
-            raise HemafastError(f"{file}: {name} has the split {value!r}.", f"A split is {' or '.join(SPLITS)}.")
+def read_split(files: Sequence[Path], names: Iterable[str]) -> dict[str, str]:
+    """The split of each image that `files` list, by image name `domain/class/file`."""
+    split: dict[str, str] = {}
+    for file in files:
+        for name, value in read_values(file, "split", names).items():
+            if value not in ALL_SPLITS:
+                raise HemafastError(
+                    f"{file}: {name} has the split {value!r}.", f"A split is {' or '.join(ALL_SPLITS)}."
+                )
+            if split.setdefault(name, value) != value:
+                raise HemafastError(f"{file}: {name} is listed as {split[name]} and {value}.", "Remove one.")
     return split
 
 

@@ -10,6 +10,8 @@ from typing import Any
 import pandas as pd
 from pydantic import BaseModel, ConfigDict
 
+from hemafast.preparation.split import NO_FOLD, SPLITS, TEST, VAL
+
 SCHEMA = 2
 """Version of the format on disk. Raise it when older readers would misread newer files."""
 
@@ -30,8 +32,8 @@ MANIFEST_COLUMNS = {
     "path": "str",  # relative to the prepared data set
     "label": "str",  # class folder it came from
     "domain": "str",  # archive it came from
-    "split": "str",  # train or val; empty if quarantined
-    "fold": "int64",  # from 0; -1 without folds, or if quarantined
+    "split": "str",  # train, val or test; empty if quarantined
+    "fold": "int64",  # from 0; -1 without folds, and for test or quarantined images
     "width": "int64",  # px, upright; 0 if unreadable
     "height": "int64",
     "window": "int64",  # px: side of the centre square that is kept
@@ -101,7 +103,7 @@ class DatasetInfo(Record):
     classes: tuple[str, ...]
     domains: dict[str, DomainInfo]
     counts: dict[str, dict[str, dict[str, int]]]
-    """Images by split, domain and class."""
+    """Images by split, domain and class. There is no test without test images."""
     pack_sizes: tuple[int, ...]
     rows_per_file: dict[str, int]
     """Squares in each file but the last, by packed size."""
@@ -156,9 +158,23 @@ def accepted(manifest: pd.DataFrame) -> pd.DataFrame:
     return manifest[manifest["verdict"] != QUARANTINED]
 
 
+def splits_of(manifest: pd.DataFrame) -> tuple[str, ...]:
+    """The splits that a data set has: those of training, and test if any image is held out."""
+    return (*SPLITS, TEST) if (manifest["split"] == TEST).any() else SPLITS
+
+
 def in_split(manifest: pd.DataFrame, split: str, fold: int | None = None) -> pd.DataFrame:
-    """The images of a split, in the order of the manifest. With `fold`, that fold is the validation set."""
+    """The images of a split, in the order of the manifest. With `fold`, that fold is the validation set.
+
+    Test images are in no fold, and the same whatever fold validates.
+    """
     images = accepted(manifest)
-    if fold is None:
+    if fold is None or split == TEST:
         return images[images["split"] == split]
-    return images[(images["fold"] == fold) == (split == "val")]
+    folded = images[images["fold"] != NO_FOLD]
+    return folded[(folded["fold"] == fold) == (split == VAL)]
+
+
+def divided_groups(manifest: pd.DataFrame) -> int:
+    """How many patients or slides have images in several splits, which only a ready split can cause."""
+    return int((accepted(manifest).groupby("group")["split"].nunique() > 1).sum())

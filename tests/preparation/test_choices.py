@@ -146,7 +146,8 @@ def test_a_training_image_whose_picture_validates_is_left_out(source, make_archi
 BAD_SPLITS = {
     "": "not a CSV",
     "path\nA/x.png\n": "no column split",
-    "path,split\nA/basophil/BAS_000.png,test\n": "'test'",
+    "path,split\nA/basophil/BAS_000.png,holdout\n": "'holdout'",
+    "path,split\nA/basophil/BAS_000.png,test\n": "no image for training: 1 test images",
     "path,split\nBAS_000.png,train\n": "may be",
     "path,split\nA/basophil/BAS_000.png,train\nA/basophil/BAS_000.png,val\n": "train and val",
     "path,split\nA/basophil/BAS_000.png,\n": "line 2",
