@@ -140,7 +140,7 @@ def quarantined(manifest: pd.DataFrame) -> list[QuarantinedImage]:
 
 def versions() -> dict[str, str]:
     """Versions of the packages that determine pixels and verdicts."""
-    return {name: version(name) for name in ("hemafast", "nvidia-dali-cuda120", "pillow", "simplejpeg")}
+    return {name: version(name) for name in ("hemafast", "imagecodecs", "nvidia-dali-cuda120", "pillow", "simplejpeg", "tifffile")}
 
 
 def shard_file(split: str, index: int, count: int, *, folder: str = SHARDS, suffix: str = ".txt") -> Path:
