@@ -64,7 +64,9 @@ def rename(labels: Sequence[str], given: Mapping[str, str], classes: Classes) ->
         usual |= {folded: _CHALLENGE[folded] for folded in usual if folded in _CHALLENGE}
         _refuse_unknown(mapped, counts)
     renamed = {label: usual[fold(meant)] if meant else "" for label, meant in mapped.items()}
-    notes += [f"class {label} is {renamed[label]}" for label in sorted(counts) if renamed[label] not in ("", mapped[label])]
+    notes += [
+        f"class {label} is {renamed[label]}" for label in sorted(counts) if renamed[label] not in ("", mapped[label])
+    ]
     return renamed, notes
 
 
@@ -79,8 +81,13 @@ def _refuse_unknown(mapped: Mapping[str, str], counts: Mapping[str, int]) -> Non
         return
     suggested = {label: suggestion_for(label) for label in unknown}
     named = name_some([_described(label, counts[label], suggested[label]) for label in unknown], _MOST_NAMED)
-    whole = {**{label: meant for label, meant in mapped.items() if meant != label}, **{k: v or "" for k, v in suggested.items()}}
-    problem = f"{len(unknown)} of {len(counts)} classes are not among the {len(CHALLENGE_CLASSES)} of the challenge: {named}."
+    whole = {
+        **{label: meant for label, meant in mapped.items() if meant != label},
+        **{k: v or "" for k, v in suggested.items()},
+    }
+    problem = (
+        f"{len(unknown)} of {len(counts)} classes are not among the {len(CHALLENGE_CLASSES)} of the challenge: {named}."
+    )
     own = "--classes from-data keeps the names as they are"
     if sum(meant is None for meant in suggested.values()) > _MANY * len(counts):
         raise HemafastError(problem, f"Add {own[:19]}, which {own[20:]}.")

@@ -27,11 +27,13 @@ ARCHIVES = (".zip", *TARS)
 
 # What reading a damaged archive raises, depending on the damage; ValueError for names that are not text.
 _DAMAGED = (
-    OSError, EOFError, KeyError, ValueError, RuntimeError, OverflowError, zipfile.BadZipFile, zlib.error, lzma.LZMAError,
-    tarfile.TarError, struct.error,
+    OSError, EOFError, KeyError, ValueError, RuntimeError, OverflowError, zipfile.BadZipFile, tarfile.TarError,
+    zlib.error, lzma.LZMAError, struct.error,
 )  # fmt: skip
 _MAX_READ = 16 * 2**20  # bytes that the listing of a tar may ask for at once: a name is shorter
 _UNICODE_PATH, _UTF8_FLAG = 0x7075, 0x800  # extra field of Info-ZIP; general purpose bit 11
+_AS_BYTES: Any = {"encoding": UTF8, "errors": "surrogateescape"}
+"""Names of a tar stay bytes in disguise until it is known which encoding all of them are in."""
 _SYMLINK = "Replace it with what it points to."
 
 
@@ -76,15 +78,16 @@ def stem_of(path: Path) -> str:
     return path.name if path.is_dir() else path.name[: len(path.name) - len(archive_suffix(path.name))] or path.name
 
 
-def list_container(path: Path) -> Listing:
+def list_container(path: Path, *, follow_links: bool = False) -> Listing:
     """The files of a folder, zip or tar.
 
-    Archives in a folder count as folders of the same name. Raises HemafastError if something cannot be listed or is
-    unsafe (see `safety`).
+    Archives in a folder count as folders of the same name. `follow_links` takes links to files in a folder; otherwise
+    they are refused, since what they point to would be copied. Raises HemafastError if something cannot be listed or
+    is unsafe (see `safety`).
     """
     safety.refuse_unprintable(path, path.name)
     if path.is_dir():
-        return _list_folder(path)
+        return _list_folder(path, follow_links)
     if path.exists() and not path.is_file():
         raise HemafastError(f"{path} is not a regular file.", "Remove it.")
     list_archive = _list_zip if archive_suffix(path.name) == ".zip" else _list_tar
@@ -157,10 +160,10 @@ def _open_container(path: Path) -> Any:
 # Folders
 
 
-def _list_folder(folder: Path) -> Listing:
+def _list_folder(folder: Path, follow_links: bool) -> Listing:
     entries: list[Entry] = []
     notes: list[str] = []
-    for path, raw in _walk(folder):
+    for path, raw in _walk(folder, follow_links):
         relative = os.fsdecode(raw)
         if archive_suffix(relative) and not safety.is_clutter(relative):
             inner = list_container(path)
@@ -174,14 +177,16 @@ def _list_folder(folder: Path) -> Listing:
         safety.refuse_nested_or_large(folder, relative, status.st_size)
         entries.append(Entry(relative, status.st_size, f"{status.st_mtime_ns}", folder, relative))
     named, found = _named([os.fsencode(entry.name) for entry in entries], folder)
-    return Listing(tuple(replace(entry, name=name) for entry, name in zip(entries, named, strict=True)), (*notes, *found))
+    return Listing(
+        tuple(replace(entry, name=name) for entry, name in zip(entries, named, strict=True)), (*notes, *found)
+    )
 
 
-def _walk(folder: Path) -> Iterator[tuple[Path, bytes]]:
+def _walk(folder: Path, follow_links: bool) -> Iterator[tuple[Path, bytes]]:
     """Every file below `folder`, and its path from there as bytes."""
     for parent, folders, files in os.walk(folder, onerror=safety.refuse_unlisted):
         folders.sort()
-        for name in (*folders, *files):
+        for name in (*folders, *(() if follow_links else files)):
             if (whole := Path(parent, name)).is_symlink():
                 raise HemafastError(f"{whole} is a symbolic link.", _SYMLINK)
         for name in sorted(files):
@@ -220,7 +225,9 @@ def _named(raw: Sequence[bytes], container: Path) -> tuple[list[str], list[str]]
     for name in names:
         safety.refuse_unsafe_name(container, name)
     example = next((name for name in names if not name.isascii()), "")
-    notes = [f"{container.name}: names are not UTF-8; read as {encoding}, such as {example}"] if encoding != UTF8 else []
+    notes = (
+        [f"{container.name}: names are not UTF-8; read as {encoding}, such as {example}"] if encoding != UTF8 else []
+    )
     return [plain_name(name) for name in names], notes
 
 
@@ -286,18 +293,16 @@ def _zip_reader(path: Path) -> Iterator[Any]:
 def _list_tar(path: Path) -> Listing:
     packed = path.stat()
     entries, raw, total = [], [], 0
-    with _open_tar(path) as stream:
-        # The names stay bytes in disguise until it is known which encoding all of them are in.
-        with tarfile.open(fileobj=cast(IO[bytes], stream), mode="r:", encoding=UTF8, errors="surrogateescape") as tar:
-            for member in tar:
-                _refuse_unsafe_member(path, member)
-                total += member.size
-                safety.refuse_ratio(path, total, packed.st_size)
-                if not member.isdir():
-                    stamp = f"{packed.st_mtime_ns}:{member.offset_data}"
-                    entries.append(Entry("", member.size, stamp, path, member.offset_data, member.offset_data))
-                    raw.append(member.name.encode(UTF8, "surrogateescape"))
-            _refuse_cut(stream, tar.offset)
+    with _open_tar(path) as stream, tarfile.open(fileobj=cast(IO[bytes], stream), mode="r:", **_AS_BYTES) as tar:
+        for member in tar:
+            _refuse_unsafe_member(path, member)
+            total += member.size
+            safety.refuse_ratio(path, total, packed.st_size)
+            if not member.isdir():
+                stamp = f"{packed.st_mtime_ns}:{member.offset_data}"
+                entries.append(Entry("", member.size, stamp, path, member.offset_data, member.offset_data))
+                raw.append(member.name.encode(UTF8, "surrogateescape"))
+        _refuse_cut(stream, tar.offset)
     names, notes = _named(raw, path)
     safety.refuse_repeated(path, names)
     return Listing(tuple(replace(one, name=name) for one, name in zip(entries, names, strict=True)), tuple(notes))

@@ -24,9 +24,35 @@ _SPLIT_WORDS = {
     **dict.fromkeys(("val", "valid", "validation", "validate", "valset", "validationset", "dev"), VAL),
     **dict.fromkeys(("test", "testing", "testset", "testingset", "tst", "holdout", "eval", "evaluation"), TEST),
 }
-_FILLERS = frozenset("a b c d set sets data dataset images image img imgs folder split samples cells simple final new".split())
-_NEUTRAL = re.compile(r"(fold|part|batch|chunk|shard|set|group|dir|folder|images?|imgs?|data|run|round)?[\s_-]*\d+([\s_-]+\d+)?", re.I)
-_PATIENT = re.compile(r"(patient|pat|subject|subj|case|donor|slide|smear|person|individual|pid|id|p|s)[\s_-]*\w*\d\w*", re.I)
+_FILLERS = frozenset(
+    [
+        "a",
+        "b",
+        "c",
+        "d",
+        "set",
+        "sets",
+        "data",
+        "dataset",
+        "images",
+        "image",
+        "img",
+        "imgs",
+        "folder",
+        "split",
+        "samples",
+        "cells",
+        "simple",
+        "final",
+        "new",
+    ]
+)
+_NEUTRAL = re.compile(
+    r"(fold|part|batch|chunk|shard|set|group|dir|folder|images?|imgs?|data|run|round)?[\s_-]*\d+([\s_-]+\d+)?", re.I
+)
+_PATIENT = re.compile(
+    r"(patient|pat|subject|subj|case|donor|slide|smear|person|individual|pid|id|p|s)[\s_-]*\w*\d\w*", re.I
+)
 _NAMED = 3  # folders that a note lists
 _SAME_LEVEL = 0.5  # share of names that two folders have in common if they hold the same classes
 
@@ -126,7 +152,9 @@ def _split_notes(splits: Sequence[str], *, resplit: bool) -> list[str]:
 def _class_parents(folders: Sequence[Folders], knows: Callable[[str], bool]) -> set[Folders]:
     """The folders whose subfolders are classes."""
     known = {name for one in folders for name in one if knows(name)}
-    parents = {one[:i] for one in folders if (i := next((i for i, name in enumerate(one) if name in known), None)) is not None}
+    parents = {
+        one[:i] for one in folders if (i := next((i for i, name in enumerate(one) if name in known), None)) is not None
+    }
     if parents:
         return parents
     common = _common(one[:-1] for one in folders if one)
@@ -174,7 +202,9 @@ def _meanings(outer: Sequence[Folders], inner: Sequence[Folders]) -> tuple[list[
     patients = {name for name in above | below if _PATIENT.fullmatch(name)}
     neutral = {name for name in above if _NEUTRAL.fullmatch(name)} | patients
     domains = ["_".join(name for name in one if name not in neutral) for one in outer]
-    groups = ["/".join(name for name in (*up, *down) if name in patients) for up, down in zip(outer, inner, strict=True)]
+    groups = [
+        "/".join(name for name in (*up, *down) if name in patients) for up, down in zip(outer, inner, strict=True)
+    ]
     notes = []
     if labs := sorted(set(domains) - {""}):
         notes.append(f"folders around the classes are domains: {name_some(labs, _NAMED)}")

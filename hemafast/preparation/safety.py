@@ -20,7 +20,20 @@ MAX_RATIO = 200
 on zeros, and 5 at most on the uncompressed TIFF of a real cell."""
 
 _CLUTTER = frozenset({"__MACOSX", "Thumbs.db", "desktop.ini", "Icon\r"})
-_NESTED = (".zip", ".tar", ".tgz", ".tbz2", ".txz", ".tzst", ".tar.gz", ".tar.bz2", ".tar.xz", ".tar.zst", ".7z", ".rar")
+_NESTED = (
+    ".zip",
+    ".tar",
+    ".tgz",
+    ".tbz2",
+    ".txz",
+    ".tzst",
+    ".tar.gz",
+    ".tar.bz2",
+    ".tar.xz",
+    ".tar.zst",
+    ".7z",
+    ".rar",
+)
 _UNPRINTABLE = {"Cc", "Cs", "Zl", "Zp"}  # Unicode's control characters, lone surrogates, line and paragraph breaks
 _ENCRYPTED = 0x1  # general purpose bit 0 of a zip entry
 _SYMLINK, _FILE_TYPE = 0o120000, 0o170000  # Unix modes, in the upper half of a zip entry's external attributes
@@ -65,7 +78,7 @@ def refuse_unlisted(error: OSError) -> NoReturn:
 
 
 def refuse_unsafe_name(path: Path, name: str) -> None:
-    """Refuse a name that leads upwards, out of the archive. Drive letters and leading separators are dropped elsewhere."""
+    """Refuse a name that leads upwards, out of the archive. `plain_name` drops drive letters and leading separators."""
     refuse_unprintable(path, name)
     if not plain_name(name) or ".." in plain_name(name).split("/"):
         raise HemafastError(f"{path}: the name {name!r} points outside the archive.", "Do not trust this archive.")

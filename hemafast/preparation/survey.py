@@ -14,13 +14,15 @@ from PIL import Image
 from hemafast.preparation import safety
 from hemafast.preparation.containers import Entry, read_all, read_heads
 from hemafast.preparation.image_checks import FORMATS
-from hemafast.preparation.names import same_file, words_of
+from hemafast.preparation.names import words_of
 from hemafast.preparation.sniff import HEAD_BYTES, image_format, kind_of
 
 SYSTEM_FILE, MASK = "system file", "mask of a cell"
 
-_MASK_WORDS = frozenset({"mask", "masks", "seg", "segmentation", "segmentations", "gt", "truth", "annotation",
-                         "annotations", "label", "labels", "labeled", "contour", "contours", "overlay", "binary"})  # fmt: skip
+_MASK_WORDS = frozenset({
+    "mask", "masks", "seg", "segmentation", "segmentations", "gt", "truth", "annotation", "annotations", "label",
+    "labels", "labeled", "contour", "contours", "overlay", "binary",
+})  # fmt: skip
 _LOOKED_AT = 24  # files of one kind that are decoded to tell masks from photographs
 _FEW_COLOURS, _NEARLY_ALL = 6, 0.97  # a mask has few colours, also after JPEG has blurred its edges
 _LOOK_SIZE = 128  # px
