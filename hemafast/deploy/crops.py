@@ -47,7 +47,7 @@ def choose_crops(images: Sequence[Image], view: View, um_per_pixel: float | None
         return Crops(np.full(len(images), _side(field, um_per_pixel), dtype=np.int64))
     sides = {domain: _side(field, scale) if scale else 0 for domain, scale in view.um_per_pixel.items()}
     names = frozenset(sides)
-    domains = [_domain_of(posixpath.dirname(image.name), names) if image.array is None else None for image in images]
+    domains = domains_of(images, names)
     counts = Counter(domains)
     used = {name: f"{scale:g} um/px" if scale else "seen whole" for name, scale in view.um_per_pixel.items()}
     known = names & counts.keys()
@@ -56,6 +56,11 @@ def choose_crops(images: Sequence[Image], view: View, um_per_pixel: float | None
         scales=tuple(f"{counts[name]} images of {name}: {used[name]}, as in training" for name in known),
         unknown=counts[None],
     )
+
+
+def domains_of(images: Sequence[Image], names: frozenset[str]) -> list[str | None]:
+    """The one of `names` that the innermost folder or archive around each image has; None without, and for arrays."""
+    return [_domain_of(posixpath.dirname(image.name), names) if image.array is None else None for image in images]
 
 
 def log_scales(crops: Sequence[Crops]) -> None:

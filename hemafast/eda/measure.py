@@ -8,6 +8,7 @@ import pandas as pd
 
 from hemafast.data.dataset import Dataset
 from hemafast.preparation import schema
+from hemafast.preparation.appearance import find_implausible
 from hemafast.preparation.split import SPLITS
 
 _SEED = 0  # of samples and pixels: the page is the same each time
@@ -103,4 +104,5 @@ def warnings_about(dataset: Dataset) -> list[str]:
     for domain, counts in count_classes(dataset).items():
         if not counts.all():
             found.append(f"{domain} holds no {', '.join(counts.index[counts == 0])}")
-    return [*found, *info.notes]
+    pictured = {one.note for one in find_implausible(dataset.table)}  # these stand beside a picture
+    return [*found, *(note for note in info.notes if note not in pictured)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,10 +15,13 @@ from hemafast.config import PrepareConfig
 from hemafast.errors import HemafastError
 from hemafast.preparation import lists, schema
 from hemafast.preparation.account import account_for, refuse_lost
+from hemafast.preparation.appearance import find_implausible
+from hemafast.preparation.depth import Range
 from hemafast.preparation.ingest import ingest
 from hemafast.preparation.pixels import rows_per_file
 from hemafast.preparation.plan import Plan, choose_sums, make_plan, scale_notes
 from hemafast.preparation.publish import published_whole, recover, refuse_foreign, refuse_too_little_room
+from hemafast.preparation.ranges import measure_ranges, range_notes
 from hemafast.preparation.reader import PreparedFiles, read_prepared, seal
 from hemafast.preparation.selection import refuse_excess, select_images
 from hemafast.preparation.shards import fingerprint, write_manifest, write_quarantine, write_shards, write_split
@@ -97,12 +100,15 @@ def prepare(
     sums, notes = choose_sums(plan, config.checksums, progress)
     with published_whole(whole, plan.ingest_key, progress=progress) as folder:
         refuse_too_little_room(whole, _needed_bytes(plan, config, folder))
-        images = ingest(plan, sums, folder, workers=workers or len(os.sched_getaffinity(0)), progress=progress)
+        ranges = measure_ranges(plan, progress)
+        images = ingest(plan, sums, ranges, folder, workers=workers or len(os.sched_getaffinity(0)), progress=progress)
         with stage(progress, "finding duplicates"):
             manifest, more = select_images(images, config)
         _move_quarantined(folder, images, manifest)
         _write_lists(folder, manifest, plan, config, progress)
-        _write_info(folder, manifest, plan, (*plan.notes, *notes, *more, *scale_notes(manifest, plan)), config)
+        looks = (*range_notes(manifest, ranges), *(one.note for one in find_implausible(manifest)))
+        said = (*plan.notes, *notes, *more, *scale_notes(manifest, plan), *looks)
+        _write_info(folder, manifest, plan, ranges, said, config)
     return Prepared(config.output, read_prepared(whole), fresh=True)
 
 
@@ -152,13 +158,20 @@ def _write_lists(folder: Path, manifest: pd.DataFrame, plan: Plan, config: Prepa
         write_webdataset(folder, manifest, plan.classes, folds=config.folds, count=config.shards, progress=progress)
 
 
-def _write_info(folder: Path, manifest: pd.DataFrame, plan: Plan, notes: Sequence[str], config: PrepareConfig) -> None:
+def _write_info(
+    folder: Path,
+    manifest: pd.DataFrame,
+    plan: Plan,
+    ranges: Mapping[str, dict[str, Range]],
+    notes: Sequence[str],
+    config: PrepareConfig,
+) -> None:
     info = schema.DatasetInfo(
         schema_version=schema.SCHEMA,
         fingerprint=fingerprint(manifest, plan.classes, plan.sizes),
         inputs=plan.inputs,
         classes=plan.classes,
-        domains=_describe_domains(manifest, plan),
+        domains=_describe_domains(manifest, plan, ranges),
         counts={split: _count(schema.in_split(manifest, split)) for split in schema.splits_of(manifest)},
         account=account_for(manifest, plan.passed),
         pack_sizes=plan.sizes,
@@ -174,7 +187,9 @@ def _write_info(folder: Path, manifest: pd.DataFrame, plan: Plan, notes: Sequenc
     (folder / schema.INFO).write_text(sealed.model_dump_json(indent=2) + "\n", encoding="utf-8")
 
 
-def _describe_domains(manifest: pd.DataFrame, plan: Plan) -> dict[str, schema.DomainInfo]:
+def _describe_domains(
+    manifest: pd.DataFrame, plan: Plan, ranges: Mapping[str, dict[str, Range]]
+) -> dict[str, schema.DomainInfo]:
     verdicts = Counter(zip(manifest["domain"], manifest["verdict"], strict=True))
     images = Counter(manifest["domain"])
     return {
@@ -185,6 +200,7 @@ def _describe_domains(manifest: pd.DataFrame, plan: Plan) -> dict[str, schema.Do
             images=images[name],
             converted=verdicts[name, schema.CONVERTED],
             quarantined=verdicts[name, schema.QUARANTINED],
+            ranges=ranges[name],
         )
         for name, domain in plan.domains.items()
     }

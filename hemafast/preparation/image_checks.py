@@ -70,9 +70,7 @@ class Header:
     """uint8 (height, width, 3) to compare with; None for a large image, which is decoded again."""
 
 
-def verify_image(
-    data: bytes, name: str, ranges: Ranges = _NO_RANGES, min_side: int = MIN_SIDE
-) -> tuple[Header, bytes]:
+def verify_image(data: bytes, name: str, ranges: Ranges = _NO_RANGES, min_side: int = MIN_SIDE) -> tuple[Header, bytes]:
     """Decode an image strictly, within `strict_decoders`.
 
     Args:

@@ -23,7 +23,7 @@ _UPRIGHT: dict[int, Callable[[Values], Values]] = {
     5: lambda values: values.swapaxes(0, 1),
     6: lambda values: np.rot90(values, -1),
     7: lambda values: values.swapaxes(0, 1)[::-1, ::-1],
-    8: lambda values: np.rot90(values),
+    8: np.rot90,
 }
 """By orientation, as EXIF and TIFF number them."""
 

@@ -21,6 +21,7 @@ from hemafast.taxonomy import CHALLENGE_CLASSES, UM_PER_PIXEL
 
 _NOT_INPUT = ("source", "output", "strict", "max_quarantined")  # settings that do not change the result
 _FILES = ("split_file", "groups", "checksums", "labels", "class_map")
+_OF_PIXELS = ("checksums", "field_of_view", "um_per_pixel", "bit_depth", "min_side")  # settings that pixels depend on
 _SMALLEST_WINDOW = 16  # px
 _SAME_SIZE = 1.05  # largest over smallest side in a domain; beyond it, some images were probably resampled
 
@@ -62,7 +63,7 @@ class Plan:
     @property
     def ingest_key(self) -> str:
         """Hash of what bytes and pixels depend on, without the split: an interrupted call with the same key resumes."""
-        chosen = {name: self.settings[name] for name in ("checksums", "field_of_view", "um_per_pixel")}
+        chosen = {name: self.settings[name] for name in _OF_PIXELS}
         return digest([schema.SCHEMA, self._listing(), self.sizes, chosen, schema.versions()])[:16]
 
     def rows(self) -> dict[str, int]:
@@ -91,6 +92,7 @@ def make_plan(config: PrepareConfig, progress: Progress = SILENT) -> Plan:
     scales = _choose_scales(list(found.domains), found.um_per_pixel, config)
     if config.holdout_domain is not None:
         _refuse_unknown([config.holdout_domain], list(found.domains), "--holdout-domain")
+    _refuse_unknown([name for name in config.bit_depth if name], list(found.domains), "--bit-depth")
     settings = _settings(config)
     return Plan(
         members=found.members,

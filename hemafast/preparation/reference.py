@@ -59,7 +59,7 @@ def open_picture(data: bytes) -> Picture:
     head = data[: sniff.HEAD_BYTES]
     form = sniff.image_format(head)
     if not form:
-        raise UnreadableImageError("not an image", f"its content is no image in a known format: {sniff.kind_of(head, '')}")
+        raise UnreadableImageError("not an image", f"its content is no known image: {sniff.kind_of(head, '')}")
     if form in sniff.UNREADABLE:
         words, how = sniff.UNREADABLE[form]
         raise UnreadableImageError("unreadable form", f"{words}: {CONVERT} {how}")
@@ -81,7 +81,7 @@ def _open_by_pillow(data: bytes, form: str) -> Picture:
         raise UnreadableImageError("pixel layout", f"pixel layout {image.mode}: {CONVERT} with Fiji")
     deep = _is_deep(image, data)
     orientation = orientation_of(image.getexif().get(_ORIENTATION))
-    width, height = upright_size(*image.size, orientation)
+    width, height = upright_size(image.width, image.height, orientation)
     found = {
         "alpha": "transparency" in image.info and "alpha" not in _LAYOUTS[image.mode],
         "scaled": deep,

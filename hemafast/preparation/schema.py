@@ -10,10 +10,13 @@ from typing import Any
 import pandas as pd
 from pydantic import BaseModel, ConfigDict
 
+from hemafast.preparation.depth import Range
 from hemafast.preparation.split import NO_FOLD, SPLITS, TEST, VAL
 
 SCHEMA = 3
 """Version of the format on disk. Raise it when older readers would misread newer files."""
+
+_PACKAGES = ("hemafast", "imagecodecs", "nvidia-dali-cuda120", "pillow", "simplejpeg", "tifffile")
 
 PREPARE_AGAIN = "Run `hemafast prepare` again."
 """Remedy for files that are missing or changed."""
@@ -38,10 +41,10 @@ MANIFEST_COLUMNS = {
     "width": "int64",  # px, upright; 0 if unreadable
     "height": "int64",
     "window": "int64",  # px: side of the centre square that is kept
-    "mode": "str",  # pixel layout in the file, Pillow's name
-    "format": "str",  # JPEG, PNG, TIFF or BMP, by content
-    "bytes": "int64",
-    "sha256": "str",  # of the file's bytes
+    "mode": "str",  # pixel layout in the original file, Pillow's name; with the type of deeper values, as L;uint16
+    "format": "str",  # JPEG, PNG, TIFF ... (Pillow's name), by content, of the original file
+    "bytes": "int64",  # of the stored file, which differs from the original one if it was re-encoded
+    "sha256": "str",  # of the stored file
     "pixels_xxh128": "str",  # XXH3, 128 bits, of the packed squares of all sizes, one after the other
     "phash": "str",  # perceptual hash, 64 hexadecimal digits
     "duplicate_group": "str",  # the same for all images that show one picture
@@ -52,6 +55,7 @@ MANIFEST_COLUMNS = {
     "mean_red": "float64",  # 0 to 255, over the packed square
     "mean_green": "float64",
     "mean_blue": "float64",
+    "contrast": "float64",  # standard deviation of the grey values, 0 to 255, of a thumbnail of the packed square
 }
 """Columns of the manifest and their types. Row i is row i of the packed pixels."""
 
@@ -90,6 +94,8 @@ class DomainInfo(Record):
     images: int
     converted: int
     quarantined: int
+    ranges: dict[str, Range]
+    """What becomes 0 and 255 of values of more than 8 bits, by their kind: integer or float."""
 
 
 class PassedFiles(Record):
@@ -107,7 +113,7 @@ class Account(Record):
     val: int
     test: int
     quarantined: dict[str, int]
-    """Images by kind, as in `image_checks.QUARANTINED_KINDS`."""
+    """Images by kind, as in `kinds.QUARANTINED_KINDS`."""
     passed_over: dict[str, PassedFiles]
     """Files that are no images of a class, by what they are."""
 
@@ -167,7 +173,7 @@ def quarantined(manifest: pd.DataFrame) -> list[QuarantinedImage]:
 
 def versions() -> dict[str, str]:
     """Versions of the packages that determine pixels and verdicts."""
-    return {name: version(name) for name in ("hemafast", "imagecodecs", "nvidia-dali-cuda120", "pillow", "simplejpeg", "tifffile")}
+    return {name: version(name) for name in _PACKAGES}
 
 
 def shard_file(split: str, index: int, count: int, *, folder: str = SHARDS, suffix: str = ".txt") -> Path:

@@ -75,7 +75,7 @@ def _further_pages(file: tifffile.TiffFile) -> bool:
             stack = number + 1
             break
     if stack > 1:
-        raise UnreadableImageError("several frames", "several pages: save each page as its own PNG, for example in Fiji")
+        raise UnreadableImageError("several frames", "several pages: save each as its own PNG, for example with Fiji")
     return number > 1
 
 
@@ -127,7 +127,7 @@ def _is_plain(page: Any, alpha: bool) -> bool:
 
 def _read(data: bytes, page: Any, orientation: int) -> Values:
     _refuse_segments(data, page)
-    planes, depth, height, width, samples = page.shaped
+    planes, _, height, width, samples = page.shaped
     values: Values = page.asarray(maxworkers=1).reshape(planes, height, width, samples)
     values = values.transpose(1, 2, 3, 0).reshape(height, width, -1)
     colours = values[..., :3] if page.photometric in (_RGB, _YCBCR) else values[..., 0]
