@@ -6,7 +6,7 @@ import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from hemafast.command import command_to_prepare
 from hemafast.config import PrepareConfig
@@ -220,20 +220,16 @@ def _unique(members: Sequence[Member]) -> Iterator[Member]:
 
     Where two would be the same on some file system, the folders around them become part of the name.
     """
-    rooms: dict[str, list[Member]] = defaultdict(list)
-    for member in members:
-        rooms[same_file(member.name)].append(member)
+    times = Counter(same_file(member.name) for member in members)
     taken: set[str] = set()
     for member in sorted(members, key=lambda one: (one.domain, one.label, one.file, one.source)):
-        alone = len(rooms[same_file(member.name)]) == 1
-        file = member.file if alone else "__".join(member.source.split("/")[1:])
-        named = replace(member, file=_short(file))
-        number = 2
-        while same_file(named.name) in taken:
-            stem, dot, suffix = _short(file).rpartition(".")
-            named = replace(member, file=f"{stem or suffix}~{number}{dot}{suffix if stem else ''}")
-            number += 1
-        taken.add(same_file(named.name))
+        alone = times[same_file(member.name)] == 1
+        file = _short(member.file if alone else "__".join(member.source.split("/")[1:]))
+        named, number = replace(member, file=file), 2
+        while (key := same_file(named.name)) in taken:
+            path = PurePosixPath(file)
+            named, number = replace(member, file=f"{path.stem}~{number}{path.suffix}"), number + 1
+        taken.add(key)
         yield named
 
 
