@@ -484,7 +484,8 @@ class TrainConfig:
 
 def prepared_beside(source: Path) -> Path:
     """Where the data set of a source goes unless --output says it: in the folder, or beside the archive."""
-    return source.with_name(f"{source.name}-prepared") if source.is_file() else source / "prepared"
+    archive = source.stem.removesuffix(".tar")
+    return source.with_name(f"{archive}-prepared") if source.is_file() else source / "prepared"
 
 
 def option_of(kind: type[Any], name: str) -> Option:

@@ -68,10 +68,8 @@ def plan_tree(source: Path, plan: Mapping[str, Any]) -> Tree:
 
 def account_table(account: Account) -> Table:
     """What became of every file of a source; the rows add up to the files found."""
-    rows = [(f"{split} images", getattr(account, split), "") for split in ("train", "val", "test")]
-    rows += [(f"quarantined: {kind}", images, "") for kind, images in account.quarantined.items()]
-    rows += [(f"passed over: {kind}", of.files, ", ".join(of.examples)) for kind, of in account.passed_over.items()]
-    rows = [row for row in rows if row[1]] + [("files found", account.found, "")]
+    rows = [(what, files, ", ".join(examples)) for what, files, examples in account.rows()]
+    rows.append(("files found", account.found, ""))
     return _table("account", rows, [""], ["files"], ["examples"])
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import shlex
 from collections import Counter, defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from difflib import get_close_matches
@@ -75,31 +74,29 @@ def _unused(given: Mapping[str, str], counts: Collection[str]) -> list[str]:
     return [name for name in given if fold(name) not in present]
 
 
+class UnknownClassesError(HemafastError):
+    """Classes that are none of the challenge; `suggested` is a class map that takes their nearest."""
+
+    def __init__(self, problem: str, suggested: Mapping[str, str] | None) -> None:
+        super().__init__(problem, "Give them other names with --class-map, or take them with --classes from-data.")
+        self.suggested = suggested
+
+
 def _refuse_unknown(mapped: Mapping[str, str], counts: Mapping[str, int]) -> None:
     unknown = sorted(label for label, meant in mapped.items() if meant and fold(meant) not in _CHALLENGE)
     if not unknown:
         return
     suggested = {label: suggestion_for(label) for label in unknown}
     named = name_some([_described(label, counts[label], suggested[label]) for label in unknown], _MOST_NAMED)
-    whole = {
-        **{label: meant for label, meant in mapped.items() if meant != label},
-        **{k: v or "" for k, v in suggested.items()},
-    }
-    problem = (
-        f"{len(unknown)} of {len(counts)} classes are not among the {len(CHALLENGE_CLASSES)} of the challenge: {named}."
-    )
-    own = "--classes from-data keeps the names as they are"
+    number = f"{len(unknown)} of {len(counts)} classes are"
+    problem = f"{number} not among the {len(CHALLENGE_CLASSES)} of the challenge: {named}."
     if sum(meant is None for meant in suggested.values()) > _MANY * len(counts):
-        raise HemafastError(problem, f"Add {own[:19]}, which {own[20:]}.")
-    raise HemafastError(problem, f"If that is what they mean, add {_as_option(whole)}; {own}.")
+        raise UnknownClassesError(problem, None)
+    renamed = {label: meant for label, meant in mapped.items() if meant != label}
+    raise UnknownClassesError(problem, renamed | {label: meant or "" for label, meant in suggested.items()})
 
 
 def _described(label: str, count: int, meant: str | None) -> str:
     images = f"{count} {'image' if count == 1 else 'images'}"
     means = {None: "", "": ", of no class there"}.get(meant, f", probably {meant}")
     return f"{label} ({images}{means})"
-
-
-def _as_option(renamed: Mapping[str, str]) -> str:
-    """`--class-map` as typed in a shell."""
-    return f"--class-map {shlex.quote(','.join(f'{name}={meant}' for name, meant in sorted(renamed.items())))}"

@@ -6,12 +6,13 @@ import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
+from hemafast.command import command_to_prepare
 from hemafast.config import PrepareConfig
 from hemafast.errors import HemafastError
 from hemafast.preparation import lists
-from hemafast.preparation.class_names import is_known, rename
+from hemafast.preparation.class_names import UnknownClassesError, is_known, rename
 from hemafast.preparation.containers import Entry
 from hemafast.preparation.layout import read_layout
 from hemafast.preparation.names import fold, same_file
@@ -186,8 +187,8 @@ def _in_classes(
     """The images under the names of their classes, and those whose class is left out."""
     try:
         renamed, notes = rename([member.label for member in members], _class_map(config), config.classes)
-    except HemafastError as error:
-        raise HemafastError(f"{config.source}: {error.problem}", error.remedy) from error
+    except UnknownClassesError as error:
+        raise HemafastError(f"{config.source}: {error.problem}", _way_out(config, error.suggested)) from error
     left_out = [PassedOver(LEFT_OUT, member.source) for member in members if not renamed[member.label]]
     kept = [replace(member, label=renamed[member.label]) for member in members if renamed[member.label]]
     for name in {part for member in kept for part in (member.label, member.domain)}:
@@ -195,6 +196,16 @@ def _in_classes(
     if not kept:
         raise HemafastError(f"{config.class_map} leaves out every class.", "Give at least one class a name.")
     return kept, left_out, notes
+
+
+def _way_out(config: PrepareConfig, suggested: Mapping[str, str] | None) -> str:
+    """A command that takes classes that are unknown."""
+    own = command_to_prepare(config, classes="from-data")
+    if suggested is None:
+        return f"To keep the names as they are: {own}"
+    if any("," in name or "=" in name for name in suggested):
+        return f"Write a table with the columns from and to, and give it with --class-map. To keep the names: {own}"
+    return f"If you agree: {command_to_prepare(config, class_map=suggested)} (or keep the names: {own})"
 
 
 def _refuse_unusable(name: str, config: PrepareConfig) -> None:
@@ -209,20 +220,16 @@ def _unique(members: Sequence[Member]) -> Iterator[Member]:
 
     Where two would be the same on some file system, the folders around them become part of the name.
     """
-    rooms: dict[str, list[Member]] = defaultdict(list)
-    for member in members:
-        rooms[same_file(member.name)].append(member)
+    times = Counter(same_file(member.name) for member in members)
     taken: set[str] = set()
     for member in sorted(members, key=lambda one: (one.domain, one.label, one.file, one.source)):
-        alone = len(rooms[same_file(member.name)]) == 1
-        file = member.file if alone else "__".join(member.source.split("/")[1:])
-        named = replace(member, file=_short(file))
-        number = 2
-        while same_file(named.name) in taken:
-            stem, dot, suffix = _short(file).rpartition(".")
-            named = replace(member, file=f"{stem or suffix}~{number}{dot}{suffix if stem else ''}")
-            number += 1
-        taken.add(same_file(named.name))
+        alone = times[same_file(member.name)] == 1
+        file = _short(member.file if alone else "__".join(member.source.split("/")[1:]))
+        named, number = replace(member, file=file), 2
+        while (key := same_file(named.name)) in taken:
+            path = PurePosixPath(file)
+            named, number = replace(member, file=f"{path.stem}~{number}{path.suffix}"), number + 1
+        taken.add(key)
         yield named
 
 

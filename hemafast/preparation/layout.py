@@ -11,6 +11,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import combinations
 
 from hemafast.errors import name_some
@@ -93,6 +94,7 @@ def read_layout(paths: Sequence[str], knows: Callable[[str], bool], *, resplit: 
     With `labelled`, a table says the classes, and folders only name splits. With `resplit` folders of splits are
     passed through.
     """
+    knows = cache(knows)
     folders = [tuple(path.split("/")[:-1]) for path in paths]
     found = _find_splits(folders)
     splits = [next((found[one[: i + 1]] for i in range(len(one)) if one[: i + 1] in found), "") for one in folders]

@@ -117,11 +117,13 @@ class Account(Record):
     passed_over: dict[str, PassedFiles]
     """Files that are no images of a class, by what they are."""
 
-    @property
-    def total(self) -> int:
-        """The sum, which equals `found`."""
-        passed = sum(kind.files for kind in self.passed_over.values())
-        return self.train + self.val + self.test + sum(self.quarantined.values()) + passed
+    def rows(self) -> list[tuple[str, int, tuple[str, ...]]]:
+        """What became of files, how many they are, and examples; the numbers add up to `found`."""
+        splits = ("training images", self.train), ("validation images", self.val), ("test images", self.test)
+        rows: list[tuple[str, int, tuple[str, ...]]] = [(name, images, ()) for name, images in splits if images]
+        rows += [(f"quarantined: {kind}", images, ()) for kind, images in self.quarantined.items()]
+        rows += [(f"passed over: {kind}", of.files, of.examples) for kind, of in self.passed_over.items()]
+        return rows
 
 
 class DatasetInfo(Record):

@@ -63,11 +63,17 @@ def find_masks(images: Sequence[Entry]) -> set[str]:
     (`masks/001.png`). Some of each kind are decoded to be sure.
     """
     found: set[str] = set()
+    if len({safety.suffix_of(entry.name) for entry in images}) < 2 and not any(map(_says_mask, images)):
+        return found
     for candidates in _twins(images):
         step = max(1, len(candidates) // _LOOKED_AT)
         if all(map(_has_few_colours, read_all(candidates[::step]))):
             found |= {entry.name for entry in candidates}
     return found
+
+
+def _says_mask(entry: Entry) -> bool:
+    return any(word in entry.name.lower() for word in _MASK_WORDS)
 
 
 def _twins(images: Sequence[Entry]) -> Iterator[list[Entry]]:
