@@ -50,6 +50,6 @@ def find_implausible(manifest: pd.DataFrame) -> Iterator[Implausible]:
             median = values[rows].median()
             if not least <= median <= most:
                 words = f"its median {name} is {median:.0f}, and stained blood has {least:.0f} to {most:.0f}"
-                nearest = (values[rows] - median).abs().to_numpy().argmin()
+                nearest = int((values[rows] - median).abs().to_numpy().argmin())
                 yield Implausible(str(domain), words, int(rows[nearest]))
                 break

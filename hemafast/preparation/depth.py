@@ -15,7 +15,7 @@ import numpy as np
 from hemafast.config import STRICT
 from hemafast.preparation.kinds import UnreadableImageError
 from hemafast.preparation.picture import FLOAT, INTEGER, Picture, Values
-from hemafast.preparation.reference import MAX_SIDE, naming_damage, open_picture
+from hemafast.preparation.reference import naming_damage, open_picture
 
 Item = TypeVar("Item")
 
@@ -83,7 +83,7 @@ def choose_ranges(items: Sequence[Item], read: Callable[[Sequence[Item]], Iterab
         return {}
     seen = {INTEGER: _Seen(), FLOAT: _Seen()}
     for picture in _pictures(read(_spread(items, SAMPLE))):
-        if picture.depth and max(picture.width, picture.height) < MAX_SIDE:
+        if picture.depth:
             try:
                 with naming_damage():
                     seen[picture.depth].add(picture.read())

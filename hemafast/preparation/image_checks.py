@@ -20,8 +20,8 @@ from PIL import Image
 
 from hemafast.preparation.depth import Range, Ranges, to_8_bits
 from hemafast.preparation.kinds import UnreadableImageError
-from hemafast.preparation.picture import Picture
-from hemafast.preparation.reference import MAX_SIDE, naming_damage, open_picture
+from hemafast.preparation.picture import Picture, refuse_slide
+from hemafast.preparation.reference import naming_damage, open_picture
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -47,6 +47,7 @@ MIN_SIDE = 16
 """px: shorter side of the smallest image that can show a cell."""
 _MAX_RATIO = 4  # longer side over shorter side of a cell's image
 
+_SIGNS_OF_DAMAGE = ("invalid value offset", "could not read")  # in warnings of tifffile
 _KEPT_PIXELS = 10**6  # larger references are decoded again when needed: 64 of them might fill the memory
 _NO_RANGES: Mapping[str, Range] = {}
 
@@ -125,10 +126,12 @@ def strict_decoders() -> Iterator[None]:
 
 
 class _RaisingHandler(logging.Handler):
-    """Raises what is logged."""
+    """Raises what is logged of damage. A strange value of a tag that pixels do not depend on is none."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        raise UnreadableImageError("damaged", " ".join(record.getMessage().split()))
+        message = " ".join(record.getMessage().split())
+        if record.levelno >= logging.ERROR or any(words in message for words in _SIGNS_OF_DAMAGE):
+            raise UnreadableImageError("damaged", message)
 
 
 def decode_reference(data: bytes) -> Pixels:
@@ -139,9 +142,7 @@ def decode_reference(data: bytes) -> Pixels:
 def refuse_shape(width: int, height: int, min_side: int = MIN_SIDE) -> None:
     """Raise UnreadableImageError for an image whose sides in px cannot be those of a single cell's image."""
     size = f"{width} x {height} px"
-    if max(width, height) >= MAX_SIDE:
-        takes = "hemafast takes images of single cells, tens to hundreds of px a side: cut out the cells first"
-        raise UnreadableImageError("too large", f"{size} by its header: a slide or a field of view; {takes}")
+    refuse_slide(width, height)
     if min(width, height) < min_side:
         raise UnreadableImageError("not a cell", f"{size}: smaller than {min_side} px (--min-side)")
     if max(width, height) > _MAX_RATIO * min(width, height):

@@ -9,8 +9,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from hemafast.preparation.kinds import UnreadableImageError
+
 Values = npt.NDArray[Any]
 """Decoded values: (height, width) grey or (height, width, 3) RGB, upright, without alpha; uint8 or deeper."""
+
+MAX_SIDE = 2000
+"""px: images with such a side or a longer one are slides and fields of view. They are refused by their header, before
+memory is spent."""
 
 INTEGER, FLOAT = "integer", "float"
 """Kinds of values of more than 8 bits."""
@@ -47,6 +53,14 @@ class Picture:
     """INTEGER or FLOAT for values of more than 8 bits; empty for 8."""
     read: Callable[[], Values]
     """Decode it with the reference decoder."""
+
+
+def refuse_slide(width: int, height: int) -> None:
+    """Raise UnreadableImageError for an image of that many px, if it must show far more than one cell."""
+    if max(width, height) >= MAX_SIDE:
+        takes = "hemafast takes images of single cells, tens to hundreds of px a side: cut out the cells first"
+        problem = f"{width} x {height} px by its header: a slide or a field of view; {takes}"
+        raise UnreadableImageError("too large", problem)
 
 
 def upright_size(width: int, height: int, orientation: int) -> tuple[int, int]:

@@ -14,12 +14,8 @@ from PIL import Image, UnidentifiedImageError
 
 from hemafast.preparation import sniff
 from hemafast.preparation.kinds import CONVERT, UnreadableImageError, ink_values
-from hemafast.preparation.picture import INTEGER, Picture, Values, orientation_of, upright, upright_size
+from hemafast.preparation.picture import INTEGER, Picture, Values, orientation_of, refuse_slide, upright, upright_size
 from hemafast.preparation.tiff import open_tiff
-
-MAX_SIDE = 2000
-"""px: images with such a side or a longer one are slides and fields of view. They are refused by their header, before
-memory is spent."""
 
 _ORIENTATION = 0x0112  # EXIF tag
 _LAYOUTS = {
@@ -73,6 +69,7 @@ def _open_by_pillow(data: bytes, form: str) -> Picture:
         image: Any = Image.open(io.BytesIO(data), formats=[form])
     except UnidentifiedImageError as error:
         raise UnreadableImageError("damaged", f"the header of a {form} image is cut or damaged") from error
+    refuse_slide(image.width, image.height)  # before anything is decoded: Pillow decodes a PNG to find its EXIF
     if image.format != "MPO" and getattr(image, "n_frames", 1) != 1:
         raise UnreadableImageError("several frames", _FRAMES)
     if image.mode == "CMYK":

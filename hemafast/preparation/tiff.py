@@ -13,7 +13,7 @@ import tifffile
 from PIL import Image
 
 from hemafast.preparation.kinds import CONVERT, UnreadableImageError, ink_values
-from hemafast.preparation.picture import FLOAT, INTEGER, Picture, Values, orientation_of, upright, upright_size
+from hemafast.preparation.picture import FLOAT, INTEGER, Picture, Values, orientation_of, refuse_slide, upright, upright_size
 
 _ORIENTATION = 274  # tag
 _WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB, _PALETTE, _INK, _YCBCR = 0, 1, 2, 3, 5, 6  # photometric interpretations
@@ -34,6 +34,7 @@ def open_tiff(data: bytes) -> Picture:
     """
     file = tifffile.TiffFile(io.BytesIO(data))
     page: Any = file.pages[0]
+    refuse_slide(page.imagewidth, page.imagelength)
     further = _further_pages(file)
     colours = _colours(page)
     alpha = page.samplesperpixel > (3 if colours == "RGB" else 1)
