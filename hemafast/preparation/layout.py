@@ -55,6 +55,7 @@ _PATIENT = re.compile(
     r"(patient|pat|subject|subj|case|donor|slide|smear|person|individual|pid|id|p|s)[\s_-]*\w*\d\w*", re.I
 )
 _NAMED = 3  # folders that a note lists
+_NEARLY_ALL = 0.9  # share of the images
 _SAME_LEVEL = 0.5  # share of names that two folders have in common if they hold the same classes
 
 
@@ -165,8 +166,13 @@ def _class_parents(folders: Sequence[Folders], knows: Callable[[str], bool]) -> 
 
 
 def _repeated_level(folders: Sequence[Folders]) -> int:
-    """The first level whose folders have mostly the same names under different parents; 0 if there is none."""
+    """The first level whose folders have mostly the same names under different parents; 0 if there is none.
+
+    Nearly all images lie as deep: images directly in a folder make that one a class.
+    """
     for level in range(1, max(map(len, folders), default=0)):
+        if sum(len(one) > level for one in folders) < _NEARLY_ALL * len(folders):
+            return 0
         names: dict[Folders, set[str]] = defaultdict(set)
         for one in folders:
             if len(one) > level:
