@@ -31,6 +31,7 @@ _LAYOUTS = {
 }
 """Kinds of image by pixel layout (Pillow's mode). Other layouts are quarantined."""
 _FRAMES = "an animation or several pictures: save each frame as its own PNG, for example with `magick in out-%d.png`"
+_END_OF_PNG = b"IEND\xaeB`\x82"
 _SIZE_OF_JPEG2000 = b"\xff\x4f\xff\x51"  # the marker that begins a code stream, and the one that its sizes follow
 
 
@@ -65,6 +66,8 @@ def open_picture(data: bytes) -> Picture:
 def _open_by_pillow(data: bytes, form: str) -> Picture:
     if form == "JPEG":
         _refuse_rare_jpeg(data)
+    if form == "PNG" and data.rfind(_END_OF_PNG) < 0:  # Pillow does not miss it; DALI does, and prints
+        raise UnreadableImageError("damaged", "the end of the file is missing")
     try:
         image: Any = Image.open(io.BytesIO(data), formats=[form])
     except UnidentifiedImageError as error:

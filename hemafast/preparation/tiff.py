@@ -13,7 +13,16 @@ import tifffile
 from PIL import Image
 
 from hemafast.preparation.kinds import CONVERT, UnreadableImageError, ink_values
-from hemafast.preparation.picture import FLOAT, INTEGER, Picture, Values, orientation_of, refuse_slide, upright, upright_size
+from hemafast.preparation.picture import (
+    FLOAT,
+    INTEGER,
+    Picture,
+    Values,
+    orientation_of,
+    refuse_slide,
+    upright,
+    upright_size,
+)
 
 _ORIENTATION = 274  # tag
 _WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB, _PALETTE, _INK, _YCBCR = 0, 1, 2, 3, 5, 6  # photometric interpretations
