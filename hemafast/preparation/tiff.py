@@ -31,6 +31,14 @@ _JPEG = 7
 _PLAIN = frozenset({1, 5, 8, 32773, 32946})  # none, LZW, Deflate, PackBits, old Deflate
 _OTHERS = frozenset({2, 3, 4, _JPEG, 34925, 50000, 34926})  # CCITT, JPEG, LZMA, Zstandard, its old number
 _WITH_HEADER = frozenset({33003, 33005, 34712, 34933, 50001})  # JPEG 2000, PNG, WebP: their headers claim a size
+_ASCII, _SHORT, _LONG, _RATIONAL = 2, 3, 4, 5  # types of tags
+_TYPES = (
+    dict.fromkeys((258, 259, 262, 266, 274, 277, 284, 296, 317, 338, 339), (_SHORT,))
+    | dict.fromkeys((254, 256, 257, 273, 278, 279, 322, 323, 324, 325), (_SHORT, _LONG))
+    | dict.fromkeys((282, 283), (_RATIONAL,))
+)
+_TEXTS = frozenset({269, 270, 271, 272, 285, 305, 306, 315, 316})  # description, camera, program, date, author ...
+_LARGEST = {_ORIENTATION: 8, 296: 3}  # values from 1
 _MOST_PAGES = 32  # looked at
 _MOST_SIDE = 2**16  # of a tile
 _BY_FIJI = f"{CONVERT} with Fiji"
@@ -66,7 +74,7 @@ def open_tiff(data: bytes) -> Picture:
         width=width,
         height=height,
         kinds=tuple(kind for kind, is_so in found.items() if is_so),
-        plain=not further and not file.is_bigtiff and _is_plain(page, alpha),
+        plain=not further and not file.is_bigtiff and _is_plain(page, alpha) and _has_plain_tags(page, data),
         depth=depth,
         read=partial(_read, data, page, orientation),
     )
@@ -133,6 +141,22 @@ def _is_plain(page: Any, alpha: bool) -> bool:
         and _PREMULTIPLIED not in page.extrasamples
         and not (alpha and page.photometric == _BLACK_IS_ZERO)
     )
+
+
+def _has_plain_tags(page: Any, data: bytes) -> bool:
+    """Whether all tags are common ones, in order and of the usual form. DALI prints warnings about others, or fails."""
+    tags = sorted(page.tags, key=lambda tag: tag.offset)
+    codes = [tag.code for tag in tags]
+    parts, samples = len(page.dataoffsets), page.samplesperpixel
+    counts = {258: samples, 339: samples, 273: parts, 279: parts, 324: parts, 325: parts}
+    return codes == sorted(set(codes)) and all(_is_plain_tag(tag, counts.get(tag.code, 1), data) for tag in tags)
+
+
+def _is_plain_tag(tag: Any, count: int, data: bytes) -> bool:
+    if tag.code in _TEXTS and tag.dtype == _ASCII:
+        return data[tag.valueoffset : tag.valueoffset + tag.count].find(b"\0") == tag.count - 1
+    usual = tag.dtype in _TYPES.get(tag.code, ()) and tag.count == count
+    return usual and (tag.code not in _LARGEST or 1 <= tag.value <= _LARGEST[tag.code])
 
 
 def _read(data: bytes, page: Any, orientation: int) -> Values:

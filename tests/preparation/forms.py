@@ -33,6 +33,13 @@ def pages(*images: np.ndarray, reduced: bool) -> bytes:
     return stream.getvalue()
 
 
+def _swapped_tags(data: bytes) -> bytes:
+    """The same TIFF with the tags of width and height in the other order."""
+    (first,) = struct.unpack_from("<I", data, 4)
+    at = data.index(struct.pack("<HH", 256, 4), first)
+    return data[:at] + data[at + 12 : at + 24] + data[at : at + 12] + data[at + 24 :]
+
+
 def planes(pixels: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(pixels.transpose(2, 0, 1))
 
@@ -131,7 +138,7 @@ def tiffs(rgb: np.ndarray, alpha: np.ndarray) -> dict[str, tuple[bytes, np.ndarr
         "tiff rgba": (tiff(rgba, photometric="rgb", extrasamples=["unassalpha"]), rgb),
         "tiff premultiplied": (tiff(rgba, photometric="rgb", extrasamples=["assocalpha"]), divided),
         "tiff grey and alpha": (
-            tiff(np.dstack([grey, alpha]), photometric="minisblack", extrasamples=["unassalpha"], planarconfig="contig"),
+            tiff(np.dstack([grey, alpha]), photometric="minisblack", extrasamples=[2], planarconfig="contig"),
             rgb_of(grey),
         ),
         "tiff palette": (pillow(indexed, "TIFF"), np.asarray(indexed.convert("RGB"))),
@@ -144,7 +151,12 @@ def tiffs(rgb: np.ndarray, alpha: np.ndarray) -> dict[str, tuple[bytes, np.ndarr
             tiff(planes(rgb.astype(np.uint16) * 257), photometric="rgb", planarconfig="separate", compression="lzw"),
             rgb,
         ),
-        "tiff signed 16 bits": (tiff((grey.astype(np.uint16) * 128).astype(np.int16)), rgb_of(np.floor(grey * (128 / 257) + 0.5).astype(np.uint8))),
+        "tiff signed 16 bits": (
+            tiff((grey.astype(np.uint16) * 128).astype(np.int16)),
+            rgb_of(np.floor(grey * (128 / 257) + 0.5).astype(np.uint8)),
+        ),
+        "tiff with strange tags": (tiff(rgb, photometric="rgb", extratags=[(65000, 2, 6, "laser", True)]), rgb),
+        "tiff with tags out of order": (_swapped_tags(tiff(rgb, photometric="rgb")), rgb),
         "tiff 32 bits": (tiff(grey.astype(np.uint32) * 257), rgb_of(grey)),
     }  # fmt: skip
 

@@ -111,7 +111,7 @@ def _converted(draw, encode) -> dict[str, tuple[str, bytes, np.ndarray, tuple[st
             ("grey", "alpha"),
         ),
         "orientation zero": ("a.png", _oriented(rgb, "PNG", 0), rgb, ()),
-        "orientation nine": ("a.tiff", _oriented(rgb, "TIFF", 9), rgb, ()),
+        "orientation nine": ("a.tiff", _oriented(rgb, "TIFF", 9), rgb, ("re-encoded",)),
         "palette with transparency": ("a.png", transparent.getvalue(), colours, ("palette", "alpha")),
         "16-bit grey png": ("a.png", _png16(wide[..., :1]), np.repeat(scaled[..., :1], 3, axis=2), ("grey", *DEEP)),
         "16-bit grey tiff": ("a.tif", _tiff16(wide[..., 0]), np.repeat(scaled[..., :1], 3, axis=2), ("grey", *DEEP)),
