@@ -136,7 +136,7 @@ def _take_split(manifest: pd.DataFrame, config: PrepareConfig) -> tuple[str, ...
     """
     file, good = config.split_file[0], schema.accepted(manifest)
     names = schema.names_of(good)
-    split = names.map(lists.read_split(file, names)).fillna("")
+    split = names.map(lists.read_split(config.split_file, names)).fillna("")
     manifest.loc[good.index, "split"] = split
     manifest.loc[good.index, "group"] = good["duplicate_group"]
     validating = set(good.loc[split == VAL, "duplicate_group"])
