@@ -98,7 +98,7 @@ def gather(config: PrepareConfig, progress: Progress = SILENT) -> Gathered:
     passed += lost
     if not members:
         raise _nothing(config, passed)
-    members, lost, more = _in_classes(members, config)
+    members, lost, more = _in_classes(members, config, passed)
     passed, notes = passed + lost, [*notes, *more]
     scales = labels.um_per_pixel if labels else {}
     return Gathered(tuple(_unique(members)), _domains_of(members, trees), tuple(passed), tuple(notes), scales, sha256)
@@ -197,6 +197,11 @@ def _of_table(member: Member, labels: lists.Labels, config: PrepareConfig) -> Me
     )
 
 
+def _table_in(passed: Sequence[PassedOver]) -> str | None:
+    """The first table among files that are passed over, by its path in its tree."""
+    return next((one.name.partition("/")[2] for one in passed if one.kind in TABLES), None)
+
+
 def _without_class(members: Sequence[Member], kind: str) -> tuple[list[Member], list[PassedOver]]:
     lost = [PassedOver(kind, member.source) for member in members if not member.label]
     return [member for member in members if member.label], lost
@@ -204,7 +209,7 @@ def _without_class(members: Sequence[Member], kind: str) -> tuple[list[Member], 
 
 def _nothing(config: PrepareConfig, passed: Sequence[PassedOver]) -> HemafastError:
     kinds = ", ".join(f"{count} {kind}" for kind, count in Counter(one.kind for one in passed).most_common())
-    table = next((one.name.partition("/")[2] for one in passed if one.kind in TABLES), "FILE")
+    table = _table_in(passed) or "FILE"
     return HemafastError(
         f"{config.source} holds no image of a class: {kinds or 'no files'}.",
         f"Images belong in a folder per class, as basophil/BA_1.jpg, or in a table: --labels {shlex.quote(table)}",
@@ -212,13 +217,14 @@ def _nothing(config: PrepareConfig, passed: Sequence[PassedOver]) -> HemafastErr
 
 
 def _in_classes(
-    members: Sequence[Member], config: PrepareConfig
+    members: Sequence[Member], config: PrepareConfig, passed: Sequence[PassedOver]
 ) -> tuple[list[Member], list[PassedOver], Sequence[str]]:
     """The images under the names of their classes, and those whose class is left out."""
     try:
         renamed, notes = rename([member.label for member in members], _class_map(config), config.classes)
     except UnknownClassesError as error:
-        raise HemafastError(f"{config.source}: {error.problem}", _way_out(config, error.suggested)) from error
+        way_out = _way_out(config, error.suggested, sorted({member.label for member in members}), passed)
+        raise HemafastError(f"{config.source}: {error.problem}", way_out) from error
     left_out = [PassedOver(LEFT_OUT, member.source) for member in members if not renamed[member.label]]
     kept = [replace(member, label=renamed[member.label]) for member in members if renamed[member.label]]
     for name in {part for member in kept for part in (member.label, member.domain)}:
@@ -228,9 +234,16 @@ def _in_classes(
     return kept, left_out, notes
 
 
-def _way_out(config: PrepareConfig, suggested: Mapping[str, str] | None) -> str:
+def _way_out(
+    config: PrepareConfig, suggested: Mapping[str, str] | None, labels: Sequence[str], passed: Sequence[PassedOver]
+) -> str:
     """A command that takes classes that are unknown."""
     own = command_to_prepare(config, classes="from-data")
+    if suggested is None and (table := _table_in(passed)) and config.labels is None:
+        return f"If the classes are in a table: {command_to_prepare(config, labels=table)} (or keep the names: {own})"
+    if suggested is None and all(map(str.isdecimal, labels)):
+        meaning = command_to_prepare(config, class_map=dict.fromkeys(labels, "CLASS"))
+        return f"Say which class each number is: {meaning} (or keep the numbers: {own})"
     if suggested is None:
         return f"To keep the names as they are: {own}"
     if any("," in name or "=" in name for name in suggested):

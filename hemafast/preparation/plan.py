@@ -126,7 +126,8 @@ def choose_sums(plan: Plan, file: Path | None, progress: Progress = SILENT) -> t
                 raise HemafastError(f"{path} is not the archive that {file} lists.", "Download it again.")
             loose += [] if own else [member.name for member in members]
             progress.advance()
-    sums = lists.resolve(file, listed.items(), {member.name: (member.name, member.source) for member in plan.members}).values
+    paths = {member.name: (member.name, member.source) for member in plan.members}
+    sums = lists.resolve(file, listed.items(), paths).values
     if not archives and not sums:
         raise HemafastError(f"{file} lists no archive and no image of this source.", "Check that it is the right list.")
     unlisted, strange = sum(name not in sums for name in loose), len(listed) - len(sums)
