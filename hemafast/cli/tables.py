@@ -13,6 +13,7 @@ from rich.text import Text
 from hemafast.doctor.finding import Finding, Verdict
 from hemafast.metrics import with_pooled
 from hemafast.preparation.schema import QUARANTINE, DatasetInfo, QuarantinedImage
+from hemafast.preparation.split import WORDS
 from hemafast.run_folder import RunSummary
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ def dataset_table(info: DatasetInfo) -> Table:
         )
         for name, domain in info.domains.items()
     ]
-    columns = ("train", "val", "converted", "quarantined", "files ignored", "um/px")
+    columns = (*info.counts, "converted", "quarantined", "files ignored", "um/px")
     return _table(f"{len(info.classes)} classes, fingerprint {info.fingerprint[:12]}", rows, ["domain"], columns)
 
 
@@ -83,7 +84,7 @@ def score_table(metrics: dict[str, Any]) -> Table:
         for name, scores in with_pooled(metrics["domains"], metrics["pooled"]).items()
     ]
     columns = ("macro-F1", "95 % interval", "accuracy", "classes", "images")
-    return _table(f"{metrics['model']['backbone']}, validation images", rows, ["images of"], columns)
+    return _table(f"{metrics['model']['backbone']}, {WORDS[metrics['split']]} images", rows, ["images of"], columns)
 
 
 def training_lines(metrics: dict[str, Any]) -> list[str]:
