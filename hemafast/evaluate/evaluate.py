@@ -140,12 +140,10 @@ def _refuse_unknown_split(split: str) -> None:
 
 def _write(folder: Path, metrics: Metrics, table: pd.DataFrame) -> None:
     text = json.dumps(metrics, indent=2, allow_nan=False) + "\n"
-    matrices = {}
+    matrices, images = {}, f"{WORDS[metrics['split']]} images"
     for name, scores in with_pooled(metrics["domains"], metrics["pooled"]).items():
         matrix = np.array(scores["confusion"])
-        matrices[f"{name}: macro-F1 {macro_f1(matrix):.3f}, {int(matrix.sum())} {WORDS[metrics['split']]} images"] = (
-            matrix
-        )
+        matrices[f"{name}: macro-F1 {macro_f1(matrix):.3f}, {int(matrix.sum())} {images}"] = matrix
     figure = confusion_figure(matrices, metrics["model"]["classes"])
     folder.mkdir(parents=True, exist_ok=True)
     write_predictions(folder / PREDICTIONS, table)
