@@ -1,4 +1,4 @@
-"""Ready splits: kept, drawn from where they are incomplete, without copies across them, and without a leak into folds."""
+"""Ready splits: kept, completed where they lack a side, without copies across them, and without a leak into folds."""
 
 import hashlib
 from collections import Counter
