@@ -11,7 +11,7 @@ from hemafast.config import PrepareConfig
 from hemafast.errors import HemafastError, name_some
 from hemafast.preparation import lists, schema
 from hemafast.preparation.duplicates import chains, find_contradictions, group_duplicates, smallest_in_component
-from hemafast.preparation.ready import UNDRAWN, counted, find_twins, keep_ready
+from hemafast.preparation.ready import UNDRAWN, counted, find_twins, keep_ready, ready_notes
 from hemafast.preparation.split import (
     ALL_SPLITS,
     NO_FOLD,
@@ -104,11 +104,10 @@ def _take_ready(manifest: pd.DataFrame, config: PrepareConfig) -> tuple[str, ...
     if config.split_file:
         _read_split(manifest, config)
     good = schema.accepted(manifest)
-    split, notes = keep_ready(good, config)
-    manifest.loc[good.index, "split"] = split
+    manifest.loc[good.index, "split"] = keep_ready(good, config)
     _quarantine(manifest, "twin validates", find_twins(schema.accepted(manifest)))
     refuse_excess(manifest, config)
-    return notes
+    return tuple(ready_notes(schema.accepted(manifest), config))
 
 
 def _read_split(manifest: pd.DataFrame, config: PrepareConfig) -> None:

@@ -101,12 +101,12 @@ def test_images_without_the_columns_are_split_as_ever():
 
 
 NOTES = {
-    "kept": ([(A, "train", 8), (A, "val", 3)], {}, ["A: its own split is kept: 16 training, 6 validation images"]),
+    "kept": ([(A, "train", 8), (A, "val", 3)], {}, ["A: its split is kept: 16 training, 6 validation images"]),
     "drawn from": (
         [(A, "train", 8), (A, "test", 3)],
         {"val_fraction": 0.25},
         [
-            "A: its own split is kept: 16 training, 6 test images",
+            "A: its split is kept: 16 training, 6 test images",
             "A: its split has no validation images, so 25% of its training images validate",
         ],
     ),
@@ -114,14 +114,14 @@ NOTES = {
         [(A, "train", 8), (A, "val", 3), (A, "", 2), (B, "", 5)],
         {},
         [
-            "A: its own split is kept: 16 training, 6 validation images",
+            "A: its split is kept: 16 training, 6 validation images",
             "A: 4 images are in no split and count as training images",
         ],
     ),
     "resplit": (
         [(A, "train", 8), (A, "test", 3)],
         {"resplit": True},
-        ["A: its own split (16 training, 6 test images) is not used"],
+        ["A: its split (16 training, 6 test images) is not used"],
     ),
     "nothing ready": ([(A, "", 8)], {}, []),
 }

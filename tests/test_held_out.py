@@ -1,6 +1,7 @@
 """Test images: held out from every batch of training and validation, and scored on request."""
 
 import hashlib
+import io
 import json
 import shutil
 from collections.abc import Iterator
@@ -11,11 +12,16 @@ import pandas as pd
 import pytest
 import torch
 from command import hemafast
+from rich.console import Console
 
 from hemafast.api import TrainedRun
-from hemafast.config import PrepareConfig, checked
+from hemafast.cli.tables import dataset_table
+from hemafast.config import PrepareConfig, TrainConfig, checked
 from hemafast.data.dataset import open_dataset
 from hemafast.data.loader import Loader
+from hemafast.deploy.export import export_run
+from hemafast.eda import measure
+from hemafast.eda.page import write_eda
 from hemafast.engine.checkpoint import load_best, read_card
 from hemafast.engine.lr_find import find_rate
 from hemafast.errors import HemafastError
@@ -102,8 +108,9 @@ def test_no_test_image_is_in_a_batch_of_a_training(data, tested, train_on, fed, 
     assert fed == tested
 
 
-def test_the_search_for_a_learning_rate_feeds_no_test_image(data, tested, settings, fed):
-    find_rate(settings(data=data), steps=12)
+def test_the_search_for_a_learning_rate_feeds_no_test_image(data, tested, fed):
+    small = {"model": "test_resnet", "pretrained": "no", "batch_size": 8, "image_size": 32, "device": "cpu"}
+    find_rate(checked(TrainConfig, {"data": data, "amp": "off", "compile": "off", "threads": 1} | small), steps=12)
     assert fed
     assert not fed & tested
 
@@ -173,7 +180,7 @@ def test_counts_of_test_are_there_only_with_test_images(prepared, data, tested):
     info = open_dataset(data).info
     assert sum(sum(labels.values()) for labels in info.counts["test"].values()) == HELD_OUT
     assert info.notes[:2] == (
-        "split.csv: its own split is kept: 44 training, 14 test images",
+        "split.csv: its split is kept: 44 training, 14 test images",
         "split.csv: its split has no validation images, so 20% of its training images validate",
     )
     assert open_dataset(data).counts("train").sum() + open_dataset(data).counts("val").sum() == 58 - HELD_OUT
@@ -268,3 +275,58 @@ def test_the_command_names_the_split(run):
     assert done.returncode == 0, done.stderr
     assert "test_resnet, test images" in done.stdout
     assert f"{run / 'evaluations' / 'test'}\n" in done.stdout
+
+
+# Pages and tables
+
+
+def test_the_table_of_a_data_set_counts_test_images_where_there_are_any(data, prepared):
+    for info, columns in ((open_dataset(data).info, "train │ val │ test"), (prepared.info, "train │ val │ converted")):
+        text = io.StringIO()
+        Console(file=text, width=160).print(dataset_table(info))
+        row = next(line for line in text.getvalue().splitlines() if "Matek_19" in line)
+        cells = [cell.strip() for cell in row.split("│")[2:]]
+        counts = [str(sum(labels.get("Matek_19", {}).values())) for labels in info.counts.values()]
+        assert cells[: len(counts)] == counts
+        assert columns in " ".join(text.getvalue().replace("┃", "│").split())
+
+
+def test_the_model_card_counts_the_test_images_that_are_held_out(run, data, scored, tmp_path):
+    card = export_run(run, tmp_path / "a", format="safetensors").card.read_text(encoding="utf-8")
+    for domain, labels in open_dataset(data).info.counts["test"].items():
+        assert f"{domain}: {sum(labels.values())} test images are held out" in card
+    other = export_run(scored, tmp_path / "b", format="safetensors").card.read_text(encoding="utf-8")
+    assert "held out" not in other
+
+
+def test_the_page_about_data_counts_test_images_and_shows_none(data, tested, tmp_path):
+    dataset = open_dataset(data)
+    parts, paths = measure.count_parts(dataset), dataset.table["path"]
+    assert int(parts["test"].to_numpy().sum()) == HELD_OUT
+    chosen = {
+        row for domains in measure.choose_samples(dataset, 50).values() for rows in domains.values() for row in rows
+    }
+    assert {_name(paths[row]) for row in chosen} == _names(dataset.table) - tested
+    assert sum(map(len, measure.mean_colours(dataset).values())) == 58 - HELD_OUT
+    text = write_eda(data, tmp_path).read_text(encoding="utf-8")
+    assert "<h3>test</h3>" in text
+    assert "Test images are left out" in text
+
+
+def test_the_page_about_folds_shows_the_test_images_apart(folded):
+    assert list(measure.count_parts(open_dataset(folded))) == ["fold 0", "fold 1", "fold 2", "test"]
+
+
+def test_patients_in_several_splits_are_said_wherever_a_score_is(prepared, train_on, published, tmp_path):
+    select, patients = build.select_images, prepared.files.manifest["path"].str.extract(r"(\d)\.")[0]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            build, "select_images", lambda images, config: select(images.assign(listed_group=patients), config)
+        )
+        folder = _prepare(prepared, tmp_path / "prepared", split_file=published).folder
+    run = train_on(folder, epochs=1)
+    (said,) = [warning for warning in evaluate_run(run)["warnings"] if "patients" in warning]
+    assert said.startswith("10 patients or slides have images in several splits")
+    card = export_run(run, tmp_path / "card", format="safetensors").card.read_text(encoding="utf-8")
+    assert "10 patients or slides have images in several splits" in card
+    assert "The split keeps groups" not in card
