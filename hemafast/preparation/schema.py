@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict
 
 from hemafast.preparation.split import NO_FOLD, SPLITS, TEST, VAL
 
-SCHEMA = 2
+SCHEMA = 3
 """Version of the format on disk. Raise it when older readers would misread newer files."""
 
 PREPARE_AGAIN = "Run `hemafast prepare` again."
@@ -30,8 +30,9 @@ WEBDATASET = "webdataset"
 
 MANIFEST_COLUMNS = {
     "path": "str",  # relative to the prepared data set
-    "label": "str",  # class folder it came from
-    "domain": "str",  # archive it came from
+    "source": "str",  # path in the source, as the user had it
+    "label": "str",  # class
+    "domain": "str",  # laboratory: the folder or archive that it came from
     "split": "str",  # train, val or test; empty if quarantined
     "fold": "int64",  # from 0; -1 without folds, and for test or quarantined images
     "width": "int64",  # px, upright; 0 if unreadable
@@ -89,7 +90,34 @@ class DomainInfo(Record):
     images: int
     converted: int
     quarantined: int
-    ignored: int
+
+
+class PassedFiles(Record):
+    """Files of one kind that are not taken."""
+
+    files: int
+    examples: tuple[str, ...]
+
+
+class Account(Record):
+    """What became of every file of the source: `found` is the sum of all other numbers."""
+
+    found: int
+    train: int
+    val: int
+    test: int
+    quarantined: dict[str, int]
+    """Images by kind, as in `image_checks.QUARANTINED_KINDS`."""
+    passed_over: dict[str, PassedFiles]
+    """Files that are no images of a class, by what they are."""
+
+    def rows(self) -> list[tuple[str, int, tuple[str, ...]]]:
+        """What became of files, how many they are, and examples; the numbers add up to `found`."""
+        splits = ("training images", self.train), ("validation images", self.val), ("test images", self.test)
+        rows: list[tuple[str, int, tuple[str, ...]]] = [(name, images, ()) for name, images in splits if images]
+        rows += [(f"quarantined: {kind}", images, ()) for kind, images in self.quarantined.items()]
+        rows += [(f"passed over: {kind}", of.files, of.examples) for kind, of in self.passed_over.items()]
+        return rows
 
 
 class DatasetInfo(Record):
@@ -104,6 +132,7 @@ class DatasetInfo(Record):
     domains: dict[str, DomainInfo]
     counts: dict[str, dict[str, dict[str, int]]]
     """Images by split, domain and class. There is no test without test images."""
+    account: Account
     pack_sizes: tuple[int, ...]
     rows_per_file: dict[str, int]
     """Squares in each file but the last, by packed size."""

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from hemafast.config import PrepareConfig
-from hemafast.errors import HemafastError, name_some
+from hemafast.errors import HemafastError, LossError, name_some
 from hemafast.preparation import lists, schema
 from hemafast.preparation.duplicates import chains, find_contradictions, group_duplicates, smallest_in_component
 from hemafast.preparation.ready import UNDRAWN, counted, find_twins, keep_ready, ready_notes
@@ -78,13 +78,11 @@ def refuse_excess(manifest: pd.DataFrame, config: PrepareConfig) -> None:
         return
     by_kind = ", ".join(f"{count} {kind}" for kind, count in sorted(Counter(image.kind for image in bad).items()))
     examples = name_some([f"{image.file.partition('/')[2]} ({image.reason})" for image in bad], _NAMED, "; ")
-    remedy = f"or accept more than {config.max_quarantined:.0%} with --max-quarantined."
+    problem = f"{len(bad)} of {len(manifest)} images would be quarantined: {by_kind}: {examples}."
     if config.strict:
-        remedy = "or leave out --strict."
-    raise HemafastError(
-        f"{len(bad)} of {len(manifest)} images would be quarantined: {by_kind}: {examples}.",
-        f"Repair or remove them, {remedy}",
-    )
+        raise LossError(problem, "Repair or remove them, or leave out --strict.")
+    remedy = f"or accept more than {config.max_quarantined:.0%} with --max-quarantined."
+    raise HemafastError(problem, f"Repair or remove them, {remedy}")
 
 
 def _quarantine(manifest: pd.DataFrame, kind: str, reasons: pd.Series[str]) -> None:
