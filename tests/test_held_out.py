@@ -131,12 +131,45 @@ def test_loaders_keep_to_their_split(data, tested, fed, sampler, source):
 
 
 @pytest.fixture(scope="module")
-def folded(prepared: Prepared, data: Path, tmp_path_factory) -> Path:
-    """Three folds of images with a ready split, as if a folder of the archives were named test."""
-    select, ready = build.select_images, open_dataset(data).table["split"]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(build, "select_images", lambda images, config: select(images.assign(ready_split=ready), config))
-        return _prepare(prepared, tmp_path_factory.mktemp("folded") / "prepared", folds=3, format="webdataset").folder
+def folders(prepared: Prepared, published: Path, tmp_path_factory) -> Path:
+    """The same images as a stranger has them: DOMAIN/train and DOMAIN/test, each with class folders."""
+    source = tmp_path_factory.mktemp("folders")
+    for path, split in pd.read_csv(published).itertuples(index=False):
+        domain, label, file = path.split("/")
+        place = source / domain / split / label / file
+        place.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(prepared.folder / "images" / path, place)
+    return source
+
+
+@pytest.fixture(scope="module")
+def folded(folders: Path, tmp_path_factory) -> Path:
+    """Three folds, of images in folders named train and test."""
+    output = tmp_path_factory.mktemp("folded") / "prepared"
+    fields = {"source": folders, "output": output, "pack_sizes": (64,), "shards": 2, "folds": 3, "format": "webdataset"}
+    return prepare(checked(PrepareConfig, fields)).folder
+
+
+def test_folders_named_test_are_held_out_and_resplit_draws_anew(folders, tested, tmp_path):
+    for resplit, held_out in ((False, tested), (True, set())):
+        output = tmp_path / str(resplit)
+        fields = {"source": folders, "output": output, "pack_sizes": (64,), "resplit": resplit}
+        table = prepare(checked(PrepareConfig, fields)).files.manifest
+        assert _names(table[table["split"] == "test"]) == held_out
+        assert set(table["split"]) - {"test"} == {"train", "val"}
+        assert len(table) == 58
+
+
+def test_folders_without_training_images_are_refused_and_the_remedy_works(folders, tmp_path):
+    source = tmp_path / "source"
+    for domain in ("Acevedo_20", "Matek_19"):
+        shutil.copytree(folders / domain / "train", source / domain / "val")
+        shutil.copytree(folders / domain / "test", source / domain / "test")
+    fields = {"source": source, "output": tmp_path / "prepared", "pack_sizes": (64,)}
+    with pytest.raises(HemafastError, match="no image for training: 44 validation, 14 test images") as caught:
+        prepare(checked(PrepareConfig, fields))
+    assert "--resplit" in caught.value.remedy
+    assert prepare(checked(PrepareConfig, fields | {"resplit": True})).info.counts.keys() == {"train", "val"}
 
 
 def test_no_fold_holds_a_test_image(folded, tested):
@@ -326,7 +359,10 @@ def test_patients_in_several_splits_are_said_wherever_a_score_is(prepared, train
         folder = _prepare(prepared, tmp_path / "prepared", split_file=published).folder
     run = train_on(folder, epochs=1)
     (said,) = [warning for warning in evaluate_run(run)["warnings"] if "patients" in warning]
-    assert said.startswith("10 patients or slides have images in several splits")
+    divided = patients.groupby(open_dataset(folder).table["split"] == "test").unique().map(set)
+    expected = f"{len(divided[True] & divided[False])} patients or slides have images in several splits"
+    assert said.startswith(expected)
+    assert not said.startswith("0 ")
     card = export_run(run, tmp_path / "card", format="safetensors").card.read_text(encoding="utf-8")
-    assert "10 patients or slides have images in several splits" in card
+    assert expected in card
     assert "The split keeps groups" not in card

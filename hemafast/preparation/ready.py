@@ -27,7 +27,7 @@ def keep_ready(images: pd.DataFrame, config: PrepareConfig) -> pd.Series[str]:
     Each domain is looked at by itself, but the images of --split-file all together. `images` has the columns domain and
     ready_split. Raises HemafastError if the domain of --holdout-domain has no image to validate on.
     """
-    ready, owner = _ready(images, config), _owner(images, config)
+    ready, owner = images["ready_split"], _owner(images, config)
     if config.folds is not None:
         return ready.where(ready == TEST, UNDRAWN)
     held_out = (images["domain"] == config.holdout_domain) & (ready != TEST)
@@ -67,11 +67,6 @@ def counted(split: pd.Series[str]) -> str:
     return f"{', '.join(counts)} images" if counts else ""
 
 
-def _ready(images: pd.DataFrame, config: PrepareConfig) -> pd.Series[str]:
-    ignored = config.resplit and not config.split_file
-    return pd.Series(UNDRAWN, index=images.index) if ignored else images["ready_split"]
-
-
 def _owner(images: pd.DataFrame, config: PrepareConfig) -> pd.Series[str]:
     """Whose split each image is in: its domain's, or that of --split-file."""
     files = ", ".join(file.name for file in config.split_file)
@@ -80,14 +75,13 @@ def _owner(images: pd.DataFrame, config: PrepareConfig) -> pd.Series[str]:
 
 def _told(name: str, split: pd.Series[str], found: str, config: PrepareConfig) -> Iterator[str]:
     """What becomes of one ready split."""
-    if config.resplit and not config.split_file:
-        yield f"its split ({found}) is not used"
-    elif config.folds is not None:
+    if config.folds is not None:
         yield f"of its split ({found}), only test is kept; the folds are drawn over all other images"
     elif name == config.holdout_domain:
         yield f"of its split ({found}), only test is kept; all other images validate"
     else:
-        yield f"its split is kept: {found}"
+        if config.split_file or config.labels:  # of folders it is said where they are read
+            yield f"its split is kept: {found}"
         if VAL not in set(split) and TRAIN in set(split):
             yield f"its split has no validation images, so {config.val_fraction:.0%} of its training images validate"
         if strays := int((split == UNDRAWN).sum()):

@@ -60,7 +60,7 @@ def _refuse_empty(manifest: pd.DataFrame, config: PrepareConfig) -> None:
         raise HemafastError(
             f"{files} leaves no image for {empty[0]}: {ready}.", "Leave out --split-file, or name a split with more."
         )
-    if ready and not config.resplit and config.holdout_domain is None:
+    if ready and config.holdout_domain is None:
         raise HemafastError(
             f"The split that {config.source} comes with leaves no image for {empty[0]}: {ready}.",
             "Draw another one with --resplit.",

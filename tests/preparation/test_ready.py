@@ -2,6 +2,7 @@
 
 import hashlib
 from collections import Counter
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -50,12 +51,6 @@ SPLITS = {
     "strays are drawn where it is not": ([(A, "train", 5), (A, "test", 5), (A, "", 5)], {}, (16, 4, 10), None),
     "another domain is drawn": ([(A, "train", 8), (A, "val", 1), (B, "", 10)], {}, (16, 2, 0), (16, 4, 0)),
     "a domain of test images is held out": ([(A, "", 10), (B, "test", 3)], {}, (16, 4, 0), (0, 0, 6)),
-    "all is drawn for --resplit": (
-        [(A, "train", 5), (A, "val", 3), (A, "test", 2), (B, "test", 5)],
-        {"resplit": True},
-        (16, 4, 0),
-        (8, 2, 0),
-    ),
     "a held out domain keeps its test": (
         [(A, "train", 10), (A, "test", 3), (B, "train", 5), (B, "val", 2), (B, "test", 1)],
         {"holdout_domain": B},
@@ -118,18 +113,14 @@ NOTES = {
             "A: 4 images are in no split and count as training images",
         ],
     ),
-    "resplit": (
-        [(A, "train", 8), (A, "test", 3)],
-        {"resplit": True},
-        ["A: its split (16 training, 6 test images) is not used"],
-    ),
+    "of folders": ([(A, "train", 8), (A, "val", 3)], {"labels": None}, []),
     "nothing ready": ([(A, "", 8)], {}, []),
 }
 
 
 @pytest.mark.parametrize(("parts", "options", "expected"), NOTES.values(), ids=NOTES)
 def test_notes_say_what_was_kept(parts, options, expected):
-    _, notes = _select(_images(*parts), **options)
+    _, notes = _select(_images(*parts), **{"labels": Path("labels.csv"), **options})
     assert list(notes) == expected
 
 
@@ -149,7 +140,7 @@ def test_a_ready_split_that_leaves_nothing_is_refused_and_the_remedy_works(parts
     assert problem in caught.value.problem
     assert remedy in caught.value.remedy
     if remedy == "--resplit":
-        assert set(_select(images, **options, resplit=True)[0]["split"]) == {"train", "val"}
+        assert set(_select(images.assign(ready_split=""), **options)[0]["split"]) == {"train", "val"}
 
 
 # Copies
