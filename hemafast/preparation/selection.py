@@ -12,7 +12,7 @@ from hemafast.config import PrepareConfig
 from hemafast.errors import HemafastError, LossError, name_some
 from hemafast.preparation import lists, schema
 from hemafast.preparation.duplicates import chains, find_contradictions, group_duplicates, smallest_in_component
-from hemafast.preparation.ready import UNDRAWN, counted, find_twins, keep_ready
+from hemafast.preparation.ready import UNDRAWN, counted, find_twins, keep_ready, ready_notes
 from hemafast.preparation.split import (
     ALL_SPLITS,
     NO_FOLD,
@@ -61,7 +61,7 @@ def _refuse_empty(manifest: pd.DataFrame, config: PrepareConfig) -> None:
         raise HemafastError(
             f"{files} leaves no image for {empty[0]}: {ready}.", "Leave out --split-file, or name a split with more."
         )
-    if ready and not config.resplit and config.holdout_domain is None:
+    if ready and config.holdout_domain is None:
         raise HemafastError(
             f"The split that {config.source} comes with leaves no image for {empty[0]}: {ready}.",
             "Draw another one with --resplit.",
@@ -102,11 +102,10 @@ def _take_ready(manifest: pd.DataFrame, config: PrepareConfig) -> tuple[str, ...
     """
     listed = _read_split(manifest, config) if config.split_file else ()
     good = schema.accepted(manifest)
-    split, notes = keep_ready(good, config)
-    manifest.loc[good.index, "split"] = split
+    manifest.loc[good.index, "split"] = keep_ready(good, config)
     _quarantine(manifest, "twin validates", find_twins(schema.accepted(manifest)))
     refuse_excess(manifest, config)
-    return (*listed, *notes)
+    return (*listed, *ready_notes(schema.accepted(manifest), config))
 
 
 def _read_split(manifest: pd.DataFrame, config: PrepareConfig) -> tuple[str, ...]:
