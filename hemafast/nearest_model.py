@@ -7,19 +7,21 @@ import re
 import time
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import chain, islice
-from typing import TYPE_CHECKING, Any, ContextManager
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    Shapes = Mapping[str, Sequence[int]]
+    Shapes = Mapping[str, tuple[int, ...]]
 
 _SECONDS = 5.0
+"""Of computing, so that a busy machine compares as many models."""
 _LARGEST_FAMILIES = 16
-_LEAST_ALIKE = 1 / 3
+_LEAST_ALIKE = 0.2
 _LEAST_OVERLAP = 0.5
 _ALIKE_ENOUGH = 0.8
 """A file also holds heads, so that it is never quite like a model."""
@@ -56,7 +58,7 @@ def body_of(model: Any) -> dict[str, Tensor]:
 
 
 def nearest_model(places: Sequence[Shapes], words: Iterable[str], beside: str) -> Nearest | None:
-    """Compare shapes with timm models for at most _SECONDS, likely ones first.
+    """Compare shapes with timm models for at most _SECONDS of computing, likely ones first.
 
     Args:
         places: Shapes by name, as they are at each place of the file that may hold the network.
@@ -64,12 +66,12 @@ def nearest_model(places: Sequence[Shapes], words: Iterable[str], beside: str) -
         beside: The model that was tried; its family comes first.
 
     Returns:
-        The most similar model; None if none has a third of its elements in common with the file.
+        The most similar model; None if none has a fifth of its elements in common with the file.
     """
-    until = time.monotonic() + _SECONDS
+    until = time.thread_time() + _SECONDS
     best, most_alike = None, _LEAST_ALIKE
     for name in _candidates(places, words, beside):
-        if time.monotonic() > until:
+        if time.thread_time() > until:
             break
         shapes = _shapes(name)
         alike, share = max((_compare(shapes, place) for place in places), default=(0.0, 0.0))
@@ -82,19 +84,26 @@ def nearest_model(places: Sequence[Shapes], words: Iterable[str], beside: str) -
 
 def _compare(model: Shapes, place: Shapes) -> tuple[float, float]:
     """How alike two sets of shapes are (common elements over all), and the share of the model that is filled."""
-    common = sum(math.prod(shape) for name, shape in model.items() if tuple(place.get(name, (-1,))) == tuple(shape))
+    common = sum(math.prod(shape) for name, shape in model.items() if name in place and _agree(shape, place[name]))
     ours, theirs = (sum(map(math.prod, shapes.values())) for shapes in (model, place))
     return common / max(ours + theirs - common, 1), common / max(ours, 1)
 
 
+def _agree(first: tuple[int, ...], second: tuple[int, ...]) -> bool:
+    """Whether shapes are the same; a position embedding may be for another image size."""
+    tokens = len(first) == len(second) == 3 and first[0] == second[0] == 1
+    return first[-1:] == second[-1:] if tokens else first == second
+
+
 def _candidates(places: Sequence[Shapes], words: Iterable[str], beside: str) -> Iterator[str]:
-    """Names of timm models, each once: those that the file names, then families with similar names of layers."""
+    """Names of timm models, each once: the one tried, those that the file names, then those of similar families."""
     import timm
 
     names = timm.list_models()
     hinted = (name for word in words for name in names if name == word or name.startswith(f"{word}_"))
     yielded: set[str] = set()
-    for name in chain(islice(hinted, _MOST_HINTED), _of_families(names, places, beside)):
+    tried = beside.partition(".")[0]
+    for name in chain([tried], islice(hinted, _MOST_HINTED), _of_families(names, places, beside)):
         if name not in yielded:
             yielded.add(name)
             yield name
@@ -134,7 +143,7 @@ def _shapes(name: str) -> dict[str, tuple[int, ...]]:
         return {}
 
 
-def _without_values() -> ContextManager[object]:
+def _without_values() -> AbstractContextManager[object]:
     """Leave out all that fills tensors: on the meta device there is nothing to fill, and it takes most of the time."""
     from torch.overrides import TorchFunctionMode
 

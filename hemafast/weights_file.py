@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import warnings
 import zipfile
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
@@ -23,7 +24,7 @@ _MOST_WORDS = 1000
 _LONGEST_NAME = 300
 _MOST_PARTS = 40
 _LARGEST_INDEX = 64 * 2**20
-_BLOCKED = re.compile(r"GLOBAL (\S+)")
+_BLOCKED = re.compile(r"GLOBAL (\S+)|SETITEM")
 _WORD = re.compile(r"[A-Za-z][\w.]{2,60}")
 _SUFFIXES = {".safetensors", ".pth", ".pt", ".bin", ".ckpt"}
 
@@ -92,7 +93,7 @@ def _read_one(file: Path) -> StoredWeights:
         return _read_zip(file)
     if head[8:9] == b"{":  # after the length of the header
         return _read_safetensors(file)
-    return _read_torch(file, mmap=False)
+    return _read_torch(file, zipped=False)
 
 
 def _read_safetensors(file: Path) -> StoredWeights:
@@ -145,7 +146,7 @@ def _read_zip(file: Path) -> StoredWeights:
         raise HemafastError(f"{file} is compressed, as torch never writes it.", "Save the state dict anew with torch.")
     if damaged is not None:
         raise HemafastError(f"{file} is damaged (the checksum of {damaged} is wrong).", "Download it again.")
-    return _read_torch(file, mmap=True)
+    return _read_torch(file, zipped=True)
 
 
 def _refuse_other_zip(file: Path, names: list[str]) -> None:
@@ -157,14 +158,19 @@ def _refuse_other_zip(file: Path, names: list[str]) -> None:
         raise HemafastError(f"{file} is a TorchScript program, not a weights file.", "Save its state dict with torch.")
 
 
-def _read_torch(file: Path, *, mmap: bool) -> StoredWeights:
+def _read_torch(file: Path, *, zipped: bool) -> StoredWeights:
     import torch
 
+    strange: list[str] = []
     try:
-        strange = sorted(torch.serialization.get_unsafe_globals_in_checkpoint(file)) if mmap else []
-        stand_ins: list[Any] = [(_stand_in_for(name), name) for name in strange]
-        with torch.serialization.safe_globals(stand_ins):
-            content = torch.load(file, map_location="cpu", weights_only=True, mmap=mmap)
+        # A stream, because torch takes a path with the suffix .safetensors for that format.
+        with file.open("rb") as stream, warnings.catch_warnings(action="ignore"):
+            if zipped:
+                strange = sorted(torch.serialization.get_unsafe_globals_in_checkpoint(stream))
+                stream.seek(0)
+            stand_ins: list[Any] = [(_stand_in_for(name), name) for name in strange]
+            with torch.serialization.safe_globals(stand_ins):
+                content = torch.load(stream, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged or hostile file can raise anything
         raise _unreadable(file, error) from error
     return _stored(content, tuple(strange))
@@ -173,12 +179,13 @@ def _read_torch(file: Path, *, mmap: bool) -> StoredWeights:
 class _StandIn(list[Any]):
     """In place of an object of an unknown class: keeps what was stored in it, and does nothing."""
 
+    state: object = None
+
     def __new__(cls, *_: object) -> _StandIn:
         return super().__new__(cls)
 
     def __init__(self, *_: object) -> None:
         super().__init__()
-        self.state: object = None
 
     def __setstate__(self, state: object) -> None:
         self.state = state
@@ -253,7 +260,7 @@ def _unreadable(file: Path, error: Exception) -> HemafastError:
     if blocked is None:
         return HemafastError(f"{file} cannot be read as weights ({first_line(error)}).", "Download it again.")
     return HemafastError(
-        f"{file} cannot be read as weights: it holds {blocked[1]}, which could run code.",
+        f"{file} cannot be read as weights: it holds objects of {blocked[1] or 'other classes'}.",
         "Ask its author for a .safetensors file. If you trust the author, save the tensors alone: "
         f"python -c \"import torch; x = torch.load('{file.name}', 'cpu', weights_only=False); "
         "x = x.state_dict() if hasattr(x, 'state_dict') else x.get('state_dict', x); "

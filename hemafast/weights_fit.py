@@ -61,6 +61,8 @@ class _Fit:
     """Those of `found` that the network takes, by its names."""
     share: float
     """How much of the body they fill."""
+    known: int
+    """How many of the network's names are found, of whatever shape."""
     said: tuple[str, ...]
     """What was done to names and tensors."""
 
@@ -68,7 +70,7 @@ class _Fit:
     def rank(self) -> tuple[float, int, float, int, int]:
         words = set(re.split(r"[._]", self.place))
         preference = bool(words & _PREFERRED) - bool(words & _NOT_PREFERRED)
-        return round(self.share, 2), preference, self.share, len(self.filled), len(_parts(self.place))
+        return round(self.share, 2), preference, self.share, self.known, len(_parts(self.place))
 
 
 def fit_weights(backbone: nn.Module, name: str, stored: StoredWeights, source: str) -> str:
@@ -169,7 +171,8 @@ def _fit(network: _Network, place: str, found: Tensors, said: str = "", *, conve
         if name in found and found[name].numel() != tensor.numel() and name not in network.stems
     ]
     told = (said, *resized[:2], *adapted)
-    return _Fit(place, converted, filled, network.share_of(filled), tuple(filter(None, told)))
+    known = len(converted.keys() & network.wanted.keys())
+    return _Fit(place, converted, filled, network.share_of(filled), known, tuple(filter(None, told)))
 
 
 def _converted(network: _Network, found: Tensors) -> Tensors:
@@ -266,8 +269,9 @@ def _told(network: _Network, best: _Fit, fits: list[_Fit], stored: StoredWeights
     others = [place for place in dict.fromkeys(rivals) if not _related(place, best.place)]
     missing = [name for name in network.body if name not in best.filled]
     left = _left_out(network, best, stored.tensors)
+    stripped = _stripped(best.place, stored.tensors)
     told = [
-        f"stripped {best.place}. from its names" if best.place else "",
+        f"stripped {' and '.join(stripped)} from its names" if stripped else "",
         f"took {best.place}, not {name_some(others, 2)}" if others else "",
         *best.said,
         f"filled {_percent(best.share)} of the network",
@@ -275,6 +279,13 @@ def _told(network: _Network, best: _Fit, fits: list[_Fit], stored: StoredWeights
         f"left out {name_some(left, 4)}" if left else "",
     ]
     return [one for one in told if one]
+
+
+def _stripped(place: str, tensors: Tensors) -> list[str]:
+    """What was removed from the names of the tensors at a place: its own name, and the parts that torch adds."""
+    begin = f"{place}." if place else ""
+    parts = {part for path in tensors if path.startswith(begin) for part in _parts(path.removeprefix(begin))}
+    return [one for one in (begin, *(f"{part}." for part in sorted(parts & _WRAPPERS))) if one]
 
 
 def _related(first: str, second: str) -> bool:
@@ -288,7 +299,7 @@ def _left_out(network: _Network, best: _Fit, tensors: Tensors) -> list[str]:
     classes = {f"the head of {best.found[name].shape[0]} classes" for name in heads if best.found[name].ndim}
     begin = f"{best.place}." if best.place else ""
     outside = [path for path in tensors if not path.startswith(begin)]
-    rest = [name for name in inside if name not in heads]
+    rest = [name for name in inside if name not in network.wanted]
     return [*classes, *_branches(rest, network.wanted), *_branches(outside, [best.place])]
 
 
@@ -317,18 +328,15 @@ def _does_not_fit(network: _Network, best: _Fit, name: str, stored: StoredWeight
     tensors = stored.tensors
     places = [_below(place, tensors) for place in _places(tensors, _elements(tensors.values()) / 4)]
     nearest = nearest_model([_shapes(place) for place in places], stored.words, name)
-    if nearest is None:
-        return HemafastError(
-            problem, "Name the timm model of these weights with --model; none that is like them was found."
-        )
-    if nearest.name == name.partition(".")[0]:
+    if nearest is not None and nearest.name == name.partition(".")[0]:
         return HemafastError(problem, "No timm model is nearer: the file holds a part of it. Give a complete file.")
-    if nearest.share < LEAST_FILLED:
-        near = f"{nearest.name}, the nearest found, would be filled to {_percent(nearest.share)}"
-        return HemafastError(problem, f"Name the timm model of these weights with --model ({near}).")
-    return HemafastError(
-        f"{problem} It fills {_percent(nearest.share)} of {nearest.name}.", f"Use --model {nearest.name}."
+    if nearest is not None and nearest.share >= LEAST_FILLED:
+        told = f"{problem} It fills {_percent(nearest.share)} of {nearest.name}."
+        return HemafastError(told, f"Use --model {nearest.name}.")
+    near = (
+        f"{nearest.name} comes nearest, {_percent(nearest.share)} filled" if nearest else "none found that is like it"
     )
+    return HemafastError(problem, f"Give the timm model of this file with --model ({near}).")
 
 
 def _shapes(tensors: Tensors) -> Mapping[str, tuple[int, ...]]:
