@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hemafast.config import Amp, Device, PrepareConfig, TrainConfig, checked, to_plain, train_config
+from hemafast.config import Amp, Device, PrepareConfig, TrainConfig, checked, prepared_beside, to_plain, train_config
 from hemafast.errors import HemafastError
 from hemafast.progress import SILENT, Progress
 from hemafast.run_folder import PREDICTIONS, find_run, read_config, read_metrics
@@ -32,8 +32,8 @@ def prepare(
     A second call with the same archives and settings changes nothing and takes a moment. An interrupted call resumes.
 
     Args:
-        source: folder of zips or folders, one per domain.
-        output: where to write the data set; None for `source`/prepared.
+        source: folder of archives or folders, one per domain; or one archive; or a folder of class folders.
+        output: where to write the data set; None for `source`/prepared, or beside an archive.
         progress: listens to the number of images read.
         workers: threads; None for the number of cores.
         settings: other fields of `PrepareConfig`, such as `folds=5` or `um_per_pixel={"MyLab": 0.11}`.
@@ -46,7 +46,8 @@ def prepare(
     """
     from hemafast.preparation.build import prepare as prepare_dataset
 
-    given = {"source": Path(source), "output": Path(output) if output else Path(source) / "prepared", **settings}
+    where = Path(output) if output else prepared_beside(Path(source))
+    given = {"source": Path(source), "output": where, **settings}
     return open_dataset(prepare_dataset(checked(PrepareConfig, given), progress=progress, workers=workers).folder)
 
 

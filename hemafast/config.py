@@ -482,6 +482,12 @@ class TrainConfig:
             raise HemafastError("sync_norm = True needs GPUs, and device = 'cpu'.", "Leave out --sync-norm.")
 
 
+def prepared_beside(source: Path) -> Path:
+    """Where the data set of a source goes unless --output says it: in the folder, or beside the archive."""
+    archive = source.stem.removesuffix(".tar")
+    return source.with_name(f"{archive}-prepared") if source.is_file() else source / "prepared"
+
+
 def option_of(kind: type[Any], name: str) -> Option:
     """The option of a field of PrepareConfig or TrainConfig."""
     found: Option = kind.__dataclass_fields__[name].metadata["option"]

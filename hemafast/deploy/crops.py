@@ -15,7 +15,7 @@ import numpy.typing as npt
 from hemafast.deploy.inputs import Image
 from hemafast.engine.checkpoint import View
 from hemafast.errors import HemafastError
-from hemafast.preparation import safety
+from hemafast.preparation.containers import archive_suffix
 
 _SMALLEST = 16  # px
 
@@ -81,9 +81,9 @@ def _side(field_of_view: float, um_per_pixel: float) -> int:
 
 @lru_cache(maxsize=1024)  # images of one folder follow each other
 def _domain_of(folder: str, domains: frozenset[str]) -> str | None:
-    """The innermost folder or zip (without its suffix) on a path whose name is a domain."""
+    """The innermost folder or archive (without its suffix) on a path whose name is a domain."""
     for part in reversed(posixpath.abspath(folder).split("/")):
-        stem = part[:-4] if safety.suffix_of(part) == ".zip" else part
+        stem = part[: len(part) - len(archive_suffix(part))]
         if stem in domains:
             return stem
     return None

@@ -103,7 +103,7 @@ def make_plan(models: Sequence[Path], paths: Sequence[str], options: Options) ->
     Raises HemafastError for what is missing, cannot be trusted, or does not fit together.
     """
     if not paths:
-        raise HemafastError("No images are named.", "Name files, folders, zips, or a quoted glob.")
+        raise HemafastError("No images are named.", "Name files, folders, archives, or a quoted glob.")
     if not models:
         raise HemafastError("No model is named.", "Name a run folder, or a file that ends in .safetensors.")
     loaded = load_models(models, options.device, options.amp)

@@ -51,7 +51,7 @@ QUARANTINED_KINDS = {
     "field of view": "smaller than the square that --field-of-view asks for",
     "contradiction": "the same picture is also in another class",
     "not in the split": "--split-file does not list it",
-    "twin validates": "--split-file puts it in training and the same picture in validation",
+    "twin validates": "the same picture is held out: in the test split or, for a training image, in validation",
 }
 """Kinds of image that are quarantined, and why."""
 

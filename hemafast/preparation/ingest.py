@@ -7,14 +7,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from hemafast.preparation import schema
-from hemafast.preparation.archive import Member, entry_reader
+from hemafast.preparation.containers import reader_of
 from hemafast.preparation.duplicates import HASHED_SIZE, perceptual_hash, thumbnail, to_hex
+from hemafast.preparation.gather import Member
 from hemafast.preparation.image_checks import (
     CONVERTED_KINDS,
     Header,
@@ -95,11 +97,13 @@ def ingest(
 
 
 def _read(plan: Plan, rows: Mapping[str, int], done: frozenset[int]) -> Iterator[_Image]:
-    for archive in plan.archives:
-        with entry_reader(archive.path) as read:
-            for member in archive.members:
-                if (row := rows[member.name]) not in done:
-                    yield _Image(row, member, read(member.entry))
+    """The images that are not `done` yet, in the order in which their archives hold them."""
+    wanted = [member for member in plan.members if rows[member.name] not in done]
+    stored = sorted(wanted, key=lambda one: (one.entry.container, one.entry.offset))
+    for container, members in groupby(stored, key=lambda one: one.entry.container):
+        with reader_of(container) as read:
+            for member in members:
+                yield _Image(rows[member.name], member, read(member.entry))
 
 
 def _verified(images: Iterator[_Image], plan: Plan, sums: Mapping[str, str], pool: Pool) -> Iterator[list[_Image]]:
@@ -200,6 +204,9 @@ def _row(image: _Image, phash: str) -> Row:
         "path": image.path,
         "label": image.member.label,
         "domain": image.member.domain,
+        "source": image.member.source,
+        "ready_split": image.member.split,
+        "listed_group": image.member.group,
         "width": header.width,
         "height": header.height,
         "window": image.side,

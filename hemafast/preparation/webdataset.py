@@ -98,7 +98,7 @@ def write_webdataset(
     """Write a tar and its index for every shard of every split."""
     (folder / WEBDATASET).mkdir(exist_ok=True)
     index_of = {name: index for index, name in enumerate(classes)}
-    with stage(progress, "writing tar files", len(split_names(folds)) * count, unit="files"):
+    with stage(progress, "writing tar files", len(split_names(manifest, folds)) * count, unit="files"):
         for split, index, images in shard_parts(manifest, folds, count):
             path = folder / shard_file(split, index, count, folder=WEBDATASET, suffix=".tar")
             lines = list(_write_tar(path, folder, images, index_of))

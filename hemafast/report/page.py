@@ -106,8 +106,9 @@ def read_part(scores: Path, name: str) -> Part:
 def _names(folders: Sequence[Path]) -> list[str]:
     """The last parts of the folders: the run at least, and as many as it takes to tell them apart."""
     parts = [folder.resolve().parts for folder in folders]
-    if len(set(parts)) < len(parts):
-        raise HemafastError("A run is named twice.", "Name each run once.")
+    twice = next((path for index, path in enumerate(parts) if path in parts[:index]), None)
+    if twice is not None:
+        raise HemafastError(f"The run {Path(*twice)} is named twice.", "Name each run once.")
     least = max(len(path) - len(run_of(Path(*path)).parts) for path in parts) + 1
     depth = next(depth for depth in range(least, 100) if len({path[-depth:] for path in parts}) == len(parts))
     return ["/".join(path[-depth:]) for path in parts]
