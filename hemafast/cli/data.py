@@ -90,7 +90,7 @@ def prepare(
         results.print(quarantine_table(prepared.quarantine))
     written = "written" if prepared.fresh else "already up to date, nothing changed"
     for line in (*(f"note: {note}" for note in prepared.info.notes), f"{prepared.folder}: {written}."):
-        results.print(line, highlight=False, markup=False, soft_wrap=True)
+        results.print(line, soft_wrap=True)
 
 
 @app.command(epilog="Example: `hemafast verify Source/prepared`")
@@ -109,7 +109,7 @@ def verify(
     else:
         results = wide_console()
         for problem in found.problems:
-            results.print(f"{problem.file}: {problem.problem}", highlight=False, markup=False)
+            results.print(f"{problem.file}: {problem.problem}")
         results.print(
             f"{data}: {found.images} images and {found.files} other files hashed, {len(found.problems)} problems.",
             highlight=False,
@@ -138,7 +138,7 @@ def eda(
     if as_json:
         typer.echo(json.dumps({"page": str(page), "pictures": sorted(str(path) for path in output.glob("*.png"))}))
     else:
-        wide_console().print(str(page), highlight=False, soft_wrap=True)
+        wide_console().print(str(page), soft_wrap=True)
 
 
 @app.command(
@@ -176,4 +176,4 @@ def augment_preview(
         plain = {name: chosen.to_plain() for name, chosen in policies.items()}
         typer.echo(json.dumps({"picture": str(output), "policies": plain}, indent=2))
     else:
-        wide_console().print(str(output), highlight=False, soft_wrap=True)
+        wide_console().print(str(output), soft_wrap=True)
