@@ -7,7 +7,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hemafast.config import Amp, Device, PrepareConfig, TrainConfig, checked, prepared_beside, to_plain, train_config
+from hemafast.config import (
+    Amp,
+    Device,
+    PrepareConfig,
+    ScoredSplit,
+    TrainConfig,
+    checked,
+    prepared_beside,
+    to_plain,
+    train_config,
+)
 from hemafast.errors import HemafastError
 from hemafast.progress import SILENT, Progress
 from hemafast.run_folder import PREDICTIONS, find_run, read_config, read_metrics
@@ -258,6 +268,7 @@ class TrainedRun:
         self,
         data: Dataset | str | Path | None = None,
         *,
+        split: ScoredSplit = "val",
         device: Device | None = None,
         progress: Progress = SILENT,
     ) -> Mapping[str, Any]:
@@ -265,6 +276,7 @@ class TrainedRun:
 
         Args:
             data: another prepared data set, whose scores go into a folder of their own; None for the run's own.
+            split: "val", or "test" for images that training never saw, whose scores go into a folder of their own.
             device: where the model runs; None for the run's own choice.
             progress: listens to what is done.
 
@@ -272,7 +284,7 @@ class TrainedRun:
             The scores, as `metrics.json` holds them.
 
         Raises:
-            HemafastError: the data has other classes, or the run's own data has changed.
+            HemafastError: the data has other classes or no such split, or the run's own data has changed.
         """
         from hemafast.evaluate.evaluate import evaluate_run, scores_folder
         from hemafast.progress import stage
@@ -280,6 +292,7 @@ class TrainedRun:
 
         folder = None if data is None else Path(_data_settings(data)["data"])
         with stage(progress, "evaluating"):
-            metrics = evaluate_run(self.folder, data=folder, device=device or read_config(self.folder).device)
+            chosen = device or read_config(self.folder).device
+            metrics = evaluate_run(self.folder, data=folder, split=split, device=chosen)
             write_report(scores_folder(self.folder, metrics))
         return metrics

@@ -31,7 +31,7 @@ def prepare_command(settings: Mapping[str, Any]) -> str:
     """`hemafast prepare` with every option that is not at its default, from the settings in dataset.json."""
     usual = to_plain(PrepareConfig())
     changed = {name: value for name, value in settings.items() if name in usual and value != usual[name]}
-    named = {name: "FILE" for name in _LISTS if isinstance(changed.get(name), str)}
+    named: dict[str, Any] = {name: "FILE" for name in _LISTS if isinstance(changed.get(name), str)}
     named |= {name: ["FILE"] * len(changed[name]) for name in _LISTS if isinstance(changed.get(name), list)}
     return " ".join(["hemafast prepare", *_options(PrepareConfig, changed | named)])
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -30,6 +31,17 @@ def write_whole(
 def write_text(file: Path, text: str) -> None:
     """Write UTF-8 text, completely or not at all. Raises OSError."""
     write_whole(file, lambda part: part.write_text(text, encoding="utf-8"))
+
+
+def damaged_entry(file: Path) -> str | None:
+    """The first entry of a zip that torch wrote whose checksum is wrong; None if all are right.
+
+    torch itself does not verify checksums, and reads garbage if a flipped bit turns an entry into a folder. Raises
+    OSError and BadZipFile if the file is no zip.
+    """
+    with zipfile.ZipFile(file) as archive:
+        folders = [entry.filename for entry in archive.infolist() if entry.external_attr]
+        return next(iter(folders), None) or archive.testzip()
 
 
 def _replace(file: Path, target: Path) -> None:

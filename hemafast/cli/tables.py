@@ -15,6 +15,7 @@ from rich.tree import Tree
 from hemafast.doctor.finding import Finding, Verdict
 from hemafast.metrics import with_pooled
 from hemafast.preparation.schema import QUARANTINE, Account, DatasetInfo, QuarantinedImage
+from hemafast.preparation.split import WORDS
 from hemafast.run_folder import RunSummary
 
 if TYPE_CHECKING:
@@ -115,7 +116,7 @@ def score_table(metrics: dict[str, Any]) -> Table:
         for name, scores in with_pooled(metrics["domains"], metrics["pooled"]).items()
     ]
     columns = ("macro-F1", "95 % interval", "accuracy", "classes", "images")
-    return _table(f"{metrics['model']['backbone']}, validation images", rows, ["images of"], columns)
+    return _table(f"{metrics['model']['backbone']}, {WORDS[metrics['split']]} images", rows, ["images of"], columns)
 
 
 def training_lines(metrics: dict[str, Any]) -> list[str]:

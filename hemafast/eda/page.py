@@ -94,7 +94,7 @@ def _headline(dataset: Dataset, copies: int) -> dict[str, int]:
         "converted": int((manifest["verdict"] == schema.CONVERTED).sum()),
         "quarantined": len(manifest) - len(good),
         "pictures found more than once": copies,
-        "groups that stay on one side": good["group"].nunique(),
+        "groups that stay in one split": good["group"].nunique() - schema.divided_groups(manifest),
     }
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import zipfile
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -16,7 +15,7 @@ from safetensors.torch import save_file
 
 from hemafast.config import STRICT
 from hemafast.errors import HemafastError
-from hemafast.files import write_text, write_whole
+from hemafast.files import damaged_entry, write_text, write_whole
 from hemafast.model import Classifier, build_model
 from hemafast.preparation.depth import Range
 from hemafast.preparation.image_checks import MIN_SIDE
@@ -253,10 +252,7 @@ def load_last(file: Path) -> dict[str, Any]:
 def _load(file: Path) -> dict[str, Any]:
     remedy = "Start a new run."
     try:
-        with zipfile.ZipFile(file) as archive:
-            # torch.load does not verify checksums, and reads garbage if a flipped bit turns an entry into a folder.
-            folders = [entry.filename for entry in archive.infolist() if entry.external_attr]
-            damaged = next(iter(folders), None) or archive.testzip()
+        damaged = damaged_entry(file)
         state = torch.load(file, map_location="cpu", weights_only=True) if damaged is None else None
     except Exception as error:  # a damaged or hostile file can raise anything
         raise HemafastError(f"{file} cannot be read ({type(error).__name__}).", remedy) from error

@@ -113,7 +113,8 @@ def reader_of(container: Path) -> Iterator[Read]:
 
         def read(entry: Entry) -> bytes:
             try:
-                return read_raw(entry)
+                data: bytes = read_raw(entry)
+                return data
             except _DAMAGED as error:
                 remedy = "Check the disk and the file's permissions, or remove it."
                 if container.is_file():

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import shlex
+import tempfile
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -10,18 +12,20 @@ from pathlib import Path, PurePosixPath
 
 from hemafast.command import command_to_prepare
 from hemafast.config import PrepareConfig
-from hemafast.errors import HemafastError
+from hemafast.errors import HemafastError, name_some
 from hemafast.preparation import lists
 from hemafast.preparation.class_names import UnknownClassesError, is_known, rename
-from hemafast.preparation.containers import Entry
+from hemafast.preparation.containers import Entry, read_all
 from hemafast.preparation.layout import read_layout
-from hemafast.preparation.names import fold, same_file
-from hemafast.preparation.survey import PassedOver
+from hemafast.preparation.names import fold, plain_name, same_file
+from hemafast.preparation.survey import SYSTEM_FILE, PassedOver
 from hemafast.preparation.trees import Tree, find_trees
 from hemafast.progress import SILENT, Progress
 
 NO_CLASS, NOT_LISTED, LEFT_OUT = "image outside class folders", "image not in the labels", "class left out"
 """Kinds of images that are passed over."""
+TABLES = ("table (csv)", "table (tsv)", "Excel table", "Parquet table")
+"""Kinds of files, as `sniff.kind_of` names them, that may be a table of labels."""
 LOST = (NO_CLASS, NOT_LISTED)
 """Those that nobody asked to leave out."""
 
@@ -70,6 +74,7 @@ class Gathered:
     notes: tuple[str, ...]
     um_per_pixel: Mapping[str, float] = field(default_factory=dict)
     """By domain, where a table of labels says it."""
+    labels_sha256: str | None = None
 
 
 def gather(config: PrepareConfig, progress: Progress = SILENT) -> Gathered:
@@ -78,7 +83,7 @@ def gather(config: PrepareConfig, progress: Progress = SILENT) -> Gathered:
     Raises HemafastError for what is unsafe, for classes that are unknown, and if there is no image in any class.
     """
     trees = find_trees(config.source, config.output, labelled=config.labels is not None, progress=progress)
-    labels = None if config.labels is None else lists.read_labels(config.labels, config.columns, _paths_of(trees))
+    labels, sha256 = _read_labels(trees, config)
     passed = [replace(one, name=f"{tree.name}/{one.name}") for tree in trees for one in tree.passed]
     notes = [*(note for tree in trees for note in tree.notes), *(labels.notes if labels else ())]
     members: list[Member] = []
@@ -93,10 +98,34 @@ def gather(config: PrepareConfig, progress: Progress = SILENT) -> Gathered:
     passed += lost
     if not members:
         raise _nothing(config, passed)
-    members, lost, more = _in_classes(members, config)
+    members, lost, more = _in_classes(members, config, passed)
     passed, notes = passed + lost, [*notes, *more]
     scales = labels.um_per_pixel if labels else {}
-    return Gathered(tuple(_unique(members)), _domains_of(members, trees), tuple(passed), tuple(notes), scales)
+    return Gathered(tuple(_unique(members)), _domains_of(members, trees), tuple(passed), tuple(notes), scales, sha256)
+
+
+def _read_labels(trees: Sequence[Tree], config: PrepareConfig) -> tuple[lists.Labels | None, str | None]:
+    """What --labels says, and the sha256 of that table."""
+    if config.labels is None:
+        return None, None
+    if config.labels.exists():
+        return lists.read_labels(config.labels, config.columns, _paths_of(trees)), lists.sha256_of(config.labels)
+    with tempfile.TemporaryDirectory(prefix="hemafast-") as room:
+        inside = Path(room, config.labels.name)
+        inside.write_bytes(read_all([_entry_of(config.labels, trees, config)])[0])
+        return lists.read_labels(inside, config.columns, _paths_of(trees)), lists.sha256_of(inside)
+
+
+def _entry_of(file: Path, trees: Sequence[Tree], config: PrepareConfig) -> Entry:
+    """The file of a source that --labels means. Raises HemafastError if there is none."""
+    others = [one for tree in trees for one in tree.passed if one.entry is not None and one.kind != SYSTEM_FILE]
+    wanted = plain_name(str(file))
+    found = [one for one in others if f"/{one.name}".endswith(f"/{wanted}")]
+    if len(found) == 1 and found[0].entry is not None:
+        return found[0].entry
+    tables = name_some([one.name for one in found or others if one.kind in TABLES], 3)
+    remedy = f"Tables in there: {tables}." if tables else "Name a csv, tsv, xlsx or parquet file."
+    raise HemafastError(f"There is {'more than one' if found else 'no'} {file}, also in {config.source}.", remedy)
 
 
 def _paths_of(trees: Sequence[Tree]) -> dict[str, tuple[str, ...]]:
@@ -168,6 +197,11 @@ def _of_table(member: Member, labels: lists.Labels, config: PrepareConfig) -> Me
     )
 
 
+def _table_in(passed: Sequence[PassedOver]) -> str | None:
+    """The first table among files that are passed over, by its path in its tree."""
+    return next((one.name.partition("/")[2] for one in passed if one.kind in TABLES), None)
+
+
 def _without_class(members: Sequence[Member], kind: str) -> tuple[list[Member], list[PassedOver]]:
     lost = [PassedOver(kind, member.source) for member in members if not member.label]
     return [member for member in members if member.label], lost
@@ -175,20 +209,22 @@ def _without_class(members: Sequence[Member], kind: str) -> tuple[list[Member], 
 
 def _nothing(config: PrepareConfig, passed: Sequence[PassedOver]) -> HemafastError:
     kinds = ", ".join(f"{count} {kind}" for kind, count in Counter(one.kind for one in passed).most_common())
+    table = _table_in(passed) or "FILE"
     return HemafastError(
         f"{config.source} holds no image of a class: {kinds or 'no files'}.",
-        "Images belong in a folder per class, as basophil/BA_1.jpg, or in a table: --labels FILE.",
+        f"Images belong in a folder per class, as basophil/BA_1.jpg, or in a table: --labels {shlex.quote(table)}",
     )
 
 
 def _in_classes(
-    members: Sequence[Member], config: PrepareConfig
+    members: Sequence[Member], config: PrepareConfig, passed: Sequence[PassedOver]
 ) -> tuple[list[Member], list[PassedOver], Sequence[str]]:
     """The images under the names of their classes, and those whose class is left out."""
     try:
         renamed, notes = rename([member.label for member in members], _class_map(config), config.classes)
     except UnknownClassesError as error:
-        raise HemafastError(f"{config.source}: {error.problem}", _way_out(config, error.suggested)) from error
+        way_out = _way_out(config, error.suggested, sorted({member.label for member in members}), passed)
+        raise HemafastError(f"{config.source}: {error.problem}", way_out) from error
     left_out = [PassedOver(LEFT_OUT, member.source) for member in members if not renamed[member.label]]
     kept = [replace(member, label=renamed[member.label]) for member in members if renamed[member.label]]
     for name in {part for member in kept for part in (member.label, member.domain)}:
@@ -198,9 +234,16 @@ def _in_classes(
     return kept, left_out, notes
 
 
-def _way_out(config: PrepareConfig, suggested: Mapping[str, str] | None) -> str:
+def _way_out(
+    config: PrepareConfig, suggested: Mapping[str, str] | None, labels: Sequence[str], passed: Sequence[PassedOver]
+) -> str:
     """A command that takes classes that are unknown."""
     own = command_to_prepare(config, classes="from-data")
+    if suggested is None and (table := _table_in(passed)) and config.labels is None:
+        return f"If the classes are in a table: {command_to_prepare(config, labels=table)} (or keep the names: {own})"
+    if suggested is None and all(map(str.isdecimal, labels)):
+        meaning = command_to_prepare(config, class_map=dict.fromkeys(labels, "CLASS"))
+        return f"Say which class each number is: {meaning} (or keep the numbers: {own})"
     if suggested is None:
         return f"To keep the names as they are: {own}"
     if any("," in name or "=" in name for name in suggested):

@@ -149,7 +149,7 @@ def _split_notes(splits: Sequence[str], *, resplit: bool) -> list[str]:
         return [f"folders of a split ({said}) are ignored, as --resplit asks"]
     if set(counts) in ({VAL}, {TEST}):
         return [f"a folder is named {next(iter(counts))}, but none train: it is not taken for a split"]
-    return [f"the split of the folders is kept: {said}; --resplit draws another"]
+    return []
 
 
 def _class_parents(folders: Sequence[Folders], knows: Callable[[str], bool]) -> set[Folders]:

@@ -20,7 +20,7 @@ from hemafast.progress import SILENT, Progress, stage
 from hemafast.taxonomy import CHALLENGE_CLASSES, UM_PER_PIXEL
 
 _NOT_INPUT = ("source", "output", "strict", "max_quarantined")  # settings that do not change the result
-_FILES = ("split_file", "groups", "checksums", "labels", "class_map")
+_FILES = ("groups", "checksums", "class_map")
 _OF_PIXELS = ("checksums", "field_of_view", "um_per_pixel", "bit_depth", "min_side")  # settings that pixels depend on
 _SMALLEST_WINDOW = 16  # px
 _SAME_SIZE = 1.05  # largest over smallest side in a domain; beyond it, some images were probably resampled
@@ -93,7 +93,7 @@ def make_plan(config: PrepareConfig, progress: Progress = SILENT) -> Plan:
     if config.holdout_domain is not None:
         _refuse_unknown([config.holdout_domain], list(found.domains), "--holdout-domain")
     _refuse_unknown([name for name in config.bit_depth if name], list(found.domains), "--bit-depth")
-    settings = _settings(config)
+    settings = _settings(config) | {"labels": found.labels_sha256}
     return Plan(
         members=found.members,
         domains=found.domains,
@@ -128,7 +128,8 @@ def choose_sums(plan: Plan, file: Path | None, progress: Progress = SILENT) -> t
                 raise HemafastError(f"{path} is not the archive that {file} lists.", "Download it again.")
             loose += [] if own else [member.name for member in members]
             progress.advance()
-    sums = lists.resolve(file, listed.items(), [member.name for member in plan.members])
+    paths = {member.name: (member.name, member.source) for member in plan.members}
+    sums = lists.resolve(file, listed.items(), paths).values
     if not archives and not sums:
         raise HemafastError(f"{file} lists no archive and no image of this source.", "Check that it is the right list.")
     unlisted, strange = sum(name not in sums for name in loose), len(listed) - len(sums)

@@ -21,16 +21,15 @@ _YIELDS_TO = {VAL: (TRAIN,), TEST: (TRAIN, VAL, UNDRAWN)}
 """By split: where a copy of one of its images is left out. A copy that is still to be drawn can validate too."""
 
 
-def keep_ready(images: pd.DataFrame, config: PrepareConfig) -> tuple[pd.Series[str], tuple[str, ...]]:
-    """The split of each image as far as it is ready, UNDRAWN for all others, and notes.
+def keep_ready(images: pd.DataFrame, config: PrepareConfig) -> pd.Series[str]:
+    """The split of each image as far as it is ready, UNDRAWN for all others.
 
     Each domain is looked at by itself, but the images of --split-file all together. `images` has the columns domain and
     ready_split. Raises HemafastError if the domain of --holdout-domain has no image to validate on.
     """
-    ready, owner = _ready(images, config), _owner(images, config)
-    notes = tuple(_notes(images["ready_split"], owner, config))
+    ready, owner = images["ready_split"], _owner(images, config)
     if config.folds is not None:
-        return ready.where(ready == TEST, UNDRAWN), notes
+        return ready.where(ready == TEST, UNDRAWN)
     held_out = (images["domain"] == config.holdout_domain) & (ready != TEST)
     if config.holdout_domain is not None and not held_out.any():
         raise HemafastError(
@@ -38,7 +37,7 @@ def keep_ready(images: pd.DataFrame, config: PrepareConfig) -> tuple[pd.Series[s
         )
     split = ready.mask(held_out, VAL)
     validated = owner.isin(owner[split == VAL])
-    return split.mask(split.isin([TRAIN, UNDRAWN]), validated.map({True: TRAIN, False: UNDRAWN})), notes
+    return split.mask(split.isin([TRAIN, UNDRAWN]), validated.map({True: TRAIN, False: UNDRAWN}))
 
 
 def find_twins(images: pd.DataFrame) -> pd.Series[str]:
@@ -55,15 +54,17 @@ def find_twins(images: pd.DataFrame) -> pd.Series[str]:
     return reasons[reasons != ""]
 
 
+def ready_notes(images: pd.DataFrame, config: PrepareConfig) -> Iterator[str]:
+    """What became of each ready split; `images` as for `keep_ready`."""
+    for name, split in images["ready_split"].groupby(_owner(images, config)):
+        if found := counted(split):
+            yield from (f"{name}: {note}" for note in _told(str(name), split, found, config))
+
+
 def counted(split: pd.Series[str]) -> str:
     """The images of each split, as in "60 training, 20 test images"; empty if there is none."""
     counts = [f"{count} {WORDS[name]}" for name in ALL_SPLITS if (count := int((split == name).sum()))]
     return f"{', '.join(counts)} images" if counts else ""
-
-
-def _ready(images: pd.DataFrame, config: PrepareConfig) -> pd.Series[str]:
-    ignored = config.resplit and not config.split_file
-    return pd.Series(UNDRAWN, index=images.index) if ignored else images["ready_split"]
 
 
 def _owner(images: pd.DataFrame, config: PrepareConfig) -> pd.Series[str]:
@@ -72,22 +73,15 @@ def _owner(images: pd.DataFrame, config: PrepareConfig) -> pd.Series[str]:
     return pd.Series(files, index=images.index) if files else images["domain"]
 
 
-def _notes(ready: pd.Series[str], owner: pd.Series[str], config: PrepareConfig) -> Iterator[str]:
-    for name, split in ready.groupby(owner):
-        if found := counted(split):
-            yield from (f"{name}: {note}" for note in _told(str(name), split, found, config))
-
-
 def _told(name: str, split: pd.Series[str], found: str, config: PrepareConfig) -> Iterator[str]:
     """What becomes of one ready split."""
-    if config.resplit and not config.split_file:
-        yield f"its own split ({found}) is not used"
-    elif config.folds is not None:
-        yield f"of its own split ({found}), only test is kept; the folds are drawn over all other images"
+    if config.folds is not None:
+        yield f"of its split ({found}), only test is kept; the folds are drawn over all other images"
     elif name == config.holdout_domain:
-        yield f"of its own split ({found}), only test is kept; all other images validate"
+        yield f"of its split ({found}), only test is kept; all other images validate"
     else:
-        yield f"its own split is kept: {found}"
+        if config.split_file or config.labels:  # of folders it is said where they are read
+            yield f"its split is kept: {found}"
         if VAL not in set(split) and TRAIN in set(split):
             yield f"its split has no validation images, so {config.val_fraction:.0%} of its training images validate"
         if strays := int((split == UNDRAWN).sum()):

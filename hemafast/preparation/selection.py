@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -11,7 +12,7 @@ from hemafast.config import PrepareConfig
 from hemafast.errors import HemafastError, LossError, name_some
 from hemafast.preparation import lists, schema
 from hemafast.preparation.duplicates import chains, find_contradictions, group_duplicates, smallest_in_component
-from hemafast.preparation.ready import UNDRAWN, counted, find_twins, keep_ready
+from hemafast.preparation.ready import UNDRAWN, counted, find_twins, keep_ready, ready_notes
 from hemafast.preparation.split import (
     ALL_SPLITS,
     NO_FOLD,
@@ -60,7 +61,7 @@ def _refuse_empty(manifest: pd.DataFrame, config: PrepareConfig) -> None:
         raise HemafastError(
             f"{files} leaves no image for {empty[0]}: {ready}.", "Leave out --split-file, or name a split with more."
         )
-    if ready and not config.resplit and config.holdout_domain is None:
+    if ready and config.holdout_domain is None:
         raise HemafastError(
             f"The split that {config.source} comes with leaves no image for {empty[0]}: {ready}.",
             "Draw another one with --resplit.",
@@ -99,25 +100,31 @@ def _take_ready(manifest: pd.DataFrame, config: PrepareConfig) -> tuple[str, ...
 
     Quarantines images that --split-file does not list, and copies of images that are held out.
     """
-    if config.split_file:
-        _read_split(manifest, config)
+    listed = _read_split(manifest, config) if config.split_file else ()
     good = schema.accepted(manifest)
-    split, notes = keep_ready(good, config)
-    manifest.loc[good.index, "split"] = split
+    manifest.loc[good.index, "split"] = keep_ready(good, config)
     _quarantine(manifest, "twin validates", find_twins(schema.accepted(manifest)))
     refuse_excess(manifest, config)
-    return notes
+    return (*listed, *ready_notes(schema.accepted(manifest), config))
 
 
-def _read_split(manifest: pd.DataFrame, config: PrepareConfig) -> None:
-    """Take --split-file for the ready split, in place."""
+def _read_split(manifest: pd.DataFrame, config: PrepareConfig) -> tuple[str, ...]:
+    """Take --split-file for the ready split, in place. Returns notes about what it lists."""
     good = schema.accepted(manifest)
     names = schema.names_of(good)
-    listed = names.map(lists.read_split(config.split_file, names))
+    found = lists.resolve_split(config.split_file, _paths_of(good))
+    listed = names.map(found.values)
     manifest["ready_split"] = listed.reindex(manifest.index).fillna("")
     files = " and ".join(file.name for file in config.split_file)
     missing = good.index[listed.isna()]
     _quarantine(manifest, "not in the split", pd.Series(f"it is not listed in {files}", index=missing))
+    return replace(found, unlisted=()).notes()
+
+
+def _paths_of(images: pd.DataFrame) -> dict[str, tuple[str, ...]]:
+    """The paths that a list may name each image by: its name, and its path in the source."""
+    names = schema.names_of(images)
+    return {name: (name, source) for name, source in zip(names, images["source"], strict=True)}
 
 
 def _draw_rest(manifest: pd.DataFrame, config: PrepareConfig) -> tuple[str, ...]:
@@ -192,7 +199,7 @@ def _listed_groups(good: pd.DataFrame, config: PrepareConfig) -> pd.Series[str] 
     """
     names = schema.names_of(good)
     if config.groups is not None:
-        return names.map(lists.read_values(config.groups, "group", names))
+        return names.map(lists.read_values(config.groups, "group", _paths_of(good)))
     if config.group_pattern is not None:
         named = names.str.rpartition("/")[2].str.extract(config.group_pattern).iloc[:, 0]
         if named.isna().all():

@@ -34,6 +34,7 @@ class PassedOver:
 
     kind: str
     name: str
+    entry: Entry | None = None
 
 
 def survey(entries: Sequence[Entry]) -> tuple[list[Entry], list[PassedOver]]:
@@ -42,7 +43,7 @@ def survey(entries: Sequence[Entry]) -> tuple[list[Entry], list[PassedOver]]:
     A file with the suffix of an image counts as one, and is quarantined later if it is none. Every other file is an
     image if its first bytes say so.
     """
-    passed = [PassedOver(SYSTEM_FILE, entry.name) for entry in entries if safety.is_clutter(entry.name)]
+    passed = [PassedOver(SYSTEM_FILE, entry.name, entry) for entry in entries if safety.is_clutter(entry.name)]
     others = [entry for entry in entries if not safety.is_clutter(entry.name)]
     images = [entry for entry in others if safety.suffix_of(entry.name) in FORMATS]
     unclear = [entry for entry in others if safety.suffix_of(entry.name) not in FORMATS]
@@ -50,9 +51,9 @@ def survey(entries: Sequence[Entry]) -> tuple[list[Entry], list[PassedOver]]:
         if image_format(head):
             images.append(entry)
         else:
-            passed.append(PassedOver(kind_of(head, entry.name), entry.name))
+            passed.append(PassedOver(kind_of(head, entry.name), entry.name, entry))
     masks = find_masks(images)
-    passed += [PassedOver(MASK, entry.name) for entry in images if entry.name in masks]
+    passed += [PassedOver(MASK, entry.name, entry) for entry in images if entry.name in masks]
     return [entry for entry in images if entry.name not in masks], passed
 
 

@@ -113,7 +113,8 @@ def _entry_of(path: Path) -> Entry:
 
 def _join(source: Path, trees: Iterable[Tree], *, labelled: bool) -> list[Tree]:
     """Trees, those that are parts of one data set as one tree, in name order."""
-    own, parts = [], []
+    own: list[Tree] = []
+    parts: list[Tree] = []
     for tree in trees:
         (parts if _is_part(tree, labelled=labelled) else own).append(tree)
     if parts:

@@ -19,6 +19,7 @@ from hemafast.files import write_text
 from hemafast.metrics import with_pooled
 from hemafast.pages import render
 from hemafast.pictures import embedded, embedded_pixels
+from hemafast.preparation.split import WORDS
 from hemafast.report.compare import changed_settings, difference
 from hemafast.report.gallery import Gallery, listing, open_gallery
 from hemafast.report.plots import plot_curves, plot_reliability, plot_validation
@@ -121,6 +122,7 @@ def _run(part: Part, thumbnails: int, explain: bool) -> dict[str, Any]:
     return {
         "name": part.name,
         "metrics": metrics,
+        "images_are": WORDS[metrics["split"]],
         "sets": with_pooled(metrics["domains"], metrics["pooled"]),
         "classes": metrics["model"]["classes"],
         "curves": embedded(lambda file: plot_curves(file, part.rows)) if part.rows else None,

@@ -144,9 +144,9 @@ def test_a_training_image_whose_picture_validates_is_left_out(source, make_archi
 
 
 BAD_SPLITS = {
-    "": "not a CSV",
+    "": "is empty",
     "path\nA/x.png\n": "no column split",
-    "path,split\nA/basophil/BAS_000.png,holdout\n": "'holdout'",
+    "path,split\nA/basophil/BAS_000.png,fold7\n": "'fold7'",
     "path,split\nA/basophil/BAS_000.png,test\n": "no image for training: 1 test images",
     "path,split\nBAS_000.png,train\n": "may be",
     "path,split\nA/basophil/BAS_000.png,train\nA/basophil/BAS_000.png,val\n": "train and val",
@@ -268,7 +268,7 @@ def test_a_list_of_other_things_checks_nothing_and_is_refused(source, tmp_path):
 def test_images_may_be_listed_with_the_folders_they_lay_in(prefix):
     names = ["A/basophil/x.png", "B/basophil/x.png"]
     path = prefix + ("A\\basophil\\x.png" if "\\" in prefix else "A/basophil/x.png")
-    assert lists.resolve(Path("list.csv"), [(path, "P1")], names) == {"A/basophil/x.png": "P1"}
+    assert lists.resolve(Path("list.csv"), [(path, "P1")], names).values == {"A/basophil/x.png": "P1"}
 
 
 # Physical scale
