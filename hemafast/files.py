@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import os
 import re
+import zipfile
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -114,6 +115,17 @@ def _sheet_value(value: Any) -> Any:
 
 
 _WRITERS = {".csv": _write_csv, ".tsv": _write_tsv, ".parquet": _write_parquet, ".xlsx": _write_xlsx}
+
+
+def damaged_entry(file: Path) -> str | None:
+    """The first entry of a zip that torch wrote whose checksum is wrong; None if all are right.
+
+    torch itself does not verify checksums, and reads garbage if a flipped bit turns an entry into a folder. Raises
+    OSError and BadZipFile if the file is no zip.
+    """
+    with zipfile.ZipFile(file) as archive:
+        folders = [entry.filename for entry in archive.infolist() if entry.external_attr]
+        return next(iter(folders), None) or archive.testzip()
 
 
 def _replace(file: Path, target: Path) -> None:

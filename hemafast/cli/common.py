@@ -132,7 +132,7 @@ def refuse_missing_paths(names: Sequence[str]) -> None:
     """Raise HemafastError at once for a path that does not exist, before anything heavy is imported."""
     for name in names:
         if not Path(name).exists() and not has_magic(name):
-            raise HemafastError(f"There is no {name}.", "Name files, folders, zips, or a quoted glob.")
+            raise HemafastError(f"There is no {name}.", "Name files, folders, archives, or a quoted glob.")
 
 
 def wide_console(*, stderr: bool = False, quiet: bool = False) -> Console:

@@ -22,6 +22,14 @@ UmPerPixel = Annotated[
         help="Micrometres per pixel of all images.", show_default="that of the domain a folder or zip is named after"
     ),
 ]
+BitDepth = Annotated[
+    int | None,
+    typer.Option(
+        metavar="BITS",
+        help="Bits that the camera uses of images with more than 8, as 12.",
+        show_default="the range of training, or of the images given",
+    ),
+]
 
 
 @app.command(
@@ -51,6 +59,7 @@ def predict(
     ] = False,
     abstain_below: Annotated[float | None, typer.Option(help="Name no class below this confidence, as 0.7.")] = None,
     um_per_pixel: UmPerPixel = None,
+    bit_depth: BitDepth = None,
     batch_size: Annotated[int, typer.Option(help="Batch size.")] = 64,
     device: Device = "auto",
     amp: Amp = "auto",
@@ -71,6 +80,7 @@ def predict(
 
     options = Options(
         um_per_pixel=um_per_pixel,
+        bit_depth=bit_depth,
         tta=tta,
         abstain=abstain,
         abstain_below=abstain_below,
@@ -139,6 +149,7 @@ def explain(
     ] = None,
     method: Annotated[Method, typer.Option(help="Method of the heat map.")] = "gradcam",
     um_per_pixel: UmPerPixel = None,
+    bit_depth: BitDepth = None,
     device: Device = "auto",
     as_json: Json = False,
     verbose: Verbose = False,
@@ -161,6 +172,7 @@ def explain(
         label=label,
         method=method,
         um_per_pixel=um_per_pixel,
+        bit_depth=bit_depth,
         device=device,
         progress=progress,
     )

@@ -76,7 +76,7 @@ def train(
     if folder is not None:
         from hemafast.cli.evaluation import print_evaluation
 
-        print_evaluation(folder, None, read_config(folder).device, as_json=as_json)
+        print_evaluation(folder, None, "val", read_config(folder).device, as_json=as_json)
 
 
 @app.command(epilog="Examples: `hemafast lr-find`, `hemafast lr-find --preset quick --batch-size 64`")

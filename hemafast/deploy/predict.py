@@ -160,7 +160,16 @@ def decoded(plan: Plan, group: Group) -> Iterator[Iterator[DecodedBatch]]:
         log_scales([one.crops for one in plan.groups])
     threads, batch_size = plan.machine.loader_threads, plan.options.batch_size
     with strict_decoders(), Pool(threads) as pool, ThreadPoolExecutor(1) as station:
-        batches = decode_images(plan.images, group.crops, group.size, batch_size=batch_size, threads=threads, pool=pool)
+        batches = decode_images(
+            plan.images,
+            group.crops,
+            group.size,
+            depths=group.depths,
+            min_side=group.models[0].card.view.min_side,
+            batch_size=batch_size,
+            threads=threads,
+            pool=pool,
+        )
         yield made_ahead(batches, station)
 
 

@@ -19,6 +19,8 @@ Images = Mapping[str, Sequence[str]]
 """The paths that each image is known by, by its key."""
 
 _NUMBER = re.compile(r"(\d+)(?:\.0+)?", re.ASCII)
+_TELLING = re.compile(r"(?=.*[^\W\d_])(?=.*\d).{4,}")
+_SEPARATOR = re.compile(r"[-_. (]")
 _NAMED = 3  # paths that a note or an error lists
 
 
@@ -35,6 +37,8 @@ class Resolved(Generic[Value]):
     """Keys of the images that the list does not name."""
     twice: tuple[str, ...]
     """Keys of the images that the list names more than once, with one value."""
+    derived: tuple[str, ...] = ()
+    """Keys of the images whose name is a listed one with more behind it, such as a cut or a copy of it."""
 
     def notes(self) -> tuple[str, ...]:
         """What does not fit together, in sentences with counts and examples."""
@@ -43,6 +47,7 @@ class Resolved(Generic[Value]):
             (self.missing, "path in {} matches no image", "paths in {} match no image"),
             (self.unlisted, "image is not in {}", "images are not in {}"),
             (self.twice, "image is listed more than once in {}", "images are listed more than once in {}"),
+            (self.derived, "image is named after one in {}", "images are named after others in {}"),
         )
         return tuple(
             f"{len(names)} {(one if len(names) == 1 else several).format(name)}: {name_some(names, _NAMED)}"
@@ -69,7 +74,8 @@ def resolve(file: Path | str, values: Iterable[tuple[str, Value]], images: Image
     Paths are compared from their ends, in any case and Unicode form, with the separators of any system. A listed path
     may have more folders than the image or fewer, no suffix, or be a bare number: `1` for `001.bmp`. If folders differ,
     as in a list of another copy of the data, the image with the most parts in common is taken, unless another image or
-    another listed path has as many.
+    another listed path has as many. An image that is not listed, such as `BAS_0001_360px.tif`, goes with the longest
+    listed name that its own begins with, such as `BAS_0001.tif`, if that is no image itself.
 
     Args:
         file: what messages call the list.
@@ -92,14 +98,37 @@ def resolve(file: Path | str, values: Iterable[tuple[str, Value]], images: Image
     chosen = {key: best for key, rivals in claims.items() if (best := _best(rivals))}
     for best in chosen.values():
         _refuse_two_values(file, [listed[claim.position] for claim in best])
-    used = {claim.position for best in chosen.values() for claim in best}
+    direct = {claim.position for best in chosen.values() for claim in best}
+    rest = {position: path for position, (path, _) in enumerate(listed) if position not in direct}
+    originals = _originals({key: paths for key, paths in known.items() if key not in chosen}, rest)
+    at = {key: best[0].position for key, best in chosen.items()} | originals
+    used = set(originals.values())
     return Resolved(
         file=file,
-        values={key: listed[best[0].position][1] for key, best in chosen.items()},
-        missing=tuple(path for position, (path, _) in enumerate(listed) if position not in used),
-        unlisted=tuple(key for key in known if key not in chosen),
+        values={key: listed[position][1] for key, position in at.items()},
+        missing=tuple(path for position, path in rest.items() if position not in used),
+        unlisted=tuple(key for key in known if key not in at),
         twice=tuple(key for key, best in chosen.items() if len(best) > 1),
+        derived=tuple(originals),
     )
+
+
+def _originals(images: Images, listed: Mapping[int, str]) -> dict[str, int]:
+    """The listed path that each image is named after, by position in the list.
+
+    A name counts if it has letters and digits, since others are not telling, and if it is listed once.
+    """
+    names: dict[str, list[int]] = {}
+    for position, path in listed.items():
+        names.setdefault(_stem(fold_path(path).rpartition("/")[2]), []).append(position)
+    telling = {name: at[0] for name, at in names.items() if len(at) == 1 and _TELLING.match(name)}
+    found = {}
+    for key, paths in images.items() if telling else ():
+        name = _stem(fold_path(paths[0]).rpartition("/")[2])
+        cuts = [name[: end.start()] for end in _SEPARATOR.finditer(name)]
+        if (original := next((cut for cut in reversed(cuts) if cut in telling), None)) is not None:
+            found[key] = telling[original]
+    return found
 
 
 def fold_path(path: str) -> str:

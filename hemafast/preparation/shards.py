@@ -36,9 +36,9 @@ def write_split(folder: Path, manifest: pd.DataFrame) -> None:
     (folder / schema.SPLIT).write_bytes(csv_bytes(split))
 
 
-def split_names(folds: int | None) -> dict[str, tuple[str, int | None]]:
-    """All splits that have file lists, by name: the side, and the fold that validates."""
-    names: dict[str, tuple[str, int | None]] = {split: (split, None) for split in SPLITS}
+def split_names(manifest: pd.DataFrame, folds: int | None) -> dict[str, tuple[str, int | None]]:
+    """All splits that have file lists, by name: the split, and the fold that validates."""
+    names: dict[str, tuple[str, int | None]] = {split: (split, None) for split in schema.splits_of(manifest)}
     for fold in range(folds or 0):
         names |= {f"fold{fold}-{split}": (split, fold) for split in SPLITS}
     return names
@@ -49,7 +49,7 @@ def shard_parts(manifest: pd.DataFrame, folds: int | None, count: int) -> Iterat
 
     Any stretch of the manifest is a fair sample of classes and domains, and so is every part.
     """
-    for name, (split, fold) in split_names(folds).items():
+    for name, (split, fold) in split_names(manifest, folds).items():
         images = schema.in_split(manifest, split, fold)
         for index, part in enumerate(np.array_split(np.arange(len(images)), count)):
             yield name, index, images.iloc[part]

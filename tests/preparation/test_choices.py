@@ -147,6 +147,7 @@ BAD_SPLITS = {
     "": "is empty",
     "path\nA/x.png\n": "no column split",
     "path,split\nA/basophil/BAS_000.png,fold7\n": "'fold7'",
+    "path,split\nA/basophil/BAS_000.png,test\n": "no image for training: 1 test images",
     "path,split\nBAS_000.png,train\n": "may be",
     "path,split\nA/basophil/BAS_000.png,train\nA/basophil/BAS_000.png,val\n": "train and val",
     "path,split\nA/basophil/BAS_000.png,\n": "line 2",

@@ -65,7 +65,7 @@ STRANGE = {
     "another file": ([A], "A/basophil/y.png"),
     "another suffix": ([A], "A/basophil/x.jpg"),
     "the end of a name": ([A], "basophil/ax.png"),
-    "the start of a name": (["A/basophil/BAS_0001_2.png"], "BAS_0001"),
+    "the start of a number": (["A/basophil/BAS_00012.png"], "BAS_0001"),
     "a number within a name": (["A/img001.bmp"], "1"),
     "a number that is none": (TECOM, "1.5"),
     "a folder": ([A], "A/basophil"),
@@ -127,6 +127,35 @@ def test_two_paths_of_other_folders_that_are_equally_close_fit_nothing(values):
     listed = [("C/basophil/x.png", values[0]), ("D/basophil/x.png", values[1])]
     found = resolve(LIST, listed, [A])
     assert (found.values, len(found.missing), found.unlisted) == ({}, 2, (A,))
+
+
+DERIVED = {
+    "a resized copy": ("A/MYO/BAS_0001.tiff", "M/basophil/BAS_0001_0_8415_102.tiff", True),
+    "a turned copy": ("BA_1234.jpg", "M/basophil/BA_1234-rot90.png", True),
+    "the longest name": ("BAS_0001_2.tiff", "M/basophil/BAS_0001_2_x.tiff", True),
+    "another number": ("BAS_0001.tiff", "M/basophil/BAS_00012.tiff", False),
+    "digits alone": ("1234.tiff", "M/basophil/1234_5.tiff", False),
+    "no digit": ("basophil.tiff", "M/basophil/basophil_5.tiff", False),
+}
+"""By what is tried: a listed path, an image, and whether the image goes with it."""
+
+
+@pytest.mark.parametrize("what", DERIVED)
+def test_an_image_goes_with_the_listed_one_that_it_is_named_after(what):
+    path, image, goes = DERIVED[what]
+    found = resolve(LIST, [("BAS_0001.jpg", "val"), (path, "test")] if "longest" in what else [(path, "test")], [image])
+    assert found.values == ({image: "test"} if goes else {})
+    assert found.derived == ((image,) if goes else ())
+    assert found.unlisted == (() if goes else (image,))
+    assert any("named after" in note for note in found.notes()) == goes
+
+
+def test_an_image_that_is_listed_itself_is_no_copy():
+    found = resolve(
+        LIST, [("BAS_0001.tiff", "train"), ("BAS_0001_2.tiff", "test")], ["M/b/BAS_0001.tiff", "M/b/BAS_0001_2.tiff"]
+    )
+    assert found.values == {"M/b/BAS_0001.tiff": "train", "M/b/BAS_0001_2.tiff": "test"}
+    assert found.derived == ()
 
 
 def test_what_does_not_fit_is_told_in_sentences():

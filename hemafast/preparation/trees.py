@@ -1,0 +1,155 @@
+"""Find the folders and archives in a source: each is a tree of images, usually one laboratory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from hemafast.errors import HemafastError
+from hemafast.preparation.class_names import is_known
+from hemafast.preparation.containers import Entry, Listing, archive_suffix, list_container, stem_of
+from hemafast.preparation.layout import split_named
+from hemafast.preparation.names import same_file
+from hemafast.preparation.schema import is_prepared
+from hemafast.preparation.survey import SYSTEM_FILE, PassedOver, survey
+from hemafast.progress import SILENT, Progress, stage
+
+DRAWN_MARKER = "DRAWN.txt"
+"""A file of this name at the top of an archive marks its cells as drawn, not photographed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tree:
+    """The files of one folder or archive, or of several that belong together."""
+
+    name: str
+    path: Path
+    images: tuple[Entry, ...]
+    passed: tuple[PassedOver, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def drawn(self) -> bool:
+        """Whether its cells are drawn rather than photographed."""
+        return any(one.name.count("/") <= 1 and one.name.endswith(DRAWN_MARKER) for one in self.passed)
+
+    @property
+    def flat(self) -> bool:
+        """Whether it has images, and all of them lie at its top."""
+        return bool(self.images) and not any("/" in entry.name for entry in self.images)
+
+
+def find_trees(source: Path, output: Path, *, labelled: bool = False, progress: Progress = SILENT) -> list[Tree]:
+    """The trees of a source: of each folder and archive in it, or of `source` itself if it is an archive.
+
+    Folders of a class or of a split that lie directly in `source`, and single files there, form one tree named after
+    `source`. With `labelled`, a table says the classes, and a folder of images need not be one. Raises HemafastError if
+    `source` is missing or empty, or if two trees have the same name.
+    """
+    paths = _paths(source, output)
+    trees: list[Tree] = []
+    with stage(progress, "listing files", len(paths), unit="archives"):
+        for path in paths:
+            trees.append(_open_tree(path))
+            progress.advance()
+    trees = _join(source, trees, labelled=labelled) if source.is_dir() else trees
+    names: dict[str, str] = {}
+    for tree in trees:
+        if (other := names.setdefault(same_file(tree.name), tree.path.name)) != tree.path.name:
+            problem = f"{source} holds two archives named {other} and {tree.path.name}."
+            raise HemafastError(problem, "Remove or rename one.")
+    return trees
+
+
+def list_archives(source: Path) -> list[Path]:
+    """The archives and folders in `source`, in name order, without dot files and prepared data sets."""
+    visible = [path for path in sorted(source.iterdir()) if not path.name.startswith(".")]
+    return [path for path in visible if archive_suffix(path.name) or (path.is_dir() and not is_prepared(path))]
+
+
+def _paths(source: Path, output: Path) -> list[Path]:
+    """What to list. Raises HemafastError for a source that cannot be one."""
+    if source.is_file() and archive_suffix(source.name):
+        return [source]
+    if not source.is_dir():
+        remedy = "Name an archive, or the folder of your archives or class folders, with --source."
+        raise HemafastError(f"{source} is neither a folder nor an archive.", remedy)
+    if is_prepared(source):
+        raise HemafastError(f"{source} is a prepared data set already.", "Train on it with --data, or name its source.")
+    whole = output.resolve()
+    found = [path for path in list_archives(source) if path.resolve() != whole]
+    around = next((path for path in found if path.is_dir() and whole.is_relative_to(path.resolve())), None)
+    if around is not None:
+        raise HemafastError(f"The output {output} lies within the archive {around}.", "Name another --output.")
+    ours = f".{output.name}" if whole.parent == source.resolve() else None
+    files = [path for path in sorted(source.iterdir()) if path not in found and path.resolve() != whole]
+    found += [path for path in files if not (ours and path.name.startswith(ours)) and not is_prepared(path)]
+    if not found:
+        raise HemafastError(
+            f"{source} is empty.",
+            "Put Acevedo_20.zip, Matek_19.zip or a folder of class folders there, or draw cells with `hemafast demo`.",
+        )
+    return found
+
+
+def _open_tree(path: Path) -> Tree:
+    if not path.exists():
+        raise HemafastError(f"{path} is a link to nothing.", "Remove it, or repair the link.")
+    if path.is_dir() and path.name.startswith("."):
+        hidden = sorted(one.relative_to(path.parent).as_posix() for one in path.rglob("*") if not one.is_dir())
+        return Tree(path.name, path, (), tuple(PassedOver(SYSTEM_FILE, name) for name in hidden), ())
+    listing = list_container(path) if path.is_dir() or archive_suffix(path.name) else Listing((_entry_of(path),))
+    images, passed = survey(listing.entries)
+    return Tree(stem_of(path), path, tuple(images), tuple(passed), listing.notes)
+
+
+def _entry_of(path: Path) -> Entry:
+    if not path.is_file():
+        raise HemafastError(f"{path} is not a regular file.", "Remove it.")
+    status = path.stat()
+    return Entry(path.name, status.st_size, f"{status.st_mtime_ns}", path.parent, path.name)
+
+
+def _join(source: Path, trees: Iterable[Tree], *, labelled: bool) -> list[Tree]:
+    """Trees, those that are parts of one data set as one tree, in name order."""
+    own: list[Tree] = []
+    parts: list[Tree] = []
+    for tree in trees:
+        (parts if _is_part(tree, labelled=labelled) else own).append(tree)
+    if parts:
+        name = source.resolve().name or "source"
+        images = [entry for part in parts for entry in _below(part)]
+        passed = [one for part in parts for one in _passed_below(part)]
+        notes = [note for part in parts for note in part.notes]
+        own.append(Tree(name, source, tuple(images), tuple(passed), tuple(notes)))
+    return sorted(own, key=lambda tree: tree.name)
+
+
+def _is_part(tree: Tree, *, labelled: bool) -> bool:
+    """Whether it is a single file, a split or a class, rather than a data set of its own."""
+    if not _holds_several(tree.path) or not tree.images or split_named(tree.name):
+        return True
+    folders = {entry.name.partition("/")[0] for entry in tree.images if "/" in entry.name}
+    if is_known(tree.name):
+        return not any(map(is_known, folders - {tree.name}))
+    return not labelled and (tree.flat or folders == {tree.name})
+
+
+def _holds_several(path: Path) -> bool:
+    return path.is_dir() or bool(archive_suffix(path.name))
+
+
+def _below(part: Tree) -> Iterator[Entry]:
+    """The images of a part, with the name of its folder or archive before theirs."""
+    if not _holds_several(part.path):
+        yield from part.images
+        return
+    for entry in part.images:
+        yield replace(entry, name=f"{part.name}/{entry.name.removeprefix(f'{part.name}/')}")
+
+
+def _passed_below(part: Tree) -> Iterator[PassedOver]:
+    for one in part.passed:
+        inside = _holds_several(part.path) and not part.path.name.startswith(".")
+        yield replace(one, name=f"{part.name}/{one.name}") if inside else one
