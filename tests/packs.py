@@ -1,4 +1,4 @@
-"""Write the same files as a folder, a zip or a tar, by the suffix of its name."""
+"""Write the same files as a folder, a zip or a tar, by the suffix of its name; and read what a source holds."""
 
 import bz2
 import gzip
@@ -11,6 +11,10 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import zstandard
+
+from hemafast.config import PrepareConfig
+from hemafast.preparation.containers import read_files
+from hemafast.preparation.gather import gather
 
 TARS = ("d.tar", "d.tar.gz", "d.tar.bz2", "d.tar.xz", "d.tar.zst")
 PACKED = ("d.zip", *TARS)
@@ -84,3 +88,9 @@ def compressed(name: str, data: bytes) -> bytes:
     if suffix in ("zst", "tzst"):
         return zstandard.ZstdCompressor(write_checksum=True).compress(data)
     return data
+
+
+def originals(source: Path) -> dict[str, bytes]:
+    """The bytes of each image of a source of folders or archives, by its name in a data set."""
+    members = gather(PrepareConfig(source=source, output=source.parent / "prepared", classes="from-data")).members
+    return dict(zip([one.name for one in members], read_files([one.entry for one in members]), strict=True))

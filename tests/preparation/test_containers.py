@@ -487,8 +487,8 @@ def test_a_tar_that_unpacks_to_far_more_than_its_size_is_refused_in_bounded_memo
 
 def test_headers_alone_may_be_a_bomb(tmp_path):
     header = member("a", kind=tarfile.DIRTYPE).tobuf()
-    (tmp_path / "d.tar.gz").write_bytes(compressed("d.tar.gz", header * 2**16 + bytes(1024)))
-    _refusal(lambda: list_container(tmp_path / "d.tar.gz"), "times its size")
+    (tmp_path / "d.tar.zst").write_bytes(compressed("d.tar.zst", header * 2**16 + bytes(1024)))
+    _refusal(lambda: list_container(tmp_path / "d.tar.zst"), "times its size")
 
 
 @pytest.mark.parametrize("form", TARS)
