@@ -75,7 +75,13 @@ def test_spellings_of_one_class_merge_and_a_note_says_so():
 def test_from_the_data_the_most_frequent_spelling_stays():
     labels = ["Blue", "blue", "blue", "gr\u00fcn", "gru\u0308n", "Red"]
     renamed, notes = rename(labels, {}, "from-data")
-    assert renamed == {"Blue": "blue", "blue": "blue", "gr\u00fcn": "gru\u0308n", "gru\u0308n": "gru\u0308n", "Red": "Red"}
+    assert renamed == {
+        "Blue": "blue",
+        "blue": "blue",
+        "gr\u00fcn": "gru\u0308n",
+        "gru\u0308n": "gru\u0308n",
+        "Red": "Red",
+    }
     assert len(notes) == 2
 
 
