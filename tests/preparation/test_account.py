@@ -73,7 +73,7 @@ def test_the_account_names_every_file_of_the_source(source):
     assert sum(number for _, number, _ in account.rows()) == account.found
     assert account.test == 2
     assert account.train + account.val == 22
-    assert account.quarantined == {"empty": 1, "unreadable": 1}
+    assert account.quarantined == {"empty": 1, "not an image": 1}
     assert _kinds(account.model_dump()["passed_over"]) == PASSED
 
 
