@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from hemafast.errors import HemafastError
+from hemafast.preparation import safety
 from hemafast.preparation.class_names import is_known
 from hemafast.preparation.containers import Entry, Listing, archive_suffix, list_container, stem_of
 from hemafast.preparation.layout import split_named
@@ -99,7 +100,7 @@ def _open_tree(path: Path) -> Tree:
     if path.is_dir() and path.name.startswith("."):
         hidden = sorted(one.relative_to(path.parent).as_posix() for one in path.rglob("*") if not one.is_dir())
         return Tree(path.name, path, (), tuple(PassedOver(SYSTEM_FILE, name) for name in hidden), ())
-    listing = list_container(path) if path.is_dir() or archive_suffix(path.name) else Listing((_entry_of(path),))
+    listing = list_container(path) if _holds_several(path) else Listing((_entry_of(path),))
     images, passed = survey(listing.entries)
     return Tree(stem_of(path), path, tuple(images), tuple(passed), listing.notes)
 
@@ -108,6 +109,7 @@ def _entry_of(path: Path) -> Entry:
     if not path.is_file():
         raise HemafastError(f"{path} is not a regular file.", "Remove it.")
     status = path.stat()
+    safety.refuse_nested_or_large(path.parent, path.name, status.st_size)
     return Entry(path.name, status.st_size, f"{status.st_mtime_ns}", path.parent, path.name)
 
 
@@ -137,7 +139,7 @@ def _is_part(tree: Tree, *, labelled: bool) -> bool:
 
 
 def _holds_several(path: Path) -> bool:
-    return path.is_dir() or bool(archive_suffix(path.name))
+    return path.is_dir() or (bool(archive_suffix(path.name)) and not safety.is_clutter(path.name))
 
 
 def _below(part: Tree) -> Iterator[Entry]:
