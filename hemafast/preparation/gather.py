@@ -176,7 +176,7 @@ def _tree_of(member: Member) -> str:
 
 def _domains_of(members: Sequence[Member], trees: Sequence[Tree]) -> dict[str, Domain]:
     """Each domain, and the archive that its first image comes from."""
-    by_name = {tree.name: tree for tree in trees}
+    by_name = {tree.name: tree for tree in trees if tree.images}
     homes = {member.domain: by_name[_tree_of(member)] for member in reversed(members)}
     return {name: Domain(homes[name].path.name, homes[name].drawn) for name in sorted(homes)}
 

@@ -56,7 +56,7 @@ def find_trees(source: Path, output: Path, *, labelled: bool = False, progress: 
             progress.advance()
     trees = _join(source, trees, labelled=labelled) if source.is_dir() else trees
     names: dict[str, str] = {}
-    for tree in trees:
+    for tree in (tree for tree in trees if tree.images):
         if (other := names.setdefault(same_file(tree.name), tree.path.name)) != tree.path.name:
             problem = f"{source} holds two archives named {other} and {tree.path.name}."
             raise HemafastError(problem, "Remove or rename one.")
@@ -121,9 +121,11 @@ def _join(source: Path, trees: Iterable[Tree], *, labelled: bool) -> list[Tree]:
         (parts if _is_part(tree, labelled=labelled) else own).append(tree)
     if parts:
         name = source.resolve().name or "source"
+        taken = {same_file(tree.name) for tree in own}
         images = [entry for part in parts for entry in _below(part)]
         passed = [one for part in parts for one in _passed_below(part)]
         notes = [note for part in parts for note in part.notes]
+        name = f"{name}~2" if images and same_file(name) in taken else name
         own.append(Tree(name, source, tuple(images), tuple(passed), tuple(notes)))
     return sorted(own, key=lambda tree: tree.name)
 

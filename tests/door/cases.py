@@ -1,10 +1,24 @@
-"""All cases of the corpus, by kind and name."""
+"""All cases of the corpus, by kind and name: each module adds its own."""
 
 import cases_classes
+import cases_containers
 import cases_content
+import cases_depth
 import cases_names
+import cases_shapes
 import cases_splits
 import cases_tables
 from door import REFUSED, TAKEN
 
-__all__ = ["REFUSED", "TAKEN", "cases_classes", "cases_content", "cases_names", "cases_splits", "cases_tables"]
+MODULES = (
+    cases_classes,
+    cases_containers,
+    cases_content,
+    cases_depth,
+    cases_names,
+    cases_shapes,
+    cases_splits,
+    cases_tables,
+)
+
+__all__ = ["MODULES", "REFUSED", "TAKEN"]

@@ -172,12 +172,16 @@ def a_source_named_as_its_archive(room):
     room.source = room.root / "Lab"
     room.write(room.classes("basophil", "monocyte"), "Lab.zip")
     room.write({"README.md": b"# Cells\n"})
-    return Taken({BA: 3, MO: 3}, {"README.md": "text"})
+
+    def named(made):
+        assert made.info.domains["Lab"].archive == "Lab.zip"
+
+    return Taken({BA: 3, MO: 3}, {"README.md": "text"}, also=named)
 
 
 @taken
 def a_source_named_as_its_folder(room):
     room.source = room.root / "Lab"
     room.write(room.classes("basophil", "monocyte"), "Lab")
-    room.write({"README.md": b"# Cells\n", "basophil/extra.png": room.image()})
-    return Taken({BA: 4, MO: 3}, {"README.md": "text"})
+    room.write({"README.md": b"# Cells\n", "basophil/a.png": room.image(), "basophil/b.png": room.image()})
+    return Taken({BA: 3, MO: 3, "Lab~2/basophil": 2}, {"README.md": "text"})

@@ -1,6 +1,9 @@
 """Labels, splits and patients in tables."""
 
-from door import Refused, Room, Taken, refused, taken
+from pathlib import Path
+
+import numpy as np
+from door import Refused, Room, Taken, encode, refused, taken
 
 BA, MO = "Set/basophil", "Set/monocyte"
 
@@ -37,13 +40,9 @@ def a_table_that_nobody_named(room):
 
 @taken
 def a_table_within_a_zip(room):
-    names = labelled(room, into="Set.zip")
-    room.write({"README.txt": b"x\n"})
-    room.source = room.root / "Source2"
-    room.written.clear()
     files = room.cells("images/{}.png", 6)
-    room.write({**files, "labels.csv": table(room, names).encode()}, "Set.zip")
-    return Taken({BA: 3, MO: 3}, {"Set/labels.csv": "table (csv)"}, options={"labels": "labels.csv"})
+    room.write({**files, "labels.csv": table(room, list(files)).encode()}, "Set.zip")
+    return Taken({BA: 3, MO: 3}, {"Set/labels.csv": "table (csv)"}, options={"labels": Path("labels.csv")})
 
 
 @taken
@@ -76,9 +75,6 @@ def bare_numbers_with_masks_beside(room):
 
 
 def _mask(number):
-    import numpy as np
-    from door import encode
-
     y, x = np.mgrid[:32, :32]
     cell = np.hypot(y - 16, x - 16) < 8 + number / 3
     return encode((cell * 255).astype(np.uint8))
