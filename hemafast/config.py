@@ -329,7 +329,7 @@ class TrainConfig:
     )
     weights: Path | None = common(
         None,
-        "Weights file to start from (.safetensors or .pth); overrides --pretrained.",
+        "File of weights to start from, of any origin (safetensors, pth, ckpt ...); overrides --pretrained.",
         NETWORK,
         none="none",
         on_resume=FIXED,

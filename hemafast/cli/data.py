@@ -108,7 +108,7 @@ def prepare(
 
 def _say(lines: Iterable[str]) -> None:
     for line in lines:
-        wide_console().print(line, highlight=False, markup=False, soft_wrap=True)
+        wide_console().print(line, soft_wrap=True)
 
 
 @app.command(epilog="Example: `hemafast verify Source/prepared`")
@@ -127,10 +127,9 @@ def verify(
     else:
         results = wide_console()
         for problem in found.problems:
-            results.print(f"{problem.file}: {problem.problem}", highlight=False, markup=False)
+            results.print(f"{problem.file}: {problem.problem}")
         results.print(
-            f"{data}: {found.images} images and {found.files} other files hashed, {len(found.problems)} problems.",
-            highlight=False,
+            f"{data}: {found.images} images and {found.files} other files hashed, {len(found.problems)} problems."
         )
     if found.problems:
         raise typer.Exit(1)
@@ -156,7 +155,7 @@ def eda(
     if as_json:
         typer.echo(json.dumps({"page": str(page), "pictures": sorted(str(path) for path in output.glob("*.png"))}))
     else:
-        wide_console().print(str(page), highlight=False, soft_wrap=True)
+        wide_console().print(str(page), soft_wrap=True)
 
 
 @app.command(
@@ -194,4 +193,4 @@ def augment_preview(
         plain = {name: chosen.to_plain() for name, chosen in policies.items()}
         typer.echo(json.dumps({"picture": str(output), "policies": plain}, indent=2))
     else:
-        wide_console().print(str(output), highlight=False, soft_wrap=True)
+        wide_console().print(str(output), soft_wrap=True)

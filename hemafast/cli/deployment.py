@@ -47,7 +47,9 @@ def predict(
         list[Path] | None,
         typer.Option(help="Further runs of an ensemble: probabilities are averaged.", metavar="RUN..."),
     ] = None,
-    output: Annotated[Path, typer.Option(help="CSV to write.")] = Path("predictions.csv"),
+    output: Annotated[Path, typer.Option(help="Table to write: .csv, .tsv, .xlsx or .parquet.")] = Path(
+        "predictions.csv"
+    ),
     submission: Annotated[
         bool, typer.Option("--submission", help="Write the challenge's submission instead: Image, Label, LabelID.")
     ] = False,
@@ -95,7 +97,7 @@ def predict(
         typer.echo(json.dumps(summary, indent=2))
     else:
         for line in (*done.lines(), str(output)):
-            wide_console().print(line, highlight=False, markup=False, soft_wrap=True)
+            wide_console().print(line, soft_wrap=True)
     if done.failed:
         raise typer.Exit(1)
 
@@ -131,7 +133,7 @@ def export(
     if as_json:
         typer.echo(json.dumps(exported.to_plain(), indent=2))
     else:
-        wide_console().print(exported.told(), highlight=False, markup=False, soft_wrap=True)
+        wide_console().print(exported.told(), soft_wrap=True)
 
 
 @app.command(
@@ -179,6 +181,6 @@ def explain(
     else:
         results = wide_console()
         for image in explained:
-            results.print(image.told(), highlight=False, markup=False, soft_wrap=True)
+            results.print(image.told(), soft_wrap=True)
     if any(image.error for image in explained):
         raise typer.Exit(1)

@@ -62,9 +62,9 @@ def print_evaluation(folder: Path, data: Path | None, split: ScoredSplit, device
     results = wide_console()
     results.print(score_table(metrics))
     for line in training_lines(metrics):
-        results.print(line, highlight=False)
+        results.print(line)
     where = "run folder" if scores == folder else "scores    "
-    results.print(f"{where}  {scores}\nreport      {report}", highlight=False, markup=False, soft_wrap=True)
+    results.print(f"{where}  {scores}\nreport      {report}", soft_wrap=True)
 
 
 @app.command(
@@ -98,4 +98,4 @@ def report(
     if as_json:
         typer.echo(json.dumps({"report": str(page), "bytes": page.stat().st_size}))
     else:
-        wide_console().print(str(page), highlight=False, markup=False, soft_wrap=True)
+        wide_console().print(str(page), soft_wrap=True)

@@ -35,7 +35,7 @@ def _table(
     **style: Any,
 ) -> Table:
     """A table with columns aligned left, then right, then left again. No name is read as markup."""
-    table = Table(title=title, title_justify="left", **style)
+    table = Table(title=None if title is None else Text(title), title_justify="left", **style)
     for column in left:
         table.add_column(Text(column), overflow=overflow)
     for column in right:
@@ -119,7 +119,7 @@ def score_table(metrics: dict[str, Any]) -> Table:
     return _table(f"{metrics['model']['backbone']}, {WORDS[metrics['split']]} images", rows, ["images of"], columns)
 
 
-def training_lines(metrics: dict[str, Any]) -> list[str]:
+def training_lines(metrics: dict[str, Any]) -> list[Text]:
     """Context of a score: initial weights, time, speed, warnings."""
     training = metrics["training"]
     lines = [f"started from {metrics['model']['started_from']}"]
@@ -128,7 +128,7 @@ def training_lines(metrics: dict[str, Any]) -> list[str]:
             f"{epochs} {'epoch' if epochs == 1 else 'epochs'} in {training['total_seconds']:.0f} s, "
             f"{training['train_images_per_second']:.1f} images/s in training"
         )
-    return lines + [f"[bold yellow]{warning}[/]" for warning in metrics["warnings"]]
+    return [*map(Text, lines), *(Text(warning, style="bold yellow") for warning in metrics["warnings"])]
 
 
 def bench_table(result: dict[str, Any]) -> Table:

@@ -141,9 +141,17 @@ def _images_of(path: str) -> Sequence[Image]:
     if others:
         logger.warning("%s: not images, and left out: %s", path, others)
     around = path.rstrip("/")
-    images = [Image(f"{around}/{entry.name}", entry) for entry in entries]
-    in_order = whole.is_dir() or archive_suffix(path) == ".zip"  # a compressed tar can only be read from its start
-    return sorted(images, key=lambda image: image.name if in_order else (image.entry.offset if image.entry else 0))
+    return [Image(f"{around}/{entry.name}", entry) for entry in _in_order(entries)]
+
+
+def _in_order(entries: Iterable[Entry]) -> Iterator[Entry]:
+    """Files in name order; those of a compressed tar, which can only be read from its start, as they lie there."""
+    named = sorted(entries, key=lambda entry: entry.name)
+    for container, group in groupby(named, key=lambda entry: entry.container):
+        own = list(group)
+        if container.is_file() and archive_suffix(container.name) not in (".zip", ".tar"):
+            own.sort(key=lambda entry: entry.offset)
+        yield from own
 
 
 def _said(passed: Sequence[PassedOver]) -> str:

@@ -22,8 +22,8 @@ from hemafast.deploy.decoding import DecodedBatch, decode_images
 from hemafast.deploy.eval_graph import EvalGraph
 from hemafast.deploy.plan import Group, Options, Plan, make_plan, sort_named
 from hemafast.deploy.submission import refuse_submission, submission_table
-from hemafast.errors import HemafastError
-from hemafast.evaluate.predictions import prediction_table, write_predictions
+from hemafast.evaluate.predictions import prediction_table
+from hemafast.files import refuse_table_name, write_table
 from hemafast.preparation.image_checks import Pixels, strict_decoders
 from hemafast.preparation.threads import Pool, made_ahead
 from hemafast.progress import SILENT, Progress, stage
@@ -84,20 +84,21 @@ def predict_to(
     submission: bool = False,
     progress: Progress = SILENT,
 ) -> Predictions:
-    """Classify what is `named`, and write a CSV with one row per image, or the challenge's submission, to `output`.
+    """Classify what is `named`, and write a table with one row per image, or the challenge's submission, to `output`.
+
+    The suffix of `output` chooses the format: one of `files.TABLES`.
 
     Runs among `named` are models, like each of `runs`; all else is images. Raises HemafastError as `make_plan` does,
     and for an invalid submission; then nothing is written.
     """
-    if output.is_dir():
-        raise HemafastError(f"{output} is a folder.", "Name a file with --output.")
+    refuse_table_name(output)
     models, paths = sort_named(named)
     plan = make_plan([*runs, *models], paths, options or Options())
     if submission:
         refuse_submission([image.name for image in plan.images], plan.classes, plan.threshold)
     output.parent.mkdir(parents=True, exist_ok=True)
     predictions = classify(plan, progress=progress)
-    write_predictions(output, submission_table(predictions.table) if submission else predictions.table)
+    write_table(output, submission_table(predictions.table) if submission else predictions.table)
     if predictions.failed:
         said = f"{predictions.failed} of {len(predictions.table)} images have no answer"
         where = "they are left out of the submission" if submission else f"see the column error of {output}"

@@ -27,9 +27,9 @@ from hemafast.engine.step import Totals
 from hemafast.engine.validate import validate
 from hemafast.errors import HemafastError
 from hemafast.evaluate.calibration import TARGET, calibrate, soften
-from hemafast.evaluate.predictions import prediction_table, write_predictions
+from hemafast.evaluate.predictions import prediction_table
 from hemafast.evaluate.scores import calibrated_scores, score
-from hemafast.files import write_text, write_whole
+from hemafast.files import write_table, write_text, write_whole
 from hemafast.metrics import macro_f1, with_pooled
 from hemafast.model import Classifier
 from hemafast.pictures import confusion_figure, save
@@ -146,7 +146,7 @@ def _write(folder: Path, metrics: Metrics, table: pd.DataFrame) -> None:
         matrices[f"{name}: macro-F1 {macro_f1(matrix):.3f}, {int(matrix.sum())} {images}"] = matrix
     figure = confusion_figure(matrices, metrics["model"]["classes"])
     folder.mkdir(parents=True, exist_ok=True)
-    write_predictions(folder / PREDICTIONS, table)
+    write_table(folder / PREDICTIONS, table)
     write_whole(folder / CONFUSION_PLOT, lambda part: save(figure, part))
     write_text(folder / METRICS, text)
 

@@ -47,8 +47,10 @@ SPLIT_WORDS = {
 
 
 def fold_name(name: str) -> str:
-    """A column name without case, spaces and punctuation: `imageid` for `Image_ID`, `umpx` for `µm/px`."""
-    plain = unicodedata.normalize("NFKC", name).casefold().replace("μ", "u")
+    """A column name without case, spaces and punctuation: `imageid` for `Image_ID`, `umpx` for `um/px`."""
+    plain = (
+        unicodedata.normalize("NFKC", name).casefold().replace("\u03bc", "u")
+    )  # NFKC makes a Greek mu of the micro sign
     return "".join(letter for letter in plain if letter.isalnum())
 
 

@@ -7,19 +7,22 @@ import gzip
 import io
 import lzma
 import os
+import stat
 import struct
 import tarfile
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import IO, Any, Protocol, cast
+
+from zstandard import ZstdDecompressor, ZstdError
 
 from hemafast.errors import HemafastError
 from hemafast.preparation import safety
-from hemafast.preparation.names import UTF8, choose_encoding, plain_name
+from hemafast.preparation.names import UTF8, choose_encoding, one_path, plain_name
 
 TARS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tzst")
 ARCHIVES = (".zip", *TARS)
@@ -28,9 +31,10 @@ ARCHIVES = (".zip", *TARS)
 # What reading a damaged archive raises, depending on the damage; ValueError for names that are not text.
 _DAMAGED = (
     OSError, EOFError, KeyError, ValueError, RuntimeError, OverflowError, zipfile.BadZipFile, tarfile.TarError,
-    zlib.error, lzma.LZMAError, struct.error,
+    zlib.error, lzma.LZMAError, ZstdError, struct.error,
 )  # fmt: skip
 _MAX_READ = 16 * 2**20  # bytes that the listing of a tar may ask for at once: a name is shorter
+_PADDING = 16 * 2**20  # bytes of headers and zeros in a tar that may be packed to nothing
 _UNICODE_PATH, _UTF8_FLAG = 0x7075, 0x800  # extra field of Info-ZIP; general purpose bit 11
 _AS_BYTES: Any = {"encoding": UTF8, "errors": "surrogateescape"}
 """Names of a tar stay bytes in disguise until it is known which encoding all of them are in."""
@@ -64,7 +68,11 @@ class Listing:
     """How names were understood."""
 
 
-Read = Callable[[Entry], bytes]
+class Read(Protocol):
+    """Reads the files of one container."""
+
+    def __call__(self, entry: Entry, most: int | None = None) -> bytes:
+        """All bytes of a file, or its first `most`, which may be fewer."""
 
 
 def archive_suffix(name: str) -> str:
@@ -97,6 +105,14 @@ def list_container(path: Path, *, follow_links: bool = False) -> Listing:
         raise HemafastError(f"{path} cannot be listed ({_said(error)}).", "Download it again, or remove it.") from error
 
 
+def without_top(entries: Sequence[Entry], name: str) -> Sequence[Entry]:
+    """The files of an archive that was packed from one folder of this `name`, by their path in that folder."""
+    top = f"{name}/"
+    if not all(entry.name.startswith(top) for entry in entries if not safety.is_clutter(entry.name)):
+        return entries
+    return [_renamed(entry, entry.name.removeprefix(top)) for entry in entries]
+
+
 @contextmanager
 def reader_of(container: Path) -> Iterator[Read]:
     """Yield a function that reads the bytes of an entry of this container.
@@ -104,16 +120,16 @@ def reader_of(container: Path) -> Iterator[Read]:
     It raises HemafastError for a damaged entry, since other entries may be damaged too. In a zip it checks the CRC and
     the declared length.
     """
-    try:
-        opened = _open_container(container)
-    except _DAMAGED as error:
-        problem = f"{container} cannot be opened any more ({_said(error)})."
-        raise HemafastError(problem, "Put it back and try again.") from error
-    with opened as read_raw:
+    with ExitStack() as stack:
+        try:
+            read_raw = stack.enter_context(_open_container(container))
+        except _DAMAGED as error:
+            problem = f"{container} cannot be opened any more ({_said(error)})."
+            raise HemafastError(problem, "Put it back and try again.") from error
 
-        def read(entry: Entry) -> bytes:
+        def read(entry: Entry, most: int | None = None) -> bytes:
             try:
-                data: bytes = read_raw(entry)
+                data: bytes = read_raw(entry, most)
                 return data
             except _DAMAGED as error:
                 remedy = "Check the disk and the file's permissions, or remove it."
@@ -124,26 +140,13 @@ def reader_of(container: Path) -> Iterator[Read]:
         yield read
 
 
-def read_heads(entries: Sequence[Entry], most: int) -> list[bytes]:
-    """The first `most` bytes of each file, which may be fewer. Raises HemafastError for damaged archives."""
-    return _read_each(entries, most)
-
-
-def read_all(entries: Sequence[Entry]) -> list[bytes]:
-    """The bytes of a few files of any containers. Raises HemafastError for damaged archives."""
-    return _read_each(entries, None)
-
-
-def _read_each(entries: Sequence[Entry], most: int | None) -> list[bytes]:
+def read_files(entries: Sequence[Entry], most: int | None = None) -> list[bytes]:
+    """The bytes of files of any containers, or the first `most` of each. Raises HemafastError for damaged ones."""
     found: dict[Entry, bytes] = {}
     for container in sorted({entry.container for entry in entries}):
         own = sorted((one for one in entries if one.container == container), key=lambda one: one.offset)
-        try:
-            with _open_container(container) as read_raw:
-                found |= {entry: read_raw(entry, most) for entry in own}
-        except _DAMAGED as error:
-            remedy = "Check that you may read it, or download it again."
-            raise HemafastError(f"{container} cannot be read ({_said(error)}).", remedy) from error
+        with reader_of(container) as read:
+            found |= {entry: read(entry, most) for entry in own}
     return [found[entry] for entry in entries]
 
 
@@ -151,8 +154,7 @@ def _said(error: BaseException) -> str:
     return str(error) or type(error).__name__
 
 
-def _open_container(path: Path) -> Any:
-    """A context manager that yields `read(entry, most=None)`: all bytes of an entry, or its first `most`."""
+def _open_container(path: Path) -> AbstractContextManager[Read]:
     if path.is_dir():
         return _folder_reader(path)
     return _zip_reader(path) if archive_suffix(path.name) == ".zip" else _tar_reader(path)
@@ -164,27 +166,33 @@ def _open_container(path: Path) -> Any:
 def _list_folder(folder: Path, follow_links: bool) -> Listing:
     entries: list[Entry] = []
     notes: list[str] = []
-    for path, raw in _walk(folder, follow_links):
-        relative = os.fsdecode(raw)
+    for path, relative in _walk(folder, follow_links):
         if archive_suffix(relative) and not safety.is_clutter(relative):
             inner = list_container(path)
-            around = relative[: len(relative) - len(archive_suffix(relative))]
-            entries += [replace(entry, name=_within(around, entry.name)) for entry in inner.entries]
+            entries += _as_folder(folder, relative, inner.entries)
             notes += inner.notes
-            continue
+        else:
+            entries.append(_file_entry(folder, relative))
+    names, found = _named([_text_or_bytes(entry.name) for entry in entries], folder)
+    return Listing(tuple(map(_renamed, entries, names)), (*notes, *found))
+
+
+def _file_entry(folder: Path, relative: str) -> Entry:
+    path = folder / relative
+    try:
         status = path.stat()
-        if not path.is_file():
-            raise HemafastError(f"{path} is not a regular file.", "Remove it.")
-        safety.refuse_nested_or_large(folder, relative, status.st_size)
-        entries.append(Entry(relative, status.st_size, f"{status.st_mtime_ns}", folder, relative))
-    named, found = _named([os.fsencode(entry.name) for entry in entries], folder)
-    return Listing(
-        tuple(replace(entry, name=name) for entry, name in zip(entries, named, strict=True)), (*notes, *found)
-    )
+    except OSError as error:  # a link to nothing, or it has just gone
+        raise HemafastError(
+            f"{path} cannot be found ({error.strerror}).", "Put it back, or remove the link."
+        ) from error
+    if not stat.S_ISREG(status.st_mode):
+        raise HemafastError(f"{path} is not a regular file.", "Remove it.")
+    safety.refuse_nested_or_large(folder, relative, status.st_size)
+    return Entry(relative, status.st_size, f"{status.st_mtime_ns}", folder, relative)
 
 
-def _walk(folder: Path, follow_links: bool) -> Iterator[tuple[Path, bytes]]:
-    """Every file below `folder`, and its path from there as bytes."""
+def _walk(folder: Path, follow_links: bool) -> Iterator[tuple[Path, str]]:
+    """Every file below `folder`, and its path from there."""
     for parent, folders, files in os.walk(folder, onerror=safety.refuse_unlisted):
         folders.sort()
         for name in (*folders, *(() if follow_links else files)):
@@ -192,17 +200,21 @@ def _walk(folder: Path, follow_links: bool) -> Iterator[tuple[Path, bytes]]:
                 raise HemafastError(f"{whole} is a symbolic link.", _SYMLINK)
         for name in sorted(files):
             whole = Path(parent, name)
-            yield whole, os.fsencode(whole.relative_to(folder))
+            yield whole, str(whole.relative_to(folder))
 
 
-def _within(folder: str, name: str) -> str:
-    """The name of a file in an archive that lies in a folder; `a.zip` with everything in `a/` is `a/`, not `a/a/`."""
-    top = f"{folder.rpartition('/')[2]}/"
-    return f"{folder}/{name.removeprefix(top)}"
+def _as_folder(folder: Path, archive: str, inside: Sequence[Entry]) -> Iterator[Entry]:
+    """What an archive in a folder holds, as if it were a folder of its name."""
+    around = archive[: len(archive) - len(archive_suffix(archive))]
+    twins = [folder / f"{around}{suffix}" for suffix in ("", *ARCHIVES)]
+    if twin := next((one for one in twins if one != folder / archive and one.exists()), None):
+        raise HemafastError(f"{folder / archive} and {twin} would be one folder.", "Remove one of the two.")
+    for entry in without_top(inside, around.rpartition("/")[2]):
+        yield _renamed(entry, f"{around}/{entry.name}")
 
 
 @contextmanager
-def _folder_reader(folder: Path) -> Iterator[Any]:
+def _folder_reader(folder: Path) -> Iterator[Read]:
     def read(entry: Entry, most: int | None = None) -> bytes:
         """At most the size that was listed."""
         with (folder / cast(str, entry.place)).open("rb") as file:
@@ -216,20 +228,39 @@ def _folder_reader(folder: Path) -> Iterator[Any]:
     yield read
 
 
-def _named(raw: Sequence[bytes], container: Path) -> tuple[list[str], list[str]]:
-    """Names as text that can be trusted, and a note if their encoding was guessed.
+def _named(raw: Sequence[str | bytes], container: Path) -> tuple[list[str], list[str]]:
+    """Names as text that can be trusted, and a note if the encoding of those given as bytes was guessed.
 
-    Raises HemafastError for a name that leads out of its container or cannot be printed.
+    Raises HemafastError for a name that leads out of its container, cannot be printed or occurs twice.
     """
-    encoding = choose_encoding(raw)
-    names = [name.decode(encoding, "surrogateescape") for name in raw]
+    unclear = [name for name in raw if isinstance(name, bytes)]
+    encoding = choose_encoding(unclear)
+    names = [name if isinstance(name, str) else name.decode(encoding) for name in raw]
     for name in names:
         safety.refuse_unsafe_name(container, name)
-    example = next((name for name in names if not name.isascii()), "")
-    notes = (
-        [f"{container.name}: names are not UTF-8; read as {encoding}, such as {example}"] if encoding != UTF8 else []
-    )
-    return [plain_name(name) for name in names], notes
+    safety.refuse_repeated(container, list(map(one_path, names)))
+    notes = []
+    if encoding != UTF8:
+        example = next(name.decode(encoding) for name in unclear if not name.isascii())
+        notes = [f"{container.name}: names are not UTF-8; read as {encoding}, such as {example}"]
+    return list(map(plain_name, names)), notes
+
+
+def _text_or_bytes(name: str) -> str | bytes:
+    """A name as the system gave it, as bytes if it is no text: programs of several systems may have written here."""
+    return name if _is_unicode(name) else os.fsencode(name)
+
+
+def _is_unicode(name: str) -> bool:
+    try:
+        name.encode(UTF8)
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _renamed(entry: Entry, name: str) -> Entry:
+    return replace(entry, name=name)
 
 
 # Zips
@@ -242,7 +273,6 @@ def _list_zip(path: Path) -> Listing:
         safety.refuse_unsafe(path, info)
     files = [info for info in listing if not info.filename.endswith(("/", "\\"))]
     safety.refuse_ratio(path, sum(info.file_size for info in listing), path.stat().st_size)
-    safety.refuse_repeated(path, [info.filename for info in listing])
     names, notes = _named([_raw_name(info) for info in files], path)
     return Listing(
         tuple(
@@ -253,23 +283,23 @@ def _list_zip(path: Path) -> Listing:
     )
 
 
-def _raw_name(info: zipfile.ZipInfo) -> bytes:
-    """The bytes of a name: UTF-8 if the zip says so in either of two ways, else what the packing program wrote."""
+def _raw_name(info: zipfile.ZipInfo) -> str | bytes:
+    """A name: text if the zip says in either of two ways that it is UTF-8, else what the packing program wrote."""
     name = info.orig_filename  # as stored; `filename` has the separators of this system
     if info.flag_bits & _UTF8_FLAG:
-        return name.encode(UTF8, "surrogateescape")
+        return name
     raw = name.encode("cp437")
     extra = info.extra
     while len(extra) >= 4:
         kind, length = struct.unpack_from("<HH", extra)
         content, extra = extra[4 : 4 + length], extra[4 + length :]
         if kind == _UNICODE_PATH and content[1:5] == struct.pack("<L", zlib.crc32(raw)):
-            return content[5:]
+            return content[5:].decode(UTF8)
     return raw
 
 
 @contextmanager
-def _zip_reader(path: Path) -> Iterator[Any]:
+def _zip_reader(path: Path) -> Iterator[Read]:
     with zipfile.ZipFile(path) as file:
 
         def read(entry: Entry, most: int | None = None) -> bytes:
@@ -292,24 +322,32 @@ def _zip_reader(path: Path) -> Iterator[Any]:
 
 
 def _list_tar(path: Path) -> Listing:
-    packed = path.stat()
     entries, raw, total = [], [], 0
-    with _open_tar(path) as stream, tarfile.open(fileobj=cast(IO[bytes], stream), mode="r:", **_AS_BYTES) as tar:
+    with (
+        closing(_open_tar(path)) as stream,
+        tarfile.open(fileobj=cast(IO[bytes], stream), mode="r:", **_AS_BYTES) as tar,
+    ):
         for member in tar:
             _refuse_unsafe_member(path, member)
             total += member.size
-            safety.refuse_ratio(path, total, packed.st_size)
+            safety.refuse_ratio(path, total, stream.packed_size)
             if not member.isdir():
-                stamp = f"{packed.st_mtime_ns}:{member.offset_data}"
+                stamp = _tar_stamp(stream, member.offset_data)
                 entries.append(Entry("", member.size, stamp, path, member.offset_data, member.offset_data))
                 raw.append(member.name.encode(UTF8, "surrogateescape"))
         _refuse_cut(stream, tar.offset)
     names, notes = _named(raw, path)
-    safety.refuse_repeated(path, names)
-    return Listing(tuple(replace(one, name=name) for one, name in zip(entries, names, strict=True)), tuple(notes))
+    return Listing(tuple(map(_renamed, entries, names)), tuple(notes))
+
+
+def _tar_stamp(stream: _Unpacked, offset: int) -> str:
+    """A tar has no checksums of its members: they may have changed when the whole has."""
+    return f"{stream.changed}:{offset}"
 
 
 def _refuse_unsafe_member(path: Path, member: tarfile.TarInfo) -> None:
+    if member.size < 0:
+        raise tarfile.ReadError(f"{member.name} has a size of {member.size}")
     if member.issym() or member.islnk():
         raise HemafastError(f"{path}: {member.name} is a link.", "Pack the file that it points to.")
     if not (member.isdir() or member.isreg()) or member.issparse():
@@ -319,21 +357,28 @@ def _refuse_unsafe_member(path: Path, member: tarfile.TarInfo) -> None:
 
 
 def _refuse_cut(stream: _Unpacked, end: int) -> None:
-    """A tar ends in blocks of zeros; the module tarfile takes a cut one for a shorter one."""
+    """A tar ends in blocks of zeros; the module tarfile takes a cut one for a shorter one.
+
+    Files after the first such block would be lost: that of a second tar, or all those behind a hole.
+    """
     stream.seek(end)
-    block = stream.read(tarfile.BLOCKSIZE) or b""
-    if len(block) < tarfile.BLOCKSIZE or any(block):
-        raise tarfile.ReadError("it is cut or damaged: its end is missing")
-    while stream.read(_MAX_READ):  # to the checksum of the compressed data
-        pass
+    if len(block := stream.read(tarfile.BLOCKSIZE)) < tarfile.BLOCKSIZE:
+        raise tarfile.ReadError("it is cut: its end is missing")
+    while block:  # to the checksum of the compressed data
+        if block.count(0) != len(block):
+            raise tarfile.ReadError("it is damaged, or several tars in one: more follows its end")
+        block = stream.read(_MAX_READ)
 
 
 @contextmanager
-def _tar_reader(path: Path) -> Iterator[Any]:
-    with _open_tar(path) as stream:
+def _tar_reader(path: Path) -> Iterator[Read]:
+    with closing(_open_tar(path)) as stream:
 
         def read(entry: Entry, most: int | None = None) -> bytes:
-            stream.seek(cast(int, entry.place))
+            offset = cast(int, entry.place)
+            if _tar_stamp(stream, offset) != entry.stamp:
+                raise tarfile.ReadError("it has changed since it was listed")
+            stream.seek(offset)
             wanted = entry.size if most is None else min(most, entry.size)
             data = bytearray()
             while len(data) < wanted and (more := stream.read(min(wanted - len(data), _MAX_READ))):
@@ -348,27 +393,32 @@ def _tar_reader(path: Path) -> Iterator[Any]:
 def _open_tar(path: Path) -> _Unpacked:
     suffix = archive_suffix(path.name)
     if suffix == ".tar":
-        return _Unpacked(lambda: path.open("rb"), jumps=True)
+        return _Unpacked(path, lambda: path.open("rb"), jumps=True)
     if suffix in (".tar.gz", ".tgz"):
-        return _Unpacked(lambda: gzip.open(path))
+        return _Unpacked(path, lambda: gzip.open(path))
     if suffix in (".tar.bz2", ".tbz2"):
-        return _Unpacked(lambda: bz2.open(path))
+        return _Unpacked(path, lambda: bz2.open(path))
     if suffix in (".tar.xz", ".txz"):
-        return _Unpacked(lambda: lzma.open(path))
-    return _Unpacked(lambda: _open_zstd(path))
+        return _Unpacked(path, lambda: lzma.open(path))
+    return _Unpacked(path, lambda: _open_zstd(path))
 
 
 def _open_zstd(path: Path) -> Any:
-    import zstandard
-
-    return zstandard.open(path, "rb", dctx=zstandard.ZstdDecompressor(max_window_size=2**27))
+    """As `zstandard.open`, which stops at the first frame; parallel packers write several."""
+    return ZstdDecompressor(max_window_size=2**27).stream_reader(path.open("rb"), read_across_frames=True)
 
 
 class _Unpacked(io.RawIOBase):
-    """The bytes of a tar: reads little at once, and seeks by reading on or from the start again unless it `jumps`."""
+    """The bytes of a tar: reads little at once, and seeks by reading on or from the start again unless it `jumps`.
 
-    def __init__(self, open_again: Callable[[], Any], *, jumps: bool = False) -> None:
-        self._open, self._file, self._position, self._jumps = open_again, open_again(), 0, jumps
+    Raises HemafastError if far more comes out of `path` than it could hold of images.
+    """
+
+    def __init__(self, path: Path, open_again: Callable[[], Any], *, jumps: bool = False) -> None:
+        status = path.stat()
+        self.packed_size, self.changed = status.st_size, status.st_mtime_ns
+        self._path, self._open, self._jumps = path, open_again, jumps
+        self._file, self._position = open_again(), 0
 
     def readable(self) -> bool:
         return True
@@ -381,6 +431,7 @@ class _Unpacked(io.RawIOBase):
             raise tarfile.ReadError("a name or header in it is too long")
         data: bytes = self._file.read(size)
         self._position += len(data)
+        safety.refuse_ratio(self._path, self._position - _PADDING, self.packed_size)
         return data
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:

@@ -15,7 +15,7 @@ from hemafast.config import PrepareConfig
 from hemafast.errors import HemafastError, name_some
 from hemafast.preparation import lists
 from hemafast.preparation.class_names import UnknownClassesError, is_known, rename
-from hemafast.preparation.containers import Entry, read_all
+from hemafast.preparation.containers import Entry, read_files
 from hemafast.preparation.layout import read_layout
 from hemafast.preparation.names import fold, plain_name, same_file
 from hemafast.preparation.survey import SYSTEM_FILE, PassedOver
@@ -112,7 +112,7 @@ def _read_labels(trees: Sequence[Tree], config: PrepareConfig) -> tuple[lists.La
         return lists.read_labels(config.labels, config.columns, _paths_of(trees)), lists.sha256_of(config.labels)
     with tempfile.TemporaryDirectory(prefix="hemafast-") as room:
         inside = Path(room, config.labels.name)
-        inside.write_bytes(read_all([_entry_of(config.labels, trees, config)])[0])
+        inside.write_bytes(read_files([_entry_of(config.labels, trees, config)])[0])
         return lists.read_labels(inside, config.columns, _paths_of(trees)), lists.sha256_of(inside)
 
 
@@ -176,7 +176,7 @@ def _tree_of(member: Member) -> str:
 
 def _domains_of(members: Sequence[Member], trees: Sequence[Tree]) -> dict[str, Domain]:
     """Each domain, and the archive that its first image comes from."""
-    by_name = {tree.name: tree for tree in trees if tree.images}
+    by_name = {tree.name: tree for tree in reversed(trees) if tree.images}
     homes = {member.domain: by_name[_tree_of(member)] for member in reversed(members)}
     return {name: Domain(homes[name].path.name, homes[name].drawn) for name in sorted(homes)}
 

@@ -22,8 +22,13 @@ def plain_name(name: str) -> str:
 
     `..` stays, for the caller to refuse.
     """
+    return unicodedata.normalize("NFC", one_path(name))
+
+
+def one_path(name: str) -> str:
+    """The same in the Unicode form that it has: equal for names that a program unpacks to one file."""
     parts = _DRIVE.sub("", name.replace("\\", "/")).split("/")
-    return unicodedata.normalize("NFC", "/".join(part for part in parts if part not in ("", ".")))
+    return "/".join(part for part in parts if part not in ("", "."))
 
 
 def fold(name: str) -> str:

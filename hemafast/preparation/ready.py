@@ -80,8 +80,7 @@ def _told(name: str, split: pd.Series[str], found: str, config: PrepareConfig) -
     elif name == config.holdout_domain:
         yield f"of its split ({found}), only test is kept; all other images validate"
     else:
-        if config.split_file or config.labels:  # of folders it is said where they are read
-            yield f"its split is kept: {found}"
+        yield f"its split is kept: {found}"
         if VAL not in set(split) and TRAIN in set(split):
             yield f"its split has no validation images, so {config.val_fraction:.0%} of its training images validate"
         if strays := int((split == UNDRAWN).sum()):

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import io
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
 
 from hemafast.preparation import safety
-from hemafast.preparation.containers import Entry, read_all, read_heads
+from hemafast.preparation.containers import Entry, read_files
 from hemafast.preparation.image_checks import FORMATS
 from hemafast.preparation.names import words_of
 from hemafast.preparation.sniff import HEAD_BYTES, image_format, kind_of
@@ -47,7 +48,7 @@ def survey(entries: Sequence[Entry]) -> tuple[list[Entry], list[PassedOver]]:
     others = [entry for entry in entries if not safety.is_clutter(entry.name)]
     images = [entry for entry in others if safety.suffix_of(entry.name) in FORMATS]
     unclear = [entry for entry in others if safety.suffix_of(entry.name) not in FORMATS]
-    for entry, head in zip(unclear, read_heads(unclear, HEAD_BYTES), strict=True):
+    for entry, head in zip(unclear, read_files(unclear, HEAD_BYTES), strict=True):
         if image_format(head):
             images.append(entry)
         else:
@@ -57,19 +58,39 @@ def survey(entries: Sequence[Entry]) -> tuple[list[Entry], list[PassedOver]]:
     return [entry for entry in images if entry.name not in masks], passed
 
 
+class _Kind(NamedTuple):
+    """What a path says about an image, apart from which cell it shows."""
+
+    suffix: str
+    folder: str
+    """The folder that is named after masks; empty if there is none."""
+    named: bool
+    """Whether the file is named after masks."""
+
+
 def find_masks(images: Sequence[Entry]) -> set[str]:
     """Names of the images that are masks of others: named like one of them, and with few colours.
 
     Masks come beside the photograph (`001.bmp`, `001.png` or `001_mask.png`) or in a folder of their own
     (`masks/001.png`). Some of each kind are decoded to be sure.
     """
-    found: set[str] = set()
     if len({safety.suffix_of(entry.name) for entry in images}) < 2 and not any(map(_says_mask, images)):
-        return found
-    for candidates in _twins(images):
+        return set()
+    cells = [variants for variants in _by_cell(images).values() if len(variants) > 1]
+    groups: dict[_Kind, list[Entry]] = defaultdict(list)
+    for variants in cells:
+        for (where, kind), some in variants.items():
+            beside = any(place == where and other.suffix != kind.suffix for place, other in variants)
+            if kind.folder or kind.named or beside:
+                groups[kind] += some
+    found: set[str] = set()
+    for candidates in groups.values():
         step = max(1, len(candidates) // _LOOKED_AT)
-        if all(map(_has_few_colours, read_all(candidates[::step]))):
+        if all(map(_has_few_colours, read_files(candidates[::step]))):
             found |= {entry.name for entry in candidates}
+    for variants in cells:  # a drawing that comes in two formats is no mask of itself
+        names = {entry.name for some in variants.values() for entry in some}
+        found -= names if names <= found else set()
     return found
 
 
@@ -77,24 +98,17 @@ def _says_mask(entry: Entry) -> bool:
     return any(word in entry.name.lower() for word in _MASK_WORDS)
 
 
-def _twins(images: Sequence[Entry]) -> Iterator[list[Entry]]:
-    """Images that may be masks, in groups of one kind: those that share their name with an image of another kind."""
-    kinds: dict[str, dict[tuple[str, str, bool], list[Entry]]] = defaultdict(lambda: defaultdict(list))
+def _by_cell(images: Sequence[Entry]) -> dict[str, dict[tuple[str, _Kind], list[Entry]]]:
+    """Images by the cell that their file names name, then by folder and kind. Folders of masks may lie anywhere."""
+    cells: dict[str, dict[tuple[str, _Kind], list[Entry]]] = defaultdict(lambda: defaultdict(list))
     for entry in images:
         path = PurePosixPath(entry.name)
         words = words_of(path.stem)
-        folder_says = any(_MASK_WORDS & set(words_of(part)) for part in path.parts[:-1])
-        name_says = bool(_MASK_WORDS & set(words))
+        folder = next((part for part in path.parts[:-1] if _MASK_WORDS & set(words_of(part))), "")
+        kind = _Kind(path.suffix.lower(), folder, bool(_MASK_WORDS & set(words)))
         cell = " ".join(word for word in words if word not in _MASK_WORDS)
-        where = "" if folder_says else str(path.parent)
-        kinds[cell][where, path.suffix.lower() + ("mask" if name_says else ""), folder_says or name_says].append(entry)
-    groups: dict[tuple[str, bool], list[Entry]] = defaultdict(list)
-    for variants in kinds.values():
-        if len(variants) > 1:
-            for (where, suffix, says), some in variants.items():
-                if says or any(other != suffix and place == where for place, other, _ in variants):
-                    groups[suffix, says].extend(some)
-    yield from groups.values()
+        cells[cell]["" if folder else str(path.parent), kind].append(entry)
+    return cells
 
 
 def _has_few_colours(data: bytes) -> bool:

@@ -154,9 +154,9 @@ def _has_plain_tags(page: Any, data: bytes) -> bool:
 
 def _is_plain_tag(tag: Any, count: int, data: bytes) -> bool:
     if tag.code in _TEXTS and tag.dtype == _ASCII:
-        return data[tag.valueoffset : tag.valueoffset + tag.count].find(b"\0") == tag.count - 1
+        return bool(data[tag.valueoffset : tag.valueoffset + tag.count].find(b"\0") == tag.count - 1)
     usual = tag.dtype in _TYPES.get(tag.code, ()) and tag.count == count
-    return usual and (tag.code not in _LARGEST or 1 <= tag.value <= _LARGEST[tag.code])
+    return bool(usual and (tag.code not in _LARGEST or 1 <= tag.value <= _LARGEST[tag.code]))
 
 
 def _read(data: bytes, page: Any, orientation: int) -> Values:

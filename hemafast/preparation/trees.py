@@ -9,7 +9,7 @@ from pathlib import Path
 from hemafast.errors import HemafastError
 from hemafast.preparation import safety
 from hemafast.preparation.class_names import is_known
-from hemafast.preparation.containers import Entry, Listing, archive_suffix, list_container, stem_of
+from hemafast.preparation.containers import Entry, Listing, archive_suffix, list_container, stem_of, without_top
 from hemafast.preparation.layout import split_named
 from hemafast.preparation.names import same_file
 from hemafast.preparation.schema import is_prepared
@@ -17,7 +17,7 @@ from hemafast.preparation.survey import SYSTEM_FILE, PassedOver, survey
 from hemafast.progress import SILENT, Progress, stage
 
 DRAWN_MARKER = "DRAWN.txt"
-"""A file of this name at the top of an archive marks its cells as drawn, not photographed."""
+"""A file of this name marks all cells in its folder and below as drawn, not photographed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,8 +32,10 @@ class Tree:
 
     @property
     def drawn(self) -> bool:
-        """Whether its cells are drawn rather than photographed."""
-        return any(one.name.count("/") <= 1 and one.name.endswith(DRAWN_MARKER) for one in self.passed)
+        """Whether all its cells are drawn rather than photographed."""
+        names = [f"/{one.name}" for one in self.passed]
+        marked = tuple(name.removesuffix(DRAWN_MARKER) for name in names if name.endswith(f"/{DRAWN_MARKER}"))
+        return bool(marked) and all(f"/{entry.name}".startswith(marked) for entry in self.images)
 
     @property
     def flat(self) -> bool:
@@ -55,12 +57,17 @@ def find_trees(source: Path, output: Path, *, labelled: bool = False, progress: 
             trees.append(_open_tree(path))
             progress.advance()
     trees = _join(source, trees, labelled=labelled) if source.is_dir() else trees
+    _refuse_twins(source, trees)
+    return trees
+
+
+def _refuse_twins(source: Path, trees: Iterable[Tree]) -> None:
+    """Raise HemafastError if two trees have one name; single files beside a folder named like `source` have it too."""
     names: dict[str, str] = {}
-    for tree in (tree for tree in trees if tree.images):
-        if (other := names.setdefault(same_file(tree.name), tree.path.name)) != tree.path.name:
+    for tree in trees:
+        if tree.path != source and (other := names.setdefault(same_file(tree.name), tree.path.name)) != tree.path.name:
             problem = f"{source} holds two archives named {other} and {tree.path.name}."
             raise HemafastError(problem, "Remove or rename one.")
-    return trees
 
 
 def list_archives(source: Path) -> list[Path]:
@@ -97,12 +104,14 @@ def _paths(source: Path, output: Path) -> list[Path]:
 def _open_tree(path: Path) -> Tree:
     if not path.exists():
         raise HemafastError(f"{path} is a link to nothing.", "Remove it, or repair the link.")
-    if path.is_dir() and path.name.startswith("."):
-        hidden = sorted(one.relative_to(path.parent).as_posix() for one in path.rglob("*") if not one.is_dir())
-        return Tree(path.name, path, (), tuple(PassedOver(SYSTEM_FILE, name) for name in hidden), ())
+    if safety.is_clutter(path.name):
+        hidden = sorted(one for one in path.rglob("*") if not one.is_dir()) if path.is_dir() else [path]
+        names = [one.relative_to(path.parent).as_posix() for one in hidden]
+        return Tree(path.name, path, (), tuple(PassedOver(SYSTEM_FILE, name) for name in names), ())
     listing = list_container(path) if _holds_several(path) else Listing((_entry_of(path),))
-    images, passed = survey(listing.entries)
-    return Tree(stem_of(path), path, tuple(images), tuple(passed), listing.notes)
+    name = stem_of(path)
+    images, passed = survey(listing.entries if path.is_dir() else without_top(listing.entries, name))
+    return Tree(name, path, tuple(images), tuple(passed), listing.notes)
 
 
 def _entry_of(path: Path) -> Entry:
@@ -121,11 +130,9 @@ def _join(source: Path, trees: Iterable[Tree], *, labelled: bool) -> list[Tree]:
         (parts if _is_part(tree, labelled=labelled) else own).append(tree)
     if parts:
         name = source.resolve().name or "source"
-        taken = {same_file(tree.name) for tree in own}
         images = [entry for part in parts for entry in _below(part)]
         passed = [one for part in parts for one in _passed_below(part)]
         notes = [note for part in parts for note in part.notes]
-        name = f"{name}~2" if images and same_file(name) in taken else name
         own.append(Tree(name, source, tuple(images), tuple(passed), tuple(notes)))
     return sorted(own, key=lambda tree: tree.name)
 
@@ -141,19 +148,17 @@ def _is_part(tree: Tree, *, labelled: bool) -> bool:
 
 
 def _holds_several(path: Path) -> bool:
-    return path.is_dir() or (bool(archive_suffix(path.name)) and not safety.is_clutter(path.name))
+    return path.is_dir() or bool(archive_suffix(path.name))
 
 
 def _below(part: Tree) -> Iterator[Entry]:
     """The images of a part, with the name of its folder or archive before theirs."""
-    if not _holds_several(part.path):
-        yield from part.images
-        return
     for entry in part.images:
-        yield replace(entry, name=f"{part.name}/{entry.name.removeprefix(f'{part.name}/')}")
+        yield replace(entry, name=f"{part.name}/{entry.name}") if _holds_several(part.path) else entry
 
 
 def _passed_below(part: Tree) -> Iterator[PassedOver]:
+    """The other files of a part; those of what a system left have its name already."""
+    inside = _holds_several(part.path) and not safety.is_clutter(part.path.name)
     for one in part.passed:
-        inside = _holds_several(part.path) and not part.path.name.startswith(".")
         yield replace(one, name=f"{part.name}/{one.name}") if inside else one

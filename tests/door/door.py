@@ -119,8 +119,7 @@ class Room:
         """A name of the source in one form: from its top, and `a/a/` as `a/`, since many archives repeat their name."""
         parts = unicodedata.normalize("NFC", name.replace("\\", "/")).split("/")
         kept = [part for place, part in enumerate(parts) if place == 0 or part != parts[place - 1]]
-        own = _stem(self.source.name)
-        return "/".join(kept[1:] if kept[0] in (own, f"{own}~2") and len(kept) > 1 else kept)
+        return "/".join(kept[1:] if kept[0] == _stem(self.source.name) and len(kept) > 1 else kept)
 
 
 @dataclass(frozen=True)

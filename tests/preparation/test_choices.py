@@ -378,17 +378,6 @@ def test_sizes_count_once_and_in_any_order(source, tmp_path):
     assert trees[0] == trees[1] == trees[2]
 
 
-def test_images_in_no_class_folder_are_named(source, make_archive, encode, draw):
-    image = encode(draw(1))
-    extra = {f"basophil/patient{n}/x.png": image for n in range(4)} | {"stray.png": image, "basophil/notes.txt": b"x"}
-    make_archive(source / "A.zip", {"basophil": 10, "monocyte": 9}, extra=extra)
-    prepared = _prepare(source)
-    (note,) = (note for note in prepared.info.notes if "not in a class folder" in note)
-    assert note.startswith("A: 5 images are not in a class folder and were ignored: basophil/patient0/x.png, ")
-    assert note.endswith(" and 2 more")
-    assert prepared.info.domains["A"].ignored == 6
-
-
 def test_nothing_readable_is_an_error_whatever_else_was_asked(tmp_path, make_archive):
     make_archive(tmp_path / "A", {}, extra={f"basophil/{n}.png": b"bad" for n in range(4)})
     with pytest.raises(HemafastError, match="None of the 4 images"):

@@ -253,7 +253,7 @@ ROLES = {
     "split": ["split", "Subset", "partition"],
     "group": ["patient", "Patient ID", "slide", "subject_id", "case", "donor"],
     "domain": ["domain", "Lab", "site", "hospital", "dataset", "source"],
-    "um_per_pixel": ["um_per_px", "mpp", "Pixel size", "um/px", "µm/px", "μm per pixel"],
+    "um_per_pixel": ["um_per_px", "mpp", "Pixel size", "um/px", "\u00b5m/px", "\u03bcm per pixel"],
 }
 
 
