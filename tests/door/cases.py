@@ -4,8 +4,10 @@ import cases_classes
 import cases_containers
 import cases_content
 import cases_depth
+import cases_ends
 import cases_names
 import cases_shapes
+import cases_sheets
 import cases_splits
 import cases_tables
 from door import REFUSED, TAKEN
@@ -15,8 +17,10 @@ MODULES = (
     cases_containers,
     cases_content,
     cases_depth,
+    cases_ends,
     cases_names,
     cases_shapes,
+    cases_sheets,
     cases_splits,
     cases_tables,
 )
