@@ -86,7 +86,7 @@ def copies_of_one_image(room):
 @refused
 def nothing_but_damaged_images(room):
     room.write({f"{label}/{number}.jpg": b"\xff\xd8\xff\xe0cut" for label in ("basophil", "monocyte") for number in range(3)}, "Lab")
-    return Refused(("None of the 6 images",))
+    return Refused(("None of the 6 images", "6 damaged", "basophil/0.jpg", "Repair or replace"))
 
 
 @refused
@@ -105,7 +105,7 @@ def a_strict_preparation_with_a_stray_image(room):
 @refused
 def the_same_picture_in_two_classes_only(room):
     room.write({f"{label}/{number}.png": picture(900 + number) for label in ("basophil", "monocyte") for number in range(3)}, "Lab")
-    return Refused(("None of the 6 images",))
+    return Refused(("None of the 6 images", "6 contradiction", "the same picture is"))
 
 
 @refused
@@ -125,7 +125,7 @@ def a_pipe_in_a_class_folder(room):
 @refused
 def a_map_that_leaves_out_every_class(room):
     usual(room)
-    return Refused(("leaves out every class", "at least one class"), {"class_map": {"basophil": "", "monocyte": ""}})
+    return Refused(("--class-map leaves out every class", "at least one class"), {"class_map": {"basophil": "", "monocyte": ""}})
 
 
 @refused
