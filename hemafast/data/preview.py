@@ -15,6 +15,7 @@ from hemafast.data.dataset import open_dataset
 from hemafast.data.graph import GraphShape
 from hemafast.data.loader import train_loader
 from hemafast.data.samples import Samples
+from hemafast.data.stream import FEWEST
 from hemafast.pictures import save, subplots
 from hemafast.preparation.split import TRAIN
 
@@ -61,7 +62,7 @@ def _in_turn(lists: Iterable[Iterable[int]]) -> Iterator[int]:
 
 def _views(samples: Samples, policy: Policy, draws: int, image_size: int, seed: int) -> list[Pixels]:
     """For each of `draws` epochs: uint8 (cells, image_size, image_size, 3) in the order of `samples`."""
-    shape = GraphShape("cpu", "packed", samples.packed_size, image_size, len(samples), 1)
+    shape = GraphShape("cpu", "packed", samples.packed_size, image_size, max(len(samples), FEWEST), 1)
     loader = train_loader(samples, policy=policy, seed=seed, shape=shape)
     views = []
     for _ in range(draws):
