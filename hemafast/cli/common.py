@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import sys
@@ -19,6 +20,7 @@ from hemafast.cli.live import LiveProgress
 from hemafast.config import DATA, TrainConfig, option_of
 from hemafast.engine.stop import SecondSignal
 from hemafast.errors import HemafastError
+from hemafast.files import user_cache
 
 app = typer.Typer(
     name="hemafast",
@@ -52,6 +54,9 @@ _DATASET = "dataset.json"  # preparation.schema.INFO, whose module imports pydan
 def main() -> None:
     """Run the command line; an error that a user can mend is one line and exit code 2, a signal 128 and its number."""
     try:
+        os.environ.setdefault(
+            "XDG_CACHE_HOME", str(user_cache())
+        )  # libraries would make a folder named ~ without a home
         app()
     except SecondSignal as error:
         os._exit(error.exit_code)  # at once: what Python would tidy up may take as long as what the user gave up on
@@ -60,7 +65,16 @@ def main() -> None:
         _exit(str(error), error.exit_code)
     except OSError as error:  # a disk or a permission that nobody foresaw
         logging.getLogger("hemafast").debug("raised here", exc_info=error)
-        _exit(f"{error}. Check that it is there, and that you may read or write it.", HemafastError.exit_code)
+        _exit(f"{error}. {remedy_of(error)}", HemafastError.exit_code)
+
+
+def remedy_of(error: OSError) -> str:
+    """What to do about an error of the operating system."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return "Make room on that disk. If it is the one for temporary files, TMPDIR can name a folder elsewhere."
+    if "temporary director" in str(error):  # of tempfile and of matplotlib
+        return "Set TMPDIR to a folder that you may write to."
+    return "Check that it is there, and that you may read or write it."
 
 
 def _exit(message: str, code: int) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from hemafast.errors import HemafastError
 from hemafast.preparation import safety
 from hemafast.preparation.image_checks import FORMATS
-from hemafast.preparation.schema import is_prepared
+from hemafast.preparation.schema import is_for_outputs
 
 DRAWN_MARKER = "DRAWN.txt"
 """A file of this name at the root of an archive marks its cells as drawn, not photographed."""
@@ -118,8 +118,9 @@ def find_archives(source: Path, output: Path) -> list[Path]:
         raise HemafastError(f"{source} is not a folder.", "Name the folder of your archives with --source.")
     found = [path for path in list_archives(source) if path.resolve() != output.resolve()]
     around = next((path for path in found if path.is_dir() and output.resolve().is_relative_to(path.resolve())), None)
-    if around is not None:
+    if around is not None and any(not path.name.startswith(".") for path in around.iterdir()):
         raise HemafastError(f"The output {output} lies within the archive {around}.", "Name another --output.")
+    found = [path for path in found if path != around]  # an empty folder for the output, as a volume is
     if not found:
         raise HemafastError(
             f"{source} holds no archive.",
@@ -133,7 +134,7 @@ def find_archives(source: Path, output: Path) -> list[Path]:
 def list_archives(source: Path) -> list[Path]:
     """The zips and folders in `source`, in name order, without dot files and prepared data sets."""
     visible = [path for path in sorted(source.iterdir()) if not path.name.startswith(".")]
-    return [path for path in visible if path.suffix.lower() == ".zip" or (path.is_dir() and not is_prepared(path))]
+    return [path for path in visible if path.suffix.lower() == ".zip" or (path.is_dir() and not is_for_outputs(path))]
 
 
 def open_archive(path: Path) -> Archive:
