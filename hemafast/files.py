@@ -43,7 +43,7 @@ def writing(target: Path, remedy: str = "Name another --output.") -> Iterator[No
 
 def make_folder(folder: Path) -> None:
     """Make the folder of an output before the work for it begins. Raises HemafastError if it cannot be written to."""
-    with writing(folder):
+    with writing(folder.absolute()):
         folder.mkdir(parents=True, exist_ok=True)
         if not os.access(folder, os.W_OK):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))

@@ -54,9 +54,7 @@ _DATASET = "dataset.json"  # preparation.schema.INFO, whose module imports pydan
 def main() -> None:
     """Run the command line; an error that a user can mend is one line and exit code 2, a signal 128 and its number."""
     try:
-        os.environ.setdefault(
-            "XDG_CACHE_HOME", str(user_cache())
-        )  # libraries would make a folder named ~ without a home
+        os.environ.setdefault("XDG_CACHE_HOME", str(user_cache()))  # without a home, libraries make a folder named ~
         app()
     except SecondSignal as error:
         os._exit(error.exit_code)  # at once: what Python would tidy up may take as long as what the user gave up on
@@ -74,6 +72,8 @@ def remedy_of(error: OSError) -> str:
         return "Make room on that disk. If it is the one for temporary files, TMPDIR can name a folder elsewhere."
     if "temporary director" in str(error):  # of tempfile and of matplotlib
         return "Set TMPDIR to a folder that you may write to."
+    if error.errno == errno.EROFS:
+        return "Use a folder on a disk that can be written to; a run folder can be copied there."
     return "Check that it is there, and that you may read or write it."
 
 
