@@ -9,7 +9,7 @@ from typing import Any
 from output import machine_line, ranged, table, times
 
 from hemafast.data import augment
-from hemafast.preparation import image_checks
+from hemafast.preparation import kinds
 from hemafast.presets import PRESETS
 
 SHOWN = ("augment, basic", "loader, files", "loader, torchvision", "step", "step, plain PyTorch", "end to end")
@@ -33,8 +33,8 @@ def tables(results: Mapping[str, Any]) -> dict[str, str]:
         "policies": table(
             "kind | what happens | what it is",
             [
-                *([kind, "convert", meaning] for kind, meaning in image_checks.CONVERTED_KINDS.items()),
-                *([kind, "quarantine", meaning] for kind, meaning in image_checks.QUARANTINED_KINDS.items()),
+                *([kind, "convert", meaning] for kind, meaning in kinds.CONVERTED_KINDS.items()),
+                *([kind, "quarantine", meaning] for kind, meaning in kinds.QUARANTINED_KINDS.items()),
             ],
         ),
     }

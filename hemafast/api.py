@@ -7,7 +7,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hemafast.config import Amp, Device, PrepareConfig, TrainConfig, checked, to_plain, train_config
+from hemafast.config import (
+    Amp,
+    Device,
+    PrepareConfig,
+    ScoredSplit,
+    TrainConfig,
+    checked,
+    prepared_beside,
+    to_plain,
+    train_config,
+)
 from hemafast.errors import HemafastError
 from hemafast.progress import SILENT, Progress
 from hemafast.run_folder import PREDICTIONS, find_run, read_config, read_metrics
@@ -32,8 +42,8 @@ def prepare(
     A second call with the same archives and settings changes nothing and takes a moment. An interrupted call resumes.
 
     Args:
-        source: folder of zips or folders, one per domain.
-        output: where to write the data set; None for `source`/prepared.
+        source: folder of archives or folders, one per domain; or one archive; or a folder of class folders.
+        output: where to write the data set; None for `source`/prepared, or beside an archive.
         progress: listens to the number of images read.
         workers: threads; None for the number of cores.
         settings: other fields of `PrepareConfig`, such as `folds=5` or `um_per_pixel={"MyLab": 0.11}`.
@@ -46,7 +56,8 @@ def prepare(
     """
     from hemafast.preparation.build import prepare as prepare_dataset
 
-    given = {"source": Path(source), "output": Path(output) if output else Path(source) / "prepared", **settings}
+    where = Path(output) if output else prepared_beside(Path(source))
+    given = {"source": Path(source), "output": where, **settings}
     return open_dataset(prepare_dataset(checked(PrepareConfig, given), progress=progress, workers=workers).folder)
 
 
@@ -257,6 +268,7 @@ class TrainedRun:
         self,
         data: Dataset | str | Path | None = None,
         *,
+        split: ScoredSplit = "val",
         device: Device | None = None,
         progress: Progress = SILENT,
     ) -> Mapping[str, Any]:
@@ -264,6 +276,7 @@ class TrainedRun:
 
         Args:
             data: another prepared data set, whose scores go into a folder of their own; None for the run's own.
+            split: "val", or "test" for images that training never saw, whose scores go into a folder of their own.
             device: where the model runs; None for the run's own choice.
             progress: listens to what is done.
 
@@ -271,7 +284,7 @@ class TrainedRun:
             The scores, as `metrics.json` holds them.
 
         Raises:
-            HemafastError: the data has other classes, or the run's own data has changed.
+            HemafastError: the data has other classes or no such split, or the run's own data has changed.
         """
         from hemafast.evaluate.evaluate import evaluate_run, scores_folder
         from hemafast.progress import stage
@@ -279,6 +292,7 @@ class TrainedRun:
 
         folder = None if data is None else Path(_data_settings(data)["data"])
         with stage(progress, "evaluating"):
-            metrics = evaluate_run(self.folder, data=folder, device=device or read_config(self.folder).device)
+            chosen = device or read_config(self.folder).device
+            metrics = evaluate_run(self.folder, data=folder, split=split, device=chosen)
             write_report(scores_folder(self.folder, metrics))
         return metrics

@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Mapping
 from typing import Any
 
-from hemafast.config import PrepareConfig, TrainConfig, checked, option_of, to_plain
+from hemafast.config import PrepareConfig, TrainConfig, checked, option_of, prepared_beside, to_plain
 from hemafast.presets import PRESETS
 
 _LISTS = ("split_file", "groups", "checksums", "labels", "class_map")
@@ -31,9 +31,17 @@ def prepare_command(settings: Mapping[str, Any]) -> str:
     """`hemafast prepare` with every option that is not at its default, from the settings in dataset.json."""
     usual = to_plain(PrepareConfig())
     changed = {name: value for name, value in settings.items() if name in usual and value != usual[name]}
-    named = {name: "FILE" for name in _LISTS if isinstance(changed.get(name), str)}
+    named: dict[str, Any] = {name: "FILE" for name in _LISTS if isinstance(changed.get(name), str)}
     named |= {name: ["FILE"] * len(changed[name]) for name in _LISTS if isinstance(changed.get(name), list)}
     return " ".join(["hemafast prepare", *_options(PrepareConfig, changed | named)])
+
+
+def command_to_prepare(config: PrepareConfig, **changed: Any) -> str:
+    """`hemafast prepare` as it was called, with some settings changed."""
+    settings = to_plain(config) | changed
+    usual = to_plain(PrepareConfig()) | {"output": str(prepared_beside(config.source))}
+    given = {name: value for name, value in settings.items() if value != usual[name]}
+    return " ".join(["hemafast prepare", *_options(PrepareConfig, given)])
 
 
 def _given_by(preset: str) -> dict[str, Any]:
@@ -61,6 +69,10 @@ def _option(kind: type[Any], name: str, value: Any) -> list[str]:
             return [f"{flag} {low} {high}"]
         case "growing_from", list():
             values = [",".join(map(str, value))]
+        case "class_map" | "columns", dict():
+            values = [",".join(f"{key}={meant}" for key, meant in value.items())]
+        case "bit_depth", dict():
+            values = [f"{key}={bits}" if key else str(bits) for key, bits in value.items()]
         case _, dict():
             values = [f"{key}={number}" for key, number in value.items()]
         case _:

@@ -30,6 +30,8 @@ Compile = Literal["auto", "on", "off"]
 Pretrained = Literal["auto", "yes", "no"]
 Input = Literal["auto", "resident", "packed", "files", "webdataset"]
 Device = Literal["auto", "cpu", "cuda"]
+ScoredSplit = Literal["val", "test"]
+"""The split that a run is scored on: validation images, or test images that training never saw."""
 PolicyName = Literal["seed", "basic", "strong", "lineage", "none"]
 Symmetry = Literal["none", "mirror", "eight"]
 ScheduleName = Literal["constant", "cosine", "onecycle"]
@@ -327,7 +329,7 @@ class TrainConfig:
     )
     weights: Path | None = common(
         None,
-        "Weights file to start from (.safetensors or .pth); overrides --pretrained.",
+        "File of weights to start from, of any origin (safetensors, pth, ckpt ...); overrides --pretrained.",
         NETWORK,
         none="none",
         on_resume=FIXED,
@@ -480,6 +482,12 @@ class TrainConfig:
             )
         if self.sync_norm and self.device == "cpu":
             raise HemafastError("sync_norm = True needs GPUs, and device = 'cpu'.", "Leave out --sync-norm.")
+
+
+def prepared_beside(source: Path) -> Path:
+    """Where the data set of a source goes unless --output says it: in the folder, or beside the archive."""
+    archive = source.stem.removesuffix(".tar")
+    return source.with_name(f"{archive}-prepared") if source.is_file() else source / "prepared"
 
 
 def option_of(kind: type[Any], name: str) -> Option:

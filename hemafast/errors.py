@@ -23,6 +23,12 @@ class HemafastError(Exception):
         self.remedy = remedy
 
 
+class LossError(HemafastError):
+    """Images would be lost, and --strict asks for none to be."""
+
+    exit_code = 1
+
+
 def require(extra: str, *packages: str) -> None:
     """Import packages of an extra of hemafast. Raises HemafastError for one that is missing or fails to import."""
     for name in packages:

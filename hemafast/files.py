@@ -2,14 +2,28 @@
 
 from __future__ import annotations
 
+import codecs
 import errno
 import os
+import re
 import tempfile
+import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from hemafast.errors import HemafastError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+TABLES = (".csv", ".tsv", ".xlsx", ".parquet")
+"""Suffixes of the tables that `write_table` writes."""
+
+_SHEET_ROWS = 2**20  # as many as Excel opens
+_NO_XML = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\ufffe\uffff]")  # what XML, and so xlsx, cannot hold
 
 
 def write_whole(
@@ -64,6 +78,86 @@ def user_cache() -> Path:
 def write_text(file: Path, text: str) -> None:
     """Write UTF-8 text, completely or not at all. Raises OSError."""
     write_whole(file, lambda part: part.write_text(text, encoding="utf-8"))
+
+
+def csv_bytes(table: pd.DataFrame, separator: str = ",") -> bytes:
+    """A table as CSV for people and programs: UTF-8, with a byte order mark if it holds more than ASCII.
+
+    Without the mark, Excel shows other letters wrongly. Bytes of a name that are no text become `\\udc80` and so on.
+    """
+    text = table.to_csv(index=False, sep=separator, lineterminator="\n")
+    return (b"" if text.isascii() else codecs.BOM_UTF8) + text.encode("utf-8", "backslashreplace")
+
+
+def refuse_table_name(file: Path) -> None:
+    """Raise HemafastError if `write_table` cannot write `file`: a folder, or a suffix that is not in `TABLES`."""
+    if file.is_dir():
+        raise HemafastError(f"{file} is a folder.", "Name a file with --output.")
+    if file.suffix.lower() not in TABLES:
+        raise HemafastError(f"{file} ends in none of {', '.join(TABLES)}.", f"Name it {file.stem or 'table'}.csv.")
+
+
+def write_table(file: Path, table: pd.DataFrame) -> None:
+    """Write a table whole or not at all, in the format that the suffix of `file` names.
+
+    Raises:
+        HemafastError: see `refuse_table_name`; or the table has more rows than a sheet.
+        OSError: the file cannot be written.
+    """
+    refuse_table_name(file)
+    write_whole(file, partial(_WRITERS[file.suffix.lower()], table))
+
+
+def _write_csv(table: pd.DataFrame, file: Path) -> None:
+    file.write_bytes(csv_bytes(table))
+
+
+def _write_tsv(table: pd.DataFrame, file: Path) -> None:
+    file.write_bytes(csv_bytes(table, "\t"))
+
+
+def _write_parquet(table: pd.DataFrame, file: Path) -> None:
+    table.to_parquet(file, index=False)
+
+
+def _write_xlsx(table: pd.DataFrame, file: Path) -> None:
+    from openpyxl import Workbook
+    from openpyxl.cell import WriteOnlyCell
+
+    if len(table) >= _SHEET_ROWS:
+        raise HemafastError(f"{len(table):,} rows are more than an xlsx file holds.", "Write .csv or .parquet.")
+    book = Workbook(write_only=True)
+    sheet = book.create_sheet()
+    short = table.assign(
+        **{str(name): table[name].astype(str).astype(float) for name in table.select_dtypes("float32")}
+    )
+    rows = short.astype(object).where(short.notna(), None)
+    for row in (list(rows), *rows.itertuples(index=False, name=None)):
+        cells = [WriteOnlyCell(sheet, _sheet_value(value)) for value in row]
+        for cell in cells:
+            if cell.data_type == "f":  # a text that begins with =
+                cell.data_type = "s"
+        sheet.append(cells)
+    book.save(file)
+
+
+def _sheet_value(value: Any) -> Any:
+    """A value; text with escapes for what a sheet cannot hold."""
+    return _NO_XML.sub(lambda found: f"\\x{ord(found[0]):02x}", value) if isinstance(value, str) else value
+
+
+_WRITERS = {".csv": _write_csv, ".tsv": _write_tsv, ".parquet": _write_parquet, ".xlsx": _write_xlsx}
+
+
+def damaged_entry(file: Path) -> str | None:
+    """The first entry of a zip that torch wrote whose checksum is wrong; None if all are right.
+
+    torch itself does not verify checksums, and reads garbage if a flipped bit turns an entry into a folder. Raises
+    OSError and BadZipFile if the file is no zip.
+    """
+    with zipfile.ZipFile(file) as archive:
+        folders = [entry.filename for entry in archive.infolist() if entry.external_attr]
+        return next(iter(folders), None) or archive.testzip()
 
 
 def _replace(file: Path, target: Path) -> None:

@@ -41,7 +41,7 @@ PREDICTIONS = "predictions.csv"
 CONFUSION_PLOT = "confusion_matrix.png"
 REPORT = "report.html"
 EVALUATIONS = "evaluations"
-"""Scores on other data, a folder for each data set."""
+"""Scores on test images and on other data, a folder for each."""
 NONFINITE = "nonfinite"
 """Batches whose loss or gradient was not finite."""
 

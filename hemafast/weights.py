@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from hemafast.config import Pretrained
 from hemafast.errors import HemafastError
+from hemafast.weights_file import first_line, read_weights
+from hemafast.weights_fit import fit_weights
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
-
-    StateDict = dict[str, Tensor]
+    from torch import nn
 
 _PROBE_SECONDS = 4.0
 
@@ -45,8 +45,8 @@ def load_initial_weights(backbone: nn.Module, name: str, *, pretrained: Pretrain
     is "yes" and no weights are available.
     """
     if file is not None:
-        _fill(backbone, read_state_dict(file), str(file))
-        return Origin("file", f"weights file {file}")
+        told = fit_weights(backbone, name, read_weights(file), str(file))
+        return Origin("file", f"weights file {file}: {told}")
     if pretrained == "no":
         return Origin("random", "random weights, as asked for")
     tried: list[str] = []
@@ -62,31 +62,6 @@ def load_initial_weights(backbone: nn.Module, name: str, *, pretrained: Pretrain
             "Connect to the network, give a file with --weights, or train without them with --pretrained no.",
         )
     return Origin("random", f"RANDOM WEIGHTS, because no pretrained weights are available ({why})")
-
-
-def read_state_dict(file: Path) -> StateDict:
-    """Tensors by name from a .safetensors file or a .pth file of plain tensors.
-
-    Executes nothing in the file. Raises HemafastError if it cannot be read.
-    """
-    import torch
-    from safetensors.torch import load_file
-
-    try:
-        if file.suffix == ".safetensors":
-            return load_file(file)
-        content = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged or hostile file can raise anything
-        raise HemafastError(
-            f"{file} cannot be read as weights ({_first_line(error)}).",
-            "Give a .safetensors file, or a .pth file that holds tensors only.",
-        ) from error
-    for key in ("state_dict", "model"):
-        if isinstance(content, dict) and isinstance(content.get(key), dict):
-            content = content[key]
-    if not isinstance(content, dict) or not all(isinstance(value, torch.Tensor) for value in content.values()):
-        raise HemafastError(f"{file} does not hold tensors by name.", "Give a file that holds a state dict.")
-    return content
 
 
 def packaged_models() -> list[str]:
@@ -126,14 +101,12 @@ def _from_hub(backbone: nn.Module, name: str) -> Origin | str:
         filled = timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay, **options)
         backbone.load_state_dict(filled.state_dict())
     except Exception as error:  # a dropped connection can raise almost anything
-        return f"timm's hub failed ({_first_line(error)})"
+        return f"timm's hub failed ({first_line(error)})"
     return Origin("hub", f"pretrained weights {hub_id} from timm's hub")
 
 
 def _from_package(backbone: nn.Module, name: str) -> Origin | str:
     """Weights from an installed package, or why there are none."""
-    import torch
-
     if name not in _PACKAGES:
         return "no package has weights for it"
     distribution, module = _PACKAGES[name]
@@ -141,46 +114,8 @@ def _from_package(backbone: nn.Module, name: str) -> Origin | str:
     if spec is None or spec.origin is None:
         return f"the package {distribution} is not installed"
     file = next((Path(spec.origin).parent / "models").glob("*.pth"))
-    content = torch.load(file, map_location="cpu", weights_only=True)
-    _fill(backbone, _renamed(content, backbone.state_dict()), distribution)
+    fit_weights(backbone, name, read_weights(file), distribution)
     return Origin("package", f"ImageNet weights of the package {distribution} {version(distribution)}")
-
-
-def _renamed(content: StateDict, target: StateDict) -> StateDict:
-    """The tensors of `content` under the names of `target`; both list the same layers in the same order."""
-    kinds = [name.rpartition(".")[2] for name in content]
-    if kinds != [name.rpartition(".")[2] for name in target]:
-        raise HemafastError("The weights of the package have other layers than the model.", "Use --pretrained no.")
-    return dict(zip(target, content.values(), strict=True))
-
-
-def _fill(backbone: nn.Module, content: StateDict, source: str) -> None:
-    """Load all of `content`, except a head of another size. Raises HemafastError if it does not fit."""
-    wanted = backbone.state_dict()
-    content = {name.removeprefix("backbone."): tensor for name, tensor in content.items()}
-    heads = {f"{head}.{part}" for head in _head_names(backbone) for part in ("weight", "bias")}
-    kept = {
-        name: tensor
-        for name, tensor in content.items()
-        if name not in heads or (name in wanted and wanted[name].shape == tensor.shape)
-    }
-    try:
-        missing, unexpected = backbone.load_state_dict(kept, strict=False)
-    except RuntimeError as error:
-        raise HemafastError(
-            f"{source} does not fit the model ({_first_line(error)}).", "Give the --model of these weights."
-        ) from error
-    strange = [name for name in (*missing, *unexpected) if name not in heads]
-    if strange:
-        raise HemafastError(
-            f"{source} does not fit the model: {strange[0]} is missing or unknown.",
-            "Give the --model of these weights.",
-        )
-
-
-def _head_names(backbone: nn.Module) -> tuple[str, ...]:
-    named: Any = getattr(backbone, "pretrained_cfg", {}).get("classifier", ())
-    return (named,) if isinstance(named, str) else tuple(named or ())
 
 
 def _cached_file(hub_id: str) -> Path | None:
@@ -208,8 +143,3 @@ def hub_answers(path: str = "") -> bool:
     asking.start()
     asking.join(_PROBE_SECONDS)
     return answered.is_set()
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0].strip() if lines else type(error).__name__

@@ -77,7 +77,8 @@ def commands(page: Path) -> list[list[str]]:
     """The words of each `hemafast COMMAND ...` in the shell blocks and in the text of a page."""
     text = page.read_text(encoding="utf-8")
     blocks = re.findall(r"^```sh\n(.*?)^```", text, flags=re.DOTALL | re.MULTILINE)
-    found = [*"\n".join(blocks).splitlines(), *re.findall(r"`([^`\n]+)`", prose(page))]
+    whole = "\n".join(blocks).replace("\\\n", " ")  # a command may go on in the next line
+    found = [*whole.splitlines(), *re.findall(r"`([^`\n]+)`", prose(page))]
     return [shlex.split(line, comments=True)[1:] for line in found if re.match(r"hemafast [a-z]", line)]
 
 

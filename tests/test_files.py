@@ -4,10 +4,15 @@ import errno
 import os
 import stat
 
+import numpy as np
+import openpyxl
+import pandas as pd
 import pytest
 from power_cut import PowerCut, moments, power_cut
 
-from hemafast.files import write_whole
+from hemafast.errors import HemafastError
+from hemafast.files import csv_bytes, write_table, write_whole
+from hemafast.preparation.tables import read_table
 
 
 def text(content):
@@ -93,3 +98,61 @@ def test_litter_of_a_power_cut_is_gone_after_the_next_write(file):
     assert len(list(file.parent.iterdir())) == 2
     write_whole(file, text("newer"))
     assert list(file.parent.iterdir()) == [file]
+
+
+# Tables
+
+
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [
+        ("a,b.png", b'image,share\n"a,b.png",0.5\n'),
+        ("é.png", b"\xef\xbb\xbfimage,share\n\xc3\xa9.png,0.5\n"),
+        ("\udce9.png", b"\xef\xbb\xbfimage,share\n\\udce9.png,0.5\n"),
+    ],
+)
+def test_a_csv_has_a_mark_for_excel_only_where_it_is_not_ascii(name, data):
+    assert csv_bytes(pd.DataFrame({"image": [name], "share": [0.5]}, dtype=object)) == data
+
+
+TABLE = pd.DataFrame(
+    {
+        "image": ["=1+1", "@x", "é [b].png", "x\x07.png"],
+        "predicted": ["monocyte", "", "+x", "-y"],
+        "p": np.array([0.1, np.nan, 1.0, 0.25], dtype=np.float32),
+        "count": [1, 2, 3, 4],
+    }
+)
+
+
+def test_a_sheet_has_text_and_numbers_and_no_formulas(tmp_path):
+    file = tmp_path / "out.XLSX"
+    write_table(file, TABLE)
+    (sheet,) = openpyxl.load_workbook(file).worksheets
+    header, *rows = sheet.iter_rows()
+    assert [cell.value for cell in header] == list(TABLE)
+    assert [cell.value for cell in rows[0]] == ["=1+1", "monocyte", 0.1, 1]
+    assert rows[1][2].value is None
+    assert rows[3][0].value == "x\\x07.png"
+    assert not [cell for row in rows for cell in row if cell.data_type == "f"]
+    assert list(tmp_path.iterdir()) == [file]
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".tsv", ".xlsx", ".parquet"])
+def test_a_table_comes_back_from_every_format(tmp_path, suffix):
+    write_table(tmp_path / f"out{suffix}", TABLE.iloc[:3])
+    assert read_table(tmp_path / f"out{suffix}").to_dict("list") == {
+        "image": ["=1+1", "@x", "é [b].png"],
+        "predicted": ["monocyte", "", "+x"],
+        "p": ["0.1", "", "1.0" if suffix in (".csv", ".tsv") else "1"]
+        if suffix != ".parquet"
+        else [str(float(np.float32(0.1))), "", "1"],
+        "count": ["1", "2", "3"],
+    }
+
+
+@pytest.mark.parametrize("name", ["out", "out.txt", "out.csv.gz", "."])
+def test_a_table_of_another_format_is_refused(tmp_path, name):
+    with pytest.raises(HemafastError, match=r"ends in none of \.csv, \.tsv, \.xlsx, \.parquet|is a folder"):
+        write_table(tmp_path / name, TABLE)
+    assert list(tmp_path.iterdir()) == []

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import errno
+import io
 import logging
 import os
 import sys
 from collections.abc import Sequence
 from difflib import get_close_matches
+from functools import partial
 from glob import has_magic
 from pathlib import Path
 from typing import Annotated
@@ -53,6 +55,10 @@ _DATASET = "dataset.json"  # preparation.schema.INFO, whose module imports pydan
 
 def main() -> None:
     """Run the command line; an error that a user can mend is one line and exit code 2, a signal 128 and its number."""
+    _restart_in_utf8()
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a terminal may lack the letters of a name
     try:
         os.environ.setdefault("XDG_CACHE_HOME", str(user_cache()))  # without a home, libraries make a folder named ~
         app()
@@ -78,8 +84,17 @@ def remedy_of(error: OSError) -> str:
 
 
 def _exit(message: str, code: int) -> None:
-    typer.secho(f"error: {' '.join(message.splitlines())}", fg=typer.colors.RED, err=True)
+    wide_console(stderr=True).print(f"error: {' '.join(message.splitlines())}", style="red", soft_wrap=True)
     sys.exit(code)
+
+
+def _restart_in_utf8() -> None:
+    """Start Python anew if the locale's encoding cannot name all files, as with LC_ALL=C and PYTHONUTF8=0."""
+    if sys.getfilesystemencoding() == "utf-8" or os.environ.get("PYTHONUTF8") == "1":
+        return
+    shown = getattr(sys.stdout, "encoding", None) or "ascii"  # what the terminal shows stays as it is
+    changed = os.environ | {"PYTHONUTF8": "1", "PYTHONIOENCODING": f"{shown}:backslashreplace"}
+    os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], changed)
 
 
 def _print_version(asked: bool) -> None:
@@ -131,10 +146,11 @@ def refuse_missing_paths(names: Sequence[str]) -> None:
     """Raise HemafastError at once for a path that does not exist, before anything heavy is imported."""
     for name in names:
         if not Path(name).exists() and not has_magic(name):
-            raise HemafastError(f"There is no {name}.", "Name files, folders, zips, or a quoted glob.")
+            raise HemafastError(f"There is no {name}.", "Name files, folders, archives, or a quoted glob.")
 
 
 def wide_console(*, stderr: bool = False, quiet: bool = False) -> Console:
-    """A console as wide as the terminal; a pipe or a file gets lines unbroken."""
-    console = Console(stderr=stderr, quiet=quiet)
-    return console if console.is_terminal else Console(stderr=stderr, quiet=quiet, width=_PIPE_WIDTH)
+    """A console as wide as the terminal; a pipe or a file gets lines unbroken. Text is never read as markup."""
+    plain = partial(Console, stderr=stderr, quiet=quiet, markup=False, emoji=False, highlight=False)
+    console = plain()
+    return console if console.is_terminal else plain(width=_PIPE_WIDTH)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -20,7 +21,7 @@ from hemafast.cli.common import (
     wide_console,
 )
 from hemafast.cli.options import Asked, configured
-from hemafast.config import POLICY, PrepareConfig, TrainConfig, checked, option_of, train_config
+from hemafast.config import POLICY, PrepareConfig, TrainConfig, checked, option_of, prepared_beside, train_config
 from hemafast.errors import StoppedError
 
 _OF_POLICY = [name for name in TrainConfig.__dataclass_fields__ if option_of(TrainConfig, name).group == POLICY]
@@ -40,7 +41,7 @@ def demo(
     them says anything about real blood.
     """
     from hemafast.demo.archives import write_demo_archives
-    from hemafast.preparation.archive import list_archives
+    from hemafast.preparation.trees import list_archives
 
     progress = listen(verbose=verbose, quiet=quiet)
     present = list_archives(source) if source.is_dir() else []
@@ -58,6 +59,9 @@ def demo(
 @configured(PrepareConfig)
 def prepare(
     asked: Asked,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show what would be taken as what; write nothing.")
+    ] = False,
     workers: Annotated[int | None, typer.Option(min=1, max=256, help="Threads.", show_default="the cores")] = None,
     as_json: Json = False,
     verbose: Verbose = False,
@@ -69,12 +73,24 @@ def prepare(
     whole or not at all. A second run changes nothing unless the archives or the settings have changed; after a kill,
     the same command continues.
     """
-    settings = checked(PrepareConfig, {"output": asked.get("source", PrepareConfig.source) / "prepared", **asked})
+    source = asked.get("source", PrepareConfig.source)
+    settings = checked(PrepareConfig, {"output": prepared_beside(source), **asked})
     progress = listen(verbose=verbose, quiet=quiet or as_json)
+    from hemafast.cli.tables import account_table, dataset_table, plan_tree, quarantine_table
+    from hemafast.preparation.account import plan_summary
+    from hemafast.preparation.build import plan_preparation
     from hemafast.preparation.build import prepare as prepare_dataset
 
+    plan, results = plan_preparation(settings, progress=progress), wide_console()
+    if not as_json and (dry_run or not quiet):
+        results.print(plan_tree(settings.source, plan_summary(plan)))
+    if dry_run:
+        if as_json:
+            typer.echo(json.dumps(plan_summary(plan), indent=2))
+        _say(f"note: {note}" for note in plan.notes if not as_json)
+        return
     try:
-        prepared = prepare_dataset(settings, progress=progress, workers=workers)
+        prepared = prepare_dataset(settings, plan, progress=progress, workers=workers)
     except KeyboardInterrupt as error:
         raise StoppedError("Stopped. What was verified is kept.", "Run the same command to continue.") from error
     if as_json:
@@ -82,15 +98,17 @@ def prepare(
         said = {"folder": str(prepared.folder), "fresh": prepared.fresh, **prepared.info.model_dump(mode="json")}
         typer.echo(json.dumps(said | {"quarantine": quarantine}, indent=2))
         return
-    from hemafast.cli.tables import dataset_table, quarantine_table
-
-    results = wide_console()
     results.print(dataset_table(prepared.info))
     if prepared.quarantine:
         results.print(quarantine_table(prepared.quarantine))
+    results.print(account_table(prepared.info.account))
     written = "written" if prepared.fresh else "already up to date, nothing changed"
-    for line in (*(f"note: {note}" for note in prepared.info.notes), f"{prepared.folder}: {written}."):
-        results.print(line, highlight=False, markup=False, soft_wrap=True)
+    _say([*(f"note: {note}" for note in prepared.info.notes), f"{prepared.folder}: {written}."])
+
+
+def _say(lines: Iterable[str]) -> None:
+    for line in lines:
+        wide_console().print(line, soft_wrap=True)
 
 
 @app.command(epilog="Example: `hemafast verify Source/prepared`")
@@ -109,10 +127,9 @@ def verify(
     else:
         results = wide_console()
         for problem in found.problems:
-            results.print(f"{problem.file}: {problem.problem}", highlight=False, markup=False)
+            results.print(f"{problem.file}: {problem.problem}")
         results.print(
-            f"{data}: {found.images} images and {found.files} other files hashed, {len(found.problems)} problems.",
-            highlight=False,
+            f"{data}: {found.images} images and {found.files} other files hashed, {len(found.problems)} problems."
         )
     if found.problems:
         raise typer.Exit(1)
@@ -138,7 +155,7 @@ def eda(
     if as_json:
         typer.echo(json.dumps({"page": str(page), "pictures": sorted(str(path) for path in output.glob("*.png"))}))
     else:
-        wide_console().print(str(page), highlight=False, soft_wrap=True)
+        wide_console().print(str(page), soft_wrap=True)
 
 
 @app.command(
@@ -176,4 +193,4 @@ def augment_preview(
         plain = {name: chosen.to_plain() for name, chosen in policies.items()}
         typer.echo(json.dumps({"picture": str(output), "policies": plain}, indent=2))
     else:
-        wide_console().print(str(output), highlight=False, soft_wrap=True)
+        wide_console().print(str(output), soft_wrap=True)

@@ -22,6 +22,14 @@ UmPerPixel = Annotated[
         help="Micrometres per pixel of all images.", show_default="that of the domain a folder or zip is named after"
     ),
 ]
+BitDepth = Annotated[
+    int | None,
+    typer.Option(
+        metavar="BITS",
+        help="Bits that the camera uses of images with more than 8, as 12.",
+        show_default="the range of training, or of the images given",
+    ),
+]
 
 
 @app.command(
@@ -39,7 +47,9 @@ def predict(
         list[Path] | None,
         typer.Option(help="Further runs of an ensemble: probabilities are averaged.", metavar="RUN..."),
     ] = None,
-    output: Annotated[Path, typer.Option(help="CSV to write.")] = Path("predictions.csv"),
+    output: Annotated[Path, typer.Option(help="Table to write: .csv, .tsv, .xlsx or .parquet.")] = Path(
+        "predictions.csv"
+    ),
     submission: Annotated[
         bool, typer.Option("--submission", help="Write the challenge's submission instead: Image, Label, LabelID.")
     ] = False,
@@ -49,6 +59,7 @@ def predict(
     ] = False,
     abstain_below: Annotated[float | None, typer.Option(help="Name no class below this confidence, as 0.7.")] = None,
     um_per_pixel: UmPerPixel = None,
+    bit_depth: BitDepth = None,
     batch_size: Annotated[int, typer.Option(help="Batch size.")] = 64,
     device: Device = "auto",
     amp: Amp = "auto",
@@ -69,6 +80,7 @@ def predict(
 
     options = Options(
         um_per_pixel=um_per_pixel,
+        bit_depth=bit_depth,
         tta=tta,
         abstain=abstain,
         abstain_below=abstain_below,
@@ -85,7 +97,7 @@ def predict(
         typer.echo(json.dumps(summary, indent=2))
     else:
         for line in (*done.lines(), str(output)):
-            wide_console().print(line, highlight=False, markup=False, soft_wrap=True)
+            wide_console().print(line, soft_wrap=True)
     if done.failed:
         raise typer.Exit(1)
 
@@ -121,7 +133,7 @@ def export(
     if as_json:
         typer.echo(json.dumps(exported.to_plain(), indent=2))
     else:
-        wide_console().print(exported.told(), highlight=False, markup=False, soft_wrap=True)
+        wide_console().print(exported.told(), soft_wrap=True)
 
 
 @app.command(
@@ -137,6 +149,7 @@ def explain(
     ] = None,
     method: Annotated[Method, typer.Option(help="Method of the heat map.")] = "gradcam",
     um_per_pixel: UmPerPixel = None,
+    bit_depth: BitDepth = None,
     device: Device = "auto",
     as_json: Json = False,
     verbose: Verbose = False,
@@ -159,6 +172,7 @@ def explain(
         label=label,
         method=method,
         um_per_pixel=um_per_pixel,
+        bit_depth=bit_depth,
         device=device,
         progress=progress,
     )
@@ -167,6 +181,6 @@ def explain(
     else:
         results = wide_console()
         for image in explained:
-            results.print(image.told(), highlight=False, markup=False, soft_wrap=True)
+            results.print(image.told(), soft_wrap=True)
     if any(image.error for image in explained):
         raise typer.Exit(1)

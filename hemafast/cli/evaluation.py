@@ -10,17 +10,24 @@ import typer
 
 from hemafast.cli.common import Device, Json, Quiet, Verbose, app, listen, refuse_missing_data, wide_console
 from hemafast.config import Device as DeviceName
+from hemafast.config import ScoredSplit
 from hemafast.run_folder import find_run, read_config
 
 Run = Annotated[str, typer.Argument(metavar="RUN", help="Run folder, or latest.")]
 
 
-@app.command(epilog="Examples: `hemafast evaluate runs/NAME`, `hemafast evaluate latest --data Other/prepared`")
+@app.command(
+    epilog="Examples: `hemafast evaluate runs/NAME`, `hemafast evaluate latest --split test`, "
+    "`hemafast evaluate latest --data Other/prepared`"
+)
 def evaluate(
     run: Run,
     data: Annotated[
         Path | None, typer.Option(help="Prepared data set to score on.", show_default="the run's own")
     ] = None,
+    split: Annotated[
+        ScoredSplit, typer.Option(help="Score validation images, or test images that training never saw.")
+    ] = "val",
     device: Device = "auto",
     as_json: Json = False,
     verbose: Verbose = False,
@@ -30,23 +37,23 @@ def evaluate(
 
     Half of the images calibrate: temperature and thresholds are fitted on them and reported on the other half. Writes
     metrics.json, predictions.csv, confusion_matrix.png, calibration.json and report.html into the run folder. Scores on
-    other data go into a folder of their own below it.
+    test images or on other data go into a folder of their own below it, and nothing is fitted on these.
     """
     folder = find_run(run)
     read_config(folder)
     if data is not None:
         refuse_missing_data(data)
     listen(verbose=verbose, quiet=quiet or as_json)
-    print_evaluation(folder, data, device, as_json=as_json)
+    print_evaluation(folder, data, split, device, as_json=as_json)
 
 
-def print_evaluation(folder: Path, data: Path | None, device: DeviceName, *, as_json: bool) -> None:
+def print_evaluation(folder: Path, data: Path | None, split: ScoredSplit, device: DeviceName, *, as_json: bool) -> None:
     """Evaluate a run, write its report, and print what both say."""
     from hemafast.cli.tables import score_table, training_lines
     from hemafast.evaluate.evaluate import evaluate_run, scores_folder
     from hemafast.report.page import write_report
 
-    metrics = evaluate_run(folder, data=data, device=device)
+    metrics = evaluate_run(folder, data=data, split=split, device=device)
     scores = scores_folder(folder, metrics)
     report = write_report(scores)
     if as_json:
@@ -55,9 +62,9 @@ def print_evaluation(folder: Path, data: Path | None, device: DeviceName, *, as_
     results = wide_console()
     results.print(score_table(metrics))
     for line in training_lines(metrics):
-        results.print(line, highlight=False)
+        results.print(line)
     where = "run folder" if scores == folder else "scores    "
-    results.print(f"{where}  {scores}\nreport      {report}", highlight=False, markup=False, soft_wrap=True)
+    results.print(f"{where}  {scores}\nreport      {report}", soft_wrap=True)
 
 
 @app.command(
@@ -91,4 +98,4 @@ def report(
     if as_json:
         typer.echo(json.dumps({"report": str(page), "bytes": page.stat().st_size}))
     else:
-        wide_console().print(str(page), highlight=False, markup=False, soft_wrap=True)
+        wide_console().print(str(page), soft_wrap=True)

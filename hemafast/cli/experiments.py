@@ -116,7 +116,7 @@ def _show(
         results = wide_console()
         for line in lines_of(result):
             results.print(line)
-        results.print(str(page), highlight=False, markup=False, soft_wrap=True)
+        results.print(str(page), soft_wrap=True)
     if result["failures"]:
         raise typer.Exit(1)
 

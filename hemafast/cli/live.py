@@ -1,4 +1,7 @@
-"""Progress on a terminal: a bar for any long work, and for training a table of the last epochs above it."""
+"""Progress: a bar for any long work, and for training a table of the last epochs above it.
+
+Where nothing can be drawn anew, as in a pipe or with TERM=dumb, it is a line now and then.
+"""
 
 from __future__ import annotations
 
@@ -23,15 +26,16 @@ Epoch = Mapping[str, Mapping[str, float]]
 _SHOWN_EPOCHS = 8
 _RECENT_EPOCHS = 5
 _REFRESHES = 2  # a second
+_LINE_SECONDS = 15.0  # where nothing can be drawn
 _MARK_SECONDS = 0.25
 _MARKS = 40  # the rate is that of the last ten seconds, so that compiling is soon forgotten
 
 
 class LiveProgress(Progress):
-    """Shows long work while it runs; the table of a training stays when it ends. Costs nothing if it is not shown."""
+    """Shows long work while it runs; the table of a training stays when it ends. Costs nothing if nobody listens."""
 
     def __init__(self, console: Console, clock: Callable[[], float] = time.perf_counter) -> None:
-        self.shows = console.is_terminal and not console.quiet
+        self.shows = console.is_terminal and not console.is_dumb_terminal and not console.quiet
         self._console, self._clock = console, clock
         self._live: Any = None
         self._ended: dict[int, Epoch] = {}
@@ -43,14 +47,14 @@ class LiveProgress(Progress):
         self._done = 0
         self._measured: dict[str, float] = {}
         self._marks: deque[tuple[float, int]] = deque([(clock(), 0)], maxlen=_MARKS)
-        self._advanced = clock()
+        self._advanced = self._told = clock()
 
     def start(self, what: str, total: int | None = None, *, unit: str = "images", done: int = 0, **facts: Any) -> None:
         """Begin a stage."""
         self._what, self._unit, self._total, self._done = what, unit, total or 0, done
         self._epoch, self._epochs = facts.get("epoch"), facts.get("epochs")
         left = facts.get("seconds_left")
-        self._advanced = self._clock()
+        self._advanced = self._told = self._clock()
         self._ends = None if left is None else self._advanced + left
         self._measured = {}
         self._marks.clear()
@@ -69,13 +73,17 @@ class LiveProgress(Progress):
 
     def advance(self, count: int = 1, **measured: float) -> None:
         """Count more units; measurements that are not given stay as they are."""
-        if not self.shows:
+        if self._console.quiet:
             return
         self._done += count
         self._advanced = now = self._clock()
         if now - self._marks[-1][0] >= _MARK_SECONDS:
             self._marks.append((now, self._done))
         self._measured |= measured
+        if not self.shows and now - self._told >= _LINE_SECONDS:
+            self._told = now
+            left = f", left: {_clock_text(self.stage_left())}" if self._total else ""
+            self.say(f"{self._stage()}: {self._count()}{left}")
 
     def say(self, text: str) -> None:
         """Show a line that stays."""
@@ -114,6 +122,14 @@ class LiveProgress(Progress):
         share_left = max(1 - self._done / max(self._total, 1), 0.0) if self._what == "training" else 0.0
         return sum(taken) / len(taken) * (self._epochs - self._epoch + share_left)
 
+    def _stage(self) -> str:
+        of = f"/{self._epochs}" if self._epochs else ""
+        return self._what if self._epoch is None else f"{self._what}  epoch {self._epoch}{of}"
+
+    def _count(self) -> str:
+        of = f"/{self._total:,}" if self._total else ""
+        return f"{self._done:,}{of} {self._unit}  {_text(self.rate(), ',.0f')} {self._unit}/s"
+
     def _view(self) -> RenderableType:
         from rich.console import Group
 
@@ -126,16 +142,14 @@ class LiveProgress(Progress):
         from rich.table import Table
         from rich.text import Text
 
-        of = f"/{self._epochs}" if self._epochs else ""
-        what = self._what if self._epoch is None else f"{self._what}  epoch {self._epoch}{of}"
+        what = self._stage()
         if not self._total:
-            yield Spinner("dots", text=Text(what))
+            yield Spinner("line" if self._console.options.ascii_only else "dots", text=Text(what))
             return
         grid = Table.grid(padding=(0, 2))
         bar = ProgressBar(total=self._total, completed=self._done, width=24)
-        count = f"{self._done:,}/{self._total:,} {self._unit}  {_text(self.rate(), ',.0f')} {self._unit}/s"
         left = [f"left: {_clock_text(self.stage_left())}"] if self._epoch is None else []
-        grid.add_row(Text(what, no_wrap=True), bar, *(Text(text, no_wrap=True) for text in (count, *left)))
+        grid.add_row(Text(what, no_wrap=True), bar, *(Text(text, no_wrap=True) for text in (self._count(), *left)))
         yield grid
         if self._epoch is not None:
             measured = self._measured

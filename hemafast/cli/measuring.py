@@ -83,7 +83,7 @@ def bench(
     results = wide_console()
     results.print(bench_table(found))
     results.print(headroom_table(found))
-    results.print(found["bound_by"], highlight=False)
+    results.print(found["bound_by"])
     if plot is not None:
         from hemafast.bench.plots import roofline_figure
         from hemafast.files import write_whole
@@ -95,4 +95,4 @@ def bench(
         comparison = compare_results(before, found)
         results.print(change_table(comparison))
         for line in comparison.lines():
-            results.print(line, highlight=False)
+            results.print(line)

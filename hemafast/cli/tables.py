@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
+from rich.tree import Tree
 
 from hemafast.doctor.finding import Finding, Verdict
 from hemafast.metrics import with_pooled
-from hemafast.preparation.schema import QUARANTINE, DatasetInfo, QuarantinedImage
+from hemafast.preparation.schema import QUARANTINE, Account, DatasetInfo, QuarantinedImage
+from hemafast.preparation.split import WORDS
 from hemafast.run_folder import RunSummary
 
 if TYPE_CHECKING:
@@ -32,7 +35,7 @@ def _table(
     **style: Any,
 ) -> Table:
     """A table with columns aligned left, then right, then left again. No name is read as markup."""
-    table = Table(title=title, title_justify="left", **style)
+    table = Table(title=None if title is None else Text(title), title_justify="left", **style)
     for column in left:
         table.add_column(Text(column), overflow=overflow)
     for column in right:
@@ -44,6 +47,37 @@ def _table(
     return table
 
 
+def plan_tree(source: Path, plan: Mapping[str, Any]) -> Tree:
+    """What would be taken from a source: domain, split, class, with the number of images."""
+    tree = Tree(Text(f"{source}: {_counted(plan['found'], 'file')}"))
+    for name, domain in plan["domains"].items():
+        scale = "um/px unknown" if domain["um_per_pixel"] is None else f"{domain['um_per_pixel']:g} um/px"
+        drawn = ", drawn cells" if domain["drawn"] else ""
+        said = f"{name} ({domain['archive']}): {_counted(domain['images'], 'image')}, {scale}{drawn}"
+        branch = tree.add(Text(said))
+        for split, classes in domain["splits"].items():
+            side = branch.add(Text(f"{split}: {_counted(sum(classes.values()), 'image')}"))
+            for label, images in classes.items():
+                side.add(Text(f"{label}: {images}"))
+    if plan["passed_over"]:
+        passed = sum(kind["files"] for kind in plan["passed_over"].values())
+        branch = tree.add(Text(f"passed over: {_counted(passed, 'file')}"))
+        for kind, files in plan["passed_over"].items():
+            branch.add(Text(f"{kind}: {files['files']}, such as {', '.join(files['examples'])}"))
+    return tree
+
+
+def account_table(account: Account) -> Table:
+    """What became of every file of a source; the rows add up to the files found."""
+    rows = [(what, files, ", ".join(examples)) for what, files, examples in account.rows()]
+    rows.append(("files found", account.found, ""))
+    return _table("account", rows, [""], ["files"], ["examples"])
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'s' * (number != 1)}"
+
+
 def dataset_table(info: DatasetInfo) -> Table:
     """Images of each domain, by split."""
     rows = [
@@ -52,12 +86,11 @@ def dataset_table(info: DatasetInfo) -> Table:
             *(sum(counts.get(name, {}).values()) for counts in info.counts.values()),
             domain.converted,
             domain.quarantined,
-            domain.ignored,
             "unknown" if domain.um_per_pixel is None else domain.um_per_pixel,
         )
         for name, domain in info.domains.items()
     ]
-    columns = ("train", "val", "converted", "quarantined", "files ignored", "um/px")
+    columns = (*info.counts, "converted", "quarantined", "um/px")
     return _table(f"{len(info.classes)} classes, fingerprint {info.fingerprint[:12]}", rows, ["domain"], columns)
 
 
@@ -83,10 +116,10 @@ def score_table(metrics: dict[str, Any]) -> Table:
         for name, scores in with_pooled(metrics["domains"], metrics["pooled"]).items()
     ]
     columns = ("macro-F1", "95 % interval", "accuracy", "classes", "images")
-    return _table(f"{metrics['model']['backbone']}, validation images", rows, ["images of"], columns)
+    return _table(f"{metrics['model']['backbone']}, {WORDS[metrics['split']]} images", rows, ["images of"], columns)
 
 
-def training_lines(metrics: dict[str, Any]) -> list[str]:
+def training_lines(metrics: dict[str, Any]) -> list[Text]:
     """Context of a score: initial weights, time, speed, warnings."""
     training = metrics["training"]
     lines = [f"started from {metrics['model']['started_from']}"]
@@ -95,7 +128,7 @@ def training_lines(metrics: dict[str, Any]) -> list[str]:
             f"{epochs} {'epoch' if epochs == 1 else 'epochs'} in {training['total_seconds']:.0f} s, "
             f"{training['train_images_per_second']:.1f} images/s in training"
         )
-    return lines + [f"[bold yellow]{warning}[/]" for warning in metrics["warnings"]]
+    return [*map(Text, lines), *(Text(warning, style="bold yellow") for warning in metrics["warnings"])]
 
 
 def bench_table(result: dict[str, Any]) -> Table:

@@ -77,7 +77,7 @@ def train(
     if folder is not None:
         from hemafast.cli.evaluation import print_evaluation
 
-        print_evaluation(folder, None, read_config(folder).device, as_json=as_json)
+        print_evaluation(folder, None, "val", read_config(folder).device, as_json=as_json)
 
 
 @app.command(epilog="Examples: `hemafast lr-find`, `hemafast lr-find --preset quick --batch-size 64`")
@@ -107,7 +107,7 @@ def lr_find(
         typer.echo(json.dumps(said | {"picture": str(picture)}, indent=2))
         return
     line = f"suggested peak: --lr {curve.suggestion:.1e} (the loss falls fastest at {curve.steepest:.1e})"
-    wide_console().print(f"{line}\n{picture}", highlight=False, soft_wrap=True)
+    wide_console().print(f"{line}\n{picture}", soft_wrap=True)
 
 
 @app.command(epilog="Examples: `hemafast runs`, `hemafast runs --output runs --json`")
@@ -124,7 +124,7 @@ def runs(
 
         wide_console().print(run_table(found))
     else:
-        wide_console().print(f"{output} holds no runs. Start one with `hemafast train`.", highlight=False)
+        wide_console().print(f"{output} holds no runs. Start one with `hemafast train`.")
 
 
 def _start_of_process() -> float:

@@ -22,8 +22,12 @@ from hemafast.errors import HemafastError
 from hemafast.preparation import schema
 from hemafast.preparation.pixels import centre_windows
 from hemafast.preparation.reader import PreparedFiles, read_prepared
-from hemafast.preparation.split import SPLITS, VAL
+from hemafast.preparation.split import SPLITS, TEST, TRAIN, WORDS
 from hemafast.preparation.webdataset import Members, read_members
+
+_MAKE_A_TEST = (
+    "Run `hemafast prepare` on archives with a folder named test, or with a --split-file that lists test images."
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,17 +65,33 @@ class Dataset:
         """The rows of `table` that are in a split, in its order.
 
         Args:
-            name: "train" or "val".
+            name: "train", "val" or, for images that training never sees, "test".
+
+        Raises:
+            HemafastError: the data set has no such split.
         """
+        if name not in self.info.counts:
+            raise HemafastError(
+                f"{self.folder} has no split {name!r}: its splits are {' and '.join(self.info.counts)}.",
+                _MAKE_A_TEST if name == TEST else f"Choose from: {', '.join(self.info.counts)}.",
+            )
         images = schema.in_split(self.table, name, self.fold)
         return images if self.chosen is None else images[images["domain"].isin(self.chosen)]
 
     def samples(self, split: str, image_size: int = 0) -> Samples:
-        """The images of `split` ("train" or "val"), with packed squares that suit views of `image_size` pixels."""
+        """The images of `split`, with packed squares that suit views of `image_size` pixels.
+
+        Raises HemafastError if the data set has no such split, or no such images of the chosen domains.
+        """
         images = self.split(split)
+        if images.empty:
+            raise HemafastError(
+                f"{self.folder} has no {WORDS[split]} images of {' and '.join(self.domains)}.",
+                "Choose other domains, or another split.",
+            )
         packed = self.files.packed[choose_pack_size(self.info.pack_sizes, image_size)]
         index = {label: position for position, label in enumerate(self.info.classes)}
-        name = split if self.fold is None else f"fold{self.fold}-{split}"
+        name = split if self.fold is None or split == TEST else f"fold{self.fold}-{split}"
         return Samples(
             paths=tuple(str(self.folder.absolute() / path) for path in images["path"]),
             labels=np.array([index[label] for label in images["label"]], dtype=np.int64),
@@ -106,7 +126,7 @@ class Dataset:
         """Batches for any PyTorch loop, as fast as in `hemafast train`.
 
         Args:
-            split: "train" (shuffled and augmented) or "val" (in order, without randomness).
+            split: "train" (shuffled and augmented), or "val" or "test" (in order, without randomness).
             policy: augmentation: "basic" (by default), "seed", "strong", "lineage" or "none".
             batch_size: images per batch and process.
             size: side of the images in pixels.
@@ -123,7 +143,7 @@ class Dataset:
         Raises:
             HemafastError: an argument is invalid, or the data set lacks what `source` needs.
         """
-        choices = {"split": (split, SPLITS), "device": (device, get_args(Device)), "source": (source, get_args(Source))}
+        choices = {"device": (device, get_args(Device)), "source": (source, get_args(Source))}
         for name, (value, known) in choices.items():
             if value not in known:
                 raise HemafastError(f"{name} = {value!r} is unknown.", f"Choose from: {', '.join(known)}.")
@@ -137,9 +157,11 @@ class Dataset:
             batch_size=batch_size,
             threads=threads or default_threads(process.world_size),
         )
-        if split == VAL:
+        if split != TRAIN:
             if policy not in (None, "none"):
-                raise HemafastError(f"policy = {policy!r}: validation has no augmentation.", "Leave out the policy.")
+                raise HemafastError(
+                    f"policy = {policy!r}: {WORDS[split]} images are not augmented.", "Leave out the policy."
+                )
             return eval_loader(samples, shape=shape, process=process)
         chosen = policy if isinstance(policy, Policy) else named_policy(policy or "basic")
         return train_loader(samples, policy=chosen, seed=seed, shape=shape, sampler=sampler, process=process)

@@ -30,7 +30,7 @@ class Samples:
     sizes: npt.NDArray[np.int64]
     """Bytes of each encoded file."""
     split: str
-    """ "train" or "val"; of a fold: "fold0-train"."""
+    """ "train", "val" or "test"; of a fold: "fold0-train"."""
     fingerprint: str
     """Fingerprint of the data set."""
     members: Callable[[], Members]

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from hemafast.deploy.inputs import Image
 from hemafast.engine.checkpoint import View
 from hemafast.errors import HemafastError
-from hemafast.preparation import safety
+from hemafast.preparation.containers import archive_suffix
 
 _SMALLEST = 16  # px
 
@@ -47,7 +47,7 @@ def choose_crops(images: Sequence[Image], view: View, um_per_pixel: float | None
         return Crops(np.full(len(images), _side(field, um_per_pixel), dtype=np.int64))
     sides = {domain: _side(field, scale) if scale else 0 for domain, scale in view.um_per_pixel.items()}
     names = frozenset(sides)
-    domains = [_domain_of(posixpath.dirname(image.name), names) if image.array is None else None for image in images]
+    domains = domains_of(images, names)
     counts = Counter(domains)
     used = {name: f"{scale:g} um/px" if scale else "seen whole" for name, scale in view.um_per_pixel.items()}
     known = names & counts.keys()
@@ -56,6 +56,11 @@ def choose_crops(images: Sequence[Image], view: View, um_per_pixel: float | None
         scales=tuple(f"{counts[name]} images of {name}: {used[name]}, as in training" for name in known),
         unknown=counts[None],
     )
+
+
+def domains_of(images: Sequence[Image], names: frozenset[str]) -> list[str | None]:
+    """The one of `names` that the innermost folder or archive around each image has; None without, and for arrays."""
+    return [_domain_of(posixpath.dirname(image.name), names) if image.array is None else None for image in images]
 
 
 def log_scales(crops: Sequence[Crops]) -> None:
@@ -81,9 +86,9 @@ def _side(field_of_view: float, um_per_pixel: float) -> int:
 
 @lru_cache(maxsize=1024)  # images of one folder follow each other
 def _domain_of(folder: str, domains: frozenset[str]) -> str | None:
-    """The innermost folder or zip (without its suffix) on a path whose name is a domain."""
+    """The innermost folder or archive (without its suffix) on a path whose name is a domain."""
     for part in reversed(posixpath.abspath(folder).split("/")):
-        stem = part[:-4] if safety.suffix_of(part) == ".zip" else part
+        stem = part[: len(part) - len(archive_suffix(part))]
         if stem in domains:
             return stem
     return None

@@ -9,8 +9,11 @@ from typing import Any
 import numpy as np
 
 from hemafast.deploy.crops import Crops
+from hemafast.deploy.depths import NO_DEPTHS, Depths
 from hemafast.deploy.inputs import Image, read_images
-from hemafast.preparation.image_checks import Header, Pixels, UnreadableImageError, refuse_other_pixels, verify_image
+from hemafast.preparation.depth import Ranges
+from hemafast.preparation.image_checks import MIN_SIDE, Header, Pixels, check_pixels, refuse_shape, verify_image
+from hemafast.preparation.kinds import UnreadableImageError
 from hemafast.preparation.pixels import SquareDecoder, centre_windows, runs_within
 from hemafast.preparation.threads import Pool, batches
 
@@ -43,17 +46,26 @@ class _Reading:
 
 
 def decode_images(
-    images: Sequence[Image], crops: Crops, size: int, *, batch_size: int, threads: int, pool: Pool
+    images: Sequence[Image],
+    crops: Crops,
+    size: int,
+    *,
+    depths: Depths = NO_DEPTHS,
+    min_side: int = MIN_SIDE,
+    batch_size: int,
+    threads: int,
+    pool: Pool,
 ) -> Iterator[DecodedBatch]:
     """Squares of `size` pixels that show the `crops` of `images`, all files or all arrays, in batches, in order.
 
+    `depths` says what values of more than 8 bits become. Images with a side below `min_side` px have an error.
     Iterate within `strict_decoders`. Raises HemafastError for a zip that was removed meanwhile.
     """
     decoder = SquareDecoder((size,), batch_size, threads, encoded=images[0].array is None)
     contents = enumerate(zip(images, read_images(images), strict=True))
     readings = (_Reading(row, image.name, data) for row, (image, data) in contents)
     for batch in batches(readings, batch_size, lambda one: len(one.data) if isinstance(one.data, bytes) else 0):
-        pool.each(_verify, batch)
+        pool.each(lambda one: _verify(one, depths.of(one.row), min_side), batch)
         _decode([reading for reading in batch if not reading.error], crops, decoder)
         yield DecodedBatch(
             rows=tuple(reading.row for reading in batch if reading.square is not None),
@@ -62,17 +74,18 @@ def decode_images(
         )
 
 
-def _verify(reading: _Reading) -> None:
+def _verify(reading: _Reading, ranges: Ranges, min_side: int) -> None:
     data = reading.data
-    if isinstance(data, OSError):
-        reading.error = data.strerror or str(data)
-    elif isinstance(data, np.ndarray):
-        reading.header = Header(data.shape[1], data.shape[0], "RGB", "array")
-    else:
-        try:
-            reading.header = verify_image(data, reading.name)
-        except UnreadableImageError as error:
-            reading.error = f"{error.kind}: {error}"
+    try:
+        if isinstance(data, OSError):
+            reading.error = data.strerror or str(data)
+        elif isinstance(data, np.ndarray):
+            reading.header = Header(data.shape[1], data.shape[0], "RGB", "array")
+            refuse_shape(data.shape[1], data.shape[0], min_side)
+        else:
+            reading.header, reading.data = verify_image(data, reading.name, ranges, min_side)
+    except UnreadableImageError as error:
+        reading.error = f"{error.kind}: {error}"
 
 
 def _decode(readings: Sequence[_Reading], crops: Crops, decoder: SquareDecoder) -> None:
@@ -88,7 +101,7 @@ def _decode(readings: Sequence[_Reading], crops: Crops, decoder: SquareDecoder) 
             try:
                 if isinstance(result, UnreadableImageError):
                     raise result
-                refuse_other_pixels(reading.data, reading.header, result.full)
+                check_pixels(reading.data, reading.header, result.full)
                 (reading.square,) = result.squares
             except UnreadableImageError as error:
                 reading.error = f"{error.kind}: {error}"

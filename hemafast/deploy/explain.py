@@ -60,6 +60,7 @@ def explain(
     label: str | None = None,
     method: Method = "gradcam",
     um_per_pixel: float | None = None,
+    bit_depth: int | None = None,
     device: Device = "auto",
     progress: Progress = SILENT,
 ) -> list[Explained]:
@@ -72,6 +73,7 @@ def explain(
         label: the class to explain; None for the predicted one.
         method: how the heat map is made.
         um_per_pixel: scale of the images; None for that of the domain that a folder or zip is named after.
+        bit_depth: bits that the camera uses of images with more than 8, as for `Model.predict`.
         device: where the model runs.
         progress: listens to the number of images done.
 
@@ -85,7 +87,8 @@ def explain(
     require("explain", "pytorch_grad_cam")
     model = open_model(run, device=device, amp="off")
     _ = model.network  # refuses graphs before anything is read
-    plan = plan_for([model], list_inputs(images), Options(um_per_pixel=um_per_pixel, batch_size=_BATCH))
+    options = Options(um_per_pixel=um_per_pixel, bit_depth=bit_depth, batch_size=_BATCH)
+    plan = plan_for([model], list_inputs(images), options)
     if label is not None and label not in plan.classes:
         remedy = f"Choose label (--class) from: {', '.join(plan.classes)}."
         raise HemafastError(f"The model has no class {label!r}.", remedy)

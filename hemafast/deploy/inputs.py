@@ -1,4 +1,4 @@
-"""The images that a user gives: files, folders, zips and globs as one list, or arrays; and their bytes in turn.
+"""The images that a user gives: files, folders, archives and globs as one list, or arrays; and their bytes in turn.
 
 The list is made before anything is read. A path that cannot be listed is an error; an image that cannot be read is a
 row with its error.
@@ -7,9 +7,10 @@ row with its error.
 from __future__ import annotations
 
 import glob
-import os
+import logging
 import re
 import stat
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
@@ -19,17 +20,21 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from hemafast.errors import HemafastError
+from hemafast.errors import HemafastError, name_some
 from hemafast.preparation import safety
-from hemafast.preparation.archive import Entry, entry_reader, is_image, zip_entries
-from hemafast.preparation.image_checks import FORMATS, MAX_PIXELS, Pixels
+from hemafast.preparation.containers import Entry, archive_suffix, list_container, reader_of
+from hemafast.preparation.image_checks import MAX_PIXELS, Pixels
+from hemafast.preparation.survey import SYSTEM_FILE, PassedOver, survey
 
 Images = str | Path | Sequence[str | Path] | npt.NDArray[np.uint8] | Sequence[npt.NDArray[np.uint8]]
-"""Paths of files, folders, zips and globs; or uint8 RGB (height, width, 3), several such, or (n, height, width, 3)."""
+"""Paths of files, folders, archives, globs; or uint8 RGB (height, width, 3), several such, or (n, height, width, 3)."""
 
 _GIVE = "Give paths, or uint8 RGB arrays (height, width, 3), such as np.asarray(PIL.Image.open(file).convert('RGB'))."
 _FORMULA = ("=", "+", "-", "@")  # a spreadsheet calculates cells that begin so
 _UNWRITABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")  # cannot stand in a line of UTF-8
+
+
+logger = logging.getLogger("hemafast")
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,13 +42,11 @@ class Image:
     """One image to classify."""
 
     name: str
-    """Path of the file, or ZIP/MEMBER, or the index of an array. Never begins like a spreadsheet formula."""
-    zip: str = ""
-    """Path of the zip that holds it; empty outside zips."""
+    """Path of the file, or ARCHIVE/MEMBER, or the index of an array. Never begins like a spreadsheet formula."""
     entry: Entry | None = None
-    """The member of that zip."""
+    """The file of a folder or archive; None for a file that is given by name."""
     array: Pixels | None = field(default=None, compare=False, repr=False)
-    """uint8 (height, width, 3); None for an image that is read from a file or zip."""
+    """uint8 (height, width, 3); None for an image that is read from a file."""
 
 
 def list_inputs(images: Images) -> list[Image]:
@@ -79,11 +82,11 @@ def _refuse_array(index: int, array: Any) -> None:
 
 
 def list_images(paths: Iterable[str]) -> list[Image]:
-    """The images of files, folders, zips and globs, each once; those of a folder, zip or glob in name order.
+    """The images of files, folders, archives and globs, each once; those of a folder, zip or glob in name order.
 
-    Folders and zips are searched recursively for files with an image suffix; a file given by name may have any suffix.
-    Raises HemafastError for a missing path, a folder or zip without images, a zip that cannot be trusted, and names
-    with unprintable characters.
+    Folders and archives are searched for files that are images by suffix or content; masks are left out. A file given
+    by name may be anything. Raises HemafastError for a missing path, a folder or archive without images, an archive
+    that cannot be trusted, and names with unprintable characters.
     """
     found = {image.name: image for named in paths for path in _expand(named) for image in _images_of(path)}
     for name in found:
@@ -103,12 +106,12 @@ def begins_formula(text: str) -> bool:
 
 
 def read_images(images: Iterable[Image]) -> Iterator[bytes | Pixels | OSError]:
-    """The bytes or array of each image, or why it cannot be read. Raises HemafastError for a lost zip."""
-    for path, members in groupby(images, key=lambda image: image.zip):
-        if path:
-            yield from _read_members(Path(path), members)
-        else:
+    """The bytes or array of each image, or why it cannot be read. Raises HemafastError for a lost archive."""
+    for container, members in groupby(images, key=lambda image: image.entry and image.entry.container):
+        if container is None:
             yield from (_read_file(image.name) if image.array is None else image.array for image in members)
+        else:
+            yield from _read_members(container, members)
 
 
 def _expand(named: str) -> list[str]:
@@ -116,7 +119,7 @@ def _expand(named: str) -> list[str]:
     paths = [named]
     if not Path(named).exists():
         if not glob.has_magic(named):
-            raise HemafastError(f"There is no {named}.", "Name files, folders, zips, or a quoted glob.")
+            raise HemafastError(f"There is no {named}.", "Name files, folders, archives, or a quoted glob.")
         matches = glob.glob(named, recursive=True)  # noqa: PTH207 - pathlib takes no absolute pattern
         paths = sorted(path for path in matches if not Path(path).is_dir())
         if not paths:
@@ -125,28 +128,40 @@ def _expand(named: str) -> list[str]:
 
 
 def _images_of(path: str) -> Sequence[Image]:
-    if Path(path).is_dir():
-        images = [Image(name) for name in _walk(path)]
-    elif safety.suffix_of(path) == ".zip":
-        images = [Image(f"{path}/{entry.name}", path, entry) for entry in zip_entries(Path(path))]
-    else:
+    whole = Path(path)
+    if not whole.is_dir() and not archive_suffix(path):
         return [Image(path)]
-    own = len(path)  # the path that the user gave may be hidden
-    shown = [image for image in images if is_image(image.name) and not safety.is_clutter(image.name[own:])]
-    if not shown:
-        raise HemafastError(f"{path} holds no images.", f"Images are files that end in {', '.join(FORMATS)}.")
-    return sorted(shown, key=lambda image: image.name)
+    listing = list_container(whole, follow_links=True)
+    entries, passed = survey(listing.entries)
+    for note in listing.notes:
+        logger.warning("%s", note)
+    others = _said(passed)
+    if not entries:
+        raise HemafastError(f"{path} holds no images{f', only {others}' if others else ''}.", "Name another path.")
+    if others:
+        logger.warning("%s: not images, and left out: %s", path, others)
+    around = path.rstrip("/")
+    return [Image(f"{around}/{entry.name}", entry) for entry in _in_order(entries)]
 
 
-def _walk(folder: str) -> Iterator[str]:
-    for parent, folders, files in os.walk(folder, onerror=safety.refuse_unlisted):
-        if link := next((path for name in folders if (path := Path(parent, name)).is_symlink()), None):
-            raise HemafastError(f"{link} is a symbolic link to a folder.", "Name that folder itself.")
-        yield from (f"{parent.rstrip('/')}/{name}" for name in files)
+def _in_order(entries: Iterable[Entry]) -> Iterator[Entry]:
+    """Files in name order; those of a compressed tar, which can only be read from its start, as they lie there."""
+    named = sorted(entries, key=lambda entry: entry.name)
+    for container, group in groupby(named, key=lambda entry: entry.container):
+        own = list(group)
+        if container.is_file() and archive_suffix(container.name) not in (".zip", ".tar"):
+            own.sort(key=lambda entry: entry.offset)
+        yield from own
 
 
-def _read_members(path: Path, members: Iterable[Image]) -> Iterator[bytes | OSError]:
-    with entry_reader(path) as read:
+def _said(passed: Sequence[PassedOver]) -> str:
+    """Files that are no images, by kind, without what operating systems leave."""
+    kinds = Counter(one.kind for one in passed if one.kind != SYSTEM_FILE)
+    return name_some([f"{count} {kind}" for kind, count in kinds.most_common()], 5)
+
+
+def _read_members(container: Path, members: Iterable[Image]) -> Iterator[bytes | OSError]:
+    with reader_of(container) as read:
         for member in members:
             assert member.entry is not None
             try:

@@ -73,6 +73,7 @@ class Model:
         images: Images,
         *,
         um_per_pixel: float | None = None,
+        bit_depth: int | None = None,
         tta: bool = False,
         batch_size: int = 64,
         progress: Progress = SILENT,
@@ -84,6 +85,9 @@ class Model:
                 3), a sequence of such of any sizes, or one (n, height, width, 3).
             um_per_pixel: scale of all images in micrometres per pixel; None for that of the training domain that the
                 innermost folder or zip around an image is named after. Images of unknown scale are seen whole.
+            bit_depth: bits that the camera uses of images with more than 8, such as 12; None for the range of the
+                training domain that a folder is named after, else the one that all training domains share, else what a
+                sample of the images shows.
             tta: average the probabilities over the eight flips and quarter turns.
             batch_size: images per forward pass, 1 to 4096.
             progress: listens to the number of images done.
@@ -101,19 +105,26 @@ class Model:
         from hemafast.deploy.predict import classify
         from hemafast.evaluate.predictions import PREFIX
 
-        options = Options(um_per_pixel=um_per_pixel, tta=tta, batch_size=batch_size)
+        options = Options(um_per_pixel=um_per_pixel, bit_depth=bit_depth, tta=tta, batch_size=batch_size)
         table = classify(plan_for([self], list_inputs(images), options), progress=progress).table
         columns = ["image", "predicted", "confidence", "status", "error", *(f"{PREFIX}{name}" for name in self.classes)]
         return table[columns].set_axis(["path", "label", *columns[2:5], *self.classes], axis=1)
 
     def embed(
-        self, images: Images, *, um_per_pixel: float | None = None, batch_size: int = 64, progress: Progress = SILENT
+        self,
+        images: Images,
+        *,
+        um_per_pixel: float | None = None,
+        bit_depth: int | None = None,
+        batch_size: int = 64,
+        progress: Progress = SILENT,
     ) -> npt.NDArray[np.float32]:
         """Features of images: what the network's last layer classifies, pooled over the image.
 
         Args:
             images: as for `predict`.
             um_per_pixel: as for `predict`.
+            bit_depth: as for `predict`.
             batch_size: images per forward pass, 1 to 4096.
             progress: listens to the number of images done.
 
@@ -128,7 +139,8 @@ class Model:
         from hemafast.deploy.predict import infer
 
         _ = self.network  # refuses graphs before anything is read
-        plan = plan_for([self], list_inputs(images), Options(um_per_pixel=um_per_pixel, batch_size=batch_size))
+        options = Options(um_per_pixel=um_per_pixel, bit_depth=bit_depth, batch_size=batch_size)
+        plan = plan_for([self], list_inputs(images), options)
         (group,) = plan.groups
         graph = EvalGraph(self.card, self.machine, batch_size)
         errors: dict[int, str] = {}

@@ -22,7 +22,8 @@ from hemafast.evaluate.calibration import SENSITIVITY
 from hemafast.metrics import with_pooled
 from hemafast.model import Classifier
 from hemafast.pages import environment
-from hemafast.preparation.split import TRAIN
+from hemafast.preparation.schema import accepted, divided_groups
+from hemafast.preparation.split import TEST, TRAIN
 from hemafast.run_folder import METRICS, read_metrics
 
 Counts = dict[str, dict[str, int]]
@@ -60,7 +61,9 @@ def model_card(exported: Exported, model: Classifier, card: ModelCard, folder: P
         sets=with_pooled(metrics["domains"], metrics["pooled"]) if metrics else {},
         window=window_side(card.view.packed_size),
         sensitivity=SENSITIVITY,
-        grouped=dataset is not None and (dataset.info.settings["groups"] or dataset.info.settings["group_pattern"]),
+        held_out=held_out_counts(dataset),
+        grouped=dataset is not None and _has_groups(dataset),
+        divided=0 if dataset is None else divided_groups(dataset.table),
         few=[f"{label} ({count})" for label, count in totals.items() if count < FEW],
         few_images=FEW,
     )
@@ -71,6 +74,19 @@ def training_counts(dataset: Dataset) -> Counts:
     images = dataset.split(TRAIN)
     table = pd.crosstab(images["domain"], images["label"]).reindex(columns=dataset.info.classes, fill_value=0)
     return {str(domain): {str(name): int(count) for name, count in row.items()} for domain, row in table.iterrows()}
+
+
+def held_out_counts(dataset: Dataset | None) -> dict[str, int]:
+    """Test images by domain; empty without any."""
+    counts = {} if dataset is None else dataset.info.counts.get(TEST, {})
+    return {domain: sum(labels.values()) for domain, labels in counts.items()}
+
+
+def _has_groups(dataset: Dataset) -> bool:
+    """Whether patients or slides are known: images that show different pictures and yet belong together."""
+    images = accepted(dataset.table)
+    named = dataset.info.settings["groups"] or dataset.info.settings["group_pattern"]
+    return bool(named or (images["group"] != images["duplicate_group"]).any())
 
 
 def _metrics_of(folder: Path, card: ModelCard) -> dict[str, Any] | None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from hemafast.config import Amp, Device
 from hemafast.deploy.crops import Crops, choose_crops
+from hemafast.deploy.depths import Depths, choose_depths
 from hemafast.deploy.inputs import Image, list_images
 from hemafast.deploy.model import Model, load_models
 from hemafast.engine.checkpoint import View
@@ -16,7 +17,7 @@ from hemafast.engine.machine import Machine
 from hemafast.errors import HemafastError
 from hemafast.run_folder import BEST, is_run
 
-_RANGES = {"um_per_pixel": (0.001, 100), "abstain_below": (0, 1), "batch_size": (1, 4096)}
+_RANGES = {"um_per_pixel": (0.001, 100), "bit_depth": (1, 32), "abstain_below": (0, 1), "batch_size": (1, 4096)}
 _REMEDY = "Choose one yourself: abstain_below (--abstain-below), such as 0.7."
 
 logger = logging.getLogger("hemafast")
@@ -28,6 +29,8 @@ class Options:
 
     um_per_pixel: float | None = None
     """Micrometres per pixel of every image; None for the scale of the domain that a folder or zip is named after."""
+    bit_depth: int | None = None
+    """Bits that the camera uses of images with more than 8; None for the range that the model was trained with."""
     tta: bool = False
     """Average over the eight symmetries of each image."""
     abstain: bool = False
@@ -58,6 +61,8 @@ class Group:
     models: tuple[Model, ...]
     crops: Crops
     """The part that they see."""
+    depths: Depths
+    """What values of more than 8 bits become."""
 
     @property
     def size(self) -> int:
@@ -103,7 +108,7 @@ def make_plan(models: Sequence[Path], paths: Sequence[str], options: Options) ->
     Raises HemafastError for what is missing, cannot be trusted, or does not fit together.
     """
     if not paths:
-        raise HemafastError("No images are named.", "Name files, folders, zips, or a quoted glob.")
+        raise HemafastError("No images are named.", "Name files, folders, archives, or a quoted glob.")
     if not models:
         raise HemafastError("No model is named.", "Name a run folder, or a file that ends in .safetensors.")
     loaded = load_models(models, options.device, options.amp)
@@ -125,7 +130,11 @@ def plan_for(models: Sequence[Model], images: Sequence[Image], options: Options)
         if model.card.view not in views:
             views.append(model.card.view)
     groups = tuple(
-        Group(tuple(one for one in models if one.card.view == view), choose_crops(images, view, options.um_per_pixel))
+        Group(
+            models=tuple(one for one in models if one.card.view == view),
+            crops=choose_crops(images, view, options.um_per_pixel),
+            depths=choose_depths(images, view, options.bit_depth),
+        )
         for view in views
     )
     return Plan(tuple(images), groups, _choose_threshold(models, options), options)

@@ -22,9 +22,8 @@ from hemafast.deploy.decoding import DecodedBatch, decode_images
 from hemafast.deploy.eval_graph import EvalGraph
 from hemafast.deploy.plan import Group, Options, Plan, make_plan, sort_named
 from hemafast.deploy.submission import refuse_submission, submission_table
-from hemafast.errors import HemafastError
-from hemafast.evaluate.predictions import prediction_table, write_predictions
-from hemafast.files import make_folder, writing
+from hemafast.evaluate.predictions import prediction_table
+from hemafast.files import make_folder, refuse_table_name, write_table, writing
 from hemafast.preparation.image_checks import Pixels, strict_decoders
 from hemafast.preparation.threads import Pool, made_ahead
 from hemafast.progress import SILENT, Progress, stage
@@ -85,13 +84,14 @@ def predict_to(
     submission: bool = False,
     progress: Progress = SILENT,
 ) -> Predictions:
-    """Classify what is `named`, and write a CSV with one row per image, or the challenge's submission, to `output`.
+    """Classify what is `named`, and write a table with one row per image, or the challenge's submission, to `output`.
+
+    The suffix of `output` chooses the format: one of `files.TABLES`.
 
     Runs among `named` are models, like each of `runs`; all else is images. Raises HemafastError as `make_plan` does,
     and for an invalid submission; then nothing is written.
     """
-    if output.is_dir():
-        raise HemafastError(f"{output} is a folder.", "Name a file with --output.")
+    refuse_table_name(output)
     models, paths = sort_named(named)
     plan = make_plan([*runs, *models], paths, options or Options())
     if submission:
@@ -99,7 +99,7 @@ def predict_to(
     make_folder(output.parent)
     predictions = classify(plan, progress=progress)
     with writing(output):
-        write_predictions(output, submission_table(predictions.table) if submission else predictions.table)
+        write_table(output, submission_table(predictions.table) if submission else predictions.table)
     if predictions.failed:
         said = f"{predictions.failed} of {len(predictions.table)} images have no answer"
         where = "they are left out of the submission" if submission else f"see the column error of {output}"
@@ -161,7 +161,16 @@ def decoded(plan: Plan, group: Group) -> Iterator[Iterator[DecodedBatch]]:
         log_scales([one.crops for one in plan.groups])
     threads, batch_size = plan.machine.loader_threads, plan.options.batch_size
     with strict_decoders(), Pool(threads) as pool, ThreadPoolExecutor(1) as station:
-        batches = decode_images(plan.images, group.crops, group.size, batch_size=batch_size, threads=threads, pool=pool)
+        batches = decode_images(
+            plan.images,
+            group.crops,
+            group.size,
+            depths=group.depths,
+            min_side=group.models[0].card.view.min_side,
+            batch_size=batch_size,
+            threads=threads,
+            pool=pool,
+        )
         yield made_ahead(batches, station)
 
 

@@ -79,7 +79,7 @@ def start_imports(modules: Sequence[str]) -> subprocess.Popen[str]:
     """Import modules in another process, so that a crashing library does not end this one."""
     script = "import importlib, sys\nfor name in sys.argv[1:]: print(name, flush=True); importlib.import_module(name)"
     command = [sys.executable, "-P", "-c", script, *modules]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding="utf-8", errors="replace")
 
 
 def check_imports(importing: subprocess.Popen[str], seconds: float = _IMPORT_SECONDS) -> Finding:

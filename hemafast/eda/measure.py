@@ -8,7 +8,8 @@ import pandas as pd
 
 from hemafast.data.dataset import Dataset
 from hemafast.preparation import schema
-from hemafast.preparation.split import SPLITS
+from hemafast.preparation.appearance import find_implausible
+from hemafast.preparation.split import TEST, VAL
 
 _SEED = 0  # of samples and pixels: the page is the same each time
 _IMAGES_FOR_COLOUR = 300  # per domain
@@ -21,12 +22,12 @@ def count_classes(dataset: Dataset) -> pd.DataFrame:
 
 
 def count_parts(dataset: Dataset) -> dict[str, pd.DataFrame]:
-    """Images of each class and domain, for each side of the split or each fold."""
+    """Images of each class and domain, for each split; with folds, for each fold and the test split."""
     manifest = dataset.table
+    parts = {split: schema.in_split(manifest, split) for split in dataset.info.counts}
     if dataset.info.folds:
-        parts = {f"fold {fold}": schema.in_split(manifest, "val", fold) for fold in range(dataset.info.folds)}
-    else:
-        parts = {split: schema.in_split(manifest, split) for split in SPLITS}
+        held_out = {TEST: parts[TEST]} if TEST in parts else {}
+        parts = {f"fold {fold}": schema.in_split(manifest, VAL, fold) for fold in range(dataset.info.folds)} | held_out
     return {name: _count(dataset, images) for name, images in parts.items()}
 
 
@@ -44,9 +45,15 @@ def count_files(dataset: Dataset) -> pd.DataFrame:
     return files.assign(um=files["window"] * scale).sort_values(["domain", "images"], ascending=[True, False])
 
 
+def shown_images(dataset: Dataset) -> pd.DataFrame:
+    """The images whose colours and pictures the page shows: no test images, so that no choice depends on these."""
+    images = schema.accepted(dataset.table)
+    return images[images["split"] != TEST]
+
+
 def mean_colours(dataset: Dataset) -> dict[str, npt.NDArray[np.float64]]:
     """By domain: (images, 3), the mean red, green and blue of each image, 0 to 255."""
-    images = schema.accepted(dataset.table)
+    images = shown_images(dataset)
     columns = ["mean_red", "mean_green", "mean_blue"]
     return {str(name): part[columns].to_numpy() for name, part in images.groupby("domain")}
 
@@ -55,7 +62,7 @@ def sample_pixels(dataset: Dataset) -> dict[str, npt.NDArray[np.uint8]]:
     """By domain: uint8 (n, 3), pixels at random places of random images."""
     generator = np.random.default_rng(_SEED)
     packed = dataset.files.packed[max(dataset.info.pack_sizes)]
-    images = schema.accepted(dataset.table)
+    images = shown_images(dataset)
     found = {}
     for name, part in images.groupby("domain"):
         rows = generator.permutation(part.index.to_numpy())[:_IMAGES_FOR_COLOUR]
@@ -69,7 +76,7 @@ def sample_pixels(dataset: Dataset) -> dict[str, npt.NDArray[np.uint8]]:
 def choose_samples(dataset: Dataset, images_per_class: int) -> dict[str, dict[str, list[int]]]:
     """By class and domain: rows of the manifest, drawn at random."""
     generator = np.random.default_rng(_SEED)
-    images = schema.accepted(dataset.table)
+    images = shown_images(dataset)
     strata = {key: part.index.to_numpy() for key, part in images.groupby(["label", "domain"])}
     return {
         label: {
@@ -103,4 +110,5 @@ def warnings_about(dataset: Dataset) -> list[str]:
     for domain, counts in count_classes(dataset).items():
         if not counts.all():
             found.append(f"{domain} holds no {', '.join(counts.index[counts == 0])}")
-    return [*found, *info.notes]
+    pictured = {one.note for one in find_implausible(dataset.table)}  # these stand beside a picture
+    return [*found, *(note for note in info.notes if note not in pictured)]

@@ -14,6 +14,7 @@ from hemafast.files import make_folder, writing
 from hemafast.pages import render
 from hemafast.pictures import data_address, drawn, embedded_pixels
 from hemafast.preparation import schema
+from hemafast.preparation.appearance import find_implausible
 from hemafast.preparation.reader import PackedPixels
 from hemafast.progress import SILENT, Progress, stage
 
@@ -48,6 +49,7 @@ def write_eda(data: Path, output: Path, *, images_per_class: int = 8, progress: 
         info=dataset.info,
         headline=_headline(dataset, len(copies)),
         warnings=measure.warnings_about(dataset),
+        implausible=_implausible(dataset, packed),
         plots={name: data_address(png, "png") for name, png in pngs.items()},
         counts=counts,
         files=files.to_dict("records"),
@@ -90,8 +92,13 @@ def _headline(dataset: Dataset, copies: int) -> dict[str, int]:
         "converted": int((manifest["verdict"] == schema.CONVERTED).sum()),
         "quarantined": len(manifest) - len(good),
         "pictures found more than once": copies,
-        "groups that stay on one side": good["group"].nunique(),
+        "groups that stay in one split": good["group"].nunique() - schema.divided_groups(manifest),
     }
+
+
+def _implausible(dataset: Dataset, packed: PackedPixels) -> list[tuple[str, str]]:
+    """A picture of each domain that does not look like stained blood, and why."""
+    return [(embedded_pixels(packed[one.example], _CELL), one.note) for one in find_implausible(dataset.table)]
 
 
 def _cells(dataset: Dataset, packed: PackedPixels, chosen: dict[str, list[int]]) -> dict[str, list[tuple[str, str]]]:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-import zipfile
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,8 +15,10 @@ from safetensors.torch import save_file
 
 from hemafast.config import STRICT
 from hemafast.errors import HemafastError
-from hemafast.files import write_text, write_whole
+from hemafast.files import damaged_entry, write_text, write_whole
 from hemafast.model import Classifier, build_model
+from hemafast.preparation.depth import Range
+from hemafast.preparation.image_checks import MIN_SIDE
 from hemafast.run_folder import BEST, CALIBRATION
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ logger = logging.getLogger("hemafast")
 
 @dataclass(frozen=True)
 class View:
-    """The part of an image that a model sees, and its size in pixels."""
+    """How an image becomes what a model sees: its part, its size in pixels, its range of values."""
 
     __pydantic_config__ = STRICT
 
@@ -42,6 +43,10 @@ class View:
     """Side in micrometres of the part of the image in the square. None: the largest centred square."""
     um_per_pixel: dict[str, Annotated[float, Ge(0.001), Le(100)] | None]
     """Micrometres per pixel of each domain; None if unknown."""
+    ranges: dict[str, dict[str, Range]] = field(default_factory=dict)
+    """By domain and kind of values ("integer", "float"), what becomes 0 and 255 of values of more than 8 bits."""
+    min_side: Annotated[int, Ge(1), Le(1024)] = MIN_SIDE
+    """Smallest side in pixels of an image that is accepted."""
 
 
 @dataclass(frozen=True)
@@ -247,10 +252,7 @@ def load_last(file: Path) -> dict[str, Any]:
 def _load(file: Path) -> dict[str, Any]:
     remedy = "Start a new run."
     try:
-        with zipfile.ZipFile(file) as archive:
-            # torch.load does not verify checksums, and reads garbage if a flipped bit turns an entry into a folder.
-            folders = [entry.filename for entry in archive.infolist() if entry.external_attr]
-            damaged = next(iter(folders), None) or archive.testzip()
+        damaged = damaged_entry(file)
         state = torch.load(file, map_location="cpu", weights_only=True) if damaged is None else None
     except Exception as error:  # a damaged or hostile file can raise anything
         raise HemafastError(f"{file} cannot be read ({type(error).__name__}).", remedy) from error

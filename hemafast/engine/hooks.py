@@ -18,7 +18,7 @@ from hemafast.engine.duration import seconds_to_end
 from hemafast.engine.run import Run
 from hemafast.engine.stop import StopFlag, exit_code
 from hemafast.errors import HemafastError, StoppedError
-from hemafast.files import write_whole
+from hemafast.files import write_table, write_whole
 from hemafast.preparation.split import TRAIN
 from hemafast.run_folder import BEST, LAST, NONFINITE
 
@@ -140,7 +140,7 @@ class NonfiniteCheck:
         where = {"epoch": str(epoch + 1), "batch": str(number), "classes": json.dumps(run.dataset.info.classes)}
         write_whole(file, lambda part: save_file(tensors, part, where))
         rows = run.dataset.split(TRAIN).iloc[batch.rows.numpy()]
-        write_whole(file.with_suffix(".csv"), lambda part: rows.to_csv(part, index=False))
+        write_table(file.with_suffix(".csv"), rows)
 
 
 class Saver:

@@ -20,7 +20,7 @@ from hemafast.engine.machine import Machine, choose_input, machine_for
 from hemafast.engine.trial import decide
 from hemafast.errors import HemafastError
 from hemafast.preparation.schema import QUARANTINED
-from hemafast.preparation.split import TRAIN, VAL
+from hemafast.preparation.split import TEST, TRAIN, VAL
 
 logger = logging.getLogger("hemafast")
 
@@ -84,6 +84,8 @@ def announce(plan: Plan, started_from: str) -> None:
         len(info.classes),
         info.fingerprint[:12],
     )
+    if TEST in info.counts:
+        logger.info("%d test images are held out", len(plan.dataset.split(TEST)))
     logger.info("%s at %d px, started from %s", settings.model, settings.image_size, started_from)
     if untrained := untrained_classes(plan.dataset):
         logger.warning("no training image of %s: the model cannot learn it", "; ".join(untrained))

@@ -165,4 +165,6 @@ def view_of(info: DatasetInfo, packed_size: int) -> View:
         packed_size=packed_size,
         field_of_view=named[asked] if asked in named else float(asked),
         um_per_pixel={name: domain.um_per_pixel for name, domain in info.domains.items()},
+        ranges={name: domain.ranges for name, domain in info.domains.items() if domain.ranges},
+        min_side=info.settings["min_side"],
     )

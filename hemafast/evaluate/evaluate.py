@@ -1,7 +1,7 @@
-"""Score the best model of a run on validation images, by domain and pooled.
+"""Score the best model of a run on validation or test images, by domain and pooled.
 
-On the run's own data, temperature and thresholds are fitted on half of the images, and calibrated scores are reported
-on the other half. All other scores use all images.
+On the run's own validation images, temperature and thresholds are fitted on half of them, and calibrated scores are
+reported on the other half. All other scores use all images. Nothing is ever fitted on test images.
 """
 
 from __future__ import annotations
@@ -9,13 +9,13 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from hemafast.config import Device, TrainConfig
+from hemafast.config import Device, ScoredSplit, TrainConfig
 from hemafast.data.dataset import Dataset, open_dataset
 from hemafast.data.loader import eval_loader
 from hemafast.data.samples import Samples
@@ -27,13 +27,14 @@ from hemafast.engine.step import Totals
 from hemafast.engine.validate import validate
 from hemafast.errors import HemafastError
 from hemafast.evaluate.calibration import TARGET, calibrate, soften
-from hemafast.evaluate.predictions import prediction_table, write_predictions
+from hemafast.evaluate.predictions import prediction_table
 from hemafast.evaluate.scores import calibrated_scores, score
-from hemafast.files import write_text, write_whole
+from hemafast.files import write_table, write_text, write_whole
 from hemafast.metrics import macro_f1, with_pooled
 from hemafast.model import Classifier
 from hemafast.pictures import confusion_figure, save
-from hemafast.preparation.split import TRAIN, VAL, assign_split
+from hemafast.preparation.schema import divided_groups
+from hemafast.preparation.split import TRAIN, VAL, WORDS, assign_split
 from hemafast.run_folder import BEST, CONFUSION_PLOT, EVALUATIONS, METRICS, METRICS_SCHEMA, PREDICTIONS, read_config
 from hemafast.taxonomy import BLAST
 
@@ -47,25 +48,30 @@ Metrics = dict[str, Any]
 Mask = npt.NDArray[np.bool_]
 
 
-def evaluate_run(folder: Path, *, data: Path | None = None, device: Device = "auto") -> Metrics:
-    """Score the best model of a run on the validation images.
+def evaluate_run(
+    folder: Path, *, data: Path | None = None, split: ScoredSplit = "val", device: Device = "auto"
+) -> Metrics:
+    """Score the best model of a run on the validation images, or on the test images.
 
     Writes METRICS, PREDICTIONS and CONFUSION_PLOT into `scores_folder(folder, metrics)`: the run folder or, for other
-    data than the run's, a folder of its own within it. Writes CALIBRATION for the run's own data only.
+    images than the run's own validation images, a folder of its own within it. Writes CALIBRATION for the run's own
+    validation images only.
 
     Args:
         folder: a run folder.
-        data: prepared data set to score on; None for the run's own. Other data needs the same classes. All its
-            validation images are reported on, with the calibration that the model has.
+        data: prepared data set to score on; None for the run's own. Other data needs the same classes.
+        split: which of its images to score. Of test images and of other data, all are reported on, with the
+            calibration that the model has.
         device: where the model runs.
 
     Returns:
         The content of METRICS.
 
     Raises:
-        HemafastError: `folder` is not a run, its model is missing or damaged, the data has other classes, or the run's
-            own data changed since training.
+        HemafastError: `folder` is not a run, its model is missing or damaged, the data has other classes or no such
+            split, or the run's own data changed since training.
     """
+    _refuse_unknown_split(split)
     config = read_config(folder)
     model, card = load_best(folder / BEST)
     dataset = open_dataset(data or config.data)
@@ -82,23 +88,24 @@ def evaluate_run(folder: Path, *, data: Path | None = None, device: Device = "au
             f"{dataset.folder} is not the data that {folder / BEST} was trained with (its fingerprint differs).",
             "Prepare the same archives with the same settings again, or score it as other data with --data.",
         )
-    samples = dataset.samples(VAL, config.image_size)
+    samples = dataset.samples(split, config.image_size)
     seen = replace(config, image_size=card.image_size, growing_from=())  # the best epoch may have used smaller images
     probabilities = _classify(model, seen, samples, len(card.classes), device)
-    fitted = _calibration_part(dataset, card) if own else np.zeros(len(samples), dtype=bool)
+    calibrates = own and split == VAL
+    fitted = _calibration_part(dataset, card) if calibrates else np.zeros(len(samples), dtype=bool)
     calibration = _calibration(card, samples, probabilities, fitted)
     metrics = {
         "schema": METRICS_SCHEMA,
-        "split": VAL,
+        "split": split,
         "warnings": _warnings(dataset, card),
         **_scores(dataset, samples, probabilities, calibration, ~fitted),
         "model": {**asdict(replace(card, calibration=calibration)), "file": BEST},
         "data": _data(dataset),
         "training": _training(folder, config),
     }
-    if own:
+    if calibrates:
         save_calibration(folder / BEST, card, calibration)
-    table = _predictions(dataset, samples, soften(probabilities, calibration.temperature), fitted)
+    table = _predictions(dataset, split, samples, soften(probabilities, calibration.temperature), fitted)
     _write(scores_folder(folder, metrics), metrics, table)
     return metrics
 
@@ -106,13 +113,15 @@ def evaluate_run(folder: Path, *, data: Path | None = None, device: Device = "au
 def scores_folder(folder: Path, metrics: Metrics) -> Path:
     """The folder that holds `metrics` of the run in `folder`: `folder` itself, or one of its EVALUATIONS.
 
-    Other data than the run's has a folder named after it, with the first 8 characters of its fingerprint.
+    Other data than the run's has a folder named after it, with the first 8 characters of its fingerprint. Test images
+    have a folder of their own, whose name is or ends in test.
     """
     data, fingerprint = Path(metrics["data"]["folder"]).absolute(), metrics["data"]["fingerprint"]
-    if fingerprint == metrics["model"]["data_fingerprint"]:
-        return folder
-    name = (data.parent if data.name == _PREPARED else data).name or _PREPARED
-    return folder / EVALUATIONS / f"{name[:_LONGEST]}-{fingerprint[:8]}"
+    parts = [] if metrics["split"] == VAL else [metrics["split"]]
+    if fingerprint != metrics["model"]["data_fingerprint"]:
+        name = (data.parent if data.name == _PREPARED else data).name or _PREPARED
+        parts = [name[:_LONGEST], fingerprint[:8], *parts]
+    return folder / EVALUATIONS / "-".join(parts) if parts else folder
 
 
 def run_of(folder: Path) -> Path:
@@ -121,15 +130,23 @@ def run_of(folder: Path) -> Path:
     return home.parent if home.name == EVALUATIONS else folder
 
 
+def _refuse_unknown_split(split: str) -> None:
+    if split not in get_args(ScoredSplit):
+        raise HemafastError(
+            f"split = {split!r}: a run is not scored on such images.",
+            f"Choose from: {', '.join(get_args(ScoredSplit))}.",
+        )
+
+
 def _write(folder: Path, metrics: Metrics, table: pd.DataFrame) -> None:
     text = json.dumps(metrics, indent=2, allow_nan=False) + "\n"
-    matrices = {}
+    matrices, images = {}, f"{WORDS[metrics['split']]} images"
     for name, scores in with_pooled(metrics["domains"], metrics["pooled"]).items():
         matrix = np.array(scores["confusion"])
-        matrices[f"{name}: macro-F1 {macro_f1(matrix):.3f}, {int(matrix.sum())} images"] = matrix
+        matrices[f"{name}: macro-F1 {macro_f1(matrix):.3f}, {int(matrix.sum())} {images}"] = matrix
     figure = confusion_figure(matrices, metrics["model"]["classes"])
     folder.mkdir(parents=True, exist_ok=True)
-    write_predictions(folder / PREDICTIONS, table)
+    write_table(folder / PREDICTIONS, table)
     write_whole(folder / CONFUSION_PLOT, lambda part: save(figure, part))
     write_text(folder / METRICS, text)
 
@@ -174,9 +191,11 @@ def _scores(
     return {"pooled": scores.pop("pooled"), "domains": scores}
 
 
-def _predictions(dataset: Dataset, samples: Samples, softened: npt.NDArray[np.float64], fitted: Mask) -> pd.DataFrame:
+def _predictions(
+    dataset: Dataset, split: str, samples: Samples, softened: npt.NDArray[np.float64], fitted: Mask
+) -> pd.DataFrame:
     """One row per image, with calibrated probabilities."""
-    images = dataset.split(VAL)
+    images = dataset.split(split)
     columns = {
         "image": images["path"].to_numpy(),
         "domain": samples.domains,
@@ -228,4 +247,6 @@ def _warnings(dataset: Dataset, card: ModelCard) -> list[str]:
             "This is not the data that the model was trained with: the model may have been trained on some of these "
             "images"
         )
+    if divided := divided_groups(dataset.table):
+        warnings.append(f"{divided} patients or slides have images in several splits: scores may be too good")
     return warnings

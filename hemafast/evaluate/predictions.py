@@ -11,7 +11,6 @@ import numpy.typing as npt
 import pandas as pd
 
 from hemafast.errors import HemafastError
-from hemafast.files import write_whole
 
 Probabilities = npt.NDArray[np.floating[Any]]
 """(images, classes), rows that add up to 1; a row of nan for an image without an answer."""
@@ -46,18 +45,13 @@ def entropy(probabilities: Probabilities) -> Probabilities:
     return np.asarray(-(probabilities * logs).sum(axis=1)) + 0.0  # no -0.0
 
 
-def write_predictions(file: Path, table: pd.DataFrame) -> None:
-    """Write a table as CSV, whole or not at all. Raises OSError if the disk is full."""
-    write_whole(file, lambda part: table.to_csv(part, index=False))
-
-
 def read_predictions(file: Path) -> tuple[pd.DataFrame, tuple[str, ...], npt.NDArray[np.float64]]:
     """Read a table: all columns, the classes, and the probabilities (images, classes).
 
     Raises HemafastError if `file` is not such a table.
     """
     try:
-        table = pd.read_csv(file, keep_default_na=False)
+        table = pd.read_csv(file, keep_default_na=False, encoding="utf-8-sig")
         classes = tuple(name.removeprefix(PREFIX) for name in table.columns if name.startswith(PREFIX))
         numbers = table[[f"{PREFIX}{name}" for name in classes]].replace("", np.nan).astype(np.float64)
     except (OSError, ValueError) as error:

@@ -20,7 +20,7 @@ from hemafast.engine.distributed import refuse_several
 from hemafast.engine.trainer import train
 from hemafast.errors import HemafastError, StoppedError
 from hemafast.evaluate.evaluate import Metrics, evaluate_run
-from hemafast.files import write_whole, writing
+from hemafast.files import csv_bytes, write_whole, writing
 from hemafast.progress import SILENT, Progress
 from hemafast.report.page import write_report
 from hemafast.run_folder import BEST, PREDICTIONS, read_metrics
@@ -89,8 +89,7 @@ def write_files(folder: Path, contents: Mapping[str, bytes]) -> None:
 
 def csv_of(rows: Iterable[Mapping[str, Any]], columns: Sequence[str]) -> bytes:
     """Rows as CSV. Missing values and None are left empty."""
-    table = pd.DataFrame(list(rows), columns=list(columns), dtype=object)  # object: counts stay whole beside gaps
-    return table.to_csv(index=False, lineterminator="\n").encode()
+    return csv_bytes(pd.DataFrame(list(rows), columns=list(columns), dtype=object))  # counts stay whole beside gaps
 
 
 def _outcome(name: str, config: TrainConfig, progress: Progress) -> Outcome:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,14 +14,17 @@ import pandas as pd
 from hemafast.config import PrepareConfig
 from hemafast.errors import HemafastError
 from hemafast.preparation import lists, schema
+from hemafast.preparation.account import account_for, refuse_lost
+from hemafast.preparation.appearance import find_implausible
+from hemafast.preparation.depth import Range
 from hemafast.preparation.ingest import ingest
 from hemafast.preparation.pixels import rows_per_file
-from hemafast.preparation.plan import Plan, choose_sums, layout_notes, make_plan, scale_notes
+from hemafast.preparation.plan import Plan, choose_sums, make_plan, scale_notes
 from hemafast.preparation.publish import published_whole, recover, refuse_foreign, refuse_too_little_room
+from hemafast.preparation.ranges import measure_ranges, range_notes
 from hemafast.preparation.reader import PreparedFiles, read_prepared, seal
 from hemafast.preparation.selection import refuse_excess, select_images
 from hemafast.preparation.shards import fingerprint, write_manifest, write_quarantine, write_shards, write_split
-from hemafast.preparation.split import SPLITS
 from hemafast.preparation.webdataset import write_webdataset
 from hemafast.progress import SILENT, Progress, stage
 
@@ -46,7 +49,30 @@ class Prepared:
         return self.files.info
 
 
-def prepare(config: PrepareConfig, *, progress: Progress = SILENT, workers: int | None = None) -> Prepared:
+def plan_preparation(config: PrepareConfig, *, progress: Progress = SILENT) -> Plan:
+    """What `prepare` would take from the source, as what; nothing is decoded or written.
+
+    Args:
+        config: the settings.
+        progress: receives the listing of each archive.
+
+    Returns:
+        The plan, for `prepare`.
+
+    Raises:
+        HemafastError: the source, a list or the output cannot be used.
+    """
+    _refuse_source_within(config)
+    refuse_foreign(config.output.resolve())
+    plan = make_plan(config, progress)
+    if config.strict:
+        refuse_lost(plan.passed)
+    return plan
+
+
+def prepare(
+    config: PrepareConfig, plan: Plan | None = None, *, progress: Progress = SILENT, workers: int | None = None
+) -> Prepared:
     """Turn the archives in `config.source` into a prepared data set at `config.output`.
 
     Writes nothing if the data set already exists, from the same archives and settings. After an interruption, the same
@@ -54,6 +80,7 @@ def prepare(config: PrepareConfig, *, progress: Progress = SILENT, workers: int 
 
     Args:
         config: the settings.
+        plan: what `plan_preparation` returned for them, if it was called.
         progress: receives every stage: listing archives, reading images, and so on.
         workers: number of threads; by default one per core. The result does not depend on it.
 
@@ -63,11 +90,9 @@ def prepare(config: PrepareConfig, *, progress: Progress = SILENT, workers: int 
     Raises:
         HemafastError: the input cannot be used, or the disk is full. An older data set at `config.output` stays.
     """
-    _refuse_source_within(config)
     whole = config.output.resolve()  # if the output is the current folder, a relative name would follow the old one
-    refuse_foreign(whole)
     recover(whole)
-    plan = make_plan(config, progress)
+    plan = plan or plan_preparation(config, progress=progress)
     existing = _existing(config.output)
     if existing is not None and existing.info.inputs == plan.inputs:
         refuse_excess(existing.manifest, config)
@@ -75,12 +100,15 @@ def prepare(config: PrepareConfig, *, progress: Progress = SILENT, workers: int 
     sums, notes = choose_sums(plan, config.checksums, progress)
     with published_whole(whole, plan.ingest_key, progress=progress) as folder:
         refuse_too_little_room(whole, _needed_bytes(plan, config, folder))
-        images = ingest(plan, sums, folder, workers=workers or len(os.sched_getaffinity(0)), progress=progress)
+        ranges = measure_ranges(plan, progress)
+        images = ingest(plan, sums, ranges, folder, workers=workers or len(os.sched_getaffinity(0)), progress=progress)
         with stage(progress, "finding duplicates"):
             manifest, more = select_images(images, config)
         _move_quarantined(folder, images, manifest)
         _write_lists(folder, manifest, plan, config, progress)
-        _write_info(folder, manifest, plan, (*notes, *more, *scale_notes(manifest, plan), *layout_notes(plan)), config)
+        looks = (*range_notes(manifest, ranges), *(one.note for one in find_implausible(manifest)))
+        said = (*plan.notes, *notes, *more, *scale_notes(manifest, plan), *looks)
+        _write_info(folder, manifest, plan, ranges, said, config)
     return Prepared(config.output, read_prepared(whole), fresh=True)
 
 
@@ -130,14 +158,22 @@ def _write_lists(folder: Path, manifest: pd.DataFrame, plan: Plan, config: Prepa
         write_webdataset(folder, manifest, plan.classes, folds=config.folds, count=config.shards, progress=progress)
 
 
-def _write_info(folder: Path, manifest: pd.DataFrame, plan: Plan, notes: Sequence[str], config: PrepareConfig) -> None:
+def _write_info(
+    folder: Path,
+    manifest: pd.DataFrame,
+    plan: Plan,
+    ranges: Mapping[str, dict[str, Range]],
+    notes: Sequence[str],
+    config: PrepareConfig,
+) -> None:
     info = schema.DatasetInfo(
         schema_version=schema.SCHEMA,
         fingerprint=fingerprint(manifest, plan.classes, plan.sizes),
         inputs=plan.inputs,
         classes=plan.classes,
-        domains=_describe_domains(manifest, plan),
-        counts={split: _count(schema.in_split(manifest, split)) for split in SPLITS},
+        domains=_describe_domains(manifest, plan, ranges),
+        counts={split: _count(schema.in_split(manifest, split)) for split in schema.splits_of(manifest)},
+        account=account_for(manifest, plan.passed),
         pack_sizes=plan.sizes,
         rows_per_file={str(size): rows_per_file(size) for size in plan.sizes},
         folds=config.folds,
@@ -151,19 +187,22 @@ def _write_info(folder: Path, manifest: pd.DataFrame, plan: Plan, notes: Sequenc
     (folder / schema.INFO).write_text(sealed.model_dump_json(indent=2) + "\n", encoding="utf-8")
 
 
-def _describe_domains(manifest: pd.DataFrame, plan: Plan) -> dict[str, schema.DomainInfo]:
+def _describe_domains(
+    manifest: pd.DataFrame, plan: Plan, ranges: Mapping[str, dict[str, Range]]
+) -> dict[str, schema.DomainInfo]:
     verdicts = Counter(zip(manifest["domain"], manifest["verdict"], strict=True))
+    images = Counter(manifest["domain"])
     return {
-        archive.domain: schema.DomainInfo(
-            archive=archive.path.name,
-            um_per_pixel=plan.um_per_pixel[archive.domain],
-            drawn=archive.drawn,
-            images=len(archive.members),
-            converted=verdicts[archive.domain, schema.CONVERTED],
-            quarantined=verdicts[archive.domain, schema.QUARANTINED],
-            ignored=len(archive.ignored),
+        name: schema.DomainInfo(
+            archive=domain.archive,
+            um_per_pixel=plan.um_per_pixel[name],
+            drawn=domain.drawn,
+            images=images[name],
+            converted=verdicts[name, schema.CONVERTED],
+            quarantined=verdicts[name, schema.QUARANTINED],
+            ranges=ranges[name],
         )
-        for archive in plan.archives
+        for name, domain in plan.domains.items()
     }
 
 

@@ -29,6 +29,9 @@ identical files at 0 bits, the closest pair of different cells at 68 (of 4.5 mil
 HASHED_SIZE = 256
 """px: side of the squares that MAX_DISTANCE was measured on. Of several packed sizes, the nearest is hashed."""
 
+GREY = (299.0, 587.0, 114.0)
+"""Weights of red, green and blue in a grey value, in thousandths (ITU-R BT.601)."""
+
 _FLAT = "0" * 64  # hash of an image of one colour; such images are compared by their pixels alone
 _THUMBNAIL = 32  # px
 _NAMED = 5  # copies that a reason lists
@@ -52,8 +55,8 @@ def perceptual_hash(thumbnails: npt.NDArray[np.uint8]) -> Hashes:
 
     A bit says whether a low frequency of the brightness is stronger than the image's median.
     """
-    # ITU-R BT.601 in whole thousandths. With the rounding below, the bits do not depend on the machine.
-    brightness = sum(weight * thumbnails[..., channel] for channel, weight in enumerate((299.0, 587.0, 114.0)))
+    # Whole numbers: with the rounding below, the bits do not depend on the machine.
+    brightness = sum(weight * thumbnails[..., channel] for channel, weight in enumerate(GREY))
     frequencies = dctn(brightness, axes=(1, 2), norm="ortho")[:, :_FREQUENCIES, :_FREQUENCIES]
     strength = np.round(frequencies, 3).reshape(len(thumbnails), -1)
     strength[:, 0] = -np.inf  # the mean brightness is not shape

@@ -1,4 +1,4 @@
-"""Check one image: its bytes with a strict decoder, and DALI's pixels against that decoder's.
+"""The door for the bytes of images: verify one strictly, re-encode it if need be, and compare DALI's pixels.
 
 DALI alone is not enough: for a JPEG with flipped bytes it returns wrong pixels and no error.
 """
@@ -6,80 +6,50 @@ DALI alone is not enough: for a JPEG with flipped bytes it returns wrong pixels 
 from __future__ import annotations
 
 import io
+import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import simplejpeg
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
+
+from hemafast.preparation.depth import Range, Ranges, to_8_bits
+from hemafast.preparation.kinds import UnreadableImageError
+from hemafast.preparation.picture import Picture, refuse_slide
+from hemafast.preparation.reference import naming_damage, open_picture
 
 Pixels = npt.NDArray[np.uint8]
 
-FORMATS = {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG", ".tif": "TIFF", ".tiff": "TIFF", ".bmp": "BMP"}
-"""Suffixes of images, in lower case, and the format (Pillow's name) that each stands for."""
+FORMATS = {
+    ".jpg": "JPEG",
+    ".jpeg": "JPEG",
+    ".png": "PNG",
+    ".tif": "TIFF",
+    ".tiff": "TIFF",
+    ".bmp": "BMP",
+    ".webp": "WEBP",
+    ".jp2": "JPEG2000",
+    ".j2k": "JPEG2000",
+    ".gif": "GIF",
+    ".avif": "AVIF",
+    ".mpo": "JPEG",
+}
+"""Suffixes of images, in lower case, and the format (Pillow's name; MPO begins as a JPEG) that each stands for."""
 
 MAX_PIXELS = 64 * 10**6
-"""Far more than any single-cell image has. Larger images are refused by their header, before memory is spent."""
+"""Far more than any array of a single cell has."""
+MIN_SIDE = 16
+"""px: shorter side of the smallest image that can show a cell."""
+_MAX_RATIO = 4  # longer side over shorter side of a cell's image
 
-_TOLERANCE = 1  # largest difference between DALI's pixels and the reference, of 255: rounding
-
-CONVERTED_KINDS = {
-    "grey": "one channel: repeated to RGB",
-    "alpha": "transparency: dropped, colours stay as stored",
-    "palette": "palette: each index becomes its colour",
-    "16-bit": "16 bits a channel: divided by 257 and rounded, so that 65535 is 255",
-    "rotated": "an orientation in EXIF or TIFF: applied",
-    "misnamed": "the suffix names another format: read by its content",
-}
-"""Kinds of image that are converted to plain 8-bit RGB, and how."""
-
-QUARANTINED_KINDS = {
-    "empty": "no bytes",
-    "not an image": "not a JPEG, PNG, TIFF or BMP",
-    "damaged": "truncated or corrupt: a decoder failed or warned",
-    "checksum": "its sha256 differs from the one in --checksums",
-    "several frames": "an animation, or several pages",
-    "too large": f"more than {MAX_PIXELS // 10**6} million pixels by its header",
-    "CMYK": "ink values: their colours depend on a profile",
-    "pixel layout": "not grey, RGB or palette of 8 or 16 bits: 1 bit, float, Lab ...",
-    "decoders disagree": "DALI fails, or reads other pixels than the reference decoder",
-    "field of view": "smaller than the square that --field-of-view asks for",
-    "contradiction": "the same picture is also in another class",
-    "not in the split": "--split-file does not list it",
-    "twin validates": "--split-file puts it in training and the same picture in validation",
-}
-"""Kinds of image that are quarantined, and why."""
-
-_LAYOUTS = {
-    "RGB": (),
-    "RGBA": ("alpha",),
-    "RGBX": ("alpha",),
-    "L": ("grey",),
-    "LA": ("grey", "alpha"),
-    "P": ("palette",),
-    "PA": ("palette", "alpha"),
-    "I;16": ("grey", "16-bit"),
-    "I;16B": ("grey", "16-bit"),
-}
-"""Kinds of image by pixel layout (Pillow's mode). Other layouts are quarantined."""
-
+_SIGNS_OF_DAMAGE = ("invalid value offset", "could not read")  # in warnings of tifffile
 _KEPT_PIXELS = 10**6  # larger references are decoded again when needed: 64 of them might fill the memory
-_ORIENTATION = 0x0112  # EXIF and TIFF tag
-_BITS_PER_SAMPLE = 0x0102  # TIFF tag
-_TURNED = frozenset({5, 6, 7, 8})  # orientations that swap width and height
-
-
-class UnreadableImageError(ValueError):
-    """An image that must be quarantined: `kind` is a key of QUARANTINED_KINDS, the message says why."""
-
-    def __init__(self, kind: str, message: str = "") -> None:
-        super().__init__(message or QUARANTINED_KINDS[kind])
-        self.kind = kind
+_NO_RANGES: Mapping[str, Range] = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,9 +60,9 @@ class Header:
     """px, upright."""
     height: int
     mode: str
-    """Pixel layout in the file (Pillow's name)."""
+    """Pixel layout in the original file: Pillow's name, with the type of values that are deeper than 8 bits."""
     format: str
-    """JPEG, PNG, TIFF or BMP, by content."""
+    """Pillow's name, by content, of the original file."""
     kinds: tuple[str, ...] = ()
     """Keys of CONVERTED_KINDS."""
     compared: bool = False
@@ -101,132 +71,118 @@ class Header:
     """uint8 (height, width, 3) to compare with; None for a large image, which is decoded again."""
 
 
-def verify_image(data: bytes, name: str) -> Header:
-    """Decode an image strictly, within `strict_decoders`. `name` is its file name, for the suffix.
+def verify_image(data: bytes, name: str, ranges: Ranges = _NO_RANGES, min_side: int = MIN_SIDE) -> tuple[Header, bytes]:
+    """Decode an image strictly, within `strict_decoders`.
 
-    Raises UnreadableImageError if the image must be quarantined.
+    Args:
+        data: the bytes of the file.
+        name: its file name, for the suffix.
+        ranges: what values of more than 8 bits become, as `choose_ranges` found out for its domain.
+        min_side: px, the smallest side that is accepted.
+
+    Returns:
+        What it is, and the bytes to keep and to decode: `data`, or a PNG of the reference decoder's pixels for a form
+        that DALI does not read exactly.
+
+    Raises:
+        UnreadableImageError: the image must be quarantined.
     """
     if not data:
         raise UnreadableImageError("empty")
-    try:
-        return _verify(data, name)
-    except (UnreadableImageError, MemoryError):
-        raise
-    except UnidentifiedImageError as error:
-        raise UnreadableImageError("not an image") from error
-    except Image.DecompressionBombError as error:
-        raise UnreadableImageError("too large", str(error)) from error
-    except Exception as error:  # decoders raise almost anything
-        raise UnreadableImageError("damaged", " ".join(str(error).split()) or type(error).__name__) from error
+    with naming_damage():
+        picture = open_picture(data)
+        refuse_shape(picture.width, picture.height, min_side)
+        header = Header(picture.width, picture.height, picture.mode, picture.format, _kinds(picture, name))
+        if picture.format in ("JPEG", "MPO"):
+            # The entropy decoder notices damage, and it always reads every channel. Grey at an eighth of the size
+            # saves what follows it.
+            simplejpeg.decode_jpeg(data, colorspace="GRAY", min_height=1, min_width=1, min_factor=8, strict=True)
+            if picture.plain and "rotated" not in picture.kinds:
+                return header, data
+        reference = _rgb(picture, ranges)
+        kept = reference if picture.width * picture.height <= _KEPT_PIXELS else None
+        header = replace(header, compared=True, reference=kept)
+        return header, data if picture.plain else _png(reference)
 
 
 @contextmanager
 def strict_decoders() -> Iterator[None]:
-    """Turn Pillow's warnings into errors for `verify_image`: they mean that the decoder guessed.
+    """Turn warnings of Pillow and tifffile into errors for `verify_image`: they mean that the decoder guessed.
 
-    Warning filters belong to the process, not to a thread. Use this around a pool of threads, never inside one.
+    Warning filters and loggers belong to the process, not to a thread. Use this around a pool of threads, never inside
+    one.
     """
-    with warnings.catch_warnings():
-        for category in (UserWarning, Image.DecompressionBombWarning):
-            warnings.filterwarnings("error", category=category, module=r"PIL\b")
-        yield
+    logger, strict = logging.getLogger("tifffile"), _RaisingHandler(logging.WARNING)
+    propagates, logger.propagate = logger.propagate, False
+    logger.addHandler(strict)
+    try:
+        with warnings.catch_warnings():
+            for category in (UserWarning, Image.DecompressionBombWarning):
+                warnings.filterwarnings("error", category=category, module=r"PIL\b")
+            yield
+    finally:
+        logger.removeHandler(strict)
+        logger.propagate = propagates
 
 
-def _verify(data: bytes, name: str) -> Header:
-    with _open(data) as image:
-        if image.width * image.height > MAX_PIXELS:
-            raise UnreadableImageError("too large", f"{image.width} x {image.height} px by its header")
-        if _has_several_frames(image):
-            raise UnreadableImageError("several frames")
-        if image.mode == "CMYK":
-            raise UnreadableImageError("CMYK")
-        if image.mode not in _LAYOUTS:
-            raise UnreadableImageError("pixel layout", f"pixel layout {image.mode}")
-        orientation = _orientation(image)
-        kinds = _kinds(image, data, name, orientation)
-        plain_jpeg = image.format == "JPEG" and orientation == 1
-        if image.format == "JPEG":
-            # The entropy decoder notices damage, and it always reads every channel. Grey at an eighth of the size
-            # saves what follows it.
-            simplejpeg.decode_jpeg(data, colorspace="GRAY", min_height=1, min_width=1, min_factor=8, strict=True)
-        width, height = image.size
-        if orientation in _TURNED and image.format != "TIFF":  # Pillow turns TIFF by itself
-            width, height = height, width
-        header = Header(width, height, image.mode, image.format or "", kinds, compared=not plain_jpeg)
-        if plain_jpeg:
-            return header
-        reference = _reference(image)
-        return replace(header, reference=reference) if width * height <= _KEPT_PIXELS else header
+class _RaisingHandler(logging.Handler):
+    """Raises what is logged of damage. A strange value of a tag that pixels do not depend on is none."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        message = " ".join(record.getMessage().split())
+        if record.levelno >= logging.ERROR or any(words in message for words in _SIGNS_OF_DAMAGE):
+            raise UnreadableImageError("damaged", message)
 
 
 def decode_reference(data: bytes) -> Pixels:
-    """The upright pixels of a verified image by the reference decoder: uint8 (height, width, 3)."""
-    with _open(data) as image:
-        return _reference(image)
+    """The upright pixels of the bytes that `verify_image` returned, by the reference decoder: (height, width, 3)."""
+    return _rgb(open_picture(data), _NO_RANGES)
 
 
-def refuse_other_pixels(data: bytes, header: Header, pixels: Pixels) -> None:
-    """Compare the pixels (height, width, 3) that DALI reads in `data` with those of the reference decoder.
+def refuse_shape(width: int, height: int, min_side: int = MIN_SIDE) -> None:
+    """Raise UnreadableImageError for an image whose sides in px cannot be those of a single cell's image."""
+    size = f"{width} x {height} px"
+    refuse_slide(width, height)
+    if min(width, height) < min_side:
+        raise UnreadableImageError("not a cell", f"{size}: smaller than {min_side} px (--min-side)")
+    if max(width, height) > _MAX_RATIO * min(width, height):
+        raise UnreadableImageError("not a cell", f"{size}: more than {_MAX_RATIO} times as long as wide")
 
-    `header` is what `verify_image` returned. Raises UnreadableImageError if the two differ by more than rounding.
+
+def check_pixels(data: bytes, header: Header, pixels: Pixels) -> None:
+    """Check the pixels (height, width, 3) that DALI reads in `data`; both are of `verify_image`, or of an array.
+
+    Raises UnreadableImageError if they differ from those of the reference decoder, or have only one colour.
     """
     if pixels.shape != (header.height, header.width, 3):
         raise UnreadableImageError("decoders disagree", f"DALI reads an image of {pixels.shape}")
     if header.compared:
         reference = decode_reference(data) if header.reference is None else header.reference
-        if np.array_equal(reference, pixels):  # the usual case, and quick
-            return
-        difference = int(np.abs(reference.astype(np.int16) - pixels).max())
-        if difference > _TOLERANCE:
+        if not np.array_equal(reference, pixels):
+            difference = int(np.abs(reference.astype(np.int16) - pixels).max())
             raise UnreadableImageError("decoders disagree", f"they differ by up to {difference} of 255")
+    some = pixels[:: max(1, header.height // 8), :: max(1, header.width // 8)]  # nearly always enough
+    if (some == pixels[0, 0]).all() and (pixels == pixels[0, 0]).all():
+        raise UnreadableImageError("not a cell", "one colour: there is nothing on it")
 
 
-def _open(data: bytes) -> Image.Image:
-    return Image.open(io.BytesIO(data), formats=sorted(set(FORMATS.values())))
+def _kinds(picture: Picture, name: str) -> tuple[str, ...]:
+    own = "JPEG" if picture.format == "MPO" else picture.format
+    found = {
+        "re-encoded": not picture.plain,
+        "misnamed": FORMATS.get(PurePosixPath(name).suffix.lower()) != own,
+    }
+    return (*picture.kinds, *(kind for kind, is_so in found.items() if is_so))
 
 
-def _has_several_frames(image: Any) -> bool:
-    if image.format != "TIFF":
-        return bool(getattr(image, "n_frames", 1) != 1)
-    try:
-        image.seek(1)  # counting all of them takes more than linear time
-    except EOFError:
-        return False
-    return True
+def _rgb(picture: Picture, ranges: Ranges) -> Pixels:
+    values = picture.read()
+    if picture.depth:
+        values = to_8_bits(values, picture.depth, ranges)
+    return values if values.ndim == 3 else np.repeat(values[..., None], 3, axis=2)
 
 
-def _kinds(image: Image.Image, data: bytes, name: str, orientation: int) -> tuple[str, ...]:
-    kinds = list(_LAYOUTS[image.mode])
-    if "transparency" in image.info:
-        kinds.append("alpha")
-    if "16-bit" not in kinds and _has_16_bits(image, data):
-        kinds.append("16-bit")
-    if orientation != 1:
-        kinds.append("rotated")
-    if FORMATS.get(PurePosixPath(name).suffix.lower()) != image.format:
-        kinds.append("misnamed")
-    return tuple(kinds)
-
-
-def _has_16_bits(image: Any, data: bytes) -> bool:
-    """Whether a channel has 16 bits although Pillow's mode does not say so."""
-    if image.format == "PNG":
-        return data[24] == 16  # bit depth: ninth byte of the IHDR chunk, which begins at 16
-    return image.format == "TIFF" and 16 in image.tag_v2.get(_BITS_PER_SAMPLE, ())
-
-
-def _orientation(image: Any) -> int:
-    """2 to 8 for an image to flip or turn, 1 for an upright one or an invalid tag."""
-    tags = image.tag_v2 if image.format == "TIFF" else image.getexif()
-    found = tags.get(_ORIENTATION, 1)
-    return found if found in range(2, 9) else 1
-
-
-def _reference(image: Image.Image) -> Pixels:
-    """The upright pixels as RGB. Copying costs most for uncompressed files, so it is avoided where possible."""
-    image.info.pop("transparency", None)  # dropped like alpha; Pillow would warn about some forms of it
-    upright: Image.Image = image if _orientation(image) == 1 else ImageOps.exif_transpose(image)
-    if upright.mode.startswith("I;16"):
-        grey = (np.asarray(upright).astype(np.uint32) + 128) // 257
-        return np.repeat(grey.astype(np.uint8)[..., None], 3, axis=2)
-    return np.asarray(upright if upright.mode == "RGB" else upright.convert("RGB"))
+def _png(pixels: Pixels) -> bytes:
+    stream = io.BytesIO()
+    Image.fromarray(pixels).save(stream, "PNG", compress_level=1)
+    return stream.getvalue()

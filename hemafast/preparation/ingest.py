@@ -7,26 +7,24 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from hemafast.preparation import schema
-from hemafast.preparation.archive import Member, entry_reader
+from hemafast.preparation.appearance import contrast_of
+from hemafast.preparation.containers import reader_of
+from hemafast.preparation.depth import Range
 from hemafast.preparation.duplicates import HASHED_SIZE, perceptual_hash, thumbnail, to_hex
-from hemafast.preparation.image_checks import (
-    CONVERTED_KINDS,
-    Header,
-    Pixels,
-    UnreadableImageError,
-    refuse_other_pixels,
-    strict_decoders,
-    verify_image,
-)
+from hemafast.preparation.gather import Member
+from hemafast.preparation.image_checks import Header, Pixels, check_pixels, strict_decoders, verify_image
+from hemafast.preparation.kinds import CONVERTED_KINDS, UnreadableImageError
 from hemafast.preparation.pixels import Decoded, SquareDecoder, SquareFiles, centre_windows, runs_within
 from hemafast.preparation.plan import Plan
 from hemafast.preparation.publish import log_of
+from hemafast.preparation.ranges import in_stored_order
 from hemafast.preparation.threads import Pool, batches, made_ahead
 from hemafast.preparation.worklog import Row, append_rows, hash_squares, sound_rows
 from hemafast.progress import SILENT, Progress
@@ -57,13 +55,21 @@ class _Image:
 
 
 def ingest(
-    plan: Plan, sums: Mapping[str, str], folder: Path, *, workers: int, progress: Progress = SILENT
+    plan: Plan,
+    sums: Mapping[str, str],
+    ranges: Mapping[str, Mapping[str, Range]],
+    folder: Path,
+    *,
+    workers: int,
+    progress: Progress = SILENT,
 ) -> pd.DataFrame:
     """Read, verify and decode every image in batches. Store its bytes and packed pixels in `folder`.
 
-    `sums` holds the sha256 of images, by name; images that are not in it may have any. Sound results of an interrupted
-    call are reused. Returns one row per image in the order of the manifest, with its columns except split, fold and
-    groups. Raises HemafastError if an archive is damaged, OSError if the disk is full.
+    `sums` holds the sha256 of images, by name; images that are not in it may have any. `ranges` says by domain what
+    values of more than 8 bits become. Sound results of an interrupted call are reused.
+
+    Returns one row per image in the order of the manifest, with its columns except split, fold and groups. Raises
+    HemafastError if an archive is damaged, OSError if the disk is full.
     """
     rows = plan.rows()
     (folder / schema.PACKED).mkdir(exist_ok=True)
@@ -76,7 +82,7 @@ def ingest(
         progress.start("reading images", plan.images, done=len(done))
         stack.callback(progress.finish)
         stack.enter_context(strict_decoders())
-        verified = made_ahead(_verified(_read(plan, rows, frozenset(done)), plan, sums, pool), stations[0])
+        verified = made_ahead(_verified(_read(plan, rows, frozenset(done)), plan, sums, ranges, pool), stations[0])
         decoded = made_ahead(_decoded(verified, SquareDecoder(plan.sizes, _BATCH, workers)), stations[1])
         written_back = disk.submit(_write_back, squares)
         for batch in decoded:
@@ -95,27 +101,38 @@ def ingest(
 
 
 def _read(plan: Plan, rows: Mapping[str, int], done: frozenset[int]) -> Iterator[_Image]:
-    for archive in plan.archives:
-        with entry_reader(archive.path) as read:
-            for member in archive.members:
-                if (row := rows[member.name]) not in done:
-                    yield _Image(row, member, read(member.entry))
+    """The images that are not `done` yet, in the order in which their archives hold them."""
+    wanted = [member for member in plan.members if rows[member.name] not in done]
+    for container, members in groupby(in_stored_order(wanted), key=lambda one: one.entry.container):
+        with reader_of(container) as read:
+            for member in members:
+                yield _Image(rows[member.name], member, read(member.entry))
 
 
-def _verified(images: Iterator[_Image], plan: Plan, sums: Mapping[str, str], pool: Pool) -> Iterator[list[_Image]]:
+def _verified(
+    images: Iterator[_Image],
+    plan: Plan,
+    sums: Mapping[str, str],
+    ranges: Mapping[str, Mapping[str, Range]],
+    pool: Pool,
+) -> Iterator[list[_Image]]:
     """Batches of images, hashed and verified."""
     for batch in batches(images, _BATCH, lambda image: len(image.data)):
-        pool.each(lambda image: _verify(image, plan, sums), batch)
+        pool.each(lambda image: _verify(image, plan, sums, ranges[image.member.domain]), batch)
         yield batch
 
 
-def _verify(image: _Image, plan: Plan, sums: Mapping[str, str]) -> None:
+def _verify(image: _Image, plan: Plan, sums: Mapping[str, str], ranges: Mapping[str, Range]) -> None:
+    """Check the bytes; `data` and `sha256` become those that are kept."""
     image.sha256 = hashlib.sha256(image.data).hexdigest()
     try:
         expected = sums.get(image.member.name, image.sha256)
         if image.sha256 != expected:
             raise UnreadableImageError("checksum", f"its sha256 is {image.sha256}, not {expected}")
-        image.header = header = verify_image(image.data, image.member.file)
+        image.header, kept = verify_image(image.data, image.member.file, ranges, plan.settings["min_side"])
+        header = image.header
+        if kept is not image.data:
+            image.data, image.sha256 = kept, hashlib.sha256(kept).hexdigest()
         shorter = min(header.width, header.height)
         window = plan.windows.get(image.member.domain, shorter)
         image.side = min(window, shorter)
@@ -150,7 +167,7 @@ def _check_pixels(image: _Image) -> None:
     if image.decoded is None:
         return
     try:
-        refuse_other_pixels(image.data, image.header, image.decoded.full)
+        check_pixels(image.data, image.header, image.decoded.full)
     except UnreadableImageError as error:
         image.error = error
         return
@@ -200,6 +217,9 @@ def _row(image: _Image, phash: str) -> Row:
         "path": image.path,
         "label": image.member.label,
         "domain": image.member.domain,
+        "source": image.member.source,
+        "ready_split": image.member.split,
+        "listed_group": image.member.group,
         "width": header.width,
         "height": header.height,
         "window": image.side,
@@ -213,4 +233,5 @@ def _row(image: _Image, phash: str) -> Row:
         "kind": "+".join(kinds),
         "reason": str(image.error) if image.error else "; ".join(CONVERTED_KINDS[kind] for kind in kinds),
         **dict(zip(("mean_red", "mean_green", "mean_blue"), means, strict=True)),
+        "contrast": None if image.thumbnail is None else contrast_of(image.thumbnail),
     }

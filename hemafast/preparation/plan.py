@@ -1,8 +1,8 @@
-"""Plan a preparation: the archives, classes, scales and checksums it works with."""
+"""Plan a preparation: the images, classes, scales and checksums it works with."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -10,18 +10,18 @@ from typing import Any
 import pandas as pd
 
 from hemafast.config import AUTO_FIELD_OF_VIEW, PrepareConfig, to_plain
-from hemafast.errors import HemafastError, name_some
+from hemafast.errors import HemafastError
 from hemafast.preparation import lists, schema
-from hemafast.preparation.archive import Archive, Member, find_archives, is_image, open_archive
-from hemafast.preparation.safety import find_collision
+from hemafast.preparation.gather import Domain, Member, gather
 from hemafast.preparation.shards import digest
 from hemafast.preparation.split import fair_order
+from hemafast.preparation.survey import PassedOver
 from hemafast.progress import SILENT, Progress, stage
 from hemafast.taxonomy import CHALLENGE_CLASSES, UM_PER_PIXEL
 
 _NOT_INPUT = ("source", "output", "strict", "max_quarantined")  # settings that do not change the result
-_FILES = ("split_file", "groups", "checksums", "labels", "class_map")
-_NAMED = 3  # files that a note lists
+_FILES = ("groups", "checksums", "class_map")
+_OF_PIXELS = ("checksums", "field_of_view", "um_per_pixel", "bit_depth", "min_side")  # settings that pixels depend on
 _SMALLEST_WINDOW = 16  # px
 _SAME_SIZE = 1.05  # largest over smallest side in a domain; beyond it, some images were probably resampled
 
@@ -30,7 +30,14 @@ _SAME_SIZE = 1.05  # largest over smallest side in a domain; beyond it, some ima
 class Plan:
     """What to read, and how."""
 
-    archives: tuple[Archive, ...]
+    members: tuple[Member, ...]
+    """The images."""
+    domains: Mapping[str, Domain]
+    """By name."""
+    passed: tuple[PassedOver, ...]
+    """Every other file of the source."""
+    notes: tuple[str, ...]
+    """How folders, names and tables were understood."""
     classes: tuple[str, ...]
     um_per_pixel: Mapping[str, float | None]
     """By domain; None if unknown."""
@@ -42,11 +49,6 @@ class Plan:
     """By domain: side in px of the centre square to keep. For domains that are not listed, the largest square."""
     windows_required: bool
     """Whether images smaller than their window are quarantined. Otherwise they are kept whole."""
-
-    @property
-    def members(self) -> list[Member]:
-        """The images of all archives."""
-        return [member for archive in self.archives for member in archive.members]
 
     @property
     def images(self) -> int:
@@ -61,7 +63,7 @@ class Plan:
     @property
     def ingest_key(self) -> str:
         """Hash of what bytes and pixels depend on, without the split: an interrupted call with the same key resumes."""
-        chosen = {name: self.settings[name] for name in ("checksums", "field_of_view", "um_per_pixel")}
+        chosen = {name: self.settings[name] for name in _OF_PIXELS}
         return digest([schema.SCHEMA, self._listing(), self.sizes, chosen, schema.versions()])[:16]
 
     def rows(self) -> dict[str, int]:
@@ -76,28 +78,28 @@ class Plan:
         return originals * copies + self.images * sum(3 * size**2 for size in self.sizes)
 
     def _listing(self) -> list[Any]:
-        return [
-            [archive.domain, archive.drawn, [[m.entry.name, m.entry.size, m.entry.stamp] for m in archive.members]]
-            for archive in self.archives
+        drawn = [[name, domain.drawn] for name, domain in self.domains.items()]
+        images = [
+            [one.domain, one.label, one.file, one.split, one.group, one.source, one.entry.size, one.entry.stamp]
+            for one in self.members
         ]
+        return [drawn, images, [[one.kind, one.name] for one in self.passed]]
 
 
 def make_plan(config: PrepareConfig, progress: Progress = SILENT) -> Plan:
-    """List the archives. Raises HemafastError for archives that are unsafe or do not fit the settings."""
-    archives: tuple[Archive, ...] = ()
-    paths = find_archives(config.source, config.output)
-    with stage(progress, "listing archives", len(paths), unit="archives"):
-        for path in paths:
-            archives += (open_archive(path),)
-            progress.advance()
-    classes = _choose_classes(archives, config)
-    scales = _choose_scales(archives, config)
+    """List the source. Raises HemafastError for archives that are unsafe or do not fit the settings."""
+    found = gather(config, progress)
+    scales = _choose_scales(list(found.domains), found.um_per_pixel, config)
     if config.holdout_domain is not None:
-        _refuse_unknown([config.holdout_domain], archives, "--holdout-domain")
-    settings = _settings(config)
+        _refuse_unknown([config.holdout_domain], list(found.domains), "--holdout-domain")
+    _refuse_unknown([name for name in config.bit_depth if name], list(found.domains), "--bit-depth")
+    settings = _settings(config) | {"labels": found.labels_sha256}
     return Plan(
-        archives=archives,
-        classes=classes,
+        members=found.members,
+        domains=found.domains,
+        passed=found.passed,
+        notes=found.notes,
+        classes=_choose_classes(found.members, config),
         um_per_pixel=scales,
         settings=settings,
         sizes=tuple(settings["pack_sizes"]),
@@ -114,16 +116,20 @@ def choose_sums(plan: Plan, file: Path | None, progress: Progress = SILENT) -> t
     if file is None:
         return {}, ()
     listed = lists.read_checksums(file)
+    containers: dict[Path, list[Member]] = {}
+    for member in plan.members:
+        containers.setdefault(member.entry.container, []).append(member)
     loose, archives = [], 0
-    with stage(progress, "hashing archives", len(plan.archives), unit="archives"):
-        for archive in plan.archives:
-            own = [name for name in listed if PurePosixPath(name).name == archive.path.name and archive.path.is_file()]
+    with stage(progress, "hashing archives", len(containers), unit="archives"):
+        for path, members in containers.items():
+            own = [name for name in listed if PurePosixPath(name).name == path.name and path.is_file()]
             archives += len(own)
-            if any(listed.pop(name) != lists.sha256_of(archive.path) for name in own):
-                raise HemafastError(f"{archive.path} is not the archive that {file} lists.", "Download it again.")
-            loose += [] if own else [member.name for member in archive.members]
+            if any(listed.pop(name) != lists.sha256_of(path) for name in own):
+                raise HemafastError(f"{path} is not the archive that {file} lists.", "Download it again.")
+            loose += [] if own else [member.name for member in members]
             progress.advance()
-    sums = lists.resolve(file, listed.items(), [member.name for member in plan.members])
+    paths = {member.name: (member.name, member.source) for member in plan.members}
+    sums = lists.resolve(file, listed.items(), paths).values
     if not archives and not sums:
         raise HemafastError(f"{file} lists no archive and no image of this source.", "Check that it is the right list.")
     unlisted, strange = sum(name not in sums for name in loose), len(listed) - len(sums)
@@ -132,26 +138,17 @@ def choose_sums(plan: Plan, file: Path | None, progress: Progress = SILENT) -> t
     return sums, tuple(notes)
 
 
-def _choose_classes(archives: tuple[Archive, ...], config: PrepareConfig) -> tuple[str, ...]:
-    if config.classes == "from-data":
-        classes = tuple(sorted(set.union(*(archive.classes for archive in archives))))
-        if twice := find_collision(classes):
-            raise HemafastError(f"Two classes are named {twice[0]} and {twice[1]}.", "Use one name in all archives.")
-        return classes
-    for archive in archives:
-        if unknown := sorted(archive.classes - set(CHALLENGE_CLASSES)):
-            raise HemafastError(
-                f"{archive.path}: {unknown[0]!r} is not one of the {len(CHALLENGE_CLASSES)} challenge classes.",
-                "Rename it, or take the classes from the folders with --classes from-data.",
-            )
-    return CHALLENGE_CLASSES
+def _choose_classes(members: Iterable[Member], config: PrepareConfig) -> tuple[str, ...]:
+    return CHALLENGE_CLASSES if config.classes == "challenge" else tuple(sorted({member.label for member in members}))
 
 
-def _choose_scales(archives: tuple[Archive, ...], config: PrepareConfig) -> dict[str, float | None]:
+def _choose_scales(
+    domains: Sequence[str], listed: Mapping[str, float], config: PrepareConfig
+) -> dict[str, float | None]:
     """Micrometres per pixel of each domain; None if unknown."""
-    _refuse_unknown(config.um_per_pixel, archives, "--um-per-pixel")
-    known = UM_PER_PIXEL | config.um_per_pixel
-    scales = {archive.domain: known.get(archive.domain) for archive in archives}
+    _refuse_unknown(config.um_per_pixel, domains, "--um-per-pixel")
+    known = UM_PER_PIXEL | dict(listed) | config.um_per_pixel
+    scales = {domain: known.get(domain) for domain in domains}
     unknown = [domain for domain, scale in scales.items() if scale is None]
     if isinstance(config.field_of_view, float) and unknown:
         remedy = f"Give them with --um-per-pixel {unknown[0]}=0.1, or leave out --field-of-view."
@@ -174,21 +171,12 @@ def _choose_windows(scales: Mapping[str, float | None], config: PrepareConfig) -
     return windows
 
 
-def layout_notes(plan: Plan) -> tuple[str, ...]:
-    """Notes about images that are ignored because they are not in a class folder."""
-    return tuple(
-        f"{archive.domain}: {len(lost)} images are not in a class folder and were ignored: {name_some(lost, _NAMED)}"
-        for archive in plan.archives
-        if (lost := [name for name in archive.ignored if is_image(name)])
-    )
-
-
 def scale_notes(manifest: pd.DataFrame, plan: Plan) -> Iterator[str]:
     """Notes about domains whose cells may appear larger or smaller than those of the others."""
     for domain, images in schema.accepted(manifest).groupby("domain"):
         window, scale = plan.windows.get(str(domain)), plan.um_per_pixel[str(domain)]
         sides = images[["width", "height"]].min(axis=1)
-        if window is None and scale is None and len(plan.archives) > 1:
+        if window is None and scale is None and len(plan.domains) > 1:
             yield f"{domain}: um/px unknown, images are kept whole; give it with --um-per-pixel {domain}=0.1"
         if window is not None and (small := int((images["window"] < window).sum())):
             yield f"{domain}: {small} images are smaller than the field of view of {window} px and are kept whole"
@@ -199,11 +187,10 @@ def scale_notes(manifest: pd.DataFrame, plan: Plan) -> Iterator[str]:
             )
 
 
-def _refuse_unknown(domains: Iterable[str], archives: tuple[Archive, ...], option: str) -> None:
-    present = [archive.domain for archive in archives]
-    for domain in domains:
-        if domain not in present:
-            raise HemafastError(f"{option} names {domain}, which is no archive.", f"Choose from {', '.join(present)}.")
+def _refuse_unknown(names: Iterable[str], domains: Sequence[str], option: str) -> None:
+    for name in names:
+        if name not in domains:
+            raise HemafastError(f"{option} names {name}, which is no domain.", f"Choose from {', '.join(domains)}.")
 
 
 def _settings(config: PrepareConfig) -> dict[str, Any]:

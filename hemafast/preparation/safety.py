@@ -6,11 +6,12 @@ import posixpath
 import unicodedata
 import zipfile
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
 from hemafast.errors import HemafastError
+from hemafast.preparation.names import plain_name
 
 MAX_IMAGE_BYTES = 256 * 2**20
 """Far more than any single-cell image has. Larger members are refused before they are unpacked."""
@@ -19,7 +20,20 @@ MAX_RATIO = 200
 on zeros, and 5 at most on the uncompressed TIFF of a real cell."""
 
 _CLUTTER = frozenset({"__MACOSX", "Thumbs.db", "desktop.ini", "Icon\r"})
-_ARCHIVES = frozenset({".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar"})
+_NESTED = (
+    ".zip",
+    ".tar",
+    ".tgz",
+    ".tbz2",
+    ".txz",
+    ".tzst",
+    ".tar.gz",
+    ".tar.bz2",
+    ".tar.xz",
+    ".tar.zst",
+    ".7z",
+    ".rar",
+)
 _UNPRINTABLE = {"Cc", "Cs", "Zl", "Zp"}  # Unicode's control characters, lone surrogates, line and paragraph breaks
 _ENCRYPTED = 0x1  # general purpose bit 0 of a zip entry
 _SYMLINK, _FILE_TYPE = 0o120000, 0o170000  # Unix modes, in the upper half of a zip entry's external attributes
@@ -41,17 +55,6 @@ def suffix_of(name: str) -> str:
     return posixpath.splitext(name)[1].lower()
 
 
-def find_collision(names: Iterable[str]) -> tuple[str, str] | None:
-    """The first two names that some file system cannot tell apart: they differ at most in case or Unicode form."""
-    seen: dict[str, str] = {}
-    for name in names:
-        key = unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
-        if key in seen:
-            return seen[key], name
-        seen[key] = name
-    return None
-
-
 def refuse_unprintable(path: Path, name: str) -> None:
     """Names go into lists with one name per line, so they must not hold line breaks or bytes that are not text."""
     if name.isprintable() or is_clutter(name):
@@ -62,7 +65,7 @@ def refuse_unprintable(path: Path, name: str) -> None:
 
 def refuse_nested_or_large(path: Path, name: str, size: int) -> None:
     """Refuse an archive in an archive, whose cells would be ignored, and a file larger than any single-cell image."""
-    if suffix_of(name) in _ARCHIVES and not is_clutter(name):
+    if name.lower().endswith(_NESTED) and not is_clutter(name):
         raise HemafastError(f"{path} holds another archive, {name}.", "Unpack it beside the other archives.")
     if size > MAX_IMAGE_BYTES:
         remedy = f"Files of more than {MAX_IMAGE_BYTES // 2**20} MiB are refused; remove it."
@@ -75,10 +78,9 @@ def refuse_unlisted(error: OSError) -> NoReturn:
 
 
 def refuse_unsafe_name(path: Path, name: str) -> None:
-    """Refuse a name that leads out of the archive: absolute, upwards, or on another drive."""
-    parts = parts_of(name)
+    """Refuse a name that leads upwards, out of the archive. `plain_name` drops drive letters and leading separators."""
     refuse_unprintable(path, name)
-    if not parts or name.startswith("/") or ".." in parts or "\\" in name or ":" in parts[0]:
+    if not plain_name(name) or ".." in plain_name(name).split("/"):
         raise HemafastError(f"{path}: the name {name!r} points outside the archive.", "Do not trust this archive.")
 
 

@@ -10,8 +10,13 @@ from typing import Any
 import pandas as pd
 from pydantic import BaseModel, ConfigDict
 
-SCHEMA = 2
+from hemafast.preparation.depth import Range
+from hemafast.preparation.split import NO_FOLD, SPLITS, TEST, VAL
+
+SCHEMA = 3
 """Version of the format on disk. Raise it when older readers would misread newer files."""
+
+_PACKAGES = ("hemafast", "imagecodecs", "nvidia-dali-cuda120", "pillow", "simplejpeg", "tifffile")
 
 PREPARE_AGAIN = "Run `hemafast prepare` again."
 """Remedy for files that are missing or changed."""
@@ -28,17 +33,18 @@ WEBDATASET = "webdataset"
 
 MANIFEST_COLUMNS = {
     "path": "str",  # relative to the prepared data set
-    "label": "str",  # class folder it came from
-    "domain": "str",  # archive it came from
-    "split": "str",  # train or val; empty if quarantined
-    "fold": "int64",  # from 0; -1 without folds, or if quarantined
+    "source": "str",  # path in the source, as the user had it
+    "label": "str",  # class
+    "domain": "str",  # laboratory: the folder or archive that it came from
+    "split": "str",  # train, val or test; empty if quarantined
+    "fold": "int64",  # from 0; -1 without folds, and for test or quarantined images
     "width": "int64",  # px, upright; 0 if unreadable
     "height": "int64",
     "window": "int64",  # px: side of the centre square that is kept
-    "mode": "str",  # pixel layout in the file, Pillow's name
-    "format": "str",  # JPEG, PNG, TIFF or BMP, by content
-    "bytes": "int64",
-    "sha256": "str",  # of the file's bytes
+    "mode": "str",  # pixel layout in the original file, Pillow's name; with the type of deeper values, as L;uint16
+    "format": "str",  # JPEG, PNG, TIFF ... (Pillow's name), by content, of the original file
+    "bytes": "int64",  # of the stored file, which differs from the original one if it was re-encoded
+    "sha256": "str",  # of the stored file
     "pixels_xxh128": "str",  # XXH3, 128 bits, of the packed squares of all sizes, one after the other
     "phash": "str",  # perceptual hash, 64 hexadecimal digits
     "duplicate_group": "str",  # the same for all images that show one picture
@@ -49,6 +55,7 @@ MANIFEST_COLUMNS = {
     "mean_red": "float64",  # 0 to 255, over the packed square
     "mean_green": "float64",
     "mean_blue": "float64",
+    "contrast": "float64",  # standard deviation of the grey values, 0 to 255, of a thumbnail of the packed square
 }
 """Columns of the manifest and their types. Row i is row i of the packed pixels."""
 
@@ -87,7 +94,36 @@ class DomainInfo(Record):
     images: int
     converted: int
     quarantined: int
-    ignored: int
+    ranges: dict[str, Range]
+    """What becomes 0 and 255 of values of more than 8 bits, by their kind: integer or float."""
+
+
+class PassedFiles(Record):
+    """Files of one kind that are not taken."""
+
+    files: int
+    examples: tuple[str, ...]
+
+
+class Account(Record):
+    """What became of every file of the source: `found` is the sum of all other numbers."""
+
+    found: int
+    train: int
+    val: int
+    test: int
+    quarantined: dict[str, int]
+    """Images by kind, as in `kinds.QUARANTINED_KINDS`."""
+    passed_over: dict[str, PassedFiles]
+    """Files that are no images of a class, by what they are."""
+
+    def rows(self) -> list[tuple[str, int, tuple[str, ...]]]:
+        """What became of files, how many they are, and examples; the numbers add up to `found`."""
+        splits = ("training images", self.train), ("validation images", self.val), ("test images", self.test)
+        rows: list[tuple[str, int, tuple[str, ...]]] = [(name, images, ()) for name, images in splits if images]
+        rows += [(f"quarantined: {kind}", images, ()) for kind, images in self.quarantined.items()]
+        rows += [(f"passed over: {kind}", of.files, of.examples) for kind, of in self.passed_over.items()]
+        return rows
 
 
 class DatasetInfo(Record):
@@ -101,7 +137,8 @@ class DatasetInfo(Record):
     classes: tuple[str, ...]
     domains: dict[str, DomainInfo]
     counts: dict[str, dict[str, dict[str, int]]]
-    """Images by split, domain and class."""
+    """Images by split, domain and class. There is no test without test images."""
+    account: Account
     pack_sizes: tuple[int, ...]
     rows_per_file: dict[str, int]
     """Squares in each file but the last, by packed size."""
@@ -147,7 +184,7 @@ def quarantined(manifest: pd.DataFrame) -> list[QuarantinedImage]:
 
 def versions() -> dict[str, str]:
     """Versions of the packages that determine pixels and verdicts."""
-    return {name: version(name) for name in ("hemafast", "nvidia-dali-cuda120", "pillow", "simplejpeg")}
+    return {name: version(name) for name in _PACKAGES}
 
 
 def shard_file(split: str, index: int, count: int, *, folder: str = SHARDS, suffix: str = ".txt") -> Path:
@@ -165,9 +202,23 @@ def accepted(manifest: pd.DataFrame) -> pd.DataFrame:
     return manifest[manifest["verdict"] != QUARANTINED]
 
 
+def splits_of(manifest: pd.DataFrame) -> tuple[str, ...]:
+    """The splits that a data set has: those of training, and test if any image is held out."""
+    return (*SPLITS, TEST) if (manifest["split"] == TEST).any() else SPLITS
+
+
 def in_split(manifest: pd.DataFrame, split: str, fold: int | None = None) -> pd.DataFrame:
-    """The images of a split, in the order of the manifest. With `fold`, that fold is the validation set."""
+    """The images of a split, in the order of the manifest. With `fold`, that fold is the validation set.
+
+    Test images are in no fold, and the same whatever fold validates.
+    """
     images = accepted(manifest)
-    if fold is None:
+    if fold is None or split == TEST:
         return images[images["split"] == split]
-    return images[(images["fold"] == fold) == (split == "val")]
+    folded = images[images["fold"] != NO_FOLD]
+    return folded[(folded["fold"] == fold) == (split == VAL)]
+
+
+def divided_groups(manifest: pd.DataFrame) -> int:
+    """How many patients or slides have images in several splits, which only a ready split can cause."""
+    return int((accepted(manifest).groupby("group")["split"].nunique() > 1).sum())

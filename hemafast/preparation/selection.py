@@ -1,17 +1,31 @@
-"""Select which images are quarantined, which train and which validate."""
+"""Select which images are quarantined, which train, which validate and which are held out for the test."""
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 
 from hemafast.config import PrepareConfig
-from hemafast.errors import HemafastError, name_some
+from hemafast.errors import HemafastError, LossError, name_some
 from hemafast.preparation import lists, schema
 from hemafast.preparation.duplicates import chains, find_contradictions, group_duplicates, smallest_in_component
-from hemafast.preparation.split import NO_FOLD, SPLITS, TRAIN, VAL, assign_folds, assign_split, missing_strata
+from hemafast.preparation.ready import UNDRAWN, counted, find_twins, keep_ready, ready_notes
+from hemafast.preparation.split import (
+    ALL_SPLITS,
+    NO_FOLD,
+    SPLITS,
+    TEST,
+    TRAIN,
+    VAL,
+    WORDS,
+    assign_folds,
+    assign_split,
+    missing_strata,
+)
 
 _NAMED = 3  # images that an error message lists
 
@@ -19,23 +33,46 @@ _NAMED = 3  # images that an error message lists
 def select_images(images: pd.DataFrame, config: PrepareConfig) -> tuple[pd.DataFrame, tuple[str, ...]]:
     """Find duplicates, quarantine contradictions and split. Returns the manifest, and notes about the split.
 
-    Raises HemafastError if more images would be quarantined than the settings allow, or a split would be empty.
+    `images` may have the columns ready_split, "train", "val", "test" or empty, and listed_group, a patient or slide or
+    empty. Raises HemafastError if more images would be quarantined than the settings allow, or if no image would train
+    or none validate.
     """
-    manifest = images.assign(split="", fold=NO_FOLD, duplicate_group="", group="")
+    manifest = images.assign(split=UNDRAWN, fold=NO_FOLD, duplicate_group="", group="")
+    for column in ("ready_split", "listed_group"):
+        manifest[column] = images.get(column, "")
     good = schema.accepted(manifest)
     manifest.loc[good.index, "duplicate_group"] = group_duplicates(good)
     _quarantine(manifest, "contradiction", find_contradictions(schema.accepted(manifest)))
     refuse_excess(manifest, config)
     if schema.accepted(manifest).empty:
-        raise HemafastError(f"None of the {len(manifest)} images in {config.source} can be used.", "Look at a few.")
-    notes = _take_split(manifest, config) if config.split_file else _draw_split(manifest, config)
-    for side in SPLITS:
-        if schema.in_split(manifest, side).empty:
-            raise HemafastError(
-                f"{config.source} holds too few images: the {side} split would be empty.",
-                "At least one class in a domain needs two different images.",
-            )
-    return manifest, notes
+        why = _described(schema.quarantined(manifest))
+        problem = f"None of the {len(manifest)} images in {config.source} can be used: {why}."
+        raise HemafastError(problem, "Repair or replace them.")
+    notes = (*_take_ready(manifest, config), *_draw_rest(manifest, config))
+    _refuse_empty(manifest, config)
+    return manifest, (*notes, *_shortcomings(schema.accepted(manifest), config))
+
+
+def _refuse_empty(manifest: pd.DataFrame, config: PrepareConfig) -> None:
+    """Raise HemafastError if no image trains, or none validates."""
+    empty = [WORDS[split] for split in SPLITS if schema.in_split(manifest, split).empty]
+    if not empty:
+        return
+    ready = counted(schema.accepted(manifest)["ready_split"])
+    if config.split_file:
+        files = ", ".join(map(str, config.split_file))
+        raise HemafastError(
+            f"{files} leaves no image for {empty[0]}: {ready}.", "Leave out --split-file, or name a split with more."
+        )
+    if ready and config.holdout_domain is None:
+        raise HemafastError(
+            f"The split that {config.source} comes with leaves no image for {empty[0]}: {ready}.",
+            "Draw another one with --resplit.",
+        )
+    raise HemafastError(
+        f"{config.source} holds too few images: there would be no {empty[0]} images.",
+        "At least one class in a domain needs two different images.",
+    )
 
 
 def refuse_excess(manifest: pd.DataFrame, config: PrepareConfig) -> None:
@@ -43,15 +80,18 @@ def refuse_excess(manifest: pd.DataFrame, config: PrepareConfig) -> None:
     bad = schema.quarantined(manifest)
     if len(bad) <= (0 if config.strict else config.max_quarantined * len(manifest)):
         return
+    problem = f"{len(bad)} of {len(manifest)} images would be quarantined: {_described(bad)}."
+    if config.strict:
+        raise LossError(problem, "Repair or remove them, or leave out --strict.")
+    remedy = f"or accept more than {config.max_quarantined:.0%} with --max-quarantined."
+    raise HemafastError(problem, f"Repair or remove them, {remedy}")
+
+
+def _described(bad: Sequence[schema.QuarantinedImage]) -> str:
+    """How many images of each kind are quarantined, and some of them with the reason."""
     by_kind = ", ".join(f"{count} {kind}" for kind, count in sorted(Counter(image.kind for image in bad).items()))
     examples = name_some([f"{image.file.partition('/')[2]} ({image.reason})" for image in bad], _NAMED, "; ")
-    remedy = f"or accept more than {config.max_quarantined:.0%} with --max-quarantined."
-    if config.strict:
-        remedy = "or leave out --strict."
-    raise HemafastError(
-        f"{len(bad)} of {len(manifest)} images would be quarantined: {by_kind}: {examples}.",
-        f"Repair or remove them, {remedy}",
-    )
+    return f"{by_kind}: {examples}"
 
 
 def _quarantine(manifest: pd.DataFrame, kind: str, reasons: pd.Series[str]) -> None:
@@ -63,40 +103,87 @@ def _quarantine(manifest: pd.DataFrame, kind: str, reasons: pd.Series[str]) -> N
         manifest.loc[rows, column] = value
 
 
-def _draw_split(manifest: pd.DataFrame, config: PrepareConfig) -> tuple[str, ...]:
-    """Fill in group, split and fold, in place. Returns notes."""
+def _take_ready(manifest: pd.DataFrame, config: PrepareConfig) -> tuple[str, ...]:
+    """Fill in the splits that are ready, in place. Returns notes.
+
+    Quarantines images that --split-file does not list, and copies of images that are held out.
+    """
+    listed = _read_split(manifest, config) if config.split_file else ()
+    good = schema.accepted(manifest)
+    manifest.loc[good.index, "split"] = keep_ready(good, config)
+    _quarantine(manifest, "twin validates", find_twins(schema.accepted(manifest)))
+    refuse_excess(manifest, config)
+    return (*listed, *ready_notes(schema.accepted(manifest), config))
+
+
+def _read_split(manifest: pd.DataFrame, config: PrepareConfig) -> tuple[str, ...]:
+    """Take --split-file for the ready split, in place. Returns notes about what it lists."""
+    good = schema.accepted(manifest)
+    names = schema.names_of(good)
+    found = lists.resolve_split(config.split_file, _paths_of(good))
+    listed = names.map(found.values)
+    manifest["ready_split"] = listed.reindex(manifest.index).fillna("")
+    files = " and ".join(file.name for file in config.split_file)
+    missing = good.index[listed.isna()]
+    _quarantine(manifest, "not in the split", pd.Series(f"it is not listed in {files}", index=missing))
+    return replace(found, unlisted=()).notes()
+
+
+def _paths_of(images: pd.DataFrame) -> dict[str, tuple[str, ...]]:
+    """The paths that a list may name each image by: its name, and its path in the source."""
+    names = schema.names_of(images)
+    return {name: (name, source) for name, source in zip(names, images["source"], strict=True)}
+
+
+def _draw_rest(manifest: pd.DataFrame, config: PrepareConfig) -> tuple[str, ...]:
+    """Fill in all groups, and split and fold of the images that have no ready split, in place. Returns notes."""
     good = schema.accepted(manifest)
     groups, notes = _groups(good, config)
+    manifest.loc[good.index, "group"] = groups
     good = good.assign(group=groups)
+    undrawn = good[good["split"] == UNDRAWN]
+    if undrawn.empty:
+        return notes
     if config.folds is not None:
-        good["fold"] = assign_folds(good, folds=config.folds, seed=config.seed)
-        if good["fold"].nunique() < config.folds:
-            raise HemafastError(
-                f"{config.source} holds too few images for {config.folds} folds: some would be empty.",
-                f"Choose at most {good['fold'].nunique()}.",
-            )
-        good["split"] = (good["fold"] == 0).map({True: VAL, False: TRAIN})
-        missing = missing_strata(good, "fold", range(config.folds))
+        fold = _folds(undrawn, config.folds, config)
+        manifest.loc[undrawn.index, "fold"] = fold
+        manifest.loc[undrawn.index, "split"] = (fold == 0).map({True: VAL, False: TRAIN})
     else:
-        good["split"] = _sides(good, config)
-        missing = missing_strata(good, "split", SPLITS)
-    manifest.loc[good.index, ["group", "split", "fold"]] = good[["group", "split", "fold"]]
-    return (*notes, *missing)
+        manifest.loc[undrawn.index, "split"] = _sides(undrawn, good.loc[good["split"] == VAL, "group"], config)
+    return notes
 
 
-def _sides(good: pd.DataFrame, config: PrepareConfig) -> pd.Series[str]:
-    """The split of every image. Images that share a group with a held-out domain validate too."""
-    if config.holdout_domain is not None and config.holdout_domain not in set(good["domain"]):
+def _folds(images: pd.DataFrame, folds: int, config: PrepareConfig) -> pd.Series[int]:
+    fold = assign_folds(images, folds=folds, seed=config.seed)
+    if fold.nunique() < folds:
         raise HemafastError(
-            f"No image of {config.holdout_domain} can be used for validation.", "Hold out another domain."
+            f"{config.source} holds too few images for {folds} folds: some would be empty.",
+            f"Choose at most {fold.nunique()}.",
         )
-    held_out = good["group"].isin(good.loc[good["domain"] == config.holdout_domain, "group"])
-    split, others = pd.Series(VAL, index=good.index), good[~held_out]
+    return fold
+
+
+def _sides(images: pd.DataFrame, validating: pd.Series[str], config: PrepareConfig) -> pd.Series[str]:
+    """Training or validation for every image. Images of a group that already validates do so too."""
+    joined = images["group"].isin(validating)
+    split, others = pd.Series(VAL, index=images.index), images[~joined]
     if config.val_fraction == 0:
         split[others.index] = TRAIN
     else:
         split[others.index] = assign_split(others, val_fraction=config.val_fraction, seed=config.seed)
     return split
+
+
+def _shortcomings(good: pd.DataFrame, config: PrepareConfig) -> list[str]:
+    """Notes about classes that a split or fold lacks, and about patients in several splits."""
+    tested = good["domain"].isin(good.loc[good["split"] == TEST, "domain"])
+    if config.folds is not None:
+        notes = missing_strata(good[good["split"] != TEST], "fold", range(config.folds))
+    else:
+        notes = missing_strata(good[~tested], "split", SPLITS) + missing_strata(good[tested], "split", ALL_SPLITS)
+    if divided := schema.divided_groups(good):
+        notes.append(f"{divided} patients or slides are in several splits, as these came: scores may be too good")
+    return notes
 
 
 def _groups(good: pd.DataFrame, config: PrepareConfig) -> tuple[pd.Series[str], tuple[str, ...]]:
@@ -108,16 +195,19 @@ def _groups(good: pd.DataFrame, config: PrepareConfig) -> tuple[pd.Series[str], 
     named = listed.dropna()
     links = np.concatenate([chains(pictures), chains(named)])
     rest = len(good) - len(named)
-    source = config.groups.name if config.groups else config.group_pattern
+    source = config.groups.name if config.groups else config.group_pattern or "the table of labels"
     notes = (f"{rest} images have no group in {source}",) if rest else ()
     return smallest_in_component(pictures, links), notes
 
 
 def _listed_groups(good: pd.DataFrame, config: PrepareConfig) -> pd.Series[str] | None:
-    """The patient or slide of each image, missing if it has none; None if the settings name no groups."""
+    """The patient or slide of each image, missing if it has none; None if there are no groups.
+
+    The settings go before a table of labels.
+    """
     names = schema.names_of(good)
     if config.groups is not None:
-        return names.map(lists.read_values(config.groups, "group", names))
+        return names.map(lists.read_values(config.groups, "group", _paths_of(good)))
     if config.group_pattern is not None:
         named = names.str.rpartition("/")[2].str.extract(config.group_pattern).iloc[:, 0]
         if named.isna().all():
@@ -126,23 +216,5 @@ def _listed_groups(good: pd.DataFrame, config: PrepareConfig) -> pd.Series[str] 
                 f"File names look like {names.iloc[0]}.",
             )
         return good["domain"] + "/" + named
-    return None
-
-
-def _take_split(manifest: pd.DataFrame, config: PrepareConfig) -> tuple[str, ...]:
-    """Split as --split-file says, in place. Returns notes.
-
-    Quarantines images that the file does not list, and training images whose picture also validates.
-    """
-    file, good = config.split_file[0], schema.accepted(manifest)
-    names = schema.names_of(good)
-    split = names.map(lists.read_split(file, names)).fillna("")
-    manifest.loc[good.index, "split"] = split
-    manifest.loc[good.index, "group"] = good["duplicate_group"]
-    validating = set(good.loc[split == VAL, "duplicate_group"])
-    twins = good.index[(split == TRAIN) & good["duplicate_group"].isin(validating)]
-    missing = good.index[split == ""]
-    _quarantine(manifest, "twin validates", pd.Series(f"{file.name} validates on the same picture", index=twins))
-    _quarantine(manifest, "not in the split", pd.Series(f"{file.name} does not list it", index=missing))
-    refuse_excess(manifest, config)
-    return tuple(missing_strata(schema.accepted(manifest), "split", SPLITS))
+    listed = good["listed_group"]
+    return listed.where(listed != "") if (listed != "").any() else None

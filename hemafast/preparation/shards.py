@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from hemafast.files import csv_bytes
 from hemafast.preparation import schema
 from hemafast.preparation.split import SPLITS
 
@@ -25,19 +26,19 @@ def write_quarantine(folder: Path, manifest: pd.DataFrame) -> None:
     """Write quarantine.csv: file, verdict (its kind) and reason of every quarantined image."""
     rows = [image.row() for image in schema.quarantined(manifest)]
     table = pd.DataFrame(rows, columns=["file", "verdict", "reason"])
-    table.to_csv(folder / schema.QUARANTINE, index=False, lineterminator="\n")
+    (folder / schema.QUARANTINE).write_bytes(csv_bytes(table))
 
 
 def write_split(folder: Path, manifest: pd.DataFrame) -> None:
     """Write split.csv: path (domain/class/file), split and fold, in the form that --split-file reads."""
     images = schema.accepted(manifest)
     split = images[["path", "split", "fold"]].assign(path=schema.names_of(images)).sort_values("path")
-    split.to_csv(folder / schema.SPLIT, index=False, lineterminator="\n")
+    (folder / schema.SPLIT).write_bytes(csv_bytes(split))
 
 
-def split_names(folds: int | None) -> dict[str, tuple[str, int | None]]:
-    """All splits that have file lists, by name: the side, and the fold that validates."""
-    names: dict[str, tuple[str, int | None]] = {split: (split, None) for split in SPLITS}
+def split_names(manifest: pd.DataFrame, folds: int | None) -> dict[str, tuple[str, int | None]]:
+    """All splits that have file lists, by name: the split, and the fold that validates."""
+    names: dict[str, tuple[str, int | None]] = {split: (split, None) for split in schema.splits_of(manifest)}
     for fold in range(folds or 0):
         names |= {f"fold{fold}-{split}": (split, fold) for split in SPLITS}
     return names
@@ -48,7 +49,7 @@ def shard_parts(manifest: pd.DataFrame, folds: int | None, count: int) -> Iterat
 
     Any stretch of the manifest is a fair sample of classes and domains, and so is every part.
     """
-    for name, (split, fold) in split_names(folds).items():
+    for name, (split, fold) in split_names(manifest, folds).items():
         images = schema.in_split(manifest, split, fold)
         for index, part in enumerate(np.array_split(np.arange(len(images)), count)):
             yield name, index, images.iloc[part]

@@ -1,5 +1,7 @@
 """Split images into training and validation, or into folds: stratified by class and domain, groups whole, seeded.
 
+Test images are never drawn: folders, labels or --split-file hold them out.
+
 The assignment is greedy iterative stratification (after Sechidis, Tsoumakas and Vlahavas 2011, "On the stratification
 of multi-label data"). A group takes the place of a sample with several labels, since its images may belong to several
 strata. Groups are assigned from the largest to the smallest, ties ordered by hash, each to the part that lacks its
@@ -15,9 +17,14 @@ from collections.abc import Hashable, Mapping, Sequence
 import numpy as np
 import pandas as pd
 
-TRAIN, VAL = "train", "val"
+TRAIN, VAL, TEST = "train", "val", "test"
 SPLITS = (TRAIN, VAL)
+"""The splits that training uses."""
+ALL_SPLITS = (*SPLITS, TEST)
+WORDS = {TRAIN: "training", VAL: "validation", TEST: "test"}
+"""What each split's images are called, as in "validation images"."""
 NO_FOLD = -1
+"""Fold of images that are in no fold: all without folds, and test images."""
 
 Stratum = tuple[str, str]
 """Domain and label."""

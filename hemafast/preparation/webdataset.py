@@ -21,6 +21,7 @@ import pandas as pd
 from hemafast.errors import HemafastError
 from hemafast.preparation.schema import IMAGES, PREPARE_AGAIN, WEBDATASET, DatasetInfo, shard_file
 from hemafast.preparation.shards import shard_parts, split_names
+from hemafast.preparation.sniff import image_format
 from hemafast.progress import SILENT, Progress, stage
 
 _SUFFIXES = {"JPEG": "jpg", "PNG": "png", "TIFF": "tiff", "BMP": "bmp"}
@@ -98,7 +99,7 @@ def write_webdataset(
     """Write a tar and its index for every shard of every split."""
     (folder / WEBDATASET).mkdir(exist_ok=True)
     index_of = {name: index for index, name in enumerate(classes)}
-    with stage(progress, "writing tar files", len(split_names(folds)) * count, unit="files"):
+    with stage(progress, "writing tar files", len(split_names(manifest, folds)) * count, unit="files"):
         for split, index, images in shard_parts(manifest, folds, count):
             path = folder / shard_file(split, index, count, folder=WEBDATASET, suffix=".tar")
             lines = list(_write_tar(path, folder, images, index_of))
@@ -110,10 +111,9 @@ def write_webdataset(
 def _write_tar(path: Path, folder: Path, images: pd.DataFrame, index_of: dict[str, int]) -> Iterator[str]:
     """Write one tar. Yields the index line of each sample."""
     with tarfile.open(path, "w", format=tarfile.GNU_FORMAT) as tar:
-        rows = zip(images.index, images["path"], images["label"], images["format"], strict=True)
-        for row, image, label, kind in rows:
-            key, suffix = _key(image, row), _SUFFIXES[kind]
-            parts = ((suffix, (folder / image).read_bytes()), ("cls", str(index_of[label]).encode()))
+        for row, image, label in zip(images.index, images["path"], images["label"], strict=True):
+            key, data = _key(image, row), (folder / image).read_bytes()
+            parts = ((_SUFFIXES[image_format(data)], data), ("cls", str(index_of[label]).encode()))
             yield " ".join(_add(tar, key, extension, data) for extension, data in parts)
 
 

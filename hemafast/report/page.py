@@ -19,6 +19,7 @@ from hemafast.files import write_text, writing
 from hemafast.metrics import with_pooled
 from hemafast.pages import render
 from hemafast.pictures import embedded, embedded_pixels
+from hemafast.preparation.split import WORDS
 from hemafast.report.compare import changed_settings, difference
 from hemafast.report.gallery import Gallery, listing, open_gallery
 from hemafast.report.plots import plot_curves, plot_reliability, plot_validation
@@ -104,8 +105,9 @@ def read_part(scores: Path, name: str) -> Part:
 def _names(folders: Sequence[Path]) -> list[str]:
     """The last parts of the folders: the run at least, and as many as it takes to tell them apart."""
     parts = [folder.resolve().parts for folder in folders]
-    if len(set(parts)) < len(parts):
-        raise HemafastError("A run is named twice.", "Name each run once.")
+    twice = next((path for index, path in enumerate(parts) if path in parts[:index]), None)
+    if twice is not None:
+        raise HemafastError(f"The run {Path(*twice)} is named twice.", "Name each run once.")
     least = max(len(path) - len(run_of(Path(*path)).parts) for path in parts) + 1
     depth = next(depth for depth in range(least, 100) if len({path[-depth:] for path in parts}) == len(parts))
     return ["/".join(path[-depth:]) for path in parts]
@@ -118,6 +120,7 @@ def _run(part: Part, thumbnails: int, explain: bool) -> dict[str, Any]:
     return {
         "name": part.name,
         "metrics": metrics,
+        "images_are": WORDS[metrics["split"]],
         "sets": with_pooled(metrics["domains"], metrics["pooled"]),
         "classes": metrics["model"]["classes"],
         "curves": embedded(lambda file: plot_curves(file, part.rows)) if part.rows else None,

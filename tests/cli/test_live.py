@@ -48,8 +48,9 @@ def lines(live, width=80):
         ({"force_terminal": True}, True),
         ({"force_terminal": True, "quiet": True}, False),
         ({"force_terminal": False}, False),
+        ({"force_terminal": True, "_environ": {"TERM": "dumb"}}, False),
     ],
-    ids=["terminal", "quiet terminal", "pipe"],
+    ids=["terminal", "quiet terminal", "pipe", "dumb terminal"],
 )
 def test_a_live_shows_on_a_terminal_that_is_not_quiet(options, shown):
     stream = io.StringIO()
@@ -178,3 +179,49 @@ def test_advancing_costs_less_than_fifty_microseconds(terminal):
             live.advance(32, loss=0.5, f1_macro=0.5, data_wait_share=0.01)
         best = min(best, (time.perf_counter() - started) / calls)
     assert best < 50e-6
+
+
+PLAIN = {"pipe": {"force_terminal": False}, "dumb terminal": {"force_terminal": True, "_environ": {"TERM": "dumb"}}}
+
+
+@pytest.mark.parametrize("kind", PLAIN)
+def test_where_nothing_can_be_drawn_a_line_tells_the_progress_now_and_then(kind, clock):
+    stream = io.StringIO()
+    live = LiveProgress(Console(file=stream, width=60, **PLAIN[kind]), clock)
+    live.start("reading images", 10_000, unit="images")
+    for _ in range(40):
+        clock.now += 1
+        live.advance(100)
+    live.start("training", 1_000, epoch=2, epochs=4)
+    clock.now += 20
+    live.advance(100)
+    live.finish()
+    assert stream.getvalue().splitlines() == [
+        "reading images: 1,500/10,000 images  100 images/s, left: 0:01:25",
+        "reading images: 3,000/10,000 images  100 images/s, left: 0:01:10",
+        "training  epoch 2/4: 100/1,000 images  5 images/s, left: 0:03:00",
+    ]
+
+
+def test_quiet_says_nothing_however_long_it_takes(clock):
+    stream = io.StringIO()
+    live = LiveProgress(Console(file=stream, quiet=True), clock)
+    live.start("reading images")
+    clock.now += 100
+    live.advance(100)
+    assert stream.getvalue() == ""
+
+
+def test_a_terminal_without_unicode_gets_ascii(clock):
+    written = io.BytesIO()
+    console = Console(file=io.TextIOWrapper(written, encoding="latin-1"), force_terminal=True, width=80)
+    live = LiveProgress(console, clock)
+    for total in (None, 10):
+        live.start("training", total)
+        live.advance(5)
+        console.print(live._view())
+        live.finish()
+    live.finish(epoch=1, rows=measured(0.4))
+    console.print(live._view())
+    console.file.flush()
+    assert written.getvalue().isascii()

@@ -586,7 +586,7 @@ def test_two_processes_iterate_over_every_image_once(public, dataset, split):
     ("options", "named"),
     [
         ({"split": "val", "policy": "basic"}, "policy = 'basic'"),
-        ({"split": "test"}, "split = 'test'"),
+        ({"split": "test"}, "no split 'test'"),
         ({"device": "tpu"}, "device = 'tpu'"),
         ({"source": "disk"}, "source = 'disk'"),
         ({"policy": "wild"}, "no policy 'wild'"),

@@ -92,7 +92,7 @@ def test_a_bad_image_spoils_no_other(mixed, batch_size):
 
 
 def test_what_dali_alone_cannot_decode_is_an_error_of_that_image(cells, monkeypatch):
-    monkeypatch.setattr(decoding, "verify_image", lambda data, name: Header(64, 60, "RGB", "PNG"))
+    monkeypatch.setattr(decoding, "verify_image", lambda data, *_: (Header(64, 60, "RGB", "PNG"), data))
     broken = cells / "a" / "A_000.png"
     broken.write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(50))
     (batch,), names = read([cells])
@@ -107,7 +107,12 @@ def test_a_file_that_decoders_read_differently_is_an_error(cells, monkeypatch):
         "hemafast.preparation.image_checks.decode_reference", lambda data: np.zeros((60, 64, 3), np.uint8)
     )
     verify = decoding.verify_image
-    monkeypatch.setattr(decoding, "verify_image", lambda *of: replace(verify(*of), reference=None))
+
+    def forget(*of):
+        header, data = verify(*of)
+        return replace(header, reference=None), data
+
+    monkeypatch.setattr(decoding, "verify_image", forget)
     (batch,), _ = read([cells])
     assert not batch.rows
     assert all(error.startswith("decoders disagree: they differ by up to") for error in batch.errors.values())

@@ -6,10 +6,12 @@ import warnings
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
+from packs import PACKED, pack
 
 from hemafast.deploy import inputs
-from hemafast.deploy.inputs import Image, list_images, read_images
+from hemafast.deploy.inputs import list_images, read_images
 from hemafast.errors import HemafastError
 from hemafast.preparation.safety import MAX_IMAGE_BYTES
 
@@ -103,14 +105,14 @@ def test_no_name_of_a_zip_begins_as_a_formula(tmp_path, monkeypatch):
         (lambda path: None, "none.png", ["There is no", "none.png"]),
         (lambda path: None, "*.png", ["No file matches", "*.png"]),
         (lambda path: (path / "cells/sub").mkdir(parents=True), "cells/*", ["No file matches", "cells/*"]),
-        (lambda path: (path / "cells").mkdir(), "cells", ["cells", "no images", ".png"]),
-        (lambda path: touch(path, "cells/notes.txt"), "cells", ["cells", "no images"]),
+        (lambda path: (path / "cells").mkdir(), "cells", ["cells", "no images"]),
+        (lambda path: touch(path, "cells/notes.txt"), "cells", ["cells", "no images, only 1 text"]),
         (lambda path: write_zip(path / "d.zip", "notes.txt"), "d.zip", ["d.zip", "no images"]),
         (lambda path: write_zip(path / "d.zip"), "d.zip", ["d.zip", "no images"]),
         (lambda path: touch(path, "d.zip"), "d.zip", ["d.zip", "cannot be listed"]),
         (lambda path: touch(path, "a\nb.png"), "*.png", ["a\\nb.png", "unprintable"]),
         (lambda path: touch(path, "a\x1b[2Jb.png"), ".", ["unprintable"]),
-        (lambda path: touch(path, os.fsdecode(b"\xff.png")), ".", ["unprintable"]),
+        (lambda path: touch(path, os.fsdecode(b"\xff.png")), "*.png", ["unprintable"]),
     ],
 )
 def test_what_cannot_be_listed_is_refused_by_name(tmp_path, monkeypatch, make, named, words):
@@ -165,8 +167,6 @@ def as_encrypted(path):
 
 HOSTILE = {
     "upwards": lambda path: write_zip(path, "a.png", "../b.png"),
-    "absolute": lambda path: write_zip(path, "a.png", "/etc/b.png"),
-    "drive": lambda path: write_zip(path, "a.png", "C:/b.png"),
     "line break": lambda path: write_zip(path, "a.png", "b\n.png"),
     "twice": lambda path: write_zip(path, "a.png", "a.png"),
     "nested": lambda path: write_zip(path, "a.png", "b.zip"),
@@ -195,7 +195,7 @@ def test_a_file_that_cannot_be_read_is_its_own_trouble(tmp_path):
     with (tmp_path / "large.png").open("wb") as file:
         file.truncate(MAX_IMAGE_BYTES + 1)  # a hole: it takes no disk
     os.mkfifo(tmp_path / "pipe.png")
-    listed = list_images([str(tmp_path)])
+    listed = list_images([f"{tmp_path}/*.png"])
     (tmp_path / "gone.png").unlink()
     first, gone, large, pipe, last = read_images(listed)
     assert (first, last) == (b"a.png", b"z.png")
@@ -236,12 +236,41 @@ def test_a_zip_that_has_gone_is_refused(tmp_path):
 def test_each_zip_is_opened_once(tmp_path, monkeypatch):
     paths = [str(write_zip(tmp_path / f"{name}.zip", "x.png", "y.png")) for name in "ab"]
     opened = []
-    entry_reader = inputs.entry_reader
-    monkeypatch.setattr(inputs, "entry_reader", lambda path: opened.append(path.name) or entry_reader(path))
+    reader_of = inputs.reader_of
+    monkeypatch.setattr(inputs, "reader_of", lambda path: opened.append(path.name) or reader_of(path))
     assert len(list(read_images(list_images(paths)))) == 4
     assert opened == ["a.zip", "b.zip"]
 
 
-def test_an_image_of_a_folder_knows_no_zip(tmp_path):
-    touch(tmp_path, "cells/a.png")
-    assert list_images([f"{tmp_path}/cells"]) == [Image(f"{tmp_path}/cells/a.png")]
+@pytest.mark.parametrize("form", PACKED)
+def test_what_a_folder_and_an_archive_hold_is_read_alike(tmp_path, encode, draw, form):
+    image = encode(draw(1))
+    files = {"b.png": b"1", "a/c.png": b"2", "a/cell": image, "notes.txt": b"x", ".DS_Store": b"x"}
+    listed = list_images([str(pack(tmp_path / form, files)), str(pack(tmp_path / "d", files))])
+    names = [image.name.removeprefix(f"{tmp_path}/") for image in listed]
+    assert sorted(names) == sorted(
+        f"{around}/{name}" for around in (form, "d") for name in ("a/c.png", "a/cell", "b.png")
+    )
+    assert list(read_images(listed)) == [files[name.partition("/")[2]] for name in names]
+
+
+@pytest.mark.parametrize("form", PACKED)
+def test_an_archive_in_a_folder_is_opened_once_and_read_in_one_go(tmp_path, monkeypatch, form):
+    files = {f"{number}.png": bytes([number]) for number in (3, 1, 2)}
+    pack(tmp_path / "cells" / form, files)
+    touch(tmp_path / "cells", "a.png", "e.png")
+    listed, opened, reader_of = list_images([f"{tmp_path}/cells"]), [], inputs.reader_of
+    monkeypatch.setattr(inputs, "reader_of", lambda path: opened.append(path.name) or reader_of(path))
+    first, *inside, last = read_images(listed)
+    assert (first, last) == (b"a.png", b"e.png")
+    assert inside == [bytes([number]) for number in ((3, 1, 2) if ".tar." in form else (1, 2, 3))]
+    assert opened == ["cells", form, "cells"]
+
+
+def test_masks_are_left_out_and_a_warning_says_so(tmp_path, encode, draw, caplog):
+    mask = np.zeros((60, 64, 3), np.uint8)
+    mask[20:40, 20:40] = 255
+    pack(tmp_path / "cells", {"1.bmp": encode(draw(1), "BMP"), "1.png": encode(mask)})
+    with caplog.at_level("WARNING"):
+        assert names(tmp_path / "cells") == [f"{tmp_path}/cells/1.bmp"]
+    assert "1 mask of a cell" in caplog.text

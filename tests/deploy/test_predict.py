@@ -2,7 +2,10 @@
 
 import json
 import logging
+import os
 import shutil
+import subprocess
+import sys
 import time
 import zipfile
 from dataclasses import replace
@@ -28,6 +31,7 @@ from hemafast.errors import HemafastError
 from hemafast.evaluate.calibration import soften
 from hemafast.evaluate.predictions import read_predictions
 from hemafast.preparation.split import VAL
+from hemafast.preparation.tables import read_table
 
 CPU = {"device": "cpu"}
 
@@ -388,6 +392,37 @@ def test_the_default_output_is_replaced_whole(fitted, cells, tmp_path):
     assert hemafast("predict", fitted, "cells", cwd=tmp_path).returncode == 0
     assert len(pd.read_csv(tmp_path / "predictions.csv")) == 3
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
+def test_the_suffix_chooses_the_format(fitted, cells, tmp_path):
+    tables = []
+    for name in ("out.csv", "out.tsv", "out.xlsx", "out.parquet"):
+        assert hemafast("predict", fitted, cells, "--output", tmp_path / name).returncode == 0
+        tables.append(read_table(tmp_path / name))
+    assert tables[0]["predicted"].str.len().all()
+    for table in tables[1:]:
+        assert table[["image", "status", "predicted"]].equals(tables[0][["image", "status", "predicted"]])
+        assert np.allclose(table["confidence"].astype(float), tables[0]["confidence"].astype(float), atol=1e-6)
+
+
+def test_another_suffix_is_refused_before_anything_is_read(cells, tmp_path):
+    result = hemafast("predict", cells, "--output", tmp_path / "new" / "out.txt")
+    assert result.returncode == 2
+    assert "out.txt ends in none of .csv, .tsv, .xlsx, .parquet. Name it out.csv." in result.stderr
+    assert not (tmp_path / "new").exists()
+
+
+def test_names_outside_ascii_are_written_in_any_locale(fitted, cells, tmp_path):
+    image = tmp_path / "cells" / "\u8840 [b] \u00e9.png"
+    shutil.copy(next(cells.rglob("*.png")), image)
+    line = [sys.executable, "-m", "hemafast", "predict", str(fitted), str(image), "--output", "out.csv"]
+    poor = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    done = subprocess.run(line, cwd=tmp_path, env=os.environ | poor, capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr
+    data = (tmp_path / "out.csv").read_bytes()
+    assert data.startswith(b"\xef\xbb\xbf")  # for Excel
+    table, _, _ = read_predictions(tmp_path / "out.csv")
+    assert table["image"].tolist() == [str(image)]
 
 
 def test_bad_images_are_exit_code_1_and_one_line(fitted, spoilt, tmp_path):

@@ -11,13 +11,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from packs import originals
 from recorder import Recorder
 
 from hemafast.config import PrepareConfig
 from hemafast.data.dataset import open_dataset
 from hemafast.errors import HemafastError
 from hemafast.preparation import pixels
-from hemafast.preparation.archive import entry_reader, open_archive
 from hemafast.preparation.build import prepare
 from hemafast.preparation.pixels import SquareDecoder, centre_windows
 from hemafast.preparation.reader import read_prepared
@@ -45,12 +45,6 @@ def _snapshot(folder: Path) -> dict:
     }
 
 
-def _originals(path: Path) -> dict[str, bytes]:
-    archive = open_archive(path)
-    with entry_reader(archive.path) as read:
-        return {m.name: read(m.entry) for m in archive.members}
-
-
 def left_in(folder: Path) -> set[str]:
     """What lies in a folder, but for the lock."""
     return {path.name for path in folder.iterdir()} - {".prepared.lock"}
@@ -73,7 +67,7 @@ def test_the_manifest_has_the_columns_of_the_schema(prepared):
 
 def test_every_image_of_the_archives_is_in_the_manifest_with_its_header(prepared):
     source = prepared.folder.parent
-    names = {f"images/{n}" for zipped in ("Acevedo_20.zip", "Matek_19.zip") for n in _originals(source / zipped)}
+    names = {f"images/{n}" for zipped in ("Acevedo_20.zip", "Matek_19.zip") for n in originals(source / zipped)}
     manifest = _manifest(prepared.folder)
     assert set(manifest["path"]) == names
     assert len(manifest) == 58
@@ -88,7 +82,7 @@ def test_the_original_bytes_are_kept(prepared):
     source = prepared.folder.parent
     manifest = _manifest(prepared.folder).set_index("path")
     for zipped in ("Acevedo_20.zip", "Matek_19.zip"):
-        for name, data in _originals(source / zipped).items():
+        for name, data in originals(source / zipped).items():
             row = manifest.loc[f"images/{name}"]
             assert (prepared.folder / f"images/{name}").read_bytes() == data
             assert (row["sha256"], row["bytes"]) == (hashlib.sha256(data).hexdigest(), len(data))
@@ -160,8 +154,8 @@ def test_an_unknown_domain_has_no_scale_and_a_drawn_one_says_so(tmp_path, make_a
     make_archive(tmp_path / "Matek_19.zip", COUNTS, seed=1)
     info = _prepare(tmp_path).info
     elsewhere, matek = info.domains["Elsewhere"], info.domains["Matek_19"]
-    assert (elsewhere.um_per_pixel, elsewhere.drawn, elsewhere.ignored) == (None, True, 1)
-    assert (matek.um_per_pixel, matek.drawn, matek.ignored) == (0.0725, False, 0)
+    assert (elsewhere.um_per_pixel, elsewhere.drawn) == (None, True)
+    assert (matek.um_per_pixel, matek.drawn) == (0.0725, False)
     assert info.drawn
 
 
@@ -422,7 +416,7 @@ def test_a_damaged_data_set_is_prepared_anew(source, damage):
 
 def test_a_class_that_the_challenge_does_not_know_is_refused(tmp_path, make_archive):
     make_archive(tmp_path / "D.zip", {**COUNTS, "blast": 2})
-    with pytest.raises(HemafastError, match="'blast'") as caught:
+    with pytest.raises(HemafastError, match="blast \\(2 images, probably myeloblast\\)") as caught:
         _prepare(tmp_path)
     assert "--classes from-data" in caught.value.remedy
     assert not (tmp_path / "prepared").exists()
@@ -483,7 +477,8 @@ def test_progress_counts_to_the_end(tmp_path, make_archive):
     config = PrepareConfig(source=tmp_path, output=tmp_path / "prepared", pack_sizes=(32,), format="webdataset")
     prepare(config, progress=heard)
     assert [(stage.what, stage.total, stage.unit) for stage in heard.stages] == [
-        ("listing archives", 1, "archives"),
+        ("listing files", 1, "archives"),
+        ("looking at bit depths", 1, "domains"),
         ("reading images", 70, "images"),
         ("finding duplicates", None, "images"),
         ("writing tar files", 2 * config.shards, "files"),

@@ -144,9 +144,10 @@ def test_a_training_image_whose_picture_validates_is_left_out(source, make_archi
 
 
 BAD_SPLITS = {
-    "": "not a CSV",
+    "": "is empty",
     "path\nA/x.png\n": "no column split",
-    "path,split\nA/basophil/BAS_000.png,test\n": "'test'",
+    "path,split\nA/basophil/BAS_000.png,fold7\n": "'fold7'",
+    "path,split\nA/basophil/BAS_000.png,test\n": "no image for training: 1 test images",
     "path,split\nBAS_000.png,train\n": "may be",
     "path,split\nA/basophil/BAS_000.png,train\nA/basophil/BAS_000.png,val\n": "train and val",
     "path,split\nA/basophil/BAS_000.png,\n": "line 2",
@@ -267,7 +268,7 @@ def test_a_list_of_other_things_checks_nothing_and_is_refused(source, tmp_path):
 def test_images_may_be_listed_with_the_folders_they_lay_in(prefix):
     names = ["A/basophil/x.png", "B/basophil/x.png"]
     path = prefix + ("A\\basophil\\x.png" if "\\" in prefix else "A/basophil/x.png")
-    assert lists.resolve(Path("list.csv"), [(path, "P1")], names) == {"A/basophil/x.png": "P1"}
+    assert lists.resolve(Path("list.csv"), [(path, "P1")], names).values == {"A/basophil/x.png": "P1"}
 
 
 # Physical scale
@@ -375,17 +376,6 @@ def test_sizes_count_once_and_in_any_order(source, tmp_path):
         for number, sizes in enumerate([(64, 32), (32, 64), (32, 64, 32)])
     ]
     assert trees[0] == trees[1] == trees[2]
-
-
-def test_images_in_no_class_folder_are_named(source, make_archive, encode, draw):
-    image = encode(draw(1))
-    extra = {f"basophil/patient{n}/x.png": image for n in range(4)} | {"stray.png": image, "basophil/notes.txt": b"x"}
-    make_archive(source / "A.zip", {"basophil": 10, "monocyte": 9}, extra=extra)
-    prepared = _prepare(source)
-    (note,) = (note for note in prepared.info.notes if "not in a class folder" in note)
-    assert note.startswith("A: 5 images are not in a class folder and were ignored: basophil/patient0/x.png, ")
-    assert note.endswith(" and 2 more")
-    assert prepared.info.domains["A"].ignored == 6
 
 
 def test_nothing_readable_is_an_error_whatever_else_was_asked(tmp_path, make_archive):

@@ -5,11 +5,11 @@ import zipfile
 
 import numpy as np
 import pytest
+from packs import originals
 from PIL import Image
 
 from hemafast.config import PrepareConfig
 from hemafast.demo.archives import write_demo_archives
-from hemafast.preparation.archive import entry_reader, open_archive
 from hemafast.preparation.build import prepare
 
 IMAGES, FLIPPED = 200, 200
@@ -18,18 +18,14 @@ IMAGES, FLIPPED = 200, 200
 @pytest.fixture(scope="module")
 def jpegs(tmp_path_factory) -> list[bytes]:
     """Drawn cells in the size and quality of real ones."""
-    paths = write_demo_archives(tmp_path_factory.mktemp("corpus"), images=2 * IMAGES, seed=5)
+    folder = tmp_path_factory.mktemp("corpus")
+    write_demo_archives(folder, images=2 * IMAGES, seed=5)
     found = []
-    for path in paths:
-        archive = open_archive(path)
-        with entry_reader(archive.path) as read:
-            for member in archive.members:
-                stream = io.BytesIO()
-                Image.open(io.BytesIO(read(member.entry))).convert("RGB").save(
-                    stream, "JPEG", quality=90, subsampling=0
-                )
-                found.append(stream.getvalue())
-    return found[:IMAGES]
+    for data in list(originals(folder).values())[:IMAGES]:
+        stream = io.BytesIO()
+        Image.open(io.BytesIO(data)).convert("RGB").save(stream, "JPEG", quality=90, subsampling=0)
+        found.append(stream.getvalue())
+    return found
 
 
 def flipped(data: bytes, generator: np.random.Generator) -> bytes:

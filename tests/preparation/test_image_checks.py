@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image, PngImagePlugin
 
-from hemafast.preparation.image_checks import UnreadableImageError, decode_reference, strict_decoders, verify_image
+from hemafast.preparation.image_checks import decode_reference, strict_decoders, verify_image
+from hemafast.preparation.kinds import UnreadableImageError
 
 
 @pytest.mark.parametrize("share", [0.02, 0.3, 0.6, 0.95])
@@ -116,7 +117,7 @@ def test_a_lack_of_memory_is_not_taken_for_damage(monkeypatch, draw, encode):
 
 def test_the_reference_of_a_large_image_is_not_kept_but_can_be_had_again(draw, encode):
     small, large = encode(draw(0, 60, 50)), encode(np.zeros((1001, 1000, 3), np.uint8))
-    kept, dropped = verify_image(small, "a.png"), verify_image(large, "a.png")
+    (kept, _), (dropped, _) = verify_image(small, "a.png"), verify_image(large, "a.png")
     assert kept.compared
     np.testing.assert_array_equal(kept.reference, decode_reference(small))
     assert dropped.compared

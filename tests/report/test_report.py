@@ -46,7 +46,8 @@ def test_a_browser_shows_a_report_whole(scored, tmp_path):
 def test_a_report_shows_the_scores_of_the_metrics(scored):
     metrics, text = read_metrics(scored), " ".join(page_of(scored).text.split())
     pooled = metrics["pooled"]
-    assert f"macro-F1 {pooled['macro_f1']:.3f} 95 % interval {pooled['ci95']['macro_f1'][0]:.3f} to" in text
+    low = pooled["ci95"]["macro_f1"][0]
+    assert f"macro-F1 {pooled['macro_f1']:.3f} on validation images 95 % interval {low:.3f} to" in text
     for name, scores in metrics["domains"].items():
         low, high = scores["ci95"]["macro_f1"]
         row = f"{scores['macro_f1']:.3f} {low:.3f} to {high:.3f} {scores['accuracy']:.3f} {scores['classes']}"

@@ -1,0 +1,286 @@
+"""From what lies in a source to images with domain, class, split and group; everything else is named."""
+
+from __future__ import annotations
+
+import hashlib
+import shlex
+import tempfile
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path, PurePosixPath
+
+from hemafast.command import command_to_prepare
+from hemafast.config import PrepareConfig
+from hemafast.errors import HemafastError, name_some
+from hemafast.preparation import lists
+from hemafast.preparation.class_names import UnknownClassesError, is_known, rename
+from hemafast.preparation.containers import Entry, read_files
+from hemafast.preparation.layout import read_layout
+from hemafast.preparation.names import fold, plain_name, same_file
+from hemafast.preparation.survey import SYSTEM_FILE, PassedOver
+from hemafast.preparation.trees import Tree, find_trees
+from hemafast.progress import SILENT, Progress
+
+NO_CLASS, NOT_LISTED, LEFT_OUT = "image outside class folders", "image not in the labels", "class left out"
+"""Kinds of images that are passed over."""
+TABLES = ("table (csv)", "table (tsv)", "Excel table", "Parquet table")
+"""Kinds of files, as `sniff.kind_of` names them, that may be a table of labels."""
+LOST = (NO_CLASS, NOT_LISTED)
+"""Those that nobody asked to leave out."""
+
+_MAX_NAME_BYTES = 200  # of a file name: file systems allow 255
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """One image: where it comes from, and what the source says about it."""
+
+    domain: str
+    label: str
+    """Its class."""
+    file: str
+    """Its file name, which is unique within class and domain."""
+    entry: Entry
+    source: str = ""
+    """Path in the source, as the user has it: TREE/FOLDERS/FILE."""
+    split: str = ""
+    """train, val or test if the source says so."""
+    group: str = ""
+    """Patient or slide if the source says so."""
+
+    @property
+    def name(self) -> str:
+        """`domain/class/file`."""
+        return f"{self.domain}/{self.label}/{self.file}"
+
+
+@dataclass(frozen=True, slots=True)
+class Domain:
+    """One laboratory: where its images come from."""
+
+    archive: str
+    """Name of the folder or archive."""
+    drawn: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Gathered:
+    """Everything in a source."""
+
+    members: tuple[Member, ...]
+    domains: Mapping[str, Domain]
+    passed: tuple[PassedOver, ...]
+    notes: tuple[str, ...]
+    um_per_pixel: Mapping[str, float] = field(default_factory=dict)
+    """By domain, where a table of labels says it."""
+    labels_sha256: str | None = None
+
+
+def gather(config: PrepareConfig, progress: Progress = SILENT) -> Gathered:
+    """List everything in `config.source`, and say of each image what folders and tables say.
+
+    Raises HemafastError for what is unsafe, for classes that are unknown, and if there is no image in any class.
+    """
+    trees = find_trees(config.source, config.output, labelled=config.labels is not None, progress=progress)
+    labels, sha256 = _read_labels(trees, config)
+    passed = [replace(one, name=f"{tree.name}/{one.name}") for tree in trees for one in tree.passed]
+    notes = [*(note for tree in trees for note in tree.notes), *(labels.notes if labels else ())]
+    members: list[Member] = []
+    for tree in trees:
+        found, more = _of_folders(tree, config, labelled=bool(labels and labels.label))
+        members += found
+        notes += [f"{tree.name}: {note}" for note in more]
+    members = _apart(members)
+    if labels is not None:
+        members = [_of_table(member, labels, config) for member in members]
+    members, lost = _without_class(members, NOT_LISTED if labels and labels.label else NO_CLASS)
+    passed += lost
+    if not members:
+        raise _nothing(config, passed)
+    members, lost, more = _in_classes(members, config, passed)
+    passed, notes = passed + lost, [*notes, *more]
+    scales = labels.um_per_pixel if labels else {}
+    return Gathered(tuple(_unique(members)), _domains_of(members, trees), tuple(passed), tuple(notes), scales, sha256)
+
+
+def _read_labels(trees: Sequence[Tree], config: PrepareConfig) -> tuple[lists.Labels | None, str | None]:
+    """What --labels says, and the sha256 of that table."""
+    if config.labels is None:
+        return None, None
+    if config.labels.exists():
+        return lists.read_labels(config.labels, config.columns, _paths_of(trees)), lists.sha256_of(config.labels)
+    with tempfile.TemporaryDirectory(prefix="hemafast-") as room:
+        inside = Path(room, config.labels.name)
+        inside.write_bytes(read_files([_entry_of(config.labels, trees, config)])[0])
+        return lists.read_labels(inside, config.columns, _paths_of(trees)), lists.sha256_of(inside)
+
+
+def _entry_of(file: Path, trees: Sequence[Tree], config: PrepareConfig) -> Entry:
+    """The file of a source that --labels means. Raises HemafastError if there is none."""
+    others = [one for tree in trees for one in tree.passed if one.entry is not None and one.kind != SYSTEM_FILE]
+    wanted = plain_name(str(file))
+    found = [one for one in others if f"/{one.name}".endswith(f"/{wanted}")]
+    if len(found) == 1 and found[0].entry is not None:
+        return found[0].entry
+    tables = name_some([one.name for one in found or others if one.kind in TABLES], 3)
+    remedy = f"Tables in there: {tables}." if tables else "Name a csv, tsv, xlsx or parquet file."
+    raise HemafastError(f"There is {'more than one' if found else 'no'} {file}, also in {config.source}.", remedy)
+
+
+def _paths_of(trees: Sequence[Tree]) -> dict[str, tuple[str, ...]]:
+    return {name: (name,) for tree in trees for name in (f"{tree.name}/{entry.name}" for entry in tree.images)}
+
+
+def _of_folders(tree: Tree, config: PrepareConfig, *, labelled: bool) -> tuple[list[Member], Sequence[str]]:
+    """The images of a tree, with what the folders say; those outside class folders have no label."""
+    known = {fold(name) for name in _class_map(config)}
+    layout = read_layout(
+        [entry.name for entry in tree.images],
+        lambda name: is_known(name) or fold(name) in known,
+        resplit=config.resplit,
+        labelled=labelled,
+    )
+    members = [
+        Member(
+            domain=place.domain or tree.name,
+            label=place.label,
+            file=entry.name.rpartition("/")[2],
+            entry=entry,
+            source=f"{tree.name}/{entry.name}",
+            split=place.split,
+            group=place.group and f"{place.domain or tree.name}/{place.group}",
+        )
+        for entry, place in zip(tree.images, layout.places, strict=True)
+    ]
+    return members, layout.notes
+
+
+def _apart(members: Sequence[Member]) -> list[Member]:
+    """Folders of one name in two trees are two laboratories: the name of the tree tells them apart."""
+    homes: dict[str, set[str]] = defaultdict(set)
+    for member in members:
+        homes[member.domain].add(_tree_of(member))
+    clear = {name for name, trees in homes.items() if len(trees) == 1}
+    return [one if one.domain in clear else replace(one, domain=_prefixed(one)) for one in members]
+
+
+def _prefixed(member: Member) -> str:
+    tree = _tree_of(member)
+    return member.domain if member.domain == tree else f"{tree}_{member.domain}"
+
+
+def _tree_of(member: Member) -> str:
+    return member.source.partition("/")[0]
+
+
+def _domains_of(members: Sequence[Member], trees: Sequence[Tree]) -> dict[str, Domain]:
+    """Each domain, and the archive that its first image comes from."""
+    by_name = {tree.name: tree for tree in reversed(trees) if tree.images}
+    homes = {member.domain: by_name[_tree_of(member)] for member in reversed(members)}
+    return {name: Domain(homes[name].path.name, homes[name].drawn) for name in sorted(homes)}
+
+
+def _class_map(config: PrepareConfig) -> dict[str, str]:
+    return {} if config.class_map is None else lists.read_class_map(config.class_map)
+
+
+def _of_table(member: Member, labels: lists.Labels, config: PrepareConfig) -> Member:
+    """The same image with what the table says, which overrides the folders."""
+    key = member.source
+    return replace(
+        member,
+        label=labels.label.get(key, "") if labels.label else member.label,
+        domain=labels.domain.get(key, member.domain),
+        split="" if config.resplit else labels.split.get(key, member.split),
+        group=labels.group.get(key, member.group),
+    )
+
+
+def _table_in(passed: Sequence[PassedOver]) -> str | None:
+    """The first table among files that are passed over, by its path in its tree."""
+    return next((one.name.partition("/")[2] for one in passed if one.kind in TABLES), None)
+
+
+def _without_class(members: Sequence[Member], kind: str) -> tuple[list[Member], list[PassedOver]]:
+    lost = [PassedOver(kind, member.source) for member in members if not member.label]
+    return [member for member in members if member.label], lost
+
+
+def _nothing(config: PrepareConfig, passed: Sequence[PassedOver]) -> HemafastError:
+    kinds = ", ".join(f"{count} {kind}" for kind, count in Counter(one.kind for one in passed).most_common())
+    table = _table_in(passed) or "FILE"
+    return HemafastError(
+        f"{config.source} holds no image of a class: {kinds or 'no files'}.",
+        f"Images belong in a folder per class, as basophil/BA_1.jpg, or in a table: --labels {shlex.quote(table)}",
+    )
+
+
+def _in_classes(
+    members: Sequence[Member], config: PrepareConfig, passed: Sequence[PassedOver]
+) -> tuple[list[Member], list[PassedOver], Sequence[str]]:
+    """The images under the names of their classes, and those whose class is left out."""
+    try:
+        renamed, notes = rename([member.label for member in members], _class_map(config), config.classes)
+    except UnknownClassesError as error:
+        way_out = _way_out(config, error.suggested, sorted({member.label for member in members}), passed)
+        raise HemafastError(f"{config.source}: {error.problem}", way_out) from error
+    left_out = [PassedOver(LEFT_OUT, member.source) for member in members if not renamed[member.label]]
+    kept = [replace(member, label=renamed[member.label]) for member in members if renamed[member.label]]
+    for name in {part for member in kept for part in (member.label, member.domain)}:
+        _refuse_unusable(name, config)
+    if not kept:
+        given = config.class_map if isinstance(config.class_map, Path) else "--class-map"
+        raise HemafastError(f"{given} leaves out every class.", "Give at least one class a name.")
+    return kept, left_out, notes
+
+
+def _way_out(
+    config: PrepareConfig, suggested: Mapping[str, str] | None, labels: Sequence[str], passed: Sequence[PassedOver]
+) -> str:
+    """A command that takes classes that are unknown."""
+    own = command_to_prepare(config, classes="from-data")
+    if suggested is None and (table := _table_in(passed)) and config.labels is None:
+        return f"If the classes are in a table: {command_to_prepare(config, labels=table)} (or keep the names: {own})"
+    if suggested is None and all(map(str.isdecimal, labels)):
+        meaning = command_to_prepare(config, class_map=dict.fromkeys(labels, "CLASS"))
+        return f"Say which class each number is: {meaning} (or keep the numbers: {own})"
+    if suggested is None:
+        return f"To keep the names as they are: {own}"
+    if any("," in name or "=" in name for name in suggested):
+        return f"Write a table with the columns from and to, and give it with --class-map. To keep the names: {own}"
+    return f"If you agree: {command_to_prepare(config, class_map=suggested)} (or keep the names: {own})"
+
+
+def _refuse_unusable(name: str, config: PrepareConfig) -> None:
+    """Classes and domains become folders."""
+    if "/" in name or "\\" in name or name.startswith(".") or not name.isprintable():
+        remedy = f"Rename it, for a class with --class-map '{name}=NAME'."
+        raise HemafastError(f"{config.labels or config.source}: {name!r} cannot be the name of a folder.", remedy)
+
+
+def _unique(members: Sequence[Member]) -> Iterator[Member]:
+    """The images, in the order of their names, with file names that are unique within class and domain.
+
+    Where two would be the same on some file system, the folders around them become part of the name.
+    """
+    times = Counter(same_file(member.name) for member in members)
+    taken: set[str] = set()
+    for member in sorted(members, key=lambda one: (one.domain, one.label, one.file, one.source)):
+        alone = times[same_file(member.name)] == 1
+        file = _short(member.file if alone else "__".join(member.source.split("/")[1:]))
+        named, number = replace(member, file=file), 2
+        while (key := same_file(named.name)) in taken:
+            path = PurePosixPath(file)
+            named, number = replace(member, file=f"{path.stem}~{number}{path.suffix}"), number + 1
+        taken.add(key)
+        yield named
+
+
+def _short(file: str) -> str:
+    """A file name that every file system takes; a long one is cut, and a hash keeps it unique."""
+    if len(file.encode()) <= _MAX_NAME_BYTES:
+        return file
+    suffix = Path(file).suffix[:20]
+    cut = file.encode()[: _MAX_NAME_BYTES - 16 - len(suffix.encode())].decode(errors="ignore")
+    return f"{cut}~{hashlib.sha256(file.encode()).hexdigest()[:12]}{suffix}"

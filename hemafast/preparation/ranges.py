@@ -1,0 +1,63 @@
+"""The range of values of each domain, and what is said about it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import groupby
+
+import pandas as pd
+
+from hemafast.preparation import schema
+from hemafast.preparation.containers import reader_of
+from hemafast.preparation.depth import Range, choose_ranges, fixed
+from hemafast.preparation.gather import Member
+from hemafast.preparation.image_checks import strict_decoders
+from hemafast.preparation.plan import Plan
+from hemafast.progress import SILENT, Progress, stage
+
+
+def measure_ranges(plan: Plan, progress: Progress = SILENT) -> dict[str, dict[str, Range]]:
+    """By domain, what values of more than 8 bits become: as --bit-depth says, else as a sample of its images shows.
+
+    Raises HemafastError if an archive is damaged.
+    """
+    bits: Mapping[str, int] = plan.settings["bit_depth"]
+    members: dict[str, list[Member]] = {name: [] for name in plan.domains}
+    for member in in_stored_order(plan.members):
+        members[member.domain].append(member)
+    ranges = {}
+    with stage(progress, "looking at bit depths", len(members), unit="domains"), strict_decoders():
+        for name, own in members.items():
+            chosen = bits.get(name, bits.get(""))
+            ranges[name] = fixed(chosen) if chosen else choose_ranges(own, _contents)
+            progress.advance()
+    return ranges
+
+
+def in_stored_order(members: Sequence[Member]) -> list[Member]:
+    """The members in the order in which their archives hold them."""
+    return sorted(members, key=lambda one: (one.entry.container, one.entry.offset))
+
+
+def range_notes(manifest: pd.DataFrame, ranges: Mapping[str, Mapping[str, Range]]) -> Iterator[str]:
+    """How the values of each domain were scaled, where any have more than 8 bits."""
+    accepted = schema.accepted(manifest)
+    scaled = accepted[accepted["kind"].str.split("+").map(lambda kinds: "scaled" in kinds)]
+    for domain, images in scaled.groupby("domain"):
+        words = " and ".join(f"{kind} values of {one}" for kind, one in _distinct(ranges[str(domain)]))
+        yield (
+            f"{domain}: {len(images)} images have more than 8 bits a channel; {words} become 0 to 255. "
+            f"Choose another range with --bit-depth {domain}=16"
+        )
+
+
+def _distinct(ranges: Mapping[str, Range]) -> list[tuple[str, Range]]:
+    """The ranges by kind; one kind for a range that holds for all."""
+    return [("all", next(iter(ranges.values())))] if len(set(ranges.values())) == 1 < len(ranges) else [*ranges.items()]
+
+
+def _contents(members: Sequence[Member]) -> Iterator[bytes]:
+    for container, some in groupby(members, key=lambda one: one.entry.container):
+        with reader_of(container) as read:
+            for member in some:
+                yield read(member.entry)
