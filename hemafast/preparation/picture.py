@@ -48,7 +48,7 @@ class Picture:
     kinds: tuple[str, ...]
     """Keys of CONVERTED_KINDS that its layout calls for."""
     plain: bool
-    """Whether DALI reads its bytes exactly like the reference decoder, on every device."""
+    """Whether DALI reads its bytes as they are, exactly like the reference decoder and without a word."""
     depth: str
     """INTEGER or FLOAT for values of more than 8 bits; empty for 8."""
     read: Callable[[], Values]
