@@ -6,7 +6,7 @@ the largest value of many does.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -81,17 +81,21 @@ def fixed(bits: int) -> dict[str, Range]:
     return dict.fromkeys((INTEGER, FLOAT), Range(0, 2**bits - 1))
 
 
-def choose_ranges(items: Sequence[Item], read: Callable[[Sequence[Item]], Iterable[object]]) -> dict[str, Range]:
-    """The range of values of more than 8 bits in the images `items`; empty if there are none.
+def choose_ranges(
+    items: Sequence[Item],
+    read: Callable[[Sequence[Item]], Iterable[object]],
+    kinds: Collection[str] = (INTEGER, FLOAT),
+) -> dict[str, Range]:
+    """The range of values of more than 8 bits in the images `items`, for each of the `kinds` that they have.
 
     `read` yields the bytes of some of them in order; what is no bytes, and what cannot be decoded, is passed over.
     Call it within `strict_decoders`.
     """
-    if not any(picture.depth for picture in _pictures(read(_spread(items, FIRST_LOOK)))):
+    if not any(picture.depth in kinds for picture in _pictures(read(_spread(items, FIRST_LOOK)))):
         return {}
     seen = {INTEGER: _Seen(), FLOAT: _Seen()}
     for picture in _pictures(read(_spread(items, SAMPLE))):
-        if picture.depth:
+        if picture.depth in kinds:
             try:
                 with naming_damage():
                     seen[picture.depth].add(picture.read())
