@@ -12,6 +12,7 @@ from difflib import get_close_matches
 from functools import partial
 from glob import has_magic
 from pathlib import Path
+from shutil import get_terminal_size
 from typing import Annotated
 
 import typer
@@ -49,13 +50,14 @@ ConfigFile = Annotated[
     ),
 ]
 
-_PIPE_WIDTH = 160
+_PIPE_WIDTH, _LEAST_WIDTH = 160, 60
 _DATASET = "dataset.json"  # preparation.schema.INFO, whose module imports pydantic
 
 
 def main() -> None:
     """Run the command line; an error that a user can mend is one line and exit code 2, a signal 128 and its number."""
     _restart_in_utf8()
+    _keep_wide()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a terminal may lack the letters of a name
@@ -95,6 +97,13 @@ def _restart_in_utf8() -> None:
     shown = getattr(sys.stdout, "encoding", None) or "ascii"  # what the terminal shows stays as it is
     changed = os.environ | {"PYTHONUTF8": "1", "PYTHONIOENCODING": f"{shown}:backslashreplace"}
     os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], changed)
+
+
+def _keep_wide() -> None:
+    """Write lines of at least _LEAST_WIDTH: a narrower terminal wraps them, while tables would lose their content."""
+    width = get_terminal_size().columns  # COLUMNS, unless it is no positive number
+    if width < _LEAST_WIDTH or os.environ.get("COLUMNS") == "0":
+        os.environ["COLUMNS"] = str(max(width, _LEAST_WIDTH))
 
 
 def _print_version(asked: bool) -> None:

@@ -118,6 +118,19 @@ def test_control_sequences_go_to_terminals_that_know_them(tmp_path, make_archive
     assert controls in (None, "\x1b" in said)
 
 
+@pytest.mark.parametrize("columns", ["0", "1", "12", "-3", "wide"])
+def test_no_terminal_is_too_narrow(tmp_path, columns):
+    """Numbers in tables and errors are shown whole; a terminal wraps long lines itself."""
+    (tmp_path / "Runs").mkdir()
+    for arguments, words in (
+        (["runs", "--output", "Runs"], "Runs holds no runs"),
+        (["runs", "--nothing"], "No such option: --nothing"),
+        (["predict", "nothing"], "There is no nothing"),
+    ):
+        said = _on_terminal(arguments, tmp_path, COLUMNS=columns, TERM="dumb")
+        assert words in said
+
+
 def test_brackets_are_never_markup(tmp_path):
     out, err = io.StringIO(), io.StringIO()
     name = "[red]a[/] [b] :smile: [/x] [link=file:///x]y"

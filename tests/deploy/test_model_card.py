@@ -15,6 +15,7 @@ from hemafast.deploy.export import export_run
 from hemafast.deploy.model_card import FEW, model_card, training_counts
 from hemafast.engine.checkpoint import Calibration, View
 from hemafast.evaluate.evaluate import evaluate_run
+from hemafast.preparation.depth import Range
 
 
 class Html(HTMLParser):
@@ -105,6 +106,14 @@ def test_the_input_is_described_as_preparation_makes_it(tmp_path):
     steps = Html(card_of(write_run(tmp_path / "b", whole))).items
     assert any(step == "Keep the largest square in the middle of the image." for step in steps)
     assert any(step == "Keep the 56 by 56 pixels in its middle." for step in steps)
+
+
+def test_deep_values_are_described_as_preparation_scaled_them(tmp_path):
+    deep = replace(CARD.view, ranges={"Lab": {"integer": Range(0, 4095)}})
+    steps = Html(card_of(write_run(tmp_path, replace(CARD, view=deep)))).items
+    (first,) = (step for step in steps if step.startswith("Decode"))
+    assert first.endswith("drop transparency. Of Lab, integer values of 0 to 4095 (12 bits) become 0 to 255.")
+    assert any(step.startswith("Keep the square") for step in steps)
 
 
 def test_training_images_are_counted_by_class_and_domain(scored, dataset):
