@@ -25,6 +25,8 @@ _LONGEST_NAME = 300
 _MOST_PARTS = 40
 _LARGEST_INDEX = 64 * 2**20
 _BLOCKED = re.compile(r"GLOBAL (\S+)|SETITEM")
+_CAUSE = re.compile(r"WeightsUnpickler error:\s*(\S.{2,200})")
+_TEXT = re.compile(rb"[\t\r\n -~]+")
 _WORD = re.compile(r"[A-Za-z][\w.]{2,60}")
 _SUFFIXES = {".safetensors", ".pth", ".pt", ".bin", ".ckpt"}
 
@@ -33,6 +35,7 @@ _OTHER_CONTENT = (
     (b"version https://git-lfs", "the pointer of Git LFS, not the file itself", "Run `git lfs pull` where it lies."),
     (b"<!doctype", "a web page", "Download the file itself, not the page that shows it."),
     (b"<html", "a web page", "Download the file itself, not the page that shows it."),
+    (b"<?xml", "an XML file, such as a server's message", "Download it again, and look at it."),
     (b"\x89hdf", "an HDF5 file, as Keras writes", "Convert it to a state dict of PyTorch."),
     (b"\x1f\x8b", "packed with gzip", "Unpack it first with `gunzip`."),
 )
@@ -79,13 +82,18 @@ def _begins_with_json(file: Path) -> bool:
         inside = sorted(path.name for path in file.iterdir() if path.suffix in _SUFFIXES)
         found = f"It holds {name_some(inside, 3)}." if inside else "It holds no weights file."
         raise HemafastError(f"{file} is a folder, not a weights file.", f"Name a file in it. {found}")
+    if file.exists() and not file.is_file():  # reading a pipe would wait for ever
+        raise HemafastError(f"{file} is not a regular file.", "Name a weights file.")
+    return _head(file).lstrip()[:1] == b"{"
+
+
+def _head(file: Path) -> bytes:
     with file.open("rb") as stream:
-        return stream.read(64).lstrip()[:1] == b"{"
+        return stream.read(64)
 
 
 def _read_one(file: Path) -> StoredWeights:
-    with file.open("rb") as stream:
-        head = stream.read(64)
+    head = _head(file)
     for begin, what, remedy in _OTHER_CONTENT:
         if head.lstrip().lower().startswith(begin):
             raise HemafastError(f"{file} is {what}.", remedy)
@@ -257,8 +265,15 @@ def _is_dense(tensor: Tensor) -> bool:
 
 def _unreadable(file: Path, error: Exception) -> HemafastError:
     blocked = _BLOCKED.search(str(error))
+    if blocked is None and _TEXT.fullmatch(head := _head(file)):
+        begin = head.decode().strip().partition("\n")[0]
+        return HemafastError(
+            f"{file} is a text file, which begins with {begin!r}.", "Download it again, and look at it."
+        )
     if blocked is None:
-        return HemafastError(f"{file} cannot be read as weights ({first_line(error)}).", "Download it again.")
+        cause = _CAUSE.search(str(error))
+        why = first_line(error) if cause is None else cause[1].strip()
+        return HemafastError(f"{file} cannot be read as weights ({why}).", "Download it again.")
     return HemafastError(
         f"{file} cannot be read as weights: it holds objects of {blocked[1] or 'other classes'}.",
         "Ask its author for a .safetensors file. If you trust the author, save the tensors alone: "

@@ -3,6 +3,7 @@
 import argparse
 import io
 import json
+import os
 import pickle
 import struct
 import zipfile
@@ -175,7 +176,7 @@ def _script() -> bytes:
 TORCH, SAFE = _saved(TENSORS), save(TENSORS)
 BAD = {
     "empty": (b"", "cannot be read"),
-    "garbage": (b"garbage" * 50, "cannot be read"),
+    "garbage": (b"garbage" * 50, "is a text file"),
     "cut torch": (TORCH[: len(TORCH) // 2], "cut off"),
     "cut safetensors": (SAFE[:-5], "cannot be read"),
     "cut header": (SAFE[:40], "cannot be read"),
@@ -188,6 +189,9 @@ BAD = {
     "a pointer": (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n", "git lfs pull"),
     "a web page": (b"\n<!DOCTYPE html><html><body>Sign in</body></html>", "a web page"),
     "keras": (b"\x89HDF\r\n\x1a\n" + bytes(99), "Keras"),
+    "a server's error": (b'<?xml version="1.0"?><Error><Code>AccessDenied</Code></Error>', "an XML file"),
+    "a server's answer": (b"Entry not found\nor so", "a text file, which begins with 'Entry not found'"),
+    "a pickle that is none": (b"\x80\x02" + bytes(range(60, 99)), "cannot be read as weights (Unsupported op"),
     "gzip": (b"\x1f\x8b\x08" + bytes(99), "gunzip"),
     "settings": (b'{"learning_rate": 0.1}', "no index of weights files"),
     "deep nesting": (b'{"weight_map":' + b"[" * 10**5, "no index of weights files"),
@@ -261,6 +265,12 @@ def test_a_missing_file_is_refused(tmp_path, name):
         read_weights(tmp_path / name)
 
 
+def test_a_pipe_is_refused_without_waiting(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(HemafastError, match="pipe is not a regular file"):
+        read_weights(tmp_path / "pipe")
+
+
 def test_a_folder_is_refused_with_the_files_in_it(tmp_path):
     with pytest.raises(HemafastError, match="holds no weights file"):
         read_weights(tmp_path)
@@ -290,7 +300,7 @@ def test_the_parts_of_a_sharded_file_are_read_together(tmp_path):
         (["../a.safetensors", "b"], "other folders"),
         (["/etc/passwd", "b"], "other folders"),
         ([1, 2], "no index"),
-        (["model.index.json", "model.index.json"], "cannot be read"),
+        (["model.index.json", "model.index.json"], "is a text file"),
     ],
 )
 def test_an_index_of_other_files_is_refused(tmp_path, parts, words):
