@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from hemafast.cli import app
 from hemafast.config import PrepareConfig
 from hemafast.data.dataset import open_dataset
-from hemafast.eda import measure, plots
+from hemafast.eda import measure
 from hemafast.eda.page import write_eda
 from hemafast.errors import HemafastError
 from hemafast.preparation import schema
@@ -199,13 +199,15 @@ def test_an_old_page_stands_until_the_new_one_is_whole(mixed, tmp_path, monkeypa
     old = write_eda(mixed, tmp_path)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
 
-    draw = plots.plot_colours
+    write, written = Path.write_bytes, []
 
-    def fail(target, **values):
-        draw(target, **values)
-        raise OSError(28, "No space left on device")
+    def fail(path, content):
+        written.append(path)
+        if len(written) == 3:
+            raise OSError(28, "No space left on device")
+        return write(path, content)
 
-    monkeypatch.setattr(plots, "plot_colours", fail)  # after another picture has been drawn
+    monkeypatch.setattr(Path, "write_bytes", fail)  # after other pictures have been written
     with pytest.raises(HemafastError, match="No space left on device"):
         write_eda(mixed, old.parent, images_per_class=2)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
