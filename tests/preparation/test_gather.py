@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from packs import FORMS, pack
 from PIL import Image
@@ -48,7 +48,7 @@ FILES = [
 ]  # fmt: skip
 
 
-def _contents() -> list[bytes]:
+def _contents() -> dict[str, bytes]:
     generator = np.random.default_rng(0)
     pictures = [Image.fromarray(generator.integers(0, 255, (16, 16, 3), np.uint8)) for _ in range(2)]
     pictures.append(Image.fromarray(np.repeat([[0, 255]], 16, 0).repeat(8, 1).astype(np.uint8)))
@@ -57,7 +57,11 @@ def _contents() -> list[bytes]:
         stream = io.BytesIO()
         picture.save(stream, kind)
         written.append(stream.getvalue())
-    return [*written, b"", b"some text\n", bytes(range(256))]
+    names = ("photograph", "other photograph", "mask", "empty", "text", "noise")
+    return dict(zip(names, [*written, b"", b"some text\n", bytes(range(256))], strict=True))
+
+
+CONTENTS = _contents()
 
 
 PATHS = st.builds(
@@ -65,17 +69,18 @@ PATHS = st.builds(
     st.lists(st.sampled_from(FOLDERS), max_size=3),
     st.sampled_from(FILES),
 )
-TREES = st.dictionaries(PATHS, st.sampled_from(_contents()), max_size=25)
+TREES = st.dictionaries(PATHS, st.sampled_from(list(CONTENTS)), max_size=25)
 
 
 def _normal(name: str) -> str:
     return unicodedata.normalize("NFC", name)
 
 
+@example({"\u00e4.png": "photograph", "a\u0308.png": "mask"}, "nested.zip", "basophil")
 @settings(max_examples=150, deadline=None)
 @given(TREES, st.sampled_from([*FORMS, "nested.zip", "nested.tar.gz"]), st.sampled_from(["basophil", "blue"]))
 def test_every_file_of_any_tree_is_an_image_or_passed_over_and_no_two_images_share_a_name(tree, form, label):
-    files = {**tree, f"{label}/anchor.png": _contents()[0]}
+    files = {name: CONTENTS[content] for name, content in (tree | {f"{label}/anchor.png": "photograph"}).items()}
     with tempfile.TemporaryDirectory() as room:
         source = Path(room, "source")
         if form.startswith("nested"):  # an archive in the folder of a laboratory
