@@ -1,8 +1,9 @@
 """Dead ends: nothing to take, nothing to write to, settings that leave nothing."""
 
 import os
+import pathlib
 
-from door import Refused, Taken, encode, cell, picture, refused, taken
+from door import Refused, Taken, picture, refused, taken
 
 USUAL = {"Lab/basophil": 3, "Lab/monocyte": 3}
 
@@ -85,7 +86,10 @@ def copies_of_one_image(room):
 
 @refused
 def nothing_but_damaged_images(room):
-    room.write({f"{label}/{number}.jpg": b"\xff\xd8\xff\xe0cut" for label in ("basophil", "monocyte") for number in range(3)}, "Lab")
+    room.write(
+        {f"{label}/{number}.jpg": b"\xff\xd8\xff\xe0cut" for label in ("basophil", "monocyte") for number in range(3)},
+        "Lab",
+    )
     return Refused(("None of the 6 images", "6 damaged", "basophil/0.jpg", "Repair or replace"))
 
 
@@ -93,7 +97,9 @@ def nothing_but_damaged_images(room):
 def more_damaged_images_than_are_allowed(room):
     usual(room)
     room.write({"basophil/cut.png": picture(900)[:-700]}, "Lab")
-    return Refused(("1 of 7 images", "1 damaged", "basophil/cut.png"), {"max_quarantined": 0.05}, then={"max_quarantined": 0.2})
+    return Refused(
+        ("1 of 7 images", "1 damaged", "basophil/cut.png"), {"max_quarantined": 0.05}, then={"max_quarantined": 0.2}
+    )
 
 
 @refused
@@ -104,14 +110,17 @@ def a_strict_preparation_with_a_stray_image(room):
 
 @refused
 def the_same_picture_in_two_classes_only(room):
-    room.write({f"{label}/{number}.png": picture(900 + number) for label in ("basophil", "monocyte") for number in range(3)}, "Lab")
+    room.write(
+        {f"{label}/{number}.png": picture(900 + number) for label in ("basophil", "monocyte") for number in range(3)},
+        "Lab",
+    )
     return Refused(("None of the 6 images", "6 contradiction", "the same picture is"))
 
 
 @refused
 def a_link_out_of_the_source(room):
     usual(room)
-    os.symlink(room.beside("secret.png", picture(900)), room.source / "Lab/basophil/link.png")
+    pathlib.Path(room.source / "Lab/basophil/link.png").symlink_to(room.beside("secret.png", picture(900)))
     return Refused(("link.png is a symbolic link", "Replace it"))
 
 
@@ -125,7 +134,9 @@ def a_pipe_in_a_class_folder(room):
 @refused
 def a_map_that_leaves_out_every_class(room):
     usual(room)
-    return Refused(("--class-map leaves out every class", "at least one class"), {"class_map": {"basophil": "", "monocyte": ""}})
+    return Refused(
+        ("--class-map leaves out every class", "at least one class"), {"class_map": {"basophil": "", "monocyte": ""}}
+    )
 
 
 @refused

@@ -12,13 +12,19 @@ def raw_zip(room, names, encoding, into="Lab.zip", separator="/"):
     """A zip of these images whose names are stored in an encoding, without saying so."""
     files = {name: room.image() for name in names}
     room.source.mkdir(exist_ok=True)
-    (room.source / into).write_bytes(zipped({name.replace("/", separator).encode(encoding): data for name, data in files.items()}))
+    (room.source / into).write_bytes(
+        zipped({name.replace("/", separator).encode(encoding): data for name, data in files.items()})
+    )
     room.written += [f"{into.partition('.')[0]}/{name}" for name in files]
 
 
 @taken
 def names_that_macos_takes_apart(room):
-    names = [unicodedata.normalize("NFD", f"{label}/Zelle_ä{number}.png") for label in ("basophil", "monocyte") for number in range(3)]
+    names = [
+        unicodedata.normalize("NFD", f"{label}/Zelle_ä{number}.png")
+        for label in ("basophil", "monocyte")
+        for number in range(3)
+    ]
     room.write({name: room.image() for name in names}, "Lab")
     return Taken({BA: 3, MO: 3})
 
@@ -46,7 +52,9 @@ def a_zip_of_dos(room):
 
 @taken
 def a_zip_of_utf8_that_does_not_say_so(room):
-    raw_zip(room, [f"{label}/зразок {number}.png" for label in ("basophil", "monocyte") for number in range(3)], "utf-8")
+    raw_zip(
+        room, [f"{label}/зразок {number}.png" for label in ("basophil", "monocyte") for number in range(3)], "utf-8"
+    )
     return Taken({BA: 3, MO: 3})
 
 
@@ -129,7 +137,10 @@ def very_long_names(room):
 
 @taken
 def names_that_differ_in_case_alone(room):
-    room.write({**room.classes("basophil", "monocyte"), "basophil/A.png": room.image(), "basophil/a.PNG": room.image()}, "Lab.zip")
+    room.write(
+        {**room.classes("basophil", "monocyte"), "basophil/A.png": room.image(), "basophil/a.PNG": room.image()},
+        "Lab.zip",
+    )
     return Taken({BA: 5, MO: 3})
 
 

@@ -7,7 +7,10 @@ BA, MO = "basophil", "monocyte"
 
 def split_of(room: Room, *folders: str, count: int = 2, into: str = "Set") -> None:
     """Two classes in each of these folders."""
-    room.write({path: data for one in folders for path, data in room.classes(BA, MO, under=f"{one}/", count=count).items()}, into)
+    room.write(
+        {path: data for one in folders for path, data in room.classes(BA, MO, under=f"{one}/", count=count).items()},
+        into,
+    )
 
 
 @taken
@@ -64,7 +67,9 @@ def the_same_file_names_in_every_class_and_split(room):
 @taken
 def train_and_test_without_validation(room):
     split_of(room, "Train", "Test", count=5)
-    return Taken({f"Set/{BA}": 10, f"Set/{MO}": 10}, splits={"train": 8, "val": 2, "test": 10}, notes=("no validation",))
+    return Taken(
+        {f"Set/{BA}": 10, f"Set/{MO}": 10}, splits={"train": 8, "val": 2, "test": 10}, notes=("no validation",)
+    )
 
 
 @taken
@@ -99,7 +104,10 @@ def only_a_test_folder_is_no_split(room):
 def resplit_draws_anew(room):
     split_of(room, "train", "val", "test", count=5)
     return Taken(
-        {f"Set/{BA}": 15, f"Set/{MO}": 15}, splits={"train": 24, "val": 6}, options={"resplit": True}, notes=("ignored",)
+        {f"Set/{BA}": 15, f"Set/{MO}": 15},
+        splits={"train": 24, "val": 6},
+        options={"resplit": True},
+        notes=("ignored",),
     )
 
 

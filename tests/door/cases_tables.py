@@ -15,7 +15,9 @@ def labelled(room: Room, pattern: str = "images/{}.png", count: int = 6, into: s
     return list(files)
 
 
-def table(room: Room, names: list[str], header: str = "path,label", line: str = "{name},{label}", end: str = "\n") -> str:
+def table(
+    room: Room, names: list[str], header: str = "path,label", line: str = "{name},{label}", end: str = "\n"
+) -> str:
     """A line for each image; the classes take turns."""
     rows = [
         line.format(name=name, label=("basophil", "monocyte")[number % 2], number=number)
@@ -54,7 +56,11 @@ def semicolons_and_decimal_commas(room):
     def scaled(made):
         assert made.info.domains["Set"].um_per_pixel == 0.0725
 
-    return Taken({BA: 3, MO: 3}, options={"labels": file, "columns": {"path": "Dateipfad"}, "field_of_view": "whole"}, also=scaled)
+    return Taken(
+        {BA: 3, MO: 3},
+        options={"labels": file, "columns": {"path": "Dateipfad"}, "field_of_view": "whole"},
+        also=scaled,
+    )
 
 
 @taken
@@ -151,7 +157,9 @@ def numbers_as_labels_with_a_map(room):
 def numbers_as_labels(room):
     names = labelled(room)
     text = table(room, names).replace("basophil", "1").replace("monocyte", "4")
-    return Refused(("2 of 2 classes", "Say which class each number is"), {"labels": room.beside("labels.csv", text)}, commands=2)
+    return Refused(
+        ("2 of 2 classes", "Say which class each number is"), {"labels": room.beside("labels.csv", text)}, commands=2
+    )
 
 
 @refused
@@ -176,9 +184,13 @@ def a_table_of_other_images(room):
 @taken
 def two_lists_one_for_each_split(room):
     room.write(room.classes("basophil", "monocyte", count=4), "Set")
-    lines = [[f"{label}/{number}.png" for label in ("basophil", "monocyte") for number in some] for some in ((0, 1), (2,), (3,))]
+    lines = [
+        [f"{label}/{number}.png" for label in ("basophil", "monocyte") for number in some]
+        for some in ((0, 1), (2,), (3,))
+    ]
     files = tuple(
-        room.beside(f"{split}.txt", "\n".join(["path", *names])) for split, names in zip(("train", "val", "test"), lines, strict=True)
+        room.beside(f"{split}.txt", "\n".join(["path", *names]))
+        for split, names in zip(("train", "val", "test"), lines, strict=True)
     )
     return Taken({BA: 4, MO: 4}, splits={"train": 4, "val": 2, "test": 2}, options={"split_file": files})
 
@@ -195,7 +207,9 @@ def a_list_that_leaves_images_out(room):
 
 @taken
 def a_table_over_folders_of_splits(room):
-    files = {path: data for split in ("train", "test") for path, data in room.cells(f"{split}/{split}_{{}}.png", 6).items()}
+    files = {
+        path: data for split in ("train", "test") for path, data in room.cells(f"{split}/{split}_{{}}.png", 6).items()
+    }
     room.write(files, "Set")
     file = room.beside("labels.csv", table(room, [name.rpartition("/")[2] for name in files], "id,diagnosis"))
     return Taken({BA: 6, MO: 6}, splits={"train": 4, "val": 2, "test": 6}, options={"labels": file})

@@ -9,7 +9,7 @@ import pytest
 from command import hemafast
 from door import Room
 
-CLASSES = ("[bold]Zellen", "Größe µm", "图像", "Эозинофил")
+CLASSES = ("[bold]Zellen", "Größe in %", "图像", "Эозинофил")
 
 
 @pytest.fixture
@@ -20,7 +20,19 @@ def room(tmp_path):
 
 
 def asked(room):
-    return ("prepare", "--source", room.source, "--output", room.output, "--classes", "from-data", "--pack-size", 32, "--max-quarantined", 1)
+    return (
+        "prepare",
+        "--source",
+        room.source,
+        "--output",
+        room.output,
+        "--classes",
+        "from-data",
+        "--pack-size",
+        32,
+        "--max-quarantined",
+        1,
+    )
 
 
 @pytest.mark.parametrize("columns", ["30", "80", "300"])

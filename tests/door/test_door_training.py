@@ -47,7 +47,8 @@ def _of_lightning():
     return {
         "epoch": 9,
         "pytorch-lightning_version": "2.1",
-        "state_dict": {f"net.encoder.{name}": tensor for name, tensor in stranger().items()} | {"loss.weight": torch.ones(10)},
+        "state_dict": {f"net.encoder.{name}": tensor for name, tensor in stranger().items()}
+        | {"loss.weight": torch.ones(10)},
         "hyper_parameters": {"lr": 0.1},
         "optimizer_states": [{"state": {0: {"exp_avg": torch.ones(3)}}}],
     }
@@ -70,7 +71,9 @@ WEIGHTS = {
     "DataParallel in half precision": Weights(_of_data_parallel, "stripped model.module."),
     "one channel and no head": Weights(_grey, "adapted from 1 to 3 input channels"),
     "a transformer of another image size": Weights(_of_another_size, "resampled", "test_vit"),
-    "an average under names that nobody knows": Weights(lambda: {"ema": {"m": stranger()}, "note": "x"}, "stripped ema.m."),
+    "an average under names that nobody knows": Weights(
+        lambda: {"ema": {"m": stranger()}, "note": "x"}, "stripped ema.m."
+    ),
 }
 
 
@@ -97,7 +100,8 @@ def test_the_weights_of_a_safetensors_file_are_those_of_the_learner(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "content", [b"<!DOCTYPE html><html>Sign in</html>", b"version https://git-lfs.github.com/spec/v1\noid sha256:4d\n", b""]
+    "content",
+    [b"<!DOCTYPE html><html>Sign in</html>", b"version https://git-lfs.github.com/spec/v1\noid sha256:4d\n", b""],
 )
 def test_a_file_without_weights_is_refused_by_name(tmp_path, content):
     (tmp_path / "model.pth").write_bytes(content)
