@@ -1,5 +1,7 @@
 """Data sets laid out as published ones are."""
 
+from pathlib import Path
+
 import numpy as np
 from door import Refused, Taken, encode, refused, taken
 
@@ -126,7 +128,7 @@ def two_sets_with_a_table_each_one_of_them_named(room):
 @refused
 def labels_in_file_names_only(room):
     room.write(room.cells("img/Im{:03d}_1.tif", 6), "ALL_IDB2")
-    return Refused(("img (6 images)",), commands=1)
+    return Refused(("holds no image of a class: 6 image outside class folders", "a folder per class"))
 
 
 @taken
@@ -172,7 +174,7 @@ def two_zips_with_a_table_of_one_name(room):
         files = room.cells(f"images/{number}_{{}}.png", 4)
         lines = [f"{name},{('basophil', 'monocyte')[place % 2]}" for place, name in enumerate(files)]
         room.write({**files, "labels.csv": "\n".join(["path,label", *lines]).encode()}, f"Lab{number}.zip")
-    return Refused(("images (8 images)", "in a table"), commands=2)
+    return Refused(("holds no image of a class", "--labels Lab1/labels.csv"), then={"labels": Path("Lab1/labels.csv")})
 
 
 @refused

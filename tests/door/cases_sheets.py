@@ -3,6 +3,7 @@
 import datetime
 import io
 import zipfile
+from pathlib import Path
 
 import openpyxl
 import pandas as pd
@@ -43,7 +44,8 @@ def an_excel_list_beside_the_images(room):
 def an_excel_list_that_nobody_named(room):
     rows = labelled(room)
     room.write({"Labels (final).xlsx": sheet([["Image Name", "Cell Type"], *rows])}, "Set")
-    return Refused(("If the classes are in a table", "Labels (final).xlsx"), commands=2)
+    file = Path("Set/Labels (final).xlsx")
+    return Refused(("holds no image of a class", f"--labels '{file}'"), then={"labels": file})
 
 
 @taken

@@ -37,7 +37,8 @@ def a_table_beside_the_images(room):
 def a_table_that_nobody_named(room):
     names = labelled(room)
     room.write({"labels.csv": table(room, names).encode()}, "Set")
-    return Refused(("If the classes are in a table",), commands=2)
+    file = Path("Set/labels.csv")
+    return Refused(("holds no image of a class", f"--labels {file}"), then={"labels": file})
 
 
 @taken
@@ -213,3 +214,10 @@ def a_table_over_folders_of_splits(room):
     room.write(files, "Set")
     file = room.beside("labels.csv", table(room, [name.rpartition("/")[2] for name in files], "id,diagnosis"))
     return Taken({BA: 6, MO: 6}, splits={"train": 4, "val": 2, "test": 6}, options={"labels": file})
+
+
+@refused
+def patients_in_folders_and_classes_in_a_table_that_nobody_named(room):
+    names = labelled(room, "P_A{}.png", count=4, into="Smith") + labelled(room, "P_B{}.png", count=4, into="Jones")
+    room.write({"labels.tsv": table(room, names, "image\tclass", "{name}\t{label}").encode()})
+    return Refused(("Jones (4 images)", "If the classes are in a table"), commands=2)
