@@ -5,6 +5,9 @@ import pathlib
 
 from door import Refused, Taken, picture, refused, taken
 
+from hemafast.config import PrepareConfig
+from hemafast.preparation.build import prepare
+
 USUAL = {"Lab/basophil": 3, "Lab/monocyte": 3}
 
 
@@ -177,3 +180,32 @@ def empty_folders_among_full_ones(room):
     (room.source / "Lab" / "myeloblast").mkdir()
     (room.source / "Empty").mkdir()
     return Taken(USUAL)
+
+
+@taken
+def an_output_within_the_source_and_what_an_interrupted_call_left(room):
+    usual(room)
+    inside = room.source / "prepared"
+    (room.source / ".prepared.hemafast-tmp").mkdir()
+
+    def again(made):
+        config = PrepareConfig(source=room.source, output=inside, pack_sizes=(32,), shards=1, max_quarantined=1.0)
+        assert not prepare(config, workers=1).fresh
+
+    return Taken(USUAL, options={"output": inside}, also=again)
+
+
+@refused
+def a_source_within_the_output(room):
+    room.source = room.root / "out" / "Source"
+    usual(room)
+    return Refused(("inside the output", "Choose another --output"), {"output": room.root / "out"})
+
+
+@refused
+def an_output_that_holds_something_else(room):
+    usual(room)
+    thesis = room.root / "results"
+    thesis.mkdir()
+    (thesis / "thesis.docx").write_bytes(b"x")
+    return Refused(("results",), {"output": thesis}, then={"output": room.root / "new"})

@@ -1,5 +1,6 @@
 """Labels, splits and patients in tables."""
 
+import hashlib
 from pathlib import Path
 
 import numpy as np
@@ -221,3 +222,46 @@ def patients_in_folders_and_classes_in_a_table_that_nobody_named(room):
     names = labelled(room, "P_A{}.png", count=4, into="Smith") + labelled(room, "P_B{}.png", count=4, into="Jones")
     room.write({"labels.tsv": table(room, names, "image\tclass", "{name}\t{label}").encode()})
     return Refused(("Jones (4 images)", "If the classes are in a table"), commands=2)
+
+
+@refused
+def bare_names_that_come_in_every_folder(room):
+    room.write(room.cells("a/{}.png", 4) | room.cells("b/{}.png", 4), "Set")
+    file = room.beside("labels.csv", table(room, [f"{number}.png" for number in range(4)]))
+    return Refused(("0.png may be Set/a/0.png or Set/b/0.png", "folders"), {"labels": file})
+
+
+@refused
+def two_columns_that_may_be_the_label(room):
+    names = labelled(room)
+    rows = [f"{name},{number % 2},{('basophil', 'monocyte')[number % 2]}" for number, name in enumerate(names)]
+    file = room.beside("labels.csv", "\n".join(["filename,label,class_name", *rows]))
+    chosen = {"columns": {"label": "class_name"}}
+    return Refused(("the label may be in the column label or class_name", "--columns"), {"labels": file}, then=chosen)
+
+
+@refused
+def a_column_for_each_class(room):
+    names = labelled(room)
+    rows = [f"{name},{number % 2},{1 - number % 2}" for number, name in enumerate(names)]
+    file = room.beside("labels.csv", "\n".join(["image,BASOPHIL,MONOCYTE", *rows]))
+    return Refused(("no column label", "BASOPHIL, MONOCYTE"), {"labels": file})
+
+
+@taken
+def a_contradiction_between_two_laboratories(room):
+    same = room.image()
+    room.write({**room.classes("basophil", "monocyte"), "basophil/x.png": same}, "First")
+    room.write({**room.classes("basophil", "monocyte"), "monocyte/y.png": same}, "Second.zip")
+    others = {"First/basophil/x.png": "contradiction", "Second/monocyte/y.png": "contradiction"}
+    return Taken({f"{lab}/{label}": 3 for lab in ("First", "Second") for label in ("basophil", "monocyte")}, others)
+
+
+@taken
+def checksums_of_which_one_differs(room):
+    files = room.classes("basophil", "monocyte")
+    room.write(files, "Set")
+    sums = [f"{hashlib.sha256(data).hexdigest()}  ./Set/{name}" for name, data in files.items()]
+    sums[0] = "0" * 64 + sums[0][64:]
+    file = room.beside("SHA256SUMS", "\n".join(sums))
+    return Taken({BA: 2, MO: 3}, {f"{BA}/0.png": "checksum"}, options={"checksums": file})
