@@ -1,7 +1,7 @@
 """Dead ends: nothing to take, nothing to write to, settings that leave nothing."""
 
 import os
-import pathlib
+from pathlib import Path
 
 from door import Refused, Taken, picture, refused, taken
 
@@ -123,7 +123,7 @@ def the_same_picture_in_two_classes_only(room):
 @refused
 def a_link_out_of_the_source(room):
     usual(room)
-    pathlib.Path(room.source / "Lab/basophil/link.png").symlink_to(room.beside("secret.png", picture(900)))
+    Path(room.source / "Lab/basophil/link.png").symlink_to(room.beside("secret.png", picture(900)))
     return Refused(("link.png is a symbolic link", "Replace it"))
 
 
