@@ -17,6 +17,7 @@ from hemafast.taxonomy import CHALLENGE_CLASSES
 _CHALLENGE = {fold(name): name for name in CHALLENGE_CLASSES}
 _MOST_NAMED = 12  # unknown classes that an error lists
 _CLOSE = 0.75  # of difflib: a typo, not another word
+_SHORTEST = 5  # letters of a name that may be a typo: nearly all names of three letters are close to a code
 _MANY = 0.5  # share of unknown names from which on they are another list of classes
 
 
@@ -39,7 +40,7 @@ def suggestion_for(name: str, *, typos: bool = True) -> str | None:
     for form in (folded, folded.removesuffix("s"), folded.removesuffix(" cells"), folded.removesuffix("es")):
         if form in known:
             return known[form]
-    close = get_close_matches(folded, known, n=1, cutoff=_CLOSE) if typos else []
+    close = get_close_matches(folded, known, n=1, cutoff=_CLOSE) if typos and len(folded) >= _SHORTEST else []
     return known[close[0]] if close else None
 
 
@@ -90,7 +91,8 @@ def _refuse_unknown(mapped: Mapping[str, str], counts: Mapping[str, int]) -> Non
     named = name_some([_described(label, counts[label], suggested[label]) for label in unknown], _MOST_NAMED)
     number = f"{len(unknown)} of {len(counts)} classes are"
     problem = f"{number} not among the {len(CHALLENGE_CLASSES)} of the challenge: {named}."
-    if sum(meant is None for meant in suggested.values()) > _MANY * len(counts):
+    many = sum(meant is None for meant in suggested.values()) > _MANY * len(counts)
+    if many or not any({**mapped, **suggested}.values()):
         raise UnknownClassesError(problem, None)
     renamed = {label: meant for label, meant in mapped.items() if meant != label}
     raise UnknownClassesError(problem, renamed | {label: meant or "" for label, meant in suggested.items()})

@@ -15,8 +15,9 @@ from hemafast.config import PrepareConfig
 from hemafast.errors import HemafastError, name_some
 from hemafast.preparation import lists
 from hemafast.preparation.class_names import UnknownClassesError, is_known, rename
-from hemafast.preparation.containers import Entry, read_files
+from hemafast.preparation.containers import Entry, read_files, stem_of
 from hemafast.preparation.layout import read_layout
+from hemafast.preparation.matching import AmbiguousPathError
 from hemafast.preparation.names import fold, plain_name, same_file
 from hemafast.preparation.survey import SYSTEM_FILE, PassedOver
 from hemafast.preparation.trees import Tree, find_trees
@@ -109,27 +110,54 @@ def _read_labels(trees: Sequence[Tree], config: PrepareConfig) -> tuple[lists.La
     if config.labels is None:
         return None, None
     if config.labels.exists():
-        return lists.read_labels(config.labels, config.columns, _paths_of(trees)), lists.sha256_of(config.labels)
+        whole, source = config.labels.resolve(), config.source.resolve()
+        inside = whole.relative_to(source).as_posix() if whole.is_relative_to(source) else ""
+        return _read_table(config.labels, inside, trees, config), lists.sha256_of(config.labels)
+    place, entry = _table_called(config.labels, trees, config)
     with tempfile.TemporaryDirectory(prefix="hemafast-") as room:
-        inside = Path(room, config.labels.name)
-        inside.write_bytes(read_files([_entry_of(config.labels, trees, config)])[0])
-        return lists.read_labels(inside, config.columns, _paths_of(trees)), lists.sha256_of(inside)
+        copy = Path(room, config.labels.name)
+        copy.write_bytes(read_files([entry])[0])
+        return _read_table(copy, place, trees, config), lists.sha256_of(copy)
 
 
-def _entry_of(file: Path, trees: Sequence[Tree], config: PrepareConfig) -> Entry:
-    """The file of a source that --labels means. Raises HemafastError if there is none."""
-    others = [one for tree in trees for one in tree.passed if one.entry is not None and one.kind != SYSTEM_FILE]
+def _read_table(file: Path, place: str, trees: Sequence[Tree], config: PrepareConfig) -> lists.Labels:
+    """Read a table of labels that lies at `place` in the source.
+
+    A path that means several images is one of those beside the table, where there are any.
+    """
+    images = {
+        f"{tree.name}/{entry.name}": _from_top(tree, entry.name, config) for tree in trees for entry in tree.images
+    }
+    try:
+        return lists.read_labels(file, config.columns, {name: (name,) for name in images})
+    except AmbiguousPathError:
+        folder = place.rpartition("/")[0]
+        near = {name: (name,) for name, path in images.items() if folder and path.startswith(f"{folder}/")}
+        if not near:
+            raise
+        return lists.read_labels(file, config.columns, near)
+
+
+def _table_called(file: Path, trees: Sequence[Tree], config: PrepareConfig) -> tuple[str, Entry]:
+    """The file of a source that --labels means, with its path. Raises HemafastError if there is none."""
+    others = {
+        _from_top(tree, one.name, config): (one.kind, one.entry)
+        for tree in trees
+        for one in tree.passed
+        if one.entry is not None and one.kind != SYSTEM_FILE
+    }
     wanted = plain_name(str(file))
-    found = [one for one in others if f"/{one.name}".endswith(f"/{wanted}")]
-    if len(found) == 1 and found[0].entry is not None:
-        return found[0].entry
-    tables = name_some([one.name for one in found or others if one.kind in TABLES], 3)
+    found = [path for path in others if f"/{path}".endswith(f"/{wanted}")]
+    if len(found) == 1 and (entry := others[found[0]][1]) is not None:
+        return found[0], entry
+    tables = name_some([path for path in found or others if others[path][0] in TABLES], 3)
     remedy = f"Tables in there: {tables}." if tables else "Name a csv, tsv, xlsx or parquet file."
     raise HemafastError(f"There is {'more than one' if found else 'no'} {file}, also in {config.source}.", remedy)
 
 
-def _paths_of(trees: Sequence[Tree]) -> dict[str, tuple[str, ...]]:
-    return {name: (name,) for tree in trees for name in (f"{tree.name}/{entry.name}" for entry in tree.images)}
+def _from_top(tree: Tree, name: str, config: PrepareConfig) -> str:
+    """The path of a file of a tree from the source."""
+    return name if tree.path == config.source else f"{tree.name}/{name}"
 
 
 def _of_folders(tree: Tree, config: PrepareConfig, *, labelled: bool) -> tuple[list[Member], Sequence[str]]:
@@ -197,9 +225,10 @@ def _of_table(member: Member, labels: lists.Labels, config: PrepareConfig) -> Me
     )
 
 
-def _table_in(passed: Sequence[PassedOver]) -> str | None:
-    """The first table among files that are passed over, by its path in its tree."""
-    return next((one.name.partition("/")[2] for one in passed if one.kind in TABLES), None)
+def _table_in(passed: Sequence[PassedOver], config: PrepareConfig) -> str | None:
+    """The first table among files that are passed over, by its path from the source."""
+    own = f"{stem_of(config.source.resolve())}/"  # in front of what lies directly in the source
+    return next((one.name.removeprefix(own) for one in passed if one.kind in TABLES), None)
 
 
 def _without_class(members: Sequence[Member], kind: str) -> tuple[list[Member], list[PassedOver]]:
@@ -209,7 +238,7 @@ def _without_class(members: Sequence[Member], kind: str) -> tuple[list[Member], 
 
 def _nothing(config: PrepareConfig, passed: Sequence[PassedOver]) -> HemafastError:
     kinds = ", ".join(f"{count} {kind}" for kind, count in Counter(one.kind for one in passed).most_common())
-    table = _table_in(passed) or "FILE"
+    table = _table_in(passed, config) or "FILE"
     return HemafastError(
         f"{config.source} holds no image of a class: {kinds or 'no files'}.",
         f"Images belong in a folder per class, as basophil/BA_1.jpg, or in a table: --labels {shlex.quote(table)}",
@@ -240,7 +269,7 @@ def _way_out(
 ) -> str:
     """A command that takes classes that are unknown."""
     own = command_to_prepare(config, classes="from-data")
-    if suggested is None and (table := _table_in(passed)) and config.labels is None:
+    if suggested is None and (table := _table_in(passed, config)) and config.labels is None:
         return f"If the classes are in a table: {command_to_prepare(config, labels=table)} (or keep the names: {own})"
     if suggested is None and all(map(str.isdecimal, labels)):
         meaning = command_to_prepare(config, class_map=dict.fromkeys(labels, "CLASS"))
