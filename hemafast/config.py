@@ -161,7 +161,9 @@ def _several(value: Any) -> Any:
 
 
 def _class_map(value: Any) -> Any:
-    """A path stays one; pairs become a mapping."""
+    """A path stays one; pairs become a mapping. None, for a class that is left out, becomes ""."""
+    if isinstance(value, dict):
+        return {name: "" if meant is None else meant for name, meant in value.items()}
     return _pairs(value) if isinstance(value, str) and "=" in value and not Path(value).exists() else value
 
 
