@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from hemafast.deploy.crops import domains_of
@@ -11,6 +11,7 @@ from hemafast.deploy.inputs import Image, read_images
 from hemafast.engine.checkpoint import View
 from hemafast.preparation.depth import Range, Ranges, choose_ranges, fixed
 from hemafast.preparation.image_checks import strict_decoders
+from hemafast.preparation.picture import FLOAT, INTEGER
 
 logger = logging.getLogger("hemafast")
 
@@ -28,7 +29,7 @@ class Depths:
     def of(self, row: int) -> Ranges:
         """The ranges of one image."""
         domain = self.domains[row] if self.domains else None
-        return self.by_domain.get(domain, self.general) if domain else self.general
+        return {**self.general, **self.by_domain[domain]} if domain else self.general
 
 
 NO_DEPTHS = Depths({}, {}, ())
@@ -38,12 +39,13 @@ def choose_depths(images: Sequence[Image], view: View, bit_depth: int | None) ->
     """The range of values of each image.
 
     That of `bit_depth`, else that of the domain that the innermost folder or archive around the image is named after,
-    else the one that all domains of the model share, else what a sample of the images shows. Logs which one it is.
+    else the one that all domains of the model share, else what a sample of the images shows: integers and float values
+    each for themselves. Logs which one it is.
     """
     if bit_depth is not None:
         return Depths(fixed(bit_depth), {}, ())
     shared = _shared(view.ranges)
-    general = shared or _measured(images)
+    general = _measured(images, {INTEGER, FLOAT} - shared.keys()) | shared
     if shared:
         logger.info("values of more than 8 bits: %s become 0 to 255, as in training", _words(shared))
     return Depths(general, view.ranges, domains_of(images, frozenset(view.ranges)))
@@ -55,14 +57,15 @@ def _shared(ranges: Mapping[str, dict[str, Range]]) -> dict[str, Range]:
     return first if all(other == first for other in others) else {}
 
 
-def _measured(images: Sequence[Image]) -> dict[str, Range]:
+def _measured(images: Sequence[Image], kinds: Collection[str]) -> dict[str, Range]:
     encoded = [image for image in images if image.array is None]
     with strict_decoders():
-        found = choose_ranges(encoded, read_images)
+        found = choose_ranges(encoded, read_images, kinds)
     if found:
         logger.warning(
-            "values of more than 8 bits: %s become 0 to 255, by the images given, for the model does not say; "
+            "%s values of more than 8 bits: %s become 0 to 255, by the images given, for the model does not say; "
             "give bit_depth (--bit-depth)",
+            " and ".join(found),
             _words(found),
         )
     return found

@@ -6,7 +6,7 @@ the largest value of many does.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -28,6 +28,7 @@ _BITS = (8, 10, 12, 14, 16, 24, 32)  # of cameras
 _TOPS = (1, 255, 65535)  # of float images, by convention
 _OVERSHOOT = 0.05  # share of a range by which resampled float values may pass its ends
 _DIMMEST = 0.25  # share of a range that the brightest value of a sample of stained blood reaches at least
+_USUAL = 0.9  # share of the images that an integer range holds at least
 _PERCENTILES = (0.1, 99.9)
 _VALUES = 4096  # taken of each image for percentiles
 
@@ -58,13 +59,20 @@ class _Seen:
     """What a sample of images holds."""
 
     least: float = np.inf
-    most: float = -np.inf
+    tops: list[float] = field(default_factory=list)
+    """The largest value of each image."""
     some: list[Values] = field(default_factory=list)
+
+    @property
+    def most(self) -> float:
+        """The largest value of all."""
+        return max(self.tops)
 
     def add(self, values: Values) -> None:
         finite = values[np.isfinite(values)]
         if finite.size:
-            self.least, self.most = min(self.least, float(finite.min())), max(self.most, float(finite.max()))
+            self.least = min(self.least, float(finite.min()))
+            self.tops.append(float(finite.max()))
             self.some.append(finite[:: -(-finite.size // _VALUES)].astype(np.float64))
 
 
@@ -73,17 +81,21 @@ def fixed(bits: int) -> dict[str, Range]:
     return dict.fromkeys((INTEGER, FLOAT), Range(0, 2**bits - 1))
 
 
-def choose_ranges(items: Sequence[Item], read: Callable[[Sequence[Item]], Iterable[object]]) -> dict[str, Range]:
-    """The range of values of more than 8 bits in the images `items`; empty if there are none.
+def choose_ranges(
+    items: Sequence[Item],
+    read: Callable[[Sequence[Item]], Iterable[object]],
+    kinds: Collection[str] = (INTEGER, FLOAT),
+) -> dict[str, Range]:
+    """The range of values of more than 8 bits in the images `items`, for each of the `kinds` that they have.
 
     `read` yields the bytes of some of them in order; what is no bytes, and what cannot be decoded, is passed over.
     Call it within `strict_decoders`.
     """
-    if not any(picture.depth for picture in _pictures(read(_spread(items, FIRST_LOOK)))):
+    if not any(picture.depth in kinds for picture in _pictures(read(_spread(items, FIRST_LOOK)))):
         return {}
     seen = {INTEGER: _Seen(), FLOAT: _Seen()}
     for picture in _pictures(read(_spread(items, SAMPLE))):
-        if picture.depth:
+        if picture.depth in kinds:
             try:
                 with naming_damage():
                     seen[picture.depth].add(picture.read())
@@ -95,14 +107,15 @@ def choose_ranges(items: Sequence[Item], read: Callable[[Sequence[Item]], Iterab
 
 def to_8_bits(values: Values, depth: str, ranges: Ranges) -> Values:
     """The values as uint8. Raises UnreadableImageError for values beyond the range, or if there is none for `depth`."""
+    least, most = float(values.min()), float(values.max())
+    if not np.isfinite(least + most):
+        raise UnreadableImageError("range", "values that are not finite numbers")
     if depth not in ranges:
         problem = "more than 8 bits a channel, unlike the images that were looked at"
         raise UnreadableImageError("range", f"{problem}: give --bit-depth 16, or the bits of the camera")
     chosen = ranges[depth]
-    low, width, least, most = chosen.low, chosen.high - chosen.low, float(values.min()), float(values.max())
+    low, width = chosen.low, chosen.high - chosen.low
     spare = _OVERSHOOT * width if depth == FLOAT else 0
-    if not np.isfinite(least + most):
-        raise UnreadableImageError("range", "values that are not finite numbers")
     if not chosen.clipped and not low - spare <= least <= most <= chosen.high + spare:
         remedy = "convert it to PNG" if least < low - spare else "give the bits of the camera with --bit-depth"
         raise UnreadableImageError("range", f"values of {least:g} to {most:g}, beyond {chosen}: {remedy}")
@@ -127,7 +140,10 @@ def _spread(items: Sequence[Item], most: int) -> Sequence[Item]:
 
 
 def _integer_range(seen: _Seen) -> Range:
-    bits = next(bits for bits in _BITS if seen.most < 2**bits)
+    """A few images far above the others are not measured by: hot pixels, or files of another camera."""
+    usual = float(np.quantile(seen.tops, _USUAL, method="lower"))
+    top = usual if usual < _DIMMEST * seen.most else seen.most
+    bits = next(bits for bits in _BITS if top < 2**bits)
     return Range(0, 2**bits - 1)
 
 

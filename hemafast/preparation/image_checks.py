@@ -97,7 +97,7 @@ def verify_image(data: bytes, name: str, ranges: Ranges = _NO_RANGES, min_side: 
             # The entropy decoder notices damage, and it always reads every channel. Grey at an eighth of the size
             # saves what follows it.
             simplejpeg.decode_jpeg(data, colorspace="GRAY", min_height=1, min_width=1, min_factor=8, strict=True)
-            if picture.plain and "rotated" not in picture.kinds:
+            if picture.plain:
                 return header, data
         reference = _rgb(picture, ranges)
         kept = reference if picture.width * picture.height <= _KEPT_PIXELS else None

@@ -12,7 +12,7 @@ import imagecodecs
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from hemafast.preparation import sniff
+from hemafast.preparation import png, sniff
 from hemafast.preparation.kinds import CONVERT, UnreadableImageError, ink_values
 from hemafast.preparation.picture import (
     INTEGER,
@@ -40,7 +40,6 @@ _LAYOUTS = {
 }
 """Kinds of image by pixel layout (Pillow's mode). Other layouts are quarantined."""
 _FRAMES = "an animation or several pictures: save each frame as its own PNG, for example with `magick in out-%d.png`"
-_END_OF_PNG = b"IEND\xaeB`\x82"
 _SIZE_OF_JPEG2000 = b"\xff\x4f\xff\x51"  # the marker that begins a code stream, and the one that its sizes follow
 
 
@@ -75,8 +74,7 @@ def open_picture(data: bytes, limit: int = MAX_SIDE) -> Picture:
 def _open_by_pillow(data: bytes, form: str, limit: int) -> Picture:
     if form == "JPEG":
         _refuse_rare_jpeg(data)
-    if form == "PNG" and data.rfind(_END_OF_PNG) < 0:  # Pillow does not miss it; DALI does, and prints
-        raise UnreadableImageError("damaged", "the end of the file is missing")
+    chunks = png.read_chunks(data) if form == "PNG" else []
     try:
         image: Any = Image.open(io.BytesIO(data), formats=[form])
     except UnidentifiedImageError as error:
@@ -103,9 +101,9 @@ def _open_by_pillow(data: bytes, form: str, limit: int) -> Picture:
         width=width,
         height=height,
         kinds=(*_LAYOUTS[image.mode], *(kind for kind, is_so in found.items() if is_so)),
-        plain=not deep and _is_plain(image, data),
+        plain=not deep and _is_upright(image) and _is_plain(image, data, chunks),
         depth=INTEGER if deep else "",
-        read=partial(_read_deep, data, form, orientation) if deep else partial(_read, image, orientation),
+        read=partial(_read_deep, data, chunks, orientation) if deep else partial(_read, image, orientation),
     )
 
 
@@ -122,14 +120,20 @@ def _refuse_rare_jpeg(data: bytes) -> None:
         at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
 
 
-def _is_plain(image: Any, data: bytes) -> bool:
+def _is_upright(image: Any) -> bool:
+    """Whether no decoder finds an orientation: some take one from damaged EXIF data, or one of the wrong type."""
+    exif = image.getexif()
+    return exif.get(_ORIENTATION, 1) == 1 and bool(exif) == ("exif" in image.info)
+
+
+def _is_plain(image: Any, data: bytes, chunks: png.Chunks) -> bool:
     if image.format == "JPEG":
         # Colours stored as RGB, not YCbCr: not every decoder notices.
         return image.mode == "L" or not (image.info.get("adobe_transform") == 0 or image.layer[0][0] == ord("R"))
     if image.format == "BMP":
         length, bits, compression = data[14], data[28], data[30]
         return length >= 40 and bits in (8, 24, 32) and compression == 0
-    return bool(image.format == "PNG")
+    return image.format == "PNG" and png.is_plain(chunks)
 
 
 def _is_deep(image: Any, data: bytes) -> bool:
@@ -156,9 +160,10 @@ def _read(image: Any, orientation: int) -> Values:
     return upright(np.asarray(image if image.mode == "RGB" else image.convert("RGB")), orientation)
 
 
-def _read_deep(data: bytes, form: str, orientation: int) -> Values:
-    """Pillow keeps 8 bits of deeper colours."""
-    values: Values = imagecodecs.png_decode(data) if form == "PNG" else imagecodecs.jpeg2k_decode(data)
+def _read_deep(data: bytes, chunks: png.Chunks, orientation: int) -> Values:
+    """A PNG of these chunks or a JPEG 2000: Pillow keeps 8 bits of deeper colours."""
+    encoded = png.pixels_alone(data, chunks) if chunks else data
+    values: Values = imagecodecs.png_decode(encoded) if chunks else imagecodecs.jpeg2k_decode(encoded)
     if values.ndim == 3:
         values = values[..., :3] if values.shape[2] >= 3 else values[..., 0]
     return upright(values, orientation)

@@ -12,6 +12,7 @@ import simplejpeg
 import tifffile
 from PIL import Image
 
+from hemafast.preparation import png
 from hemafast.preparation.kinds import CONVERT, UnreadableImageError, ink_values
 from hemafast.preparation.picture import (
     FLOAT,
@@ -27,10 +28,10 @@ from hemafast.preparation.picture import (
 _ORIENTATION = 274  # tag
 _WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB, _PALETTE, _INK, _YCBCR = 0, 1, 2, 3, 5, 6  # photometric interpretations
 _PREMULTIPLIED = 1  # kind of extra sample
-_JPEG = 7
+_JPEG, _PNG = 7, 34933
 _PLAIN = frozenset({1, 5, 8, 32773, 32946})  # none, LZW, Deflate, PackBits, old Deflate
 _OTHERS = frozenset({2, 3, 4, _JPEG, 34925, 50000, 34926})  # CCITT, JPEG, LZMA, Zstandard, its old number
-_WITH_HEADER = frozenset({33003, 33005, 34712, 34933, 50001})  # JPEG 2000, PNG, WebP: their headers claim a size
+_WITH_HEADER = frozenset({33003, 33005, 34712, _PNG, 50001})  # JPEG 2000, PNG, WebP: their headers claim a size
 _ASCII, _SHORT, _LONG, _RATIONAL = 2, 3, 4, 5  # types of tags
 _TYPES = (
     dict.fromkeys((258, 259, 262, 266, 274, 277, 284, 296, 317, 338, 339), (_SHORT,))
@@ -74,7 +75,11 @@ def open_tiff(data: bytes, limit: int) -> Picture:
         width=width,
         height=height,
         kinds=tuple(kind for kind, is_so in found.items() if is_so),
-        plain=not further and not file.is_bigtiff and _is_plain(page, alpha) and _has_plain_tags(page, data),
+        plain=orientation == 1
+        and not further
+        and not file.is_bigtiff
+        and _is_plain(page, alpha)
+        and _has_plain_tags(page, data),
         depth=depth,
         read=partial(_read, data, page, orientation),
     )
@@ -117,8 +122,15 @@ def _refuse_layout(page: Any, colours: str, alpha: bool) -> None:
     bits, dtype, extra = page.bitspersample, page.dtype, page.samplesperpixel - (3 if colours == "RGB" else 1)
     unspecified = 0 in page.extrasamples or not page.extrasamples
     problem = ""
-    if dtype is None or dtype.kind not in "buif" or (dtype.itemsize == 1 and dtype.kind == "i"):
+    if (
+        dtype is None
+        or dtype.kind not in "buif"
+        or (dtype.itemsize == 1 and dtype.kind == "i")
+        or isinstance(bits, tuple)
+    ):
         problem = f"values of {bits} bits in sample format {page.sampleformat}"
+    elif page.planarconfig not in (1, 2):
+        problem = f"planes of the unknown kind {page.planarconfig}"
     elif bits < 8 and (colours == "RGB" or bits not in (1, 2, 4)):
         problem = f"{colours} of {bits} bits"
     elif extra < 0 or extra > 1 or (alpha and colours != "RGB" and unspecified):
@@ -137,7 +149,8 @@ def _is_plain(page: Any, alpha: bool) -> bool:
     return (
         page.photometric in (_BLACK_IS_ZERO, _RGB)
         and page.compression in _PLAIN
-        and (page.bitspersample, page.planarconfig, page.fillorder) == (8, 1, 1)
+        and (page.bitspersample, page.sampleformat, page.planarconfig, page.fillorder) == (8, 1, 1, 1)
+        and (page.compression > 1 or page.is_tiled or sum(page.databytecounts) == page.nbytes)
         and _PREMULTIPLIED not in page.extrasamples
         and not (alpha and page.photometric == _BLACK_IS_ZERO)
     )
@@ -198,6 +211,8 @@ def _refuse_segments(data: bytes, page: Any) -> None:
         claimed = (0, 0)
         if page.compression == _JPEG:
             claimed = _check_jpeg(segment, page.jpegtables)
+        elif page.compression == _PNG and not png.is_plain(png.read_chunks(segment)):
+            raise UnreadableImageError("pixel layout", f"TIFF of PNGs with further chunks: {_BY_FIJI}")
         elif page.compression in _WITH_HEADER:
             with Image.open(io.BytesIO(segment)) as image:
                 claimed = image.size

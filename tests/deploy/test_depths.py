@@ -112,6 +112,20 @@ def test_who_decides(_why, ranges, folder, bits, expected, tmp_path, draw):
     assert [depths.of(row)[INTEGER] for row in range(4)] == [expected] * 4
 
 
+@pytest.mark.parametrize("folder", ["Lab", "cells"])
+def test_float_images_are_measured_by_themselves_if_the_model_knows_only_integers(folder, twelve, tmp_path, draw):
+    _, run = twelve
+    cell = np.clip(draw(0, SIDE, SIDE) * 1.4, 0, 255).astype(np.float32) / 255
+    (tmp_path / folder).mkdir()
+    tifffile.imwrite(tmp_path / folder / "float.tif", cell, photometric="rgb")
+    write_cells(tmp_path / folder, draw, 16, 1)
+    found, errors = squares(run, [tmp_path / folder])
+    assert not errors
+    np.testing.assert_array_equal(found[1], np.rint(cell * 255))
+    values = tifffile.imread(tmp_path / folder / "0.tif")
+    np.testing.assert_array_equal(found[0], np.rint(values * 255.0 / 4095))
+
+
 def test_a_range_that_the_images_decide_is_a_warning(tmp_path, draw, caplog):
     with caplog.at_level(logging.WARNING, "hemafast"):
         choose_depths(list_images([str(write_cells(tmp_path / "cells", draw, 16))]), VIEW, None)

@@ -7,7 +7,7 @@ import zlib
 import imagecodecs
 import numpy as np
 import tifffile
-from PIL import Image
+from PIL import Image, ImageOps
 
 WIDTH, HEIGHT = 66, 60
 
@@ -40,6 +40,33 @@ def _swapped_tags(data: bytes) -> bytes:
     return data[:at] + data[at + 12 : at + 24] + data[at : at + 12] + data[at + 24 :]
 
 
+def _wrong_length(data: bytes) -> bytes:
+    """The same TIFF, whose strip claims a hundred bytes."""
+    at = data.index(struct.pack("<HHI", 279, 4, 1)) + 8
+    return data[:at] + struct.pack("<I", 100) + data[at + 4 :]
+
+
+def _void(data: bytes) -> bytes:
+    """The same TIFF, whose sample format says that its values have no known meaning."""
+    at = data.index(struct.pack("<HHI", 305, 2, 12))  # the program, which comes before it
+    return data[:at] + struct.pack("<HHIHH", 339, 3, 1, 4, 0) + data[at + 12 :]
+
+
+def _with_tag(data: bytes, code: int, values: tuple[int, ...]) -> bytes:
+    """The same TIFF with other values of a tag of short numbers."""
+    at = data.index(struct.pack("<HHI", code, 3, len(values))) + 8
+    where = at if len(values) <= 2 else struct.unpack_from("<I", data, at)[0]
+    return data[:where] + struct.pack(f"<{len(values)}H", *values) + data[where + 2 * len(values) :]
+
+
+def _wrong_png_in_tiff(rgb: np.ndarray) -> bytes:
+    """A TIFF of one strip, a PNG that has more data than pixels."""
+    data, strip = tiff(rgb, photometric="rgb", compression="png"), png(lines(rgb) + bytes(9), 8, 2)
+    place, length = (data.index(struct.pack("<HHI", code, 4, 1)) + 8 for code in (273, 279))
+    changed = data[:place] + struct.pack("<I", len(data)) + data[place + 4 :]
+    return changed[:length] + struct.pack("<I", len(strip)) + changed[length + 4 :] + strip
+
+
 def planes(pixels: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(pixels.transpose(2, 0, 1))
 
@@ -49,7 +76,7 @@ def rgb_of(grey: np.ndarray) -> np.ndarray:
 
 
 def read_by_pillow(data: bytes) -> np.ndarray:
-    return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+    return np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB"))
 
 
 def read_by_tifffile(data: bytes) -> np.ndarray:
@@ -65,6 +92,21 @@ def png(pixels: bytes, bits: int, colour: int, extra: bytes = b"", *, interlaced
 
 def chunk(kind: bytes, content: bytes) -> bytes:
     return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+
+def _with_exif(data: bytes, entry: bytes) -> bytes:
+    """A JPEG with EXIF data of one entry."""
+    exif = b"Exif\0\0MM\0*\0\0\0\x08\0\1" + entry + bytes(4)
+    return data[:2] + b"\xff\xe1" + struct.pack(">H", len(exif) + 2) + exif + data[2:]
+
+
+def _in_png(data: bytes, kind: bytes, content: bytes) -> bytes:
+    """A PNG with another chunk behind its header."""
+    return data[:33] + chunk(kind, content) + data[33:]
+
+
+def _for_iphones(data: bytes) -> bytes:
+    return data[:8] + chunk(b"CgBI", b"P\0 \2") + data[8:]
 
 
 def lines(pixels: np.ndarray) -> bytes:
@@ -146,6 +188,11 @@ def tiffs(rgb: np.ndarray, alpha: np.ndarray) -> dict[str, tuple[bytes, np.ndarr
         "tiff of ImageJ": (tiff(grey, imagej=True), rgb_of(grey)),
         "tiff of OME": (tiff(rgb, photometric="rgb", ome=True), rgb),
         "tiff turned": (pillow(rgb, "TIFF", tiffinfo={274: 6}), np.rot90(rgb, -1)),
+        "tiff tiles flipped": (
+            tiff(rgb, photometric="rgb", tile=(32, 32), extratags=[(274, 3, 1, 2, True)]), rgb[:, ::-1]
+        ),
+        "tiff of void values": (_void(tiff(rgb, photometric="rgb")), rgb),
+        "tiff with a wrong length": (_wrong_length(tiff(rgb, photometric="rgb")), rgb),
         "tiff 16 bits": (tiff(rgb.astype(np.uint16) * 257, photometric="rgb"), rgb),
         "tiff 16 bits planar": (
             tiff(planes(rgb.astype(np.uint16) * 257), photometric="rgb", planarconfig="separate", compression="lzw"),
@@ -168,6 +215,7 @@ def others(rgb: np.ndarray, alpha: np.ndarray) -> dict[str, tuple[bytes, np.ndar
     deep = rgb.astype(np.uint16) * 257
     exif = Image.Exif()
     exif[274] = 6
+    xmp = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><r tiff:Orientation="6"/></x:xmpmeta>'
     palette = np.random.default_rng(1).integers(0, 256, (256, 3), np.uint8)
     entries = np.dstack([palette[:, 2], palette[:, 1], palette[:, 0], 0 * palette[:, 0]]).tobytes()
     five, six = (rgb >> 3).astype(np.uint16), (rgb[..., 1] >> 2).astype(np.uint16)
@@ -181,6 +229,9 @@ def others(rgb: np.ndarray, alpha: np.ndarray) -> dict[str, tuple[bytes, np.ndar
         "jpeg progressive": pillow(rgb, "JPEG", progressive=True),
         "jpeg of RGB values": pillow(rgb, "JPEG", keep_rgb=True),
         "jpeg of RGB values and Adobe": bytes(imagecodecs.jpeg8_encode(rgb, outcolorspace="rgb")),
+        "jpeg turned": pillow(rgb, "JPEG", exif=exif),
+        "jpeg turned by a byte": _with_exif(pillow(rgb, "JPEG"), struct.pack(">HHIB3x", 274, 1, 1, 6)),
+        "jpeg turned by XMP": pillow(rgb, "JPEG", xmp=xmp),
         "mpo": pillow(rgb, "MPO", save_all=True, append_images=[Image.fromarray(rgb[::-1])]),
         "webp": pillow(rgb, "WEBP", quality=80),
         "avif": pillow(rgb, "AVIF"),
@@ -198,9 +249,14 @@ def others(rgb: np.ndarray, alpha: np.ndarray) -> dict[str, tuple[bytes, np.ndar
     return found | {
         "png interlaced": (png(seven_passes(rgb), 8, 2, interlaced=True), rgb),
         "png gamma": (png(lines(rgb), 8, 2, chunk(b"gAMA", struct.pack(">I", 100000))), rgb),
+        "png with a profile": (pillow(rgb, "PNG", icc_profile=bytes(200)), rgb),
+        "png with more than its pixels": (png(lines(rgb) + bytes(1000), 8, 2), rgb),
+        "png turned": (pillow(rgb, "PNG", exif=exif), np.rot90(rgb, -1)),
+        "png": (pillow(rgb, "PNG"), rgb),
         "png rgba": (pillow(rgba, "PNG"), rgb),
         "png palette": (pillow(indexed, "PNG", transparency=3), colours),
         "png 16 bits": (bytes(imagecodecs.png_encode(deep)), rgb),
+        "png 16 bits with a profile": (_in_png(bytes(imagecodecs.png_encode(deep)), b"iCCP", b"name\0\0abc"), rgb),
         "png 16 bits grey": (bytes(imagecodecs.png_encode(deep[..., 0].copy())), rgb_of(grey)),
         "png 16 bits rgba": (bytes(imagecodecs.png_encode(np.dstack([deep, deep[..., :1]]))), rgb),
         "bmp": (pillow(rgb, "BMP"), rgb),
@@ -243,10 +299,17 @@ def refused(rgb: np.ndarray, alpha: np.ndarray) -> dict[str, tuple[str, bytes, s
                                         "16 bits with white as zero"),
         "tiff of complex numbers": ("pixel layout", tiff(grey.astype(np.complex64)), "sample format"),
         "tiff jpeg xl": ("pixel layout", tiff(rgb, photometric="rgb", compression="jpegxl"), "JPEGXL"),
+        "tiff of 565": ("pixel layout", _with_tag(tiff(rgb, photometric="rgb"), 258, (5, 6, 5)), "(5, 6, 5) bits"),
+        "tiff of unknown planes": ("pixel layout", _with_tag(tiff(rgb, photometric="rgb"), 284, (7,)), "kind 7"),
+        "tiff of a wrong png": ("pixel layout", _wrong_png_in_tiff(rgb), "further chunks"),
         "tiff pages": ("several frames", pages(rgb, rgb, reduced=False), "each as its own PNG"),
         "tiff stack of ImageJ": ("several frames", tiff(np.stack([grey] * 5), imagej=True), "each as its own PNG"),
         "tiff volume": ("pixel layout", tiff(np.stack([grey] * 32).reshape(1, 32, 60, 66)[:, :16, :48, :64].copy(),
                         photometric="minisblack", volumetric=True, tile=(16, 16, 16)), "a volume"),
+        "png for iPhones": ("pixel layout", _for_iphones(pillow(image, "PNG")), "iPhones"),
+        "png without its palette": ("damaged", png(lines(grey), 8, 3), "the palette is missing"),
+        "png of a wrong checksum": ("damaged", pillow(image, "PNG")[:-20] + bytes(4) + pillow(image, "PNG")[-16:],
+                                    "the checksum of its chunk IDAT is wrong"),
         "apng": ("several frames", pillow(image, "PNG", save_all=True, append_images=[image.rotate(90)]), "animation"),
         "gif animated": ("several frames", pillow(image, "GIF", save_all=True, append_images=[image.rotate(90)]),
                          "each frame as its own PNG"),

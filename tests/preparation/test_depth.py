@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import tifffile
 from command import hemafast
 from forms import tiff
 
@@ -157,8 +158,34 @@ def test_values_that_no_range_holds_are_refused(values, words):
         to_8_bits(values, FLOAT, {FLOAT: Range(0, 1)})
 
 
+def test_values_that_are_not_finite_are_named_also_where_no_image_has_others():
+    with pytest.raises(UnreadableImageError, match="not finite"):
+        to_8_bits(np.array([[np.nan]]), FLOAT, {})
+
+
 def test_a_slight_overshoot_of_resampled_floats_is_clipped():
     assert to_8_bits(np.array([[-0.03, 1.04]]), FLOAT, {FLOAT: Range(0, 1)}).tolist() == [[0, 255]]
+
+
+def test_one_image_far_above_the_others_does_not_darken_its_domain(archive, tmp_path):
+    """Hot pixels of 16 bits in one of ten images of 12."""
+    config = archive(max_quarantined=0.2)
+    image = tmp_path / "D/basophil/3.tif"
+    values = tifffile.imread(image)
+    values[5, 5] = 65535
+    image.write_bytes(tiff(values, photometric="rgb"))
+    prepared = prepare(config)
+    assert prepared.info.domains["D"].ranges[INTEGER] == Range(0, 4095)
+    (left,) = prepared.quarantine
+    assert (left.file, left.kind) == ("quarantined/D/basophil/3.tif", "range")
+    assert "beyond 0 to 4095 (12 bits): give the bits of the camera with --bit-depth" in left.reason
+
+
+def test_a_saturated_camera_of_14_bits_is_no_outlier(draw):
+    """Cells of many exposures: some reach the end of the range."""
+    images = [tiff((draw(n) * (0.3 if n < 9 else 1) * 64).astype(np.uint16), photometric="rgb") for n in range(10)]
+    with strict_decoders():
+        assert choose_ranges(images, lambda some: some) == {INTEGER: Range(0, 16383)}
 
 
 def test_deep_images_that_the_sample_missed_are_quarantined(monkeypatch, draw, make_archive, tmp_path):

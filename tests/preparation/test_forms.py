@@ -25,10 +25,9 @@ FORMS = tiffs(_rgb, _alpha) | others(_rgb, _alpha)
 REFUSED = refused(_rgb, _alpha)
 AS_THEY_ARE = {
     "tiff", "tiff zlib", "tiff lzw", "tiff packbits", "tiff predictor", "tiff big endian", "tiff tiles", "tiff strips",
-    "tiff grey", "tiff rgba", "tiff of ImageJ", "tiff of OME", "tiff turned",
-    "jpeg", "jpeg grey", "jpeg progressive",
-    "png 1 bits", "png 2 bits", "png 4 bits", "png palette of 1 bits", "png palette of 2 bits", "png palette of 4 bits",
-    "png interlaced", "png gamma", "png rgba", "png palette", "bmp", "bmp of 32 bits", "bmp palette",
+    "tiff grey", "tiff rgba", "tiff of ImageJ", "tiff of OME",
+    "jpeg", "jpeg grey", "jpeg progressive", "png", "png rgba", "png 1 bits", "png 2 bits", "png 4 bits",
+    "bmp", "bmp of 32 bits", "bmp palette",
 }  # fmt: skip
 
 

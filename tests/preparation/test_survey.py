@@ -155,6 +155,68 @@ def test_an_image_that_cannot_be_decoded_is_no_mask(tmp_path, draw, encode):
     assert _surveyed(pack(tmp_path / "d", files)) == (sorted(files), {})
 
 
+def _flat(number: int) -> Image.Image:
+    """A cell drawn in three flat colours."""
+    shades = _mask(number)
+    colours = {0: (235, 215, 225), 128: (190, 160, 210), 255: (100, 50, 140)}
+    return Image.merge(
+        "RGB", [shades.point([colours.get(shade, (0, 0, 0))[i] for shade in range(256)]) for i in range(3)]
+    )
+
+
+FLAT = {
+    "in two formats": ("{}.jpg", "{}.png"),
+    "in a class of segmented neutrophils": ("band/{}.png", "seg/{}.png"),
+    "with the name of labels": ("{}.png", "{}_label.png"),
+}
+
+
+@pytest.mark.parametrize(("first", "second"), FLAT.values(), ids=FLAT)
+def test_cells_drawn_in_flat_colours_are_no_masks_of_each_other(tmp_path, encode, first, second):
+    files = {
+        name.format(number): encode(_flat(rank + 3 * order), "JPEG" if name.endswith("jpg") else "PNG")
+        for rank, number in enumerate(NUMBERS)
+        for order, name in enumerate((first, second))
+    }
+    assert _surveyed(pack(tmp_path / "d", files)) == (sorted(files), {})
+
+
+@pytest.mark.parametrize("mask", ["{}.png", "{}_mask.png", "masks/{}.png", "{}_nucleus.png"])
+def test_a_mask_of_a_cell_drawn_in_flat_colours_is_passed_over(tmp_path, encode, mask):
+    cells = {f"{number}.bmp": encode(_flat(rank), "BMP") for rank, number in enumerate(NUMBERS)}
+    masks = _masks(encode, map(mask.format, NUMBERS))
+    assert _surveyed(pack(tmp_path / "d", cells | masks)) == (sorted(cells), dict.fromkeys(masks, MASK))
+
+
+def test_copies_with_drawn_contours_are_passed_over(tmp_path, draw, encode):
+    photographs = _photographs(draw, encode, [f"{number}.bmp" for number in NUMBERS])
+    overlays = _photographs(draw, encode, [f"{number}_overlay.bmp" for number in NUMBERS])
+    images, passed = _surveyed(pack(tmp_path / "d", photographs | overlays))
+    assert (images, passed) == (sorted(photographs), dict.fromkeys(overlays, MASK))
+
+
+def test_masks_in_one_folder_and_photographs_of_the_same_kind_in_another(tmp_path, draw, encode):
+    """Each folder is judged by itself, and each image of a folder that is mixed."""
+    photographs = _photographs(draw, encode, [f"{lab}/{number}.bmp" for lab in "AB" for number in NUMBERS])
+    photographs |= _photographs(draw, encode, ["A/000.png", *(f"B/{number}.png" for number in NUMBERS)], "PNG")
+    masks = _masks(encode, [f"A/{number}.png" for number in NUMBERS[1:]])
+    assert _surveyed(pack(tmp_path / "d", photographs | masks)) == (sorted(photographs), dict.fromkeys(masks, MASK))
+
+
+@pytest.mark.parametrize("mask", ["masks/{}.png", "{}_mask.png", "{}.png"])
+def test_one_damaged_mask_and_one_without_its_photograph_do_not_save_the_others(tmp_path, draw, encode, mask):
+    photographs = _photographs(draw, encode, [f"{number}.bmp" for number in NUMBERS])
+    masks = _masks(encode, map(mask.format, [*NUMBERS[1:], "alone"]))
+    masks[mask.format(NUMBERS[0])] = b""
+    assert _surveyed(pack(tmp_path / "d", photographs | masks)) == (sorted(photographs), dict.fromkeys(masks, MASK))
+
+
+def test_a_folder_for_each_cell(tmp_path, draw, encode):
+    photographs = _photographs(draw, encode, [f"basophil/{number}/image.png" for number in NUMBERS], "PNG")
+    masks = _masks(encode, [f"basophil/{number}/mask.png" for number in NUMBERS])
+    assert _surveyed(pack(tmp_path / "d", photographs | masks)) == (sorted(photographs), dict.fromkeys(masks, MASK))
+
+
 def test_a_few_of_many_masks_are_decoded(tmp_path, draw, encode, monkeypatch):
     names = [f"{number:04d}" for number in range(300)]
     photograph, mask, opened = encode(draw(1), "BMP"), encode(_mask()), []
