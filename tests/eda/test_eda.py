@@ -6,6 +6,7 @@ from pathlib import Path
 from unittest.mock import Mock, call
 
 import numpy as np
+import pandas as pd
 import pytest
 from page import Page, needs_browser, open_in_browser
 from PIL import Image
@@ -237,3 +238,19 @@ def test_progress_counts_the_pictures(mixed, tmp_path):
     assert start == call.start("drawing", pictures, unit="pictures")
     assert advances == [call.advance()] * pictures
     assert finish == call.finish()
+
+
+def test_many_sizes_become_one_row_for_each_format():
+    few = pd.DataFrame({"domain": "A", "width": [40, 41], "height": 40, "window": 40, "format": "PNG", "mode": "RGB"})
+    many = pd.DataFrame(
+        {"domain": "B", "width": range(50, 62), "height": 50, "window": 50, "format": "JPEG", "mode": "L"}
+    )
+    files = pd.concat([few, many]).assign(images=2, bytes=1000.0, um=float("nan"))
+    files.loc[files["domain"] == "B", "um"] = 5.0
+    rows = measure.list_sizes(files)
+    assert [(row["domain"], row["width"], row["images"]) for row in rows] == [
+        ("A", "40", 2),
+        ("A", "41", 2),
+        ("B", "50 to 61", 24),
+    ]
+    assert [(row["um"], row["bytes"]) for row in rows] == [("unknown", 1000), ("unknown", 1000), ("5.0", 1000)]
