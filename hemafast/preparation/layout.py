@@ -25,29 +25,10 @@ _SPLIT_WORDS = {
     **dict.fromkeys(("val", "valid", "validation", "validate", "valset", "validationset", "dev"), VAL),
     **dict.fromkeys(("test", "testing", "testset", "testingset", "tst", "holdout", "eval", "evaluation"), TEST),
 }
-_FILLERS = frozenset(
-    [
-        "a",
-        "b",
-        "c",
-        "d",
-        "set",
-        "sets",
-        "data",
-        "dataset",
-        "images",
-        "image",
-        "img",
-        "imgs",
-        "folder",
-        "split",
-        "samples",
-        "cells",
-        "simple",
-        "final",
-        "new",
-    ]
-)
+_WRAPPERS = frozenset({
+    "set", "sets", "data", "dataset", "images", "image", "img", "imgs", "folder", "samples", "cells",
+})  # fmt: skip
+_FILLERS = _WRAPPERS | {"a", "b", "c", "d", "split", "simple", "final", "new"}
 _NEUTRAL = re.compile(
     r"(fold|part|batch|chunk|shard|set|group|dir|folder|images?|imgs?|data|run|round)?[\s_-]*\d+([\s_-]+\d+)?", re.I
 )
@@ -160,9 +141,27 @@ def _class_parents(folders: Sequence[Folders], knows: Callable[[str], bool]) -> 
     }
     if parents:
         return parents
-    common = _common(one[:-1] for one in folders if one)
-    depth = len(common) + _repeated_level([one[len(common) :] for one in folders])
-    return {one[:depth] for one in folders if len(one) > depth}
+    places = list(map(_may_be_classes, folders))
+    named = [tuple(one[i] for i in at) for one, at in zip(folders, places, strict=True)]
+    common = len(_common(one[:-1] for one in named if one))
+    level = common + _repeated_level([one[common:] for one in named])
+    return {one[: at[level]] for one, at in zip(folders, places, strict=True) if len(at) > level}
+
+
+def _may_be_classes(folders: Folders) -> list[int]:
+    """Which of the folders may be a class: not `images`, and neither `fold_0` nor `patient 7` if there is another."""
+    named = [i for i, name in enumerate(folders) if not _is_wrapper(name)]
+    return [i for i in named if not _is_aside(folders[i])] or named
+
+
+def _is_wrapper(name: str) -> bool:
+    words = words_of(name)
+    return bool(words) and set(words) <= _WRAPPERS
+
+
+def _is_aside(name: str) -> bool:
+    """Whether a folder is named as one part of many or as a patient; a short number alone may be a class."""
+    return bool(_PATIENT.fullmatch(name) or (_NEUTRAL.fullmatch(name) and not re.fullmatch(r"\d{1,2}", name)))
 
 
 def _repeated_level(folders: Sequence[Folders]) -> int:
@@ -208,11 +207,11 @@ def _meanings(outer: Sequence[Folders], inner: Sequence[Folders]) -> tuple[list[
     """Domain and group of each image from the folders above and below its class, and notes."""
     above, below = {name for one in outer for name in one}, {name for one in inner for name in one}
     patients = {name for name in above | below if _PATIENT.fullmatch(name)}
-    neutral = {name for name in above if _NEUTRAL.fullmatch(name)} | patients
+    neutral = {name for name in above if _NEUTRAL.fullmatch(name) or _is_wrapper(name)} | patients
     domains = ["_".join(name for name in one if name not in neutral) for one in outer]
-    groups = [
-        "/".join(name for name in (*up, *down) if name in patients) for up, down in zip(outer, inner, strict=True)
-    ]
+    # Slides lie in the folder of their patient: the outermost keeps more together.
+    around = [(*up, *down) for up, down in zip(outer, inner, strict=True)]
+    groups = [next((name for name in one if name in patients), "") for one in around]
     notes = []
     if labs := sorted(set(domains) - {""}):
         notes.append(f"folders around the classes are domains: {name_some(labs, _NAMED)}")
