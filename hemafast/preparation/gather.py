@@ -230,7 +230,8 @@ def _in_classes(
     for name in {part for member in kept for part in (member.label, member.domain)}:
         _refuse_unusable(name, config)
     if not kept:
-        raise HemafastError(f"{config.class_map} leaves out every class.", "Give at least one class a name.")
+        given = config.class_map if isinstance(config.class_map, Path) else "--class-map"
+        raise HemafastError(f"{given} leaves out every class.", "Give at least one class a name.")
     return kept, left_out, notes
 
 

@@ -85,6 +85,9 @@ def read_labels(file: Path, columns: Mapping[str, str], images: Images) -> Label
     chosen = roles.find_columns(file, table, needed=(PATH, LABEL), columns=columns)
     _refuse_blank(file, table, chosen[PATH])
     labelled = table[table[chosen[LABEL]] != ""]
+    if labelled.empty:
+        remedy = "Fill it in. Formulas are empty until Excel or LibreOffice has calculated and saved them."
+        raise HemafastError(f"{file}: the column {chosen[LABEL]} is empty in all of its {len(table)} lines.", remedy)
     found = resolve(file, zip(labelled[chosen[PATH]].map(whole), _rows(labelled, chosen), strict=True), images)
     _refuse_nothing(found, images)
     blank = table.loc[table[chosen[LABEL]] == "", chosen[PATH]].tolist()

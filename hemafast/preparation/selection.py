@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -44,7 +45,9 @@ def select_images(images: pd.DataFrame, config: PrepareConfig) -> tuple[pd.DataF
     _quarantine(manifest, "contradiction", find_contradictions(schema.accepted(manifest)))
     refuse_excess(manifest, config)
     if schema.accepted(manifest).empty:
-        raise HemafastError(f"None of the {len(manifest)} images in {config.source} can be used.", "Look at a few.")
+        why = _described(schema.quarantined(manifest))
+        problem = f"None of the {len(manifest)} images in {config.source} can be used: {why}."
+        raise HemafastError(problem, "Repair or replace them.")
     notes = (*_take_ready(manifest, config), *_draw_rest(manifest, config))
     _refuse_empty(manifest, config)
     return manifest, (*notes, *_shortcomings(schema.accepted(manifest), config))
@@ -77,13 +80,18 @@ def refuse_excess(manifest: pd.DataFrame, config: PrepareConfig) -> None:
     bad = schema.quarantined(manifest)
     if len(bad) <= (0 if config.strict else config.max_quarantined * len(manifest)):
         return
-    by_kind = ", ".join(f"{count} {kind}" for kind, count in sorted(Counter(image.kind for image in bad).items()))
-    examples = name_some([f"{image.file.partition('/')[2]} ({image.reason})" for image in bad], _NAMED, "; ")
-    problem = f"{len(bad)} of {len(manifest)} images would be quarantined: {by_kind}: {examples}."
+    problem = f"{len(bad)} of {len(manifest)} images would be quarantined: {_described(bad)}."
     if config.strict:
         raise LossError(problem, "Repair or remove them, or leave out --strict.")
     remedy = f"or accept more than {config.max_quarantined:.0%} with --max-quarantined."
     raise HemafastError(problem, f"Repair or remove them, {remedy}")
+
+
+def _described(bad: Sequence[schema.QuarantinedImage]) -> str:
+    """How many images of each kind are quarantined, and some of them with the reason."""
+    by_kind = ", ".join(f"{count} {kind}" for kind, count in sorted(Counter(image.kind for image in bad).items()))
+    examples = name_some([f"{image.file.partition('/')[2]} ({image.reason})" for image in bad], _NAMED, "; ")
+    return f"{by_kind}: {examples}"
 
 
 def _quarantine(manifest: pd.DataFrame, kind: str, reasons: pd.Series[str]) -> None:

@@ -118,6 +118,7 @@ def _entry_of(path: Path) -> Entry:
     if not path.is_file():
         raise HemafastError(f"{path} is not a regular file.", "Remove it.")
     status = path.stat()
+    safety.refuse_nested_or_large(path.parent, path.name, status.st_size)
     return Entry(path.name, status.st_size, f"{status.st_mtime_ns}", path.parent, path.name)
 
 

@@ -356,7 +356,7 @@ BAD_LABELS = {
     "two patients": ("path,label,patient\n1,x,P1\n1,x,P2\n", "x, P1 and x, P2"),
     "no path": ("path,label\n1,x\n,y\n", "line 3: path is empty"),
     "no image": ("path,label\nq.png,x\n", "lists no image of the archives: q.png"),
-    "no labels": ("path,label\n1,\n2,\n", "lists no image"),
+    "no labels": ("path,label\n1,\n2,\n", "the column label is empty in all of its 2 lines"),
     "a strange split": ("path,label,split\n1,x,fold7\n", "001.bmp has the split 'fold7'"),
     "a strange scale": ("path,label,mpp\n1,x,fine\n", "001.bmp has 'fine' um/px"),
     "nanometres": ("path,label,mpp\n1,x,101\n", "001.bmp has '101' um/px"),
