@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import shlex
 import tempfile
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 
@@ -29,6 +28,8 @@ TABLES = ("table (csv)", "table (tsv)", "Excel table", "Parquet table")
 LOST = (NO_CLASS, NOT_LISTED)
 """Those that nobody asked to leave out."""
 
+_TRIED = 20  # files of a source that may be a table of labels
+_MOST_TYPED = 20  # classes of a map that one would type
 _MAX_NAME_BYTES = 200  # of a file name: file systems allow 255
 
 
@@ -97,8 +98,8 @@ def gather(config: PrepareConfig, progress: Progress = SILENT) -> Gathered:
     members, lost = _without_class(members, NOT_LISTED if labels and labels.label else NO_CLASS)
     passed += lost
     if not members:
-        raise _nothing(config, passed)
-    members, lost, more = _in_classes(members, config, passed)
+        raise _nothing(config, trees, passed)
+    members, lost, more = _in_classes(members, config, trees)
     passed, notes = passed + lost, [*notes, *more]
     scales = labels.um_per_pixel if labels else {}
     return Gathered(tuple(_unique(members)), _domains_of(members, trees), tuple(passed), tuple(notes), scales, sha256)
@@ -110,22 +111,53 @@ def _read_labels(trees: Sequence[Tree], config: PrepareConfig) -> tuple[lists.La
         return None, None
     if config.labels.exists():
         return lists.read_labels(config.labels, config.columns, _paths_of(trees)), lists.sha256_of(config.labels)
+    return _read_inside(_entry_of(config.labels, trees, config), trees, config)
+
+
+def _read_inside(table: Entry, trees: Sequence[Tree], config: PrepareConfig) -> tuple[lists.Labels, str]:
+    """The same of a table within the source."""
     with tempfile.TemporaryDirectory(prefix="hemafast-") as room:
-        inside = Path(room, config.labels.name)
-        inside.write_bytes(read_files([_entry_of(config.labels, trees, config)])[0])
+        inside = Path(room, table.name.rpartition("/")[2])
+        inside.write_bytes(read_files([table])[0])
         return lists.read_labels(inside, config.columns, _paths_of(trees)), lists.sha256_of(inside)
 
 
+def _others(trees: Sequence[Tree], kinds: Collection[str] = ()) -> dict[str, Entry]:
+    """Files of these kinds that are no images, all but those of a system by default, by their path in the source."""
+    return {
+        f"{tree.name}/{one.name}": one.entry
+        for tree in trees
+        for one in tree.passed
+        if one.entry is not None and (one.kind in kinds if kinds else one.kind != SYSTEM_FILE)
+    }
+
+
 def _entry_of(file: Path, trees: Sequence[Tree], config: PrepareConfig) -> Entry:
-    """The file of a source that --labels means. Raises HemafastError if there is none."""
-    others = [one for tree in trees for one in tree.passed if one.entry is not None and one.kind != SYSTEM_FILE]
-    wanted = plain_name(str(file))
-    found = [one for one in others if f"/{one.name}".endswith(f"/{wanted}")]
-    if len(found) == 1 and found[0].entry is not None:
-        return found[0].entry
-    tables = name_some([one.name for one in found or others if one.kind in TABLES], 3)
-    remedy = f"Tables in there: {tables}." if tables else "Name a csv, tsv, xlsx or parquet file."
+    """The file of a source that --labels means: of that path, else the only one whose path ends so.
+
+    Raises HemafastError if there is none, or several.
+    """
+    others, wanted = _others(trees), plain_name(str(file))
+    exact = [path for path in others if wanted in (path, path.partition("/")[2])]
+    found = exact or [path for path in others if path.endswith(f"/{wanted}")]
+    if len(found) == 1:
+        return others[found[0]]
+    tables = name_some(found or list(_others(trees, TABLES)), 3, " or ")
+    remedy = f"Choose from those in there: {tables}." if tables else "Name a csv, tsv, xlsx or parquet file."
     raise HemafastError(f"There is {'more than one' if found else 'no'} {file}, also in {config.source}.", remedy)
+
+
+def _table_in(trees: Sequence[Tree], config: PrepareConfig) -> str | None:
+    """The table of the source that says the class of the most images, else any, by its path there."""
+    tables, best, most = _others(trees, TABLES), None, 0
+    for path, entry in list(_others(trees, (*TABLES, "text")).items())[:_TRIED]:
+        try:
+            labels, _ = _read_inside(entry, trees, config)
+        except HemafastError:
+            continue
+        if len(labels.label) > most:
+            best, most = path, len(labels.label)
+    return best or next(iter(tables), None)
 
 
 def _paths_of(trees: Sequence[Tree]) -> dict[str, tuple[str, ...]]:
@@ -197,34 +229,33 @@ def _of_table(member: Member, labels: lists.Labels, config: PrepareConfig) -> Me
     )
 
 
-def _table_in(passed: Sequence[PassedOver]) -> str | None:
-    """The first table among files that are passed over, by its path in its tree."""
-    return next((one.name.partition("/")[2] for one in passed if one.kind in TABLES), None)
-
-
 def _without_class(members: Sequence[Member], kind: str) -> tuple[list[Member], list[PassedOver]]:
     lost = [PassedOver(kind, member.source) for member in members if not member.label]
     return [member for member in members if member.label], lost
 
 
-def _nothing(config: PrepareConfig, passed: Sequence[PassedOver]) -> HemafastError:
+def _nothing(config: PrepareConfig, trees: Sequence[Tree], passed: Sequence[PassedOver]) -> HemafastError:
     kinds = ", ".join(f"{count} {kind}" for kind, count in Counter(one.kind for one in passed).most_common())
-    table = _table_in(passed) or "FILE"
-    return HemafastError(
-        f"{config.source} holds no image of a class: {kinds or 'no files'}.",
-        f"Images belong in a folder per class, as basophil/BA_1.jpg, or in a table: --labels {shlex.quote(table)}",
-    )
+    return HemafastError(f"{config.source} holds no image of a class: {kinds or 'no files'}.", _belong(config, trees))
+
+
+def _belong(config: PrepareConfig, trees: Sequence[Tree]) -> str:
+    """Where images belong, and the command that takes them if they are in a table."""
+    if config.labels is not None or not any(tree.images for tree in trees):
+        return "Images belong in a folder per class, as basophil/BA_1.jpg."
+    table = _table_in(trees, config)
+    named = command_to_prepare(config, labels=table) if table else "add --labels FILE"
+    return f"Put them into a folder per class, as basophil/BA_1.jpg. If the classes are in a table: {named}"
 
 
 def _in_classes(
-    members: Sequence[Member], config: PrepareConfig, passed: Sequence[PassedOver]
+    members: Sequence[Member], config: PrepareConfig, trees: Sequence[Tree]
 ) -> tuple[list[Member], list[PassedOver], Sequence[str]]:
     """The images under the names of their classes, and those whose class is left out."""
     try:
         renamed, notes = rename([member.label for member in members], _class_map(config), config.classes)
     except UnknownClassesError as error:
-        way_out = _way_out(config, error.suggested, sorted({member.label for member in members}), passed)
-        raise HemafastError(f"{config.source}: {error.problem}", way_out) from error
+        raise HemafastError(f"{config.source}: {error.problem}", _way_out(config, error, trees)) from error
     left_out = [PassedOver(LEFT_OUT, member.source) for member in members if not renamed[member.label]]
     kept = [replace(member, label=renamed[member.label]) for member in members if renamed[member.label]]
     for name in {part for member in kept for part in (member.label, member.domain)}:
@@ -235,21 +266,20 @@ def _in_classes(
     return kept, left_out, notes
 
 
-def _way_out(
-    config: PrepareConfig, suggested: Mapping[str, str] | None, labels: Sequence[str], passed: Sequence[PassedOver]
-) -> str:
+def _way_out(config: PrepareConfig, error: UnknownClassesError, trees: Sequence[Tree]) -> str:
     """A command that takes classes that are unknown."""
     own = command_to_prepare(config, classes="from-data")
-    if suggested is None and (table := _table_in(passed)) and config.labels is None:
-        return f"If the classes are in a table: {command_to_prepare(config, labels=table)} (or keep the names: {own})"
-    if suggested is None and all(map(str.isdecimal, labels)):
-        meaning = command_to_prepare(config, class_map=dict.fromkeys(labels, "CLASS"))
-        return f"Say which class each number is: {meaning} (or keep the numbers: {own})"
-    if suggested is None:
-        return f"To keep the names as they are: {own}"
-    if any("," in name or "=" in name for name in suggested):
-        return f"Write a table with the columns from and to, and give it with --class-map. To keep the names: {own}"
-    return f"If you agree: {command_to_prepare(config, class_map=suggested)} (or keep the names: {own})"
+    if error.suggested is not None:
+        leaving = "" if all(error.suggested.values()) else " (NAME= leaves a class out)"
+        agreed = command_to_prepare(config, class_map=error.suggested)
+        return f"If you agree{leaving}: {agreed} (or keep the names: {own})"
+    if config.labels is None and (len(error.unknown) == 1 or _table_in(trees, config)):
+        return f"{_belong(config, trees)} (or keep the names: {own})"
+    if len(error.unknown) > _MOST_TYPED:
+        return f"Say which class each is in a table with the columns from and to: --class-map FILE. To keep them: {own}"
+    kind = "number" if all(map(str.isdecimal, error.unknown)) else "name"
+    meaning = command_to_prepare(config, class_map=dict.fromkeys(error.unknown, "CLASS"))
+    return f"Say which class each {kind} is: {meaning} (or keep the {kind}s: {own})"
 
 
 def _refuse_unusable(name: str, config: PrepareConfig) -> None:

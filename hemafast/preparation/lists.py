@@ -15,6 +15,7 @@ from hemafast.errors import HemafastError, name_some
 from hemafast.preparation import columns as roles
 from hemafast.preparation.columns import DOMAIN, GROUP, LABEL, PATH, SPLIT, SPLIT_WORDS, UM_PER_PIXEL
 from hemafast.preparation.matching import Images, Resolved, resolve
+from hemafast.preparation.names import fold
 from hemafast.preparation.tables import number_of, read_rows, read_table, text_of, whole
 
 _SHA256_DIGITS = 64
@@ -119,9 +120,9 @@ def read_class_map(given: Path | Mapping[str, str]) -> dict[str, str]:
     for old, new in pairs:
         if not old:
             raise HemafastError(f"{_origin(given)}: a class without a name becomes {new}.", "Name the class.")
-        if meant.setdefault(old, new) != new:
-            raise HemafastError(f"{_origin(given)}: {old} becomes both {meant[old]} and {new}.", "Remove one of them.")
-    return meant
+        if (other := meant.setdefault(fold(old), new)) != new:
+            raise HemafastError(f"{_origin(given)}: {old} becomes both {other} and {new}.", "Remove one of them.")
+    return dict(pairs)
 
 
 def read_split(files: Sequence[Path], names: Images | Iterable[str]) -> dict[str, str]:

@@ -1,0 +1,106 @@
+"""What a source is taken for as a whole, and the commands that a refusal has."""
+
+import json
+import shlex
+from pathlib import Path
+
+import pytest
+from packs import pack
+from typer.testing import CliRunner
+
+from hemafast.cli import app
+from hemafast.config import PrepareConfig
+from hemafast.errors import HemafastError
+from hemafast.preparation.gather import Member, gather
+
+
+def _members(source: Path, **options) -> list[Member]:
+    return list(gather(PrepareConfig(source=source, output=source.parent / "out", **options)).members)
+
+
+def _refused(source: Path, **options) -> str:
+    with pytest.raises(HemafastError) as caught:
+        _members(source, **options)
+    return caught.value.remedy
+
+
+def _command_in(remedy: str) -> list[str]:
+    """The first command of a remedy, in words."""
+    return shlex.split(remedy.partition(": hemafast ")[2].partition(" (or keep")[0])
+
+
+def _follow(remedy: str) -> dict[str, dict]:
+    """What the first command of a remedy would take: images by domain, split and class."""
+    run = CliRunner().invoke(app, [*_command_in(remedy), "--dry-run", "--json"], catch_exceptions=False)
+    assert run.exit_code == 0, run.output
+    return {name: domain["splits"] for name, domain in json.loads(run.stdout)["domains"].items()}
+
+
+def _images(*names: str) -> dict[str, bytes]:
+    return {name: name.encode() for name in names}
+
+
+# Refusals and the commands in them
+
+
+def test_names_with_commas_and_quotes_may_stand_in_the_command(tmp_path):
+    names = ("neutrophil, segmented", 'the "mono" cell', "baso=phil")
+    source = pack(tmp_path / "Lab", _images(*(f"{name}/1.png" for name in names)))
+    remedy = _refused(source)
+    assert _command_in(remedy)[-1].count("=") == 4
+    assert "neutrophil_segmented" in str(_follow(remedy))
+
+
+@pytest.mark.parametrize("form", ["Lab", "Lab.zip"])
+def test_the_table_that_says_the_classes_is_found_among_others(tmp_path, form):
+    rows = "file,class\n1.png,basophil\n2.png,monocyte\n"
+    files = {"README.csv": b"about,this\nmuch,text\n", "a/labels.txt": rows.encode(), "z.csv": b"x,y\n1,2\n"}
+    source = pack(tmp_path / form, {**_images("img/1.png", "img/2.png"), **files})
+    assert _follow(_refused(source)) == {"Lab": {"split to be drawn": {"basophil": 1, "monocyte": 1}}}
+
+
+def test_without_any_table_the_remedy_names_no_command(tmp_path):
+    remedy = _refused(pack(tmp_path / "Lab", _images("1.png", "2.png")))
+    assert "folder per class" in remedy
+    assert "--labels FILE" in remedy
+    assert "hemafast" not in remedy
+
+
+def test_a_table_is_meant_by_its_path_or_by_its_end_alone(tmp_path):
+    tables = {name: f"file,class\n1.png,{label}\n".encode() for name, label in TABLES.items()}
+    source = pack(tmp_path / "Lab", {**_images("a/1.png"), **tables})
+    assert _members(source, labels=Path("labels.csv"))[0].label == "basophil"
+    assert _members(source, labels=Path("old/labels.csv"))[0].label == "monocyte"
+    assert _members(source, labels=Path("Lab/labels.csv"))[0].label == "basophil"
+    assert "Lab/old/more.csv or Lab/older/more.csv" in _refused(source, labels=Path("more.csv"))
+
+
+TABLES = {
+    "labels.csv": "basophil",
+    "old/labels.csv": "monocyte",
+    "old/more.csv": "monocyte",
+    "older/more.csv": "monocyte",
+}
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ("map.csv", "there is no file 'map.csv'"),
+        ("", "there is no file ''"),
+        ("a:b", "there is no file 'a:b'"),
+        ("=b", "'=b' is not NAME=VALUE"),
+        ("a=b,a=c", "gives a two values"),
+    ],
+)
+def test_a_class_map_that_is_none_is_refused_with_its_form(given, words):
+    with pytest.raises(HemafastError) as caught:
+        PrepareConfig(class_map=given)
+    assert words in caught.value.problem
+    assert caught.value.remedy
+
+
+def test_many_unknown_classes_go_into_a_table(tmp_path):
+    remedy = _refused(pack(tmp_path / "Lab", _images(*(f"k{number}/1.png" for number in range(30)))))
+    assert "--class-map FILE" in remedy
+    assert "k29" not in remedy
