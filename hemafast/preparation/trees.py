@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from hemafast.errors import HemafastError
 from hemafast.preparation import safety
 from hemafast.preparation.class_names import is_known
 from hemafast.preparation.containers import Entry, Listing, archive_suffix, list_container, stem_of, without_top
-from hemafast.preparation.layout import split_named
+from hemafast.preparation.layout import is_aside, is_wrapper, splits_among
 from hemafast.preparation.names import same_file
 from hemafast.preparation.schema import is_prepared
 from hemafast.preparation.survey import SYSTEM_FILE, PassedOver, survey
@@ -46,9 +46,10 @@ class Tree:
 def find_trees(source: Path, output: Path, *, labelled: bool = False, progress: Progress = SILENT) -> list[Tree]:
     """The trees of a source: of each folder and archive in it, or of `source` itself if it is an archive.
 
-    Folders of a class or of a split that lie directly in `source`, and single files there, form one tree named after
-    `source`. With `labelled`, a table says the classes, and a folder of images need not be one. Raises HemafastError if
-    `source` is missing or empty, or if two trees have the same name.
+    What belongs together forms one tree named after `source`: single files and folders or archives of a class, a split,
+    a patient or a part such as `fold_1` that lie directly in it. With `labelled`, a table says the classes, and a
+    folder of images need not be one. Raises HemafastError if `source` is missing or empty, or if two trees have the
+    same name.
     """
     paths = _paths(source, output)
     trees: list[Tree] = []
@@ -122,12 +123,13 @@ def _entry_of(path: Path) -> Entry:
     return Entry(path.name, status.st_size, f"{status.st_mtime_ns}", path.parent, path.name)
 
 
-def _join(source: Path, trees: Iterable[Tree], *, labelled: bool) -> list[Tree]:
+def _join(source: Path, trees: Sequence[Tree], *, labelled: bool) -> list[Tree]:
     """Trees, those that are parts of one data set as one tree, in name order."""
+    splits = splits_among([tree.name for tree in trees])
     own: list[Tree] = []
     parts: list[Tree] = []
     for tree in trees:
-        (parts if _is_part(tree, labelled=labelled) else own).append(tree)
+        (parts if tree.name in splits or _is_part(tree, labelled=labelled) else own).append(tree)
     if parts:
         name = source.resolve().name or "source"
         images = [entry for part in parts for entry in _below(part)]
@@ -138,8 +140,8 @@ def _join(source: Path, trees: Iterable[Tree], *, labelled: bool) -> list[Tree]:
 
 
 def _is_part(tree: Tree, *, labelled: bool) -> bool:
-    """Whether it is a single file, a split or a class, rather than a data set of its own."""
-    if not _holds_several(tree.path) or not tree.images or split_named(tree.name):
+    """Whether it is a single file, a patient, a part or a class, rather than a data set of its own."""
+    if not _holds_several(tree.path) or not tree.images or is_aside(tree.name) or is_wrapper(tree.name):
         return True
     folders = {entry.name.partition("/")[0] for entry in tree.images if "/" in entry.name}
     if is_known(tree.name):
