@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import sys
-import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from difflib import get_close_matches
@@ -13,7 +12,7 @@ from importlib.resources import files
 
 from hemafast.config import Classes
 from hemafast.errors import HemafastError, name_some
-from hemafast.preparation.names import fold, words_of
+from hemafast.preparation.names import fold, without_accents, words_of
 from hemafast.taxonomy import CHALLENGE_CLASSES
 
 _CHALLENGE = {fold(name): name for name in CHALLENGE_CLASSES}
@@ -37,8 +36,8 @@ _NO_CELL = frozenset({
 def _known() -> dict[str, str]:
     """The class of the challenge, or "" for none, by the plain form of the names that the field uses."""
     text = files("hemafast.preparation").joinpath("class_synonyms.csv").read_text(encoding="utf-8")
-    synonyms = {_plain(row["name"]): row["class"] for row in csv.DictReader(text.splitlines())}
-    return synonyms | {_plain(name): name for name in CHALLENGE_CLASSES}
+    synonyms = {fold(without_accents(row["name"])): row["class"] for row in csv.DictReader(text.splitlines())}
+    return synonyms | {fold(without_accents(name)): name for name in CHALLENGE_CLASSES}
 
 
 @cache
@@ -46,15 +45,9 @@ def _known_words() -> dict[frozenset[str], str]:
     return {_singular(name): meant for name, meant in _known().items()}
 
 
-def _plain(name: str) -> str:
-    """A name in one form, without accents: `basofilo` for `Basófilo`."""
-    letters = unicodedata.normalize("NFKD", name)
-    return fold("".join(letter for letter in letters if not unicodedata.combining(letter)))
-
-
 def _singular(name: str) -> frozenset[str]:
     """The words of a name but numbers and `cell`, without the s of a plural."""
-    words = {word.removesuffix("s") for word in words_of(_plain(name)) if not word.isdecimal()}
+    words = {word.removesuffix("s") for word in words_of(name) if not word.isdecimal()}
     return frozenset(words - {"cell", ""})
 
 
@@ -64,7 +57,7 @@ def is_known(name: str) -> bool:
 
 
 def _meaning(name: str) -> str | None:
-    plain, known = _plain(name), _known()
+    plain, known = fold(without_accents(name)), _known()
     forms = (plain, plain.removesuffix("s"), plain.removesuffix(" cells"), plain.removesuffix("es"))
     return next((known[form] for form in forms if form in known), None)
 
@@ -73,7 +66,7 @@ def suggestion_for(name: str) -> str | None:
     """The class of the challenge that a name means; "" for a cell that the challenge leaves out; None if unknown."""
     if (meant := _meaning(name)) is not None:
         return meant
-    words = [word for word in words_of(_plain(name)) if not word.isdecimal()]
+    words = [word for word in words_of(name) if not word.isdecimal()]
     if (meant := _meaning("".join(words))) is not None or (meant := _by_words(_singular(name))) is not None:
         return meant
     if _NO_CELL & set(words) or words == ["not", "sure"]:

@@ -21,9 +21,18 @@ from hemafast.preparation.split import TEST, TRAIN, VAL
 Folders = tuple[str, ...]
 
 _SPLIT_WORDS = {
-    **dict.fromkeys(("train", "training", "trainset", "trainingset", "tr"), TRAIN),
-    **dict.fromkeys(("val", "valid", "validation", "validate", "valset", "validationset", "dev"), VAL),
-    **dict.fromkeys(("test", "testing", "testset", "testingset", "tst", "holdout", "eval", "evaluation"), TEST),
+    **dict.fromkeys(("train", "training", "trainset", "traindata", "trainingset", "trainingdata", "tr"), TRAIN),
+    **dict.fromkeys(
+        ("trainingsdaten", "entrenamiento", "entrainement", "treino", "treinamento", "训练", "训练集"), TRAIN
+    ),
+    **dict.fromkeys(
+        ("val", "valid", "validation", "validate", "valset", "validationset", "validationdata", "dev"), VAL
+    ),
+    **dict.fromkeys(("validierung", "validierungsdaten", "validacion", "validacao", "验证", "验证集"), VAL),
+    **dict.fromkeys(
+        ("test", "testing", "testset", "testdata", "testingset", "tst", "holdout", "eval", "evaluation"), TEST
+    ),
+    **dict.fromkeys(("testdaten", "prueba", "pruebas", "teste", "测试", "测试集"), TEST),
 }
 _WRAPPERS = frozenset({
     "set", "sets", "data", "dataset", "images", "image", "img", "imgs", "folder", "samples", "cells",

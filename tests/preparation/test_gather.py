@@ -104,3 +104,26 @@ def test_many_unknown_classes_go_into_a_table(tmp_path):
     remedy = _refused(pack(tmp_path / "Lab", _images(*(f"k{number}/1.png" for number in range(30)))))
     assert "--class-map FILE" in remedy
     assert "k29" not in remedy
+
+
+# What lies together at the top of a source
+
+
+@pytest.mark.parametrize("suffix", ["", ".zip"])
+@pytest.mark.parametrize(
+    ("folders", "expected"),
+    [
+        (("PBC_train", "PBC_test"), [("Lab", "test", ""), ("Lab", "train", "")]),
+        (("fold_0", "fold_1"), [("Lab", "", ""), ("Lab", "", "")]),
+        (("part1", "part2"), [("Lab", "", ""), ("Lab", "", "")]),
+        (("patient_01", "patient_02"), [("Lab", "", "Lab/patient_01"), ("Lab", "", "Lab/patient_02")]),
+        (("images",), [("Lab", "", "")]),
+        (("LabA", "LabB"), [("LabA", "", ""), ("LabB", "", "")]),
+    ],
+    ids=lambda value: value[0] if isinstance(value, tuple) else "",
+)
+def test_splits_parts_and_patients_are_no_laboratories(tmp_path, suffix, folders, expected):
+    for folder in folders:
+        pack(tmp_path / "Lab" / f"{folder}{suffix}", _images(f"basophil/{folder}.png"))
+    members = _members(tmp_path / "Lab")
+    assert sorted((one.domain, one.split, one.group) for one in members) == expected
