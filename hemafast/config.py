@@ -304,6 +304,8 @@ class PrepareConfig:
             )
         if self.groups is not None and self.group_pattern is not None:
             raise HemafastError("groups and group_pattern exclude each other.", "Leave out one of them.")
+        if self.columns and self.labels is None:
+            raise HemafastError("columns have no effect without a table of labels.", "Name the table with --labels.")
         if self.group_pattern is not None:
             _refuse_bad_pattern(self.group_pattern)
         if self.val_fraction == 0 and self.holdout_domain is None:

@@ -25,9 +25,9 @@ _DOUBTS = frozenset({
 })  # fmt: skip
 """Words that make another cell of one."""
 _NO_CELL = frozenset({
-    "background", "bad", "debris", "discard", "discarded", "doubtful", "empty", "junk", "misc", "miscellaneous",
-    "noise", "other", "others", "rejected", "rest", "trash", "unassigned", "uncertain", "unclassified", "undefined",
-    "unidentified", "unknown", "unlabeled", "unlabelled", "unsure", "unusable",
+    "background", "bad", "debris", "discard", "discarded", "doubtful", "empty", "junk", "misc", "miscellaneous", "na",
+    "nan", "noise", "none", "null", "other", "others", "rejected", "rest", "trash", "unassigned", "uncertain",
+    "unclassified", "undefined", "unidentified", "unknown", "unlabeled", "unlabelled", "unsure", "unusable",
 })  # fmt: skip
 """Words that say that nobody knows the class. They are no sign of a class folder: `other` may hold a data set."""
 
