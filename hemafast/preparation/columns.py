@@ -159,7 +159,7 @@ def _remedy(table: pd.DataFrame, lacking: Sequence[str], roles: Mapping[str, str
         fit = _path_like if role == PATH else _class_like
         if not free or not may_choose:
             return f"Name a column {' and another '.join(lacking)} in its first line."
-        chosen[role] = min(free, key=lambda name: fit(table[name]))
+        chosen[role] = min(free, key=lambda name: fit(table.loc[:, name]))
     pairs = [f"{role}={chosen[role]}" for role in (PATH, *lacking) if role in chosen]
     return f"Say which one it is with --columns {shlex.quote(','.join(dict.fromkeys(pairs)))}."
 

@@ -87,6 +87,7 @@ def gather(config: PrepareConfig, progress: Progress = SILENT) -> Gathered:
     labels, sha256 = _read_labels(trees, config)
     passed = [replace(one, name=f"{tree.name}/{one.name}") for tree in trees for one in tree.passed]
     notes = [*(note for tree in trees for note in tree.notes), *(labels.notes if labels else ())]
+    notes += _closed_note(passed)
     members: list[Member] = []
     for tree in trees:
         found, more = _of_folders(tree, config, labelled=bool(labels and labels.label))
@@ -158,6 +159,12 @@ def _table_in(trees: Sequence[Tree], config: PrepareConfig) -> str | None:
         if len(labels.label) > most:
             best, most = path, len(labels.label)
     return best or next(iter(tables), None)
+
+
+def _closed_note(passed: Sequence[PassedOver]) -> list[str]:
+    """Archives that cannot be read, or that are not named as archives, may hold images."""
+    closed = [f"{one.name} ({one.kind})" for one in passed if one.kind.endswith("archive")]
+    return [f"{name_some(closed, 3)}: not opened; unpack what holds images"] if closed else []
 
 
 def _paths_of(trees: Sequence[Tree]) -> dict[str, tuple[str, ...]]:
@@ -236,7 +243,17 @@ def _without_class(members: Sequence[Member], kind: str) -> tuple[list[Member], 
 
 def _nothing(config: PrepareConfig, trees: Sequence[Tree], passed: Sequence[PassedOver]) -> HemafastError:
     kinds = ", ".join(f"{count} {kind}" for kind, count in Counter(one.kind for one in passed).most_common())
-    return HemafastError(f"{config.source} holds no image of a class: {kinds or 'no files'}.", _belong(config, trees))
+    return HemafastError(
+        f"{config.source} holds no image of a class: {kinds or 'no files'}.", _way_in(config, trees, passed)
+    )
+
+
+def _way_in(config: PrepareConfig, trees: Sequence[Tree], passed: Sequence[PassedOver]) -> str:
+    around = config.source.resolve()
+    if is_known(around.name) and around.is_dir():
+        return f"{around.name} is the folder of a class: {command_to_prepare(config, source=str(config.source.parent))}"
+    closed = _closed_note(passed)
+    return f"{closed[0]}." if closed else _belong(config, trees)
 
 
 def _belong(config: PrepareConfig, trees: Sequence[Tree]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -177,7 +178,8 @@ def scale_notes(manifest: pd.DataFrame, plan: Plan) -> Iterator[str]:
         window, scale = plan.windows.get(str(domain)), plan.um_per_pixel[str(domain)]
         sides = images[["width", "height"]].min(axis=1)
         if window is None and scale is None and len(plan.domains) > 1:
-            yield f"{domain}: um/px unknown, images are kept whole; give it with --um-per-pixel {domain}=0.1"
+            scaled = shlex.quote(f"{domain}=0.1")
+            yield f"{domain}: um/px unknown, images are kept whole; give it with --um-per-pixel {scaled}"
         if window is not None and (small := int((images["window"] < window).sum())):
             yield f"{domain}: {small} images are smaller than the field of view of {window} px and are kept whole"
         if window is not None and sides.max() > _SAME_SIZE * sides.min():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,10 +10,19 @@ from pathlib import Path
 from hemafast.errors import HemafastError
 from hemafast.preparation import safety
 from hemafast.preparation.class_names import is_known
-from hemafast.preparation.containers import Entry, Listing, archive_suffix, list_container, stem_of, without_top
+from hemafast.preparation.containers import (
+    ARCHIVES,
+    Entry,
+    Listing,
+    archive_suffix,
+    list_container,
+    stem_of,
+    without_top,
+)
 from hemafast.preparation.layout import is_aside, is_wrapper, splits_among
 from hemafast.preparation.names import same_file
 from hemafast.preparation.schema import is_prepared
+from hemafast.preparation.sniff import HEAD_BYTES, kind_of
 from hemafast.preparation.survey import SYSTEM_FILE, PassedOver, survey
 from hemafast.progress import SILENT, Progress, stage
 
@@ -82,8 +92,7 @@ def _paths(source: Path, output: Path) -> list[Path]:
     if source.is_file() and archive_suffix(source.name):
         return [source]
     if not source.is_dir():
-        remedy = "Name an archive, or the folder of your archives or class folders, with --source."
-        raise HemafastError(f"{source} is neither a folder nor an archive.", remedy)
+        raise _no_source(source)
     if is_prepared(source):
         raise HemafastError(f"{source} is a prepared data set already.", "Train on it with --data, or name its source.")
     whole = output.resolve()
@@ -100,6 +109,19 @@ def _paths(source: Path, output: Path) -> list[Path]:
             "Put Acevedo_20.zip, Matek_19.zip or a folder of class folders there, or draw cells with `hemafast demo`.",
         )
     return found
+
+
+def _no_source(source: Path) -> HemafastError:
+    remedy = "Name an archive, or the folder of your archives or class folders, with --source."
+    if not source.is_file():
+        return HemafastError(f"{source} is neither a folder nor an archive: it does not exist.", remedy)
+    with source.open("rb") as file:
+        kind = kind_of(file.read(HEAD_BYTES), source.name)
+    if kind.endswith("archive"):
+        remedy = f"Unpack it and name the folder. If it is one of {', '.join(ARCHIVES)}: add that to its name."
+    if "table" in kind:
+        remedy = f"Name the folder of the images with --source, and the table so: --labels {shlex.quote(str(source))}"
+    return HemafastError(f"{source} is neither a folder nor an archive that can be read ({kind}).", remedy)
 
 
 def _open_tree(path: Path) -> Tree:
@@ -125,11 +147,13 @@ def _entry_of(path: Path) -> Entry:
 
 def _join(source: Path, trees: Sequence[Tree], *, labelled: bool) -> list[Tree]:
     """Trees, those that are parts of one data set as one tree, in name order."""
-    splits = splits_among([tree.name for tree in trees])
+    names = [tree.name for tree in trees if _holds_several(tree.path)]
+    asides = list(filter(is_aside, names))
+    together = {*splits_among(names), *(asides if len(asides) > 1 else ())}
     own: list[Tree] = []
     parts: list[Tree] = []
     for tree in trees:
-        (parts if tree.name in splits or _is_part(tree, labelled=labelled) else own).append(tree)
+        (parts if tree.name in together or _is_part(tree, labelled=labelled) else own).append(tree)
     if parts:
         name = source.resolve().name or "source"
         images = [entry for part in parts for entry in _below(part)]
@@ -140,8 +164,8 @@ def _join(source: Path, trees: Sequence[Tree], *, labelled: bool) -> list[Tree]:
 
 
 def _is_part(tree: Tree, *, labelled: bool) -> bool:
-    """Whether it is a single file, a patient, a part or a class, rather than a data set of its own."""
-    if not _holds_several(tree.path) or not tree.images or is_aside(tree.name) or is_wrapper(tree.name):
+    """Whether it is a single file, a folder `images` or a class, rather than a data set of its own."""
+    if not _holds_several(tree.path) or not tree.images or (tree.path.is_dir() and is_wrapper(tree.name)):
         return True
     folders = {entry.name.partition("/")[0] for entry in tree.images if "/" in entry.name}
     if is_known(tree.name):

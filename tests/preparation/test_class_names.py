@@ -6,14 +6,15 @@ from hemafast.errors import HemafastError
 from hemafast.preparation.class_names import UnknownClassesError, is_known, rename, suggestion_for
 
 MEANT = {
-    "basophil": ["BASO", "Basophils", "01_basophil", "3-basophil", "basophil (ABC)", "BASO-1", "WBC_basophil_2", "basofil",
-                 "Basófilo", "Basophiler Granulozyt", "Базофилы", "嗜碱性粒细胞", "好塩基球"],
+    "basophil": ["BASO", "Basophils", "01_basophil", "3-basophil", "basophil (ABC)", "BASO-1", "WBC_basophil_2",
+                 "basofil", "Basófilo", "Basophiler Granulozyt", "Базофилы", "嗜碱性粒细胞", "好塩基球"],
     "neutrophil_segmented": ["Neutrophils_Segmented", "neutrophil, segmented", "SegmentedNeutrophil", "Netrophil",
                              "Segmentkernige", "Neutrófilos", "Polynucléaire neutrophile", "中性粒细胞"],
     "neutrophil_banded": ["Neutrophil-Band", "band cells", "Stabkernige", "палочкоядерный нейтрофил"],
     "lymphocyte_typical": ["Lymphocyte", "Lymphocytes_normal", "Lymphozyten", "linfocyte", "Linfociti"],
     "promyelocyte": ["pro-myelocyte", "Promyelocytes", "early promyelocyte"],
-    "": ["Platelets", "Lymphocyte - reactive", "Lymphocyte Variant", "Unknown", "not_sure", "others", "Background", "debris"],
+    "": ["Platelets", "Lymphocyte - reactive", "Lymphocyte Variant", "Unknown", "not_sure", "others", "Background",
+         "debris"],
 }  # fmt: skip
 NOT_MEANT = ["bar", "baz", "good", "foo", "my data", "meta data", "images", "class_0", "blood", "LabA", "normal", "ALL",
              "immature neutrophil", "basophil;eosinophil", "non-basophil", "12", ""]  # fmt: skip

@@ -117,7 +117,6 @@ def test_many_unknown_classes_go_into_a_table(tmp_path):
         (("fold_0", "fold_1"), [("Lab", "", ""), ("Lab", "", "")]),
         (("part1", "part2"), [("Lab", "", ""), ("Lab", "", "")]),
         (("patient_01", "patient_02"), [("Lab", "", "Lab/patient_01"), ("Lab", "", "Lab/patient_02")]),
-        (("images",), [("Lab", "", "")]),
         (("LabA", "LabB"), [("LabA", "", ""), ("LabB", "", "")]),
     ],
     ids=lambda value: value[0] if isinstance(value, tuple) else "",
@@ -127,3 +126,46 @@ def test_splits_parts_and_patients_are_no_laboratories(tmp_path, suffix, folders
         pack(tmp_path / "Lab" / f"{folder}{suffix}", _images(f"basophil/{folder}.png"))
     members = _members(tmp_path / "Lab")
     assert sorted((one.domain, one.split, one.group) for one in members) == expected
+
+
+@pytest.mark.parametrize(("name", "domain"), [("images", "Lab"), ("data.zip", "data"), ("2019.zip", "2019")])
+def test_a_folder_of_images_is_no_laboratory_but_an_archive_is(tmp_path, name, domain):
+    pack(tmp_path / "Lab" / name, _images("basophil/1.png"))
+    assert [one.domain for one in _members(tmp_path / "Lab")] == [domain]
+
+
+def test_the_folder_of_a_class_is_answered_with_the_one_around_it(tmp_path):
+    pack(tmp_path / "Lab", _images("basophil/1.png", "monocyte/1.png"))
+    remedy = _refused(tmp_path / "Lab" / "basophil")
+    assert _follow(remedy) == {"Lab": {"split to be drawn": {"basophil": 1, "monocyte": 1}}}
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("cells.rar", b"Rar!\x1a\x07\x00", "Unpack it and name the folder"),
+        ("cells", b"PK\x03\x04", "add that to its name"),
+        ("labels.csv", b"file,class\n", "--labels"),
+        ("cell.png", b"\x89PNG\r\n\x1a\n", "--source"),
+    ],
+)
+def test_a_source_that_is_another_file_is_answered_by_what_it_is(tmp_path, name, content, words):
+    (tmp_path / name).write_bytes(content)
+    assert words in _refused(tmp_path / name)
+
+
+def test_what_may_be_an_archive_is_named(tmp_path):
+    source = pack(tmp_path / "Lab", {**_images("basophil/1.png"), "more.zip.001": b"PK\x03\x04"})
+    assert any("more.zip.001 (zip archive): not opened" in note for note in gather(PrepareConfig(source=source)).notes)
+    assert "not opened" in _refused(pack(tmp_path / "Other", {"cells": b"PK\x03\x04"}))
+
+
+CLUTTER = ["$RECYCLE.BIN/1.png", "@eaDir/basophil/1.png", "basophil/thumbs.db", "~$labels.xlsx", "basophil/1.png~",
+           "basophil/1.png:Zone.Identifier", "System Volume Information/x", "__MACOSX/basophil/._1.png"]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CLUTTER)
+def test_what_systems_leave_is_passed_over(tmp_path, name):
+    found = gather(PrepareConfig(source=pack(tmp_path / "Lab", _images("basophil/1.png", name))))
+    assert [one.source for one in found.members] == ["Lab/basophil/1.png"]
+    assert [one.kind for one in found.passed] == ["system file"]

@@ -275,7 +275,10 @@ def test_a_split_is_known_by_its_name(name, split):
             ["train_basophil/1.jpg", "test_basophil/2.jpg", "train_monocyte/3.jpg", "test_monocyte/4.jpg"],
             [Place(split, label=label) for label in ("basophil", "monocyte") for split in ("train", "test")],
         ),
-        (["basophil_train/1.jpg", "basophil_test/2.jpg"], [Place("train", label="basophil"), Place("test", label="basophil")]),
+        (
+            ["basophil_train/1.jpg", "basophil_test/2.jpg"],
+            [Place("train", label="basophil"), Place("test", label="basophil")],
+        ),
         (
             [f"{lab}_{split}/basophil/1.jpg" for lab in ("LabA", "LabB") for split in ("train", "test")],
             [Place(split, lab, "basophil") for lab in ("LabA", "LabB") for split in ("train", "test")],
