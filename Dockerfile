@@ -17,7 +17,9 @@ COPY pyproject.toml constraints.txt README.md LICENSE ./
 COPY hemafast ./hemafast
 RUN pip install --constraint constraints.txt '.[explain,export,weights]'
 
-RUN useradd --create-home hemafast && mkdir -p /data/Source /data/runs && chown -R hemafast /data
+# Any user may write, because --user may name one that the image does not know.
+RUN useradd --create-home hemafast && mkdir -p /data/Source /data/runs && chown -R hemafast /data \
+    && chmod 1777 /home/hemafast /data /data/Source /data/runs
 USER hemafast
 ENV HOME=/home/hemafast TORCHINDUCTOR_CACHE_DIR=/home/hemafast/.cache/inductor
 WORKDIR /data

@@ -26,6 +26,7 @@ import time
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -37,9 +38,10 @@ from PIL import Image
 
 from hemafast.config import AUTO_FIELD_OF_VIEW, PrepareConfig
 from hemafast.engine.machine import machine_facts
-from hemafast.preparation.archive import Archive, entry_reader, find_archives, open_archive
 from hemafast.preparation.build import prepare
+from hemafast.preparation.containers import read_files
 from hemafast.preparation.duplicates import find_near
+from hemafast.preparation.gather import Member, gather
 from hemafast.preparation.pixels import SquareDecoder, centre_windows
 from hemafast.taxonomy import UM_PER_PIXEL
 
@@ -55,6 +57,30 @@ _TURNS = 8
 _ENLARGED = 0.85  # share of the side that is kept
 
 
+@dataclass(frozen=True)
+class Archive:
+    """An archive with the images of one laboratory."""
+
+    domain: str
+    path: Path
+    drawn: bool
+    members: Sequence[Member]
+
+    def read(self, members: Sequence[Member]) -> list[bytes]:
+        """The encoded images of some of its members."""
+        return read_files([member.entry for member in members])
+
+
+def _archives(source: Path) -> list[Archive]:
+    """The archives of a folder, or the one that `source` is."""
+    found = gather(PrepareConfig(source=source, output=source.parent / "prepared", classes="from-data"))
+    folder = source if source.is_dir() else source.parent
+    return [
+        Archive(name, folder / domain.archive, domain.drawn, [one for one in found.members if one.domain == name])
+        for name, domain in found.domains.items()
+    ]
+
+
 def main(
     source: Annotated[Path, typer.Option(help="Folder with real archives.")],
     json_file: JsonFile,
@@ -62,7 +88,7 @@ def main(
     sizes: Annotated[list[int] | None, typer.Option(help="Images to measure growth at.")] = None,
 ) -> None:
     """Measure, and write the result."""
-    archives = [open_archive(path) for path in find_archives(source, source / "prepared")]
+    archives = _archives(source)
     if any(archive.drawn for archive in archives):
         sys.exit(f"{source} holds drawn cells; no speed on them is worth keeping.")
     largest = max(archives, key=lambda archive: len(archive.members))
@@ -91,15 +117,12 @@ def _enough(archive: Archive, room: Path) -> Archive:
         return archive
     path = Path(tempfile.mkdtemp(dir=room), archive.path.name)
     _write_variants(archive, path, images * min(_TURNS, -(-_ENOUGH // images)))
-    return open_archive(path)
+    return _archives(path)[0]
 
 
 def _speed(archives: Sequence[Archive], rounds: int, room: Path) -> dict[str, Any]:
     """Images a second, and a CPU-second, of both sides."""
-    encoded: list[bytes] = []
-    for archive in archives:
-        with entry_reader(archive.path) as read:
-            encoded += [read(member.entry) for member in archive.members]
+    encoded = [data for archive in archives for data in archive.read(archive.members)]
     size = np.array([Image.open(io.BytesIO(data)).size for data in encoded])
     sides = np.minimum([window for archive in archives for window in _windows(archive)], size.min(axis=1))
     windows = centre_windows(size[:, 0], size[:, 1], sides)
@@ -228,11 +251,11 @@ def _peak_kib(process: int) -> int:
 def _write_variants(archive: Archive, path: Path, count: int) -> None:
     """A zip of `count` images, none like another."""
     members = archive.members
-    with entry_reader(archive.path) as read, zipfile.ZipFile(path, "w") as file, ThreadPoolExecutor() as pool:
+    with zipfile.ZipFile(path, "w") as file, ThreadPoolExecutor() as pool:
         for start in range(0, count, _BATCH):
             numbers = range(start, min(start + _BATCH, count))
             chosen = [members[number % len(members)] for number in numbers]
-            data = [read(member.entry) for member in chosen]
+            data = archive.read(chosen)
             turns = [number // len(members) for number in numbers]
             for number, member, encoded in zip(numbers, chosen, pool.map(_variant, data, turns), strict=True):
                 file.writestr(f"{member.label}/{number:06d}{Path(member.file).suffix}", encoded)

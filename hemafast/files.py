@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import codecs
+import errno
 import os
 import re
+import tempfile
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -41,6 +44,35 @@ def write_whole(
         _replace(part, file)
     finally:
         part.unlink(missing_ok=True)
+
+
+@contextmanager
+def writing(target: Path, remedy: str = "Name another --output.") -> Iterator[None]:
+    """Turn an OSError of the block into a HemafastError that names `target`."""
+    try:
+        yield
+    except OSError as error:
+        raise HemafastError(f"{target} cannot be written ({error}).", remedy) from error
+
+
+def make_folder(folder: Path) -> None:
+    """Make the folder of an output before the work for it begins. Raises HemafastError if it cannot be written to."""
+    with writing(folder.absolute()):
+        folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+
+def user_cache(environment: Mapping[str, str] = os.environ) -> Path:
+    """The user's cache folder. A user id without a name has no home, and gets a folder of its own in TMPDIR."""
+    named = environment.get("XDG_CACHE_HOME")
+    try:
+        return Path(named) if named else Path.home() / ".cache"
+    except RuntimeError:
+        folder = Path(tempfile.gettempdir(), f"cache-{os.getuid()}")
+    folder.mkdir(mode=0o700, exist_ok=True)
+    # Whoever else made it could put code into the caches.
+    return folder if folder.lstat().st_uid == os.getuid() else Path(tempfile.mkdtemp(prefix="cache-"))
 
 
 def write_text(file: Path, text: str) -> None:

@@ -47,6 +47,11 @@ class Classifier(nn.Module):
         ]
         self.train(self.training)
 
+    @property
+    def learns_norms(self) -> bool:
+        """Whether a batch norm takes its statistics from training batches."""
+        return any(isinstance(module, _BatchNorm) and module not in self._frozen for module in self.modules())
+
     def train(self, mode: bool = True) -> Classifier:
         """Set the mode like any module, but frozen batch norms stay in evaluation mode."""
         super().train(mode)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import logging
 import os
@@ -21,6 +22,7 @@ from hemafast.cli.live import LiveProgress
 from hemafast.config import DATA, TrainConfig, option_of
 from hemafast.engine.stop import SecondSignal
 from hemafast.errors import HemafastError
+from hemafast.files import user_cache
 
 app = typer.Typer(
     name="hemafast",
@@ -58,6 +60,7 @@ def main() -> None:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a terminal may lack the letters of a name
     try:
+        os.environ.setdefault("XDG_CACHE_HOME", str(user_cache()))  # without a home, libraries make a folder named ~
         app()
     except SecondSignal as error:
         os._exit(error.exit_code)  # at once: what Python would tidy up may take as long as what the user gave up on
@@ -66,7 +69,18 @@ def main() -> None:
         _exit(str(error), error.exit_code)
     except OSError as error:  # a disk or a permission that nobody foresaw
         logging.getLogger("hemafast").debug("raised here", exc_info=error)
-        _exit(f"{error}. Check that it is there, and that you may read or write it.", HemafastError.exit_code)
+        _exit(f"{error}. {remedy_of(error)}", HemafastError.exit_code)
+
+
+def remedy_of(error: OSError) -> str:
+    """What to do about an error of the operating system."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return "Make room on that disk. If it is the one for temporary files, TMPDIR can name a folder elsewhere."
+    if "temporary director" in str(error):  # of tempfile and of matplotlib
+        return "Set TMPDIR to a folder that you may write to."
+    if error.errno == errno.EROFS:
+        return "Use a folder on a disk that can be written to; a run folder can be copied there."
+    return "Check that it is there, and that you may read or write it."
 
 
 def _exit(message: str, code: int) -> None:

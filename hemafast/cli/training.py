@@ -14,6 +14,7 @@ from hemafast.cli.common import ConfigFile, Json, Quiet, Verbose, app, listen, r
 from hemafast.cli.options import RESUMING, Asked, configured
 from hemafast.config import TrainConfig, train_config
 from hemafast.errors import HemafastError
+from hemafast.files import make_folder
 from hemafast.run_folder import find_run, read_config, summaries
 
 _TRIED = ("preset", "data", "model", "batch_size", "image_size")
@@ -98,6 +99,7 @@ def lr_find(
     progress = listen(verbose=verbose, quiet=quiet or as_json)
     from hemafast.engine.lr_find import find_rate, write_curve
 
+    make_folder(output)
     curve = find_rate(settings, first=first, last=last, steps=steps, progress=progress)
     picture = write_curve(curve, output)
     said = {"suggestion": curve.suggestion, "steepest": curve.steepest, "steps": len(curve.rates)}

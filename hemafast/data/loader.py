@@ -47,8 +47,9 @@ class Loader:
     """Batches of one split, for any PyTorch loop: `for images, labels in loader`.
 
     An iteration is one epoch. `images` are uint8 (n, 3, size, size) in channels_last and `labels` int64 (n,), both on
-    the loader's device. Every image comes once per epoch and process group; the last batch may be shorter. `len` is
-    the number of batches. `state_dict` and `load_state_dict` save and restore the position, also within an epoch.
+    the loader's device. Every image comes once per epoch and process group; the last two batches may have other sizes
+    (`BatchStream`). `len` is the number of batches. `state_dict` and `load_state_dict` save and restore the position,
+    also within an epoch.
 
     Raises HemafastError if the data set lacks what `shape.source` needs.
     """
@@ -148,11 +149,12 @@ class Loader:
 
         Raises HemafastError, and changes nothing, if the state belongs to other batches than this loader's.
         """
+        state = {"batches": self._stream.unmerged, **state}  # version 0.1.0 did not save it
         for name, ours in self._identity().items():
             if name not in state or state[name] != ours:
                 raise HemafastError(
                     f"The saved position has {name} = {state.get(name)!r}, but this loader has {ours!r}.",
-                    "Continue with the settings and the data that the run began with.",
+                    "Continue with the settings, the data and the version of hemafast that the run began with.",
                 )
         epoch, batch = state.get("epoch"), state.get("batch")
         if not (isinstance(epoch, int) and isinstance(batch, int) and epoch >= 0 and 0 <= batch < max(len(self), 1)):
@@ -176,6 +178,7 @@ class Loader:
             "seed": stream.seed,
             "image_size": stream.image_size,
             "packed_size": stream.packed_size,
+            "batches": stream.batches,
         }
 
     def _stream_of_device(self) -> Any:
@@ -189,7 +192,9 @@ class Loader:
     def _build(self, start: Position) -> Any:
         first, second = tee(self._draws(start))
         images = ((self._images(draw.rows),) for draw in first)
-        return build_graph(images, map(self._feed, second), self._shape, self._stream.policy)
+        largest = max((mine for mine, _ in self.sizes), default=self._shape.batch_size)
+        shape = replace(self._shape, batch_size=largest)
+        return build_graph(images, map(self._feed, second), shape, self._stream.policy)
 
     def _draws(self, start: Position) -> Iterator[Draw]:
         yield from self._stream.epoch(start.epoch, start.batch)

@@ -15,6 +15,8 @@ from hemafast.data.dataset import open_dataset
 from hemafast.data.graph import GraphShape
 from hemafast.data.loader import train_loader
 from hemafast.data.samples import Samples
+from hemafast.data.stream import FEWEST
+from hemafast.files import make_folder, writing
 from hemafast.pictures import save, subplots
 from hemafast.preparation.split import TRAIN
 
@@ -28,17 +30,20 @@ def write_preview(
 ) -> None:
     """Draw the same `cells` training images in `draws` rows under each policy, as a PNG.
 
-    The input graph makes the views, as in training. Raises HemafastError if `data` is not a prepared data set.
+    The input graph makes the views, as in training. Raises HemafastError if `data` is not a prepared
+    data set, or if `target` cannot be written.
     """
     dataset = open_dataset(data)
+    make_folder(target.parent)
     samples = _choose(dataset.samples(TRAIN, image_size), cells)
     rows = [
         (name if draw == 0 else "", views)
         for name, policy in policies.items()
         for draw, views in enumerate(_views(samples, policy, draws, image_size, seed))
     ]
-    target.parent.mkdir(parents=True, exist_ok=True)
-    save(_draw(rows, [dataset.info.classes[label] for label in samples.labels]), target)
+    figure = _draw(rows, [dataset.info.classes[label] for label in samples.labels])
+    with writing(target):
+        save(figure, target)
 
 
 def _choose(samples: Samples, cells: int) -> Samples:
@@ -61,7 +66,7 @@ def _in_turn(lists: Iterable[Iterable[int]]) -> Iterator[int]:
 
 def _views(samples: Samples, policy: Policy, draws: int, image_size: int, seed: int) -> list[Pixels]:
     """For each of `draws` epochs: uint8 (cells, image_size, image_size, 3) in the order of `samples`."""
-    shape = GraphShape("cpu", "packed", samples.packed_size, image_size, len(samples), 1)
+    shape = GraphShape("cpu", "packed", samples.packed_size, image_size, max(len(samples), FEWEST), 1)
     loader = train_loader(samples, policy=policy, seed=seed, shape=shape)
     views = []
     for _ in range(draws):

@@ -32,13 +32,18 @@ class Process:
 
 ALONE = Process()
 
+FEWEST = 2
+"""Images of a process in a training batch. Batch norm learns nothing from a single value per channel."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BatchStream:
     """The batches of each epoch: as many images as the split has; the last batch may be shorter.
 
     Draws depend on the position in the epoch, not on the number of processes. Every process has the same number of
-    training batches. Raises HemafastError if there are too few images for that.
+    training batches, and at least `FEWEST` images in each: a shorter last batch and the one before it share their
+    images evenly or, where these are too few for two batches, become one. Only a split with fewer than `FEWEST` images
+    per process has smaller batches. Raises HemafastError if a process would have none.
     """
 
     labels: npt.NDArray[np.int64]
@@ -55,12 +60,12 @@ class BatchStream:
     process: Process = ALONE
 
     def __post_init__(self) -> None:
-        if self.shuffle and self.batch_size < 2:
-            raise HemafastError(f"A batch size of {self.batch_size} cannot train.", "Use 2 or more.")
+        if self.shuffle and self.batch_size < FEWEST:
+            raise HemafastError(f"A batch size of {self.batch_size} cannot train.", f"Use {FEWEST} or more.")
         if self.shuffle and 0 < len(self.labels) < self.process.world_size:
             raise HemafastError(
                 f"{len(self.labels)} training images are too few for {self.process.world_size} processes.",
-                "Start fewer processes.",
+                f"Start at most {len(self.labels)}.",
             )
 
     def __len__(self) -> int:
@@ -71,6 +76,16 @@ class BatchStream:
         whole = (stop - start for start, stop in pairwise(self._bounds()))
         mine = (stop - start for start, stop in self._spans())
         return [(part, all_) for part, all_ in zip(mine, whole, strict=True) if part]
+
+    @property
+    def batches(self) -> int:
+        """Batches per epoch of all processes together."""
+        return len(self._bounds()) - 1
+
+    @property
+    def unmerged(self) -> int:
+        """Batches per epoch in version 0.1.0, which merged none."""
+        return -(-len(self.labels) // (self.batch_size * self.process.world_size))
 
     def epoch(self, epoch: int, first: int = 0) -> Iterator[Draw]:
         """The batches of one epoch, from batch `first` on."""
@@ -96,8 +111,8 @@ class BatchStream:
         """Bounds of the batches of all processes together."""
         images, whole = len(self.labels), self.batch_size * self.process.world_size
         bounds = [*range(0, images, whole), images]
-        if self.shuffle and len(bounds) > 2 and bounds[-1] - bounds[-2] < 2 * self.process.world_size:
-            # Batch norm cannot train on one image, and every process needs some: split the last two batches evenly.
-            # From a batch size of 4 on, each process then has at least two images.
-            bounds[-2] = (bounds[-3] + bounds[-1]) // 2
+        least = FEWEST * self.process.world_size
+        if self.shuffle and len(bounds) > 2 and bounds[-1] - bounds[-2] < least:
+            middle = (bounds[-3] + bounds[-1]) // 2
+            bounds[-2:-1] = [middle] if middle - bounds[-3] >= least else []
         return bounds

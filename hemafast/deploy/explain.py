@@ -21,7 +21,7 @@ from hemafast.deploy.model import Model, open_model
 from hemafast.deploy.plan import Options, plan_for
 from hemafast.deploy.predict import decoded
 from hemafast.errors import HemafastError, require
-from hemafast.files import write_whole
+from hemafast.files import write_whole, writing
 from hemafast.pictures import save, subplots
 from hemafast.preparation.image_checks import Pixels
 from hemafast.progress import SILENT, Progress, stage
@@ -106,8 +106,9 @@ def explain(
                     explained.append(Explained(image, batch.errors[row]))
                 else:
                     figure, *answer = next(seen)
-                    folder.mkdir(parents=True, exist_ok=True)
-                    write_whole(file, partial(save, figure))
+                    with writing(folder):
+                        folder.mkdir(parents=True, exist_ok=True)
+                        write_whole(file, partial(save, figure))
                     explained.append(Explained(image, "", file, *answer))
                 progress.advance()
     return explained

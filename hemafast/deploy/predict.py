@@ -23,7 +23,7 @@ from hemafast.deploy.eval_graph import EvalGraph
 from hemafast.deploy.plan import Group, Options, Plan, make_plan, sort_named
 from hemafast.deploy.submission import refuse_submission, submission_table
 from hemafast.evaluate.predictions import prediction_table
-from hemafast.files import refuse_table_name, write_table
+from hemafast.files import make_folder, refuse_table_name, write_table, writing
 from hemafast.preparation.image_checks import Pixels, strict_decoders
 from hemafast.preparation.threads import Pool, made_ahead
 from hemafast.progress import SILENT, Progress, stage
@@ -96,9 +96,10 @@ def predict_to(
     plan = make_plan([*runs, *models], paths, options or Options())
     if submission:
         refuse_submission([image.name for image in plan.images], plan.classes, plan.threshold)
-    output.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(output.parent)
     predictions = classify(plan, progress=progress)
-    write_table(output, submission_table(predictions.table) if submission else predictions.table)
+    with writing(output):
+        write_table(output, submission_table(predictions.table) if submission else predictions.table)
     if predictions.failed:
         said = f"{predictions.failed} of {len(predictions.table)} images have no answer"
         where = "they are left out of the submission" if submission else f"see the column error of {output}"

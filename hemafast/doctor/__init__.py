@@ -114,7 +114,7 @@ def safely(name: str, check: Callable[[], Finding]) -> Finding:
 
 def report(findings: Sequence[Finding]) -> dict[str, Any]:
     """The findings as plain data for a bug report, with ~ for the user's home."""
-    home = Path.home()
+    home = Path(os.path.expanduser("~"))  # noqa: PTH111 - of a user id without a home, "~" stays
     return {
         "schema": SCHEMA,
         "hemafast": __version__,

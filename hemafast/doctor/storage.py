@@ -15,6 +15,7 @@ from hemafast import weights
 from hemafast.doctor.finding import Finding, Verdict, green, worst, yellow
 from hemafast.engine.compiling import CACHE_FOLDER, CACHE_VARIABLE
 from hemafast.errors import name_some
+from hemafast.files import user_cache
 
 _LEAST_SPACE = 10**9  # a run of ResNet-18: two checkpoints and the best weights, up to 135 MB each
 _GOOD_SPACE = 10 * 10**9  # packed images of both data sets, 6.4 GB, and some runs
@@ -101,7 +102,7 @@ def cache_folders(output: Path, environment: Mapping[str, str]) -> dict[str, Pat
     """The cache folders of hemafast and its libraries."""
     from huggingface_hub.constants import HF_HUB_CACHE
 
-    user = Path(environment.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    user = user_cache(environment)
     package = Path(hemafast.__file__).parent  # numba caches beside the source if it can, else in the user's cache
     return {
         "numba": Path(environment.get("NUMBA_CACHE_DIR") or (package if os.access(package, os.W_OK) else user)),

@@ -10,7 +10,7 @@ from typing import IO
 
 from hemafast.data.dataset import Dataset, open_dataset
 from hemafast.eda import measure, plots
-from hemafast.errors import HemafastError
+from hemafast.files import make_folder, writing
 from hemafast.pages import render
 from hemafast.pictures import data_address, drawn, embedded_pixels
 from hemafast.preparation import schema
@@ -41,28 +41,26 @@ def write_eda(data: Path, output: Path, *, images_per_class: int = 8, progress: 
         "split": partial(plots.plot_split, parts=parts),
     }
     copies = measure.find_copies(dataset)
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-        pngs = _drawn(pictures, progress)
-        page = render(
-            "eda/eda.html.j2",
-            name=str(data),
-            info=dataset.info,
-            headline=_headline(dataset, len(copies)),
-            warnings=measure.warnings_about(dataset),
-            implausible=_implausible(dataset, packed),
-            plots={name: data_address(png, "png") for name, png in pngs.items()},
-            counts=counts,
-            files=files.to_dict("records"),
-            samples={label: _cells(dataset, packed, chosen) for label, chosen in samples.items()},
-            copies=[(embedded_pixels(packed[row], _CELL), paths) for row, paths in copies[:_MOST_COPIES]],
-            copies_found=len(copies),
-            quarantined=_quarantined(dataset, packed),
-            parts=parts,
-        )
+    make_folder(output)
+    pngs = _drawn(pictures, progress)
+    page = render(
+        "eda/eda.html.j2",
+        name=str(data),
+        info=dataset.info,
+        headline=_headline(dataset, len(copies)),
+        warnings=measure.warnings_about(dataset),
+        implausible=_implausible(dataset, packed),
+        plots={name: data_address(png, "png") for name, png in pngs.items()},
+        counts=counts,
+        files=files.to_dict("records"),
+        samples={label: _cells(dataset, packed, chosen) for label, chosen in samples.items()},
+        copies=[(embedded_pixels(packed[row], _CELL), paths) for row, paths in copies[:_MOST_COPIES]],
+        copies_found=len(copies),
+        quarantined=_quarantined(dataset, packed),
+        parts=parts,
+    )
+    with writing(output):
         _write_together(output, {f"{name}.png": png for name, png in pngs.items()} | {PAGE: page.encode()})
-    except OSError as error:
-        raise HemafastError(f"{output} cannot be written ({error}).", "Name another --output.") from error
     return output / PAGE
 
 

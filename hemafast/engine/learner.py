@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from hemafast.config import TrainConfig
+from hemafast.data.stream import FEWEST
 from hemafast.engine.compiling import Compiler
 from hemafast.engine.depthwise import use_own_gradients
 from hemafast.engine.distributed import World
@@ -56,11 +57,13 @@ def build_learner(
 
     `counts` are training images per class. With `started_from`, no initial weights are loaded: a checkpoint holds them,
     or the network is only timed. With `fuse`, batch norms in evaluation mode run as part of the convolutions before
-    them, unless the step is compiled.
+    them, unless the step is compiled. Raises HemafastError if these are too few images for batch norm.
     """
     world = world or World()
     classes = len(counts)
     model, started_from = _build_network(settings, classes, machine, started_from)
+    if model.learns_norms:
+        _refuse_too_few(int(counts.sum()), world.process.world_size)
     ema = _averaged(model.to(machine.device), settings.ema)
     scored_model = model if ema is None else ema.module
     use_own_gradients(model, machine)
@@ -117,6 +120,18 @@ def _build_network(
         model = synchronised(model, machine)
     model.freeze(stages=settings.freeze_stages, norm=settings.freeze_norm)
     return model, started_from
+
+
+def _refuse_too_few(images: int, processes: int) -> None:
+    """Batch norm needs `FEWEST` images of each process in each batch, and the loader has them if the split does."""
+    if images >= FEWEST * processes:
+        return
+    most = images // FEWEST
+    fewer = f"Start fewer processes (at most {most})" if most else "Prepare more training images"
+    raise HemafastError(
+        f"Training images: {images}. Batch norm needs {FEWEST} per process, here {FEWEST * processes}.",
+        f"{fewer}, or freeze batch norm with --freeze-norm.",
+    )
 
 
 def _averaged(model: Classifier, decay: float | None) -> Any:

@@ -24,6 +24,7 @@ from hemafast.engine.plan import settle
 from hemafast.engine.run import Run
 from hemafast.engine.step import seed_batch
 from hemafast.errors import HemafastError
+from hemafast.files import make_folder, writing
 from hemafast.pictures import DOMAIN_COLOURS, TRAIN_COLOUR, VAL_COLOUR, save, subplots
 from hemafast.progress import SILENT, Progress, stage
 
@@ -101,13 +102,14 @@ def find_rate(
 
 def write_curve(curve: RateCurve, folder: Path) -> Path:
     """Write lr_find.csv and lr_find.png into `folder`. Returns the file of the picture."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "lr_find.csv").open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(["lr", "loss", "smoothed_loss"])
-        writer.writerows(zip(curve.rates, curve.losses, curve.smoothed, strict=True))
-    picture = folder / "lr_find.png"
-    save(draw_curve(curve), picture)
+    table, picture, figure = folder / "lr_find.csv", folder / "lr_find.png", draw_curve(curve)
+    make_folder(folder)
+    with writing(folder):
+        with table.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            writer.writerow(["lr", "loss", "smoothed_loss"])
+            writer.writerows(zip(curve.rates, curve.losses, curve.smoothed, strict=True))
+        save(figure, picture)
     return picture
 
 

@@ -19,6 +19,7 @@ from hemafast.engine.distributed import World
 from hemafast.engine.machine import Machine, choose_input, machine_for
 from hemafast.engine.trial import decide
 from hemafast.errors import HemafastError
+from hemafast.preparation.schema import QUARANTINED
 from hemafast.preparation.split import TEST, TRAIN, VAL
 
 logger = logging.getLogger("hemafast")
@@ -86,10 +87,23 @@ def announce(plan: Plan, started_from: str) -> None:
     if TEST in info.counts:
         logger.info("%d test images are held out", len(plan.dataset.split(TEST)))
     logger.info("%s at %d px, started from %s", settings.model, settings.image_size, started_from)
+    if untrained := untrained_classes(plan.dataset):
+        logger.warning("no training image of %s: the model cannot learn it", "; ".join(untrained))
     if info.drawn:
         logger.warning(DRAWN_WARNING)
     if started_from.startswith("RANDOM"):
         logger.warning("TRAINING STARTS FROM %s: expect a far lower score in the same time", started_from)
+
+
+def untrained_classes(dataset: Dataset) -> list[str]:
+    """Each class of the archives without a training image, with its domains and what became of its images."""
+    table, val = dataset.table, dataset.split(VAL)
+    table = table[table["domain"].isin(dataset.domains) & ~table["label"].isin(dataset.split(TRAIN)["label"])]
+    return [
+        f"{label} of {' and '.join(sorted(set(images['domain'])))} ({(val['label'] == label).sum()} for validation, "
+        f"{(images['verdict'] == QUARANTINED).sum()} quarantined)"
+        for label, images in table.groupby("label")
+    ]
 
 
 def batch_size_of(config: TrainConfig) -> int:

@@ -10,7 +10,6 @@ import shutil
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -26,7 +25,7 @@ from hemafast.engine.learner import build_learner
 from hemafast.engine.machine import Choice, Machine, machine_for
 from hemafast.engine.step import Totals
 from hemafast.errors import HemafastError
-from hemafast.files import write_text
+from hemafast.files import user_cache, write_text
 from hemafast.preparation.split import TRAIN
 
 logger = logging.getLogger("hemafast")
@@ -183,8 +182,7 @@ class Answers:
     """Results of trials in the user's cache folder, by machine, versions, network, image size and precision."""
 
     def __init__(self, machine: Machine, config: TrainConfig) -> None:
-        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        self._file = cache / "hemafast" / "trials.json"
+        self._file = user_cache() / "hemafast" / "trials.json"
         facts = [machine.facts.get(name, "") for name in ("processor", "cores", "gpu", "torch", "timm")]
         self._key = " | ".join([*facts, config.model, f"{config.image_size} px", machine.precision])
 

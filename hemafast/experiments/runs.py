@@ -20,7 +20,7 @@ from hemafast.engine.distributed import refuse_several
 from hemafast.engine.trainer import train
 from hemafast.errors import HemafastError, StoppedError
 from hemafast.evaluate.evaluate import Metrics, evaluate_run
-from hemafast.files import csv_bytes, write_whole
+from hemafast.files import csv_bytes, write_whole, writing
 from hemafast.progress import SILENT, Progress
 from hemafast.report.page import write_report
 from hemafast.run_folder import BEST, PREDICTIONS, read_metrics
@@ -81,12 +81,10 @@ def warnings_about(scored: Iterable[Scored]) -> list[str]:
 
 def write_files(folder: Path, contents: Mapping[str, bytes]) -> None:
     """Write files by name, each whole or not at all. Raises HemafastError if `folder` cannot be written."""
-    try:
+    with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         for name, content in contents.items():
             write_whole(folder / name, methodcaller("write_bytes", content))
-    except OSError as error:
-        raise HemafastError(f"{folder} cannot be written ({error}).", "Name another --output.") from error
 
 
 def csv_of(rows: Iterable[Mapping[str, Any]], columns: Sequence[str]) -> bytes:

@@ -131,28 +131,30 @@ def _number(name: str) -> str:
 
 
 class UnknownClassesError(HemafastError):
-    """The classes `unknown` are none of the challenge; `suggested` is a class map that takes the nearest of all."""
+    """Classes that are none of the challenge.
 
-    def __init__(self, problem: str, unknown: Sequence[str], suggested: Mapping[str, str] | None) -> None:
+    `suggested` is a class map that takes the nearest of all; None if most are unknown, or nothing would be left.
+    `meanings` is what each of them means, in the order of numbers and names; None if unknown.
+    """
+
+    def __init__(self, problem: str, meanings: Mapping[str, str | None], suggested: Mapping[str, str] | None) -> None:
         super().__init__(problem, "Give them other names with --class-map, or take them with --classes from-data.")
-        self.unknown, self.suggested = unknown, suggested
+        self.meanings, self.suggested = meanings, suggested
 
 
 def _refuse_unknown(mapped: Mapping[str, str], counts: Mapping[str, int]) -> None:
     unknown = sorted((label for label, meant in mapped.items() if meant and fold(meant) not in _CHALLENGE), key=_order)
     if not unknown:
         return
-    suggested = {label: suggestion_for(mapped[label]) for label in unknown}
-    described = [_described(label, mapped[label], counts[label], suggested[label]) for label in unknown]
-    named = name_some(described, _MOST_NAMED)
+    meanings = {label: suggestion_for(mapped[label]) for label in unknown}
+    described = [_described(label, mapped[label], counts[label], meanings[label]) for label in unknown]
     number = f"{len(unknown)} of {len(counts)} classes are"
-    problem = f"{number} not among the {len(CHALLENGE_CLASSES)} of the challenge: {named}."
-    useless = len(unknown) == len(counts) and not any(suggested.values())
-    if useless or sum(meant is None for meant in suggested.values()) > _MANY * len(counts):
-        raise UnknownClassesError(problem, unknown, None)
+    problem = f"{number} not among the {len(CHALLENGE_CLASSES)} of the challenge: {name_some(described, _MOST_NAMED)}."
     renamed = {label: meant for label, meant in mapped.items() if meant != label}
-    suggestion = renamed | {label: meant or "" for label, meant in suggested.items()}
-    raise UnknownClassesError(problem, unknown, suggestion)
+    suggested = renamed | {label: meant or "" for label, meant in meanings.items()}
+    many = sum(meant is None for meant in meanings.values()) > _MANY * len(counts)
+    useless = not any({**mapped, **suggested}.values())
+    raise UnknownClassesError(problem, meanings, None if many or useless else suggested)
 
 
 def _order(label: str) -> tuple[int, str]:
@@ -162,6 +164,6 @@ def _order(label: str) -> tuple[int, str]:
 
 def _described(label: str, mapped: str, count: int, meant: str | None) -> str:
     images = f"{count} {'image' if count == 1 else 'images'}"
-    means = {None: ", unknown", "": ", of no class there"}.get(meant, f", probably {meant}")
+    means = {None: "", "": ", of no class there"}.get(meant, f", probably {meant}")
     renamed = f", {mapped} in the class map" if mapped != label else ""
     return f"{label} ({images}{renamed}{means})"

@@ -128,7 +128,7 @@ def _remedy_for(path: Path, error: BaseException) -> str:
     if "disks" in str(error) or path.with_suffix(".z01").exists():
         return f"It is one of several parts: join them with `zip -s 0 {shlex.quote(path.name)} --out whole.zip`."
     if not kind.endswith("archive") and kind != "unknown file":
-        return f"Its content is no archive ({kind}), perhaps a page or a pointer in its place: download it again."
+        return f"Download it again: its content is no archive ({kind}), perhaps a page or a pointer in its place."
     return "Download it again, or remove it."
 
 
@@ -258,14 +258,15 @@ def _folder_reader(folder: Path) -> Iterator[Read]:
 def _named(raw: Sequence[str | bytes], container: Path) -> tuple[list[str], list[str]]:
     """Names as text that can be trusted, and a note if the encoding of those given as bytes was guessed.
 
-    Raises HemafastError for a name that leads out of its container, cannot be printed or occurs twice.
+    Raises HemafastError for a name that leads out of its container, cannot be printed, or occurs twice in an archive.
     """
     unclear = [name for name in raw if isinstance(name, bytes)]
     encoding = choose_encoding(unclear)
     names = [name if isinstance(name, str) else name.decode(encoding) for name in raw]
     for name in names:
         safety.refuse_unsafe_name(container, name)
-    safety.refuse_repeated(container, list(map(one_path, names)))
+    if container.is_file():  # a folder has each name once; in its archives, they may differ only in Unicode form
+        safety.refuse_repeated(container, list(map(one_path, names)))
     notes = []
     if encoding != UTF8:
         example = next(name.decode(encoding) for name in unclear if not name.isascii())

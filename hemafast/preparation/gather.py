@@ -14,8 +14,9 @@ from hemafast.config import PrepareConfig
 from hemafast.errors import HemafastError, name_some
 from hemafast.preparation import lists
 from hemafast.preparation.class_names import UnknownClassesError, is_known, rename
-from hemafast.preparation.containers import Entry, read_files
+from hemafast.preparation.containers import Entry, read_files, stem_of
 from hemafast.preparation.layout import read_layout
+from hemafast.preparation.matching import AmbiguousPathError
 from hemafast.preparation.names import fold, plain_name, same_file
 from hemafast.preparation.survey import SYSTEM_FILE, PassedOver
 from hemafast.preparation.trees import Tree, find_trees
@@ -111,49 +112,74 @@ def _read_labels(trees: Sequence[Tree], config: PrepareConfig) -> tuple[lists.La
     if config.labels is None:
         return None, None
     if config.labels.exists():
-        return lists.read_labels(config.labels, config.columns, _paths_of(trees)), lists.sha256_of(config.labels)
-    return _read_inside(_entry_of(config.labels, trees, config), trees, config)
+        whole, source = config.labels.resolve(), config.source.resolve()
+        inside = whole.relative_to(source).as_posix() if whole.is_relative_to(source) else ""
+        return _read_table(config.labels, inside, trees, config), lists.sha256_of(config.labels)
+    return _read_inside(*_table_called(config.labels, trees, config), trees, config)
 
 
-def _read_inside(table: Entry, trees: Sequence[Tree], config: PrepareConfig) -> tuple[lists.Labels, str]:
-    """The same of a table within the source."""
+def _read_inside(place: str, entry: Entry, trees: Sequence[Tree], config: PrepareConfig) -> tuple[lists.Labels, str]:
+    """What a table in the source says, and its sha256."""
     with tempfile.TemporaryDirectory(prefix="hemafast-") as room:
-        inside = Path(room, table.name.rpartition("/")[2])
-        inside.write_bytes(read_files([table])[0])
-        return lists.read_labels(inside, config.columns, _paths_of(trees)), lists.sha256_of(inside)
+        copy = Path(room, place.rpartition("/")[2])
+        copy.write_bytes(read_files([entry])[0])
+        return _read_table(copy, place, trees, config), lists.sha256_of(copy)
 
 
-def _others(trees: Sequence[Tree], kinds: Collection[str] = ()) -> dict[str, Entry]:
+def _read_table(file: Path, place: str, trees: Sequence[Tree], config: PrepareConfig) -> lists.Labels:
+    """Read a table of labels that lies at `place` in the source.
+
+    A path that means several images is one of those beside the table, where there are any.
+    """
+    images = {
+        f"{tree.name}/{entry.name}": _from_top(tree, entry.name, config) for tree in trees for entry in tree.images
+    }
+    try:
+        return lists.read_labels(file, config.columns, {name: (name,) for name in images})
+    except AmbiguousPathError:
+        folder = place.rpartition("/")[0]
+        near = {name: (name,) for name, path in images.items() if folder and path.startswith(f"{folder}/")}
+        if not near:
+            raise
+        return lists.read_labels(file, config.columns, near)
+
+
+def _table_called(file: Path, trees: Sequence[Tree], config: PrepareConfig) -> tuple[str, Entry]:
+    """The file of a source that --labels means, with its path: of that path, else the only one whose path ends so.
+
+    Raises HemafastError if there is none, or several.
+    """
+    others = _others(trees, config)
+    wanted = plain_name(str(file)).removeprefix(f"{stem_of(config.source.resolve())}/")  # as the account names it
+    found = [wanted] if wanted in others else [path for path in others if f"/{path}".endswith(f"/{wanted}")]
+    if len(found) == 1:
+        return found[0], others[found[0]]
+    tables = name_some(found or list(_others(trees, config, TABLES)), 3, " or ")
+    remedy = f"Tables in there: {tables}." if tables else "Name a csv, tsv, xlsx or parquet file."
+    raise HemafastError(f"There is {'more than one' if found else 'no'} {file}, also in {config.source}.", remedy)
+
+
+def _others(trees: Sequence[Tree], config: PrepareConfig, kinds: Collection[str] = ()) -> dict[str, Entry]:
     """Files of these kinds that are no images, all but those of a system by default, by their path in the source."""
     return {
-        f"{tree.name}/{one.name}": one.entry
+        _from_top(tree, one.name, config): one.entry
         for tree in trees
         for one in tree.passed
         if one.entry is not None and (one.kind in kinds if kinds else one.kind != SYSTEM_FILE)
     }
 
 
-def _entry_of(file: Path, trees: Sequence[Tree], config: PrepareConfig) -> Entry:
-    """The file of a source that --labels means: of that path, else the only one whose path ends so.
-
-    Raises HemafastError if there is none, or several.
-    """
-    others, wanted = _others(trees), plain_name(str(file))
-    exact = [path for path in others if wanted in (path, path.partition("/")[2])]
-    found = exact or [path for path in others if path.endswith(f"/{wanted}")]
-    if len(found) == 1:
-        return others[found[0]]
-    tables = name_some(found or list(_others(trees, TABLES)), 3, " or ")
-    remedy = f"Choose from those in there: {tables}." if tables else "Name a csv, tsv, xlsx or parquet file."
-    raise HemafastError(f"There is {'more than one' if found else 'no'} {file}, also in {config.source}.", remedy)
+def _from_top(tree: Tree, name: str, config: PrepareConfig) -> str:
+    """The path of a file of a tree from the source."""
+    return name if tree.path == config.source else f"{tree.name}/{name}"
 
 
 def _table_in(trees: Sequence[Tree], config: PrepareConfig) -> str | None:
     """The table of the source that says the class of the most images, else any, by its path there."""
-    tables, best, most = _others(trees, TABLES), None, 0
-    for path, entry in list(_others(trees, (*TABLES, "text")).items())[:_TRIED]:
+    tables, best, most = _others(trees, config, TABLES), None, 0
+    for path, entry in list(_others(trees, config, (*TABLES, "text")).items())[:_TRIED]:
         try:
-            labels, _ = _read_inside(entry, trees, config)
+            labels, _ = _read_inside(path, entry, trees, config)
         except HemafastError:
             continue
         if len(labels.label) > most:
@@ -165,10 +191,6 @@ def _closed_note(passed: Sequence[PassedOver]) -> list[str]:
     """Archives that cannot be read, or that are not named as archives, may hold images."""
     closed = [f"{one.name} ({one.kind})" for one in passed if one.kind.endswith("archive")]
     return [f"{name_some(closed, 3)}: not opened; unpack what holds images"] if closed else []
-
-
-def _paths_of(trees: Sequence[Tree]) -> dict[str, tuple[str, ...]]:
-    return {name: (name,) for tree in trees for name in (f"{tree.name}/{entry.name}" for entry in tree.images)}
 
 
 def _of_folders(tree: Tree, config: PrepareConfig, *, labelled: bool) -> tuple[list[Member], Sequence[str]]:
@@ -258,7 +280,7 @@ def _way_in(config: PrepareConfig, trees: Sequence[Tree], passed: Sequence[Passe
 
 def _belong(config: PrepareConfig, trees: Sequence[Tree]) -> str:
     """Where images belong, and the command that takes them if they are in a table."""
-    if config.labels is not None or not any(tree.images for tree in trees):
+    if config.labels is not None:
         return "Images belong in a folder per class, as basophil/BA_1.jpg."
     table = _table_in(trees, config)
     named = command_to_prepare(config, labels=table) if table else "add --labels FILE"
@@ -290,13 +312,15 @@ def _way_out(config: PrepareConfig, error: UnknownClassesError, trees: Sequence[
         leaving = "" if all(error.suggested.values()) else " (NAME= leaves a class out)"
         agreed = command_to_prepare(config, class_map=error.suggested)
         return f"If you agree{leaving}: {agreed} (or keep the names: {own})"
-    if config.labels is None and (len(error.unknown) == 1 or _table_in(trees, config)):
+    if config.labels is None and (len(error.meanings) == 1 or _table_in(trees, config)):
         return f"{_belong(config, trees)} (or keep the names: {own})"
-    if len(error.unknown) > _MOST_TYPED:
+    if None not in error.meanings.values():
+        return f"To keep the names as they are: {own}"
+    if len(error.meanings) > _MOST_TYPED:
         return f"Say which class each is in a table with the columns from and to: --class-map FILE. To keep them: {own}"
-    kind = "number" if all(map(str.isdecimal, error.unknown)) else "name"
-    meaning = command_to_prepare(config, class_map=dict.fromkeys(error.unknown, "CLASS"))
-    return f"Say which class each {kind} is: {meaning} (or keep the {kind}s: {own})"
+    kind = "number" if all(map(str.isdecimal, error.meanings)) else "name"
+    asked = {name: "CLASS" if meant is None else meant for name, meant in error.meanings.items()}
+    return f"Say which class each {kind} is: {command_to_prepare(config, class_map=asked)} (or keep the {kind}s: {own})"
 
 
 def _refuse_unusable(name: str, config: PrepareConfig) -> None:

@@ -171,12 +171,11 @@ def _class_parents(folders: Sequence[Folders], knows: Callable[[str], bool]) -> 
 
 def _may_be_classes(folders: Folders) -> list[int]:
     """Which of the folders may be a class: not `images`, and neither `fold_0` nor `patient 7` if there is another."""
-    named = [i for i, name in enumerate(folders) if not is_wrapper(name)]
+    named = [i for i, name in enumerate(folders) if not _is_wrapper(name)]
     return [i for i in named if not is_aside(folders[i])] or named
 
 
-def is_wrapper(name: str) -> bool:
-    """Whether a folder is named `images` or so, which says nothing."""
+def _is_wrapper(name: str) -> bool:
     words = words_of(name)
     return bool(words) and set(words) <= _WRAPPERS
 
@@ -229,7 +228,7 @@ def _meanings(outer: Sequence[Folders], inner: Sequence[Folders]) -> tuple[list[
     """Domain and group of each image from the folders above and below its class, and notes."""
     above, below = {name for one in outer for name in one}, {name for one in inner for name in one}
     patients = {name for name in above | below if _PATIENT.fullmatch(name)}
-    neutral = {name for name in above if _NEUTRAL.fullmatch(name) or is_wrapper(name)} | patients
+    neutral = {name for name in above if _NEUTRAL.fullmatch(name) or _is_wrapper(name)} | patients
     domains = ["_".join(name for name in one if name not in neutral) for one in outer]
     # Slides lie in the folder of their patient: the outermost keeps more together.
     around = [(*up, *down) for up, down in zip(outer, inner, strict=True)]

@@ -48,16 +48,16 @@ class Picture:
     kinds: tuple[str, ...]
     """Keys of CONVERTED_KINDS that its layout calls for."""
     plain: bool
-    """Whether DALI reads its bytes exactly like the reference decoder, on every device."""
+    """Whether DALI reads its bytes as they are, exactly like the reference decoder and without a word."""
     depth: str
     """INTEGER or FLOAT for values of more than 8 bits; empty for 8."""
     read: Callable[[], Values]
     """Decode it with the reference decoder."""
 
 
-def refuse_slide(width: int, height: int) -> None:
+def refuse_slide(width: int, height: int, limit: int = MAX_SIDE) -> None:
     """Raise UnreadableImageError for an image of that many px, if it must show far more than one cell."""
-    if max(width, height) >= MAX_SIDE:
+    if max(width, height) >= limit:
         takes = "hemafast takes images of single cells, tens to hundreds of px a side: cut out the cells first"
         problem = f"{width} x {height} px by its header: a slide or a field of view; {takes}"
         raise UnreadableImageError("too large", problem)

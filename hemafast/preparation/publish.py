@@ -57,7 +57,8 @@ def published_whole(target: Path, key: str, *, progress: Progress = SILENT) -> I
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise HemafastError(f"The disk of {target} is full.", _MAKE_ROOM) from error
-        raise HemafastError(f"{target} cannot be written ({error}).", "Check the disk and its permissions.") from error
+        remedy = "Make its folder writable, or name another --output."
+        raise HemafastError(f"{target} cannot be written ({error}).", remedy) from error
 
 
 def log_of(folder: Path) -> Path:
@@ -79,7 +80,8 @@ def recover(target: Path) -> None:
 def refuse_foreign(target: Path) -> None:
     """Raise HemafastError if `target` holds files that hemafast did not write, or cannot be renamed."""
     if target.is_mount():
-        raise HemafastError(f"{target} is a mount point, which cannot be replaced.", "Name a folder inside it.")
+        remedy = f"Name a folder inside it: --output {target / 'prepared'}"
+        raise HemafastError(f"{target} is a mount point, which cannot be replaced.", remedy)
     if not target.exists() or is_prepared(target):
         return
     if not target.is_dir() or any(target.iterdir()):

@@ -14,7 +14,16 @@ from PIL import Image, UnidentifiedImageError
 
 from hemafast.preparation import sniff
 from hemafast.preparation.kinds import CONVERT, UnreadableImageError, ink_values
-from hemafast.preparation.picture import INTEGER, Picture, Values, orientation_of, refuse_slide, upright, upright_size
+from hemafast.preparation.picture import (
+    INTEGER,
+    MAX_SIDE,
+    Picture,
+    Values,
+    orientation_of,
+    refuse_slide,
+    upright,
+    upright_size,
+)
 from hemafast.preparation.tiff import open_tiff
 
 _ORIENTATION = 0x0112  # EXIF tag
@@ -48,8 +57,8 @@ def naming_damage() -> Iterator[None]:
         raise UnreadableImageError("damaged", " ".join(str(error).split()) or type(error).__name__) from error
 
 
-def open_picture(data: bytes) -> Picture:
-    """Read the header of an image of any format.
+def open_picture(data: bytes, limit: int = MAX_SIDE) -> Picture:
+    """Read the header of an image of any format whose sides are below `limit` px.
 
     Raises UnreadableImageError for what is no image or has no single meaning, and whatever decoders raise for damage.
     """
@@ -60,10 +69,10 @@ def open_picture(data: bytes) -> Picture:
     if form in sniff.UNREADABLE:
         words, how = sniff.UNREADABLE[form]
         raise UnreadableImageError("unreadable form", f"{words}: {CONVERT} {how}")
-    return open_tiff(data) if form == "TIFF" else _open_by_pillow(data, form)
+    return open_tiff(data, limit) if form == "TIFF" else _open_by_pillow(data, form, limit)
 
 
-def _open_by_pillow(data: bytes, form: str) -> Picture:
+def _open_by_pillow(data: bytes, form: str, limit: int) -> Picture:
     if form == "JPEG":
         _refuse_rare_jpeg(data)
     if form == "PNG" and data.rfind(_END_OF_PNG) < 0:  # Pillow does not miss it; DALI does, and prints
@@ -72,7 +81,7 @@ def _open_by_pillow(data: bytes, form: str) -> Picture:
         image: Any = Image.open(io.BytesIO(data), formats=[form])
     except UnidentifiedImageError as error:
         raise UnreadableImageError("damaged", f"the header of a {form} image is cut or damaged") from error
-    refuse_slide(image.width, image.height)  # before anything is decoded: Pillow decodes a PNG to find its EXIF
+    refuse_slide(image.width, image.height, limit)  # before anything is decoded: Pillow decodes a PNG to find its EXIF
     if image.format != "MPO" and getattr(image, "n_frames", 1) != 1:
         raise UnreadableImageError("several frames", _FRAMES)
     if image.mode == "CMYK":

@@ -167,6 +167,15 @@ def is_prepared(folder: Path) -> bool:
         return False
 
 
+def is_for_outputs(folder: Path) -> bool:
+    """Whether `folder` is a prepared data set, or holds some and nothing else but hidden files, as a volume may."""
+    try:
+        inside = [path for path in folder.iterdir() if not path.name.startswith(".")]
+    except OSError:
+        return False
+    return is_prepared(folder) or (bool(inside) and all(map(is_prepared, inside)))
+
+
 def quarantined(manifest: pd.DataFrame) -> list[QuarantinedImage]:
     """The quarantined images, by path."""
     rows = manifest[manifest["verdict"] == QUARANTINED].sort_values("path")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,12 +9,13 @@ from pathlib import PurePosixPath
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image
 
 from hemafast.preparation import safety
 from hemafast.preparation.containers import Entry, read_files
-from hemafast.preparation.image_checks import FORMATS
+from hemafast.preparation.image_checks import FORMATS, strict_decoders
+from hemafast.preparation.kinds import UnreadableImageError
 from hemafast.preparation.names import words_of
+from hemafast.preparation.reference import naming_damage, open_picture
 from hemafast.preparation.sniff import HEAD_BYTES, image_format, kind_of
 
 SYSTEM_FILE, MASK = "system file", "mask of a cell"
@@ -27,6 +27,7 @@ _MASK_WORDS = frozenset({
 _LOOKED_AT = 24  # files of one kind that are decoded to tell masks from photographs
 _FEW_COLOURS, _NEARLY_ALL = 6, 0.97  # a mask has few colours, also after JPEG has blurred its edges
 _LOOK_SIZE = 128  # px
+_MOST_SIDE = 10**4  # px: larger images are no masks
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +87,9 @@ def find_masks(images: Sequence[Entry]) -> set[str]:
     found: set[str] = set()
     for candidates in groups.values():
         step = max(1, len(candidates) // _LOOKED_AT)
-        if all(map(_has_few_colours, read_files(candidates[::step]))):
+        with strict_decoders():
+            alike = all(map(_has_few_colours, read_files(candidates[::step])))
+        if alike:
             found |= {entry.name for entry in candidates}
     for variants in cells:  # a drawing that comes in two formats is no mask of itself
         names = {entry.name for some in variants.values() for entry in some}
@@ -114,12 +117,12 @@ def _by_cell(images: Sequence[Entry]) -> dict[str, dict[tuple[str, _Kind], list[
 def _has_few_colours(data: bytes) -> bool:
     """Whether nearly all pixels of an image have one of a few colours; False if it cannot be decoded."""
     try:
-        with Image.open(io.BytesIO(data)) as image:
-            if image.width * image.height > 10**8:
-                return False
-            small = image.convert("RGB").resize((_LOOK_SIZE, _LOOK_SIZE), Image.Resampling.NEAREST)
-    except Exception:  # decoders raise almost anything
+        with naming_damage():
+            picture = open_picture(data, _MOST_SIDE)
+            values = picture.read()
+    except UnreadableImageError:
         return False
-    levels = np.asarray(small, np.uint32) >> 4
-    _, counts = np.unique(levels[..., 0] << 8 | levels[..., 1] << 4 | levels[..., 2], return_counts=True)
+    rows, columns = (np.arange(_LOOK_SIZE) * length // _LOOK_SIZE for length in values.shape[:2])
+    some = values[rows][:, columns].reshape(_LOOK_SIZE**2, -1)
+    _, counts = np.unique(some if picture.depth else some >> 4, axis=0, return_counts=True)
     return bool(np.sort(counts)[-_FEW_COLOURS:].sum() >= _NEARLY_ALL * _LOOK_SIZE**2)

@@ -44,14 +44,14 @@ _MOST_SIDE = 2**16  # of a tile
 _BY_FIJI = f"{CONVERT} with Fiji"
 
 
-def open_tiff(data: bytes) -> Picture:
-    """Read the header of a TIFF.
+def open_tiff(data: bytes, limit: int) -> Picture:
+    """Read the header of a TIFF whose sides are below `limit` px.
 
     Raises UnreadableImageError for a layout without one meaning, and whatever tifffile raises for a damaged file.
     """
     file = tifffile.TiffFile(io.BytesIO(data))
     page: Any = file.pages[0]
-    refuse_slide(page.imagewidth, page.imagelength)
+    refuse_slide(page.imagewidth, page.imagelength, limit)
     further = _further_pages(file)
     colours = _colours(page)
     alpha = page.samplesperpixel > (3 if colours == "RGB" else 1)

@@ -19,9 +19,9 @@ from hemafast.preparation.containers import (
     stem_of,
     without_top,
 )
-from hemafast.preparation.layout import is_aside, is_wrapper, splits_among
+from hemafast.preparation.layout import is_aside, splits_among
 from hemafast.preparation.names import same_file
-from hemafast.preparation.schema import is_prepared
+from hemafast.preparation.schema import is_for_outputs, is_prepared
 from hemafast.preparation.sniff import HEAD_BYTES, kind_of
 from hemafast.preparation.survey import SYSTEM_FILE, PassedOver, survey
 from hemafast.progress import SILENT, Progress, stage
@@ -84,7 +84,7 @@ def _refuse_twins(source: Path, trees: Iterable[Tree]) -> None:
 def list_archives(source: Path) -> list[Path]:
     """The archives and folders in `source`, in name order, without dot files and prepared data sets."""
     visible = [path for path in sorted(source.iterdir()) if not path.name.startswith(".")]
-    return [path for path in visible if archive_suffix(path.name) or (path.is_dir() and not is_prepared(path))]
+    return [path for path in visible if archive_suffix(path.name) or (path.is_dir() and not is_for_outputs(path))]
 
 
 def _paths(source: Path, output: Path) -> list[Path]:
@@ -98,11 +98,12 @@ def _paths(source: Path, output: Path) -> list[Path]:
     whole = output.resolve()
     found = [path for path in list_archives(source) if path.resolve() != whole]
     around = next((path for path in found if path.is_dir() and whole.is_relative_to(path.resolve())), None)
-    if around is not None:
+    if around is not None and any(not path.name.startswith(".") for path in around.iterdir()):
         raise HemafastError(f"The output {output} lies within the archive {around}.", "Name another --output.")
+    found = [path for path in found if path != around]  # an empty folder for the output, as a volume is
     ours = f".{output.name}" if whole.parent == source.resolve() else None
-    files = [path for path in sorted(source.iterdir()) if path not in found and path.resolve() != whole]
-    found += [path for path in files if not (ours and path.name.startswith(ours)) and not is_prepared(path)]
+    files = [path for path in sorted(source.iterdir()) if path not in (*found, around) and path.resolve() != whole]
+    found += [path for path in files if not (ours and path.name.startswith(ours)) and not is_for_outputs(path)]
     if not found:
         raise HemafastError(
             f"{source} is empty.",
@@ -164,8 +165,8 @@ def _join(source: Path, trees: Sequence[Tree], *, labelled: bool) -> list[Tree]:
 
 
 def _is_part(tree: Tree, *, labelled: bool) -> bool:
-    """Whether it is a single file, a folder `images` or a class, rather than a data set of its own."""
-    if not _holds_several(tree.path) or not tree.images or (tree.path.is_dir() and is_wrapper(tree.name)):
+    """Whether it is a single file or a class, rather than a data set of its own."""
+    if not _holds_several(tree.path) or not tree.images:
         return True
     folders = {entry.name.partition("/")[0] for entry in tree.images if "/" in entry.name}
     if is_known(tree.name):

@@ -15,7 +15,7 @@ from hemafast.engine.checkpoint import load_best
 from hemafast.engine.journal import Row, read_rows
 from hemafast.errors import HemafastError
 from hemafast.evaluate.evaluate import Metrics, run_of
-from hemafast.files import write_text
+from hemafast.files import write_text, writing
 from hemafast.metrics import with_pooled
 from hemafast.pages import render
 from hemafast.pictures import embedded, embedded_pixels
@@ -74,11 +74,9 @@ def write_report(
         comparison=_comparison(parts) if len(parts) > 1 else None,
     )
     path = output or runs[0] / REPORT
-    try:
+    with writing(path, "Name another file with --output."):
         path.parent.mkdir(parents=True, exist_ok=True)
         write_text(path, page)
-    except OSError as error:
-        raise HemafastError(f"{path} cannot be written ({error}).", "Name another file with --output.") from error
     return path
 
 

@@ -69,7 +69,7 @@ def test_a_damaged_description_is_refused(copy, content):
     _refused(copy, "dataset.json")
 
 
-@pytest.mark.parametrize("change", [{"schema_version": 1}, {"schema_version": 3}, {"unheard_of": 1}, {"folds": 7}])
+@pytest.mark.parametrize("change", [{"schema_version": 2}, {"schema_version": 4}, {"unheard_of": 1}, {"folds": 7}])
 def test_a_description_of_another_version_is_refused(copy, change):
     path = copy / "dataset.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **change}))

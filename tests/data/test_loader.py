@@ -475,11 +475,26 @@ def test_a_position_that_cannot_be_is_refused(train_samples, change):
 
 def test_a_position_that_lacks_something_is_refused(train_samples):
     loader = _train(train_samples)
-    for name in loader.state_dict():
+    for name in loader.state_dict().keys() - {"batches"}:
         state = loader.state_dict()
         del state[name]
         with pytest.raises(HemafastError):
             loader.load_state_dict(state)
+
+
+def test_a_position_of_version_0_1_0_resumes_where_its_batches_were_the_same(train_samples):
+    """It did not save their number, and gave a lone last image a batch of its own."""
+    for batch_size, refused in ((2, True), (3, False), (8, False)):  # of 47 images
+        loader = _train(train_samples, batch_size=batch_size)
+        expected = list(loader.epoch(0))[1:]
+        state = {**loader.state_dict(), "epoch": 0, "batch": 1}
+        del state["batches"]
+        if refused:
+            with pytest.raises(HemafastError, match="batches = 24, but this loader has 23"):
+                loader.load_state_dict(state)
+        else:
+            loader.load_state_dict(state)
+            assert _same(loader.epoch(), expected)
 
 
 # The public contract

@@ -28,6 +28,8 @@ def test_the_views_are_those_of_training(train_samples):
     some = train_samples.select(np.array([4, 0, 9]))
     for views in _views(some, POLICIES["none"], 2, 56, 0):
         np.testing.assert_array_equal(views, np.asarray(some.packed)[:, 4:60, 4:60])
+    (alone,) = _views(train_samples.select(np.array([4])), POLICIES["none"], 1, 56, 0)
+    np.testing.assert_array_equal(alone[0], views[0])
     first, second = _views(some, POLICIES["basic"], 2, 56, 0)
     assert not np.array_equal(first, second)
     for view, square in zip(first, np.asarray(some.packed), strict=True):

@@ -1,5 +1,6 @@
 """Batches before they have pixels: every image once an epoch, for any number of processes, and no lone image."""
 
+import itertools
 from itertools import islice
 
 import numpy as np
@@ -45,19 +46,63 @@ def test_an_epoch_holds_every_image_once_in_batches_that_fit(images, batch_size,
     assert sorted(row for draw in draws for row in draw.rows) == list(range(images))
     assert [len(batches) for batches in epochs] == [len(stream) for stream in ranks]
     for draw in draws:
-        assert 1 <= len(draw.rows) <= batch_size
+        assert 1 <= len(draw.rows) <= (max(batch_size, 4) if shuffle else batch_size)
         assert len(draw.rows) == len(draw.views.window) == len(draw.views.turn)
     if shuffle:
         assert len({len(batches) for batches in epochs}) <= 1  # or processes would wait for each other for ever
-        if batch_size >= 4 and images >= 2 * world_size:
+        if images >= 2 * world_size:
             assert all(len(draw.rows) >= 2 for draw in draws)
 
 
-@pytest.mark.parametrize(("images", "batch_size"), [(9, 8), (33, 8), (4, 3), (7, 3), (65, 32)])
-def test_no_training_batch_is_a_lone_image(images, batch_size):
-    sizes = [len(draw.rows) for draw in _stream(images, batch_size).epoch(0)]
-    assert min(sizes) >= 2
-    assert len(sizes) == -(-images // batch_size)
+@pytest.mark.parametrize(
+    ("images", "batch_size", "sizes"),
+    [
+        (1, 8, [1]),
+        (2, 8, [2]),
+        (7, 8, [7]),
+        (8, 8, [8]),
+        (9, 8, [4, 5]),
+        (33, 8, [8, 8, 8, 4, 5]),
+        (65, 32, [32, 16, 17]),
+        (2, 2, [2]),
+        (3, 2, [3]),
+        (7, 2, [2, 2, 3]),
+        (4, 3, [2, 2]),
+        (7, 3, [3, 2, 2]),
+    ],
+)
+def test_no_training_batch_is_a_lone_image_if_there_are_two(images, batch_size, sizes):
+    assert [len(draw.rows) for draw in _stream(images, batch_size).epoch(0)] == sizes
+
+
+@pytest.mark.parametrize(
+    ("images", "batch_size", "sizes"),
+    [
+        (4, 8, [(2, 2)]),
+        (15, 8, [(7, 8)]),
+        (16, 8, [(8, 8)]),
+        (17, 8, [(4, 4), (4, 5)]),
+        (19, 8, [(4, 5), (5, 5)]),
+        (20, 8, [(8, 8), (2, 2)]),
+        (5, 2, [(2, 3)]),
+        (7, 2, [(3, 4)]),
+        (11, 2, [(2, 2), (3, 4)]),
+        (7, 3, [(3, 4)]),
+        (9, 3, [(2, 2), (2, 3)]),
+        (3, 8, [(1, 2)]),
+    ],
+)
+def test_nor_is_it_in_one_of_two_processes(images, batch_size, sizes):
+    ranks = [_stream(images, batch_size, rank=rank, world_size=2).sizes() for rank in range(2)]
+    assert [(first, second) for (first, _), (second, _) in zip(*ranks, strict=True)] == sizes
+
+
+@pytest.mark.parametrize("batch_size", [4, 5, 8, 32])
+def test_from_a_batch_size_of_4_on_the_batches_are_those_of_version_0_1_0(batch_size):
+    """Which shared the last two evenly; so the positions that it saved are valid."""
+    for images, world_size in itertools.product(range(1, 100), (1, 2, 3)):
+        stream = _stream(images, batch_size, world_size=world_size) if images >= world_size else None
+        assert stream is None or stream.batches == stream.unmerged
 
 
 def test_validation_keeps_its_batches_full():

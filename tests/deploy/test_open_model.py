@@ -139,10 +139,12 @@ def test_what_is_no_image_is_refused_with_its_index_and_a_remedy(model, images, 
         assert all(word in str(refused.value) for word in words), refused.value
 
 
-@pytest.mark.parametrize("side", [1, 2, 3000])
-def test_arrays_of_any_size_are_answered(model, side):
-    frame = model.predict(np.full((side, side, 3), 90, np.uint8))
-    assert frame["status"].tolist() == ["ok"]
+@pytest.mark.parametrize(("side", "status"), [(1, "error"), (15, "error"), (16, "ok"), (1999, "ok"), (2000, "error")])
+def test_arrays_of_the_size_of_a_cell_are_answered(model, side, status):
+    """They follow the same rules as files."""
+    array = np.full((side, side, 3), 90, np.uint8)
+    array[0, 0] = 200
+    assert model.predict(array)["status"].tolist() == [status]
 
 
 def test_an_unreadable_image_is_a_row_with_its_error_and_nan(model, pictures, tmp_path, caplog):

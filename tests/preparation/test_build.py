@@ -478,6 +478,7 @@ def test_progress_counts_to_the_end(tmp_path, make_archive):
     prepare(config, progress=heard)
     assert [(stage.what, stage.total, stage.unit) for stage in heard.stages] == [
         ("listing files", 1, "archives"),
+        ("looking at bit depths", 1, "domains"),
         ("reading images", 70, "images"),
         ("finding duplicates", None, "images"),
         ("writing tar files", 2 * config.shards, "files"),

@@ -535,8 +535,8 @@ def test_an_archive_under_the_suffix_of_another_is_read_by_its_content(tmp_path,
 @pytest.mark.parametrize(
     ("files", "remedy"),
     [
-        ({"d.zip": b"version https://git-lfs.github.com/spec/v1\n"}, "Its content is no archive (text)"),
-        ({"d.zip": b"<!DOCTYPE html><html>Sign in</html>"}, "Its content is no archive (text)"),
+        ({"d.zip": b"version https://git-lfs.github.com/spec/v1\n"}, "its content is no archive (text)"),
+        ({"d.zip": b"<!DOCTYPE html><html>Sign in</html>"}, "its content is no archive (text)"),
         ({"d.zip": b"PK\x03\x04 cut short"}, "Download it again"),
         ({"d.zip": b"PK\x03\x04 the last part", "d.z01": b"the first"}, "zip -s 0 d.zip"),
     ],

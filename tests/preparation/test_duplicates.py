@@ -163,8 +163,10 @@ def test_near_copies_under_three_labels_are_all_quarantined_and_all_named(tmp_pa
     assert "b.png" not in left["quarantined/D/basophil/a.png"].reason
 
 
-def test_images_of_one_colour_are_copies_only_if_it_is_the_same_colour(tmp_path, make_archive, encode):
-    grey, white = (np.full((64, 64, 3), colour, np.uint8) for colour in (128, 255))
+def test_images_of_nearly_one_colour_are_copies_only_if_it_is_the_same_colour(tmp_path, make_archive, encode):
+    grey, white = (np.full((64, 64, 3), colour, np.uint8) for colour in (128, 254))
+    grey[0, 0] += 1  # images of one colour altogether are no cells
+    white[0, 0] += 1
     extra = {"basophil/1.png": encode(grey), "basophil/2.bmp": encode(grey, "BMP"), "monocyte/3.png": encode(white)}
     make_archive(tmp_path / "D", {"monocyte": 6, "basophil": 4}, extra=extra)
     prepared = _prepared(tmp_path)

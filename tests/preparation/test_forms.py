@@ -1,6 +1,7 @@
 """Every form of file is read exactly like a reference decoder reads it, or quarantined with a reason that helps."""
 
 import io
+import tarfile
 
 import numpy as np
 import pytest
@@ -8,6 +9,8 @@ from forms import HEIGHT, WIDTH, others, refused, tiffs
 from PIL import Image
 
 from hemafast.config import PrepareConfig
+from hemafast.engine.run import view_of
+from hemafast.errors import HemafastError
 from hemafast.preparation.build import prepare
 from hemafast.preparation.depth import fixed
 from hemafast.preparation.image_checks import check_pixels, strict_decoders, verify_image
@@ -78,7 +81,12 @@ def prepared(tmp_path_factory, make_archive):
     extra |= {f"eosinophil/{form.replace(' ', '_')}.png": data for form, (_, data, _) in REFUSED.items()}
     make_archive(folder / "D", {"monocyte": 8, "eosinophil": 4}, extra=extra)
     config = PrepareConfig(
-        source=folder, output=folder / "prepared", pack_sizes=(HEIGHT,), max_quarantined=1, bit_depth={"": 16}
+        source=folder,
+        output=folder / "prepared",
+        pack_sizes=(HEIGHT,),
+        max_quarantined=1,
+        bit_depth={"": 16},
+        format="webdataset",
     )
     return prepare(config, workers=2)
 
@@ -113,6 +121,38 @@ def test_every_refused_form_is_in_the_quarantine_list(prepared):
 
 def test_the_hashes_are_those_of_the_stored_files(prepared):
     assert not verify(prepared.folder).problems
+
+
+def test_members_of_tar_files_are_named_for_what_they_hold(prepared):
+    suffixes = {"JPEG": "jpg", "PNG": "png", "TIFF": "tiff", "BMP": "bmp"}
+    seen = set()
+    for path in (prepared.folder / "webdataset").glob("*.tar"):
+        with tarfile.open(path) as tar:
+            for member in tar:
+                if not member.name.endswith(".cls"):
+                    assert member.name.endswith(f".{suffixes[image_format(tar.extractfile(member).read())]}")
+                    seen.add(member.name.rpartition(".")[2])
+    assert seen == set(suffixes.values())
+
+
+def test_an_archive_of_slides_fails_with_what_is_taken(tmp_path, make_archive, draw, encode):
+    slides = {f"basophil/{number}.png": encode(draw(number, 2100, 20)) for number in range(3)}
+    make_archive(tmp_path / "D", {"monocyte": 4}, extra=slides)
+    with pytest.raises(HemafastError, match=r"2100 x 20 px.*hemafast takes images of single cells.*cut out the cells"):
+        prepare(PrepareConfig(source=tmp_path, output=tmp_path / "prepared", pack_sizes=(32,)))
+
+
+@pytest.mark.parametrize(("min_side", "left"), [(16, 1), (10, 0), (70, 9)])
+def test_the_smallest_side_can_be_chosen(tmp_path, make_archive, draw, encode, min_side, left):
+    make_archive(tmp_path / "D", {"monocyte": 8}, extra={"basophil/small.png": encode(draw(99, 12, 14))})
+    make_archive(tmp_path / "E", {"monocyte": 8}, size=(80, 80), seed=1)
+    config = PrepareConfig(
+        source=tmp_path, output=tmp_path / "prepared", pack_sizes=(32,), max_quarantined=1, min_side=min_side
+    )
+    prepared = prepare(config)
+    assert len(prepared.quarantine) == left
+    assert all(f"smaller than {min_side} px (--min-side)" in image.reason for image in prepared.quarantine)
+    assert view_of(prepared.info, 32).min_side == min_side
 
 
 def test_no_decoder_writes_to_the_terminal(capfd, decoder):

@@ -123,7 +123,7 @@ def test_another_split_goes_on_with_the_same_pixels(source, clean, interrupted, 
     assert tree(tmp_path / "prepared") == clean[2]
 
 
-STAGES = ("listing archives", "hashing images read before", "reading images", "finding duplicates", "writing to disk")
+STAGES = ("listing files", "hashing images read before", "reading images", "finding duplicates", "writing to disk")
 
 
 @pytest.mark.parametrize("what", STAGES)

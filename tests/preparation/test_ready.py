@@ -113,7 +113,11 @@ NOTES = {
             "A: 4 images are in no split and count as training images",
         ],
     ),
-    "of folders": ([(A, "train", 8), (A, "val", 3)], {"labels": None}, []),
+    "of folders": (
+        [(A, "train", 8), (A, "val", 3)],
+        {"labels": None},
+        ["A: its split is kept: 16 training, 6 validation images"],
+    ),
     "nothing ready": ([(A, "", 8)], {}, []),
 }
 
