@@ -168,7 +168,9 @@ def _several(value: Any) -> Any:
 
 
 def _class_map(value: Any) -> Any:
-    """A path stays one; pairs become a mapping."""
+    """A path stays one; pairs become a mapping. None, for a class that is left out, becomes ""."""
+    if isinstance(value, dict):
+        return {name: "" if meant is None else meant for name, meant in value.items()}
     if not isinstance(value, str) or Path(value).is_file():
         return value
     if "=" in value:
@@ -305,7 +307,7 @@ class PrepareConfig:
         if self.groups is not None and self.group_pattern is not None:
             raise HemafastError("groups and group_pattern exclude each other.", "Leave out one of them.")
         if self.columns and self.labels is None:
-            raise HemafastError("columns have no effect without a table of labels.", "Name the table with --labels.")
+            raise HemafastError("--columns has no effect without a table of labels.", "Name the table with --labels.")
         if self.group_pattern is not None:
             _refuse_bad_pattern(self.group_pattern)
         if self.val_fraction == 0 and self.holdout_domain is None:

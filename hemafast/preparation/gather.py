@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 
 from hemafast.command import command_to_prepare
 from hemafast.config import PrepareConfig
-from hemafast.errors import HemafastError, name_some
+from hemafast.errors import ClassesError, HemafastError, name_some
 from hemafast.preparation import lists
 from hemafast.preparation.class_names import UnknownClassesError, is_known, rename
 from hemafast.preparation.containers import Entry, read_files, stem_of
@@ -294,7 +294,7 @@ def _in_classes(
     try:
         renamed, notes = rename([member.label for member in members], _class_map(config), config.classes)
     except UnknownClassesError as error:
-        raise HemafastError(f"{config.source}: {error.problem}", _way_out(config, error, trees)) from error
+        raise ClassesError(f"{config.source}: {error.problem}", _way_out(config, error, trees)) from error
     left_out = [PassedOver(LEFT_OUT, member.source) for member in members if not renamed[member.label]]
     kept = [replace(member, label=renamed[member.label]) for member in members if renamed[member.label]]
     for name in {part for member in kept for part in (member.label, member.domain)}:

@@ -33,7 +33,7 @@ _ZIP, _PARQUET, _OLE = b"PK\x03\x04", b"PAR1", b"\xd0\xcf\x11\xe0"
 _UTF16 = (b"\xff\xfe", b"\xfe\xff")
 _COMMENT = re.compile(r"#(?:[ #!].*)?\n?")  # `#,path` and `#path` are headers, `#1.png` is a file
 _SEPARATOR_HINT = re.compile(r"sep=(.)\n?")  # first line of files for Excel
-_WHOLE = re.compile(r"([+-]?\d+)\.0+", re.ASCII)
+_WHOLE = re.compile(r"([+-]?\d+)[.,]0+", re.ASCII)
 _DECIMAL = re.compile(r"[+-]?\d*(?:[.,]\d*)?(?:[eE][+-]?\d+)?", re.ASCII)
 _SAVE_AS = "Save it as CSV (UTF-8) or xlsx."
 
