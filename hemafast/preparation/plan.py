@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
@@ -213,7 +214,8 @@ def scale_notes(manifest: pd.DataFrame, plan: Plan) -> Iterator[str]:
         window, scale = plan.windows.get(str(domain)), plan.um_per_pixel[str(domain)]
         sides = images[["width", "height"]].min(axis=1)
         if window is None and scale is None:
-            yield f"{domain}: um/px unknown, images are kept whole; give it with --um-per-pixel {domain}=NUMBER"
+            scaled = f"{shlex.quote(str(domain))}=NUMBER"
+            yield f"{domain}: um/px unknown, images are kept whole; give it with --um-per-pixel {scaled}"
         if window is not None and (small := int((images["window"] < window).sum())):
             yield f"{domain}: {small} images are smaller than the field of view of {window} px and are kept whole"
         if window is not None and sides.max() > _SAME_SIZE * sides.min():

@@ -195,7 +195,7 @@ def _groups(good: pd.DataFrame, config: PrepareConfig) -> tuple[pd.Series[str], 
     named = listed.dropna()
     links = np.concatenate([chains(pictures), chains(named)])
     rest = len(good) - len(named)
-    source = config.groups.name if config.groups else config.group_pattern or "the table of labels"
+    source = config.groups.name if config.groups else config.group_pattern or "the table of labels or the folders"
     notes = [f"{rest} images have no group in {source}"] if rest else []
     return smallest_in_component(pictures, links), (*notes, *_shared_pictures(good, named))
 

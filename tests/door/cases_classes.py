@@ -51,7 +51,7 @@ def nothing_but_cells_that_the_challenge_leaves_out(room):
 @refused
 def classes_of_another_field(room):
     room.write(room.classes("cats", "dogs"), "Pets")
-    return Refused(("cats (3 images)", "dogs (3 images)"), commands=1)
+    return Refused(("cats (3 images)", "dogs (3 images)"), commands=2)
 
 
 @refused
@@ -63,7 +63,7 @@ def numbered_class_folders(room):
 @refused
 def names_with_quotes_commas_and_brackets(room):
     room.write(room.classes("Lymphocyte, typical", "Mono's", "Eosinophil (adult)"), "Lab")
-    return Refused(("Mono's", "--class-map"), then=FROM_DATA, commands=1)
+    return Refused(("Mono's", "--class-map"), then=FROM_DATA, commands=2)
 
 
 @taken

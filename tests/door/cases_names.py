@@ -165,7 +165,7 @@ def what_macos_leaves_in_an_archive_of_archives(room):
 @refused
 def an_archive_in_a_zip(room):
     room.write({**room.classes("basophil", "monocyte"), "more.zip": b"PK\5\6" + bytes(18)}, "Lab.zip")
-    return Refused(("holds another archive, more.zip", "Unpack it"))
+    return Refused(("holds another archive, more.zip", "Lab.zip, and use the folder"))
 
 
 @refused

@@ -174,7 +174,8 @@ def two_zips_with_a_table_of_one_name(room):
         files = room.cells(f"images/{number}_{{}}.png", 4)
         lines = [f"{name},{('basophil', 'monocyte')[place % 2]}" for place, name in enumerate(files)]
         room.write({**files, "labels.csv": "\n".join(["path,label", *lines]).encode()}, f"Lab{number}.zip")
-    return Refused(("holds no image of a class", "--labels Lab1/labels.csv"), then={"labels": Path("Lab1/labels.csv")})
+    words = ("holds no image of a class", "--labels Lab1/labels.csv")
+    return Refused(words, then={"labels": Path("Lab1/labels.csv")}, commands=1)
 
 
 @refused

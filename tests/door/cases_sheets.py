@@ -45,7 +45,7 @@ def an_excel_list_that_nobody_named(room):
     rows = labelled(room)
     room.write({"Labels (final).xlsx": sheet([["Image Name", "Cell Type"], *rows])}, "Set")
     file = Path("Set/Labels (final).xlsx")
-    return Refused(("holds no image of a class", f"--labels '{file}'"), then={"labels": file})
+    return Refused(("holds no image of a class", f"--labels '{file}'"), then={"labels": file}, commands=1)
 
 
 @taken

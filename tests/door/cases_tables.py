@@ -39,7 +39,7 @@ def a_table_that_nobody_named(room):
     names = labelled(room)
     room.write({"labels.csv": table(room, names).encode()}, "Set")
     file = Path("Set/labels.csv")
-    return Refused(("holds no image of a class", f"--labels {file}"), then={"labels": file})
+    return Refused(("holds no image of a class", f"--labels {file}"), then={"labels": file}, commands=1)
 
 
 @taken
@@ -240,12 +240,12 @@ def two_columns_that_may_be_the_label(room):
     return Refused(("the label may be in the column label or class_name", "--columns"), {"labels": file}, then=chosen)
 
 
-@refused
+@taken
 def a_column_for_each_class(room):
     names = labelled(room)
     rows = [f"{name},{number % 2},{1 - number % 2}" for number, name in enumerate(names)]
     file = room.beside("labels.csv", "\n".join(["image,BASOPHIL,MONOCYTE", *rows]))
-    return Refused(("no column label", "BASOPHIL, MONOCYTE"), {"labels": file})
+    return Taken({BA: 3, MO: 3}, options={"labels": file})
 
 
 @taken

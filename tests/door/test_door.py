@@ -15,7 +15,7 @@ from hemafast.errors import HemafastError
 from hemafast.preparation.build import plan_preparation, prepare
 from hemafast.preparation.gather import LEFT_OUT, NO_CLASS, NOT_LISTED
 
-COMMAND = re.compile(r"hemafast prepare(?: (?:'[^']*'|[^\s()'])+)*")
+COMMAND = re.compile(r"""hemafast prepare(?: (?:'[^']*'|"[^"]*"|[^\s()'"])+)*""")
 STILL_IMAGES = (LEFT_OUT, NO_CLASS, NOT_LISTED)
 
 
