@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import tempfile
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 
@@ -84,7 +84,9 @@ def gather(config: PrepareConfig, progress: Progress = SILENT) -> Gathered:
 
     Raises HemafastError for what is unsafe, for classes that are unknown, and if there is no image in any class.
     """
-    trees = find_trees(config.source, config.output, labelled=config.labels is not None, progress=progress)
+    trees = find_trees(
+        config.source, config.output, knows=_knower(config), labelled=config.labels is not None, progress=progress
+    )
     labels, sha256 = _read_labels(trees, config)
     passed = [replace(one, name=f"{tree.name}/{one.name}") for tree in trees for one in tree.passed]
     notes = [*(note for tree in trees for note in tree.notes), *(labels.notes if labels else ())]
@@ -193,15 +195,16 @@ def _closed_note(passed: Sequence[PassedOver]) -> list[str]:
     return [f"{name_some(closed, 3)}: not opened; unpack what holds images"] if closed else []
 
 
+def _knower(config: PrepareConfig) -> Callable[[str], bool]:
+    """Tells whether a name is that of a class: one that the field or --class-map knows."""
+    mapped = {fold(name) for name in _class_map(config)}
+    return lambda name: is_known(name) or fold(name) in mapped
+
+
 def _of_folders(tree: Tree, config: PrepareConfig, *, labelled: bool) -> tuple[list[Member], Sequence[str]]:
     """The images of a tree, with what the folders say; those outside class folders have no label."""
-    known = {fold(name) for name in _class_map(config)}
-    layout = read_layout(
-        [entry.name for entry in tree.images],
-        lambda name: is_known(name) or fold(name) in known,
-        resplit=config.resplit,
-        labelled=labelled,
-    )
+    names = [entry.name for entry in tree.images]
+    layout = read_layout(names, _knower(config), resplit=config.resplit, labelled=labelled)
     members = [
         Member(
             domain=place.domain or tree.name,
