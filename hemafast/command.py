@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import shlex
 from collections.abc import Mapping
 from typing import Any
@@ -70,7 +72,7 @@ def _option(kind: type[Any], name: str, value: Any) -> list[str]:
         case "growing_from", list():
             values = [",".join(map(str, value))]
         case "class_map" | "columns", dict():
-            values = [",".join(f"{key}={meant}" for key, meant in value.items())]
+            values = [_pairs(value)]
         case "bit_depth", dict():
             values = [f"{key}={bits}" if key else str(bits) for key, bits in value.items()]
         case _, dict():
@@ -78,3 +80,10 @@ def _option(kind: type[Any], name: str, value: Any) -> list[str]:
         case _:
             values = value if isinstance(value, list) else [value]
     return [f"{flag} {shlex.quote(str(part))}" for part in values]
+
+
+def _pairs(mapping: Mapping[str, str]) -> str:
+    """As csv, so that names may hold commas."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="").writerow([f"{name}={meant}" for name, meant in mapping.items()])
+    return text.getvalue()

@@ -5,6 +5,7 @@ Settings are checked when they are made, by pydantic, which is imported then, so
 
 from __future__ import annotations
 
+import csv
 import json
 import re
 import tomllib
@@ -142,17 +143,23 @@ def _scale(text: str) -> tuple[str, str]:
 
 
 def _pairs(value: Any) -> Any:
-    """ "FROM=TO,FROM=TO", or a list of such texts, as a mapping."""
+    """ "NAME=VALUE,NAME=VALUE", or a list of such texts, as a mapping."""
+    return _mapping(value, str.partition, "path=Image,label=Class")
+
+
+def _mapping(value: Any, divide: Callable[[str, str], tuple[str, str, str]], example: str) -> Any:
+    """Pairs as a mapping. In quotes, as in csv, they may hold commas."""
     texts = [value] if isinstance(value, str) else value
     if not isinstance(texts, list):
         return value
-    pairs = [part.partition("=") for text in texts for part in text.split(",") if part.strip()]
-    for name, equals, _ in pairs:
-        if not equals or not name.strip():
-            raise HemafastError(
-                f"{','.join(texts)!r} is not NAME=VALUE,NAME=VALUE.", "Write it as path=Image,label=Class."
-            )
-    return {name.strip(): meant.strip() for name, _, meant in pairs}
+    meant: dict[str, str] = {}
+    for pair in (part.strip() for row in csv.reader(texts, skipinitialspace=True) for part in row):
+        name, equals, new = map(str.strip, divide(pair, "="))
+        if pair and not (equals and name):
+            raise HemafastError(f"{','.join(texts)!r} is not NAME=VALUE,NAME=VALUE.", f"Write it as {example}.")
+        if pair and meant.setdefault(name, new) != new:
+            raise HemafastError(f"{','.join(texts)!r} gives {name} two values.", "Remove one of them.")
+    return meant
 
 
 def _several(value: Any) -> Any:
@@ -161,8 +168,15 @@ def _several(value: Any) -> Any:
 
 
 def _class_map(value: Any) -> Any:
-    """A path stays one; pairs become a mapping."""
-    return _pairs(value) if isinstance(value, str) and "=" in value and not Path(value).exists() else value
+    """A path stays one; pairs become a mapping. None, for a class that is left out, becomes ""."""
+    if isinstance(value, dict):
+        return {name: "" if meant is None else meant for name, meant in value.items()}
+    if not isinstance(value, str) or Path(value).is_file():
+        return value
+    if "=" in value:
+        return _mapping(value, str.rpartition, "Neutrophil=neutrophil_segmented,Platelet=")
+    remedy = "Name a table with the columns from and to, or write pairs as Neutrophil=neutrophil_segmented,Platelet=."
+    raise HemafastError(f"--class-map: there is no file {value!r}.", remedy)
 
 
 def _depths(value: Any) -> Any:
@@ -292,6 +306,8 @@ class PrepareConfig:
             )
         if self.groups is not None and self.group_pattern is not None:
             raise HemafastError("groups and group_pattern exclude each other.", "Leave out one of them.")
+        if self.columns and self.labels is None:
+            raise HemafastError("--columns has no effect without a table of labels.", "Name the table with --labels.")
         if self.group_pattern is not None:
             _refuse_bad_pattern(self.group_pattern)
         if self.val_fraction == 0 and self.holdout_domain is None:

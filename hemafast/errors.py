@@ -23,6 +23,10 @@ class HemafastError(Exception):
         self.remedy = remedy
 
 
+class ClassesError(HemafastError):
+    """Classes of a source are none of the challenge."""
+
+
 class LossError(HemafastError):
     """Images would be lost, and --strict asks for none to be."""
 

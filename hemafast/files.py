@@ -8,7 +8,7 @@ import os
 import re
 import tempfile
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -63,9 +63,9 @@ def make_folder(folder: Path) -> None:
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
 
-def user_cache() -> Path:
+def user_cache(environment: Mapping[str, str] = os.environ) -> Path:
     """The user's cache folder. A user id without a name has no home, and gets a folder of its own in TMPDIR."""
-    named = os.environ.get("XDG_CACHE_HOME")
+    named = environment.get("XDG_CACHE_HOME")
     try:
         return Path(named) if named else Path.home() / ".cache"
     except RuntimeError:

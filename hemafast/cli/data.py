@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Iterable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -22,7 +23,7 @@ from hemafast.cli.common import (
 )
 from hemafast.cli.options import Asked, configured
 from hemafast.config import POLICY, PrepareConfig, TrainConfig, checked, option_of, prepared_beside, train_config
-from hemafast.errors import StoppedError
+from hemafast.errors import ClassesError, StoppedError
 
 _OF_POLICY = [name for name in TrainConfig.__dataclass_fields__ if option_of(TrainConfig, name).group == POLICY]
 
@@ -81,7 +82,14 @@ def prepare(
     from hemafast.preparation.build import plan_preparation
     from hemafast.preparation.build import prepare as prepare_dataset
 
-    plan, results = plan_preparation(settings, progress=progress), wide_console()
+    results = wide_console()
+    try:
+        plan = plan_preparation(settings, progress=progress)
+    except ClassesError:
+        if not as_json:  # what is there helps to name it
+            named = replace(settings, classes="from-data")
+            results.print(plan_tree(settings.source, plan_summary(plan_preparation(named))))
+        raise
     if not as_json and (dry_run or not quiet):
         results.print(plan_tree(settings.source, plan_summary(plan)))
     if dry_run:
@@ -104,6 +112,8 @@ def prepare(
     results.print(account_table(prepared.info.account))
     written = "written" if prepared.fresh else "already up to date, nothing changed"
     _say([*(f"note: {note}" for note in prepared.info.notes), f"{prepared.folder}: {written}."])
+    if settings.output != PrepareConfig.output:
+        _say([f"Train on it with: hemafast train --data {shlex.quote(str(prepared.folder))}"])
 
 
 def _say(lines: Iterable[str]) -> None:

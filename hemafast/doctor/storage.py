@@ -102,7 +102,7 @@ def cache_folders(output: Path, environment: Mapping[str, str]) -> dict[str, Pat
     """The cache folders of hemafast and its libraries."""
     from huggingface_hub.constants import HF_HUB_CACHE
 
-    user = user_cache()
+    user = user_cache(environment)
     package = Path(hemafast.__file__).parent  # numba caches beside the source if it can, else in the user's cache
     return {
         "numba": Path(environment.get("NUMBA_CACHE_DIR") or (package if os.access(package, os.W_OK) else user)),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
@@ -14,6 +16,7 @@ from hemafast.preparation.split import TEST, VAL
 _SEED = 0  # of samples and pixels: the page is the same each time
 _IMAGES_FOR_COLOUR = 300  # per domain
 _PIXELS_PER_IMAGE = 200
+_MOST_SIZES = 8  # of one domain that are listed one by one
 
 
 def count_classes(dataset: Dataset) -> pd.DataFrame:
@@ -43,6 +46,28 @@ def count_files(dataset: Dataset) -> pd.DataFrame:
     files = images.groupby(keys).agg(images=("path", "size"), bytes=("bytes", "mean")).reset_index()
     scale = files["domain"].map(lambda name: dataset.info.domains[name].um_per_pixel).astype(float)
     return files.assign(um=files["window"] * scale).sort_values(["domain", "images"], ascending=[True, False])
+
+
+def list_sizes(files: pd.DataFrame) -> list[dict[str, Any]]:
+    """The rows of `count_files` as text; sizes of a domain that has many become one row for each format and layout."""
+    sizes = ["width", "height", "window", "um"]
+    rows: list[dict[str, Any]] = []
+    for _, part in files.groupby("domain", sort=False):
+        keys = ["domain", "format", "mode"] if len(part) > _MOST_SIZES else [*part.columns]
+        for _, same in part.groupby(keys, sort=False, dropna=False):
+            first, images = same.iloc[0], int(same["images"].sum())
+            size = float((same["bytes"] * same["images"]).sum() / images)
+            spans = {name: _span(same[name]) for name in sizes}
+            rows.append({**first[["domain", "format", "mode"]], **spans, "images": images, "bytes": size})
+    return rows
+
+
+def _span(values: pd.Series[Any]) -> str:
+    least, most = values.min(), values.max()
+    if pd.isna(least):
+        return "unknown"
+    shown = [f"{value:.1f}" if isinstance(value, float) else str(value) for value in (least, most)]
+    return " to ".join(dict.fromkeys(shown))
 
 
 def shown_images(dataset: Dataset) -> pd.DataFrame:

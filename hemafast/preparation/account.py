@@ -17,7 +17,8 @@ from hemafast.preparation.survey import PassedOver
 
 TO_DRAW = "split to be drawn"
 """In place of a split, for images whose split nothing says."""
-_SPLIT_ORDER = (TO_DRAW, *ALL_SPLITS)
+UNLISTED = "not in the split file"
+_SPLIT_ORDER = (TO_DRAW, *ALL_SPLITS, UNLISTED)
 _EXAMPLES = 3
 
 
@@ -48,10 +49,11 @@ def account_for(manifest: pd.DataFrame, passed: Sequence[PassedOver]) -> schema.
 def plan_summary(plan: Plan) -> dict[str, Any]:
     """What would be taken from a source, as plain data: domains, splits, classes, scales, and what is passed over."""
     domains: dict[str, Any] = {}
+    rest = UNLISTED if plan.settings["split_file"] else TO_DRAW
     for name, domain in plan.domains.items():
         splits: dict[str, Counter[str]] = defaultdict(Counter)
         for member in (member for member in plan.members if member.domain == name):
-            splits[member.split or TO_DRAW][member.label] += 1
+            splits[member.split or rest][member.label] += 1
         domains[name] = {
             "archive": domain.archive,
             "drawn": domain.drawn,

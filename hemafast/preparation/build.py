@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 from collections import Counter
@@ -27,6 +28,8 @@ from hemafast.preparation.selection import refuse_excess, select_images
 from hemafast.preparation.shards import fingerprint, write_manifest, write_quarantine, write_shards, write_split
 from hemafast.preparation.webdataset import write_webdataset
 from hemafast.progress import SILENT, Progress, stage
+
+logger = logging.getLogger("hemafast")
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +100,8 @@ def prepare(
     if existing is not None and existing.info.inputs == plan.inputs:
         refuse_excess(existing.manifest, config)
         return Prepared(config.output, existing, fresh=False)
+    if existing is not None:
+        logger.warning("%s is replaced: it was prepared from other files or with other settings", config.output)
     sums, notes = choose_sums(plan, config.checksums, progress)
     with published_whole(whole, plan.ingest_key, progress=progress) as folder:
         refuse_too_little_room(whole, _needed_bytes(plan, config, folder))

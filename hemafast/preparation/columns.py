@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 import unicodedata
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -44,6 +44,10 @@ SPLIT_WORDS = {
     **dict.fromkeys(("test", "testing", "holdout", "hold-out", "te"), "test"),
 }
 """Splits by the words that tables and file names use, in lower case."""
+
+
+_YES, _NO = frozenset({"1", "1.0", "true", "yes", "x"}), frozenset({"0", "0.0", "false", "no", ""})
+"""Marks in columns that stand for one class each."""
 
 
 def fold_name(name: str) -> str:
@@ -89,12 +93,8 @@ def find_columns(
     chosen |= _without_header(table, chosen, needed)
     roles = {role: name for role, name in chosen.items() if name}
     if lacking := [role for role in needed if role not in roles]:
-        raise HemafastError(
-            f"{file} has no column {' and '.join(lacking)}; it has {_listed(table)}.",
-            f"Name a column {' and another '.join(lacking)} in its first line."
-            if columns is None
-            else f"Say which one it is with --columns {_example(table, needed, roles)}.",
-        )
+        problem = f"{file} has no column {' and '.join(lacking)}; it has {_listed(table)}."
+        raise HemafastError(problem, _remedy(table, lacking, roles, may_choose=columns is not None))
     return roles
 
 
@@ -149,7 +149,41 @@ def _listed(table: pd.DataFrame) -> str:
     return name_some(list(table.columns), 12)
 
 
-def _example(table: pd.DataFrame, needed: Collection[str], roles: Mapping[str, str]) -> str:
-    """Pairs that name columns of the table for all needed roles: those found, and the first that are free."""
-    free = iter([name for name in table.columns if name not in roles.values()])
-    return shlex.quote(",".join(f"{role}={roles.get(role) or next(free, 'NAME')}" for role in needed))
+def _remedy(table: pd.DataFrame, lacking: Sequence[str], roles: Mapping[str, str], *, may_choose: bool) -> str:
+    """How to name the columns that lack: by an option that names those that look like them, or in the table."""
+    if len(table.columns) == 1:
+        return "Separate its columns by commas, semicolons or tabs, and name them in its first line."
+    chosen = dict(roles)
+    for role in lacking:
+        free = [str(name) for name in table.columns if name not in chosen.values() and not _has_marks(table[name])]
+        fit = _path_like if role == PATH else _class_like
+        if not free or not may_choose:
+            return f"Name a column {' and another '.join(lacking)} in its first line."
+        chosen[role] = min(free, key=lambda name: fit(table.loc[:, name]))
+    pairs = [f"{role}={chosen[role]}" for role in (PATH, *lacking) if role in chosen]
+    return f"Say which one it is with --columns {shlex.quote(','.join(dict.fromkeys(pairs)))}."
+
+
+def _path_like(values: pd.Series[str]) -> float:
+    """Less for a column that may name images: by names of files, else by different values."""
+    return -values.nunique() - len(values) * names_image(values)
+
+
+def _class_like(values: pd.Series[str]) -> float:
+    """Less for a column that may name classes: words that come again."""
+    return values.nunique() + len(values) * values.str.fullmatch(r"[\d.,]*").mean()
+
+
+def with_one_label(table: pd.DataFrame, columns: Mapping[str, str]) -> pd.DataFrame:
+    """The table with a label of its columns that have a mark for one class each, as `0,1,0`, if no column is one."""
+    if any(_role(role) == LABEL for role in columns) or _guess(LABEL, table):
+        return table
+    marks = [name for name in table.columns if _has_marks(table[name]) and name not in columns.values()]
+    marked = pd.DataFrame({name: table[name].str.lower().isin(_YES) for name in marks})
+    if len(marks) < 2 or not (marked.sum(axis=1) == 1).all():
+        return table
+    return table.assign(label=marked.idxmax(axis=1)).drop(columns=marks)
+
+
+def _has_marks(values: pd.Series[str]) -> bool:
+    return set(values.str.lower()) <= _YES | _NO

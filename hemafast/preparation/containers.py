@@ -7,6 +7,7 @@ import gzip
 import io
 import lzma
 import os
+import shlex
 import stat
 import struct
 import tarfile
@@ -23,10 +24,20 @@ from zstandard import ZstdDecompressor, ZstdError
 from hemafast.errors import HemafastError
 from hemafast.preparation import safety
 from hemafast.preparation.names import UTF8, choose_encoding, one_path, plain_name
+from hemafast.preparation.sniff import HEAD_BYTES, kind_of
 
 TARS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tzst")
 ARCHIVES = (".zip", *TARS)
 """Suffixes of archives that can be read, in lower case."""
+_PACKINGS = {
+    "zip archive": ".zip",
+    "tar archive": ".tar",
+    "gzip archive": ".tar.gz",
+    "bzip2 archive": ".tar.bz2",
+    "xz archive": ".tar.xz",
+    "zstd archive": ".tar.zst",
+}
+"""How archives are packed, by what `sniff.kind_of` names them."""
 
 # What reading a damaged archive raises, depending on the damage; ValueError for names that are not text.
 _DAMAGED = (
@@ -98,11 +109,27 @@ def list_container(path: Path, *, follow_links: bool = False) -> Listing:
         return _list_folder(path, follow_links)
     if path.exists() and not path.is_file():
         raise HemafastError(f"{path} is not a regular file.", "Remove it.")
-    list_archive = _list_zip if archive_suffix(path.name) == ".zip" else _list_tar
     try:
-        return list_archive(path)
+        return _list_zip(path) if _packing_of(path) == ".zip" else _list_tar(path)
     except _DAMAGED as error:
-        raise HemafastError(f"{path} cannot be listed ({_said(error)}).", "Download it again, or remove it.") from error
+        raise HemafastError(f"{path} cannot be listed ({_said(error)}).", _remedy_for(path, error)) from error
+
+
+def _packing_of(path: Path) -> str:
+    """How an archive is packed, as a suffix: by its first bytes, else by its name."""
+    with path.open("rb") as file:
+        kind = kind_of(file.read(HEAD_BYTES), "")
+    return _PACKINGS.get(kind) or archive_suffix(path.name)
+
+
+def _remedy_for(path: Path, error: BaseException) -> str:
+    with path.open("rb") as file:
+        kind = kind_of(file.read(HEAD_BYTES), "")
+    if "disks" in str(error) or path.with_suffix(".z01").exists():
+        return f"It is one of several parts: join them with `zip -s 0 {shlex.quote(path.name)} --out whole.zip`."
+    if not kind.endswith("archive") and kind != "unknown file":
+        return f"Download it again: its content is no archive ({kind}), perhaps a page or a pointer in its place."
+    return "Download it again, or remove it."
 
 
 def without_top(entries: Sequence[Entry], name: str) -> Sequence[Entry]:
@@ -157,7 +184,7 @@ def _said(error: BaseException) -> str:
 def _open_container(path: Path) -> AbstractContextManager[Read]:
     if path.is_dir():
         return _folder_reader(path)
-    return _zip_reader(path) if archive_suffix(path.name) == ".zip" else _tar_reader(path)
+    return _zip_reader(path) if _packing_of(path) == ".zip" else _tar_reader(path)
 
 
 # Folders
@@ -392,14 +419,14 @@ def _tar_reader(path: Path) -> Iterator[Read]:
 
 
 def _open_tar(path: Path) -> _Unpacked:
-    suffix = archive_suffix(path.name)
-    if suffix == ".tar":
+    packing = _packing_of(path)
+    if packing == ".tar":
         return _Unpacked(path, lambda: path.open("rb"), jumps=True)
-    if suffix in (".tar.gz", ".tgz"):
+    if packing in (".tar.gz", ".tgz"):
         return _Unpacked(path, lambda: gzip.open(path))
-    if suffix in (".tar.bz2", ".tbz2"):
+    if packing in (".tar.bz2", ".tbz2"):
         return _Unpacked(path, lambda: bz2.open(path))
-    if suffix in (".tar.xz", ".txz"):
+    if packing in (".tar.xz", ".txz"):
         return _Unpacked(path, lambda: lzma.open(path))
     return _Unpacked(path, lambda: _open_zstd(path))
 

@@ -19,7 +19,7 @@ from hemafast.preparation.reference import naming_damage, open_picture
 
 Item = TypeVar("Item")
 
-FIRST_LOOK = 64
+FIRST_LOOK = 300
 """Images of a domain whose headers are read, evenly spread, to find out whether any has more than 8 bits."""
 SAMPLE = 300
 """Images whose values are looked at, evenly spread, where the first look finds such images."""
@@ -112,7 +112,7 @@ def to_8_bits(values: Values, depth: str, ranges: Ranges) -> Values:
         raise UnreadableImageError("range", "values that are not finite numbers")
     if depth not in ranges:
         problem = "more than 8 bits a channel, unlike the images that were looked at"
-        raise UnreadableImageError("range", f"{problem}: give --bit-depth")
+        raise UnreadableImageError("range", f"{problem}: give --bit-depth 16, or the bits of the camera")
     chosen = ranges[depth]
     low, width = chosen.low, chosen.high - chosen.low
     spare = _OVERSHOOT * width if depth == FLOAT else 0

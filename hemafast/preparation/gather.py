@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import hashlib
-import shlex
 import tempfile
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 
 from hemafast.command import command_to_prepare
 from hemafast.config import PrepareConfig
-from hemafast.errors import HemafastError, name_some
+from hemafast.errors import ClassesError, HemafastError, name_some
 from hemafast.preparation import lists
 from hemafast.preparation.class_names import UnknownClassesError, is_known, rename
-from hemafast.preparation.containers import Entry, read_files
+from hemafast.preparation.containers import Entry, read_files, stem_of
 from hemafast.preparation.layout import read_layout
+from hemafast.preparation.matching import AmbiguousPathError
 from hemafast.preparation.names import fold, plain_name, same_file
 from hemafast.preparation.survey import SYSTEM_FILE, PassedOver
 from hemafast.preparation.trees import Tree, find_trees
@@ -29,6 +29,8 @@ TABLES = ("table (csv)", "table (tsv)", "Excel table", "Parquet table")
 LOST = (NO_CLASS, NOT_LISTED)
 """Those that nobody asked to leave out."""
 
+_TRIED = 20  # files of a source that may be a table of labels
+_MOST_TYPED = 20  # classes of a map that one would type
 _MAX_NAME_BYTES = 200  # of a file name: file systems allow 255
 
 
@@ -82,10 +84,13 @@ def gather(config: PrepareConfig, progress: Progress = SILENT) -> Gathered:
 
     Raises HemafastError for what is unsafe, for classes that are unknown, and if there is no image in any class.
     """
-    trees = find_trees(config.source, config.output, labelled=config.labels is not None, progress=progress)
+    trees = find_trees(
+        config.source, config.output, knows=_knower(config), labelled=config.labels is not None, progress=progress
+    )
     labels, sha256 = _read_labels(trees, config)
     passed = [replace(one, name=f"{tree.name}/{one.name}") for tree in trees for one in tree.passed]
     notes = [*(note for tree in trees for note in tree.notes), *(labels.notes if labels else ())]
+    notes += _closed_note(passed)
     members: list[Member] = []
     for tree in trees:
         found, more = _of_folders(tree, config, labelled=bool(labels and labels.label))
@@ -97,8 +102,8 @@ def gather(config: PrepareConfig, progress: Progress = SILENT) -> Gathered:
     members, lost = _without_class(members, NOT_LISTED if labels and labels.label else NO_CLASS)
     passed += lost
     if not members:
-        raise _nothing(config, passed)
-    members, lost, more = _in_classes(members, config, passed)
+        raise _nothing(config, trees, passed)
+    members, lost, more = _in_classes(members, config, trees)
     passed, notes = passed + lost, [*notes, *more]
     scales = labels.um_per_pixel if labels else {}
     return Gathered(tuple(_unique(members)), _domains_of(members, trees), tuple(passed), tuple(notes), scales, sha256)
@@ -109,38 +114,97 @@ def _read_labels(trees: Sequence[Tree], config: PrepareConfig) -> tuple[lists.La
     if config.labels is None:
         return None, None
     if config.labels.exists():
-        return lists.read_labels(config.labels, config.columns, _paths_of(trees)), lists.sha256_of(config.labels)
+        whole, source = config.labels.resolve(), config.source.resolve()
+        inside = whole.relative_to(source).as_posix() if whole.is_relative_to(source) else ""
+        return _read_table(config.labels, inside, trees, config), lists.sha256_of(config.labels)
+    return _read_inside(*_table_called(config.labels, trees, config), trees, config)
+
+
+def _read_inside(place: str, entry: Entry, trees: Sequence[Tree], config: PrepareConfig) -> tuple[lists.Labels, str]:
+    """What a table in the source says, and its sha256."""
     with tempfile.TemporaryDirectory(prefix="hemafast-") as room:
-        inside = Path(room, config.labels.name)
-        inside.write_bytes(read_files([_entry_of(config.labels, trees, config)])[0])
-        return lists.read_labels(inside, config.columns, _paths_of(trees)), lists.sha256_of(inside)
+        copy = Path(room, place.rpartition("/")[2])
+        copy.write_bytes(read_files([entry])[0])
+        return _read_table(copy, place, trees, config), lists.sha256_of(copy)
 
 
-def _entry_of(file: Path, trees: Sequence[Tree], config: PrepareConfig) -> Entry:
-    """The file of a source that --labels means. Raises HemafastError if there is none."""
-    others = [one for tree in trees for one in tree.passed if one.entry is not None and one.kind != SYSTEM_FILE]
-    wanted = plain_name(str(file))
-    found = [one for one in others if f"/{one.name}".endswith(f"/{wanted}")]
-    if len(found) == 1 and found[0].entry is not None:
-        return found[0].entry
-    tables = name_some([one.name for one in found or others if one.kind in TABLES], 3)
+def _read_table(file: Path, place: str, trees: Sequence[Tree], config: PrepareConfig) -> lists.Labels:
+    """Read a table of labels that lies at `place` in the source.
+
+    A path that means several images is one of those beside the table, where there are any.
+    """
+    images = {
+        f"{tree.name}/{entry.name}": _from_top(tree, entry.name, config) for tree in trees for entry in tree.images
+    }
+    try:
+        return lists.read_labels(file, config.columns, {name: (name,) for name in images})
+    except AmbiguousPathError:
+        folder = place.rpartition("/")[0]
+        near = {name: (name,) for name, path in images.items() if folder and path.startswith(f"{folder}/")}
+        if not near:
+            raise
+        return lists.read_labels(file, config.columns, near)
+
+
+def _table_called(file: Path, trees: Sequence[Tree], config: PrepareConfig) -> tuple[str, Entry]:
+    """The file of a source that --labels means, with its path: of that path, else the only one whose path ends so.
+
+    Raises HemafastError if there is none, or several.
+    """
+    others = _others(trees, config)
+    wanted = plain_name(str(file)).removeprefix(f"{stem_of(config.source.resolve())}/")  # as the account names it
+    found = [wanted] if wanted in others else [path for path in others if f"/{path}".endswith(f"/{wanted}")]
+    if len(found) == 1:
+        return found[0], others[found[0]]
+    tables = name_some(found or list(_others(trees, config, TABLES)), 3, " or ")
     remedy = f"Tables in there: {tables}." if tables else "Name a csv, tsv, xlsx or parquet file."
     raise HemafastError(f"There is {'more than one' if found else 'no'} {file}, also in {config.source}.", remedy)
 
 
-def _paths_of(trees: Sequence[Tree]) -> dict[str, tuple[str, ...]]:
-    return {name: (name,) for tree in trees for name in (f"{tree.name}/{entry.name}" for entry in tree.images)}
+def _others(trees: Sequence[Tree], config: PrepareConfig, kinds: Collection[str] = ()) -> dict[str, Entry]:
+    """Files of these kinds that are no images, all but those of a system by default, by their path in the source."""
+    return {
+        _from_top(tree, one.name, config): one.entry
+        for tree in trees
+        for one in tree.passed
+        if one.entry is not None and (one.kind in kinds if kinds else one.kind != SYSTEM_FILE)
+    }
+
+
+def _from_top(tree: Tree, name: str, config: PrepareConfig) -> str:
+    """The path of a file of a tree from the source."""
+    return name if tree.path == config.source else f"{tree.name}/{name}"
+
+
+def _table_in(trees: Sequence[Tree], config: PrepareConfig) -> str | None:
+    """The table of the source that says the class of the most images, else any, by its path there."""
+    tables, best, most = _others(trees, config, TABLES), None, 0
+    for path, entry in list(_others(trees, config, (*TABLES, "text")).items())[:_TRIED]:
+        try:
+            labels, _ = _read_inside(path, entry, trees, config)
+        except HemafastError:
+            continue
+        if len(labels.label) > most:
+            best, most = path, len(labels.label)
+    return best or next(iter(tables), None)
+
+
+def _closed_note(passed: Sequence[PassedOver]) -> list[str]:
+    """Archives that cannot be read, or that are not named as archives, may hold images."""
+    closed = [f"{one.name} ({one.kind})" for one in passed if one.kind.endswith("archive")]
+    return [f"{name_some(closed, 3)}: not opened; unpack what holds images"] if closed else []
+
+
+def _knower(config: PrepareConfig) -> Callable[[str], bool]:
+    """Tells whether a name is that of a class: one that the field or --class-map knows."""
+    mapped = {fold(name) for name in _class_map(config)}
+    return lambda name: is_known(name) or fold(name) in mapped
 
 
 def _of_folders(tree: Tree, config: PrepareConfig, *, labelled: bool) -> tuple[list[Member], Sequence[str]]:
     """The images of a tree, with what the folders say; those outside class folders have no label."""
-    known = {fold(name) for name in _class_map(config)}
-    layout = read_layout(
-        [entry.name for entry in tree.images],
-        lambda name: is_known(name) or fold(name) in known,
-        resplit=config.resplit,
-        labelled=labelled,
-    )
+    names = [entry.name for entry in tree.images]
+    layout = read_layout(names, _knower(config), resplit=config.resplit, labelled=labelled)
     members = [
         Member(
             domain=place.domain or tree.name,
@@ -197,34 +261,43 @@ def _of_table(member: Member, labels: lists.Labels, config: PrepareConfig) -> Me
     )
 
 
-def _table_in(passed: Sequence[PassedOver]) -> str | None:
-    """The first table among files that are passed over, by its path in its tree."""
-    return next((one.name.partition("/")[2] for one in passed if one.kind in TABLES), None)
-
-
 def _without_class(members: Sequence[Member], kind: str) -> tuple[list[Member], list[PassedOver]]:
     lost = [PassedOver(kind, member.source) for member in members if not member.label]
     return [member for member in members if member.label], lost
 
 
-def _nothing(config: PrepareConfig, passed: Sequence[PassedOver]) -> HemafastError:
+def _nothing(config: PrepareConfig, trees: Sequence[Tree], passed: Sequence[PassedOver]) -> HemafastError:
     kinds = ", ".join(f"{count} {kind}" for kind, count in Counter(one.kind for one in passed).most_common())
-    table = _table_in(passed) or "FILE"
     return HemafastError(
-        f"{config.source} holds no image of a class: {kinds or 'no files'}.",
-        f"Images belong in a folder per class, as basophil/BA_1.jpg, or in a table: --labels {shlex.quote(table)}",
+        f"{config.source} holds no image of a class: {kinds or 'no files'}.", _way_in(config, trees, passed)
     )
 
 
+def _way_in(config: PrepareConfig, trees: Sequence[Tree], passed: Sequence[PassedOver]) -> str:
+    around = config.source.resolve()
+    if is_known(around.name) and around.is_dir():
+        return f"{around.name} is the folder of a class: {command_to_prepare(config, source=str(config.source.parent))}"
+    closed = _closed_note(passed)
+    return f"{closed[0]}." if closed else _belong(config, trees)
+
+
+def _belong(config: PrepareConfig, trees: Sequence[Tree]) -> str:
+    """Where images belong, and the command that takes them if they are in a table."""
+    if config.labels is not None:
+        return "Images belong in a folder per class, as basophil/BA_1.jpg."
+    table = _table_in(trees, config)
+    named = command_to_prepare(config, labels=table) if table else "add --labels FILE"
+    return f"Put them into a folder per class, as basophil/BA_1.jpg. If the classes are in a table: {named}"
+
+
 def _in_classes(
-    members: Sequence[Member], config: PrepareConfig, passed: Sequence[PassedOver]
+    members: Sequence[Member], config: PrepareConfig, trees: Sequence[Tree]
 ) -> tuple[list[Member], list[PassedOver], Sequence[str]]:
     """The images under the names of their classes, and those whose class is left out."""
     try:
         renamed, notes = rename([member.label for member in members], _class_map(config), config.classes)
     except UnknownClassesError as error:
-        way_out = _way_out(config, error.suggested, sorted({member.label for member in members}), passed)
-        raise HemafastError(f"{config.source}: {error.problem}", way_out) from error
+        raise ClassesError(f"{config.source}: {error.problem}", _way_out(config, error, trees)) from error
     left_out = [PassedOver(LEFT_OUT, member.source) for member in members if not renamed[member.label]]
     kept = [replace(member, label=renamed[member.label]) for member in members if renamed[member.label]]
     for name in {part for member in kept for part in (member.label, member.domain)}:
@@ -235,21 +308,22 @@ def _in_classes(
     return kept, left_out, notes
 
 
-def _way_out(
-    config: PrepareConfig, suggested: Mapping[str, str] | None, labels: Sequence[str], passed: Sequence[PassedOver]
-) -> str:
+def _way_out(config: PrepareConfig, error: UnknownClassesError, trees: Sequence[Tree]) -> str:
     """A command that takes classes that are unknown."""
     own = command_to_prepare(config, classes="from-data")
-    if suggested is None and (table := _table_in(passed)) and config.labels is None:
-        return f"If the classes are in a table: {command_to_prepare(config, labels=table)} (or keep the names: {own})"
-    if suggested is None and all(map(str.isdecimal, labels)):
-        meaning = command_to_prepare(config, class_map=dict.fromkeys(labels, "CLASS"))
-        return f"Say which class each number is: {meaning} (or keep the numbers: {own})"
-    if suggested is None:
+    if error.suggested is not None:
+        leaving = "" if all(error.suggested.values()) else " (NAME= leaves a class out)"
+        agreed = command_to_prepare(config, class_map=error.suggested)
+        return f"If you agree{leaving}: {agreed} (or keep the names: {own})"
+    if config.labels is None and (len(error.meanings) == 1 or _table_in(trees, config)):
+        return f"{_belong(config, trees)} (or keep the names: {own})"
+    if None not in error.meanings.values():
         return f"To keep the names as they are: {own}"
-    if any("," in name or "=" in name for name in suggested):
-        return f"Write a table with the columns from and to, and give it with --class-map. To keep the names: {own}"
-    return f"If you agree: {command_to_prepare(config, class_map=suggested)} (or keep the names: {own})"
+    if len(error.meanings) > _MOST_TYPED:
+        return f"Say which class each is in a table with the columns from and to: --class-map FILE. To keep them: {own}"
+    kind = "number" if all(map(str.isdecimal, error.meanings)) else "name"
+    asked = {name: "CLASS" if meant is None else meant for name, meant in error.meanings.items()}
+    return f"Say which class each {kind} is: {command_to_prepare(config, class_map=asked)} (or keep the {kind}s: {own})"
 
 
 def _refuse_unusable(name: str, config: PrepareConfig) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import combinations
@@ -21,19 +21,32 @@ from hemafast.preparation.split import TEST, TRAIN, VAL
 Folders = tuple[str, ...]
 
 _SPLIT_WORDS = {
-    **dict.fromkeys(("train", "training", "trainset", "trainingset", "tr"), TRAIN),
-    **dict.fromkeys(("val", "valid", "validation", "validate", "valset", "validationset", "dev"), VAL),
-    **dict.fromkeys(("test", "testing", "testset", "testingset", "tst", "holdout", "eval", "evaluation"), TEST),
+    **dict.fromkeys(("train", "training", "trainset", "traindata", "trainingset", "trainingdata", "tr"), TRAIN),
+    **dict.fromkeys(
+        ("trainingsdaten", "entrenamiento", "entrainement", "treino", "treinamento", "训练", "训练集"), TRAIN
+    ),
+    **dict.fromkeys(
+        ("val", "valid", "validation", "validate", "valset", "validationset", "validationdata", "dev"), VAL
+    ),
+    **dict.fromkeys(("validierung", "validierungsdaten", "validacion", "validacao", "验证", "验证集"), VAL),
+    **dict.fromkeys(
+        ("test", "testing", "testset", "testdata", "testingset", "tst", "holdout", "eval", "evaluation"), TEST
+    ),
+    **dict.fromkeys(("testdaten", "prueba", "pruebas", "teste", "测试", "测试集"), TEST),
 }
 _WRAPPERS = frozenset({
     "set", "sets", "data", "dataset", "images", "image", "img", "imgs", "folder", "samples", "cells",
+    "jpg", "jpeg", "png", "tif", "tiff", "bmp",
 })  # fmt: skip
 _FILLERS = _WRAPPERS | {"a", "b", "c", "d", "split", "simple", "final", "new"}
 _NEUTRAL = re.compile(
-    r"(fold|part|batch|chunk|shard|set|group|dir|folder|images?|imgs?|data|run|round)?[\s_-]*\d+([\s_-]+\d+)?", re.I
+    r"(fold|part|batch|chunk|shard|set|group|split|dir|folder|images?|imgs?|data|run|round)?"
+    r"[\s_-]*\d+([\s_-]+\d+)?",
+    re.I,
 )
 _PATIENT = re.compile(
-    r"(patient|pat|subject|subj|case|donor|slide|smear|person|individual|pid|id|p|s)[\s_-]*\w*\d\w*", re.I
+    r"(patient|subject|donor|slide|smear|person|individual)[\s_-]*\w*\d\w*|(pat|pt|subj|case|pid|id|p|s)[\s_-]*\d\w*",
+    re.I,
 )
 _NAMED = 3  # folders that a note lists
 _NEARLY_ALL = 0.9  # share of the images
@@ -78,9 +91,10 @@ def read_layout(paths: Sequence[str], knows: Callable[[str], bool], *, resplit: 
     """
     knows = cache(knows)
     folders = [tuple(path.split("/")[:-1]) for path in paths]
-    found = _find_splits(folders)
-    splits = [next((found[one[: i + 1]] for i in range(len(one)) if one[: i + 1] in found), "") for one in folders]
-    reduced = [tuple(part for i, part in enumerate(one) if one[: i + 1] not in found) for one in folders]
+    found = _find_splits(folders, knows)
+    splits = [next((found[one[: i + 1]][0] for i in range(len(one)) if one[: i + 1] in found), "") for one in folders]
+    named = [[found.get(one[: i + 1], ("", name))[1] for i, name in enumerate(one)] for one in folders]
+    reduced = [tuple(filter(None, names)) for names in named]
     notes = _split_notes(splits, resplit=resplit)
     if resplit or set(splits) - {""} in ({VAL}, {TEST}):
         splits = [""] * len(paths)
@@ -95,30 +109,37 @@ def read_layout(paths: Sequence[str], knows: Callable[[str], bool], *, resplit: 
     return Layout(tuple(map(Place, splits, domains, labels, groups)), (*notes, *more))
 
 
-def _find_splits(folders: Sequence[Folders]) -> dict[Folders, str]:
-    """The folders that name a split, by their path.
-
-    A name such as `PBC_train` counts only beside another such as `PBC_test`.
-    """
+def _find_splits(folders: Sequence[Folders], knows: Callable[[str], bool]) -> dict[Folders, tuple[str, str]]:
+    """The folders that name a split, by their path, each with what else it names: the class or laboratory, or ""."""
     children: dict[Folders, set[str]] = defaultdict(set)
     for one in folders:
         for i, name in enumerate(one):
             children[one[:i]].add(name)
-    found: dict[Folders, str] = {}
+    found: dict[Folders, tuple[str, str]] = {}
     for parent, names in children.items():
-        loose = {name: splits.pop() for name in names if len(splits := _splits_in(name)) == 1}
-        strict = {name: split for name in names if (split := split_named(name))}
-        several = len(set(loose.values())) > 1 and len({_rest_of(name) for name in loose}) < len(loose)
-        found |= {(*parent, name): split for name, split in (loose if several else strict).items()}
+        splits = splits_among(names)
+        rests = set(map(_rest_of, splits))
+        telling = all(rests) and (len(rests) > 1 or all(map(knows, rests)))
+        found |= {(*parent, name): (split, _rest_of(name) if telling else "") for name, split in splits.items()}
     return found
+
+
+def splits_among(names: Collection[str]) -> dict[str, str]:
+    """The split of each folder in one place that names one: `PBC_train` does only beside another such as `PBC_test`."""
+    loose = {name: splits.pop() for name in names if len(splits := _splits_in(name)) == 1}
+    if len(set(loose.values())) > 1 and len(set(map(_rest_of, loose))) < len(loose):
+        return loose
+    return {name: split for name in names if (split := split_named(name))}
 
 
 def _splits_in(name: str) -> set[str]:
     return {_SPLIT_WORDS[word] for word in words_of(name) if word in _SPLIT_WORDS}
 
 
-def _rest_of(name: str) -> tuple[str, ...]:
-    return tuple(word for word in words_of(name) if word not in _SPLIT_WORDS)
+def _rest_of(name: str) -> str:
+    """What a name says besides the split: `LabA` of `LabA_train`."""
+    words = [word for word in words_of(name) if word in _SPLIT_WORDS]
+    return re.sub("|".join(words) or "$", "", name, flags=re.I).strip(" _-.")
 
 
 def _split_notes(splits: Sequence[str], *, resplit: bool) -> list[str]:
@@ -151,7 +172,7 @@ def _class_parents(folders: Sequence[Folders], knows: Callable[[str], bool]) -> 
 def _may_be_classes(folders: Folders) -> list[int]:
     """Which of the folders may be a class: not `images`, and neither `fold_0` nor `patient 7` if there is another."""
     named = [i for i, name in enumerate(folders) if not _is_wrapper(name)]
-    return [i for i in named if not _is_aside(folders[i])] or named
+    return [i for i in named if not is_aside(folders[i])] or named
 
 
 def _is_wrapper(name: str) -> bool:
@@ -159,7 +180,7 @@ def _is_wrapper(name: str) -> bool:
     return bool(words) and set(words) <= _WRAPPERS
 
 
-def _is_aside(name: str) -> bool:
+def is_aside(name: str) -> bool:
     """Whether a folder is named as one part of many or as a patient; a short number alone may be a class."""
     return bool(_PATIENT.fullmatch(name) or (_NEUTRAL.fullmatch(name) and not re.fullmatch(r"\d{1,2}", name)))
 

@@ -15,6 +15,7 @@ from hemafast.errors import HemafastError, name_some
 from hemafast.preparation import columns as roles
 from hemafast.preparation.columns import DOMAIN, GROUP, LABEL, PATH, SPLIT, SPLIT_WORDS, UM_PER_PIXEL
 from hemafast.preparation.matching import Images, Resolved, resolve
+from hemafast.preparation.names import fold
 from hemafast.preparation.tables import number_of, read_rows, read_table, text_of, whole
 
 _SHA256_DIGITS = 64
@@ -23,6 +24,7 @@ _FROM_TO = ("from", "to")
 _HEADERS = {"from", "to", "old", "new", "code", "number", "id", "label", "class", "name", "classname", "celltype"}
 """Folded names that the two columns of a class map may have."""
 _SMALLEST_SCALE, _LARGEST_SCALE = 0.001, 100.0  # um/px, as PrepareConfig bounds them
+_NO_SPLIT = " If the column says something else: --columns split="
 _NAMED = 3  # lines that a note lists
 
 __all__ = ["Labels", "read_checksums", "read_class_map", "read_labels", "read_split", "read_values", "resolve"]
@@ -81,9 +83,11 @@ def read_labels(file: Path, columns: Mapping[str, str], images: Images) -> Label
     Raises:
         HemafastError: the table cannot be read, contradicts itself, or lists none of the images.
     """
-    table = read_table(file)
+    table = roles.with_one_label(read_table(file), columns)
     chosen = roles.find_columns(file, table, needed=(PATH, LABEL), columns=columns)
     _refuse_blank(file, table, chosen[PATH])
+    if table.empty:
+        raise HemafastError(f"{file} has one line only: {', '.join(table.columns)}.", "Add a line for each image.")
     labelled = table[table[chosen[LABEL]] != ""]
     if labelled.empty:
         remedy = "Fill it in. Formulas are empty until Excel or LibreOffice has calculated and saved them."
@@ -94,7 +98,7 @@ def read_labels(file: Path, columns: Mapping[str, str], images: Images) -> Label
     rows = found.values
     return Labels(
         label={key: row.label for key, row in rows.items()},
-        split={key: _split_of(file, key, row.split) for key, row in rows.items() if row.split},
+        split={key: _split_of(file, key, row.split, _NO_SPLIT) for key, row in rows.items() if row.split},
         group={key: row.group for key, row in rows.items() if row.group},
         domain={key: row.domain for key, row in rows.items() if row.domain},
         um_per_pixel=_scales(file, rows),
@@ -119,9 +123,9 @@ def read_class_map(given: Path | Mapping[str, str]) -> dict[str, str]:
     for old, new in pairs:
         if not old:
             raise HemafastError(f"{_origin(given)}: a class without a name becomes {new}.", "Name the class.")
-        if meant.setdefault(old, new) != new:
-            raise HemafastError(f"{_origin(given)}: {old} becomes both {meant[old]} and {new}.", "Remove one of them.")
-    return meant
+        if (other := meant.setdefault(fold(old), new)) != new:
+            raise HemafastError(f"{_origin(given)}: {old} becomes both {other} and {new}.", "Remove one of them.")
+    return dict(pairs)
 
 
 def read_split(files: Sequence[Path], names: Images | Iterable[str]) -> dict[str, str]:
@@ -232,9 +236,9 @@ def _scale_of(file: Path, key: str, text: str) -> float:
     )
 
 
-def _split_of(file: Path, key: str, text: str) -> str:
+def _split_of(file: Path, key: str, text: str, way_out: str = "") -> str:
     if (split := SPLIT_WORDS.get(text.casefold())) is None:
-        raise HemafastError(f"{file}: {key} has the split {text!r}.", "A split is train, val or test.")
+        raise HemafastError(f"{file}: {key} has the split {text!r}.", f"A split is train, val or test.{way_out}")
     return split
 
 

@@ -24,6 +24,10 @@ _SEPARATOR = re.compile(r"[-_. (]")
 _NAMED = 3  # paths that a note or an error lists
 
 
+class AmbiguousPathError(HemafastError):
+    """A listed path that means several images."""
+
+
 @dataclass(frozen=True, slots=True)
 class Resolved(Generic[Value]):
     """What a list says of the images."""
@@ -190,8 +194,8 @@ class _Finder:
             return keys[0], _Claim(contained, parts, folded, position=-1)
         if contained:
             names = [self._images[key][0] for key in keys]
-            remedy = "Write the path with its folders and suffix."
-            raise HemafastError(f"{self._file}: {path} may be {name_some(names, _NAMED, ' or ')}.", remedy)
+            remedy = "Write the path with its folders and suffix, or name the folder of its images with --source."
+            raise AmbiguousPathError(f"{self._file}: {path} may be {name_some(names, _NAMED, ' or ')}.", remedy)
         return None
 
     def _without_suffix(self, folders: str, name: str) -> _Hit | None:

@@ -38,8 +38,14 @@ def fold(name: str) -> str:
 
 
 def words_of(name: str) -> list[str]:
-    """The words of a name in lower case: `TestA_set-2` is test, a, set, 2."""
-    return [word.casefold() for word in _WORD.findall(unicodedata.normalize("NFC", name))]
+    """The words of a name in lower case and without accents: `TestA_set-2` is test, a, set, 2."""
+    return [word.casefold() for word in _WORD.findall(without_accents(name))]
+
+
+def without_accents(name: str) -> str:
+    """`Basofilo` for `Basófilo`."""
+    letters = unicodedata.normalize("NFKD", name)
+    return unicodedata.normalize("NFC", "".join(letter for letter in letters if not unicodedata.combining(letter)))
 
 
 def same_file(name: str) -> str:

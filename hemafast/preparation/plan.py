@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -14,7 +15,7 @@ from hemafast.errors import HemafastError
 from hemafast.preparation import lists, schema
 from hemafast.preparation.gather import Domain, Member, gather
 from hemafast.preparation.shards import digest
-from hemafast.preparation.split import fair_order
+from hemafast.preparation.split import TRAIN, fair_order
 from hemafast.preparation.survey import PassedOver
 from hemafast.progress import SILENT, Progress, stage
 from hemafast.taxonomy import CHALLENGE_CLASSES, UM_PER_PIXEL
@@ -94,11 +95,12 @@ def make_plan(config: PrepareConfig, progress: Progress = SILENT) -> Plan:
         _refuse_unknown([config.holdout_domain], list(found.domains), "--holdout-domain")
     _refuse_unknown([name for name in config.bit_depth if name], list(found.domains), "--bit-depth")
     settings = _settings(config) | {"labels": found.labels_sha256}
+    _refuse_bad_groups(found.members, config)
     return Plan(
-        members=found.members,
+        members=_with_listed_splits(found.members, config),
         domains=found.domains,
         passed=found.passed,
-        notes=found.notes,
+        notes=(*found.notes, *_class_notes(found.members, config)),
         classes=_choose_classes(found.members, config),
         um_per_pixel=scales,
         settings=settings,
@@ -128,18 +130,53 @@ def choose_sums(plan: Plan, file: Path | None, progress: Progress = SILENT) -> t
                 raise HemafastError(f"{path} is not the archive that {file} lists.", "Download it again.")
             loose += [] if own else [member.name for member in members]
             progress.advance()
-    paths = {member.name: (member.name, member.source) for member in plan.members}
-    sums = lists.resolve(file, listed.items(), paths).values
+    sums = lists.resolve(file, listed.items(), paths_of(plan.members)).values
     if not archives and not sums:
         raise HemafastError(f"{file} lists no archive and no image of this source.", "Check that it is the right list.")
     unlisted, strange = sum(name not in sums for name in loose), len(listed) - len(sums)
     notes = [f"{unlisted} images are not in {file.name}"] if unlisted else []
-    notes += [f"{strange} entries of {file.name} match no image"] if strange > 0 else []
+    notes += (
+        [f"{strange} {'entry' if strange == 1 else 'entries'} of {file.name} match{'es' * (strange == 1)} no image"]
+        if strange > 0
+        else []
+    )
     return sums, tuple(notes)
 
 
 def _choose_classes(members: Iterable[Member], config: PrepareConfig) -> tuple[str, ...]:
     return CHALLENGE_CLASSES if config.classes == "challenge" else tuple(sorted({member.label for member in members}))
+
+
+def _class_notes(members: Iterable[Member], config: PrepareConfig) -> list[str]:
+    present = {member.label for member in members}
+    if config.classes != "challenge" or len(present) == len(CHALLENGE_CLASSES):
+        return []
+    known = f"{len(present)} of the {len(CHALLENGE_CLASSES)} classes have images"
+    return [f"{known}; to train on these alone, prepare with --classes from-data"]
+
+
+def _with_listed_splits(members: Sequence[Member], config: PrepareConfig) -> tuple[Member, ...]:
+    """The images with the split that --split-file gives them. Raises HemafastError if it leaves none for training."""
+    if not config.split_file:
+        return tuple(members)
+    listed = lists.resolve_split(config.split_file, paths_of(members)).values
+    if TRAIN not in listed.values():
+        files = " and ".join(map(str, config.split_file))
+        raise HemafastError(
+            f"{files} lists no training image.", "Name the training images too: --split-file FILE again."
+        )
+    return tuple(replace(member, split=listed.get(member.name, "")) for member in members)
+
+
+def _refuse_bad_groups(members: Sequence[Member], config: PrepareConfig) -> None:
+    """Raise HemafastError for a list of patients that cannot be used, before anything is decoded."""
+    if config.groups is not None:
+        lists.resolve_values(config.groups, "group", paths_of(members))
+
+
+def paths_of(members: Iterable[Member]) -> dict[str, tuple[str, ...]]:
+    """The paths that a list may name each image by: its name, and its path in the source."""
+    return {member.name: (member.name, member.source) for member in members}
 
 
 def _choose_scales(
@@ -176,8 +213,9 @@ def scale_notes(manifest: pd.DataFrame, plan: Plan) -> Iterator[str]:
     for domain, images in schema.accepted(manifest).groupby("domain"):
         window, scale = plan.windows.get(str(domain)), plan.um_per_pixel[str(domain)]
         sides = images[["width", "height"]].min(axis=1)
-        if window is None and scale is None and len(plan.domains) > 1:
-            yield f"{domain}: um/px unknown, images are kept whole; give it with --um-per-pixel {domain}=0.1"
+        if window is None and scale is None:
+            scaled = f"{shlex.quote(str(domain))}=NUMBER"
+            yield f"{domain}: um/px unknown, images are kept whole; give it with --um-per-pixel {scaled}"
         if window is not None and (small := int((images["window"] < window).sum())):
             yield f"{domain}: {small} images are smaller than the field of view of {window} px and are kept whole"
         if window is not None and sides.max() > _SAME_SIZE * sides.min():

@@ -13,7 +13,10 @@ from hemafast.preparation.depth import Range, choose_ranges, fixed
 from hemafast.preparation.gather import Member
 from hemafast.preparation.image_checks import strict_decoders
 from hemafast.preparation.plan import Plan
+from hemafast.preparation.safety import suffix_of
 from hemafast.progress import SILENT, Progress, stage
+
+_SHALLOW = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".gif", ".webp", ".mpo"})
 
 
 def measure_ranges(plan: Plan, progress: Progress = SILENT) -> dict[str, dict[str, Range]]:
@@ -29,9 +32,14 @@ def measure_ranges(plan: Plan, progress: Progress = SILENT) -> dict[str, dict[st
     with stage(progress, "looking at bit depths", len(members), unit="domains"), strict_decoders():
         for name, own in members.items():
             chosen = bits.get(name, bits.get(""))
-            ranges[name] = fixed(chosen) if chosen else choose_ranges(own, _contents)
+            ranges[name] = fixed(chosen) if chosen else choose_ranges(_maybe_deep(own), _contents)
             progress.advance()
     return ranges
+
+
+def _maybe_deep(members: Sequence[Member]) -> Sequence[Member]:
+    """Without JPEG and others that never have more than 8 bits, among which a deep image would not be found."""
+    return [one for one in members if suffix_of(one.file) not in _SHALLOW]
 
 
 def in_stored_order(members: Sequence[Member]) -> list[Member]:

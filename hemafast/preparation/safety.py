@@ -19,7 +19,11 @@ MAX_RATIO = 200
 """Unpacked bytes per packed byte, over the archive and over each member of more than a mebibyte. Deflate reaches 1,032
 on zeros, and 5 at most on the uncompressed TIFF of a real cell."""
 
-_CLUTTER = frozenset({"__MACOSX", "Thumbs.db", "desktop.ini", "Icon\r"})
+_CLUTTER = frozenset({
+    "__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", "$recycle.bin", "system volume information",
+    "@eadir", "lost+found",
+})  # fmt: skip
+_CLUTTER_ENDS = ("~", ":zone.identifier", ".crdownload")
 _NESTED = (
     ".zip",
     ".tar",
@@ -42,7 +46,10 @@ _METHODS = {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}
 
 def is_clutter(name: str) -> bool:
     """Whether an operating system left this file, such as .DS_Store."""
-    return any(part in _CLUTTER or part.startswith(".") for part in parts_of(name))
+    folded = name.lower()
+    if folded.endswith(_CLUTTER_ENDS):
+        return True
+    return any(part in _CLUTTER or part.startswith((".", "~$")) for part in parts_of(folded))
 
 
 def parts_of(name: str) -> list[str]:
@@ -66,7 +73,8 @@ def refuse_unprintable(path: Path, name: str) -> None:
 def refuse_nested_or_large(path: Path, name: str, size: int) -> None:
     """Refuse an archive in an archive, whose cells would be ignored, and a file larger than any single-cell image."""
     if name.lower().endswith(_NESTED) and not is_clutter(name):
-        raise HemafastError(f"{path} holds another archive, {name}.", "Unpack it beside the other archives.")
+        remedy = "Unpack it there, then remove it." if path.is_dir() else f"Unpack {path}, and use the folder instead."
+        raise HemafastError(f"{path} holds another archive, {name}.", remedy)
     if size > MAX_IMAGE_BYTES:
         remedy = f"Files of more than {MAX_IMAGE_BYTES // 2**20} MiB are refused; remove it."
         raise HemafastError(f"{path}: {name} has {size / 2**20:,.0f} MiB.", remedy)

@@ -195,9 +195,20 @@ def _groups(good: pd.DataFrame, config: PrepareConfig) -> tuple[pd.Series[str], 
     named = listed.dropna()
     links = np.concatenate([chains(pictures), chains(named)])
     rest = len(good) - len(named)
-    source = config.groups.name if config.groups else config.group_pattern or "the table of labels"
-    notes = (f"{rest} images have no group in {source}",) if rest else ()
-    return smallest_in_component(pictures, links), notes
+    source = config.groups.name if config.groups else config.group_pattern or "the table of labels or the folders"
+    notes = [f"{rest} images have no group in {source}"] if rest else []
+    return smallest_in_component(pictures, links), (*notes, *_shared_pictures(good, named))
+
+
+def _shared_pictures(good: pd.DataFrame, named: pd.Series[str]) -> list[str]:
+    """A note if patients or slides have a picture in common: they then count as one."""
+    pictures = good.loc[named.index, "duplicate_group"]
+    shared = named.groupby(pictures).nunique()
+    examples = [name_some(sorted(set(named[pictures == one])), _NAMED) for one in shared[shared > 1].index[:1]]
+    return [
+        f"{(shared > 1).sum()} pictures are of several patients or slides, which stay together: {example}"
+        for example in examples
+    ]
 
 
 def _listed_groups(good: pd.DataFrame, config: PrepareConfig) -> pd.Series[str] | None:

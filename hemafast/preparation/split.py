@@ -59,7 +59,8 @@ def missing_strata(images: pd.DataFrame, part: str, parts: Sequence[Hashable]) -
         if absent := [str(name) for name in parts if name not in set(stratum[part])]:
             groups = stratum["group"].nunique()
             sentences.append(
-                f"{domain}, {label}: {len(stratum)} images in {groups} group{'s' * (groups != 1)}, none in "
+                f"{domain}, {label}: {len(stratum)} image{'s' * (len(stratum) != 1)} in {groups} "
+                f"group{'s' * (groups != 1)}, none in "
                 f"{part} {', '.join(absent)}"
             )
     return sentences

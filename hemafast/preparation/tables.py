@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import math
 import re
 import warnings
@@ -32,7 +33,7 @@ _ZIP, _PARQUET, _OLE = b"PK\x03\x04", b"PAR1", b"\xd0\xcf\x11\xe0"
 _UTF16 = (b"\xff\xfe", b"\xfe\xff")
 _COMMENT = re.compile(r"#(?:[ #!].*)?\n?")  # `#,path` and `#path` are headers, `#1.png` is a file
 _SEPARATOR_HINT = re.compile(r"sep=(.)\n?")  # first line of files for Excel
-_WHOLE = re.compile(r"([+-]?\d+)\.0+", re.ASCII)
+_WHOLE = re.compile(r"([+-]?\d+)[.,]0+", re.ASCII)
 _DECIMAL = re.compile(r"[+-]?\d*(?:[.,]\d*)?(?:[eE][+-]?\d+)?", re.ASCII)
 _SAVE_AS = "Save it as CSV (UTF-8) or xlsx."
 
@@ -153,7 +154,10 @@ def _decoded(file: Path, data: bytes) -> str:
 
 
 def _text_rows(file: Path, data: bytes) -> Iterator[tuple[int, list[str]]]:
-    lines = io.StringIO(_decoded(file, data)).readlines()
+    text = _decoded(file, data)
+    if _is_json(text):
+        raise HemafastError(f"{file} is JSON, and no table.", _SAVE_AS)
+    lines = io.StringIO(text).readlines()
     hint = _SEPARATOR_HINT.fullmatch(lines[0]) if lines else None
     if hint:
         lines[0] = "\n"
@@ -170,6 +174,16 @@ def _text_rows(file: Path, data: bytes) -> Iterator[tuple[int, list[str]]]:
             remedy = "Check the quotes from there on."
             raise HemafastError(f"{file}, line {line} cannot be read ({error}).", remedy) from error
         yield line, [cell.strip() for cell in row]
+
+
+def _is_json(text: str) -> bool:
+    if not text.lstrip().startswith(("{", "[")):
+        return False
+    try:
+        json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    return True
 
 
 def _sniffed(lines: Sequence[str]) -> str:

@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import shlex
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from hemafast.errors import HemafastError
 from hemafast.preparation import safety
 from hemafast.preparation.class_names import is_known
-from hemafast.preparation.containers import Entry, Listing, archive_suffix, list_container, stem_of, without_top
-from hemafast.preparation.layout import split_named
-from hemafast.preparation.names import same_file
+from hemafast.preparation.containers import (
+    ARCHIVES,
+    Entry,
+    Listing,
+    archive_suffix,
+    list_container,
+    stem_of,
+    without_top,
+)
+from hemafast.preparation.layout import is_aside, splits_among
+from hemafast.preparation.names import fold, same_file
 from hemafast.preparation.schema import is_for_outputs, is_prepared
+from hemafast.preparation.sniff import HEAD_BYTES, kind_of
 from hemafast.preparation.survey import SYSTEM_FILE, PassedOver, survey
 from hemafast.progress import SILENT, Progress, stage
 
@@ -43,12 +53,20 @@ class Tree:
         return bool(self.images) and not any("/" in entry.name for entry in self.images)
 
 
-def find_trees(source: Path, output: Path, *, labelled: bool = False, progress: Progress = SILENT) -> list[Tree]:
+def find_trees(
+    source: Path,
+    output: Path,
+    *,
+    knows: Callable[[str], bool] = is_known,
+    labelled: bool = False,
+    progress: Progress = SILENT,
+) -> list[Tree]:
     """The trees of a source: of each folder and archive in it, or of `source` itself if it is an archive.
 
-    Folders of a class or of a split that lie directly in `source`, and single files there, form one tree named after
-    `source`. With `labelled`, a table says the classes, and a folder of images need not be one. Raises HemafastError if
-    `source` is missing or empty, or if two trees have the same name.
+    What belongs together forms one tree named after `source`: single files and folders or archives of a class, a split,
+    a patient or a part such as `fold_1` that lie directly in it. `knows` tells the name of a class. With `labelled`, a
+    table says the classes: a folder of images is then a tree. Raises HemafastError if `source` is missing
+    or empty, or if two trees have the same name.
     """
     paths = _paths(source, output)
     trees: list[Tree] = []
@@ -56,7 +74,8 @@ def find_trees(source: Path, output: Path, *, labelled: bool = False, progress: 
         for path in paths:
             trees.append(_open_tree(path))
             progress.advance()
-    trees = _join(source, trees, labelled=labelled) if source.is_dir() else trees
+    if source.is_dir():
+        trees = _join(source, trees, knows, flat=not labelled)
     _refuse_twins(source, trees)
     return trees
 
@@ -81,8 +100,7 @@ def _paths(source: Path, output: Path) -> list[Path]:
     if source.is_file() and archive_suffix(source.name):
         return [source]
     if not source.is_dir():
-        remedy = "Name an archive, or the folder of your archives or class folders, with --source."
-        raise HemafastError(f"{source} is neither a folder nor an archive.", remedy)
+        raise _no_source(source)
     if is_prepared(source):
         raise HemafastError(f"{source} is a prepared data set already.", "Train on it with --data, or name its source.")
     whole = output.resolve()
@@ -100,6 +118,19 @@ def _paths(source: Path, output: Path) -> list[Path]:
             "Put Acevedo_20.zip, Matek_19.zip or a folder of class folders there, or draw cells with `hemafast demo`.",
         )
     return found
+
+
+def _no_source(source: Path) -> HemafastError:
+    remedy = "Name an archive, or the folder of your archives or class folders, with --source."
+    if not source.is_file():
+        return HemafastError(f"{source} is neither a folder nor an archive: it does not exist.", remedy)
+    with source.open("rb") as file:
+        kind = kind_of(file.read(HEAD_BYTES), source.name)
+    if kind.endswith("archive"):
+        remedy = f"Unpack it and name the folder. If it is one of {', '.join(ARCHIVES)}: add that to its name."
+    if "table" in kind:
+        remedy = f"Name the folder of the images with --source, and the table so: --labels {shlex.quote(str(source))}"
+    return HemafastError(f"{source} is neither a folder nor an archive that can be read ({kind}).", remedy)
 
 
 def _open_tree(path: Path) -> Tree:
@@ -123,12 +154,17 @@ def _entry_of(path: Path) -> Entry:
     return Entry(path.name, status.st_size, f"{status.st_mtime_ns}", path.parent, path.name)
 
 
-def _join(source: Path, trees: Iterable[Tree], *, labelled: bool) -> list[Tree]:
-    """Trees, those that are parts of one data set as one tree, in name order."""
-    own: list[Tree] = []
-    parts: list[Tree] = []
-    for tree in trees:
-        (parts if _is_part(tree, labelled=labelled) else own).append(tree)
+def _join(source: Path, trees: Sequence[Tree], knows: Callable[[str], bool], *, flat: bool) -> list[Tree]:
+    """Trees, those that are parts of one data set as one tree, in name order; `flat` ones are, if so asked."""
+    names = [tree.name for tree in trees if _holds_several(tree.path)]
+    asides = list(filter(is_aside, names))
+    together = {*splits_among(names), *(asides if len(asides) > 1 else ())}
+    joined = {tree.path for tree in trees if tree.name in together or _is_part(tree, knows, flat=flat)}
+    if any(knows(tree.name) for tree in trees if tree.path in joined and _holds_several(tree.path)):
+        # What lies beside class folders, and holds no class folder, is one too.
+        joined |= {tree.path for tree in trees if not any(map(knows, _folders_in(tree)))}
+    own = [tree for tree in trees if tree.path not in joined]
+    parts = [tree for tree in trees if tree.path in joined]
     if parts:
         name = source.resolve().name or "source"
         images = [entry for part in parts for entry in _below(part)]
@@ -138,14 +174,19 @@ def _join(source: Path, trees: Iterable[Tree], *, labelled: bool) -> list[Tree]:
     return sorted(own, key=lambda tree: tree.name)
 
 
-def _is_part(tree: Tree, *, labelled: bool) -> bool:
-    """Whether it is a single file, a split or a class, rather than a data set of its own."""
-    if not _holds_several(tree.path) or not tree.images or split_named(tree.name):
+def _is_part(tree: Tree, knows: Callable[[str], bool], *, flat: bool) -> bool:
+    """Whether it is a single file or a class, rather than a data set of its own."""
+    if not _holds_several(tree.path) or not tree.images:
         return True
-    folders = {entry.name.partition("/")[0] for entry in tree.images if "/" in entry.name}
-    if is_known(tree.name):
-        return not any(map(is_known, folders - {tree.name}))
-    return not labelled and (tree.flat or folders == {tree.name})
+    folders = {name for name in _folders_in(tree) if fold(name) != fold(tree.name)}
+    if any(map(knows, folders)):
+        return False
+    return knows(tree.name) or (flat and all(map(is_aside, folders)))
+
+
+def _folders_in(tree: Tree) -> set[str]:
+    """Names of all folders around its images."""
+    return {name for entry in tree.images for name in entry.name.split("/")[:-1]}
 
 
 def _holds_several(path: Path) -> bool:

@@ -37,7 +37,7 @@ def test_the_scale_is_that_of_the_innermost_domain_in_the_path(name, side, caplo
     assert not caplog.records
 
 
-@pytest.mark.parametrize("name", ["cells/a.jpg", "acevedo_20/a.jpg", "cells/Acevedo_20.jpg", "Acevedo_20.tar/a.jpg"])
+@pytest.mark.parametrize("name", ["cells/a.jpg", "acevedo_20/a.jpg", "cells/Acevedo_20.jpg", "Acevedo_20.rar/a.jpg"])
 def test_without_a_domain_in_the_path_the_image_is_seen_whole_under_a_warning(name, caplog):
     with caplog.at_level(logging.WARNING, "hemafast"):
         assert sides(name, "Matek_19/b.jpg", name) == [0, 345, 0]

@@ -6,6 +6,7 @@ import cases_content
 import cases_depth
 import cases_ends
 import cases_names
+import cases_published
 import cases_shapes
 import cases_sheets
 import cases_splits
@@ -19,6 +20,7 @@ MODULES = (
     cases_depth,
     cases_ends,
     cases_names,
+    cases_published,
     cases_shapes,
     cases_sheets,
     cases_splits,

@@ -43,9 +43,15 @@ def a_class_that_the_challenge_leaves_out(room):
 
 
 @refused
+def nothing_but_cells_that_the_challenge_leaves_out(room):
+    room.write(room.classes("Platelet", "RBC"), "Lab")
+    return Refused(("Platelet", "of no class there"), commands=1)
+
+
+@refused
 def classes_of_another_field(room):
     room.write(room.classes("cats", "dogs"), "Pets")
-    return Refused(("cats (3 images)", "dogs (3 images)"), commands=1)
+    return Refused(("cats (3 images)", "dogs (3 images)"), commands=2)
 
 
 @refused
@@ -57,7 +63,7 @@ def numbered_class_folders(room):
 @refused
 def names_with_quotes_commas_and_brackets(room):
     room.write(room.classes("Lymphocyte, typical", "Mono's", "Eosinophil (adult)"), "Lab")
-    return Refused(("Mono's", "--class-map"), then=FROM_DATA, commands=1)
+    return Refused(("Mono's", "--class-map"), then=FROM_DATA, commands=2)
 
 
 @taken
@@ -93,7 +99,9 @@ def a_map_in_a_table_with_semicolons(room):
 def a_map_that_contradicts_itself(room):
     room.write(room.classes("A", "B"), "Lab")
     file = room.beside("map.csv", "from,to\nA,basophil\nA,monocyte\n")
-    return Refused(("map.csv: A becomes both basophil and monocyte",), {"class_map": file}, then={"class_map": None, **FROM_DATA})
+    return Refused(
+        ("map.csv: A becomes both basophil and monocyte",), {"class_map": file}, then={"class_map": None, **FROM_DATA}
+    )
 
 
 @taken
@@ -105,8 +113,14 @@ def a_zip_for_each_class(room):
 
 @taken
 def domains_in_folders_around_the_classes(room):
-    room.write(room.classes("basophil", "monocyte", under="hospital A/") | room.classes("basophil", "monocyte", under="hospital B/"), "Cells.zip")
-    return Taken({f"hospital {lab}/{label}": 3 for lab in "AB" for label in ("basophil", "monocyte")}, notes=("domains",))
+    room.write(
+        room.classes("basophil", "monocyte", under="hospital A/")
+        | room.classes("basophil", "monocyte", under="hospital B/"),
+        "Cells.zip",
+    )
+    return Taken(
+        {f"hospital {lab}/{label}": 3 for lab in "AB" for label in ("basophil", "monocyte")}, notes=("domains",)
+    )
 
 
 @taken

@@ -47,7 +47,10 @@ def pictures_of_a_stereo_camera(room):
 
 @taken
 def animations(room):
-    with_images(room, {"basophil/a.gif": animated("GIF"), "basophil/b.webp": animated("WEBP"), "monocyte/c.png": animated("PNG")})
+    with_images(
+        room,
+        {"basophil/a.gif": animated("GIF"), "basophil/b.webp": animated("WEBP"), "monocyte/c.png": animated("PNG")},
+    )
     names = (f"{BA}/a.gif", f"{BA}/b.webp", f"{MO}/c.png")
     return Taken(USUAL, dict.fromkeys(names, "several frames"))
 
@@ -81,37 +84,66 @@ def a_tiff_of_every_common_compression(room):
     files["basophil/big.tif"] = tiff(cell(912), photometric="rgb", bigtiff=True, byteorder=">")
     with_images(room, files)
     numbers = [900, 901, 902, 903, 904, 910, 911, 912]
-    return Taken({BA: 11, MO: 3}, pixels={f"Lab/{name}": cell(number) for name, number in zip(files, numbers, strict=True)})
+    return Taken(
+        {BA: 11, MO: 3}, pixels={f"Lab/{name}": cell(number) for name, number in zip(files, numbers, strict=True)}
+    )
 
 
 @taken
 def palettes_and_transparency(room):
     alpha = np.dstack([cell(901), cell(902)[..., 0]])
     palette = Image.fromarray(cell(900)).quantize(32)
-    files = {"basophil/palette.png": encode(palette), "basophil/alpha.png": encode(alpha), "monocyte/alpha.tif": tiff(np.dstack([cell(905), cell(906)[..., 0]]), photometric="rgb", extrasamples=["unassalpha"])}
+    files = {
+        "basophil/palette.png": encode(palette),
+        "basophil/alpha.png": encode(alpha),
+        "monocyte/alpha.tif": tiff(
+            np.dstack([cell(905), cell(906)[..., 0]]), photometric="rgb", extrasamples=["unassalpha"]
+        ),
+    }
     with_images(room, files)
-    pixels = {f"{BA}/palette.png": by_pillow(files["basophil/palette.png"]), f"{BA}/alpha.png": cell(901), f"{MO}/alpha.tif": cell(905)}
+    pixels = {
+        f"{BA}/palette.png": by_pillow(files["basophil/palette.png"]),
+        f"{BA}/alpha.png": cell(901),
+        f"{MO}/alpha.tif": cell(905),
+    }
     return Taken({BA: 5, MO: 4}, pixels=pixels)
 
 
 @taken
 def grey_images_of_several_forms(room):
     grey = cell(900)[..., 0], cell(901)[..., 0], cell(902)[..., 0]
-    with_images(room, {"basophil/a.png": encode(grey[0]), "basophil/b.bmp": encode(grey[1], "BMP"), "monocyte/c.tif": tiff(grey[2])})
+    with_images(
+        room,
+        {"basophil/a.png": encode(grey[0]), "basophil/b.bmp": encode(grey[1], "BMP"), "monocyte/c.tif": tiff(grey[2])},
+    )
     names = (f"{BA}/a.png", f"{BA}/b.bmp", f"{MO}/c.tif")
-    return Taken({BA: 5, MO: 4}, pixels={name: np.repeat(one[..., None], 3, axis=2) for name, one in zip(names, grey, strict=True)})
+    return Taken(
+        {BA: 5, MO: 4},
+        pixels={name: np.repeat(one[..., None], 3, axis=2) for name, one in zip(names, grey, strict=True)},
+    )
 
 
 @taken
 def jpeg_2000_and_avif(room):
-    files = {"basophil/a.jp2": imagecodecs.jpeg2k_encode(cell(900), level=0), "monocyte/b.avif": encode(cell(901), "AVIF")}
+    files = {
+        "basophil/a.jp2": imagecodecs.jpeg2k_encode(cell(900), level=0),
+        "monocyte/b.avif": encode(cell(901), "AVIF"),
+    }
     with_images(room, files)
     return Taken({BA: 4, MO: 4}, pixels={f"{BA}/a.jp2": cell(900), f"{MO}/b.avif": by_pillow(files["monocyte/b.avif"])})
 
 
 @taken
 def spectral_and_lab_tiff(room):
-    with_images(room, {"basophil/bands.tif": tiff(np.dstack([cell(900), cell(901)]), photometric="minisblack", planarconfig="contig"), "monocyte/lab.tif": encode(Image.fromarray(cell(902)).convert("LAB"), "TIFF")})
+    with_images(
+        room,
+        {
+            "basophil/bands.tif": tiff(
+                np.dstack([cell(900), cell(901)]), photometric="minisblack", planarconfig="contig"
+            ),
+            "monocyte/lab.tif": encode(Image.fromarray(cell(902)).convert("LAB"), "TIFF"),
+        },
+    )
     return Taken(USUAL, {f"{BA}/bands.tif": "pixel layout", f"{MO}/lab.tif": "pixel layout"})
 
 

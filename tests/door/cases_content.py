@@ -33,7 +33,9 @@ def a_bmp_named_tif(room):
 
 @taken
 def images_without_a_suffix(room):
-    files = {name.rpartition(".")[0]: data for name, data in room.classes("basophil", "monocyte", suffix=".jpg").items()}
+    files = {
+        name.rpartition(".")[0]: data for name, data in room.classes("basophil", "monocyte", suffix=".jpg").items()
+    }
     room.write(files, "Lab")
     return Taken(USUAL)
 
@@ -123,7 +125,10 @@ def forms_that_no_decoder_here_reads(room):
 
 @taken
 def a_drawing_and_an_icon(room):
-    with_images(room, {"logo.svg": b'<?xml version="1.0"?>\n<svg xmlns="x"></svg>\n', "favicon.ico": b"\0\0\1\0\1\0" + bytes(40)})
+    with_images(
+        room,
+        {"logo.svg": b'<?xml version="1.0"?>\n<svg xmlns="x"></svg>\n', "favicon.ico": b"\0\0\1\0\1\0" + bytes(40)},
+    )
     return Taken(USUAL, {"Lab/logo.svg": "SVG drawing", "Lab/favicon.ico": "icon"})
 
 
@@ -137,14 +142,18 @@ def what_operating_systems_leave(room):
 @taken
 def files_of_zeros_and_of_noise(room):
     noise = np.random.default_rng(0).bytes(300)
-    with_images(room, {"basophil/zeros.jpg": bytes(5000), "basophil/noise.png": noise, "basophil/noise.bin": b"\0\1" + noise})
+    with_images(
+        room, {"basophil/zeros.jpg": bytes(5000), "basophil/noise.png": noise, "basophil/noise.bin": b"\0\1" + noise}
+    )
     others = {"zeros.jpg": "not an image", "noise.png": "not an image", "noise.bin": "unknown file"}
     return Taken(USUAL, {f"{BA}/{name}": kind for name, kind in others.items()})
 
 
 @taken
 def bytes_behind_the_end_of_a_picture(room):
-    with_images(room, {"basophil/a.png": picture(900) + b"\n\0more", "monocyte/b.jpg": picture(901, ".jpg") + bytes(64)})
+    with_images(
+        room, {"basophil/a.png": picture(900) + b"\n\0more", "monocyte/b.jpg": picture(901, ".jpg") + bytes(64)}
+    )
     return Taken({BA: 4, MO: 4}, pixels={f"{BA}/a.png": cell(900)})
 
 

@@ -101,7 +101,9 @@ def two_cameras_in_two_laboratories(room):
     for lab, values in (("Lab", first), ("Other", second)):
         room.write(room.classes("basophil", "monocyte"), lab)
         room.write({"basophil/deep.tif": tiff(values, photometric="rgb")}, lab)
-    counts = {f"{lab}/{label}": count for lab in ("Lab", "Other") for label, count in (("basophil", 4), ("monocyte", 3))}
+    counts = {
+        f"{lab}/{label}": count for lab in ("Lab", "Other") for label, count in (("basophil", 4), ("monocyte", 3))
+    }
     pixels = {"Lab/basophil/deep.tif": scaled(first, 0, 4095), "Other/basophil/deep.tif": scaled(second, 0, 16383)}
     return Taken(counts, pixels=pixels)
 

@@ -1,8 +1,12 @@
 """Dead ends: nothing to take, nothing to write to, settings that leave nothing."""
 
 import os
+from pathlib import Path
 
-from door import Refused, Taken, encode, cell, picture, refused, taken
+from door import Refused, Taken, picture, refused, taken
+
+from hemafast.config import PrepareConfig
+from hemafast.preparation.build import prepare
 
 USUAL = {"Lab/basophil": 3, "Lab/monocyte": 3}
 
@@ -85,7 +89,10 @@ def copies_of_one_image(room):
 
 @refused
 def nothing_but_damaged_images(room):
-    room.write({f"{label}/{number}.jpg": b"\xff\xd8\xff\xe0cut" for label in ("basophil", "monocyte") for number in range(3)}, "Lab")
+    room.write(
+        {f"{label}/{number}.jpg": b"\xff\xd8\xff\xe0cut" for label in ("basophil", "monocyte") for number in range(3)},
+        "Lab",
+    )
     return Refused(("None of the 6 images", "6 damaged", "basophil/0.jpg", "Repair or replace"))
 
 
@@ -93,7 +100,9 @@ def nothing_but_damaged_images(room):
 def more_damaged_images_than_are_allowed(room):
     usual(room)
     room.write({"basophil/cut.png": picture(900)[:-700]}, "Lab")
-    return Refused(("1 of 7 images", "1 damaged", "basophil/cut.png"), {"max_quarantined": 0.05}, then={"max_quarantined": 0.2})
+    return Refused(
+        ("1 of 7 images", "1 damaged", "basophil/cut.png"), {"max_quarantined": 0.05}, then={"max_quarantined": 0.2}
+    )
 
 
 @refused
@@ -104,14 +113,17 @@ def a_strict_preparation_with_a_stray_image(room):
 
 @refused
 def the_same_picture_in_two_classes_only(room):
-    room.write({f"{label}/{number}.png": picture(900 + number) for label in ("basophil", "monocyte") for number in range(3)}, "Lab")
+    room.write(
+        {f"{label}/{number}.png": picture(900 + number) for label in ("basophil", "monocyte") for number in range(3)},
+        "Lab",
+    )
     return Refused(("None of the 6 images", "6 contradiction", "the same picture is"))
 
 
 @refused
 def a_link_out_of_the_source(room):
     usual(room)
-    os.symlink(room.beside("secret.png", picture(900)), room.source / "Lab/basophil/link.png")
+    Path(room.source / "Lab/basophil/link.png").symlink_to(room.beside("secret.png", picture(900)))
     return Refused(("link.png is a symbolic link", "Replace it"))
 
 
@@ -125,7 +137,9 @@ def a_pipe_in_a_class_folder(room):
 @refused
 def a_map_that_leaves_out_every_class(room):
     usual(room)
-    return Refused(("--class-map leaves out every class", "at least one class"), {"class_map": {"basophil": "", "monocyte": ""}})
+    return Refused(
+        ("--class-map leaves out every class", "at least one class"), {"class_map": {"basophil": "", "monocyte": ""}}
+    )
 
 
 @refused
@@ -166,3 +180,32 @@ def empty_folders_among_full_ones(room):
     (room.source / "Lab" / "myeloblast").mkdir()
     (room.source / "Empty").mkdir()
     return Taken(USUAL)
+
+
+@taken
+def an_output_within_the_source_and_what_an_interrupted_call_left(room):
+    usual(room)
+    inside = room.source / "prepared"
+    (room.source / ".prepared.hemafast-tmp").mkdir()
+
+    def again(made):
+        config = PrepareConfig(source=room.source, output=inside, pack_sizes=(32,), shards=1, max_quarantined=1.0)
+        assert not prepare(config, workers=1).fresh
+
+    return Taken(USUAL, options={"output": inside}, also=again)
+
+
+@refused
+def a_source_within_the_output(room):
+    room.source = room.root / "out" / "Source"
+    usual(room)
+    return Refused(("inside the output", "Choose another --output"), {"output": room.root / "out"})
+
+
+@refused
+def an_output_that_holds_something_else(room):
+    usual(room)
+    thesis = room.root / "results"
+    thesis.mkdir()
+    (thesis / "thesis.docx").write_bytes(b"x")
+    return Refused(("results",), {"output": thesis}, then={"output": room.root / "new"})

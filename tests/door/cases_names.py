@@ -1,6 +1,9 @@
 """Names and encodings in archives and lists; tars; folders of archives."""
 
+import io
+import tarfile
 import unicodedata
+import zipfile
 
 from door import Refused, Taken, pack, refused, taken, tar, zipped
 
@@ -12,13 +15,19 @@ def raw_zip(room, names, encoding, into="Lab.zip", separator="/"):
     """A zip of these images whose names are stored in an encoding, without saying so."""
     files = {name: room.image() for name in names}
     room.source.mkdir(exist_ok=True)
-    (room.source / into).write_bytes(zipped({name.replace("/", separator).encode(encoding): data for name, data in files.items()}))
+    (room.source / into).write_bytes(
+        zipped({name.replace("/", separator).encode(encoding): data for name, data in files.items()})
+    )
     room.written += [f"{into.partition('.')[0]}/{name}" for name in files]
 
 
 @taken
 def names_that_macos_takes_apart(room):
-    names = [unicodedata.normalize("NFD", f"{label}/Zelle_ä{number}.png") for label in ("basophil", "monocyte") for number in range(3)]
+    names = [
+        unicodedata.normalize("NFD", f"{label}/Zelle_ä{number}.png")
+        for label in ("basophil", "monocyte")
+        for number in range(3)
+    ]
     room.write({name: room.image() for name in names}, "Lab")
     return Taken({BA: 3, MO: 3})
 
@@ -46,7 +55,9 @@ def a_zip_of_dos(room):
 
 @taken
 def a_zip_of_utf8_that_does_not_say_so(room):
-    raw_zip(room, [f"{label}/зразок {number}.png" for label in ("basophil", "monocyte") for number in range(3)], "utf-8")
+    raw_zip(
+        room, [f"{label}/зразок {number}.png" for label in ("basophil", "monocyte") for number in range(3)], "utf-8"
+    )
     return Taken({BA: 3, MO: 3})
 
 
@@ -129,7 +140,10 @@ def very_long_names(room):
 
 @taken
 def names_that_differ_in_case_alone(room):
-    room.write({**room.classes("basophil", "monocyte"), "basophil/A.png": room.image(), "basophil/a.PNG": room.image()}, "Lab.zip")
+    room.write(
+        {**room.classes("basophil", "monocyte"), "basophil/A.png": room.image(), "basophil/a.PNG": room.image()},
+        "Lab.zip",
+    )
     return Taken({BA: 5, MO: 3})
 
 
@@ -151,7 +165,7 @@ def what_macos_leaves_in_an_archive_of_archives(room):
 @refused
 def an_archive_in_a_zip(room):
     room.write({**room.classes("basophil", "monocyte"), "more.zip": b"PK\5\6" + bytes(18)}, "Lab.zip")
-    return Refused(("holds another archive, more.zip", "Unpack it"))
+    return Refused(("holds another archive, more.zip", "Lab.zip, and use the folder"))
 
 
 @refused
@@ -185,3 +199,61 @@ def a_source_named_as_its_folder(room):
     room.write(room.classes("basophil", "monocyte"), "Lab")
     room.write({"README.md": b"# Cells\n", "basophil/a.png": room.image(), "basophil/b.png": room.image()})
     return Taken({BA: 5, MO: 3}, {"README.md": "text"})
+
+
+@taken
+def a_zip_for_each_class_wrapped_in_different_ways(room):
+    room.write(room.cells("basophil/{}.png"), "basophil.zip")
+    room.write(room.cells("monocyte images/monocyte/{}.png"), "Monocyte.zip")
+    room.write(room.cells("{}.png"), "EOSINOPHIL.tar")
+    return Taken({"Source/basophil": 3, "Source/monocyte": 3, "Source/eosinophil": 3})
+
+
+@taken
+def images_at_several_depths_of_a_class(room):
+    files = room.cells("basophil/{}.png") | room.cells("basophil/more/{}.png") | room.cells("basophil/more/most/{}.png")
+    room.write(files | room.cells("monocyte/{}.png"), "Lab")
+    return Taken({BA: 9, MO: 3})
+
+
+@taken
+def an_archive_with_entries_of_folders_and_a_comment(room):
+    files = room.classes("basophil", "monocyte")
+    room.write({}, "Lab.zip")
+    with zipfile.ZipFile(room.source / "Lab.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.comment = b"packed in 2019"
+        for folder in ("basophil/", "monocyte/", "empty/"):
+            archive.writestr(folder, b"")
+        for name, data in files.items():
+            with archive.open(name, "w", force_zip64=True) as member:
+                member.write(data)
+    room.written += [f"Lab/{name}" for name in files]
+    return Taken({BA: 3, MO: 3})
+
+
+@taken
+def a_tar_of_long_names_and_folders(room):
+    long = "/".join(["a rather long name of a folder"] * 8)
+    files = room.classes("basophil", "monocyte", under=f"{long}/")
+    room.write(files, "Lab.tar.xz")
+    return Taken({BA: 3, MO: 3})
+
+
+@refused
+def a_name_of_two_lines(room):
+    room.write({**room.classes("basophil", "monocyte"), "basophil/a\nb.png": room.image()}, "Lab.zip")
+    return Refused(("unprintable", "Rename it"))
+
+
+@refused
+def a_tar_that_packs_a_copy_as_a_link(room):
+    room.write(room.classes("basophil", "monocyte"), "Lab")
+    stream = io.BytesIO()
+    with tarfile.open(fileobj=stream, mode="w") as archive:
+        data = room.image()
+        first, link = tarfile.TarInfo("basophil/a.png"), tarfile.TarInfo("basophil/b.png")
+        first.size, link.type, link.linkname = len(data), tarfile.LNKTYPE, "basophil/a.png"
+        archive.addfile(first, io.BytesIO(data))
+        archive.addfile(link)
+    (room.source / "Linked.tar").write_bytes(stream.getvalue())
+    return Refused(("basophil/b.png is a link", "Pack the file"))

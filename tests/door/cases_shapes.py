@@ -23,7 +23,9 @@ def one_pixel(room):
 
 @taken
 def a_line(room):
-    with_images(room, {"basophil/line.png": encode(cell(900, 1, 400)), "monocyte/row.jpg": encode(cell(901, 400, 1), "JPEG")})
+    with_images(
+        room, {"basophil/line.png": encode(cell(900, 1, 400)), "monocyte/row.jpg": encode(cell(901, 400, 1), "JPEG")}
+    )
     return Taken(USUAL, {f"{BA}/line.png": "not a cell", f"{MO}/row.jpg": "not a cell"})
 
 
@@ -57,7 +59,9 @@ def one_colour(room):
 
 @taken
 def four_times_as_long_as_wide_and_a_little_more(room):
-    with_images(room, {"basophil/four.png": encode(cell(900, 128, 32)), "basophil/five.png": encode(cell(901, 132, 32))})
+    with_images(
+        room, {"basophil/four.png": encode(cell(900, 128, 32)), "basophil/five.png": encode(cell(901, 132, 32))}
+    )
     centre = cell(900, 128, 32)[:, 48:80]
     return Taken({BA: 4, MO: 3}, {f"{BA}/five.png": "not a cell"}, pixels={f"{BA}/four.png": centre})
 

@@ -3,6 +3,7 @@
 import datetime
 import io
 import zipfile
+from pathlib import Path
 
 import openpyxl
 import pandas as pd
@@ -43,7 +44,8 @@ def an_excel_list_beside_the_images(room):
 def an_excel_list_that_nobody_named(room):
     rows = labelled(room)
     room.write({"Labels (final).xlsx": sheet([["Image Name", "Cell Type"], *rows])}, "Set")
-    return Refused(("If the classes are in a table", "Labels (final).xlsx"), commands=2)
+    file = Path("Set/Labels (final).xlsx")
+    return Refused(("holds no image of a class", f"--labels '{file}'"), then={"labels": file}, commands=1)
 
 
 @taken
@@ -57,14 +59,19 @@ def a_blank_cover_sheet_and_blank_lines(room):
 def numbers_that_excel_made_floats(room):
     room.write(room.cells("{:03d}.png", 6, start=1), "Set")
     rows = [[float(number), float(number % 2)] for number in range(1, 7)]
-    options = {"labels": room.beside("l.xlsx", sheet([["ID", "Class"], *rows])), "class_map": {"0": "basophil", "1": "monocyte"}}
+    options = {
+        "labels": room.beside("l.xlsx", sheet([["ID", "Class"], *rows])),
+        "class_map": {"0": "basophil", "1": "monocyte"},
+    }
     return Taken({BA: 3, MO: 3}, options=options)
 
 
 @taken
 def dates_remarks_and_patients_in_further_columns(room):
     rows = labelled(room, 8)
-    full = [[*row, datetime.date(2020, 1, 1), None if place else "blurred", place // 2] for place, row in enumerate(rows)]
+    full = [
+        [*row, datetime.date(2020, 1, 1), None if place else "blurred", place // 2] for place, row in enumerate(rows)
+    ]
     content = sheet([["file", "label", "date", "remark", "patient"], *full])
 
     def together(made):
@@ -103,7 +110,9 @@ def a_table_without_a_header(room):
 @taken
 def a_parquet_table_with_an_index(room):
     stream = io.BytesIO()
-    pd.DataFrame(labelled(room), columns=["image", "label"]).set_index("image", drop=False).rename_axis("key").to_parquet(stream)
+    pd.DataFrame(labelled(room), columns=["image", "label"]).set_index("image", drop=False).rename_axis(
+        "key"
+    ).to_parquet(stream)
     return Taken({BA: 3, MO: 3}, options={"labels": room.beside("labels.parquet", stream.getvalue())})
 
 
@@ -120,7 +129,9 @@ def a_word_document(room):
     stream = io.BytesIO()
     with zipfile.ZipFile(stream, "w") as archive:
         archive.writestr("word/document.xml", "<w/>")
-    return Refused(("labels.docx is a zip, but no xlsx file",), {"labels": room.beside("labels.docx", stream.getvalue())})
+    return Refused(
+        ("labels.docx is a zip, but no xlsx file",), {"labels": room.beside("labels.docx", stream.getvalue())}
+    )
 
 
 @refused
@@ -134,4 +145,6 @@ def a_column_that_comes_twice(room):
 def formulas_that_were_never_calculated(room):
     rows = [[name, f'=IF(TRUE,"{label}","")'] for name, label in labelled(room)]
     content = sheet([["path", "label"], *rows])
-    return Refused(("the column label is empty in all of its 6 lines", "Formulas"), {"labels": room.beside("labels.xlsx", content)})
+    return Refused(
+        ("the column label is empty in all of its 6 lines", "Formulas"), {"labels": room.beside("labels.xlsx", content)}
+    )

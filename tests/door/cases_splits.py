@@ -7,7 +7,10 @@ BA, MO = "basophil", "monocyte"
 
 def split_of(room: Room, *folders: str, count: int = 2, into: str = "Set") -> None:
     """Two classes in each of these folders."""
-    room.write({path: data for one in folders for path, data in room.classes(BA, MO, under=f"{one}/", count=count).items()}, into)
+    room.write(
+        {path: data for one in folders for path, data in room.classes(BA, MO, under=f"{one}/", count=count).items()},
+        into,
+    )
 
 
 @taken
@@ -64,7 +67,9 @@ def the_same_file_names_in_every_class_and_split(room):
 @taken
 def train_and_test_without_validation(room):
     split_of(room, "Train", "Test", count=5)
-    return Taken({f"Set/{BA}": 10, f"Set/{MO}": 10}, splits={"train": 8, "val": 2, "test": 10}, notes=("no validation",))
+    return Taken(
+        {f"Set/{BA}": 10, f"Set/{MO}": 10}, splits={"train": 8, "val": 2, "test": 10}, notes=("no validation",)
+    )
 
 
 @taken
@@ -99,7 +104,10 @@ def only_a_test_folder_is_no_split(room):
 def resplit_draws_anew(room):
     split_of(room, "train", "val", "test", count=5)
     return Taken(
-        {f"Set/{BA}": 15, f"Set/{MO}": 15}, splits={"train": 24, "val": 6}, options={"resplit": True}, notes=("ignored",)
+        {f"Set/{BA}": 15, f"Set/{MO}": 15},
+        splits={"train": 24, "val": 6},
+        options={"resplit": True},
+        notes=("ignored",),
     )
 
 
@@ -138,3 +146,49 @@ def images_beside_the_folders_of_splits(room):
     return Taken(
         {f"Set/{BA}": 4, f"Set/{MO}": 4, "Set/eosinophil": 2}, splits={"train": 6, "val": 4}, notes=("in no split",)
     )
+
+
+@taken
+def a_zip_for_each_split_within_a_folder(room):
+    for split, count in (("train", 5), ("test", 2)):
+        room.write(room.classes(BA, MO, count=count), f"Set/{split}.zip")
+    return Taken({f"Set/{BA}": 7, f"Set/{MO}": 7}, splits={"train": 8, "val": 2, "test": 4})
+
+
+@taken
+def one_laboratory_trains_and_another_tests(room):
+    files = room.classes(BA, MO, under="train/hospital A/", count=5)
+    room.write(files | room.classes(BA, MO, under="test/hospital B/", count=2), "Set.zip")
+    counts = {f"hospital A/{BA}": 5, f"hospital A/{MO}": 5, f"hospital B/{BA}": 2, f"hospital B/{MO}": 2}
+    return Taken(counts, splits={"train": 8, "val": 2, "test": 4})
+
+
+@taken
+def a_split_twice_wrapped_in_its_own_name(room):
+    split_of(room, "Train/Train", "Val/Val")
+    return Taken({f"Set/{BA}": 4, f"Set/{MO}": 4}, splits={"train": 4, "val": 4})
+
+
+@taken
+def splits_named_with_numbers_and_dates(room):
+    split_of(room, "train_2019", "validation_2020", "test_2021")
+    return Taken({f"Set/{BA}": 6, f"Set/{MO}": 6}, splits={"train": 4, "val": 4, "test": 4})
+
+
+@taken
+def the_same_picture_in_train_and_validation(room):
+    split_of(room, "train", "val", count=3)
+    both = room.image()
+    room.write({f"train/{BA}/copy.png": both, f"val/{BA}/original.png": both}, "Set")
+    others = {f"Set/train/{BA}/copy.png": "twin validates"}
+    return Taken({f"Set/{BA}": 7, f"Set/{MO}": 6}, others, splits={"train": 6, "val": 7})
+
+
+@taken
+def patients_above_the_classes_of_each_split(room):
+    files = {}
+    for split, patients in (("train", (1, 2)), ("val", (3,))):
+        for patient in patients:
+            files |= room.classes(BA, MO, under=f"{split}/patient{patient}/", count=2)
+    room.write(files, "Set")
+    return Taken({f"Set/{BA}": 6, f"Set/{MO}": 6}, splits={"train": 8, "val": 4}, notes=("patients",))

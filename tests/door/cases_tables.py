@@ -1,5 +1,6 @@
 """Labels, splits and patients in tables."""
 
+import hashlib
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,9 @@ def labelled(room: Room, pattern: str = "images/{}.png", count: int = 6, into: s
     return list(files)
 
 
-def table(room: Room, names: list[str], header: str = "path,label", line: str = "{name},{label}", end: str = "\n") -> str:
+def table(
+    room: Room, names: list[str], header: str = "path,label", line: str = "{name},{label}", end: str = "\n"
+) -> str:
     """A line for each image; the classes take turns."""
     rows = [
         line.format(name=name, label=("basophil", "monocyte")[number % 2], number=number)
@@ -35,7 +38,8 @@ def a_table_beside_the_images(room):
 def a_table_that_nobody_named(room):
     names = labelled(room)
     room.write({"labels.csv": table(room, names).encode()}, "Set")
-    return Refused(("If the classes are in a table",), commands=2)
+    file = Path("Set/labels.csv")
+    return Refused(("holds no image of a class", f"--labels {file}"), then={"labels": file}, commands=1)
 
 
 @taken
@@ -54,7 +58,11 @@ def semicolons_and_decimal_commas(room):
     def scaled(made):
         assert made.info.domains["Set"].um_per_pixel == 0.0725
 
-    return Taken({BA: 3, MO: 3}, options={"labels": file, "columns": {"path": "Dateipfad"}, "field_of_view": "whole"}, also=scaled)
+    return Taken(
+        {BA: 3, MO: 3},
+        options={"labels": file, "columns": {"path": "Dateipfad"}, "field_of_view": "whole"},
+        also=scaled,
+    )
 
 
 @taken
@@ -151,7 +159,9 @@ def numbers_as_labels_with_a_map(room):
 def numbers_as_labels(room):
     names = labelled(room)
     text = table(room, names).replace("basophil", "1").replace("monocyte", "4")
-    return Refused(("2 of 2 classes", "Say which class each number is"), {"labels": room.beside("labels.csv", text)}, commands=2)
+    return Refused(
+        ("2 of 2 classes", "Say which class each number is"), {"labels": room.beside("labels.csv", text)}, commands=2
+    )
 
 
 @refused
@@ -176,9 +186,13 @@ def a_table_of_other_images(room):
 @taken
 def two_lists_one_for_each_split(room):
     room.write(room.classes("basophil", "monocyte", count=4), "Set")
-    lines = [[f"{label}/{number}.png" for label in ("basophil", "monocyte") for number in some] for some in ((0, 1), (2,), (3,))]
+    lines = [
+        [f"{label}/{number}.png" for label in ("basophil", "monocyte") for number in some]
+        for some in ((0, 1), (2,), (3,))
+    ]
     files = tuple(
-        room.beside(f"{split}.txt", "\n".join(["path", *names])) for split, names in zip(("train", "val", "test"), lines, strict=True)
+        room.beside(f"{split}.txt", "\n".join(["path", *names]))
+        for split, names in zip(("train", "val", "test"), lines, strict=True)
     )
     return Taken({BA: 4, MO: 4}, splits={"train": 4, "val": 2, "test": 2}, options={"split_file": files})
 
@@ -195,7 +209,59 @@ def a_list_that_leaves_images_out(room):
 
 @taken
 def a_table_over_folders_of_splits(room):
-    files = {path: data for split in ("train", "test") for path, data in room.cells(f"{split}/{split}_{{}}.png", 6).items()}
+    files = {
+        path: data for split in ("train", "test") for path, data in room.cells(f"{split}/{split}_{{}}.png", 6).items()
+    }
     room.write(files, "Set")
     file = room.beside("labels.csv", table(room, [name.rpartition("/")[2] for name in files], "id,diagnosis"))
     return Taken({BA: 6, MO: 6}, splits={"train": 4, "val": 2, "test": 6}, options={"labels": file})
+
+
+@refused
+def patients_in_folders_and_classes_in_a_table_that_nobody_named(room):
+    names = labelled(room, "P_A{}.png", count=4, into="Smith") + labelled(room, "P_B{}.png", count=4, into="Jones")
+    room.write({"labels.tsv": table(room, names, "image\tclass", "{name}\t{label}").encode()})
+    return Refused(("Jones (4 images)", "If the classes are in a table"), commands=2)
+
+
+@refused
+def bare_names_that_come_in_every_folder(room):
+    room.write(room.cells("a/{}.png", 4) | room.cells("b/{}.png", 4), "Set")
+    file = room.beside("labels.csv", table(room, [f"{number}.png" for number in range(4)]))
+    return Refused(("0.png may be Set/a/0.png or Set/b/0.png", "folders"), {"labels": file})
+
+
+@refused
+def two_columns_that_may_be_the_label(room):
+    names = labelled(room)
+    rows = [f"{name},{number % 2},{('basophil', 'monocyte')[number % 2]}" for number, name in enumerate(names)]
+    file = room.beside("labels.csv", "\n".join(["filename,label,class_name", *rows]))
+    chosen = {"columns": {"label": "class_name"}}
+    return Refused(("the label may be in the column label or class_name", "--columns"), {"labels": file}, then=chosen)
+
+
+@taken
+def a_column_for_each_class(room):
+    names = labelled(room)
+    rows = [f"{name},{number % 2},{1 - number % 2}" for number, name in enumerate(names)]
+    file = room.beside("labels.csv", "\n".join(["image,BASOPHIL,MONOCYTE", *rows]))
+    return Taken({BA: 3, MO: 3}, options={"labels": file})
+
+
+@taken
+def a_contradiction_between_two_laboratories(room):
+    same = room.image()
+    room.write({**room.classes("basophil", "monocyte"), "basophil/x.png": same}, "First")
+    room.write({**room.classes("basophil", "monocyte"), "monocyte/y.png": same}, "Second.zip")
+    others = {"First/basophil/x.png": "contradiction", "Second/monocyte/y.png": "contradiction"}
+    return Taken({f"{lab}/{label}": 3 for lab in ("First", "Second") for label in ("basophil", "monocyte")}, others)
+
+
+@taken
+def checksums_of_which_one_differs(room):
+    files = room.classes("basophil", "monocyte")
+    room.write(files, "Set")
+    sums = [f"{hashlib.sha256(data).hexdigest()}  ./Set/{name}" for name, data in files.items()]
+    sums[0] = "0" * 64 + sums[0][64:]
+    file = room.beside("SHA256SUMS", "\n".join(sums))
+    return Taken({BA: 2, MO: 3}, {f"{BA}/0.png": "checksum"}, options={"checksums": file})

@@ -86,7 +86,7 @@ class Room:
     def cells(self, pattern: str, count: int = 3, *, start: int = 0) -> dict[str, bytes]:
         """New images named by `pattern`, which holds {} for their number."""
         names = [pattern.format(number) for number in range(start, start + count)]
-        return {name: self.image(os.path.splitext(name)[1]) for name in names}
+        return {name: self.image(Path(name).suffix) for name in names}
 
     def classes(self, *names: str, suffix: str = ".png", count: int = 3, under: str = "") -> dict[str, bytes]:
         """New images of classes, in a folder each."""

@@ -2,9 +2,11 @@
 
 import json
 import re
+from pathlib import Path
 from unittest.mock import Mock, call
 
 import numpy as np
+import pandas as pd
 import pytest
 from page import Page, needs_browser, open_in_browser
 from PIL import Image
@@ -13,7 +15,7 @@ from typer.testing import CliRunner
 from hemafast.cli import app
 from hemafast.config import PrepareConfig
 from hemafast.data.dataset import open_dataset
-from hemafast.eda import measure, plots
+from hemafast.eda import measure
 from hemafast.eda.page import write_eda
 from hemafast.errors import HemafastError
 from hemafast.preparation import schema
@@ -199,13 +201,15 @@ def test_an_old_page_stands_until_the_new_one_is_whole(mixed, tmp_path, monkeypa
     old = write_eda(mixed, tmp_path)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
 
-    draw = plots.plot_colours
+    write, written = Path.write_bytes, []
 
-    def fail(target, **values):
-        draw(target, **values)
-        raise OSError(28, "No space left on device")
+    def fail(path, content):
+        written.append(path)
+        if len(written) == 3:
+            raise OSError(28, "No space left on device")
+        return write(path, content)
 
-    monkeypatch.setattr(plots, "plot_colours", fail)  # after another picture has been drawn
+    monkeypatch.setattr(Path, "write_bytes", fail)  # after other pictures have been written
     with pytest.raises(HemafastError, match="No space left on device"):
         write_eda(mixed, old.parent, images_per_class=2)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
@@ -234,3 +238,19 @@ def test_progress_counts_the_pictures(mixed, tmp_path):
     assert start == call.start("drawing", pictures, unit="pictures")
     assert advances == [call.advance()] * pictures
     assert finish == call.finish()
+
+
+def test_many_sizes_become_one_row_for_each_format():
+    few = pd.DataFrame({"domain": "A", "width": [40, 41], "height": 40, "window": 40, "format": "PNG", "mode": "RGB"})
+    many = pd.DataFrame(
+        {"domain": "B", "width": range(50, 62), "height": 50, "window": 50, "format": "JPEG", "mode": "L"}
+    )
+    files = pd.concat([few, many]).assign(images=2, bytes=1000.0, um=float("nan"))
+    files.loc[files["domain"] == "B", "um"] = 5.0
+    rows = measure.list_sizes(files)
+    assert [(row["domain"], row["width"], row["images"]) for row in rows] == [
+        ("A", "40", 2),
+        ("A", "41", 2),
+        ("B", "50 to 61", 24),
+    ]
+    assert [(row["um"], row["bytes"]) for row in rows] == [("unknown", 1000), ("unknown", 1000), ("5.0", 1000)]

@@ -147,7 +147,7 @@ BAD_SPLITS = {
     "": "is empty",
     "path\nA/x.png\n": "no column split",
     "path,split\nA/basophil/BAS_000.png,fold7\n": "'fold7'",
-    "path,split\nA/basophil/BAS_000.png,test\n": "no image for training: 1 test images",
+    "path,split\nA/basophil/BAS_000.png,test\n": "lists no training image",
     "path,split\nBAS_000.png,train\n": "may be",
     "path,split\nA/basophil/BAS_000.png,train\nA/basophil/BAS_000.png,val\n": "train and val",
     "path,split\nA/basophil/BAS_000.png,\n": "line 2",
@@ -233,10 +233,7 @@ def test_an_image_that_is_not_the_listed_one_is_quarantined(source, tmp_path):
     (refused,) = prepared.quarantine
     assert (refused.file, refused.kind) == (names[1].replace("images", "quarantined", 1), "checksum")
     assert hashlib.sha256(b"other").hexdigest() in refused.reason
-    assert prepared.info.notes[:2] == (
-        "29 images are not in list.csv",
-        "1 entries of list.csv match no image",
-    )
+    assert {"29 images are not in list.csv", "1 entry of list.csv matches no image"} <= set(prepared.info.notes)
 
 
 @pytest.mark.parametrize("text", ["", "# nothing\n", "abc  x.png\n", "g" * 64 + "  x.png\n", "0" * 64 + "\n"])
@@ -310,7 +307,7 @@ def test_an_image_that_shows_less_than_asked_is_quarantined_and_than_usual_is_ke
         _prepare(tmp_path, field_of_view=61.0, um_per_pixel={"A": 1.0}, max_quarantined=0.05)
     usual = _prepare(tmp_path, um_per_pixel={"A": 0.1})
     assert set(usual.files.manifest["window"]) == {60}
-    assert usual.info.notes == ("A: 4 images are smaller than the field of view of 250 px and are kept whole",)
+    assert "A: 4 images are smaller than the field of view of 250 px and are kept whole" in usual.info.notes
 
 
 def test_a_field_of_view_needs_a_scale(source):

@@ -525,12 +525,39 @@ def test_a_file_that_is_no_archive_is_refused(tmp_path, form, content):
 
 
 @pytest.mark.parametrize("form", PACKED)
-def test_an_archive_under_the_suffix_of_another_is_refused(tmp_path, form):
-    other = ".tar" if form == "d.zip" else ".zip"
-    content = pack(tmp_path / f"other{other}", FILES).read_bytes()
-    (tmp_path / form).write_bytes(content)
-    if form != "d.tar" or other != ".tar":
-        _refusal(lambda: list_container(tmp_path / form), str(tmp_path / form))
+@pytest.mark.parametrize("named", ["d.zip", "d.tar", "d.tar.gz"])
+def test_an_archive_under_the_suffix_of_another_is_read_by_its_content(tmp_path, form, named):
+    content = pack(tmp_path / "other" / form, FILES).read_bytes()
+    (tmp_path / named).write_bytes(content)
+    assert _contents(tmp_path / named) == FILES
+
+
+@pytest.mark.parametrize(
+    ("files", "remedy"),
+    [
+        ({"d.zip": b"version https://git-lfs.github.com/spec/v1\n"}, "its content is no archive (text)"),
+        ({"d.zip": b"<!DOCTYPE html><html>Sign in</html>"}, "its content is no archive (text)"),
+        ({"d.zip": b"PK\x03\x04 cut short"}, "Download it again"),
+        ({"d.zip": b"PK\x03\x04 the last part", "d.z01": b"the first"}, "zip -s 0 d.zip"),
+    ],
+    ids=["pointer", "page", "cut", "parts"],
+)
+def test_the_remedy_fits_what_is_no_whole_archive(tmp_path, files, remedy):
+    for name, data in files.items():
+        (tmp_path / name).write_bytes(data)
+    with pytest.raises(HemafastError) as caught:
+        list_container(tmp_path / "d.zip")
+    assert remedy in caught.value.remedy
+
+
+def test_an_archive_in_an_archive_is_refused_with_what_to_do(tmp_path):
+    inner = pack(tmp_path / "basophil.zip", FILES).read_bytes()
+    outer = pack(tmp_path / "all.zip", {"basophil.zip": inner})
+    with pytest.raises(HemafastError) as caught:
+        list_container(outer)
+    assert caught.value.remedy == f"Unpack {outer}, and use the folder instead."
+    unpacked = pack(tmp_path / "all", {"basophil.zip": inner})
+    assert len(_names(unpacked)) == len(FILES)
 
 
 def _outcome(path: Path) -> dict[str, bytes] | None:

@@ -263,3 +263,52 @@ def test_a_note_says_how_folders_were_understood(paths, said):
 )
 def test_a_split_is_known_by_its_name(name, split):
     assert split_named(name) == split
+
+
+# Splits that share a folder's name with something else
+
+
+@pytest.mark.parametrize(
+    ("paths", "places"),
+    [
+        (
+            ["train_basophil/1.jpg", "test_basophil/2.jpg", "train_monocyte/3.jpg", "test_monocyte/4.jpg"],
+            [Place(split, label=label) for label in ("basophil", "monocyte") for split in ("train", "test")],
+        ),
+        (
+            ["basophil_train/1.jpg", "basophil_test/2.jpg"],
+            [Place("train", label="basophil"), Place("test", label="basophil")],
+        ),
+        (
+            [f"{lab}_{split}/basophil/1.jpg" for lab in ("LabA", "LabB") for split in ("train", "test")],
+            [Place(split, lab, "basophil") for lab in ("LabA", "LabB") for split in ("train", "test")],
+        ),
+        (
+            ["train/basophil/1.jpg", "test/basophil/2.jpg", "train_augmented/basophil/3.jpg"],
+            [Place(split, label="basophil") for split in ("train", "test", "train")],
+        ),
+    ],
+    ids=["classes", "one class", "laboratories", "augmented"],
+)  # fmt: skip
+def test_a_folder_of_a_split_may_name_more(paths, places):
+    assert list(read_layout(paths, is_known, resplit=False, labelled=False).places) == places
+
+
+@pytest.mark.parametrize(
+    ("name", "split"),
+    [
+        ("Entraînement", "train"),
+        ("Validación", "val"),
+        ("Testdaten", "test"),
+        ("测试集", "test"),
+        ("entrenamiento", "train"),
+    ],
+)
+def test_a_split_is_known_in_other_languages(name, split):
+    assert split_named(name) == split
+
+
+@pytest.mark.parametrize("name", ["part1", "set2", "photos3", "shard-1"])
+def test_a_part_is_no_patient(name):
+    paths = [f"{name}/basophil/1.jpg", "z/basophil/2.jpg"]
+    assert read_layout(paths, is_known, resplit=False, labelled=False).places[0].group == ""

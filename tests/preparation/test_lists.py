@@ -477,3 +477,42 @@ def test_a_bad_class_map_is_refused_by_name(tmp_path, text, problem):
         read_class_map(_table(tmp_path, text))
     assert "table.csv" in caught.value.problem
     assert problem in caught.value.problem
+
+
+# Tables that are nearly one
+
+REMEDIES = {
+    "columns in another order": (
+        "Klasse;Bild\nbasophil;1.png\nbasophil;2.png\nmonocyte;3.png\n",
+        "path=Bild,label=Klasse",
+    ),
+    "numbers for names": ("Klasse;Bild;P\nbasophil;1;A\nbasophil;2;A\nmonocyte;3;A\n", "path=Bild,label="),
+    "a title": ("Labels of 2020\n\nfile,class\n1.png,basophil\n", "Separate its columns"),
+    "spaces": ("1.png basophil\n2.png monocyte\n", "Separate its columns"),
+    "several marks in a line": ("image,baso,mono\n1.png,1,1\n2.png,0,1\n", "Name a column label"),
+    "a header alone": ("file,class\n", "Add a line for each image"),
+    "JSON": ('[{"file": "1.png", "class": "basophil"}]', "Save it as CSV"),
+    "folds for splits": ("file,class,split\n1.png,basophil,0\n", "--columns split="),
+}
+
+
+@pytest.mark.parametrize("what", REMEDIES)
+def test_the_remedy_fits_the_table(tmp_path, what):
+    text, remedy = REMEDIES[what]
+    with pytest.raises(HemafastError) as caught:
+        read_labels(_table(tmp_path, text), {}, ["1.png", "2.png", "3.png"])
+    assert remedy in caught.value.remedy
+
+
+@pytest.mark.parametrize("marks", [("1", "0"), ("1.0", "0.0"), ("True", "False"), ("x", "")])
+def test_a_column_for_each_class_says_the_class(tmp_path, marks):
+    yes, no = marks
+    text = f"image,basophil,monocyte,eosinophil\n1.png,{yes},{no},{no}\n2.png,{no},{no},{yes}\n"
+    labels = read_labels(_table(tmp_path, text), {}, {"1.png": ("1.png",), "2.png": ("2.png",)})
+    assert labels.label == {"1.png": "basophil", "2.png": "eosinophil"}
+
+
+def test_a_label_beats_columns_with_marks(tmp_path):
+    text = "image,class,checked,sharp\n1.png,basophil,1,0\n2.png,monocyte,0,1\n"
+    labels = read_labels(_table(tmp_path, text), {}, {"1.png": ("1.png",), "2.png": ("2.png",)})
+    assert labels.label == {"1.png": "basophil", "2.png": "monocyte"}

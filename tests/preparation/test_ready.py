@@ -233,7 +233,7 @@ def test_a_pattern_goes_before_the_patients_of_a_table():
 def test_images_without_a_patient_are_counted():
     images = _with_patients(_images((A, "", 12)), 6)
     images.loc[:2, "listed_group"] = ""
-    assert "3 images have no group in the table of labels" in _select(images)[1]
+    assert "3 images have no group in the table of labels or the folders" in _select(images)[1]
 
 
 def test_patients_in_several_ready_splits_stay_and_are_said():

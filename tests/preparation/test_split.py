@@ -119,7 +119,7 @@ def test_what_cannot_stand_on_both_sides_is_said():
     images = _images({("A", "x"): 10, ("B", "y"): 1})
     images.loc[images["label"] == "x", "group"] = [f"g{n}" for n in range(10)]
     parts = images.assign(split=assign_split(images, val_fraction=0.2, seed=1))
-    assert missing_strata(parts, "split", SPLITS) == ["B, y: 1 images in 1 group, none in split val"]
+    assert missing_strata(parts, "split", SPLITS) == ["B, y: 1 image in 1 group, none in split val"]
 
 
 def _patients(seed: int) -> pd.DataFrame:
