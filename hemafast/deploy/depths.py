@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from hemafast.deploy.crops import domains_of
 from hemafast.deploy.inputs import Image, read_images
 from hemafast.engine.checkpoint import View
-from hemafast.preparation.depth import Range, Ranges, choose_ranges, fixed
+from hemafast.preparation.depth import Range, Ranges, choose_ranges, fixed, may_be_deep
 from hemafast.preparation.image_checks import strict_decoders
 from hemafast.preparation.picture import FLOAT, INTEGER
 
@@ -58,7 +58,7 @@ def _shared(ranges: Mapping[str, dict[str, Range]]) -> dict[str, Range]:
 
 
 def _measured(images: Sequence[Image], kinds: Collection[str]) -> dict[str, Range]:
-    encoded = [image for image in images if image.array is None]
+    encoded = [image for image in images if image.array is None and may_be_deep(image.name)]
     with strict_decoders():
         found = choose_ranges(encoded, read_images, kinds)
     if found:

@@ -51,6 +51,11 @@ def _singular(name: str) -> frozenset[str]:
     return frozenset(words - {"cell", ""})
 
 
+def challenge_class(name: str) -> str | None:
+    """The class of the challenge of this name, in any case and spacing; None if it is none."""
+    return _CHALLENGE.get(fold(name))
+
+
 def is_known(name: str) -> bool:
     """Whether a folder of this name is a class: one of the challenge, or a name that the field uses."""
     return _meaning(name) is not None
@@ -114,9 +119,8 @@ def rename(labels: Sequence[str], given: Mapping[str, str], classes: Classes) ->
         usual |= {folded: _CHALLENGE[folded] for folded in usual if folded in _CHALLENGE}
         _refuse_unknown(mapped, counts)
     renamed = {label: usual[fold(meant)] if meant else "" for label, meant in mapped.items()}
-    notes += [
-        f"class {label} is {renamed[label]}" for label in sorted(counts) if renamed[label] not in ("", mapped[label])
-    ]
+    spelled = [f"{label} is {renamed[label]}" for label in sorted(counts) if renamed[label] not in ("", mapped[label])]
+    notes += [f"names of classes that differ in case or spaces: {name_some(spelled, _MOST_NAMED)}"] if spelled else []
     return renamed, notes
 
 

@@ -24,6 +24,7 @@ from zstandard import ZstdDecompressor, ZstdError
 from hemafast.errors import HemafastError
 from hemafast.preparation import safety
 from hemafast.preparation.names import UTF8, choose_encoding, one_path, plain_name
+from hemafast.preparation.schema import is_prepared
 from hemafast.preparation.sniff import HEAD_BYTES, kind_of
 
 TARS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tzst")
@@ -194,7 +195,9 @@ def _list_folder(folder: Path, follow_links: bool) -> Listing:
     entries: list[Entry] = []
     notes: list[str] = []
     for path, relative in _walk(folder, follow_links):
-        if archive_suffix(relative) and not safety.is_clutter(relative):
+        if path.is_dir():
+            notes.append(f"{path} is left out: it is a prepared data set")
+        elif archive_suffix(relative) and not safety.is_clutter(relative):
             inner = list_container(path)
             entries += _as_folder(folder, relative, inner.entries)
             notes += inner.notes
@@ -219,9 +222,11 @@ def _file_entry(folder: Path, relative: str) -> Entry:
 
 
 def _walk(folder: Path, follow_links: bool) -> Iterator[tuple[Path, str]]:
-    """Every file below `folder`, and its path from there."""
+    """Every file below `folder`, and its path from there; of a prepared data set there only its folder."""
     for parent, folders, files in os.walk(folder, onerror=safety.refuse_unlisted):
-        folders.sort()
+        prepared = [name for name in folders if is_prepared(Path(parent, name))]
+        yield from ((Path(parent, name), str(Path(parent, name).relative_to(folder))) for name in prepared)
+        folders[:] = sorted(set(folders) - set(prepared))
         for name in (*folders, *(() if follow_links else files)):
             if (whole := Path(parent, name)).is_symlink():
                 raise HemafastError(f"{whole} is a symbolic link.", _SYMLINK)

@@ -16,6 +16,7 @@ from hemafast.config import STRICT
 from hemafast.preparation.kinds import UnreadableImageError
 from hemafast.preparation.picture import FLOAT, INTEGER, Picture, Values
 from hemafast.preparation.reference import naming_damage, open_picture
+from hemafast.preparation.safety import suffix_of
 
 Item = TypeVar("Item")
 
@@ -30,6 +31,7 @@ _OVERSHOOT = 0.05  # share of a range by which resampled float values may pass i
 _DIMMEST = 0.25  # share of a range that the brightest value of a sample of stained blood reaches at least
 _USUAL = 0.9  # share of the images that an integer range holds at least
 _PERCENTILES = (0.1, 99.9)
+_SHALLOW = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".gif", ".webp", ".mpo"})
 _VALUES = 4096  # taken of each image for percentiles
 
 
@@ -74,6 +76,11 @@ class _Seen:
             self.least = min(self.least, float(finite.min()))
             self.tops.append(float(finite.max()))
             self.some.append(finite[:: -(-finite.size // _VALUES)].astype(np.float64))
+
+
+def may_be_deep(name: str) -> bool:
+    """Whether a file of this name may have more than 8 bits, as JPEG and its like never do."""
+    return suffix_of(name) not in _SHALLOW
 
 
 def fixed(bits: int) -> dict[str, Range]:

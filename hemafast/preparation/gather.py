@@ -13,7 +13,7 @@ from hemafast.command import command_to_prepare
 from hemafast.config import PrepareConfig
 from hemafast.errors import ClassesError, HemafastError, name_some
 from hemafast.preparation import lists
-from hemafast.preparation.class_names import UnknownClassesError, is_known, rename
+from hemafast.preparation.class_names import UnknownClassesError, challenge_class, is_known, rename
 from hemafast.preparation.containers import Entry, read_files, stem_of
 from hemafast.preparation.layout import read_layout
 from hemafast.preparation.matching import AmbiguousPathError
@@ -21,6 +21,7 @@ from hemafast.preparation.names import fold, plain_name, same_file
 from hemafast.preparation.survey import SYSTEM_FILE, PassedOver
 from hemafast.preparation.trees import Tree, find_trees
 from hemafast.progress import SILENT, Progress
+from hemafast.taxonomy import CHALLENGE_CLASSES
 
 NO_CLASS, NOT_LISTED, LEFT_OUT = "image outside class folders", "image not in the labels", "class left out"
 """Kinds of images that are passed over."""
@@ -104,7 +105,7 @@ def gather(config: PrepareConfig, progress: Progress = SILENT) -> Gathered:
     if not members:
         raise _nothing(config, trees, passed)
     members, lost, more = _in_classes(members, config, trees)
-    passed, notes = passed + lost, [*notes, *more]
+    passed, notes = passed + lost, [*notes, *more, *(_contradictions(members) if labels and labels.label else ())]
     scales = labels.um_per_pixel if labels else {}
     return Gathered(tuple(_unique(members)), _domains_of(members, trees), tuple(passed), tuple(notes), scales, sha256)
 
@@ -308,6 +309,17 @@ def _in_classes(
     return kept, left_out, notes
 
 
+def _contradictions(members: Sequence[Member]) -> list[str]:
+    """A note if a table gives images other classes than the folders that they lie in."""
+    told = {one.source: challenge_class(one.source.split("/")[-2]) for one in members}
+    other = [one for one in members if (folder := told[one.source]) is not None and folder != one.label]
+    if not other:
+        return []
+    first = other[0]
+    said = f"{first.source} is {first.label} in the table"
+    return [f"the labels contradict the folders of {len(other)} images: {said}"]
+
+
 def _way_out(config: PrepareConfig, error: UnknownClassesError, trees: Sequence[Tree]) -> str:
     """A command that takes classes that are unknown."""
     own = command_to_prepare(config, classes="from-data")
@@ -323,7 +335,9 @@ def _way_out(config: PrepareConfig, error: UnknownClassesError, trees: Sequence[
         return f"Say which class each is in a table with the columns from and to: --class-map FILE. To keep them: {own}"
     kind = "number" if all(map(str.isdecimal, error.meanings)) else "name"
     asked = {name: "CLASS" if meant is None else meant for name, meant in error.meanings.items()}
-    return f"Say which class each {kind} is: {command_to_prepare(config, class_map=asked)} (or keep the {kind}s: {own})"
+    meaning = command_to_prepare(config, class_map=asked)
+    classes = ", ".join(CHALLENGE_CLASSES)
+    return f"Say which class each {kind} is: {meaning} (or keep the {kind}s: {own}). Classes are {classes}."
 
 
 def _refuse_unusable(name: str, config: PrepareConfig) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import combinations
@@ -156,17 +156,30 @@ def _split_notes(splits: Sequence[str], *, resplit: bool) -> list[str]:
 
 def _class_parents(folders: Sequence[Folders], knows: Callable[[str], bool]) -> set[Folders]:
     """The folders whose subfolders are classes."""
-    known = {name for one in folders for name in one if knows(name)}
-    parents = {
-        one[:i] for one in folders if (i := next((i for i, name in enumerate(one) if name in known), None)) is not None
-    }
-    if parents:
+    classes = _classes_in(folders, knows)
+    if parents := {one[:at] for one in folders if (at := _first_class(one, classes)) is not None}:
         return parents
     places = list(map(_may_be_classes, folders))
     named = [tuple(one[i] for i in at) for one, at in zip(folders, places, strict=True)]
     common = len(_common(one[:-1] for one in named if one))
     level = common + _repeated_level([one[common:] for one in named])
     return {one[: at[level]] for one, at in zip(folders, places, strict=True) if len(at) > level}
+
+
+def _classes_in(folders: Sequence[Folders], knows: Callable[[str], bool]) -> dict[Folders, set[str]]:
+    """The classes by name that lie directly in each folder."""
+    found: dict[Folders, set[str]] = defaultdict(set)
+    for one in set(folders):
+        for i, name in enumerate(one):
+            if knows(name):
+                found[one[:i]].add(name)
+    return found
+
+
+def _first_class(folders: Folders, classes: Mapping[Folders, set[str]]) -> int | None:
+    """The uppermost class by name. A folder with several classes in it is none itself, whatever its name."""
+    named = (i for i, name in enumerate(folders) if name in classes.get(folders[:i], ()))
+    return next((i for i in named if len(classes.get(folders[: i + 1], ())) < 2), None)
 
 
 def _may_be_classes(folders: Folders) -> list[int]:
@@ -239,5 +252,7 @@ def _meanings(outer: Sequence[Folders], inner: Sequence[Folders]) -> tuple[list[
     if named := sorted(set(groups) - {""}):
         notes.append(f"folders of patients or slides stay on one side of the split: {name_some(named, _NAMED)}")
     if passed := sorted(((above & neutral) | below) - patients):
-        notes.append(f"folders without a meaning: {name_some(passed, _NAMED)}")
+        notes.append(
+            f"folders without a meaning: {name_some(passed, _NAMED)} (if they are patients, name them with --groups)"
+        )
     return domains, groups, notes

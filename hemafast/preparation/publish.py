@@ -66,6 +66,11 @@ def log_of(folder: Path) -> Path:
     return folder.with_name(f"{folder.name}.jsonl")
 
 
+def is_work_file(name: str) -> bool:
+    """Whether a name is that of a lock or of unfinished work beside a data set."""
+    return bool(re.fullmatch(r"\..+(\.lock|-old|-new-[0-9a-f]{16}(\.jsonl(\.tmp)?)?)", name))
+
+
 def recover(target: Path) -> None:
     """Clean up after a kill during publishing: put the older folder back if `target` is missing, else delete it.
 

@@ -9,14 +9,11 @@ import pandas as pd
 
 from hemafast.preparation import schema
 from hemafast.preparation.containers import reader_of
-from hemafast.preparation.depth import Range, choose_ranges, fixed
+from hemafast.preparation.depth import Range, choose_ranges, fixed, may_be_deep
 from hemafast.preparation.gather import Member
 from hemafast.preparation.image_checks import strict_decoders
 from hemafast.preparation.plan import Plan
-from hemafast.preparation.safety import suffix_of
 from hemafast.progress import SILENT, Progress, stage
-
-_SHALLOW = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".gif", ".webp", ".mpo"})
 
 
 def measure_ranges(plan: Plan, progress: Progress = SILENT) -> dict[str, dict[str, Range]]:
@@ -38,8 +35,8 @@ def measure_ranges(plan: Plan, progress: Progress = SILENT) -> dict[str, dict[st
 
 
 def _maybe_deep(members: Sequence[Member]) -> Sequence[Member]:
-    """Without JPEG and others that never have more than 8 bits, among which a deep image would not be found."""
-    return [one for one in members if suffix_of(one.file) not in _SHALLOW]
+    """Without those that never have more than 8 bits, among which a deep image would not be found."""
+    return [one for one in members if may_be_deep(one.file)]
 
 
 def in_stored_order(members: Sequence[Member]) -> list[Member]:

@@ -21,6 +21,7 @@ from hemafast.preparation.containers import (
 )
 from hemafast.preparation.layout import is_aside, splits_among
 from hemafast.preparation.names import fold, same_file
+from hemafast.preparation.publish import is_work_file
 from hemafast.preparation.schema import is_for_outputs, is_prepared
 from hemafast.preparation.sniff import HEAD_BYTES, kind_of
 from hemafast.preparation.survey import SYSTEM_FILE, PassedOver, survey
@@ -109,9 +110,8 @@ def _paths(source: Path, output: Path) -> list[Path]:
     if around is not None and any(not path.name.startswith(".") for path in around.iterdir()):
         raise HemafastError(f"The output {output} lies within the archive {around}.", "Name another --output.")
     found = [path for path in found if path != around]  # an empty folder for the output, as a volume is
-    ours = f".{output.name}" if whole.parent == source.resolve() else None
     files = [path for path in sorted(source.iterdir()) if path not in (*found, around) and path.resolve() != whole]
-    found += [path for path in files if not (ours and path.name.startswith(ours)) and not is_for_outputs(path)]
+    found += [path for path in files if not is_work_file(path.name) and not is_for_outputs(path)]
     if not found:
         raise HemafastError(
             f"{source} is empty.",

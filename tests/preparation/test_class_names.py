@@ -66,11 +66,9 @@ def test_spellings_of_one_class_merge_and_a_note_says_so():
     labels = ["basophil", "Basophil", "BASOPHIL ", "neutrophil segmented"]
     renamed, notes = rename(labels, {}, "challenge")
     assert renamed == dict.fromkeys(labels[:3], "basophil") | {"neutrophil segmented": "neutrophil_segmented"}
-    assert sorted(notes) == [
-        "class BASOPHIL  is basophil",
-        "class Basophil is basophil",
-        "class neutrophil segmented is neutrophil_segmented",
-    ]
+    (note,) = notes
+    assert all(f"{label} is {renamed[label]}" in note for label in labels[1:])
+    assert "basophil is basophil" not in note
 
 
 def test_from_the_data_the_most_frequent_spelling_stays():
@@ -83,7 +81,7 @@ def test_from_the_data_the_most_frequent_spelling_stays():
         "gru\u0308n": "gru\u0308n",
         "Red": "Red",
     }
-    assert len(notes) == 2
+    assert len(notes) == 1
 
 
 def test_the_map_goes_first_and_fits_any_spelling():

@@ -149,7 +149,7 @@ def test_a_marker_may_lie_in_a_folder_around_all_cells(tmp_path):
 def test_prepared_data_sets_and_the_output_are_no_trees(tmp_path, prepared):
     source = pack(tmp_path / "source", {f"Barcelona/{name}": data for name, data in LAB.items()})
     pack(source / "earlier", {INFO: (prepared.folder / INFO).read_bytes(), MANIFEST: b"x", "images/x.png": b"x"})
-    pack(source, {"out/anything.png": b"x", ".out-new-0/x.png": b"x", ".out.lock": b""})
+    pack(source, {"out/anything.png": b"x", f".out-new-{'0' * 16}/x.png": b"x", ".out.lock": b""})
     trees = find_trees(source, source / "out")
     assert [(tree.name, len(tree.passed)) for tree in trees] == [("Barcelona", 0)]
 
