@@ -9,7 +9,7 @@ from typing import Any
 from output import machine_line, ranged, table, times
 
 from hemafast.data import augment
-from hemafast.preparation import kinds
+from hemafast.preparation.images import kinds
 from hemafast.presets import PRESETS
 
 SHOWN = ("augment, basic", "loader, files", "loader, torchvision", "step", "step, plain PyTorch", "end to end")

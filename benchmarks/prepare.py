@@ -39,10 +39,10 @@ from PIL import Image
 from hemafast.config import AUTO_FIELD_OF_VIEW, PrepareConfig
 from hemafast.engine.machine import machine_facts
 from hemafast.preparation.build import prepare
-from hemafast.preparation.containers import read_files
 from hemafast.preparation.duplicates import find_near
-from hemafast.preparation.gather import Member, gather
 from hemafast.preparation.pixels import SquareDecoder, centre_windows
+from hemafast.preparation.sources.containers import read_files
+from hemafast.preparation.sources.gather import Member, gather
 from hemafast.taxonomy import UM_PER_PIXEL
 
 PREPARE, PLAIN, OURS = "prepare", "DALI, shorter side to 256 and centre crop", "DALI, the operators of prepare"

@@ -13,8 +13,8 @@ from pathlib import Path
 import zstandard
 
 from hemafast.config import PrepareConfig
-from hemafast.preparation.containers import read_files
-from hemafast.preparation.gather import gather
+from hemafast.preparation.sources.containers import read_files
+from hemafast.preparation.sources.gather import gather
 
 TARS = ("d.tar", "d.tar.gz", "d.tar.bz2", "d.tar.xz", "d.tar.zst")
 PACKED = ("d.zip", *TARS)

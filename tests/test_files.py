@@ -12,7 +12,7 @@ from power_cut import PowerCut, moments, power_cut
 
 from hemafast.errors import HemafastError
 from hemafast.files import csv_bytes, write_table, write_whole
-from hemafast.preparation.tables import read_table
+from hemafast.preparation.tables.read import read_table
 
 
 def text(content):

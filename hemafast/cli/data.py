@@ -42,7 +42,7 @@ def demo(
     them says anything about real blood.
     """
     from hemafast.demo.archives import write_demo_archives
-    from hemafast.preparation.trees import list_archives
+    from hemafast.preparation.sources.trees import list_archives
 
     progress = listen(verbose=verbose, quiet=quiet)
     present = list_archives(source) if source.is_dir() else []

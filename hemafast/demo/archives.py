@@ -14,7 +14,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from hemafast.demo.cells import ACEVEDO_20, MATEK_19, Stain, draw_cell
-from hemafast.preparation.trees import DRAWN_MARKER
+from hemafast.preparation.sources.trees import DRAWN_MARKER
 from hemafast.progress import SILENT, Progress, stage
 
 _DRAWN_TEXT = (

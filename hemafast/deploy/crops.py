@@ -15,7 +15,7 @@ import numpy.typing as npt
 from hemafast.deploy.inputs import Image
 from hemafast.engine.checkpoint import View
 from hemafast.errors import HemafastError
-from hemafast.preparation.containers import archive_suffix
+from hemafast.preparation.sources.containers import archive_suffix
 
 _SMALLEST = 16  # px
 

@@ -11,9 +11,9 @@ import numpy as np
 from hemafast.deploy.crops import Crops
 from hemafast.deploy.depths import NO_DEPTHS, Depths
 from hemafast.deploy.inputs import Image, read_images
-from hemafast.preparation.depth import Ranges
-from hemafast.preparation.image_checks import MIN_SIDE, Header, Pixels, check_pixels, refuse_shape, verify_image
-from hemafast.preparation.kinds import UnreadableImageError
+from hemafast.preparation.images.depth import Ranges
+from hemafast.preparation.images.image_checks import MIN_SIDE, Header, Pixels, check_pixels, refuse_shape, verify_image
+from hemafast.preparation.images.kinds import UnreadableImageError
 from hemafast.preparation.pixels import SquareDecoder, centre_windows, runs_within
 from hemafast.preparation.threads import Pool, batches
 

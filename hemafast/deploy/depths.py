@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from hemafast.deploy.crops import domains_of
 from hemafast.deploy.inputs import Image, read_images
 from hemafast.engine.checkpoint import View
-from hemafast.preparation.depth import Range, Ranges, choose_ranges, fixed, may_be_deep
-from hemafast.preparation.image_checks import strict_decoders
-from hemafast.preparation.picture import FLOAT, INTEGER
+from hemafast.preparation.images.depth import Range, Ranges, choose_ranges, fixed, may_be_deep
+from hemafast.preparation.images.image_checks import strict_decoders
+from hemafast.preparation.images.picture import FLOAT, INTEGER
 
 logger = logging.getLogger("hemafast")
 

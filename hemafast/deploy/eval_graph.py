@@ -13,7 +13,7 @@ from hemafast.data.augment import POLICIES, draw_views
 from hemafast.data.graph import GraphShape, define_graph
 from hemafast.engine.checkpoint import ModelCard
 from hemafast.engine.machine import Machine
-from hemafast.preparation.image_checks import Pixels
+from hemafast.preparation.images.image_checks import Pixels
 
 _POLICY = POLICIES["none"]
 

@@ -23,7 +23,7 @@ from hemafast.deploy.predict import decoded
 from hemafast.errors import HemafastError, require
 from hemafast.files import write_whole, writing
 from hemafast.pictures import save, subplots
-from hemafast.preparation.image_checks import Pixels
+from hemafast.preparation.images.image_checks import Pixels
 from hemafast.progress import SILENT, Progress, stage
 
 _BATCH = 16

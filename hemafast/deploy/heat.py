@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from hemafast.deploy.choices import Method
 from hemafast.errors import HemafastError, require
 from hemafast.model import Classifier
-from hemafast.preparation.image_checks import Pixels
+from hemafast.preparation.images.image_checks import Pixels
 
 Heat = npt.NDArray[np.float32]
 """(n, side, side), scaled to 0 to 1 within each image: it shows where, not how much."""

@@ -21,10 +21,10 @@ import numpy as np
 import numpy.typing as npt
 
 from hemafast.errors import HemafastError, name_some
-from hemafast.preparation import safety
-from hemafast.preparation.containers import Entry, archive_suffix, list_container, reader_of
-from hemafast.preparation.image_checks import MAX_PIXELS, Pixels
-from hemafast.preparation.survey import SYSTEM_FILE, PassedOver, survey
+from hemafast.preparation.images.image_checks import MAX_PIXELS, Pixels
+from hemafast.preparation.sources import safety
+from hemafast.preparation.sources.containers import Entry, archive_suffix, list_container, reader_of
+from hemafast.preparation.sources.survey import SYSTEM_FILE, PassedOver, survey
 
 Images = str | Path | Sequence[str | Path] | npt.NDArray[np.uint8] | Sequence[npt.NDArray[np.uint8]]
 """Paths of files, folders, archives, globs; or uint8 RGB (height, width, 3), several such, or (n, height, width, 3)."""

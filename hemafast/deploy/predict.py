@@ -24,7 +24,7 @@ from hemafast.deploy.plan import Group, Options, Plan, make_plan, sort_named
 from hemafast.deploy.submission import refuse_submission, submission_table
 from hemafast.evaluate.predictions import prediction_table
 from hemafast.files import make_folder, refuse_table_name, write_table, writing
-from hemafast.preparation.image_checks import Pixels, strict_decoders
+from hemafast.preparation.images.image_checks import Pixels, strict_decoders
 from hemafast.preparation.threads import Pool, made_ahead
 from hemafast.progress import SILENT, Progress, stage
 

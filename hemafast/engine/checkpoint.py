@@ -17,8 +17,8 @@ from hemafast.config import STRICT
 from hemafast.errors import HemafastError
 from hemafast.files import damaged_entry, write_text, write_whole
 from hemafast.model import Classifier, build_model
-from hemafast.preparation.depth import Range
-from hemafast.preparation.image_checks import MIN_SIDE
+from hemafast.preparation.images.depth import Range
+from hemafast.preparation.images.image_checks import MIN_SIDE
 from hemafast.run_folder import BEST, CALIBRATION
 
 if TYPE_CHECKING:

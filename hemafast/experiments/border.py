@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hemafast.data.samples import Samples
-from hemafast.preparation.image_checks import Pixels
+from hemafast.preparation.images.image_checks import Pixels
 from hemafast.progress import SILENT, Progress, stage
 
 Features = npt.NDArray[np.float64]

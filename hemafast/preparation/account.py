@@ -10,10 +10,10 @@ import pandas as pd
 
 from hemafast.errors import LossError, name_some
 from hemafast.preparation import schema
-from hemafast.preparation.gather import LOST
 from hemafast.preparation.plan import Plan
+from hemafast.preparation.sources.gather import LOST
+from hemafast.preparation.sources.survey import PassedOver
 from hemafast.preparation.split import ALL_SPLITS
-from hemafast.preparation.survey import PassedOver
 
 TO_DRAW = "split to be drawn"
 """In place of a split, for images whose split nothing says."""

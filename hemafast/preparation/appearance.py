@@ -10,7 +10,7 @@ import pandas as pd
 
 from hemafast.preparation import schema
 from hemafast.preparation.duplicates import GREY
-from hemafast.preparation.image_checks import Pixels
+from hemafast.preparation.images.image_checks import Pixels
 
 # Medians of four laboratories (2,867, 120, 351 and 300 cells): brightness 171 to 203, contrast 28 to 63.
 BRIGHTNESS = (80.0, 245.0)

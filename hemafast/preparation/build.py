@@ -14,10 +14,10 @@ import pandas as pd
 
 from hemafast.config import PrepareConfig
 from hemafast.errors import HemafastError
-from hemafast.preparation import lists, schema
+from hemafast.preparation import schema
 from hemafast.preparation.account import account_for, refuse_lost
 from hemafast.preparation.appearance import find_implausible
-from hemafast.preparation.depth import Range
+from hemafast.preparation.images.depth import Range
 from hemafast.preparation.ingest import ingest
 from hemafast.preparation.pixels import rows_per_file
 from hemafast.preparation.plan import Plan, choose_sums, make_plan, scale_notes
@@ -26,6 +26,7 @@ from hemafast.preparation.ranges import measure_ranges, range_notes
 from hemafast.preparation.reader import PreparedFiles, read_prepared, seal
 from hemafast.preparation.selection import refuse_excess, select_images
 from hemafast.preparation.shards import fingerprint, write_manifest, write_quarantine, write_shards, write_split
+from hemafast.preparation.tables import lists
 from hemafast.preparation.webdataset import write_webdataset
 from hemafast.progress import SILENT, Progress, stage
 

@@ -16,7 +16,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from hemafast.errors import name_some
-from hemafast.preparation.image_checks import Pixels
+from hemafast.preparation.images.image_checks import Pixels
 
 Hashes = npt.NDArray[np.uint64]
 """(images, 4): 256 bits each."""

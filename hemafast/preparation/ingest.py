@@ -15,16 +15,16 @@ import pandas as pd
 
 from hemafast.preparation import schema
 from hemafast.preparation.appearance import contrast_of
-from hemafast.preparation.containers import reader_of
-from hemafast.preparation.depth import Range
 from hemafast.preparation.duplicates import HASHED_SIZE, perceptual_hash, thumbnail, to_hex
-from hemafast.preparation.gather import Member
-from hemafast.preparation.image_checks import Header, Pixels, check_pixels, strict_decoders, verify_image
-from hemafast.preparation.kinds import CONVERTED_KINDS, UnreadableImageError
+from hemafast.preparation.images.depth import Range
+from hemafast.preparation.images.image_checks import Header, Pixels, check_pixels, strict_decoders, verify_image
+from hemafast.preparation.images.kinds import CONVERTED_KINDS, UnreadableImageError
 from hemafast.preparation.pixels import Decoded, SquareDecoder, SquareFiles, centre_windows, runs_within
 from hemafast.preparation.plan import Plan
 from hemafast.preparation.publish import log_of
 from hemafast.preparation.ranges import in_stored_order
+from hemafast.preparation.sources.containers import reader_of
+from hemafast.preparation.sources.gather import Member
 from hemafast.preparation.threads import Pool, batches, made_ahead
 from hemafast.preparation.worklog import Row, append_rows, hash_squares, sound_rows
 from hemafast.progress import SILENT, Progress

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from hemafast.preparation.image_checks import Pixels
-from hemafast.preparation.kinds import UnreadableImageError
+from hemafast.preparation.images.image_checks import Pixels
+from hemafast.preparation.images.kinds import UnreadableImageError
 
 Node = Any  # nvidia.dali.data_node.DataNode; DALI ships no usable annotations
 Windows = npt.NDArray[np.float32]

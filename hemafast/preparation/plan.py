@@ -12,11 +12,12 @@ import pandas as pd
 
 from hemafast.config import AUTO_FIELD_OF_VIEW, PrepareConfig, to_plain
 from hemafast.errors import HemafastError
-from hemafast.preparation import lists, schema
-from hemafast.preparation.gather import Domain, Member, gather
+from hemafast.preparation import schema
 from hemafast.preparation.shards import digest
+from hemafast.preparation.sources.gather import Domain, Member, gather
+from hemafast.preparation.sources.survey import PassedOver
 from hemafast.preparation.split import TRAIN, fair_order
-from hemafast.preparation.survey import PassedOver
+from hemafast.preparation.tables import lists
 from hemafast.progress import SILENT, Progress, stage
 from hemafast.taxonomy import CHALLENGE_CLASSES, UM_PER_PIXEL
 

@@ -8,11 +8,11 @@ from itertools import groupby
 import pandas as pd
 
 from hemafast.preparation import schema
-from hemafast.preparation.containers import reader_of
-from hemafast.preparation.depth import Range, choose_ranges, fixed, may_be_deep
-from hemafast.preparation.gather import Member
-from hemafast.preparation.image_checks import strict_decoders
+from hemafast.preparation.images.depth import Range, choose_ranges, fixed, may_be_deep
+from hemafast.preparation.images.image_checks import strict_decoders
 from hemafast.preparation.plan import Plan
+from hemafast.preparation.sources.containers import reader_of
+from hemafast.preparation.sources.gather import Member
 from hemafast.progress import SILENT, Progress, stage
 
 

@@ -16,7 +16,7 @@ from pydantic import ValidationError
 
 from hemafast.errors import HemafastError
 from hemafast.preparation import schema
-from hemafast.preparation.image_checks import Pixels
+from hemafast.preparation.images.image_checks import Pixels
 from hemafast.preparation.pixels import packed_header, packed_name
 from hemafast.preparation.shards import digest
 

@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 from pydantic import BaseModel, ConfigDict
 
-from hemafast.preparation.depth import Range
+from hemafast.preparation.images.depth import Range
 from hemafast.preparation.split import NO_FOLD, SPLITS, TEST, VAL
 
 SCHEMA = 3

@@ -11,7 +11,7 @@ import pandas as pd
 
 from hemafast.config import PrepareConfig
 from hemafast.errors import HemafastError, LossError, name_some
-from hemafast.preparation import lists, schema
+from hemafast.preparation import schema
 from hemafast.preparation.duplicates import chains, find_contradictions, group_duplicates, smallest_in_component
 from hemafast.preparation.ready import UNDRAWN, counted, find_twins, keep_ready, ready_notes
 from hemafast.preparation.split import (
@@ -26,6 +26,7 @@ from hemafast.preparation.split import (
     assign_split,
     missing_strata,
 )
+from hemafast.preparation.tables import lists
 
 _NAMED = 3  # images that an error message lists
 

@@ -21,7 +21,7 @@ import pandas as pd
 from hemafast.errors import HemafastError
 from hemafast.preparation.schema import IMAGES, PREPARE_AGAIN, WEBDATASET, DatasetInfo, shard_file
 from hemafast.preparation.shards import shard_parts, split_names
-from hemafast.preparation.sniff import image_format
+from hemafast.preparation.sources.sniff import image_format
 from hemafast.progress import SILENT, Progress, stage
 
 _SUFFIXES = {"JPEG": "jpg", "PNG": "png", "TIFF": "tiff", "BMP": "bmp"}

@@ -15,10 +15,10 @@ from typing import Any, TextIO
 
 import xxhash
 
-from hemafast.preparation.lists import sha256_of
 from hemafast.preparation.pixels import SquareFiles
 from hemafast.preparation.publish import log_of
 from hemafast.preparation.schema import IMAGES, QUARANTINED, QUARANTINED_IMAGES
+from hemafast.preparation.tables.lists import sha256_of
 from hemafast.progress import Progress, stage
 
 Row = dict[str, Any]

@@ -16,7 +16,7 @@ from command import hemafast
 from hemafast.cli.common import listen, wide_console
 from hemafast.cli.tables import quarantine_table, training_lines
 from hemafast.preparation.schema import QuarantinedImage
-from hemafast.preparation.tables import read_table
+from hemafast.preparation.tables.read import read_table
 
 UTF8 = {"PYTHONIOENCODING": "utf-8"}
 POOR = {

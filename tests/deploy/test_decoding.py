@@ -13,7 +13,7 @@ from hemafast.deploy.decoding import decode_images
 from hemafast.deploy.inputs import list_images
 from hemafast.engine.run import view_of
 from hemafast.preparation import threads
-from hemafast.preparation.image_checks import Header, strict_decoders
+from hemafast.preparation.images.image_checks import Header, strict_decoders
 from hemafast.preparation.threads import Pool
 
 
@@ -104,7 +104,7 @@ def test_what_dali_alone_cannot_decode_is_an_error_of_that_image(cells, monkeypa
 
 def test_a_file_that_decoders_read_differently_is_an_error(cells, monkeypatch):
     monkeypatch.setattr(
-        "hemafast.preparation.image_checks.decode_reference", lambda data: np.zeros((60, 64, 3), np.uint8)
+        "hemafast.preparation.images.image_checks.decode_reference", lambda data: np.zeros((60, 64, 3), np.uint8)
     )
     verify = decoding.verify_image
 

@@ -22,8 +22,8 @@ from hemafast.deploy.predict import decoded
 from hemafast.engine.checkpoint import View, load_best, read_card
 from hemafast.errors import HemafastError
 from hemafast.preparation.build import prepare
-from hemafast.preparation.depth import Range
-from hemafast.preparation.picture import INTEGER
+from hemafast.preparation.images.depth import Range
+from hemafast.preparation.images.picture import INTEGER
 
 SIDE = 64
 TWELVE, FOURTEEN = {INTEGER: Range(0, 4095)}, {INTEGER: Range(0, 16383)}

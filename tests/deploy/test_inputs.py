@@ -13,7 +13,7 @@ from packs import PACKED, pack
 from hemafast.deploy import inputs
 from hemafast.deploy.inputs import list_images, read_images
 from hemafast.errors import HemafastError
-from hemafast.preparation.safety import MAX_IMAGE_BYTES
+from hemafast.preparation.sources.safety import MAX_IMAGE_BYTES
 
 
 def names(*paths):

@@ -15,7 +15,7 @@ from hemafast.deploy.export import export_run
 from hemafast.deploy.model_card import FEW, model_card, training_counts
 from hemafast.engine.checkpoint import Calibration, View
 from hemafast.evaluate.evaluate import evaluate_run
-from hemafast.preparation.depth import Range
+from hemafast.preparation.images.depth import Range
 
 
 class Html(HTMLParser):

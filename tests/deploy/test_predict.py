@@ -31,7 +31,7 @@ from hemafast.errors import HemafastError
 from hemafast.evaluate.calibration import soften
 from hemafast.evaluate.predictions import read_predictions
 from hemafast.preparation.split import VAL
-from hemafast.preparation.tables import read_table
+from hemafast.preparation.tables.read import read_table
 
 CPU = {"device": "cpu"}
 

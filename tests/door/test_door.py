@@ -13,7 +13,7 @@ from hemafast.config import PrepareConfig
 from hemafast.deploy.inputs import list_images
 from hemafast.errors import HemafastError
 from hemafast.preparation.build import plan_preparation, prepare
-from hemafast.preparation.gather import LEFT_OUT, NO_CLASS, NOT_LISTED
+from hemafast.preparation.sources.gather import LEFT_OUT, NO_CLASS, NOT_LISTED
 
 COMMAND = re.compile(r"""hemafast prepare(?: (?:'[^']*'|"[^"]*"|[^\s()'"])+)*""")
 STILL_IMAGES = (LEFT_OUT, NO_CLASS, NOT_LISTED)

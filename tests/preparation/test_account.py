@@ -14,7 +14,7 @@ from hemafast.errors import LossError
 from hemafast.preparation.account import passed_by_kind, refuse_lost
 from hemafast.preparation.build import plan_preparation, prepare
 from hemafast.preparation.schema import INFO, Account
-from hemafast.preparation.survey import PassedOver
+from hemafast.preparation.sources.survey import PassedOver
 
 SMALL = {"pack_sizes": (32,), "max_quarantined": 1.0}
 

@@ -13,8 +13,8 @@ from trees import tree
 from hemafast.config import PrepareConfig, checked
 from hemafast.data.dataset import open_dataset
 from hemafast.errors import HemafastError
-from hemafast.preparation import lists
 from hemafast.preparation.build import prepare
+from hemafast.preparation.tables import lists
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFilter, ImageOps, UnidentifiedImageError
 
-from hemafast.preparation.kinds import UnreadableImageError
+from hemafast.preparation.images.kinds import UnreadableImageError
 from hemafast.preparation.pixels import SquareDecoder as Decoder
 from hemafast.preparation.pixels import centre_windows
 

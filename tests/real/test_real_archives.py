@@ -12,8 +12,8 @@ from hemafast.data.dataset import open_dataset
 from hemafast.data.graph import GraphShape
 from hemafast.data.loader import eval_loader
 from hemafast.preparation.build import prepare
-from hemafast.preparation.image_checks import strict_decoders, verify_image
-from hemafast.preparation.kinds import UnreadableImageError
+from hemafast.preparation.images.image_checks import strict_decoders, verify_image
+from hemafast.preparation.images.kinds import UnreadableImageError
 from hemafast.preparation.verify import verify
 
 FOLDER = os.environ.get("HEMAFAST_REAL_ARCHIVES", "")

@@ -1,0 +1,1 @@
+"""What users write beside their images: labels, splits, patients, classes, checksums."""
