@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import resource
@@ -126,6 +127,7 @@ def _serve(
                 connection.send(f"{type(error).__name__}: {error}")
                 break
     stations.clear()  # each cleans up
+    gc.collect()  # also semaphores of torch's loader, about which Python prints a warning otherwise
     os._exit(0)  # a normal exit takes seconds with torch and DALI loaded
 
 

@@ -1,6 +1,8 @@
 """The bench: what it says about numbers, and one small run of it."""
 
 import json
+import subprocess
+import sys
 from itertools import count
 
 import psutil
@@ -179,6 +181,33 @@ def test_a_station_whose_process_dies_is_named_and_leaves_no_process():
         process.kill()
         worker.run("a", 0.1)
     assert children() == []
+
+
+LOCKED = """
+import multiprocessing
+from hemafast.bench.worker import Done, Worker
+
+class Locked:
+    def __init__(self, _):
+        self.lock, self.itself = multiprocessing.get_context("spawn").Lock(), self
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        return Done(1)
+
+if __name__ == "__main__":
+    with Worker({"locked": Locked}, None) as worker:
+        worker.run("locked", 0)
+"""
+
+
+def test_a_station_with_locks_as_those_of_torchs_loader_leaves_no_warning(tmp_path):
+    script = tmp_path / "locked.py"
+    script.write_text(LOCKED, encoding="utf-8")
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("", "")
 
 
 # All of it

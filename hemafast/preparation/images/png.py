@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from hemafast.preparation.images.kinds import CONVERT, UnreadableImageError
 
 _SIGNATURE = 8  # bytes
-_PLAIN = re.compile(rb"IHDR(pHYs)?(tEXt)*(tIME)?(IDAT)+(tEXt)*(tIME)?IEND")
+_PLAIN = re.compile(rb"IHDR(pHYs)?(tEXt){,32}(tIME)?(IDAT)+(tEXt){,32}IEND")
 """Chunks in an order that libpng reads in silence."""
 _CHANNELS = {0: 1, 2: 3, 4: 2, 6: 4}  # by colour type
 _PALETTE = 3

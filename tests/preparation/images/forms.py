@@ -250,6 +250,7 @@ def others(rgb: np.ndarray, alpha: np.ndarray) -> dict[str, tuple[bytes, np.ndar
         "png interlaced": (png(seven_passes(rgb), 8, 2, interlaced=True), rgb),
         "png gamma": (png(lines(rgb), 8, 2, chunk(b"gAMA", struct.pack(">I", 100000))), rgb),
         "png with a profile": (pillow(rgb, "PNG", icc_profile=bytes(200)), rgb),
+        "png with many texts": (png(lines(rgb), 8, 2, chunk(b"tEXt", b"a\0b") * 2000), rgb),
         "png with more than its pixels": (png(lines(rgb) + bytes(1000), 8, 2), rgb),
         "png turned": (pillow(rgb, "PNG", exif=exif), np.rot90(rgb, -1)),
         "png": (pillow(rgb, "PNG"), rgb),
