@@ -77,11 +77,14 @@ def read_info(folder: Path) -> schema.DatasetInfo:
         remedy = "Make one with `hemafast prepare`, or name another with --data."
         raise HemafastError(f"{folder} is not a prepared data set.", remedy)
     try:
-        info = schema.DatasetInfo.model_validate_json(path.read_bytes())
+        content = path.read_bytes()
+        version = schema.Version.model_validate_json(content).schema_version
+        if version != schema.SCHEMA:
+            remedy = f"{schema.PREPARE_AGAIN} Runs continue on it if images and split are the same."
+            raise HemafastError(f"{path} has format {version}; this hemafast reads format {schema.SCHEMA}.", remedy)
+        info = schema.DatasetInfo.model_validate_json(content)
     except (OSError, ValidationError) as error:
-        raise HemafastError(f"{path} was written by another version or is damaged.", schema.PREPARE_AGAIN) from error
-    if info.schema_version != schema.SCHEMA:
-        raise HemafastError(f"{path} has schema {info.schema_version}, not {schema.SCHEMA}.", schema.PREPARE_AGAIN)
+        raise HemafastError(f"{path} cannot be read or is damaged.", schema.PREPARE_AGAIN) from error
     if info.seal != seal(info):
         raise HemafastError(f"{path} was changed after it was written.", schema.PREPARE_AGAIN)
     return info

@@ -83,6 +83,12 @@ class Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+class Version(BaseModel):
+    """The part of dataset.json that every version has."""
+
+    schema_version: int
+
+
 class DomainInfo(Record):
     """One archive and its counts of images and files."""
 

@@ -383,7 +383,7 @@ def test_a_data_set_of_another_version_is_replaced(source):
     info = _prepare(source).folder / "dataset.json"
     content = json.loads(info.read_text())
     info.write_text(json.dumps({**content, "schema_version": SCHEMA + 1}))
-    with pytest.raises(HemafastError, match="schema"):
+    with pytest.raises(HemafastError, match=f"has format {SCHEMA + 1}"):
         read_prepared(info.parent)
     assert _prepare(source).fresh
     assert read_prepared(info.parent).info.schema_version == SCHEMA
