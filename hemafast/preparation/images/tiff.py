@@ -167,7 +167,7 @@ def _has_plain_tags(page: Any, data: bytes) -> bool:
 
 def _is_plain_tag(tag: Any, count: int, data: bytes) -> bool:
     if tag.code in _TEXTS and tag.dtype == _ASCII:
-        return bool(data[tag.valueoffset : tag.valueoffset + tag.count].find(b"\0") == tag.count - 1)
+        return bool(data[tag.valueoffset : tag.valueoffset + tag.count].find(b"\0") == tag.count - 1 >= 0)
     usual = tag.dtype in _TYPES.get(tag.code, ()) and tag.count == count
     return bool(usual and (tag.code not in _LARGEST or 1 <= tag.value <= _LARGEST[tag.code]))
 

@@ -46,6 +46,12 @@ def _wrong_length(data: bytes) -> bytes:
     return data[:at] + struct.pack("<I", 100) + data[at + 4 :]
 
 
+def _empty_text(data: bytes) -> bytes:
+    """The same TIFF, whose program has a name of no letters."""
+    at = data.index(struct.pack("<HHI", 305, 2, 12)) + 4
+    return data[:at] + bytes(4) + data[at + 4 :]
+
+
 def _void(data: bytes) -> bytes:
     """The same TIFF, whose sample format says that its values have no known meaning."""
     at = data.index(struct.pack("<HHI", 305, 2, 12))  # the program, which comes before it
@@ -191,6 +197,7 @@ def tiffs(rgb: np.ndarray, alpha: np.ndarray) -> dict[str, tuple[bytes, np.ndarr
         "tiff tiles flipped": (
             tiff(rgb, photometric="rgb", tile=(32, 32), extratags=[(274, 3, 1, 2, True)]), rgb[:, ::-1]
         ),
+        "tiff of an empty text": (_empty_text(tiff(rgb, photometric="rgb")), rgb),
         "tiff of void values": (_void(tiff(rgb, photometric="rgb")), rgb),
         "tiff with a wrong length": (_wrong_length(tiff(rgb, photometric="rgb")), rgb),
         "tiff 16 bits": (tiff(rgb.astype(np.uint16) * 257, photometric="rgb"), rgb),
