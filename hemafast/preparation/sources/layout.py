@@ -167,12 +167,11 @@ def _class_parents(folders: Sequence[Folders], knows: Callable[[str], bool]) -> 
 
 
 def _classes_in(folders: Sequence[Folders], knows: Callable[[str], bool]) -> dict[Folders, set[str]]:
-    """The classes by name that lie directly in each folder."""
+    """The classes by name that lie below each folder, at any depth."""
     found: dict[Folders, set[str]] = defaultdict(set)
     for one in set(folders):
-        for i, name in enumerate(one):
-            if knows(name):
-                found[one[:i]].add(name)
+        for i in range(len(one)):
+            found[one[:i]] |= set(filter(knows, one[i:]))
     return found
 
 

@@ -15,6 +15,10 @@ TREES: dict[str, dict[str, Place]] = {
         "PBC_dataset_normal_DIB/basophil/BA_1.jpg": Place(label="basophil"),
         "PBC_dataset_normal_DIB/ig/MMY_2.jpg": Place(label="ig"),
     },
+    "folders named as a class is, around classes": {
+        "LY/0/basophil/1.png": Place(label="basophil"),
+        "LY/0/Eosinophil/1.png": Place(label="Eosinophil"),
+    },
     "Matek, peripheral blood": {
         "AML-Cytomorphology_LMU/BAS/BAS_0001.tiff": Place(label="BAS"),
         "AML-Cytomorphology_LMU/NGS/NGS_0001.tiff": Place(label="NGS"),
