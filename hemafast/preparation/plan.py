@@ -96,12 +96,12 @@ def make_plan(config: PrepareConfig, progress: Progress = SILENT) -> Plan:
         _refuse_unknown([config.holdout_domain], list(found.domains), "--holdout-domain")
     _refuse_unknown([name for name in config.bit_depth if name], list(found.domains), "--bit-depth")
     settings = _settings(config) | {"labels": found.labels_sha256}
-    _refuse_bad_groups(found.members, config)
+    members, listed = _with_listed_splits(found.members, config)
     return Plan(
-        members=_with_listed_splits(found.members, config),
+        members=_with_listed_groups(members, config),
         domains=found.domains,
         passed=found.passed,
-        notes=(*found.notes, *_class_notes(found.members, config)),
+        notes=(*found.notes, *_class_notes(found.members, config), *listed),
         classes=_choose_classes(found.members, config),
         um_per_pixel=scales,
         settings=settings,
@@ -156,23 +156,29 @@ def _class_notes(members: Iterable[Member], config: PrepareConfig) -> list[str]:
     return [f"{known}; to train on these alone, prepare with --classes from-data"]
 
 
-def _with_listed_splits(members: Sequence[Member], config: PrepareConfig) -> tuple[Member, ...]:
-    """The images with the split that --split-file gives them. Raises HemafastError if it leaves none for training."""
+def _with_listed_splits(members: Sequence[Member], config: PrepareConfig) -> tuple[Sequence[Member], tuple[str, ...]]:
+    """The images with the split that --split-file gives them, empty if none, and notes about what it lists.
+
+    Raises HemafastError if it leaves none for training.
+    """
     if not config.split_file:
-        return tuple(members)
-    listed = lists.resolve_split(config.split_file, paths_of(members)).values
-    if TRAIN not in listed.values():
+        return members, ()
+    found = lists.resolve_split(config.split_file, paths_of(members))
+    if TRAIN not in found.values.values():
         files = " and ".join(map(str, config.split_file))
         raise HemafastError(
             f"{files} lists no training image.", "Name the training images too: --split-file FILE again."
         )
-    return tuple(replace(member, split=listed.get(member.name, "")) for member in members)
+    listed = [replace(member, split=found.values.get(member.name, "")) for member in members]
+    return listed, replace(found, unlisted=()).notes()  # what is not listed is quarantined by name
 
 
-def _refuse_bad_groups(members: Sequence[Member], config: PrepareConfig) -> None:
-    """Raise HemafastError for a list of patients that cannot be used, before anything is decoded."""
-    if config.groups is not None:
-        lists.resolve_values(config.groups, "group", paths_of(members))
+def _with_listed_groups(members: Sequence[Member], config: PrepareConfig) -> tuple[Member, ...]:
+    """The images with the patient or slide that --groups gives them, empty if none."""
+    if config.groups is None:
+        return tuple(members)
+    groups = lists.resolve_values(config.groups, "group", paths_of(members)).values
+    return tuple(replace(member, group=groups.get(member.name, "")) for member in members)
 
 
 def paths_of(members: Iterable[Member]) -> dict[str, tuple[str, ...]]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -26,7 +25,6 @@ from hemafast.preparation.split import (
     assign_split,
     missing_strata,
 )
-from hemafast.preparation.tables import lists
 
 _NAMED = 3  # images that an error message lists
 
@@ -109,31 +107,21 @@ def _take_ready(manifest: pd.DataFrame, config: PrepareConfig) -> tuple[str, ...
 
     Quarantines images that --split-file does not list, and copies of images that are held out.
     """
-    listed = _read_split(manifest, config) if config.split_file else ()
+    if config.split_file:
+        _quarantine_unlisted(manifest, config)
     good = schema.accepted(manifest)
     manifest.loc[good.index, "split"] = keep_ready(good, config)
     _quarantine(manifest, "twin validates", find_twins(schema.accepted(manifest)))
     refuse_excess(manifest, config)
-    return (*listed, *ready_notes(schema.accepted(manifest), config))
+    return tuple(ready_notes(schema.accepted(manifest), config))
 
 
-def _read_split(manifest: pd.DataFrame, config: PrepareConfig) -> tuple[str, ...]:
-    """Take --split-file for the ready split, in place. Returns notes about what it lists."""
+def _quarantine_unlisted(manifest: pd.DataFrame, config: PrepareConfig) -> None:
+    """Quarantine the images that --split-file, which is the ready split then, does not list, in place."""
     good = schema.accepted(manifest)
-    names = schema.names_of(good)
-    found = lists.resolve_split(config.split_file, _paths_of(good))
-    listed = names.map(found.values)
-    manifest["ready_split"] = listed.reindex(manifest.index).fillna("")
     files = " and ".join(file.name for file in config.split_file)
-    missing = good.index[listed.isna()]
+    missing = good.index[good["ready_split"] == ""]
     _quarantine(manifest, "not in the split", pd.Series(f"it is not listed in {files}", index=missing))
-    return replace(found, unlisted=()).notes()
-
-
-def _paths_of(images: pd.DataFrame) -> dict[str, tuple[str, ...]]:
-    """The paths that a list may name each image by: its name, and its path in the source."""
-    names = schema.names_of(images)
-    return {name: (name, source) for name, source in zip(names, images["source"], strict=True)}
 
 
 def _draw_rest(manifest: pd.DataFrame, config: PrepareConfig) -> tuple[str, ...]:
@@ -217,15 +205,12 @@ def _listed_groups(good: pd.DataFrame, config: PrepareConfig) -> pd.Series[str] 
 
     The settings go before a table of labels.
     """
-    names = schema.names_of(good)
-    if config.groups is not None:
-        return names.map(lists.read_values(config.groups, "group", _paths_of(good)))
     if config.group_pattern is not None:
-        named = names.str.rpartition("/")[2].str.extract(config.group_pattern).iloc[:, 0]
+        named = schema.names_of(good).str.rpartition("/")[2].str.extract(config.group_pattern).iloc[:, 0]
         if named.isna().all():
             raise HemafastError(
                 f"group_pattern = {config.group_pattern!r} matches no file name.",
-                f"File names look like {names.iloc[0]}.",
+                f"File names look like {schema.names_of(good).iloc[0]}.",
             )
         return good["domain"] + "/" + named
     listed = good["listed_group"]

@@ -20,10 +20,8 @@ from hemafast.preparation.sources.safety import suffix_of
 
 Item = TypeVar("Item")
 
-FIRST_LOOK = 300
-"""Images of a domain whose headers are read, evenly spread, to find out whether any has more than 8 bits."""
 SAMPLE = 300
-"""Images whose values are looked at, evenly spread, where the first look finds such images."""
+"""Images of a domain that are looked at, evenly spread, for their range of values."""
 
 _BITS = (8, 10, 12, 14, 16, 24, 32)  # of cameras
 _TOPS = (1, 255, 65535)  # of float images, by convention
@@ -98,8 +96,6 @@ def choose_ranges(
     `read` yields the bytes of some of them in order; what is no bytes, and what cannot be decoded, is passed over.
     Call it within `strict_decoders`.
     """
-    if not any(picture.depth in kinds for picture in _pictures(read(_spread(items, FIRST_LOOK)))):
-        return {}
     seen = {INTEGER: _Seen(), FLOAT: _Seen()}
     for picture in _pictures(read(_spread(items, SAMPLE))):
         if picture.depth in kinds:

@@ -85,16 +85,17 @@ def gather(config: PrepareConfig, progress: Progress = SILENT) -> Gathered:
 
     Raises HemafastError for what is unsafe, for classes that are unknown, and if there is no image in any class.
     """
-    trees = find_trees(
-        config.source, config.output, knows=_knower(config), labelled=config.labels is not None, progress=progress
-    )
+    class_map = {} if config.class_map is None else lists.read_class_map(config.class_map)
+    knows = _knower(class_map)
+    labelled = config.labels is not None
+    trees = find_trees(config.source, config.output, knows=knows, labelled=labelled, progress=progress)
     labels, sha256 = _read_labels(trees, config)
     passed = [replace(one, name=f"{tree.name}/{one.name}") for tree in trees for one in tree.passed]
     notes = [*(note for tree in trees for note in tree.notes), *(labels.notes if labels else ())]
     notes += _closed_note(passed)
     members: list[Member] = []
     for tree in trees:
-        found, more = _of_folders(tree, config, labelled=bool(labels and labels.label))
+        found, more = _of_folders(tree, knows, resplit=config.resplit, labelled=bool(labels and labels.label))
         members += found
         notes += [f"{tree.name}: {note}" for note in more]
     members = _apart(members)
@@ -104,7 +105,7 @@ def gather(config: PrepareConfig, progress: Progress = SILENT) -> Gathered:
     passed += lost
     if not members:
         raise _nothing(config, trees, passed)
-    members, lost, more = _in_classes(members, config, trees)
+    members, lost, more = _in_classes(members, class_map, config, trees)
     passed, notes = passed + lost, [*notes, *more, *(_contradictions(members) if labels and labels.label else ())]
     scales = labels.um_per_pixel if labels else {}
     return Gathered(tuple(_unique(members)), _domains_of(members, trees), tuple(passed), tuple(notes), scales, sha256)
@@ -196,16 +197,18 @@ def _closed_note(passed: Sequence[PassedOver]) -> list[str]:
     return [f"{name_some(closed, 3)}: not opened; unpack what holds images"] if closed else []
 
 
-def _knower(config: PrepareConfig) -> Callable[[str], bool]:
+def _knower(class_map: Mapping[str, str]) -> Callable[[str], bool]:
     """Tells whether a name is that of a class: one that the field or --class-map knows."""
-    mapped = {fold(name) for name in _class_map(config)}
+    mapped = {fold(name) for name in class_map}
     return lambda name: is_known(name) or fold(name) in mapped
 
 
-def _of_folders(tree: Tree, config: PrepareConfig, *, labelled: bool) -> tuple[list[Member], Sequence[str]]:
+def _of_folders(
+    tree: Tree, knows: Callable[[str], bool], *, resplit: bool, labelled: bool
+) -> tuple[list[Member], Sequence[str]]:
     """The images of a tree, with what the folders say; those outside class folders have no label."""
     names = [entry.name for entry in tree.images]
-    layout = read_layout(names, _knower(config), resplit=config.resplit, labelled=labelled)
+    layout = read_layout(names, knows, resplit=resplit, labelled=labelled)
     members = [
         Member(
             domain=place.domain or tree.name,
@@ -244,10 +247,6 @@ def _domains_of(members: Sequence[Member], trees: Sequence[Tree]) -> dict[str, D
     by_name = {tree.name: tree for tree in reversed(trees) if tree.images}
     homes = {member.domain: by_name[_tree_of(member)] for member in reversed(members)}
     return {name: Domain(homes[name].path.name, homes[name].drawn) for name in sorted(homes)}
-
-
-def _class_map(config: PrepareConfig) -> dict[str, str]:
-    return {} if config.class_map is None else lists.read_class_map(config.class_map)
 
 
 def _of_table(member: Member, labels: lists.Labels, config: PrepareConfig) -> Member:
@@ -292,11 +291,11 @@ def _belong(config: PrepareConfig, trees: Sequence[Tree]) -> str:
 
 
 def _in_classes(
-    members: Sequence[Member], config: PrepareConfig, trees: Sequence[Tree]
+    members: Sequence[Member], class_map: Mapping[str, str], config: PrepareConfig, trees: Sequence[Tree]
 ) -> tuple[list[Member], list[PassedOver], Sequence[str]]:
     """The images under the names of their classes, and those whose class is left out."""
     try:
-        renamed, notes = rename([member.label for member in members], _class_map(config), config.classes)
+        renamed, notes = rename([member.label for member in members], class_map, config.classes)
     except UnknownClassesError as error:
         raise ClassesError(f"{config.source}: {error.problem}", _way_out(config, error, trees)) from error
     left_out = [PassedOver(LEFT_OUT, member.source) for member in members if not renamed[member.label]]

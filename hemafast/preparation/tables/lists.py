@@ -27,7 +27,9 @@ _SMALLEST_SCALE, _LARGEST_SCALE = 0.001, 100.0  # um/px, as PrepareConfig bounds
 _NO_SPLIT = " If the column says something else: --columns split="
 _NAMED = 3  # lines that a note lists
 
-__all__ = ["Labels", "read_checksums", "read_class_map", "read_labels", "read_split", "read_values", "resolve"]
+__all__ = [
+    "Labels", "read_checksums", "read_class_map", "read_labels", "resolve", "resolve_split", "resolve_values",
+]  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,14 +130,6 @@ def read_class_map(given: Path | Mapping[str, str]) -> dict[str, str]:
     return dict(pairs)
 
 
-def read_split(files: Sequence[Path], names: Images | Iterable[str]) -> dict[str, str]:
-    """The split of each image that `files` list: train, val or test, by its key.
-
-    Raises HemafastError as `resolve_split` does.
-    """
-    return resolve_split(files, names).values
-
-
 def resolve_split(files: Sequence[Path], names: Images | Iterable[str]) -> Resolved[str]:
     """The split of each image, from tables with a column for it, or with one file for each split, named after it.
 
@@ -153,14 +147,6 @@ def resolve_split(files: Sequence[Path], names: Images | Iterable[str]) -> Resol
     found = resolve(files[0] if len(files) == 1 else " and ".join(file.name for file in files), pairs, names)
     _refuse_nothing(found, names)
     return found
-
-
-def read_values(file: Path, column: str, names: Images | Iterable[str]) -> dict[str, str]:
-    """The value in `column`, such as group, of each image that `file` lists, by its key.
-
-    Raises HemafastError as `resolve_values` does.
-    """
-    return resolve_values(file, column, names).values
 
 
 def resolve_values(file: Path, role: str, names: Images | Iterable[str]) -> Resolved[str]:

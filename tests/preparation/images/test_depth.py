@@ -189,7 +189,7 @@ def test_a_saturated_camera_of_14_bits_is_no_outlier(draw):
 
 
 def test_deep_images_that_the_sample_missed_are_quarantined(monkeypatch, draw, make_archive, tmp_path):
-    monkeypatch.setattr(depth, "FIRST_LOOK", 2)
+    monkeypatch.setattr(depth, "SAMPLE", 2)
     last = {"monocyte/z.tif": tiff(draw(0).astype(np.uint16) * 16, photometric="rgb")}
     make_archive(tmp_path / "D", {"basophil": 4, "monocyte": 6}, extra=last)
     config = PrepareConfig(source=tmp_path, output=tmp_path / "prepared", pack_sizes=(32,), max_quarantined=0.5)

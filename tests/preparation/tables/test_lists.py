@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from hemafast.errors import HemafastError
 from hemafast.preparation.tables import lists
 from hemafast.preparation.tables.columns import find_columns
-from hemafast.preparation.tables.lists import read_class_map, read_labels, read_split, resolve
+from hemafast.preparation.tables.lists import read_class_map, read_labels, resolve, resolve_split
 from hemafast.preparation.tables.read import read_table
 
 LIST = Path("list.csv")
@@ -389,7 +389,7 @@ NAMES = pd.Series(["A/b/1.png", "A/b/2.png", "A/b/3.png"])
     ],
 )
 def test_splits_are_read_from_a_column(tmp_path, text, name):
-    split = read_split([_table(tmp_path, text, name)], NAMES)
+    split = resolve_split([_table(tmp_path, text, name)], NAMES).values
     assert split == dict(zip(NAMES, ("train", "val", "test"), strict=True))
 
 
@@ -404,8 +404,8 @@ def test_splits_are_read_from_a_column(tmp_path, text, name):
 def test_splits_are_read_from_the_names_of_files(tmp_path, names):
     texts = (",path,label\n0,P/b/1.png,x\n", "2.png\n", "filename\n3\n")
     files = [_table(tmp_path, text, name) for text, name in zip(texts, names, strict=True)]
-    assert read_split(files, NAMES) == dict(zip(NAMES, ("train", "val", "test"), strict=True))
-    assert read_split(files, {name: (name, f"z/{name}") for name in NAMES})[NAMES[2]] == "test"
+    assert resolve_split(files, NAMES).values == dict(zip(NAMES, ("train", "val", "test"), strict=True))
+    assert resolve_split(files, {name: (name, f"z/{name}") for name in NAMES}).values[NAMES[2]] == "test"
 
 
 BAD_SPLITS = {
@@ -426,7 +426,7 @@ BAD_SPLITS = {
 def test_bad_splits_are_refused_by_name(tmp_path, what):
     texts, problem = BAD_SPLITS[what]
     with pytest.raises(HemafastError) as caught:
-        read_split([_table(tmp_path, text, name) for name, text in texts.items()], NAMES)
+        resolve_split([_table(tmp_path, text, name) for name, text in texts.items()], NAMES)
     assert problem in caught.value.problem
     assert "--columns" not in caught.value.remedy  # which only --labels has
 
@@ -440,7 +440,9 @@ def test_what_a_published_split_lists_beyond_is_counted(tmp_path):
 
 def test_patients_may_have_any_common_name(tmp_path):
     text = "Image;Patient ID\n1;07\n2;07\n3;8.0\n"
-    assert lists.read_values(_table(tmp_path, text), "group", NAMES) == dict(zip(NAMES, ("07", "07", "8"), strict=True))
+    assert lists.resolve_values(_table(tmp_path, text), "group", NAMES).values == dict(
+        zip(NAMES, ("07", "07", "8"), strict=True)
+    )
 
 
 # Class maps
