@@ -445,9 +445,6 @@ class TrainConfig:
         None, "RandAugment: magnitude, 0 to 30.", POLICY
     )
     stain: Annotated[float, Ge(0), Le(0.5)] | None = option(None, "Stain jitter, as 0.05.", POLICY)
-    erase: Annotated[float, Ge(0), Le(1)] | None = option(
-        None, "Random erasing: share of the images with a blank rectangle.", POLICY
-    )
     background: Annotated[float, Ge(0), Le(1)] | None = option(
         None, "Random background: share of the images with one colour outside a circle.", POLICY
     )
@@ -462,6 +459,9 @@ class TrainConfig:
     )
     blur: Annotated[float, Ge(0), Le(10)] | None = option(
         None, "Gaussian blur of half of the images, as 1.2: largest sigma in pixels.", POLICY
+    )
+    erase: Annotated[float, Ge(0), Le(1)] | None = option(
+        None, "Random erasing: share of the images with a blank rectangle.", POLICY
     )
 
     device: Device = common("auto", "Where the model runs; auto takes a GPU if there is one.", RUNNING)

@@ -209,7 +209,7 @@ def _move_fours(words: Words, to: int, source_words: Words, begin: int, step: in
 
 @compiled()
 def cover(out: Pixels, pixels: Pixels, background: Floats) -> None:
-    """Give `out`, as `pixels` (size, size, 3), one colour outside a circle about the centre.
+    """Copy `pixels` (size, size, 3) to `out`, with one colour outside a circle about the centre.
 
     `background` (6,) is the radius in pixels, and the colour in levels: a factor of the white point, a factor of the
     mean colour, and three values to add.
@@ -224,12 +224,38 @@ def cover(out: Pixels, pixels: Pixels, background: Floats) -> None:
     middle, edge = 0.5 * size, np.float32(0.5 * size * SOFT)
     for y in range(size):
         for x in range(size):
-            distance = np.float32((x + 0.5 - middle) ** 2 + (y + 0.5 - middle) ** 2)
-            if distance > radius * radius:
-                kept = max(np.float32(1) - (np.sqrt(distance) - radius) / edge, np.float32(0))
+            squared = np.float32((x + 0.5 - middle) ** 2 + (y + 0.5 - middle) ** 2)
+            if squared > radius * radius:
+                kept = max(np.float32(1) - (np.sqrt(squared) - radius) / edge, np.float32(0))
                 for channel in range(3):
                     value = colour[channel] + kept * (out[y, x, channel] - colour[channel])
                     out[y, x, channel] = np.uint8(value + np.float32(0.5))
+
+
+@compiled()
+def _histogram(pixels: Pixels) -> Words:
+    """(3, 256): how many pixels have each value of each channel."""
+    counts, source = np.zeros((3, 256), np.uint32), pixels.reshape(-1)
+    for pixel in range(len(source) // 3):
+        for channel in range(3):
+            counts[channel, source[np.uint64(3 * pixel + channel)]] += np.uint32(1)
+    return counts
+
+
+@compiled()
+def _white(counts: Words) -> int:
+    """The white point of a channel, from its histogram (256,)."""
+    reached, wanted = 0, np.sum(counts) * WHITE
+    for value in range(256):
+        reached += counts[value]
+        if reached >= wanted:
+            return value
+    return 255
+
+
+@compiled()
+def _mean(counts: Words) -> float:
+    return float(np.sum(counts * np.arange(256)) / np.sum(counts))
 
 
 @compiled()
@@ -254,82 +280,47 @@ def recolour(out: Pixels, pixels: Pixels, change: Floats) -> None:
             target[at] = table[channel, source[at]]
 
 
-@compiled()
-def _histogram(pixels: Pixels) -> npt.NDArray[np.uint32]:
-    """(3, 256): how many pixels have each value of each channel."""
-    counts, source = np.zeros((2, 3, 256), np.uint32), pixels.reshape(-1)
-    last = len(source) // 3
-    # Neighbours have the same values: counting them in two places lets the processor work on both at once.
-    for pixel in range(0, last - 1, 2):
-        for place in range(2):
-            for channel in range(3):
-                counts[place, channel, source[np.uint64(3 * (pixel + place) + channel)]] += np.uint32(1)
-    if last % 2:
-        for channel in range(3):
-            counts[0, channel, source[3 * (last - 1) + channel]] += np.uint32(1)
-    return counts[0] + counts[1]
-
-
-@compiled()
-def _white(counts: npt.NDArray[np.uint32]) -> int:
-    """The white point of a channel, from its histogram (256,)."""
-    reached, wanted = 0, np.sum(counts) * WHITE
-    for value in range(256):
-        reached += counts[value]
-        if reached >= wanted:
-            return value
-    return 255
-
-
-@compiled()
-def _mean(counts: npt.NDArray[np.uint32]) -> float:
-    return np.sum(counts * np.arange(256)) / np.sum(counts)
-
-
 @compiled(fastmath=True)
 def blur(out: Pixels, pixels: Pixels, sigma: Floats) -> None:
-    """Blur `pixels` (height, width, 3) by a Gaussian of `sigma` (1,) pixels; 0 copies. Edges mirror the image."""
+    """Blur `pixels` (height, width, 3) by a Gaussian of `sigma` (1,) pixels; 0 copies. The edges mirror the image."""
     height, width = out.shape[0], out.shape[1]
-    reach = int(math.ceil(REACH * sigma[0]))
+    reach = math.ceil(REACH * sigma[0])
     if reach == 0:
         out.reshape(-1)[:] = pixels.reshape(-1)
         return
     weights = np.exp(-0.5 * (np.arange(-reach, reach + 1) / sigma[0]) ** 2)
     weights = (weights / weights.sum()).astype(np.float32)
-    # Both passes add whole rows at once. The first makes one row that mirrors the image at its ends.
+    # Vertically first, into a row that goes on beyond both ends; then horizontally. Both add whole rows at once.
     line, sums = np.empty(3 * (width + 2 * reach), np.float32), np.empty(3 * width, np.float32)
     for y in range(height):
         line[:] = 0
         for tap in range(2 * reach + 1):
-            values, weight = pixels[_mirrored(y + tap - reach, height)].reshape(-1), weights[tap]
-            for index in range(3 * width):
-                line[np.uint64(3 * reach + index)] += weight * values[np.uint64(index)]
-        for x in range(-reach, 0):
-            _copy_pixel(line, reach + x, reach + _mirrored(x, width))
-        for x in range(width, width + reach):
-            _copy_pixel(line, reach + x, reach + _mirrored(x, width))
+            row = pixels[_mirrored(y + tap - reach, height)]
+            _add(line[3 * reach : 3 * (reach + width)], weights[tap], row.reshape(-1))
+        for x in range(1, reach + 1):
+            for end, inner in ((-x, _mirrored(-x, width)), (width - 1 + x, _mirrored(width - 1 + x, width))):
+                for channel in range(3):
+                    line[3 * (reach + end) + channel] = line[3 * (reach + inner) + channel]
         sums[:] = 0.5  # so that truncation rounds
         for tap in range(2 * reach + 1):
-            weight = weights[tap]
-            for index in range(3 * width):
-                sums[np.uint64(index)] += weight * line[np.uint64(3 * tap + index)]
+            _add(sums, weights[tap], line[3 * tap : 3 * (tap + width)])
         target = out[y].reshape(-1)
         for index in range(3 * width):
             target[np.uint64(index)] = np.uint8(sums[np.uint64(index)])
 
 
+@compiled(inline="always")
+def _add(sums: Floats, weight: float, values: npt.NDArray[Any]) -> None:
+    for index in range(len(sums)):
+        sums[np.uint64(index)] += weight * values[np.uint64(index)]
+
+
 @compiled()
 def _mirrored(place: int, count: int) -> int:
-    """The place among `count` that stands for one beyond either end; the last one is not repeated."""
+    """The place among `count` that a place beyond either end mirrors, about the centre of the last pixel."""
     period = max(2 * (count - 1), 1)
     place = abs(place) % period
     return min(place, period - place)
-
-
-@compiled()
-def _copy_pixel(line: Floats, to: int, source: int) -> None:
-    for channel in range(3):
-        line[3 * to + channel] = line[3 * source + channel]
 
 
 # DALI calls these functions with addresses of pointers, as in nvidia.dali.plugin.numba. They are compiled here, because

@@ -41,8 +41,6 @@ class Policy:
     """Magnitude of these operations, 0 to 30."""
     stain: float = 0.0
     """How much the absorption of each stain varies: as a share, and as an offset in natural optical density."""
-    erase: float = 0.0
-    """Share of the images with a blank rectangle."""
     background: float = 0.0
     """Share of the images with one colour outside a circle about the centre."""
     density: float = 0.0
@@ -53,6 +51,8 @@ class Policy:
     """Largest shift of each channel, as a share of the full range."""
     blur: float = 0.0
     """Largest standard deviation, in pixels of the view, of the Gaussian that blurs half of the images."""
+    erase: float = 0.0
+    """Share of the images with a blank rectangle."""
 
     def to_plain(self) -> dict[str, Any]:
         """The fields as plain data."""
@@ -149,8 +149,6 @@ class Views:
     """(n, operations): 1 if an enhancement with two directions weakens."""
     stain: npt.NDArray[np.float32]
     """(n, 3, 4): maps (red, green, blue, 1) in natural optical density to those of the view."""
-    erase: Boxes
-    """(n, 4): the part of the view to blank; may be empty."""
     background: npt.NDArray[np.float32]
     """(n, 6): radius in pixels, and of the new background's colour the factor of the white point, that of the mean
     colour, and three levels to add; a radius of the side changes nothing."""
@@ -159,6 +157,8 @@ class Views:
     levels to add."""
     blur: npt.NDArray[np.float32]
     """(n, 1): standard deviation in pixels."""
+    erase: Boxes
+    """(n, 4): the part of the view to blank; may be empty."""
 
     def __getitem__(self, rows: slice) -> Views:
         return Views(*(getattr(self, field.name)[rows] for field in fields(self)))
@@ -179,6 +179,7 @@ def draw_views(policy: Policy, packed_size: int, image_size: int, images: int, g
         weaken=(sign < 0).astype(np.int32),
         stain=_draw_stains(policy.stain, images, generator),
         erase=_draw_erased(policy.erase, image_size, images, generator),
+        # After all others, so that runs of earlier versions continue with the same draws.
         background=_draw_backgrounds(policy.background, image_size, images, generator),
         recolour=_draw_recolouring(policy, images, generator),
         blur=_draw_blurs(policy.blur, images, generator),
