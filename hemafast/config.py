@@ -270,8 +270,13 @@ class PrepareConfig:
         PIXELS,
         metavar="UM|whole|auto",
     )
-    um_per_pixel: dict[str, Annotated[float, Ge(0.001), Le(100)]] = common(
-        {}, "Micrometres per pixel of a domain; may be repeated.", PIXELS, metavar="NAME=UM", parse=_scales
+    um_per_pixel: dict[str, Annotated[float, Ge(0.001), Le(100)] | Literal["unknown"]] = common(
+        {},
+        "Micrometres per pixel of a domain; may be repeated. By default they are estimated from its nuclei; "
+        "unknown keeps its images whole.",
+        PIXELS,
+        metavar="NAME=UM|unknown",
+        parse=_scales,
     )
     bit_depth: dict[str, Annotated[int, Ge(1), Le(32)]] = option(
         {},
