@@ -1,5 +1,6 @@
 """Predictions are those of evaluation; ensembles, symmetries and thresholds; what is refused and what is a row."""
 
+import io
 import json
 import logging
 import os
@@ -17,19 +18,21 @@ import pytest
 import torch
 from command import hemafast
 from exported import CARD, card_on, hostile_checkpoints, write_run
+from PIL import Image
 from recorder import Recorder, Stage
 
 from hemafast.data.graph import GraphShape
 from hemafast.data.loader import eval_loader
 from hemafast.deploy import predict as module
 from hemafast.deploy.inputs import read_images
-from hemafast.deploy.model import symmetries
+from hemafast.deploy.model import open_model, symmetries
 from hemafast.deploy.plan import Options, make_plan, sort_named
 from hemafast.deploy.predict import classify
 from hemafast.engine.checkpoint import Calibration, load_best, read_card, save_best
 from hemafast.errors import HemafastError
 from hemafast.evaluate.calibration import soften
 from hemafast.evaluate.predictions import read_predictions
+from hemafast.preparation.scale import estimate_scale
 from hemafast.preparation.split import VAL
 from hemafast.preparation.tables.read import read_table
 
@@ -134,6 +137,20 @@ def test_a_scale_that_is_given_decides_what_is_seen(fitted, cut, tmp_path):
     expected = numbers(ask(fitted, source))
     assert np.array_equal(numbers(ask(fitted, renamed, um_per_pixel=0.5)), expected)
     assert np.abs(numbers(ask(fitted, renamed)) - expected).max() > 1e-3
+
+
+def test_a_scale_that_nothing_says_is_estimated_from_the_nuclei_of_all_images_named_together(fitted, cut, tmp_path):
+    renamed = shutil.copy(cut.folder.parent / "Acevedo_20.zip", tmp_path / "unknown.zip")
+    opened = open_model(fitted)
+    with zipfile.ZipFile(renamed) as archive:
+        arrays = [np.asarray(Image.open(io.BytesIO(archive.read(name))).convert("RGB")) for name in archive.namelist()]
+    scale = estimate_scale(arrays).um_per_pixel
+    assert scale is not None
+    named = opened.predict(renamed)
+    pd.testing.assert_frame_equal(named, opened.predict(renamed, um_per_pixel=scale))
+    assert not named.equals(opened.predict(renamed, um_per_pixel="unknown"))
+    given, expected = opened.predict(arrays), opened.predict(arrays, um_per_pixel=scale)
+    pd.testing.assert_frame_equal(given, expected)
 
 
 def all_symmetries(images):
