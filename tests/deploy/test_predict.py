@@ -1,6 +1,5 @@
 """Predictions are those of evaluation; ensembles, symmetries and thresholds; what is refused and what is a row."""
 
-import io
 import json
 import logging
 import os
@@ -139,18 +138,19 @@ def test_a_scale_that_is_given_decides_what_is_seen(fitted, cut, tmp_path):
     assert np.abs(numbers(ask(fitted, renamed)) - expected).max() > 1e-3
 
 
-def test_a_scale_that_nothing_says_is_estimated_from_the_nuclei_of_all_images_named_together(fitted, cut, tmp_path):
-    renamed = shutil.copy(cut.folder.parent / "Acevedo_20.zip", tmp_path / "unknown.zip")
-    opened = open_model(fitted)
-    with zipfile.ZipFile(renamed) as archive:
-        arrays = [np.asarray(Image.open(io.BytesIO(archive.read(name))).convert("RGB")) for name in archive.namelist()]
+def test_a_scale_that_nothing_says_is_estimated_from_the_nuclei_of_all_images_named_together(fitted, draw, tmp_path):
+    arrays = [np.pad(draw(seed, 64, 60), ((30, 30), (30, 30), (0, 0)), constant_values=235) for seed in range(6)]
     scale = estimate_scale(arrays).um_per_pixel
-    assert scale is not None
-    named = opened.predict(renamed)
-    pd.testing.assert_frame_equal(named, opened.predict(renamed, um_per_pixel=scale))
-    assert not named.equals(opened.predict(renamed, um_per_pixel="unknown"))
-    given, expected = opened.predict(arrays), opened.predict(arrays, um_per_pixel=scale)
-    pd.testing.assert_frame_equal(given, expected)
+    assert 25 / scale < 100
+    for number, array in enumerate(arrays):
+        path = tmp_path / "new" / "ab"[number % 2] / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(array).save(path)
+    opened, folder = open_model(fitted), tmp_path / "new"
+    named = opened.predict(folder)
+    pd.testing.assert_frame_equal(named, opened.predict(folder, um_per_pixel=scale))
+    assert not named.equals(opened.predict(folder, um_per_pixel="unknown"))
+    pd.testing.assert_frame_equal(opened.predict(arrays), opened.predict(arrays, um_per_pixel=scale))
 
 
 def all_symmetries(images):
