@@ -70,8 +70,9 @@ def estimate_scale(images: Iterable[Pixels | None]) -> ScaleEstimate:
     """Estimate the scale of images of one microscope and camera, without any label.
 
     The median nucleus of a set is taken to have 9.7 um. The interval allows 15 % for the classes in the set, and more
-    the fewer nuclei there are: 1.7 times that for 30 nuclei, 2.4 for 5. Sets of one class are off by up to 50 %.
-    Fewer than 5 nuclei, or nuclei in less than a third of the images, give no estimate.
+    the fewer nuclei there are: from the estimate divided by 1.16 to the estimate times 1.16 for thousands, 1.21 for 30,
+    1.36 for 5. Sets of one class may be off by half. Fewer than 5 nuclei, or nuclei in less than a third of the images,
+    give no estimate.
 
     Args:
         images: uint8 (height, width, 3) of any sizes; None for one that cannot be read. A few hundred are enough.

@@ -102,6 +102,16 @@ class Scale(Record):
     """What its nuclei say, whether that is used or not; None if they were not looked at."""
 
 
+def scale_words(um_per_pixel: float | None, scale: Scale | None) -> str:
+    """Micrometres per pixel of a domain, and how they are known if `scale` says it."""
+    if um_per_pixel is None or scale is None:
+        return "unknown" if um_per_pixel is None else f"{um_per_pixel:g}"
+    found = scale.estimate
+    if scale.source != "estimated" or found is None:
+        return f"{um_per_pixel:g} ({scale.source})"
+    return f"{um_per_pixel:.3g} (estimated: {found.low:.3g} to {found.high:.3g}, {found.nuclei} nuclei)"
+
+
 class DomainInfo(Record):
     """One archive and its counts of images and files."""
 
@@ -121,12 +131,13 @@ class DomainInfo(Record):
     @property
     def scale_words(self) -> str:
         """Micrometres per pixel, and how they are known."""
-        if self.um_per_pixel is None or self.scale is None:
-            return "unknown" if self.um_per_pixel is None else f"{self.um_per_pixel:g}"
-        found = self.scale.estimate
-        if self.scale.source != "estimated" or found is None:
-            return f"{self.um_per_pixel:g} ({self.scale.source})"
-        return f"{self.um_per_pixel:.3g} (estimated: {found.low:.3g} to {found.high:.3g}, {found.nuclei} nuclei)"
+        return scale_words(self.um_per_pixel, self.scale)
+
+    def um_per_pixel_of(self, shorter_side: int) -> float | None:
+        """Micrometres per pixel of images of this size."""
+        if self.scale is None or self.scale.source != "estimated" or self.scale.estimate is None:
+            return self.um_per_pixel
+        return self.scale.estimate.by_side.get(shorter_side, self.um_per_pixel)
 
 
 class PassedFiles(Record):
