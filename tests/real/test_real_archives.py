@@ -197,11 +197,13 @@ def test_the_scale_of_30_images_is_within_20_percent(nuclei, domain, scale):
     measured, _ = nuclei[domain]
     found = [d for _, d in measured if d is not None]
     assert len(found) > 0.9 * len(measured)
+    held = 0
     for seed in range(20):
         chosen = np.random.default_rng(seed).permutation(len(measured))[:30]
         estimate = estimate_from([measured[place] for place in chosen])
         assert estimate.um_per_pixel == pytest.approx(scale, rel=0.2)
-        assert estimate.holds(scale)
+        held += estimate.holds(scale)
+    assert held >= 18  # 95 % of 20 are 19
 
 
 @pytest.mark.parametrize(("domain", "scale"), [("Acevedo_20", 0.1), ("Matek_19", 0.0725)])
