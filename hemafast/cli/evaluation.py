@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -10,7 +11,7 @@ import typer
 
 from hemafast.cli.common import Device, Json, Quiet, Verbose, app, listen, refuse_missing_data, wide_console
 from hemafast.config import Device as DeviceName
-from hemafast.config import ScoredSplit
+from hemafast.config import ScoredSplit, parse_class_map
 from hemafast.run_folder import find_run, read_config
 
 Run = Annotated[str, typer.Argument(metavar="RUN", help="Run folder, or latest.")]
@@ -28,6 +29,16 @@ def evaluate(
     split: Annotated[
         ScoredSplit, typer.Option(help="Score validation images, or test images that training never saw.")
     ] = "val",
+    class_map: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FROM=TO,...|FILE",
+            help="Rename classes of the model and of the data, which merges those of one name: "
+            "neutrophil_banded=Neutrophil,neutrophil_segmented=Neutrophil; or a table with the columns from and to. "
+            "An empty TO leaves the images of a class out.",
+            show_default="none",
+        ),
+    ] = None,
     device: Device = "auto",
     as_json: Json = False,
     verbose: Verbose = False,
@@ -37,23 +48,36 @@ def evaluate(
 
     Half of the images calibrate: temperature and thresholds are fitted on them and reported on the other half. Writes
     metrics.json, predictions.csv, confusion_matrix.png, calibration.json and report.html into the run folder. Scores on
-    test images or on other data go into a folder of their own below it, and nothing is fitted on these.
+    test images, on other data or with a class map go into a folder of their own below it, and nothing is fitted on
+    these.
+
+    Other data may have other classes. Those of equal names are compared; images of a class that the model lacks are
+    left out; answers of a class that the data lacks are mistakes.
     """
     folder = find_run(run)
     read_config(folder)
     if data is not None:
         refuse_missing_data(data)
+    renamed = parse_class_map(class_map)
     listen(verbose=verbose, quiet=quiet or as_json)
-    print_evaluation(folder, data, split, device, as_json=as_json)
+    print_evaluation(folder, data, split, device, as_json=as_json, class_map=renamed)
 
 
-def print_evaluation(folder: Path, data: Path | None, split: ScoredSplit, device: DeviceName, *, as_json: bool) -> None:
+def print_evaluation(
+    folder: Path,
+    data: Path | None,
+    split: ScoredSplit,
+    device: DeviceName,
+    *,
+    as_json: bool,
+    class_map: Mapping[str, str] | Path | None = None,
+) -> None:
     """Evaluate a run, write its report, and print what both say."""
     from hemafast.cli.tables import score_table, training_lines
     from hemafast.evaluate.evaluate import evaluate_run, scores_folder
     from hemafast.report.page import write_report
 
-    metrics = evaluate_run(folder, data=data, split=split, device=device)
+    metrics = evaluate_run(folder, data=data, split=split, class_map=class_map, device=device)
     scores = scores_folder(folder, metrics)
     report = write_report(scores)
     if as_json:

@@ -121,6 +121,8 @@ def score_table(metrics: dict[str, Any]) -> Table:
 
 def training_lines(metrics: dict[str, Any]) -> list[Text]:
     """Context of a score: initial weights, time, speed, warnings."""
+    from hemafast.evaluate.folding import notes  # not needed by commands that must start fast
+
     training = metrics["training"]
     lines = [f"started from {metrics['model']['started_from']}"]
     if epochs := training["epochs"]:
@@ -128,6 +130,7 @@ def training_lines(metrics: dict[str, Any]) -> list[Text]:
             f"{epochs} {'epoch' if epochs == 1 else 'epochs'} in {training['total_seconds']:.0f} s, "
             f"{training['train_images_per_second']:.1f} images/s in training"
         )
+    lines += notes(metrics["folding"])
     return [*map(Text, lines), *(Text(warning, style="bold yellow") for warning in metrics["warnings"])]
 
 

@@ -15,6 +15,7 @@ from hemafast.engine.checkpoint import load_best
 from hemafast.engine.journal import Row, read_rows
 from hemafast.errors import HemafastError
 from hemafast.evaluate.evaluate import Metrics, run_of
+from hemafast.evaluate.folding import notes
 from hemafast.files import write_text, writing
 from hemafast.metrics import with_pooled
 from hemafast.pages import render
@@ -122,7 +123,8 @@ def _run(part: Part, thumbnails: int, explain: bool) -> dict[str, Any]:
         "metrics": metrics,
         "images_are": WORDS[metrics["split"]],
         "sets": with_pooled(metrics["domains"], metrics["pooled"]),
-        "classes": metrics["model"]["classes"],
+        "classes": metrics.get("classes", metrics["model"]["classes"]),  # of older runs
+        "folding": notes(metrics["folding"]) if "folding" in metrics else [],
         "curves": embedded(lambda file: plot_curves(file, part.rows)) if part.rows else None,
         "reliability": embedded(lambda file: plot_reliability(file, metrics["pooled"]["calibrated"])),
         "worst": _worst(part, pictures, explain),
