@@ -74,6 +74,7 @@ def print_evaluation(
 ) -> None:
     """Evaluate a run, write its report, and print what both say."""
     from hemafast.cli.tables import score_table, training_lines
+    from hemafast.evaluate.elsewhere import home_and_elsewhere
     from hemafast.evaluate.evaluate import evaluate_run, scores_folder
     from hemafast.report.page import write_report
 
@@ -81,12 +82,14 @@ def print_evaluation(
     scores = scores_folder(folder, metrics)
     report = write_report(scores)
     if as_json:
-        typer.echo(json.dumps({"run": str(folder), "scores": str(scores), "report": str(report), **metrics}, indent=2))
+        said = {"run": str(folder), "scores": str(scores), "report": str(report), "told": home_and_elsewhere(folder)}
+        typer.echo(json.dumps(said | metrics, indent=2))
         return
     results = wide_console()
     results.print(score_table(metrics))
     for line in training_lines(metrics):
         results.print(line)
+    results.print(f"macro-F1 {home_and_elsewhere(folder)}")
     where = "run folder" if scores == folder else "scores    "
     results.print(f"{where}  {scores}\nreport      {report}", soft_wrap=True)
 

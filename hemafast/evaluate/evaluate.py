@@ -37,7 +37,7 @@ from hemafast.files import write_table, write_text, write_whole
 from hemafast.metrics import macro_f1, with_pooled
 from hemafast.model import Classifier
 from hemafast.pictures import confusion_figure, save
-from hemafast.preparation.schema import divided_groups
+from hemafast.preparation.schema import divided_groups, grouped_domains
 from hemafast.preparation.split import TRAIN, VAL, WORDS, assign_split
 from hemafast.preparation.tables.lists import read_class_map
 from hemafast.run_folder import (
@@ -286,6 +286,7 @@ def _data(dataset: Dataset) -> dict[str, Any]:
         "split_seed": info.settings["seed"],
         "val_fraction": info.settings["val_fraction"],
         "counts": info.counts,
+        "grouped": grouped_domains(dataset.table),
         "prepared_by": info.settings,
         "domains": {name: domain.model_dump() for name, domain in info.domains.items()},
     }

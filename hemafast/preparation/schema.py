@@ -228,3 +228,9 @@ def in_split(manifest: pd.DataFrame, split: str, fold: int | None = None) -> pd.
 def divided_groups(manifest: pd.DataFrame) -> int:
     """How many patients or slides have images in several splits, which only a ready split can cause."""
     return int((accepted(manifest).groupby("group")["split"].nunique() > 1).sum())
+
+
+def grouped_domains(manifest: pd.DataFrame) -> list[str]:
+    """The domains of whose images some show different pictures and yet belong together: of one patient or slide."""
+    images = accepted(manifest)
+    return [str(name) for name in images.loc[images["group"] != images["duplicate_group"], "domain"].unique()]
