@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from hemafast.cli.common import Device, Json, Quiet, Verbose, app, listen, refuse_missing_data, wide_console
+from hemafast.cli.common import ClassMap, Device, Json, Quiet, Verbose, app, listen, refuse_missing_data, wide_console
 from hemafast.config import Device as DeviceName
 from hemafast.config import ScoredSplit, parse_class_map
 from hemafast.run_folder import find_run, read_config
@@ -29,16 +29,7 @@ def evaluate(
     split: Annotated[
         ScoredSplit, typer.Option(help="Score validation images, or test images that training never saw.")
     ] = "val",
-    class_map: Annotated[
-        str | None,
-        typer.Option(
-            metavar="FROM=TO,...|FILE",
-            help="Rename classes of the model and of the data, which merges those of one name: "
-            "neutrophil_banded=Neutrophil,neutrophil_segmented=Neutrophil; or a table with the columns from and to. "
-            "An empty TO leaves the images of a class out.",
-            show_default="none",
-        ),
-    ] = None,
+    class_map: ClassMap = None,
     device: Device = "auto",
     as_json: Json = False,
     verbose: Verbose = False,

@@ -182,10 +182,12 @@ class _Answers:
     images: npt.NDArray[np.object_]
     domains: npt.NDArray[np.str_]
     labels: Labels
-    probabilities: Probabilities
+    raw: Probabilities
     """(images, classes), uncalibrated."""
     softened: Probabilities
     """(images, classes), calibrated."""
+    merged: bool
+    """Whether classes of the model were merged: then the temperature decides which class is the likeliest."""
     fitted: Mask
     """(images,): which the calibration was fitted on."""
 
@@ -206,8 +208,9 @@ def _answers(
         images=images["path"].to_numpy()[kept],
         domains=samples.domains[kept],
         labels=labels[kept],
-        probabilities=folding.probabilities(probabilities[kept]),
+        raw=folding.probabilities(probabilities[kept]),
         softened=folding.probabilities(softened),
+        merged=len(folding.classes) < len(folding.answers),
         fitted=fitted[kept],
     )
 
@@ -260,8 +263,8 @@ def _scores(answers: _Answers, calibration: Calibration) -> Metrics:
 
 
 def _score(answers: _Answers, part: Mask, calibration: Calibration) -> Metrics:
-    labels, raw, softened = answers.labels[part], answers.probabilities[part], answers.softened[part]
-    plain = score(labels, raw, answers.classes)
+    labels, raw, softened = answers.labels[part], answers.raw[part], answers.softened[part]
+    plain = score(labels, softened if answers.merged else raw, answers.classes)
     return plain | calibrated_scores(labels, raw, softened, answers.classes, calibration, ~answers.fitted[part])
 
 
