@@ -31,7 +31,7 @@ Compile = Literal["auto", "on", "off"]
 Pretrained = Literal["auto", "yes", "no"]
 Input = Literal["auto", "resident", "packed", "files", "webdataset"]
 Device = Literal["auto", "cpu", "cuda"]
-ScoredSplit = Literal["val", "test"]
+ScoredSplit = Literal["val", "test", "all"]
 """The split that a run is scored on: validation images, or test images that training never saw."""
 PolicyName = Literal["seed", "basic", "strong", "lineage", "none"]
 Symmetry = Literal["none", "mirror", "eight"]

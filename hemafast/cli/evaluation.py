@@ -27,7 +27,8 @@ def evaluate(
         Path | None, typer.Option(help="Prepared data set to score on.", show_default="the run's own")
     ] = None,
     split: Annotated[
-        ScoredSplit, typer.Option(help="Score validation images, or test images that training never saw.")
+        ScoredSplit,
+        typer.Option(help="Score validation images, test images that training never saw, or all images of other data."),
     ] = "val",
     class_map: ClassMap = None,
     device: Device = "auto",

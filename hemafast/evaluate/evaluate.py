@@ -38,7 +38,7 @@ from hemafast.metrics import macro_f1, with_pooled
 from hemafast.model import Classifier
 from hemafast.pictures import confusion_figure, save
 from hemafast.preparation.schema import divided_groups, grouped_domains
-from hemafast.preparation.split import TRAIN, VAL, WORDS, assign_split
+from hemafast.preparation.split import ALL, TRAIN, VAL, WORDS, assign_split
 from hemafast.preparation.tables.lists import read_class_map
 from hemafast.run_folder import (
     BEST,
@@ -82,8 +82,8 @@ def evaluate_run(
     Args:
         folder: a run folder.
         data: prepared data set to score on; None for the run's own. Its classes may be others; see `folding`.
-        split: which of its images to score. Of test images and of other data, all are reported on, with the
-            calibration that the model has.
+        split: which of its images to score; "all" is for other data. Of test images and of other data, all are
+            reported on, with the calibration that the model has.
         class_map: new names for classes of the model, of the data or of both, which merges those of one name; "" leaves
             the images of a class out. A mapping, or a table with the columns from and to.
         device: where the model runs.
@@ -98,15 +98,8 @@ def evaluate_run(
     _refuse_unknown_split(split)
     config, given = read_config(folder), read_class_map(class_map or {})
     model, card = load_best(folder / BEST)
-    dataset = open_dataset(data or config.data)
-    own = dataset.info.fingerprint == card.data_fingerprint
-    if own:
-        dataset = replace(dataset, fold=config.fold)
-    elif data is None:
-        raise HemafastError(
-            f"{dataset.folder} is not the data that {folder / BEST} was trained with (its fingerprint differs).",
-            "Prepare the same archives with the same settings again, or score it as other data with --data.",
-        )
+    dataset, own = _data_to_score(folder, config, card, data, split)
+    config = config if own else replace(config, input="auto")  # other data may not have what the run read
     samples = dataset.samples(split, config.image_size)
     folding = _folding(folder, card, dataset, samples, split, given)
     seen = replace(config, image_size=card.image_size, growing_from=())  # the best epoch may have used smaller images
@@ -132,11 +125,30 @@ def evaluate_run(
     return metrics
 
 
+def _data_to_score(
+    folder: Path, config: TrainConfig, card: ModelCard, data: Path | None, split: str
+) -> tuple[Dataset, bool]:
+    """The data set, and whether it is the run's own."""
+    dataset = open_dataset(data or config.data)
+    own = dataset.info.fingerprint == card.data_fingerprint
+    if not own and data is None:
+        raise HemafastError(
+            f"{dataset.folder} is not the data that {folder / BEST} was trained with (its fingerprint differs).",
+            "Prepare the same archives with the same settings again, or score it as other data with --data.",
+        )
+    if own and split == ALL:
+        raise HemafastError(
+            f"split = 'all': {folder / BEST} was trained on most images of {dataset.folder}.",
+            "Score its validation or test images, or all images of other data with --data.",
+        )
+    return (replace(dataset, fold=config.fold) if own else dataset), own
+
+
 def scores_folder(folder: Path, metrics: Metrics) -> Path:
     """The folder that holds `metrics` of the run in `folder`: `folder` itself, or one of its EVALUATIONS.
 
-    Other data than the run's has a folder named after it, with the first 8 characters of its fingerprint. Test images
-    and scores with a class map have a folder of their own, whose name is or ends in test, folded or test-folded.
+    Other data than the run's has a folder named after it, with the first 8 characters of its fingerprint. Test
+    images, all images, and scores with a class map have a folder of their own: its name ends in test, all or folded.
     """
     data, fingerprint = Path(metrics["data"]["folder"]).absolute(), metrics["data"]["fingerprint"]
     parts = [] if metrics["split"] == VAL else [metrics["split"]]

@@ -11,7 +11,7 @@ import pandas as pd
 from pydantic import BaseModel, ConfigDict
 
 from hemafast.preparation.images.depth import Range
-from hemafast.preparation.split import NO_FOLD, SPLITS, TEST, VAL
+from hemafast.preparation.split import ALL, NO_FOLD, SPLITS, TEST, VAL
 
 SCHEMA = 3
 """Version of the format on disk. Raise it when older readers would misread newer files."""
@@ -219,6 +219,8 @@ def in_split(manifest: pd.DataFrame, split: str, fold: int | None = None) -> pd.
     Test images are in no fold, and the same whatever fold validates.
     """
     images = accepted(manifest)
+    if split == ALL:
+        return images
     if fold is None or split == TEST:
         return images[images["split"] == split]
     folded = images[images["fold"] != NO_FOLD]

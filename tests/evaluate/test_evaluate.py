@@ -183,6 +183,16 @@ def test_other_data_with_the_same_classes_is_scored_with_a_warning(run, prepared
     assert metrics["data"]["split_seed"] == 7
 
 
+def test_all_images_of_other_data_are_scored_on_request_and_those_of_its_own_are_not(run, prepared, tmp_path):
+    data = other(prepared, tmp_path / "Bonn", seed=7)
+    metrics = evaluate_run(run, data=data, split="all")
+    assert metrics["pooled"]["images"] == 58
+    assert scores_folder(run, metrics).name.endswith("-all")
+    assert "58 labelled images" in write_report(scores_folder(run, metrics)).read_text(encoding="utf-8")
+    with pytest.raises(HemafastError, match="was trained on most images"):
+        evaluate_run(run, split="all")
+
+
 def test_a_run_without_a_best_model_is_refused(run):
     (run / "best_model.safetensors").unlink()
     with pytest.raises(HemafastError, match="best_model"):
