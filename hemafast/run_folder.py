@@ -42,6 +42,8 @@ CONFUSION_PLOT = "confusion_matrix.png"
 REPORT = "report.html"
 EVALUATIONS = "evaluations"
 """Scores on test images and on other data, a folder for each."""
+CROSSDOMAIN = "crossdomain.json"
+"""Scores of models trained on some domains and tested on others, in the folder of such an experiment."""
 NONFINITE = "nonfinite"
 """Batches whose loss or gradient was not finite."""
 

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict
 
 from hemafast.preparation.images.depth import Range
 from hemafast.preparation.scale import ScaleEstimate
-from hemafast.preparation.split import NO_FOLD, SPLITS, TEST, VAL
+from hemafast.preparation.split import ALL, NO_FOLD, SPLITS, TEST, VAL
 
 SCHEMA = 3
 """Version of the format on disk. Raise it when older readers would misread newer files."""
@@ -255,6 +255,8 @@ def in_split(manifest: pd.DataFrame, split: str, fold: int | None = None) -> pd.
     Test images are in no fold, and the same whatever fold validates.
     """
     images = accepted(manifest)
+    if split == ALL:
+        return images
     if fold is None or split == TEST:
         return images[images["split"] == split]
     folded = images[images["fold"] != NO_FOLD]
@@ -264,3 +266,9 @@ def in_split(manifest: pd.DataFrame, split: str, fold: int | None = None) -> pd.
 def divided_groups(manifest: pd.DataFrame) -> int:
     """How many patients or slides have images in several splits, which only a ready split can cause."""
     return int((accepted(manifest).groupby("group")["split"].nunique() > 1).sum())
+
+
+def grouped_domains(manifest: pd.DataFrame) -> list[str]:
+    """The domains of whose images some show different pictures and yet belong together: of one patient or slide."""
+    images = accepted(manifest)
+    return [str(name) for name in images.loc[images["group"] != images["duplicate_group"], "domain"].unique()]

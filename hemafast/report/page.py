@@ -14,7 +14,9 @@ from hemafast.config import TrainConfig, to_plain
 from hemafast.engine.checkpoint import load_best
 from hemafast.engine.journal import Row, read_rows
 from hemafast.errors import HemafastError
+from hemafast.evaluate.elsewhere import home_and_elsewhere
 from hemafast.evaluate.evaluate import Metrics, run_of
+from hemafast.evaluate.folding import notes
 from hemafast.files import write_text, writing
 from hemafast.metrics import with_pooled
 from hemafast.pages import render
@@ -123,7 +125,9 @@ def _run(part: Part, thumbnails: int, explain: bool) -> dict[str, Any]:
         "metrics": metrics,
         "images_are": WORDS[metrics["split"]],
         "sets": with_pooled(metrics["domains"], metrics["pooled"]),
-        "classes": metrics["model"]["classes"],
+        "classes": metrics.get("classes", metrics["model"]["classes"]),  # of older runs
+        "told": home_and_elsewhere(part.run),
+        "folding": notes(metrics["folding"]) if "folding" in metrics else [],
         "scales": {name: _scale_words(domain) for name, domain in metrics["data"]["domains"].items()},
         "curves": embedded(lambda file: plot_curves(file, part.rows)) if part.rows else None,
         "reliability": embedded(lambda file: plot_reliability(file, metrics["pooled"]["calibrated"])),
