@@ -241,14 +241,16 @@ def gather_cells(
 
 
 def without_labels(parent: Parent, pixels: Tensor, progress: Progress) -> tuple[Candidate, list[Candidate]]:
-    """The change that is worth most without labels, and all that were judged."""
-    shares = parent.shares
-    network = parent.network if shares is None else steps.divide_by_shares(parent.network, shares)
+    """The change that is worth making without labels, and all that were judged; the first is none."""
     if len(pixels) < _FEWEST:
         logger.warning("%d images are too few to adapt colours and batch norm to: at least %d", len(pixels), _FEWEST)
-        kept = Candidate(white=False, share=0.0, network=network)
+        kept = Candidate(white=False, share=0.0, network=parent.network)
         return kept, [kept]
-    return best_candidate(network, pixels, _home_white(parent, progress), progress)
+    chosen, judged = best_candidate(parent.network, pixels, _home_white(parent, progress), progress)
+    if chosen is judged[0] or parent.shares is None:
+        return chosen, judged
+    evened = replace(chosen, network=steps.divide_by_shares(chosen.network, parent.shares))
+    return evened, [evened if one is chosen else one for one in judged]
 
 
 def _home_white(parent: Parent, progress: Progress) -> Tensor | None:
@@ -273,9 +275,11 @@ class Made:
 
 
 def _steps_of(parent: Parent, chosen: Candidate) -> tuple[str, ...]:
-    said = ["all classes taken for equally frequent"] if parent.shares is not None else []
-    said += ["the white point of the images matched to that of the training set"] if chosen.white else []
+    """What a candidate changes, in words; empty for the network as it is."""
+    said = ["the white point of the images is matched to that of the training set"] if chosen.white else []
     said += [f"batch norm takes {chosen.share:.0%} of its statistics from the images"] if chosen.share else []
+    if said and parent.shares is not None:
+        said.append("frequencies of classes count half as much as in training")
     return tuple(said)
 
 

@@ -66,7 +66,7 @@ def _meant(label: str, mapped: Mapping[str, str], known: Mapping[str, str]) -> s
 
 
 def _refuse_likely(new: Sequence[str], classes: Sequence[str], mapped: Mapping[str, str]) -> None:
-    """Raise HemafastError for names that probably mean a class of the model, unless the user maps them to themselves."""
+    """Raise HemafastError for names that probably mean a class of the model, unless they are mapped to themselves."""
     pairs = {name: suggestion_for(name) for name in new if fold(mapped.get(fold(name), "")) != fold(name)}
     likely = {name: meant for name, meant in pairs.items() if meant in classes}
     if likely:

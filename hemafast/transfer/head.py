@@ -17,7 +17,7 @@ import numpy.typing as npt
 Matrix = npt.NDArray[np.float64]
 Labels = npt.NDArray[np.int64]
 
-SMOOTHNESS = (0.0003, 0.003, 0.03)
+SMOOTHNESS = (0.0003, 0.003, 0.03, 0.3)
 """C of the logistic regression on standardised features: the smaller, the smoother."""
 TRUST = (0.0, 0.5, 1.0, 2.0)
 _FOLDS, _INNER_FOLDS = 4, 3

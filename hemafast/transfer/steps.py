@@ -6,7 +6,6 @@ Each change is one of ordinary weights, so that an adapted model is a model like
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -112,15 +111,16 @@ def last_layer(network: Classifier) -> nn.Linear:
 
 
 def divide_by_shares(network: Classifier, shares: npt.NDArray[np.float64]) -> Classifier:
-    """A copy of a network that takes all classes for equally frequent.
+    """A copy of a network that expects classes to be more equally frequent.
 
-    Probabilities are divided by the `shares` (classes,) that classes had in training (Saerens et al. 2002, for known
-    priors): the bias of the last layer changes.
+    Probabilities are divided by the square root of the `shares` (classes,) that classes had in training: the bias of
+    the last layer changes. A whole division (Saerens et al. 2002, for known priors) takes all classes for equally
+    frequent; it helps where they are, and harms where the new images have the frequencies of blood.
     """
     changed = copy.deepcopy(network)
     layer = last_layer(changed)
     with torch.no_grad():
-        layer.bias.sub_(torch.from_numpy(np.log(shares)).to(layer.bias))
+        layer.bias.sub_(torch.from_numpy(np.log(shares) / 2).to(layer.bias))
     return changed
 
 

@@ -144,11 +144,10 @@ def _in_order(
     while len(chosen) < count:
         weights = nearest * doubt
         weights[chosen] = 0
-        free = np.setdiff1d(np.arange(len(features)), chosen)
-        if weights.sum() > 0:
-            pick = int(generator.choice(len(features), p=weights / weights.sum()))
-        else:  # all that is left are copies of chosen ones
-            pick = int(free[0])
+        if not weights.sum():  # all that is left are copies of chosen ones
+            weights = np.ones(len(features))
+            weights[chosen] = 0
+        pick = int(generator.choice(len(features), p=weights / weights.sum()))
         chosen.append(pick)
         nearest = np.minimum(nearest, ((features - features[pick]) ** 2).sum(axis=1))
     return [int(rows[place]) for place in chosen]
