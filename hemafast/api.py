@@ -21,13 +21,15 @@ from hemafast.config import (
 )
 from hemafast.errors import HemafastError
 from hemafast.progress import SILENT, Progress
-from hemafast.run_folder import PREDICTIONS, find_run, read_config, read_metrics
+from hemafast.run_folder import PREDICTIONS, find_run, read_adaptation, read_config, read_metrics
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from hemafast.data.dataset import Dataset
+    from hemafast.deploy.inputs import Images
     from hemafast.deploy.model import Model
+    from hemafast.transfer.cells import Given as Labels
 
 
 def prepare(
@@ -170,6 +172,62 @@ def _finish(folder: Path | None, progress: Progress) -> TrainedRun:
     return run
 
 
+def adapt(
+    run: TrainedRun | str | Path,
+    data: Images | Dataset,
+    *,
+    labels: Labels = None,
+    class_map: Mapping[str, str] | str | Path | None = None,
+    columns: Mapping[str, str] | None = None,
+    groups: str | Path | None = None,
+    um_per_pixel: float | None = None,
+    bit_depth: int | None = None,
+    output: str | Path = TrainConfig.output,
+    device: Device = "auto",
+    progress: Progress = SILENT,
+) -> TrainedRun:
+    """Adapt a run's best model to the images of another laboratory, without labels or with a few.
+
+    The result is a run of its own; the run it came from stays as it was. Its `adaptation` says what was changed and,
+    with labels, the scores before and after on cells held out in turn.
+
+    Args:
+        run: a run, its folder, or "latest".
+        data: images as `Model.predict` takes them; or a prepared data set, of which the training images are used.
+        labels: None; a table of path and label; "own" for class folders and prepared data; or one class for each array,
+            "" without one.
+        class_map: new names of labels by their old ones, or a table of them; "" leaves a class out.
+        columns: names of columns in the table of labels, by role.
+        groups: table of patients or slides, which are never on both sides of a score.
+        um_per_pixel: as for `Model.predict`.
+        bit_depth: as for `Model.predict`.
+        output: folder in which the run folder is made.
+        device: "cpu", "cuda", or "auto" for a GPU if there is one.
+        progress: listens to every stage.
+
+    Returns:
+        The adapted run.
+
+    Raises:
+        HemafastError: the run cannot be adapted, or images or labels do not fit it.
+    """
+    from hemafast.transfer.adapt import adapt_run
+    from hemafast.transfer.cells import Asked
+
+    folder = run.folder if isinstance(run, TrainedRun) else find_run(run)
+    asked = Asked(
+        labels=labels,
+        columns=columns,
+        groups=None if groups is None else Path(groups),
+        um_per_pixel=um_per_pixel,
+        bit_depth=bit_depth,
+    )
+    named = Path(class_map) if isinstance(class_map, str) else class_map
+    return TrainedRun(
+        adapt_run(folder, data, asked, class_map=named, output=Path(output), device=device, progress=progress).folder
+    )
+
+
 def open_run(run: str | Path = "latest", output: str | Path = TrainConfig.output) -> TrainedRun:
     """Open a run that was trained before.
 
@@ -228,6 +286,11 @@ class TrainedRun:
         Raises HemafastError before the run was evaluated.
         """
         return read_metrics(self.folder)
+
+    @property
+    def adaptation(self) -> Mapping[str, Any]:
+        """What `adapt` changed and how it scored, as `adaptation.json` holds it. Raises HemafastError without it."""
+        return read_adaptation(self.folder)
 
     @property
     def history(self) -> pd.DataFrame:

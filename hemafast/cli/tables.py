@@ -53,7 +53,9 @@ def plan_tree(source: Path, plan: Mapping[str, Any]) -> Tree:
     """What would be taken from a source: domain, split, class, with the number of images."""
     tree = Tree(Text(f"{source}: {_counted(plan['found'], 'file')}"))
     for name, domain in plan["domains"].items():
-        scale = "um/px unknown" if domain["um_per_pixel"] is None else f"{domain['um_per_pixel']:g} um/px"
+        known = domain["um_per_pixel"]
+        later = ", to be estimated" if domain["scale"] == "estimated" else ""
+        scale = f"um/px unknown{later}" if known is None else f"{known:g} um/px"
         drawn = ", drawn cells" if domain["drawn"] else ""
         said = f"{name} ({domain['archive']}): {_counted(domain['images'], 'image')}, {scale}{drawn}"
         branch = tree.add(Text(said))
@@ -88,7 +90,7 @@ def dataset_table(info: DatasetInfo) -> Table:
             *(sum(counts.get(name, {}).values()) for counts in info.counts.values()),
             domain.converted,
             domain.quarantined,
-            "unknown" if domain.um_per_pixel is None else domain.um_per_pixel,
+            domain.scale_words,
         )
         for name, domain in info.domains.items()
     ]

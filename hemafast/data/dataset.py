@@ -127,7 +127,7 @@ class Dataset:
 
         Args:
             split: "train" (shuffled and augmented), or "val" or "test" (in order, without randomness).
-            policy: augmentation: "basic" (by default), "seed", "strong", "lineage" or "none".
+            policy: augmentation: "basic" (by default), "seed", "strong", "lineage", "robust" or "none".
             batch_size: images per batch and process.
             size: side of the images in pixels.
             device: "cpu", "cuda", or "auto" for a GPU if there is one.
