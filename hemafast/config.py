@@ -452,6 +452,9 @@ class TrainConfig:
         None, "RandAugment: magnitude, 0 to 30.", POLICY
     )
     stain: Annotated[float, Ge(0), Le(0.5)] | None = option(None, "Stain jitter, as 0.05.", POLICY)
+    crosstalk: Annotated[float, Ge(0), Le(0.5)] | None = option(
+        None, "Mix the channels' optical densities at random, each by up to this share.", POLICY
+    )
     background: Annotated[float, Ge(0), Le(1)] | None = option(
         None, "Random background: share of the images with one colour outside a circle.", POLICY
     )

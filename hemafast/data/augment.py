@@ -41,6 +41,8 @@ class Policy:
     """Magnitude of these operations, 0 to 30."""
     stain: float = 0.0
     """How much the absorption of each stain varies: as a share, and as an offset in natural optical density."""
+    crosstalk: float = 0.0
+    """Largest share of a channel's optical density that another channel takes or loses, as with other dyes."""
     background: float = 0.0
     """Share of the images with one colour outside a circle about the centre."""
     density: float = 0.0
@@ -78,6 +80,11 @@ class Policy:
         return self.symmetry != "none" or not self.moves_whole_pixels
 
     @property
+    def mixes_channels(self) -> bool:
+        """Whether the optical densities of the channels are mixed."""
+        return bool(self.stain or self.crosstalk)
+
+    @property
     def recolours(self) -> bool:
         """Whether each channel is changed on its own."""
         return bool(self.density or self.contrast or self.brightness)
@@ -89,7 +96,14 @@ POLICIES = {
     "strong": Policy(crop_area=(0.08, 1.0), symmetry="mirror", randaugment_ops=2, erase=0.5),
     "lineage": Policy(shift=True, zoom=0.1, symmetry="eight", stain=0.05),
     "robust": Policy(
-        shift=True, symmetry="eight", background=0.5, density=0.6, contrast=0.5, brightness=0.15, blur=1.2
+        shift=True,
+        symmetry="eight",
+        background=0.5,
+        crosstalk=0.3,
+        density=0.6,
+        contrast=0.5,
+        brightness=0.15,
+        blur=2.0,
     ),
     "none": Policy(),
 }
@@ -172,17 +186,19 @@ def draw_views(policy: Policy, packed_size: int, image_size: int, images: int, g
     for operation in range(policy.randaugment_ops):
         step = _geometric(drawn[:, operation], sign[:, operation], policy.randaugment_magnitude, image_size)
         turn = geometry.compose(turn, step)
+    stain = _draw_stains(policy.stain, images, generator)
+    erase = _draw_erased(policy.erase, image_size, images, generator)
+    # All others come after these, so that runs of earlier versions continue with the same draws.
     return Views(
         window=window,
         turn=turn,
         enhance=np.maximum(drawn - len(_GEOMETRIC), 0).astype(np.int32),
         weaken=(sign < 0).astype(np.int32),
-        stain=_draw_stains(policy.stain, images, generator),
-        erase=_draw_erased(policy.erase, image_size, images, generator),
-        # After all others, so that runs of earlier versions continue with the same draws.
+        erase=erase,
         background=_draw_backgrounds(policy.background, image_size, images, generator),
         recolour=_draw_recolouring(policy, images, generator),
         blur=_draw_blurs(policy.blur, images, generator),
+        stain=_with_crosstalk(stain, policy, images, generator),
     )
 
 
@@ -240,6 +256,18 @@ def _draw_stains(strength: float, images: int, generator: np.random.Generator) -
     # For rows, density = amounts @ _STAINS; these maps act on columns, so they are transposed.
     scaled = np.einsum("cs,ns,sd->ndc", unmix, factor, _STAINS)
     return np.concatenate([scaled, (offset @ _STAINS)[:, :, None]], axis=2).astype(np.float32)
+
+
+def _with_crosstalk(
+    stain: npt.NDArray[np.float32], policy: Policy, images: int, generator: np.random.Generator
+) -> npt.NDArray[np.float32]:
+    """The maps `stain`, and after them a random mixture of the channels that leaves grey as it is."""
+    if not policy.crosstalk:
+        return stain
+    taken = generator.uniform(-policy.crosstalk, policy.crosstalk, (images, 3, 3))
+    mixed = np.eye(3) + taken - taken.sum(axis=2)[:, :, None] * np.eye(3)
+    before = stain if policy.stain else np.eye(3, 4, dtype=np.float32)
+    return (mixed @ before).astype(np.float32)
 
 
 def _draw_erased(share: float, side: int, images: int, generator: np.random.Generator) -> Boxes:

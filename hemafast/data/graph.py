@@ -48,7 +48,7 @@ class GraphShape:
             "turn": policy.turns or not scaled,
             "enhance": policy.randaugment_ops > 0,
             "weaken": policy.randaugment_ops > 0,
-            "stain": policy.stain > 0,
+            "stain": policy.mixes_channels,
             "erase": policy.erase > 0,
             "background": policy.background > 0,
             "recolour": policy.recolours,

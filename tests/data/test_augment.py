@@ -55,7 +55,7 @@ def test_what_a_policy_says_of_itself_holds_for_its_draws(name):
     assert policy.turns == (len(np.unique(views.turn, axis=0)) > 1)
     assert (policy.randaugment_ops > 0) == bool(views.enhance.any())
     assert (policy.erase > 0) == bool(views.erase.any())
-    assert (policy.stain > 0) == bool(views.stain.any())
+    assert policy.mixes_channels == bool(views.stain.any())
     assert (policy.background > 0) == bool(views.background.any())
     assert policy.recolours == bool(views.recolour.any())
     assert (policy.blur > 0) == bool(views.blur.any())
@@ -201,6 +201,29 @@ def test_geometric_operations_are_as_strong_as_those_of_torchvision(magnitude):
     if magnitude:
         assert np.abs(angles).max() == pytest.approx(strength["Rotate"], abs=1e-3)
         assert {-1, 1} == set(np.sign(angles))
+
+
+# `robust` imitates other laboratories
+
+
+def test_crosstalk_mixes_channels_and_leaves_grey_as_it_is():
+    stain = _draw(replace(POLICIES["none"], crosstalk=0.3), 300).stain
+    np.testing.assert_allclose(stain @ [0.7, 0.7, 0.7, 1.0], np.full((300, 3), 0.7), atol=1e-5)
+    others = np.abs(stain[:, 0, 1:3])
+    assert 0.25 < others.max() <= 0.3
+    purple = stain @ [0.2, 0.9, 0.4, 1.0]
+    assert purple.std(axis=0).min() > 0.05
+
+
+def test_crosstalk_comes_after_the_stains():
+    generators = [np.random.default_rng(0) for _ in range(2)]
+    stains, both = (
+        draw_views(replace(POLICIES["none"], stain=0.05, crosstalk=crosstalk), 64, 40, 4, generator).stain
+        for crosstalk, generator in zip((0.0, 0.2), generators, strict=True)
+    )
+    mixture = both[:, :, :3] @ np.linalg.inv(stains[:, :, :3])
+    np.testing.assert_allclose(mixture.sum(axis=2), np.ones((4, 3)), atol=1e-5)
+    np.testing.assert_allclose(mixture @ stains, both, atol=1e-5)
 
 
 # `lineage` is mild
