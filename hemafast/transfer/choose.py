@@ -1,9 +1,9 @@
 """Which changes to take without labels: candidates are judged by what the changed networks say of the new images.
 
 *Consensus* is how often a network answers as all candidates together do, by their mean probabilities: of several
-networks, the one that agrees most with the others is seldom the worst. *Information* is how much an answer tells about a
-cell: answers are sure, and not all the same (the mutual information of Krause, Perona and Gomes 2010). The candidate with
-the most consensus is taken if it gives clearly more information than the network as it is. At home, it does not.
+networks, the one that agrees most with the others is seldom the worst. *Information* is how much an answer tells about
+a cell: answers are sure, and not all the same (the mutual information of Krause, Perona and Gomes 2010). The candidate
+with the most consensus is taken if it gives clearly more information than the network as it is.
 
 Measured, and not used: agreement under changed colours, which falls where scores rise; information alone, which keeps
 rising where scores fall; and class frequencies by EM.

@@ -71,8 +71,16 @@ def with_new_classes(old: Layer, added: int) -> Layer:
     return Layer(weights, np.concatenate([old.bias, np.repeat(old.bias.mean(), added)]))
 
 
+def fit_layer(
+    features: Matrix, labels: Labels, groups: Sequence[str], old: Layer, seen: Matrix
+) -> tuple[Layer, Choice]:
+    """Fit a last layer to labelled cells; see `fit_head`, which also says what it is worth."""
+    axes = _Axes.of(seen)
+    return _fitted(axes, features, labels, groups, old, _keeps(labels, old))
+
+
 def fit_head(features: Matrix, labels: Labels, groups: Sequence[str], old: Layer, seen: Matrix) -> Fitted:
-    """Fit a last layer to labelled cells.
+    """Fit a last layer to labelled cells, and score it by nested cross-validation.
 
     Args:
         features: (n, d) of the labelled cells.
@@ -82,23 +90,32 @@ def fit_head(features: Matrix, labels: Labels, groups: Sequence[str], old: Layer
         seen: (m, d), features of all cells of that laboratory: their mean and spread standardise.
 
     Returns:
-        The layer, and held-out answers from nested cross-validation.
+        The layer, and held-out answers.
     """
-    axes = _Axes.of(seen)
-    low = axes(features)
-    keeps = len(np.unique(labels)) < len(old.bias)  # classes without labels are known from the old layer alone
+    axes, keeps, names = _Axes.of(seen), _keeps(labels, old), np.array(groups)
+    layer, choice = _fitted(axes, features, labels, groups, old, keeps)
     folds = [*_folds(labels, groups, _FOLDS)]
-    choice = _choose(low, features, labels, groups, old, keeps=keeps)
-    layer = axes.unfold(_fit(low, labels, len(old.bias), choice.smoothness)).plus(old, choice.trust)
     if not folds:
         return Fitted(layer, choice, None)
     held_out = np.zeros((len(labels), len(old.bias)))
-    names = np.array(groups)
     for fitted, left in folds:
-        inner = _choose(low[fitted], features[fitted], labels[fitted], names[fitted].tolist(), old, keeps=keeps)
-        new = _fit(low[fitted], labels[fitted], len(old.bias), inner.smoothness)
-        held_out[left] = new(low[left]) + inner.trust * old(features[left])
+        inner, _ = _fitted(axes, features[fitted], labels[fitted], names[fitted].tolist(), old, keeps)
+        held_out[left] = inner(features[left])
     return Fitted(layer, choice, held_out)
+
+
+def _keeps(labels: Labels, old: Layer) -> bool:
+    """Whether there are classes without labels, which are known from the old layer alone."""
+    return len(np.unique(labels)) < len(old.bias)
+
+
+def _fitted(
+    axes: _Axes, features: Matrix, labels: Labels, groups: Sequence[str], old: Layer, keeps: bool
+) -> tuple[Layer, Choice]:
+    low = axes(features)
+    choice = _choose(low, features, labels, groups, old, keeps=keeps)
+    new = axes.unfold(_fit(low, labels, len(old.bias), choice.smoothness))
+    return new.plus(old, choice.trust), choice
 
 
 def _choose(low: Matrix, features: Matrix, labels: Labels, groups: Sequence[str], old: Layer, *, keeps: bool) -> Choice:
