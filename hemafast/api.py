@@ -14,6 +14,7 @@ from hemafast.config import (
     ScoredSplit,
     TrainConfig,
     checked,
+    parse_class_map,
     prepared_beside,
     to_plain,
     train_config,
@@ -332,14 +333,20 @@ class TrainedRun:
         data: Dataset | str | Path | None = None,
         *,
         split: ScoredSplit = "val",
+        class_map: Mapping[str, str] | str | Path | None = None,
         device: Device | None = None,
         progress: Progress = SILENT,
     ) -> Mapping[str, Any]:
         """Score the best model and write metrics, predictions and report.
 
         Args:
-            data: another prepared data set, whose scores go into a folder of their own; None for the run's own.
-            split: "val", or "test" for images that training never saw, whose scores go into a folder of their own.
+            data: another prepared data set, whose scores go into a folder of their own; None for the run's own. Classes
+                of equal names are compared; images of a class that the model lacks are left out.
+            split: "val", or "test" for images that training never saw, or "all" images of other data; scores of the
+                latter two go into a folder of their own.
+            class_map: new names for classes of the model, of the data or of both, which merges those of one name: a
+                mapping, "FROM=TO,FROM=TO", or a table with the columns from and to. An empty name leaves the images of
+                a class out. Scores with a class map go into a folder of their own.
             device: where the model runs; None for the run's own choice.
             progress: listens to what is done.
 
@@ -347,7 +354,8 @@ class TrainedRun:
             The scores, as `metrics.json` holds them.
 
         Raises:
-            HemafastError: the data has other classes or no such split, or the run's own data has changed.
+            HemafastError: the data has no such split, or classes that the model has under other names; the class map
+                names an unknown class; or the run's own data has changed.
         """
         from hemafast.evaluate.evaluate import evaluate_run, scores_folder
         from hemafast.progress import stage
@@ -356,6 +364,7 @@ class TrainedRun:
         folder = None if data is None else Path(_data_settings(data)["data"])
         with stage(progress, "evaluating"):
             chosen = device or read_config(self.folder).device
-            metrics = evaluate_run(self.folder, data=folder, split=split, device=chosen)
+            renamed = parse_class_map(class_map)
+            metrics = evaluate_run(self.folder, data=folder, split=split, class_map=renamed, device=chosen)
             write_report(scores_folder(self.folder, metrics))
         return metrics

@@ -45,6 +45,8 @@ ADAPTATION = "adaptation.json"
 ADAPTATION_PAGE = "adaptation.html"
 EVALUATIONS = "evaluations"
 """Scores on test images and on other data, a folder for each."""
+CROSSDOMAIN = "crossdomain.json"
+"""Scores of models trained on some domains and tested on others, in the folder of such an experiment."""
 NONFINITE = "nonfinite"
 """Batches whose loss or gradient was not finite."""
 
