@@ -58,7 +58,8 @@ class Laboratory:
 
     def answers(self, logits: Matrix) -> Labels:
         """Classes of logits (n, classes), merged."""
-        return self.merged[logits.argmax(axis=1)]
+        merged: Labels = self.merged[logits.argmax(axis=1)]
+        return merged
 
     def score(self, logits: Matrix, rows: Labels) -> float:
         """Macro-F1 of the logits of some cells."""
@@ -135,8 +136,8 @@ def _change(parent: Parent, laboratory: Laboratory, one: Candidate, chosen: Cand
         steps.logits_of(network, steps.features_of(network, laboratory.pixels)).double().numpy()
         for network in (parent.network, one.network)
     )
-    answers = [np.eye(len(laboratory.merged))[laboratory.answers(logits)] for logits in (before, after)]
-    compared = compare(laboratory.labels, *answers, parent.card.classes)
+    first, other = (np.eye(len(laboratory.merged))[laboratory.answers(logits)] for logits in (before, after))
+    compared = compare(laboratory.labels, first, other, parent.card.classes)
     return {
         "change": one.name,
         "chosen": one is chosen,
@@ -159,7 +160,8 @@ def _halves(laboratory: Laboratory, seed: int) -> tuple[Labels, Labels]:
     from sklearn.model_selection import StratifiedGroupKFold
 
     halves = StratifiedGroupKFold(2, shuffle=True, random_state=seed)
-    return next(iter(halves.split(laboratory.labels, laboratory.labels, laboratory.groups)))
+    pool, rest = next(iter(halves.split(laboratory.labels, laboratory.labels, laboratory.groups)))
+    return pool, rest
 
 
 def _curve(laboratory: Laboratory, features: Matrix, old: Layer, seeds: int) -> Iterator[dict[str, Any]]:

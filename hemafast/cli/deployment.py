@@ -81,7 +81,7 @@ def predict(
     from hemafast.deploy.predict import predict_to
 
     options = Options(
-        um_per_pixel=_scale(um_per_pixel),
+        um_per_pixel=scale_of(um_per_pixel),
         bit_depth=bit_depth,
         tta=tta,
         abstain=abstain,
@@ -173,7 +173,7 @@ def explain(
         output,
         label=label,
         method=method,
-        um_per_pixel=_scale(um_per_pixel),
+        um_per_pixel=scale_of(um_per_pixel),
         bit_depth=bit_depth,
         device=device,
         progress=progress,
@@ -188,7 +188,7 @@ def explain(
         raise typer.Exit(1)
 
 
-def _scale(text: str | None) -> float | Literal["unknown"] | None:
+def scale_of(text: str | None) -> float | Literal["unknown"] | None:
     """What is typed after --um-per-pixel."""
     if text is None or text == "unknown":
         return text  # type: ignore[return-value]
