@@ -15,6 +15,7 @@ from hemafast.errors import HemafastError
 from hemafast.run_folder import summarise
 from hemafast.transfer.adapt import adapt_run
 from hemafast.transfer.cells import Asked
+from hemafast.transfer.choose import best_candidate
 from hemafast.transfer.head import Layer
 
 CPU = {"device": "cpu"}
@@ -30,9 +31,15 @@ def unlabelled(scored, laboratory, tmp_path_factory):
     """The run adapted without labels, and what the parent held before; read it, never change it."""
     before = content(scored)
     with pytest.MonkeyPatch.context() as change:
-        change.setattr("hemafast.transfer.choose.MARGIN", -1.0)  # what is chosen on noise does not matter
+        change.setattr("hemafast.transfer.adapt.best_candidate", last_candidate)
         change.setattr("hemafast.transfer.choose.SHARES", (0.0, 0.3))
         return _adapted(scored, laboratory, tmp_path_factory), before
+
+
+def last_candidate(*given):
+    """White point and batch norm are changed, whatever is worth it on noise."""
+    _, judged = best_candidate(*given)
+    return judged[-1], judged
 
 
 def _adapted(scored, laboratory, tmp_path_factory):
