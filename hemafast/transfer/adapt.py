@@ -120,10 +120,7 @@ def adapt_run(
     asked, mapped = asked or Asked(), read_map(class_map)
     parent = open_parent(folder, device)
     cells = gather_cells(parent, data, asked, mapped, progress)
-    given, new = np.full(len(cells), -1), ()
-    if asked.labels is not None:
-        refuse_own_images(cells, parent.dataset)
-        given, new = place_labels(cells.labels, parent.card.classes, mapped)
+    given, new = _placed(parent, cells, mapped) if asked.labels is not None else (np.full(len(cells), -1), ())
     chosen, judged = without_labels(parent, cells.pixels, progress)
     if asked.labels is None:
         made = Made(chosen.network, parent.card.classes, _steps_of(parent, chosen), None)
@@ -132,7 +129,19 @@ def adapt_run(
     labels = int((given >= 0).sum())
     adapted = Adapted(str(parent.folder.absolute()), len(cells), labels, made.steps)
     card = replace(parent.card, classes=made.classes, calibration=None, adapted=adapted)
-    result = {
+    result = _told(parent, data, cells, made, labels) | {"candidates": table(judged, chosen)}
+    return Adaptation(write_adapted(parent.folder, parent.config, output, made.network, card, result), result)
+
+
+def _placed(parent: Parent, cells: Cells, mapped: Mapping[str, str]) -> tuple[npt.NDArray[np.int64], tuple[str, ...]]:
+    """The class of each cell, and the names of new classes."""
+    refuse_own_images(cells, parent.dataset)
+    return place_labels(cells.labels, parent.card.classes, mapped)
+
+
+def _told(parent: Parent, data: Images | Dataset, cells: Cells, made: Made, labels: int) -> dict[str, Any]:
+    """What was done, as plain data."""
+    return {
         "schema": SCHEMA,
         "parent": _described(parent),
         "data": named(data),
@@ -144,11 +153,8 @@ def adapt_run(
         "verdict": _verdict(parent, data, made, labels),
         "scores": made.scores,
         "predicted": _predicted(parent, made, cells.pixels),
-        "candidates": table(judged, chosen),
-        "command": f"hemafast adapt {shlex.quote(str(folder))} {named(data)}",
+        "command": f"hemafast adapt {shlex.quote(str(parent.folder))} {named(data)}",
     }
-    where = write_adapted(parent.folder, parent.config, output, made.network, card, result)
-    return Adaptation(where, result)
 
 
 def _described(parent: Parent) -> dict[str, Any]:
@@ -297,8 +303,8 @@ def _with_labels(
     labels, groups = given[rows], [cells.groups[row] for row in rows]
     before = _features(parent.network, cells.pixels, progress)
     after = before if chosen.network is parent.network else _features(chosen.network, cells.pixels, progress)
-    old = with_new_classes(_layer_of(parent.network), len(new))
-    plain = with_new_classes(_layer_of(chosen.network), len(new))
+    old = with_new_classes(_layer_of(parent.network), len(new), before)
+    plain = with_new_classes(_layer_of(chosen.network), len(new), after)
     with stage(progress, "fitting a last layer", unit="fits"):
         head = fit_head(after[rows], labels, groups, plain, after)
     options = {"parent": old(before[rows]), "unlabelled": plain(after[rows])}
@@ -337,7 +343,7 @@ def _softmax(logits: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
 
 
 def _head_said(head: Fitted, labels: int) -> str:
-    return f"a last layer from {labels} labels, with the old one at weight {head.choice.trust:g}"
+    return f"a last layer from {labels} labels, with the old one at weight {head.trust:.2f}"
 
 
 def _features(network: Classifier, pixels: Tensor, progress: Progress) -> npt.NDArray[np.float64]:

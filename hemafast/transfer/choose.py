@@ -1,9 +1,9 @@
 """Which changes to take without labels: candidates are judged by what the changed networks say of the new images.
 
 *Consensus* is how often a network answers as all candidates together do, by their mean probabilities: of several
-networks, the one that agrees most with the others is seldom the worst. *Information* is how much an answer tells about a
-cell: answers are sure, and not all the same (the mutual information of Krause, Perona and Gomes 2010). The candidate with
-the most consensus is taken if it gives clearly more information than the network as it is. At home, it does not.
+networks, the one that agrees most with the others is seldom the worst. *Information* is how much an answer tells about
+a cell: answers are sure, and not all the same (the mutual information of Krause, Perona and Gomes 2010). The candidate
+with the most consensus is taken if it gives clearly more information than the network as it is.
 
 Measured, and not used: agreement under changed colours, which falls where scores rise; information alone, which keeps
 rising where scores fall; and class frequencies by EM.
@@ -12,7 +12,7 @@ rising where scores fall; and class frequencies by EM.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -63,18 +63,17 @@ def best_candidate(
         wanted_white: white point of the training images; None if it is unknown.
         progress: listens to the candidates.
     """
-    judged, found = sample_of(pixels), []
+    judged, candidates, answers = sample_of(pixels), [], []
     ways = [*_ways(steps.has_norms(network), wanted_white is not None)]
     with stage(progress, "judging changes", len(ways), unit="changes"):
         for white, share in ways:
             changed = change(network, pixels, wanted_white if white else None, share)
-            found.append((white, share, changed, answers_of(changed, judged)))
+            answers.append(answers_of(changed, judged))
+            candidates.append(Candidate(white, share, changed, information(answers[-1])))
             progress.advance()
-    together = torch.stack([answers for *_, answers in found]).mean(0).argmax(1)
-    candidates = [
-        Candidate(*way, information(answers), float((answers.argmax(1) == together).float().mean()))
-        for *way, answers in found
-    ]
+    together = torch.stack(answers).mean(0).argmax(1)
+    agreeing = [float((one.argmax(1) == together).float().mean()) for one in answers]
+    candidates = [replace(one, consensus=share) for one, share in zip(candidates, agreeing, strict=True)]
     best = max(candidates, key=lambda one: one.consensus)
     worth_it = best.information > candidates[0].information + MARGIN
     return (best if worth_it else candidates[0]), candidates
@@ -114,7 +113,8 @@ def information(probabilities: Tensor) -> float:
 
 
 def _entropy(probabilities: Tensor) -> Tensor:
-    return torch.special.entr(probabilities).sum(-1)
+    entropy: Tensor = torch.special.entr(probabilities).sum(-1)
+    return entropy
 
 
 def table(candidates: Sequence[Candidate], chosen: Candidate) -> list[dict[str, object]]:

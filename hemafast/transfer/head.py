@@ -1,8 +1,9 @@
 """A last layer for another laboratory from few labels: logistic regression on features, mixed with the old layer.
 
-The likelihoods of both are multiplied: logits are `trust` times those of the old layer plus those of the new one. A
-sum of linear layers is a linear layer, so the mixture is an ordinary one. How much the old layer is trusted, and how
-smooth the new one is, is chosen by cross-validation within the labels, groups apart.
+The likelihoods of both are multiplied: logits are `trust` times those of the old layer plus those of the new one. How
+much the old layer is trusted, and how smooth the new one is, is weighed by cross-validation within the labels, groups
+apart: each choice counts by the likelihood that it gives to labels it has not seen. A sum of linear layers is a linear
+layer, so the mixture of all choices is an ordinary one.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ TRUST = (0.0, 0.5, 1.0, 2.0)
 _FOLDS, _INNER_FOLDS = 4, 3
 _MOST_AXES = 256  # principal axes of the features: more cost time and change nothing
 _ITERATIONS = 300
+_NEGLIGIBLE = 1e-3  # weight of a choice
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,8 +53,8 @@ class Choice:
     trust: float
 
 
-FEW = Choice(smoothness=0.003, trust=1.0)
-"""Where there are too few labels to choose."""
+FEW = Choice(smoothness=0.001, trust=2.0)
+"""Where there are too few labels to choose: one a class changes little."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,19 +62,34 @@ class Fitted:
     """A last layer, and what it and the old one answer for cells that it was not fitted on."""
 
     layer: Layer
-    choice: Choice
+    trust: float
+    """Mean weight of the old layer."""
     held_out: Matrix | None
     """Logits (n, classes) of each labelled cell from a layer fitted without its fold; None if labels are too few."""
 
 
-def with_new_classes(old: Layer, added: int) -> Layer:
-    """The old layer with rows for classes that it lacks: it has no opinion on them, the mean of all others."""
+def with_new_classes(old: Layer, added: int, features: Matrix) -> Layer:
+    """The old layer with rows for classes that it lacks, on which it has no opinion.
+
+    Such a row is the mean of the others, raised so that for a typical one of the cells `features` (m, d) it is as
+    likely as the likeliest class.
+    """
+    if not added:
+        return old
+    logits = old(features)
+    gap = float((logits.max(axis=1) - logits.mean(axis=1)).mean())
     weights = np.vstack([old.weights, np.repeat(old.weights.mean(axis=0)[None], added, axis=0)])
-    return Layer(weights, np.concatenate([old.bias, np.repeat(old.bias.mean(), added)]))
+    return Layer(weights, np.concatenate([old.bias, np.repeat(old.bias.mean() + gap, added)]))
+
+
+def fit_layer(features: Matrix, labels: Labels, groups: Sequence[str], old: Layer, seen: Matrix) -> tuple[Layer, float]:
+    """A last layer for labelled cells, and how much the old one is trusted; see `fit_head`, which also scores it."""
+    axes = _Axes.of(seen)
+    return _fitted(axes, features, labels, groups, old, _keeps(labels, old))
 
 
 def fit_head(features: Matrix, labels: Labels, groups: Sequence[str], old: Layer, seen: Matrix) -> Fitted:
-    """Fit a last layer to labelled cells.
+    """Fit a last layer to labelled cells, and score it by nested cross-validation.
 
     Args:
         features: (n, d) of the labelled cells.
@@ -82,30 +99,47 @@ def fit_head(features: Matrix, labels: Labels, groups: Sequence[str], old: Layer
         seen: (m, d), features of all cells of that laboratory: their mean and spread standardise.
 
     Returns:
-        The layer, and held-out answers from nested cross-validation.
+        The layer, and held-out answers.
     """
-    axes = _Axes.of(seen)
-    low = axes(features)
-    keeps = len(np.unique(labels)) < len(old.bias)  # classes without labels are known from the old layer alone
+    axes, keeps, names = _Axes.of(seen), _keeps(labels, old), np.array(groups)
+    layer, trust = _fitted(axes, features, labels, groups, old, keeps)
     folds = [*_folds(labels, groups, _FOLDS)]
-    choice = _choose(low, features, labels, groups, old, keeps=keeps)
-    layer = axes.unfold(_fit(low, labels, len(old.bias), choice.smoothness)).plus(old, choice.trust)
     if not folds:
-        return Fitted(layer, choice, None)
+        return Fitted(layer, trust, None)
     held_out = np.zeros((len(labels), len(old.bias)))
-    names = np.array(groups)
     for fitted, left in folds:
-        inner = _choose(low[fitted], features[fitted], labels[fitted], names[fitted].tolist(), old, keeps=keeps)
-        new = _fit(low[fitted], labels[fitted], len(old.bias), inner.smoothness)
-        held_out[left] = new(low[left]) + inner.trust * old(features[left])
-    return Fitted(layer, choice, held_out)
+        inner, _ = _fitted(axes, features[fitted], labels[fitted], names[fitted].tolist(), old, keeps)
+        held_out[left] = inner(features[left])
+    return Fitted(layer, trust, held_out)
 
 
-def _choose(low: Matrix, features: Matrix, labels: Labels, groups: Sequence[str], old: Layer, *, keeps: bool) -> Choice:
-    """The choice with the least loss on held-out cells, where each class counts the same."""
+def _keeps(labels: Labels, old: Layer) -> bool:
+    """Whether there are classes without labels, which are known from the old layer alone."""
+    return len(np.unique(labels)) < len(old.bias)
+
+
+def _fitted(
+    axes: _Axes, features: Matrix, labels: Labels, groups: Sequence[str], old: Layer, keeps: bool
+) -> tuple[Layer, float]:
+    """The mixture of all choices by their weights, and the mean trust in the old layer."""
+    low = axes(features)
+    weights = _weigh(low, features, labels, groups, old, keeps)
+    trust = sum(weight * choice.trust for choice, weight in weights.items())
+    mixed = Layer(np.zeros_like(old.weights), np.zeros_like(old.bias))
+    for smoothness in {choice.smoothness for choice in weights}:
+        share = sum(weight for choice, weight in weights.items() if choice.smoothness == smoothness)
+        if share > _NEGLIGIBLE:
+            mixed = mixed.plus(axes.unfold(_fit(low, labels, len(old.bias), smoothness)), share)
+    return mixed.plus(old, trust), trust
+
+
+def _weigh(
+    low: Matrix, features: Matrix, labels: Labels, groups: Sequence[str], old: Layer, keeps: bool
+) -> dict[Choice, float]:
+    """The weight of each choice: its likelihood of held-out labels, where each class counts the same."""
     folds, before = [*_folds(labels, groups, _INNER_FOLDS)], old(features)
     if not folds:
-        return FEW
+        return {FEW: 1.0}
     losses: dict[Choice, float] = {}
     for smoothness in SMOOTHNESS:
         new = np.zeros_like(before)
@@ -114,7 +148,8 @@ def _choose(low: Matrix, features: Matrix, labels: Labels, groups: Sequence[str]
         for trust in TRUST:
             if trust or not keeps:
                 losses[Choice(smoothness, trust)] = _loss(new + trust * before, labels)
-    return min(losses, key=lambda choice: losses[choice])
+    likelihoods = np.exp(-len(labels) * (np.array([*losses.values()]) - min(losses.values())))
+    return dict(zip(losses, (likelihoods / likelihoods.sum()).tolist(), strict=True))
 
 
 def _loss(logits: Matrix, labels: Labels) -> float:

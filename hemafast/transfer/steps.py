@@ -146,7 +146,7 @@ def features_of(network: Classifier, pixels: Tensor, batch_size: int = 64) -> Te
     """Features, float32 (n, d) on the CPU, of uint8 images (n, 3, height, width)."""
     fused = copy.deepcopy(network).eval()
     fuse_batch_norms(fused)
-    return torch.cat([fused.features(part).float().cpu() for part in pixels.split(batch_size)])
+    return torch.cat([fused.features(part).float().cpu() for part in torch.split(pixels, batch_size)])
 
 
 def logits_of(network: Classifier, features: Tensor) -> Tensor:

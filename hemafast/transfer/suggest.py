@@ -131,7 +131,7 @@ def choose_cells(
 
 def _in_order(
     features: npt.NDArray[np.float64],
-    doubt: npt.NDArray[np.float64],
+    doubt: npt.NDArray[np.floating[Any]],
     count: int,
     generator: np.random.Generator,
     rows: npt.NDArray[np.int64],

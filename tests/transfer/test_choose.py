@@ -46,7 +46,7 @@ UNSURE = 0.7 * np.eye(3)[np.arange(20) % 3] + 0.1
 
 def test_the_candidate_that_most_others_agree_with_is_taken(network, pixels, monkeypatch):
     mixed = np.where(np.arange(20)[:, None] < 3, OTHER, SURE)
-    chosen, judged = judged_as([UNSURE[::-1], OTHER, mixed, SURE, mixed, mixed], network, pixels, monkeypatch)
+    chosen, judged = judged_as([UNSURE[::-1].copy(), OTHER, mixed, SURE, mixed, mixed], network, pixels, monkeypatch)
     assert (chosen.white, chosen.share) == (False, choose.SHARES[2])
     assert chosen.consensus == 1
     assert [row["chosen"] for row in choose.table(judged, chosen)] == [False, False, True, False, False, False]

@@ -1,9 +1,12 @@
 """What is changed without labels: each change does what it says, to a copy, and is one of ordinary weights."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 
+from hemafast.errors import HemafastError
 from hemafast.model import build_model
 from hemafast.transfer import steps
 
@@ -86,3 +89,9 @@ def test_a_new_last_layer_answers_for_more_classes(network, pixels):
         torch.testing.assert_close(
             steps.expand(network, weights, bias)(pixels), features @ weights.T + bias, atol=1e-4, rtol=1e-4
         )
+
+
+def test_a_network_whose_last_layer_is_not_linear_is_refused():
+    backbone = SimpleNamespace(get_classifier=torch.nn.Identity)
+    with pytest.raises(HemafastError, match="The last layer of this network is Identity"):
+        steps.last_layer(SimpleNamespace(backbone=backbone))

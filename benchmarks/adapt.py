@@ -1,0 +1,240 @@
+"""What `hemafast adapt` gains on laboratories that a run has never seen: without labels, with few, and which to label.
+
+    python benchmarks/adapt.py runs/NAME LabA/prepared LabB/prepared --json benchmarks/results/adapt.json
+
+Each laboratory is a prepared data set, whose classes have the names of the run's (`hemafast prepare --class-map`). All
+its images are used. A class of the run that a laboratory lacks can count as another one: --merge
+neutrophil_banded=neutrophil_segmented. Scores are macro-F1 over the classes that a laboratory has; intervals without
+labels are bootstraps over cells, paired with the run as it is. For curves, half of the groups give labels and the other
+half is scored, for each seed; intervals are percentiles over seeds.
+"""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import typer
+from output import JsonFile, machine_line, table, write_json
+
+from hemafast.data.dataset import Dataset, open_dataset
+from hemafast.engine.machine import machine_facts
+from hemafast.errors import HemafastError
+from hemafast.metrics import count_confusion, macro_f1
+from hemafast.preparation.split import SPLITS
+from hemafast.progress import SILENT
+from hemafast.transfer import steps
+from hemafast.transfer.adapt import Parent, open_parent, without_labels
+from hemafast.transfer.cells import read_samples
+from hemafast.transfer.choose import Candidate
+from hemafast.transfer.compared import compare
+from hemafast.transfer.head import Layer, fit_layer
+from hemafast.transfer.suggest import choose_cells
+
+PER_CLASS = (1, 5, 10, 50)
+SUGGESTED = 50
+
+Labels = npt.NDArray[np.int64]
+Matrix = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Laboratory:
+    """All cells of a prepared data set."""
+
+    name: str
+    pixels: torch.Tensor
+    labels: Labels
+    groups: npt.NDArray[np.str_]
+    merged: npt.NDArray[np.int64]
+    """(classes,): the class that an answer counts as."""
+
+    def answers(self, logits: Matrix) -> Labels:
+        """Classes of logits (n, classes), merged."""
+        merged: Labels = self.merged[logits.argmax(axis=1)]
+        return merged
+
+    def score(self, logits: Matrix, rows: Labels) -> float:
+        """Macro-F1 of the logits of some cells."""
+        classes = len(self.merged)
+        return macro_f1(count_confusion(self.labels[rows], self.answers(logits), classes))
+
+
+def main(
+    run: Annotated[Path, typer.Argument(help="Run folder.")],
+    data: Annotated[list[Path], typer.Argument(help="Prepared data sets of other laboratories.")],
+    json_file: JsonFile,
+    merge: Annotated[list[str] | None, typer.Option(help="FROM=TO, for laboratories without FROM.")] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Draws of labels.")] = 5,
+) -> None:
+    """Adapt to each laboratory, and write all scores."""
+    pairs = dict(one.split("=") for one in merge or ())
+    parent = open_parent(run)
+    laboratories = [_read(parent, open_dataset(folder), pairs) for folder in data]
+    found = []
+    for laboratory in laboratories:
+        found.append(_measured(parent, laboratory, seeds))
+        print(f"{laboratory.name}: {found[-1]['chosen']}", file=sys.stderr)
+    write_json(
+        {
+            "command": shlex.join(["python", "benchmarks/adapt.py", "RUN", *(one.name for one in laboratories)]),
+            "run": {"backbone": parent.card.backbone, "preset": parent.config.preset, "domains": parent.card.domains},
+            "machine": machine_facts("cpu"),
+            "seeds": seeds,
+            "laboratories": found,
+        },
+        json_file,
+    )
+
+
+def _read(parent: Parent, dataset: Dataset, pairs: Mapping[str, str]) -> Laboratory:
+    if dataset.info.drawn:
+        raise HemafastError(f"{dataset.folder} holds drawn cells.", "No score on them is worth keeping.")
+    place = {name: index for index, name in enumerate(parent.card.classes)}
+    parts = [(dataset.split(name), dataset.samples(name, parent.card.image_size)) for name in SPLITS]
+    known = [np.flatnonzero(rows["label"].isin(place)) for rows, _ in parts]
+    rows = [part.iloc[some] for (part, _), some in zip(parts, known, strict=True)]
+    labels = np.concatenate([[place[name] for name in part["label"]] for part in rows]).astype(np.int64)
+    pixels = [
+        read_samples(parent.opened, samples.select(some), SILENT)
+        for (_, samples), some in zip(parts, known, strict=True)
+    ]
+    merged = np.arange(len(place))
+    for lacking, other in pairs.items():
+        if place[lacking] not in labels:
+            merged[place[lacking]] = place[other]
+    groups = np.concatenate([part["group"].to_numpy(dtype=np.str_) for part in rows])
+    return Laboratory("+".join(dataset.domains), torch.cat(pixels), labels, groups, merged)
+
+
+def _measured(parent: Parent, laboratory: Laboratory, seeds: int) -> dict[str, Any]:
+    chosen, judged = without_labels(parent, laboratory.pixels, SILENT)
+    changes = [_change(parent, laboratory, one, chosen) for one in judged]
+    features = steps.features_of(chosen.network, laboratory.pixels).double().numpy()
+    old = _layer_of(chosen)
+    return {
+        "name": laboratory.name,
+        "cells": len(laboratory.labels),
+        "classes": len(np.unique(laboratory.labels)),
+        "chosen": chosen.name,
+        "changes": changes,
+        "labels": [*_curve(laboratory, features, old, seeds)],
+        "suggested": _suggested(laboratory, features, old, seeds),
+    }
+
+
+def _change(parent: Parent, laboratory: Laboratory, one: Candidate, chosen: Candidate) -> dict[str, Any]:
+    """Scores of one candidate beside the run as it is."""
+    before, after = (
+        steps.logits_of(network, steps.features_of(network, laboratory.pixels)).double().numpy()
+        for network in (parent.network, one.network)
+    )
+    first, other = (np.eye(len(laboratory.merged))[laboratory.answers(logits)] for logits in (before, after))
+    compared = compare(laboratory.labels, first, other, parent.card.classes)
+    return {
+        "change": one.name,
+        "chosen": one is chosen,
+        "information": one.information,
+        "consensus": one.consensus,
+        "macro_f1": compared["after"]["macro_f1"],
+        "ci95": compared["after"]["ci95"]["macro_f1"],
+        "difference": compared["difference"],
+    }
+
+
+def _layer_of(one: Candidate) -> Layer:
+    layer = steps.last_layer(one.network)
+    weights, bias = (value.detach().double().cpu().numpy() for value in (layer.weight, layer.bias))
+    return Layer(weights, bias)
+
+
+def _halves(laboratory: Laboratory, seed: int) -> tuple[Labels, Labels]:
+    """Cells that give labels, and cells that are scored; no group is on both sides."""
+    from sklearn.model_selection import StratifiedGroupKFold
+
+    halves = StratifiedGroupKFold(2, shuffle=True, random_state=seed)
+    pool, rest = next(iter(halves.split(laboratory.labels, laboratory.labels, laboratory.groups)))
+    return pool, rest
+
+
+def _curve(laboratory: Laboratory, features: Matrix, old: Layer, seeds: int) -> Iterator[dict[str, Any]]:
+    """Scores with few labels a class, as far as a class has them."""
+    for count in PER_CLASS:
+        before, after, used = [], [], []
+        for seed in range(seeds):
+            pool, rest = _halves(laboratory, seed)
+            some = np.random.default_rng(seed).permutation(pool)
+            rows = np.concatenate(
+                [some[laboratory.labels[some] == label][:count] for label in np.unique(laboratory.labels)]
+            )
+            used.append(len(rows))
+            before.append(laboratory.score(old(features[rest]), rest))
+            after.append(_fitted_score(laboratory, features, old, rows, rest))
+        yield {"per_class": count, "labels": float(np.mean(used)), "without": _over(before), "with": _over(after)}
+
+
+def _suggested(laboratory: Laboratory, features: Matrix, old: Layer, seeds: int) -> dict[str, Any]:
+    """Scores with SUGGESTED labels: chosen by `--suggest`, and at random."""
+    scores: dict[str, list[float]] = {"suggested": [], "random": []}
+    for seed in range(seeds):
+        pool, rest = _halves(laboratory, seed)
+        logits = torch.from_numpy(old(features[pool]))
+        rows = {
+            "suggested": pool[choose_cells(features[pool], logits.softmax(1).numpy(), SUGGESTED, seed)],
+            "random": np.random.default_rng(seed).permutation(pool)[:SUGGESTED],
+        }
+        for name, some in rows.items():
+            scores[name].append(_fitted_score(laboratory, features, old, some, rest))
+    gain = [one - other for one, other in zip(*scores.values(), strict=True)]
+    return {"labels": SUGGESTED, **{name: _over(values) for name, values in scores.items()}, "difference": _over(gain)}
+
+
+def _fitted_score(laboratory: Laboratory, features: Matrix, old: Layer, rows: Labels, rest: Labels) -> float:
+    layer, _ = fit_layer(features[rows], laboratory.labels[rows], laboratory.groups[rows].tolist(), old, features)
+    return laboratory.score(layer(features[rest]), rest)
+
+
+def _over(values: Sequence[float]) -> dict[str, Any]:
+    """Mean and interval over seeds."""
+    return {"mean": float(np.mean(values)), "ci95": np.percentile(values, [2.5, 97.5]).tolist(), "seeds": list(values)}
+
+
+def tables(results: Mapping[str, Any]) -> dict[str, str]:
+    """Changes without labels by laboratory, curves with few labels, and what a suggestion gains."""
+    result = results["adapt"]
+    named = {one["name"]: one for one in result["laboratories"]}
+    ways = [one["change"] for one in result["laboratories"][0]["changes"]]
+    rows = [[way, *(_score_of(one["changes"][place]) for one in named.values())] for place, way in enumerate(ways)]
+    curves = [
+        [f"{count} a class", *(f"{one['labels'][place]['with']['mean']:.3f}" for one in named.values())]
+        for place, count in enumerate(PER_CLASS)
+    ]
+    gains = [
+        [which, *(f"{one['suggested'][which]['mean']:.3f}" for one in named.values())]
+        for which in ("suggested", "random")
+    ]
+    said = f"`{result['command']}`, {result['run']['preset']}, {machine_line(result['machine'])}"
+    return {
+        "adapt changes": table(" | ".join(["change, without labels", *named]), rows, said),
+        "adapt labels": table(" | ".join(["labels", *named]), curves, f"Mean of {result['seeds']} draws."),
+        "adapt suggested": table(
+            " | ".join([f"{SUGGESTED} labels", *named]), gains, f"Mean of {result['seeds']} draws."
+        ),
+    }
+
+
+def _score_of(change: Mapping[str, Any]) -> str:
+    low, high = change["ci95"]
+    text = f"{change['macro_f1']:.3f} ({low:.3f} to {high:.3f})"
+    return f"**{text}**" if change["chosen"] else text
+
+
+if __name__ == "__main__":
+    typer.run(main)
