@@ -27,6 +27,19 @@ from hemafast.engine.step import Totals
 from hemafast.engine.validate import validate
 from hemafast.errors import HemafastError
 from hemafast.evaluate.calibration import TARGET, calibrate, soften
+from hemafast.evaluate.likeness import (
+    ALARM,
+    LEAST_IMAGES,
+    Likeness,
+    Likenesses,
+    Watching,
+    describe,
+    joined,
+    judge,
+    learn,
+    load_likeness,
+    save_likeness,
+)
 from hemafast.evaluate.predictions import prediction_table
 from hemafast.evaluate.scores import calibrated_scores, score
 from hemafast.files import write_table, write_text, write_whole
@@ -90,22 +103,27 @@ def evaluate_run(
         )
     samples = dataset.samples(split, config.image_size)
     seen = replace(config, image_size=card.image_size, growing_from=())  # the best epoch may have used smaller images
-    probabilities = _classify(model, seen, samples, len(card.classes), device)
     calibrates = own and split == VAL
     fitted = _calibration_part(dataset, card) if calibrates else np.zeros(len(samples), dtype=bool)
+    likeness = None if calibrates else load_likeness(folder / BEST, card)
+    probabilities, likeness, likenesses = _classify(model, seen, samples, len(card.classes), device, fitted, likeness)
     calibration = _calibration(card, samples, probabilities, fitted)
     metrics = {
         "schema": METRICS_SCHEMA,
         "split": split,
         "warnings": _warnings(dataset, card),
         **_scores(dataset, samples, probabilities, calibration, ~fitted),
+        "likeness": _judge(samples, likeness, likenesses, ~fitted),
         "model": {**asdict(replace(card, calibration=calibration)), "file": BEST},
         "data": _data(dataset),
         "training": _training(folder, config),
     }
     if calibrates:
         save_calibration(folder / BEST, card, calibration)
-    table = _predictions(dataset, split, samples, soften(probabilities, calibration.temperature), fitted)
+        save_likeness(folder / BEST, card, likeness)
+    elif said := metrics["likeness"] and describe(metrics["likeness"]["pooled"]):
+        metrics["warnings"].append(said)
+    table = _predictions(dataset, split, samples, soften(probabilities, calibration.temperature), fitted, likenesses)
     _write(scores_folder(folder, metrics), metrics, table)
     return metrics
 
@@ -152,12 +170,30 @@ def _write(folder: Path, metrics: Metrics, table: pd.DataFrame) -> None:
 
 
 def _classify(
-    model: Classifier, config: TrainConfig, samples: Samples, classes: int, device: Device
-) -> npt.NDArray[np.float32]:
-    """Uncalibrated probabilities (images, classes)."""
+    model: Classifier,
+    config: TrainConfig,
+    samples: Samples,
+    classes: int,
+    device: Device,
+    fitted: Mask,
+    likeness: Likeness | None,
+) -> tuple[npt.NDArray[np.float32], Likeness | None, Likenesses | None]:
+    """Uncalibrated probabilities (images, classes), a likeness, and what it says of the images.
+
+    The likeness is `likeness`, or one learned from the `fitted` images if they are enough. One pass answers all.
+    """
     machine, graph = machine_and_graph(replace(config, compile="off"), device, samples)
-    step, totals = build_eval_step(model, machine), Totals(classes, machine.device)
-    return validate(model, step, eval_loader(samples, shape=graph), samples, totals).probabilities
+    learns = int(fitted.sum()) >= LEAST_IMAGES
+    note = joined if learns else likeness and likeness.to(machine.device)
+    watching = Watching(model, note) if note else None
+    step, totals = build_eval_step(model, machine, watching), Totals(classes, machine.device)
+    probabilities = validate(model, step, eval_loader(samples, shape=graph), samples, totals).probabilities
+    if watching is None:
+        return probabilities, None, None
+    notes = watching.noted()
+    if learns:
+        likeness, notes = learn(notes, samples.labels, fitted)
+    return probabilities, likeness, notes.numpy()
 
 
 def _calibration_part(dataset: Dataset, card: ModelCard) -> Mask:
@@ -191,8 +227,31 @@ def _scores(
     return {"pooled": scores.pop("pooled"), "domains": scores}
 
 
+def _judge(
+    samples: Samples, likeness: Likeness | None, likenesses: Likenesses | None, reported: Mask
+) -> dict[str, Any] | None:
+    """What likenesses say of the `reported` images, pooled and by domain; None if there are none.
+
+    On the validation images of the run itself, alarms are false.
+    """
+    if likeness is None or likenesses is None:
+        return None
+    parts = {str(name): samples.domains == name for name in np.unique(samples.domains)}
+    return {
+        "fitted_on": likeness.images,
+        "alarm": ALARM,
+        "pooled": judge(likenesses[reported], likeness.images),
+        "domains": {name: judge(likenesses[part & reported], likeness.images) for name, part in parts.items()},
+    }
+
+
 def _predictions(
-    dataset: Dataset, split: str, samples: Samples, softened: npt.NDArray[np.float64], fitted: Mask
+    dataset: Dataset,
+    split: str,
+    samples: Samples,
+    softened: npt.NDArray[np.float64],
+    fitted: Mask,
+    likenesses: Likenesses | None,
 ) -> pd.DataFrame:
     """One row per image, with calibrated probabilities."""
     images = dataset.split(split)
@@ -201,6 +260,7 @@ def _predictions(
         "domain": samples.domains,
         "label": images["label"].to_numpy(),
         "part": np.where(fitted, FITTED, REPORTED),
+        "likeness": np.full(len(samples), np.nan) if likenesses is None else likenesses[:, 0],
     }
     return prediction_table(dataset.info.classes, softened.astype(np.float32), columns)
 

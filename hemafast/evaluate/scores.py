@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from hemafast.engine.checkpoint import Calibration
 from hemafast.evaluate.calibration import soften
+from hemafast.evaluate.conformal import set_scores
 from hemafast.evaluate.intervals import RESAMPLES, wilson, with_intervals
 from hemafast.evaluate.lineage import blast_scores, lineage_scores, maturation_scores
 from hemafast.evaluate.metrics import (
@@ -70,6 +71,7 @@ def calibrated_scores(
             "after": _confidence_scores(labels[reported], softened[reported]),
         },
         "selective": selective(labels[reported], softened[reported], calibration.threshold),
+        "sets": set_scores(labels[reported], softened[reported], classes, calibration.set_thresholds),
         "blast": blast_scores(labels, softened, classes, calibration.blast_threshold, reported),
     }
 
