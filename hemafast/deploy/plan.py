@@ -15,7 +15,7 @@ from hemafast.deploy.model import Model, load_models
 from hemafast.engine.checkpoint import View
 from hemafast.engine.machine import Machine
 from hemafast.errors import HemafastError
-from hemafast.evaluate.conformal import SET_COVERAGE, SetThresholds
+from hemafast.evaluate.conformal import SET_COVERAGE, SetThresholds, exceptions
 from hemafast.run_folder import BEST, is_run
 
 _RANGES = {"um_per_pixel": (0.001, 100), "bit_depth": (1, 32), "abstain_below": (0, 1), "batch_size": (1, 4096)}
@@ -188,10 +188,8 @@ def _say_sets(model: Model, thresholds: SetThresholds) -> None:
     """Log what the sets promise, and for which classes they cannot."""
     promise = "%.0f %% of the cells of each class have it in their set, if they are like those of %s"
     logger.info(promise, 100 * SET_COVERAGE, _home_of(model))
-    few, none = "in every set, because too few cells calibrated them", "in no set, because no cell calibrated them"
-    for said, value in ((few, 0.0), (none, None)):
-        if names := [name for name, least in zip(model.classes, thresholds, strict=True) if least == value]:
-            logger.warning("%s: %s", said, ", ".join(names))
+    for said in exceptions(model.classes, thresholds):
+        logger.warning(said)
 
 
 def _home_of(model: Model) -> str:

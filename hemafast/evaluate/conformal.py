@@ -19,6 +19,7 @@ from hemafast.evaluate.metrics import Labels, Probabilities
 SET_COVERAGE = 0.90
 """Share of the cells of each class whose set of classes should hold it."""
 SEPARATOR = ";"
+_LEAST = 9  # images of a class: SET_COVERAGE of 9 + 1 is the least of them
 
 SetThresholds = tuple[float | None, ...]
 """By class: the least probability with which it is in a set; None if it never is."""
@@ -32,8 +33,8 @@ def fit_sets(labels: Labels, probabilities: Probabilities) -> SetThresholds:
         probabilities: (images, classes), calibrated.
 
     Returns:
-        A threshold for each class. A class with fewer than 9 images has 0: only a class that is in every set is sure to
-        be covered. A class without images has None, for nothing is known of it.
+        A threshold for each class. A class with fewer than `_LEAST` images has 0: only being in every set makes sure of
+        it. A class without images has None, for nothing is known of it.
     """
     return tuple(_threshold(column[labels == index]) for index, column in enumerate(probabilities.T))
 
@@ -44,6 +45,19 @@ def _threshold(probabilities: Probabilities) -> float | None:
         return None
     place = math.ceil((len(probabilities) + 1) * SET_COVERAGE)
     return float(np.sort(probabilities)[-place]) if place <= len(probabilities) else 0.0
+
+
+def exceptions(classes: Sequence[str], thresholds: SetThresholds) -> list[str]:
+    """Sentences about classes whose coverage is bought by being in every set, or is unknown."""
+    kinds = {
+        f"In every set, because fewer than {_LEAST} images calibrated them": 0.0,
+        "In no set, because no image calibrated them": None,
+    }
+    named = {
+        said: [name for name, one in zip(classes, thresholds, strict=True) if one == least]
+        for said, least in kinds.items()
+    }
+    return [f"{said}: {', '.join(names)}" for said, names in named.items() if names]
 
 
 def in_sets(probabilities: Probabilities, thresholds: SetThresholds) -> npt.NDArray[np.bool_]:

@@ -148,9 +148,9 @@ def learn(notes: Tensor, labels: npt.NDArray[np.int64], home: npt.NDArray[np.boo
     Returns:
         The likeness, and PARTS of all images, float32 (images, 3). Each image of home is compared with the others only.
     """
-    colours, features, place = notes[:, :_COLOURS], notes[:, _COLOURS:], torch.from_numpy(home)
+    colours, features, place = notes[:, :_COLOURS], notes[:, _COLOURS:], torch.tensor(home)
     likeness, at_home = fit_likeness(colours[place], features[place], labels[home])
-    found = likeness(colours, features)
+    found = likeness(colours, features).clone()  # out of inference mode, to be written to
     found[place] = at_home
     return likeness, found
 
@@ -298,11 +298,12 @@ def _identity(card: ModelCard) -> dict[str, str]:
 
 
 def _refuse_shapes(centre: Tensor, whitening: Tensor, colours: Tensor, features: Tensor, home: Tensor) -> None:
-    kept, images = len(colours), home.shape[-1]
-    expected = [(_COLOURS,), (_COLOURS, _COLOURS), (kept, _COLOURS), (kept, features.shape[-1]), (3, images)]
-    tensors = (centre, whitening, colours, features, home)
-    if [tuple(one.shape) for one in tensors] != expected or not _NEAREST <= kept <= images:
-        raise ValueError(f"its shapes are {', '.join(str(tuple(one.shape)) for one in tensors)}")
-    types = [torch.float32, torch.float32, torch.float32, torch.float16, torch.float32]
-    if [one.dtype for one in tensors] != types or not all(one.isfinite().all() for one in tensors):
-        raise ValueError("it holds other numbers than hemafast writes")
+    tensors = {"centre": centre, "whitening": whitening, "colours": colours, "features": features, "home": home}
+    (kept, width), images = (features.shape if features.ndim == 2 else (0, 0)), home.shape[-1] if home.ndim else 0
+    shapes = [(_COLOURS,), (_COLOURS, _COLOURS), (kept, _COLOURS), (kept, width), (len(PARTS), images)]
+    for (name, tensor), shape in zip(tensors.items(), shapes, strict=True):
+        dtype = torch.float16 if name == "features" else torch.float32
+        if tuple(tensor.shape) != shape or tensor.dtype != dtype or not tensor.isfinite().all():
+            raise ValueError(f"{name} is not {dtype} {shape}, or not finite")
+    if not _NEAREST <= kept <= images:
+        raise ValueError(f"it keeps {kept} of {images} images")
