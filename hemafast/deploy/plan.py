@@ -173,7 +173,8 @@ def _choose_sets(models: Sequence[Model], options: Options) -> SetThresholds | N
     if not options.sets:
         return None
     if len(models) > 1:
-        raise HemafastError("No sets were calibrated for several models together.", "Leave out sets (--sets).")
+        problem = f"No sets were calibrated for {len(models)} models together."
+        raise HemafastError(problem, "Leave out sets (--sets), or predict with one run.")
     file, calibration = models[0].file, models[0].card.calibration
     if calibration is None or calibration.set_thresholds is None:
         remedy = f"Run `hemafast evaluate {file.parent}`, or leave out sets (--sets)."

@@ -61,7 +61,7 @@ class Likeness:
     features: Tensor
     """float16 (kept, d): their features, of length 1."""
     home: Tensor
-    """float32 (3, images), each ascending: of all images of home, the smaller rank and the two distances."""
+    """float32 (3, images), each ascending: how far all images of home are as a whole, in colour, in content."""
 
     @property
     def images(self) -> int:
@@ -78,18 +78,15 @@ class Likeness:
             )
         with torch.autocast(self.home.device.type, enabled=False):
             distances = self._distances(colours, features)
-        ranks = torch.stack([_rank(home, one) for home, one in zip(self.home[1:], distances, strict=True)])
-        least = ranks.min(0).values
-        # The smaller rank is smaller than either of the two, so it is ranked among those of home itself.
-        whole = 1 + torch.searchsorted(self.home[0].contiguous(), least.float(), right=True)
-        return torch.stack([whole, *ranks], dim=1) / (1 + self.images)
+        every = torch.stack([_farther(distances, self.home[1:]), *distances])
+        return (1 + _as_far(every, self.home)) / (1 + self.images)
 
     def to(self, device: str) -> Likeness:
         """The same on another device."""
         return Likeness(*(getattr(self, one.name).to(device) for one in fields(self)))
 
-    def _distances(self, colours: Tensor, features: Tensor, own: Tensor | None = None) -> list[Tensor]:
-        """Distance of each image in colour and in content, (n,) each; `own` is its place among the kept, or -1."""
+    def _distances(self, colours: Tensor, features: Tensor, own: Tensor | None = None) -> Tensor:
+        """Distance of each image in colour and in content, (2, n); `own` is its place among the kept, or -1."""
         colour = torch.cdist((colours - self.centre) @ self.whitening, self.colours)
         content = 1 - _unit(features) @ self.features.float().T
         found = []
@@ -98,7 +95,7 @@ class Likeness:
                 rows = torch.nonzero(own >= 0)[:, 0]
                 distances[rows, own[rows]] = math.inf
             found.append(distances.kthvalue(_NEAREST, dim=1).values)
-        return found
+        return torch.stack(found)
 
 
 class Watching(nn.Module):
@@ -175,18 +172,22 @@ def fit_likeness(colours: Tensor, features: Tensor, labels: npt.NDArray[np.int64
     likeness = Likeness(centre, whitening, known, _unit(features[kept]).half(), torch.empty(3, len(labels)))
     own = torch.full((len(labels),), -1)
     own[kept] = torch.arange(len(kept))
-    distances = torch.stack(likeness._distances(colours, features, own))
-    home = distances.sort(dim=1).values
-    ranks = torch.stack([_rank(values, one) - 1 for values, one in zip(home, distances, strict=True)])
-    least = ranks.min(0).values
-    likeness.home.copy_(torch.cat([least.sort().values[None].float(), home]))
-    whole = torch.searchsorted(likeness.home[0].contiguous(), least.float(), right=True)
-    return likeness, torch.stack([whole, *ranks], dim=1) / len(labels)
+    distances = likeness._distances(colours, features, own)
+    every = torch.cat([_farther(distances, distances.sort(dim=1).values)[None], distances])
+    likeness.home.copy_(every.sort(dim=1).values)
+    return likeness, _as_far(every, likeness.home) / len(labels)
 
 
-def _rank(home: Tensor, distances: Tensor) -> Tensor:
-    """1 + how many of the ascending distances of home are at least as large, (n,)."""
-    return 1 + len(home) - torch.searchsorted(home.contiguous(), distances.contiguous())
+def _farther(distances: Tensor, home: Tensor) -> Tensor:
+    """The larger of two distances (2, n), (n,), in units of their ascending spreads at home (2, images)."""
+    images = home.shape[1]
+    middle, far = home[:, images // 2, None], home[:, math.ceil((1 - ALARM) * images) - 1, None]
+    return ((distances - middle) / (far - middle).clamp_min(1e-6)).max(0).values
+
+
+def _as_far(distances: Tensor, home: Tensor) -> Tensor:
+    """How many images of home are at least as far, (n, 3), by their distances (3, n) and its ascending ones."""
+    return (home.shape[1] - torch.searchsorted(home, distances.contiguous())).T
 
 
 def _unit(features: Tensor) -> Tensor:
@@ -212,7 +213,7 @@ def judge(likenesses: Likenesses, fitted_on: int) -> dict[str, Any]:
 
     Returns:
         `images`; `alarms`, how many are unlike (at most ALARM), their `share` with Wilson's `ci95`; `mean` likeness;
-        `parts`, the share unlike in colour and in content; and `unlike`, whether the set is. It is if more than
+        `parts`, the share of alarms in colour and in content; and `unlike`, whether the set is. It is if more than
         `_MATTERS` of its images are unlike and more than at home (binomial test), or if its mean likeness is below
         `_MEAN_MATTERS` and lower than at home (z-test): each with a chance of `_CHANCE` at home. One image makes a set.
     """
@@ -222,7 +223,8 @@ def judge(likenesses: Likenesses, fitted_on: int) -> dict[str, Any]:
     images = len(known)
     if not images:
         return {"images": 0, "alarms": 0, "share": None, "ci95": None, "mean": None, "parts": {}, "unlike": False}
-    alarms, shares = int((known[:, 0] <= ALARM).sum()), (known <= ALARM).mean(axis=0)
+    unlike = known <= ALARM
+    alarms, shares = int(unlike[:, 0].sum()), (unlike & unlike[:, :1]).mean(axis=0)
     at_home = wilson(round(ALARM * fitted_on), fitted_on)
     more = binomtest(alarms, images, at_home[1] if at_home else ALARM, alternative="greater").pvalue
     mean = float(known[:, 0].mean())
