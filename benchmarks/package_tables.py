@@ -19,6 +19,7 @@ PURPOSES = {
     "basic": "cells, which have no preferred orientation or position",
     "strong": "much data, long training",
     "lineage": "stains that vary, chromatin that stays readable",
+    "robust": "images of other laboratories: other stains, cameras and backgrounds",
     "none": "validation",
 }
 
@@ -115,6 +116,11 @@ def _draws(policy: augment.Policy) -> str:
         f"up to {policy.rotation:g} degrees of rotation": policy.rotation,
         f"RandAugment({policy.randaugment_ops}, {policy.randaugment_magnitude})": policy.randaugment_ops,
         f"stains by {100 * policy.stain:.0f} %": policy.stain,
+        f"another background in {100 * policy.background:.0f} % of the images": policy.background,
+        f"optical density by {100 * policy.density:.0f} %": policy.density,
+        f"contrast of each channel by up to e^{policy.contrast:g}": policy.contrast,
+        f"brightness of each channel by {100 * policy.brightness:.0f} % of the range": policy.brightness,
+        f"a blur of up to {policy.blur:g} px in half of the images": policy.blur,
         f"a rectangle erased in {100 * policy.erase:.0f} % of the images": policy.erase,
     }
     return ", ".join(text for text, does in said.items() if does) or "nothing: the central window"

@@ -32,7 +32,7 @@ from hemafast.deploy.model import Model, open_model
 from hemafast.deploy.plan import Options, plan_for
 from hemafast.deploy.predict import Ensemble, infer
 from hemafast.engine.machine import machine_facts
-from hemafast.evaluate.conformal import set_scores
+from hemafast.evaluate.conformal import in_sets, set_scores
 from hemafast.evaluate.evaluate import REPORTED
 from hemafast.evaluate.likeness import PARTS, judge
 from hemafast.evaluate.predictions import read_predictions
@@ -117,7 +117,7 @@ def _scored(model: Model, answers: Answers, labels: Sequence[str]) -> dict[str, 
     probabilities = answers[known, : len(model.classes)]
     right = probabilities.argmax(axis=1) == places[known]
     thresholds = calibration.set_thresholds if calibration else None
-    sets = set_scores(places[known], probabilities, model.classes, thresholds)
+    sets = None if thresholds is None else set_scores(places[known], in_sets(probabilities, thresholds), model.classes)
     return _judged(model, answers) | {"accuracy": float(right.mean()) if len(right) else None, "sets": sets}
 
 

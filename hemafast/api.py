@@ -14,19 +14,22 @@ from hemafast.config import (
     ScoredSplit,
     TrainConfig,
     checked,
+    parse_class_map,
     prepared_beside,
     to_plain,
     train_config,
 )
 from hemafast.errors import HemafastError
 from hemafast.progress import SILENT, Progress
-from hemafast.run_folder import PREDICTIONS, find_run, read_config, read_metrics
+from hemafast.run_folder import PREDICTIONS, find_run, read_adaptation, read_config, read_metrics
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from hemafast.data.dataset import Dataset
+    from hemafast.deploy.inputs import Images
     from hemafast.deploy.model import Model
+    from hemafast.transfer.cells import Given as Labels
 
 
 def prepare(
@@ -169,6 +172,62 @@ def _finish(folder: Path | None, progress: Progress) -> TrainedRun:
     return run
 
 
+def adapt(
+    run: TrainedRun | str | Path,
+    data: Images | Dataset,
+    *,
+    labels: Labels = None,
+    class_map: Mapping[str, str] | str | Path | None = None,
+    columns: Mapping[str, str] | None = None,
+    groups: str | Path | None = None,
+    um_per_pixel: float | None = None,
+    bit_depth: int | None = None,
+    output: str | Path = TrainConfig.output,
+    device: Device = "auto",
+    progress: Progress = SILENT,
+) -> TrainedRun:
+    """Adapt a run's best model to the images of another laboratory, without labels or with a few.
+
+    The result is a run of its own; the run it came from stays as it was. Its `adaptation` says what was changed and,
+    with labels, the scores before and after on cells held out in turn.
+
+    Args:
+        run: a run, its folder, or "latest".
+        data: images as `Model.predict` takes them; or a prepared data set, of which the training images are used.
+        labels: None; a table of path and label; "own" for class folders and prepared data; or one class for each array,
+            "" without one.
+        class_map: new names of labels by their old ones, or a table of them; "" leaves a class out.
+        columns: names of columns in the table of labels, by role.
+        groups: table of patients or slides, which are never on both sides of a score.
+        um_per_pixel: as for `Model.predict`.
+        bit_depth: as for `Model.predict`.
+        output: folder in which the run folder is made.
+        device: "cpu", "cuda", or "auto" for a GPU if there is one.
+        progress: listens to every stage.
+
+    Returns:
+        The adapted run.
+
+    Raises:
+        HemafastError: the run cannot be adapted, or images or labels do not fit it.
+    """
+    from hemafast.transfer.adapt import adapt_run
+    from hemafast.transfer.cells import Asked
+
+    folder = run.folder if isinstance(run, TrainedRun) else find_run(run)
+    asked = Asked(
+        labels=labels,
+        columns=columns,
+        groups=None if groups is None else Path(groups),
+        um_per_pixel=um_per_pixel,
+        bit_depth=bit_depth,
+    )
+    named = Path(class_map) if isinstance(class_map, str) else class_map
+    return TrainedRun(
+        adapt_run(folder, data, asked, class_map=named, output=Path(output), device=device, progress=progress).folder
+    )
+
+
 def open_run(run: str | Path = "latest", output: str | Path = TrainConfig.output) -> TrainedRun:
     """Open a run that was trained before.
 
@@ -229,6 +288,11 @@ class TrainedRun:
         return read_metrics(self.folder)
 
     @property
+    def adaptation(self) -> Mapping[str, Any]:
+        """What `adapt` changed and how it scored, as `adaptation.json` holds it. Raises HemafastError without it."""
+        return read_adaptation(self.folder)
+
+    @property
     def history(self) -> pd.DataFrame:
         """One row per epoch and phase ("train", "val"): loss, accuracy, f1_macro (0 to 1), seconds and more."""
         import pandas as pd
@@ -269,14 +333,20 @@ class TrainedRun:
         data: Dataset | str | Path | None = None,
         *,
         split: ScoredSplit = "val",
+        class_map: Mapping[str, str] | str | Path | None = None,
         device: Device | None = None,
         progress: Progress = SILENT,
     ) -> Mapping[str, Any]:
         """Score the best model and write metrics, predictions and report.
 
         Args:
-            data: another prepared data set, whose scores go into a folder of their own; None for the run's own.
-            split: "val", or "test" for images that training never saw, whose scores go into a folder of their own.
+            data: another prepared data set, whose scores go into a folder of their own; None for the run's own. Classes
+                of equal names are compared; images of a class that the model lacks are left out.
+            split: "val", or "test" for images that training never saw, or "all" images of other data; scores of the
+                latter two go into a folder of their own.
+            class_map: new names for classes of the model, of the data or of both, which merges those of one name: a
+                mapping, "FROM=TO,FROM=TO", or a table with the columns from and to. An empty name leaves the images of
+                a class out. Scores with a class map go into a folder of their own.
             device: where the model runs; None for the run's own choice.
             progress: listens to what is done.
 
@@ -284,7 +354,8 @@ class TrainedRun:
             The scores, as `metrics.json` holds them.
 
         Raises:
-            HemafastError: the data has other classes or no such split, or the run's own data has changed.
+            HemafastError: the data has no such split, or classes that the model has under other names; the class map
+                names an unknown class; or the run's own data has changed.
         """
         from hemafast.evaluate.evaluate import evaluate_run, scores_folder
         from hemafast.progress import stage
@@ -293,6 +364,7 @@ class TrainedRun:
         folder = None if data is None else Path(_data_settings(data)["data"])
         with stage(progress, "evaluating"):
             chosen = device or read_config(self.folder).device
-            metrics = evaluate_run(self.folder, data=folder, split=split, device=chosen)
+            renamed = parse_class_map(class_map)
+            metrics = evaluate_run(self.folder, data=folder, split=split, class_map=renamed, device=chosen)
             write_report(scores_folder(self.folder, metrics))
         return metrics

@@ -6,6 +6,7 @@ import csv
 import io
 import shlex
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from hemafast.config import PrepareConfig, TrainConfig, checked, option_of, prepared_beside, to_plain
@@ -44,6 +45,12 @@ def command_to_prepare(config: PrepareConfig, **changed: Any) -> str:
     usual = to_plain(PrepareConfig()) | {"output": str(prepared_beside(config.source))}
     given = {name: value for name, value in settings.items() if value != usual[name]}
     return " ".join(["hemafast prepare", *_options(PrepareConfig, given)])
+
+
+def command_to_evaluate(run: Path, data: Path, split: str, class_map: Mapping[str, str]) -> str:
+    """`hemafast evaluate` of a run on a data set with other classes."""
+    words = ["hemafast", "evaluate", str(run), "--data", str(data), *(["--split", split] if split != "val" else [])]
+    return shlex.join([*words, "--class-map", _pairs(class_map)])
 
 
 def _given_by(preset: str) -> dict[str, Any]:

@@ -31,9 +31,9 @@ Compile = Literal["auto", "on", "off"]
 Pretrained = Literal["auto", "yes", "no"]
 Input = Literal["auto", "resident", "packed", "files", "webdataset"]
 Device = Literal["auto", "cpu", "cuda"]
-ScoredSplit = Literal["val", "test"]
+ScoredSplit = Literal["val", "test", "all"]
 """The split that a run is scored on: validation images, or test images that training never saw."""
-PolicyName = Literal["seed", "basic", "strong", "lineage", "none"]
+PolicyName = Literal["seed", "basic", "strong", "lineage", "robust", "none"]
 Symmetry = Literal["none", "mirror", "eight"]
 ScheduleName = Literal["constant", "cosine", "onecycle"]
 LossName = Literal["cross-entropy", "weighted", "focal", "logit-adjusted"]
@@ -167,12 +167,14 @@ def _several(value: Any) -> Any:
     return [value] if isinstance(value, str | Path) else value
 
 
-def _class_map(value: Any) -> Any:
-    """A path stays one; pairs become a mapping. None, for a class that is left out, becomes ""."""
+def parse_class_map(value: Any) -> Any:
+    """A file becomes a path, pairs become a mapping. None, for a class that is left out, becomes ""."""
     if isinstance(value, dict):
         return {name: "" if meant is None else meant for name, meant in value.items()}
-    if not isinstance(value, str) or Path(value).is_file():
+    if not isinstance(value, str):
         return value
+    if Path(value).is_file():
+        return Path(value)
     if "=" in value:
         return _mapping(value, str.rpartition, "Neutrophil=neutrophil_segmented,Platelet=")
     remedy = "Name a table with the columns from and to, or write pairs as Neutrophil=neutrophil_segmented,Platelet=."
@@ -211,7 +213,7 @@ class PrepareConfig:
         DATA,
         none="none",
         metavar="FROM=TO,...|FILE",
-        parse=_class_map,
+        parse=parse_class_map,
     )
     labels: Path | None = common(
         None,
@@ -270,8 +272,13 @@ class PrepareConfig:
         PIXELS,
         metavar="UM|whole|auto",
     )
-    um_per_pixel: dict[str, Annotated[float, Ge(0.001), Le(100)]] = common(
-        {}, "Micrometres per pixel of a domain; may be repeated.", PIXELS, metavar="NAME=UM", parse=_scales
+    um_per_pixel: dict[str, Annotated[float, Ge(0.001), Le(100)] | Literal["unknown"]] = common(
+        {},
+        "Micrometres per pixel of a domain; may be repeated. By default they are estimated from its nuclei; "
+        "unknown keeps its images whole.",
+        PIXELS,
+        metavar="NAME=UM|unknown",
+        parse=_scales,
     )
     bit_depth: dict[str, Annotated[int, Ge(1), Le(32)]] = option(
         {},
@@ -426,7 +433,7 @@ class TrainConfig:
     cutmix: Annotated[float, Ge(0), Le(10)] = option(0.0, "Alpha of cutmix; 0 is off.", IMAGES)
     policy: PolicyName = common(
         "seed",
-        "Augmentation of the training images: seed (the reference's), basic, strong, lineage, none. "
+        "Augmentation of the training images: seed (the reference's), basic, strong, lineage, robust, none. "
         "`hemafast augment-preview` shows them.",
         IMAGES,
         metavar="NAME",
@@ -445,6 +452,21 @@ class TrainConfig:
         None, "RandAugment: magnitude, 0 to 30.", POLICY
     )
     stain: Annotated[float, Ge(0), Le(0.5)] | None = option(None, "Stain jitter, as 0.05.", POLICY)
+    background: Annotated[float, Ge(0), Le(1)] | None = option(
+        None, "Random background: share of the images with one colour outside a circle.", POLICY
+    )
+    density: Rate | None = option(
+        None, "Jitter of the optical density, and by half as much of its tint, as 0.6.", POLICY
+    )
+    contrast: Annotated[float, Ge(0), Le(1)] | None = option(
+        None, "Contrast jitter of each channel, as 0.5: by a factor of up to e^0.5.", POLICY
+    )
+    brightness: Annotated[float, Ge(0), Le(1)] | None = option(
+        None, "Brightness jitter of each channel, as 0.15: a share of the full range.", POLICY
+    )
+    blur: Annotated[float, Ge(0), Le(10)] | None = option(
+        None, "Gaussian blur of half of the images, as 1.2: largest sigma in pixels.", POLICY
+    )
     erase: Annotated[float, Ge(0), Le(1)] | None = option(
         None, "Random erasing: share of the images with a blank rectangle.", POLICY
     )

@@ -1,8 +1,9 @@
-"""Compiled resampling and turning of pixels on a CPU, several times faster than DALI's own operators.
+"""Compiled changes to pixels on a CPU, several times faster than DALI's own operators.
 
 Each function is the body of a DALI operator (nvidia.dali.plugin.numba) and works on one image. DALI calls it from its
 threads. `cut_window` equals `fn.resize` with a region of interest and antialiasing, and `turn` equals `fn.warp_affine`
-with the nearest neighbour, except for two levels of 255 and ties between two pixels. Tests compare them.
+with the nearest neighbour, except for two levels of 255 and ties between two pixels. `cover`, `recolour` and `blur`
+equal the same steps made of DALI's operators (`operators`) to within a level. Tests compare them.
 """
 
 from __future__ import annotations
@@ -30,6 +31,13 @@ _ONE = 1 << _BITS
 
 _PIXEL = np.uint32(0xFFFFFF)
 """The three bytes of a word that hold its pixel."""
+
+WHITE = 0.95
+"""The white point of a channel: the smallest value that at least this share of the pixels does not exceed."""
+SOFT = 0.05
+"""Width of the edge between an image and its new background, as a share of half the side."""
+REACH = 3.0
+"""Standard deviations from its centre at which a Gaussian blur ends."""
 
 
 def _kept(compile_function: Callable[..., Any]) -> Any:
@@ -199,6 +207,122 @@ def _move_fours(words: Words, to: int, source_words: Words, begin: int, step: in
         word += np.uint64(3)
 
 
+@compiled()
+def cover(out: Pixels, pixels: Pixels, background: Floats) -> None:
+    """Copy `pixels` (size, size, 3) to `out`, with one colour outside a circle about the centre.
+
+    `background` (6,) is the radius in pixels, and the colour in levels: a factor of the white point, a factor of the
+    mean colour, and three values to add.
+    """
+    size, radius = out.shape[0], background[0]
+    out.reshape(-1)[:] = pixels.reshape(-1)
+    if radius >= size:
+        return
+    counts, colour = _histogram(pixels), background[3:].copy()
+    for channel in range(3):
+        colour[channel] += background[1] * _white(counts[channel]) + background[2] * _mean(counts[channel])
+    middle, edge = 0.5 * size, np.float32(0.5 * size * SOFT)
+    for y in range(size):
+        for x in range(size):
+            squared = np.float32((x + 0.5 - middle) ** 2 + (y + 0.5 - middle) ** 2)
+            if squared > radius * radius:
+                kept = max(np.float32(1) - (np.sqrt(squared) - radius) / edge, np.float32(0))
+                for channel in range(3):
+                    value = colour[channel] + kept * (out[y, x, channel] - colour[channel])
+                    out[y, x, channel] = np.uint8(value + np.float32(0.5))
+
+
+@compiled()
+def _histogram(pixels: Pixels) -> Words:
+    """(3, 256): how many pixels have each value of each channel."""
+    counts, source = np.zeros((3, 256), np.uint32), pixels.reshape(-1)
+    for pixel in range(len(source) // 3):
+        for channel in range(3):
+            counts[channel, source[np.uint64(3 * pixel + channel)]] += np.uint32(1)
+    return counts
+
+
+@compiled()
+def _white(counts: Words) -> int:
+    """The white point of a channel, from its histogram (256,)."""
+    reached, wanted = 0, np.sum(counts) * WHITE
+    for value in range(256):
+        reached += counts[value]
+        if reached >= wanted:
+            return value
+    return 255
+
+
+@compiled()
+def _mean(counts: Words) -> float:
+    return float(np.sum(counts * np.arange(256)) / np.sum(counts))
+
+
+@compiled()
+def recolour(out: Pixels, pixels: Pixels, change: Floats) -> None:
+    """Change each channel of `pixels` (height, width, 3) on its own: one table of 256 values does it all.
+
+    A row of `change` (3, 3) has, for one channel, a factor of the optical density, then a factor of the distance from
+    the mean, and levels to add.
+    """
+    counts, table = _histogram(pixels), np.empty((3, 256), np.uint8)
+    for channel in range(3):
+        density, contrast, brightness = change[channel]
+        light = 256 * (np.arange(1, 257) / 256) ** np.float64(density) - 1
+        mean = np.sum(light * counts[channel]) / np.sum(counts[channel])
+        for value in range(256):
+            changed = (light[value] - mean) * contrast + mean + brightness
+            table[channel, value] = np.uint8(min(max(changed, 0.0), 255.0) + 0.5)
+    source, target = pixels.reshape(-1), out.reshape(-1)
+    for pixel in range(len(source) // 3):
+        for channel in range(3):
+            at = np.uint64(3 * pixel + channel)
+            target[at] = table[channel, source[at]]
+
+
+@compiled(fastmath=True)
+def blur(out: Pixels, pixels: Pixels, sigma: Floats) -> None:
+    """Blur `pixels` (height, width, 3) by a Gaussian of `sigma` (1,) pixels; 0 copies. The edges mirror the image."""
+    height, width = out.shape[0], out.shape[1]
+    reach = math.ceil(REACH * sigma[0])
+    if reach == 0:
+        out.reshape(-1)[:] = pixels.reshape(-1)
+        return
+    weights = np.exp(-0.5 * (np.arange(-reach, reach + 1) / sigma[0]) ** 2)
+    weights = (weights / weights.sum()).astype(np.float32)
+    # Vertically first, into a row that goes on beyond both ends; then horizontally. Both add whole rows at once.
+    line, sums = np.empty(3 * (width + 2 * reach), np.float32), np.empty(3 * width, np.float32)
+    for y in range(height):
+        line[:] = 0
+        for tap in range(2 * reach + 1):
+            row = pixels[_mirrored(y + tap - reach, height)]
+            _add(line[3 * reach : 3 * (reach + width)], weights[tap], row.reshape(-1))
+        for x in range(1, reach + 1):
+            for end, inner in ((-x, _mirrored(-x, width)), (width - 1 + x, _mirrored(width - 1 + x, width))):
+                for channel in range(3):
+                    line[3 * (reach + end) + channel] = line[3 * (reach + inner) + channel]
+        sums[:] = 0.5  # so that truncation rounds
+        for tap in range(2 * reach + 1):
+            _add(sums, weights[tap], line[3 * tap : 3 * (tap + width)])
+        target = out[y].reshape(-1)
+        for index in range(3 * width):
+            target[np.uint64(index)] = np.uint8(sums[np.uint64(index)])
+
+
+@compiled(inline="always")
+def _add(sums: Floats, weight: float, values: npt.NDArray[Any]) -> None:
+    for index in range(len(sums)):
+        sums[np.uint64(index)] += weight * values[np.uint64(index)]
+
+
+@compiled()
+def _mirrored(place: int, count: int) -> int:
+    """The place among `count` that a place beyond either end mirrors, about the centre of the last pixel."""
+    period = max(2 * (count - 1), 1)
+    place = abs(place) % period
+    return min(place, period - place)
+
+
 # DALI calls these functions with addresses of pointers, as in nvidia.dali.plugin.numba. They are compiled here, because
 # the plugin compiles for seconds in every process, while numba keeps the code compiled here.
 
@@ -222,25 +346,33 @@ def _image(pointers: int, shapes: int, index: int) -> Pixels:
 
 
 @compiled()
-def _window(pointers: int) -> Floats:
-    return carray(address_as_void_pointer(_numbers(pointers, 2)[1]), 4, np.float32)
-
-
-@compiled()
-def _matrix(pointers: int) -> Floats:
-    return carray(address_as_void_pointer(_numbers(pointers, 2)[1]), (2, 3), np.float32)
+def _drawn(pointers: int, shape: tuple[int, ...]) -> Floats:
+    """The second input of an operator: what was drawn for the image."""
+    return carray(address_as_void_pointer(_numbers(pointers, 2)[1]), shape, np.float32)
 
 
 def _run_cut_window(outs, out_shapes, _0, _1, ins, in_shapes, _2, _3):  # type: ignore[no-untyped-def] # noqa: ANN001, ANN202
-    cut_window(_image(outs, out_shapes, 0), _image(ins, in_shapes, 0), _window(ins))
+    cut_window(_image(outs, out_shapes, 0), _image(ins, in_shapes, 0), _drawn(ins, (4,)))
 
 
 def _run_turn(outs, out_shapes, _0, _1, ins, in_shapes, _2, _3):  # type: ignore[no-untyped-def] # noqa: ANN001, ANN202
-    turn(_image(outs, out_shapes, 0), _image(ins, in_shapes, 0), _matrix(ins))
+    turn(_image(outs, out_shapes, 0), _image(ins, in_shapes, 0), _drawn(ins, (2, 3)))
 
 
 def _run_turn_whole(outs, out_shapes, _0, _1, ins, in_shapes, _2, _3):  # type: ignore[no-untyped-def] # noqa: ANN001, ANN202
-    turn_whole(_image(outs, out_shapes, 0), _image(ins, in_shapes, 0), _matrix(ins))
+    turn_whole(_image(outs, out_shapes, 0), _image(ins, in_shapes, 0), _drawn(ins, (2, 3)))
+
+
+def _run_cover(outs, out_shapes, _0, _1, ins, in_shapes, _2, _3):  # type: ignore[no-untyped-def] # noqa: ANN001, ANN202
+    cover(_image(outs, out_shapes, 0), _image(ins, in_shapes, 0), _drawn(ins, (6,)))
+
+
+def _run_recolour(outs, out_shapes, _0, _1, ins, in_shapes, _2, _3):  # type: ignore[no-untyped-def] # noqa: ANN001, ANN202
+    recolour(_image(outs, out_shapes, 0), _image(ins, in_shapes, 0), _drawn(ins, (3, 3)))
+
+
+def _run_blur(outs, out_shapes, _0, _1, ins, in_shapes, _2, _3):  # type: ignore[no-untyped-def] # noqa: ANN001, ANN202
+    blur(_image(outs, out_shapes, 0), _image(ins, in_shapes, 0), _drawn(ins, (1,)))
 
 
 def _square_of(size: int) -> Callable[..., None]:
@@ -284,4 +416,11 @@ def operator(kernel: Callable[..., None], size: int) -> Callable[[Node, Node], N
     return made
 
 
-_ENTRIES = {cut_window: (_run_cut_window, 1), turn: (_run_turn, 2), turn_whole: (_run_turn_whole, 2)}
+_ENTRIES = {
+    cut_window: (_run_cut_window, 1),
+    turn: (_run_turn, 2),
+    turn_whole: (_run_turn_whole, 2),
+    cover: (_run_cover, 1),
+    recolour: (_run_recolour, 2),
+    blur: (_run_blur, 1),
+}

@@ -24,12 +24,16 @@ class Classifier(nn.Module):
     def __init__(self, backbone: nn.Module, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
         super().__init__()
         self.backbone = backbone
+        self._frozen: list[nn.Module] = []
+        self.normalise_by(mean, std)
+
+    def normalise_by(self, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+        """Normalise images by other constants from now on."""
         self.mean, self.std = mean, std
         deviation = torch.tensor(std)
         # (x / 255 - mean) / std as one multiplication and one addition.
         self.register_buffer("scale", (1 / (255 * deviation)).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("shift", (-torch.tensor(mean) / deviation).view(1, 3, 1, 1), persistent=False)
-        self._frozen: list[nn.Module] = []
 
     def freeze(self, *, stages: int = 0, norm: bool = False) -> None:
         """Freeze the first `stages` stages, and with `norm` every batch norm, running statistics included.

@@ -42,8 +42,13 @@ METRICS = "metrics.json"
 PREDICTIONS = "predictions.csv"
 CONFUSION_PLOT = "confusion_matrix.png"
 REPORT = "report.html"
+ADAPTATION = "adaptation.json"
+"""Of an adapted run: its parent, what was changed, and the scores before and after."""
+ADAPTATION_PAGE = "adaptation.html"
 EVALUATIONS = "evaluations"
 """Scores on test images and on other data, a folder for each."""
+CROSSDOMAIN = "crossdomain.json"
+"""Scores of models trained on some domains and tested on others, in the folder of such an experiment."""
 NONFINITE = "nonfinite"
 """Batches whose loss or gradient was not finite."""
 
@@ -98,10 +103,11 @@ def _began(folder: Path) -> tuple[datetime, str]:
     return began, folder.name
 
 
-def make_run_folder(config: TrainConfig) -> Path:
-    """A new, empty folder under `config.output`, named for the moment and the model."""
+def make_run_folder(config: TrainConfig, kind: str | None = None) -> Path:
+    """A new, empty folder under `config.output`, named for the moment, the model, and its schedule or `kind`."""
     stamp = datetime.now().astimezone().strftime(_STAMP)
-    name = f"{stamp}_{config.model}" + ("" if config.schedule == "constant" else f"_{config.schedule}")
+    kind = kind or ("" if config.schedule == "constant" else config.schedule)
+    name = f"{stamp}_{config.model}" + (f"_{kind}" if kind else "")
     for suffix in ("", *(f"-{number}" for number in range(2, 100))):
         folder = config.output / (name + suffix)
         try:
@@ -135,6 +141,16 @@ def read_metrics(folder: Path) -> dict[str, Any]:
     if metrics.get("schema") != METRICS_SCHEMA:
         raise HemafastError(f"{folder / METRICS} was not written by this version of hemafast.", remedy)
     return metrics
+
+
+def read_adaptation(folder: Path) -> dict[str, Any]:
+    """What was adapted in the run in `folder`. Raises HemafastError if it was not made by `adapt`."""
+    try:
+        result: dict[str, Any] = json.loads((folder / ADAPTATION).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        remedy = f"Make one with `hemafast adapt {folder} NEWDATA`."
+        raise HemafastError(f"{folder} holds no readable {ADAPTATION}.", remedy) from error
+    return result
 
 
 @contextmanager

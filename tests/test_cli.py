@@ -130,7 +130,7 @@ def test_the_preview_takes_every_change_to_a_policy_that_training_takes():
     changes = {
         name for name, option in parameters_of("train").items() if str(option.rich_help_panel).startswith("Changes to")
     }
-    assert len(changes) == 8
+    assert len(changes) == 13
     assert changes <= parameters_of("augment-preview").keys()
 
 
@@ -177,6 +177,11 @@ GIVEN = {
     "randaugment_magnitude": ("5", 5),
     "stain": ("0.08", 0.08),
     "erase": ("0.25", 0.25),
+    "background": ("0.75", 0.75),
+    "density": ("0.4", 0.4),
+    "contrast": ("0.3", 0.3),
+    "brightness": ("0.1", 0.1),
+    "blur": ("1.5", 1.5),
     "device": ("cuda", "cuda"),
     "amp": ("off", "off"),
     "compile": ("on", "on"),

@@ -6,13 +6,16 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 from itertools import count, cycle
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from hemafast.bench.settings import Bench, wait_for
 from hemafast.bench.worker import Done, Station
 from hemafast.data.graph import Source, current_device
+
+if TYPE_CHECKING:
+    from hemafast.data.augment import Policy
 
 _BATCHES = 4  # encoded batches in memory
 
@@ -44,7 +47,7 @@ def decode(bench: Bench) -> Station:
         yield Done(len(pixels))
 
 
-def load(source: Source, policy: str, bench: Bench) -> Station:
+def load(source: Source, policy: str | Policy, bench: Bench) -> Station:
     """Our loader, from packed squares or encoded files to views under a policy."""
     loader = bench.loader(source, bench.loader_batch_size, policy)
     for epoch in count():

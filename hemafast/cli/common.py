@@ -41,6 +41,16 @@ Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on 
 Data = Annotated[Path, typer.Option(help="Prepared data set.")]
 Device = Annotated[config.Device, typer.Option(help=option_of(TrainConfig, "device").help)]
 Amp = Annotated[config.Amp, typer.Option(help="Autocast precision; auto: fp32 on a CPU.")]
+ClassMap = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FROM=TO,...|FILE",
+        help="Rename classes of model and data, which merges those of one name in the scores: "
+        "neutrophil_banded=Neutrophil,neutrophil_segmented=Neutrophil; or a table with the columns from and to. "
+        "An empty TO leaves the images of a class out.",
+        show_default="none",
+    ),
+]
 ConfigFile = Annotated[
     Path | None,
     typer.Option(

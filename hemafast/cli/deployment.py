@@ -5,21 +5,23 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from hemafast.cli.common import Amp, Device, Json, Quiet, Verbose, app, listen, refuse_missing_paths, wide_console
 from hemafast.deploy.choices import Format, Layout, Method
-from hemafast.errors import StoppedError
+from hemafast.errors import HemafastError, StoppedError
 from hemafast.run_folder import LATEST, find_run
 
 Model = Annotated[str, typer.Argument(metavar="RUN", help="Run folder, latest, or the file of a model.")]
 Images = Annotated[list[str], typer.Argument(metavar="IMAGE...", help="Files, folders, zips, or quoted globs.")]
 UmPerPixel = Annotated[
-    float | None,
+    str | None,
     typer.Option(
-        help="Micrometres per pixel of all images.", show_default="that of the domain a folder or zip is named after"
+        metavar="UM|unknown",
+        help="Micrometres per pixel of all images; unknown sees them whole.",
+        show_default="that of the domain a folder or zip is named after, else estimated from nuclei",
     ),
 ]
 BitDepth = Annotated[
@@ -83,7 +85,7 @@ def predict(
     from hemafast.deploy.predict import predict_to
 
     options = Options(
-        um_per_pixel=um_per_pixel,
+        um_per_pixel=_scale(um_per_pixel),
         bit_depth=bit_depth,
         tta=tta,
         abstain=abstain,
@@ -176,7 +178,7 @@ def explain(
         output,
         label=label,
         method=method,
-        um_per_pixel=um_per_pixel,
+        um_per_pixel=_scale(um_per_pixel),
         bit_depth=bit_depth,
         device=device,
         progress=progress,
@@ -189,3 +191,14 @@ def explain(
             results.print(image.told(), soft_wrap=True)
     if any(image.error for image in explained):
         raise typer.Exit(1)
+
+
+def _scale(text: str | None) -> float | Literal["unknown"] | None:
+    """What is typed after --um-per-pixel."""
+    if text is None or text == "unknown":
+        return text  # type: ignore[return-value]
+    try:
+        return float(text)
+    except ValueError as error:
+        problem = f"--um-per-pixel {text!r} is not a number."
+        raise HemafastError(problem, "Give micrometres per pixel, such as 0.1, or unknown.") from error

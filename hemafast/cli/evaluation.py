@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from hemafast.cli.common import Device, Json, Quiet, Verbose, app, listen, refuse_missing_data, wide_console
+from hemafast.cli.common import ClassMap, Device, Json, Quiet, Verbose, app, listen, refuse_missing_data, wide_console
 from hemafast.config import Device as DeviceName
-from hemafast.config import ScoredSplit
+from hemafast.config import ScoredSplit, parse_class_map
 from hemafast.run_folder import find_run, read_config
 
 Run = Annotated[str, typer.Argument(metavar="RUN", help="Run folder, or latest.")]
@@ -26,8 +27,10 @@ def evaluate(
         Path | None, typer.Option(help="Prepared data set to score on.", show_default="the run's own")
     ] = None,
     split: Annotated[
-        ScoredSplit, typer.Option(help="Score validation images, or test images that training never saw.")
+        ScoredSplit,
+        typer.Option(help="Score validation images, test images that training never saw, or all images of other data."),
     ] = "val",
+    class_map: ClassMap = None,
     device: Device = "auto",
     as_json: Json = False,
     verbose: Verbose = False,
@@ -37,33 +40,48 @@ def evaluate(
 
     Half of the images calibrate: temperature, thresholds and likeness are fitted on them, and reported on the other
     half. Writes metrics.json, predictions.csv, confusion_matrix.png, calibration.json, likeness.safetensors and
-    report.html into the run folder. Scores on test images or on other data go into a folder of their own below it, and
-    nothing is fitted on these.
+    report.html into the run folder. Scores on test images, on other data or with a class map go into a folder of their
+    own below it, and nothing is fitted on these.
+
+    Other data may have other classes. Those of equal names are compared; images of a class that the model lacks are
+    left out; answers of a class that the data lacks are mistakes.
     """
     folder = find_run(run)
     read_config(folder)
     if data is not None:
         refuse_missing_data(data)
+    renamed = parse_class_map(class_map)
     listen(verbose=verbose, quiet=quiet or as_json)
-    print_evaluation(folder, data, split, device, as_json=as_json)
+    print_evaluation(folder, data, split, device, as_json=as_json, class_map=renamed)
 
 
-def print_evaluation(folder: Path, data: Path | None, split: ScoredSplit, device: DeviceName, *, as_json: bool) -> None:
+def print_evaluation(
+    folder: Path,
+    data: Path | None,
+    split: ScoredSplit,
+    device: DeviceName,
+    *,
+    as_json: bool,
+    class_map: Mapping[str, str] | Path | None = None,
+) -> None:
     """Evaluate a run, write its report, and print what both say."""
     from hemafast.cli.tables import score_table, training_lines
+    from hemafast.evaluate.elsewhere import home_and_elsewhere
     from hemafast.evaluate.evaluate import evaluate_run, scores_folder
     from hemafast.report.page import write_report
 
-    metrics = evaluate_run(folder, data=data, split=split, device=device)
+    metrics = evaluate_run(folder, data=data, split=split, class_map=class_map, device=device)
     scores = scores_folder(folder, metrics)
     report = write_report(scores)
     if as_json:
-        typer.echo(json.dumps({"run": str(folder), "scores": str(scores), "report": str(report), **metrics}, indent=2))
+        said = {"run": str(folder), "scores": str(scores), "report": str(report), "told": home_and_elsewhere(folder)}
+        typer.echo(json.dumps(said | metrics, indent=2))
         return
     results = wide_console()
     results.print(score_table(metrics))
     for line in training_lines(metrics):
         results.print(line)
+    results.print(f"macro-F1 {home_and_elsewhere(folder)}")
     where = "run folder" if scores == folder else "scores    "
     results.print(f"{where}  {scores}\nreport      {report}", soft_wrap=True)
 

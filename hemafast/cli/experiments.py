@@ -11,9 +11,19 @@ from typing import Annotated, Any
 import typer
 from rich.console import RenderableType
 
-from hemafast.cli.common import ConfigFile, Json, Quiet, Verbose, app, listen, refuse_missing_data, wide_console
+from hemafast.cli.common import (
+    ClassMap,
+    ConfigFile,
+    Json,
+    Quiet,
+    Verbose,
+    app,
+    listen,
+    refuse_missing_data,
+    wide_console,
+)
 from hemafast.cli.options import Asked, configured
-from hemafast.config import TrainConfig, train_config
+from hemafast.config import TrainConfig, parse_class_map, train_config
 from hemafast.errors import StoppedError
 from hemafast.experiments.published import refuse_unknown_experiments
 
@@ -32,13 +42,15 @@ def crossdomain(
     shortcut: Annotated[
         bool, typer.Option(help="Check how well the domain and the image border alone predict the class.")
     ] = True,
+    class_map: ClassMap = None,
     as_json: Json = False,
     verbose: Verbose = False,
     quiet: Quiet = False,
 ) -> None:
-    """Train on each domain and on all, test on each and on all: what does another laboratory cost?
+    """Train on each domain, on all but one and on all; test on each and on all: what does another laboratory cost?
 
-    Scores are macro-F1 over the classes that both domains have, with intervals, and over all classes. Finished runs are
+    Scores are macro-F1 over the classes that both domains have, with intervals, and over all classes. Choose settings
+    by the mean over domains left out. Domains that are too small to train on are only tested on. Finished runs are
     reused, interrupted runs resume, and one failure does not stop the rest (exit code 1).
 
     Writes crossdomain.html, .png, .csv and .json; each run has a folder of its own.
@@ -46,13 +58,14 @@ def crossdomain(
     preset = asked.pop("preset", None) or (None if config_file else "quick")
     settings = train_config(preset, config_file, **{"output": _OUTPUT, **asked})
     refuse_missing_data(settings.data)
+    renamed = parse_class_map(class_map)
     progress = listen(verbose=verbose, quiet=quiet or as_json)
     from hemafast.cli.tables import crossdomain_results
     from hemafast.experiments.crossdomain import NAME, compare_domains, find_shortcuts
 
     with _resumable():
         shortcuts = find_shortcuts(settings, progress=progress) if shortcut else None
-        result = compare_domains(settings, shortcuts, progress=progress)
+        result = compare_domains(settings, shortcuts, class_map=renamed, progress=progress)
     _show(result, crossdomain_results, settings.output / f"{NAME}.html", as_json=as_json)
 
 

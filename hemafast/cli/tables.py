@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from rich.box import SIMPLE_HEAD
 from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
@@ -21,6 +22,7 @@ from hemafast.run_folder import RunSummary
 if TYPE_CHECKING:
     from hemafast.experiments.plan import Sweep
 
+_MOST_DROPS = 4  # columns of the matrix; with more, a table of all drops is longer than a screen, and the page has it
 _MOST_QUARANTINED = 20  # lines of a table; quarantine.csv has them all
 
 
@@ -51,7 +53,9 @@ def plan_tree(source: Path, plan: Mapping[str, Any]) -> Tree:
     """What would be taken from a source: domain, split, class, with the number of images."""
     tree = Tree(Text(f"{source}: {_counted(plan['found'], 'file')}"))
     for name, domain in plan["domains"].items():
-        scale = "um/px unknown" if domain["um_per_pixel"] is None else f"{domain['um_per_pixel']:g} um/px"
+        known = domain["um_per_pixel"]
+        later = ", to be estimated" if domain["scale"] == "estimated" else ""
+        scale = f"um/px unknown{later}" if known is None else f"{known:g} um/px"
         drawn = ", drawn cells" if domain["drawn"] else ""
         said = f"{name} ({domain['archive']}): {_counted(domain['images'], 'image')}, {scale}{drawn}"
         branch = tree.add(Text(said))
@@ -86,7 +90,7 @@ def dataset_table(info: DatasetInfo) -> Table:
             *(sum(counts.get(name, {}).values()) for counts in info.counts.values()),
             domain.converted,
             domain.quarantined,
-            "unknown" if domain.um_per_pixel is None else domain.um_per_pixel,
+            domain.scale_words,
         )
         for name, domain in info.domains.items()
     ]
@@ -121,6 +125,8 @@ def score_table(metrics: dict[str, Any]) -> Table:
 
 def training_lines(metrics: dict[str, Any]) -> list[Text]:
     """Context of a score: initial weights, time, speed, warnings."""
+    from hemafast.evaluate.folding import notes  # not needed by commands that must start fast
+
     training = metrics["training"]
     lines = [f"started from {metrics['model']['started_from']}"]
     if epochs := training["epochs"]:
@@ -128,6 +134,7 @@ def training_lines(metrics: dict[str, Any]) -> list[Text]:
             f"{epochs} {'epoch' if epochs == 1 else 'epochs'} in {training['total_seconds']:.0f} s, "
             f"{training['train_images_per_second']:.1f} images/s in training"
         )
+    lines += notes(metrics["folding"])
     return [*map(Text, lines), *(Text(warning, style="bold yellow") for warning in metrics["warnings"])]
 
 
@@ -195,10 +202,25 @@ def spread(values: dict[str, float]) -> str:
 
 
 def crossdomain_results(result: Mapping[str, Any]) -> Iterator[RenderableType]:
-    """The results of `hemafast crossdomain`: warnings, scores, shortcuts, failures."""
+    """The results of `hemafast crossdomain`: warnings, scores, what was left out, shortcuts, failures."""
+    from hemafast.evaluate.folding import notes  # not needed by commands that must start fast
+
     shortcuts = result["shortcuts"]
     guesses: list[RenderableType] = [shortcut_table(shortcuts), Text(shortcuts["verdict"])] if shortcuts else []
-    return _results(result, matrix_table(result), drop_table(result), *guesses)
+    said = [*map(Text, result["notes"]), *map(Text, notes(result["folding"]))]
+    drops = [drop_table(result)] if len(result["tested"]) <= _MOST_DROPS else []
+    return _results(result, matrix_table(result), *said, Text(unseen_line(result)), *drops, *guesses)
+
+
+def unseen_line(result: Mapping[str, Any]) -> str:
+    """What to expect of a laboratory that no model has seen, and how to choose."""
+    left_out = result["left_out"]
+    if left_out is None:
+        return "No domain was left out of a training and tested on: how a model does elsewhere is not known"
+    return (
+        f"elsewhere: {estimate(left_out)}, the mean of {len(left_out['domains'])} domains, each tested with the model "
+        "of all others; choose settings by this number"
+    )
 
 
 def sweep_results(result: Mapping[str, Any]) -> Iterator[RenderableType]:
@@ -216,22 +238,38 @@ def _results(result: Mapping[str, Any], *parts: RenderableType) -> Iterator[Rend
 
 
 def matrix_table(result: Mapping[str, Any]) -> Table:
-    """Macro-F1 over shared classes, then over all classes of the test domain; a row per model."""
+    """Macro-F1 over shared classes: a row per model, a column per test domain, and the mean over unseen domains."""
     from hemafast.experiments.crossdomain import cells_of  # not needed by commands that must start fast
 
     cells, tested = cells_of(result), [test["name"] for test in result["tested"]]
-    rows = [(row["name"], *(_cell(cells.get((row["name"], name))) for name in tested)) for row in result["trained"]]
-    return _table("macro-F1 on validation images of", rows, ["trained on"], tested, show_lines=True)
+    unseen = {mean["trained_on"]: mean for mean in result["unseen"]}
+    rows = [
+        (
+            row["name"],
+            *(_cell(cells.get((row["name"], name))) for name in tested),
+            _mean(unseen.get(row["name"])),
+        )
+        for row in result["trained"]
+    ]
+    title = "macro-F1 over the classes that both have (of how many) on validation images of"
+    narrow: dict[str, Any] = {"box": SIMPLE_HEAD, "padding": 0, "pad_edge": False, "leading": 1}
+    return _table(title, rows, ["trained on"], (*tested, "unseen"), overflow="fold", **narrow)
 
 
 def _cell(cell: Mapping[str, Any] | None) -> Text:
-    if cell is None:
-        return Text("failed")
-    shared, every = cell["shared"], cell["every"]
-    return Text.from_markup(
-        f"[bold]{estimate(shared['macro_f1'])}[/]\n{len(shared['classes'])} shared classes, {shared['images']:,} images"
-        f"\n{estimate(every['macro_f1'])}\nall {len(every['classes'])} classes, {every['images']:,} images"
-    )
+    return Text("failed") if cell is None else _stacked(cell["shared"]["macro_f1"], len(cell["shared"]["classes"]))
+
+
+def _mean(mean: Mapping[str, Any] | None) -> Text:
+    return Text("") if mean is None else _stacked(mean["macro_f1"])
+
+
+def _stacked(score: Mapping[str, Any], classes: int | None = None) -> Text:
+    """A score, its interval and the number of classes, one below the other: seven columns fit a terminal."""
+    low, high = score["ci95"]
+    interval = "" if low is None else f"\n{low:.2f}-{high:.2f}".replace("0.", ".")
+    of = "" if classes is None else f"\nof {classes}"
+    return Text.assemble((number(score["value"]) or "none", "bold"), interval, of)
 
 
 def drop_table(result: Mapping[str, Any]) -> Table:

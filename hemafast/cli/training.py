@@ -116,9 +116,12 @@ def runs(
     as_json: Json = False,
 ) -> None:
     """List the runs: name, data, model, score with its interval, state, and when they began."""
+    from hemafast.evaluate.elsewhere import home_and_elsewhere
+
     found = summaries(output)
     if as_json:
-        typer.echo(json.dumps([asdict(run) for run in found], indent=2))
+        listed = [asdict(run) | {"told": home_and_elsewhere(Path(run.folder))} for run in found]
+        typer.echo(json.dumps(listed, indent=2))
     elif found:
         from hemafast.cli.tables import run_table
 

@@ -41,6 +41,16 @@ class Policy:
     """Magnitude of these operations, 0 to 30."""
     stain: float = 0.0
     """How much the absorption of each stain varies: as a share, and as an offset in natural optical density."""
+    background: float = 0.0
+    """Share of the images with one colour outside a circle about the centre."""
+    density: float = 0.0
+    """Largest share by which the optical density grows or shrinks; half of it for each channel on its own."""
+    contrast: float = 0.0
+    """Largest change of the spread of each channel about its mean, as the logarithm of a factor."""
+    brightness: float = 0.0
+    """Largest shift of each channel, as a share of the full range."""
+    blur: float = 0.0
+    """Largest standard deviation, in pixels of the view, of the Gaussian that blurs half of the images."""
     erase: float = 0.0
     """Share of the images with a blank rectangle."""
 
@@ -67,12 +77,20 @@ class Policy:
         """Whether images are turned."""
         return self.symmetry != "none" or not self.moves_whole_pixels
 
+    @property
+    def recolours(self) -> bool:
+        """Whether each channel is changed on its own."""
+        return bool(self.density or self.contrast or self.brightness)
+
 
 POLICIES = {
     "seed": Policy(crop_area=(0.08, 1.0), symmetry="mirror", rotation=10),
     "basic": Policy(shift=True, symmetry="eight"),
     "strong": Policy(crop_area=(0.08, 1.0), symmetry="mirror", randaugment_ops=2, erase=0.5),
     "lineage": Policy(shift=True, zoom=0.1, symmetry="eight", stain=0.05),
+    "robust": Policy(
+        shift=True, symmetry="eight", background=0.5, density=0.6, contrast=0.5, brightness=0.15, blur=1.2
+    ),
     "none": Policy(),
 }
 """The policies by name; docs/data.md shows and explains them."""
@@ -112,6 +130,10 @@ _STAINS /= np.linalg.norm(_STAINS, axis=1, keepdims=True)
 
 _ERASED_AREA, _ERASED_RATIO = (0.02, 0.33), (1 / 3.3, 1 / 0.3)  # torchvision's; its ratio is height over width
 
+_RADIUS = (0.3, 1.0)  # of the circle that keeps its background, as shares of half the side
+_WHITE_POINT, _MEAN_COLOUR = 0.5, 0.25  # shares of the new backgrounds; the others have a random colour
+_BLURRED = 0.5  # share of the images
+
 
 @dataclass(frozen=True, slots=True)
 class Views:
@@ -127,6 +149,14 @@ class Views:
     """(n, operations): 1 if an enhancement with two directions weakens."""
     stain: npt.NDArray[np.float32]
     """(n, 3, 4): maps (red, green, blue, 1) in natural optical density to those of the view."""
+    background: npt.NDArray[np.float32]
+    """(n, 6): radius in pixels, and of the new background's colour the factor of the white point, that of the mean
+    colour, and three levels to add; a radius of the side changes nothing."""
+    recolour: npt.NDArray[np.float32]
+    """(n, 3, 3): of each channel the factor of its optical density, the factor of its distance from the mean, and
+    levels to add."""
+    blur: npt.NDArray[np.float32]
+    """(n, 1): standard deviation in pixels."""
     erase: Boxes
     """(n, 4): the part of the view to blank; may be empty."""
 
@@ -149,6 +179,10 @@ def draw_views(policy: Policy, packed_size: int, image_size: int, images: int, g
         weaken=(sign < 0).astype(np.int32),
         stain=_draw_stains(policy.stain, images, generator),
         erase=_draw_erased(policy.erase, image_size, images, generator),
+        # After all others, so that runs of earlier versions continue with the same draws.
+        background=_draw_backgrounds(policy.background, image_size, images, generator),
+        recolour=_draw_recolouring(policy, images, generator),
+        blur=_draw_blurs(policy.blur, images, generator),
     )
 
 
@@ -215,3 +249,33 @@ def _draw_erased(share: float, side: int, images: int, generator: np.random.Gene
     boxes, fits = geometry.random_boxes(side, images, _ERASED_AREA, _ERASED_RATIO, generator)
     chosen = (generator.uniform(0, 1, images) < share) & fits
     return np.where(chosen[:, None], boxes, np.float32(0))
+
+
+def _draw_backgrounds(share: float, side: int, images: int, generator: np.random.Generator) -> npt.NDArray[np.float32]:
+    """Half of the new backgrounds have the white point of the image, a quarter its mean colour, the rest any colour."""
+    if not share:
+        return np.zeros((images, 6), np.float32)
+    chosen = generator.uniform(0, 1, (images, 1)) < share
+    radius = np.where(chosen, side / 2 * generator.uniform(*_RADIUS, (images, 1)), side)
+    kind, colour = generator.uniform(0, 1, (images, 1)), generator.uniform(0, 255, (images, 3))
+    white, mean = kind < _WHITE_POINT, (kind >= _WHITE_POINT) & (kind < _WHITE_POINT + _MEAN_COLOUR)
+    added = np.where(white | mean, 0, colour)
+    return np.concatenate([radius, white, mean, added], axis=1).astype(np.float32)
+
+
+def _draw_recolouring(policy: Policy, images: int, generator: np.random.Generator) -> npt.NDArray[np.float32]:
+    """Draw the density as a gain for the image and a tint for each channel, and the rest for each channel."""
+    if not policy.recolours:
+        return np.zeros((images, 3, 3), np.float32)
+    gain = generator.uniform(-policy.density, policy.density, (images, 1))
+    tint = generator.uniform(-policy.density / 2, policy.density / 2, (images, 3))
+    spread = generator.uniform(-policy.contrast, policy.contrast, (images, 3))
+    shift = generator.uniform(-policy.brightness, policy.brightness, (images, 3))
+    return np.stack([(1 + gain) * (1 + tint), np.exp(spread), 255 * shift], axis=2).astype(np.float32)
+
+
+def _draw_blurs(largest: float, images: int, generator: np.random.Generator) -> npt.NDArray[np.float32]:
+    if not largest:
+        return np.zeros((images, 1), np.float32)
+    blurred = generator.uniform(0, 1, (images, 1)) < _BLURRED
+    return np.where(blurred, generator.uniform(0, largest, (images, 1)), 0).astype(np.float32)

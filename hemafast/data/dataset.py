@@ -22,7 +22,7 @@ from hemafast.errors import HemafastError
 from hemafast.preparation import schema
 from hemafast.preparation.pixels import centre_windows
 from hemafast.preparation.reader import PreparedFiles, read_prepared
-from hemafast.preparation.split import SPLITS, TEST, TRAIN, WORDS
+from hemafast.preparation.split import ALL, SPLITS, TEST, TRAIN, WORDS
 from hemafast.preparation.webdataset import Members, read_members
 
 _MAKE_A_TEST = (
@@ -65,12 +65,12 @@ class Dataset:
         """The rows of `table` that are in a split, in its order.
 
         Args:
-            name: "train", "val" or, for images that training never sees, "test".
+            name: "train", "val" or, for images that training never sees, "test"; "all" for every accepted image.
 
         Raises:
             HemafastError: the data set has no such split.
         """
-        if name not in self.info.counts:
+        if name not in (*self.info.counts, ALL):
             raise HemafastError(
                 f"{self.folder} has no split {name!r}: its splits are {' and '.join(self.info.counts)}.",
                 _MAKE_A_TEST if name == TEST else f"Choose from: {', '.join(self.info.counts)}.",
@@ -91,7 +91,7 @@ class Dataset:
             )
         packed = self.files.packed[choose_pack_size(self.info.pack_sizes, image_size)]
         index = {label: position for position, label in enumerate(self.info.classes)}
-        name = split if self.fold is None or split == TEST else f"fold{self.fold}-{split}"
+        name = split if self.fold is None or split in (TEST, ALL) else f"fold{self.fold}-{split}"
         return Samples(
             paths=tuple(str(self.folder.absolute() / path) for path in images["path"]),
             labels=np.array([index[label] for label in images["label"]], dtype=np.int64),
@@ -127,7 +127,7 @@ class Dataset:
 
         Args:
             split: "train" (shuffled and augmented), or "val" or "test" (in order, without randomness).
-            policy: augmentation: "basic" (by default), "seed", "strong", "lineage" or "none".
+            policy: augmentation: "basic" (by default), "seed", "strong", "lineage", "robust" or "none".
             batch_size: images per batch and process.
             size: side of the images in pixels.
             device: "cpu", "cuda", or "auto" for a GPU if there is one.

@@ -50,6 +50,9 @@ class GraphShape:
             "weaken": policy.randaugment_ops > 0,
             "stain": policy.stain > 0,
             "erase": policy.erase > 0,
+            "background": policy.background > 0,
+            "recolour": policy.recolours,
+            "blur": policy.blur > 0,
         }
         return tuple(name for name, does in needed.items() if does)
 
@@ -74,8 +77,14 @@ def define_graph(images: Node, views: dict[str, Node], shape: GraphShape, policy
     if "enhance" in views:
         count, magnitude = policy.randaugment_ops, policy.randaugment_magnitude
         pixels = operators.enhance(pixels, views["enhance"], views["weaken"], count, magnitude)
+    if "background" in views:
+        pixels = operators.cover(pixels, views["background"], size, compiled=compiled)
     if "stain" in views:
         pixels = operators.stain(pixels, views["stain"], size)
+    if "recolour" in views:
+        pixels = operators.recolour(pixels, views["recolour"], size, compiled=compiled)
+    if "blur" in views:
+        pixels = operators.blur(pixels, views["blur"], size, compiled=compiled)
     if "erase" in views:
         pixels = operators.erase(pixels, views["erase"])
     return pixels

@@ -149,7 +149,7 @@ class Loader:
 
         Raises HemafastError, and changes nothing, if the state belongs to other batches than this loader's.
         """
-        state = {"batches": self._stream.unmerged, **state}  # version 0.1.0 did not save it
+        state = self._with_what_was_not_saved(state)
         for name, ours in self._identity().items():
             if name not in state or state[name] != ours:
                 raise HemafastError(
@@ -161,6 +161,13 @@ class Loader:
             raise HemafastError(f"The saved position is invalid: epoch {epoch!r}, batch {batch!r}.", "Start a new run.")
         self._delivered = self._next = Position(epoch, batch)
         self._running = None
+
+    def _with_what_was_not_saved(self, state: dict[str, Any]) -> dict[str, Any]:
+        """A position of an earlier version, which did not save the number of batches, or lacked fields of a policy."""
+        policy = state.get("policy")
+        if isinstance(policy, dict):
+            state = {**state, "policy": {**Policy().to_plain(), **policy}}
+        return {"batches": self._stream.unmerged, **state}
 
     def _identity(self) -> dict[str, Any]:
         """Everything that determines the batches of all processes, by names that users know."""

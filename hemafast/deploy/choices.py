@@ -8,3 +8,6 @@ Layout = Literal["nhwc", "nchw"]
 """Image layout that an exported graph takes: channels last, as decoders give them, or first."""
 Method = Literal["gradcam", "gradcam++", "hirescam", "layercam", "eigencam"]
 """How a heat map is made."""
+
+UmPerPixel = float | Literal["unknown"] | None
+"""Micrometres per pixel of all images; "unknown" to see them whole; None for those of a domain, or of nuclei."""

@@ -94,7 +94,7 @@ def _decode(readings: Sequence[_Reading], crops: Crops, decoder: SquareDecoder) 
     for run in runs_within([width * height for width, height in sizes]):
         some, (widths, heights) = readings[run], np.array(sizes[run]).reshape(-1, 2).T
         shorter = np.minimum(widths, heights)
-        asked = crops.sides[[reading.row for reading in some]]
+        asked = crops.asked([reading.row for reading in some], shorter)
         sides = np.where(asked > 0, np.minimum(asked, shorter), shorter)
         results = decoder.decode([reading.data for reading in some], centre_windows(widths, heights, sides))
         for reading, result in zip(some, results, strict=True):

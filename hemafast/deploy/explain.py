@@ -13,7 +13,7 @@ import numpy as np
 from torch import Tensor
 
 from hemafast.config import Device
-from hemafast.deploy.choices import Method
+from hemafast.deploy.choices import Method, UmPerPixel
 from hemafast.deploy.eval_graph import EvalGraph
 from hemafast.deploy.heat import overlays
 from hemafast.deploy.inputs import Images, list_inputs
@@ -59,7 +59,7 @@ def explain(
     *,
     label: str | None = None,
     method: Method = "gradcam",
-    um_per_pixel: float | None = None,
+    um_per_pixel: UmPerPixel = None,
     bit_depth: int | None = None,
     device: Device = "auto",
     progress: Progress = SILENT,
@@ -72,7 +72,7 @@ def explain(
         output: folder for the pictures; None for "explain" beside the model.
         label: the class to explain; None for the predicted one.
         method: how the heat map is made.
-        um_per_pixel: scale of the images; None for that of the domain that a folder or zip is named after.
+        um_per_pixel: scale of the images, as for `Model.predict`.
         bit_depth: bits that the camera uses of images with more than 8, as for `Model.predict`.
         device: where the model runs.
         progress: listens to the number of images done.

@@ -47,6 +47,8 @@ class Image:
     """The file of a folder or archive; None for a file that is given by name."""
     array: Pixels | None = field(default=None, compare=False, repr=False)
     """uint8 (height, width, 3); None for an image that is read from a file."""
+    named: str = field(default="", compare=False)
+    """The folder, archive or glob that it was found by: its images are of one scale. Empty for all other images."""
 
 
 def list_inputs(images: Images) -> list[Image]:
@@ -88,7 +90,7 @@ def list_images(paths: Iterable[str]) -> list[Image]:
     by name may be anything. Raises HemafastError for a missing path, a folder or archive without images, an archive
     that cannot be trusted, and names with unprintable characters.
     """
-    found = {image.name: image for named in paths for path in _expand(named) for image in _images_of(path)}
+    found = {image.name: image for named in paths for path in _expand(named) for image in _images_of(path, named)}
     for name in found:
         refuse_unwritable(name)
     return list(found.values())
@@ -127,10 +129,10 @@ def _expand(named: str) -> list[str]:
     return [f"./{path}" if begins_formula(path) else path for path in paths]
 
 
-def _images_of(path: str) -> Sequence[Image]:
+def _images_of(path: str, named: str) -> Sequence[Image]:
     whole = Path(path)
     if not whole.is_dir() and not archive_suffix(path):
-        return [Image(path)]
+        return [Image(path, named="" if Path(named).exists() else named)]
     listing = list_container(whole, follow_links=True)
     entries, passed = survey(listing.entries)
     for note in listing.notes:
@@ -141,7 +143,7 @@ def _images_of(path: str) -> Sequence[Image]:
     if others:
         logger.warning("%s: not images, and left out: %s", path, others)
     around = path.rstrip("/")
-    return [Image(f"{around}/{entry.name}", entry) for entry in _in_order(entries)]
+    return [Image(f"{around}/{entry.name}", entry, named=path) for entry in _in_order(entries)]
 
 
 def _in_order(entries: Iterable[Entry]) -> Iterator[Entry]:

@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from hemafast.config import Amp, Device
+from hemafast.deploy.choices import UmPerPixel
 from hemafast.deploy.formats import KINDS, card_of, cause_of
 from hemafast.deploy.inputs import Images, begins_formula, list_inputs, refuse_unwritable
 from hemafast.engine.checkpoint import ModelCard, load_best
@@ -76,7 +77,7 @@ class Model:
         self,
         images: Images,
         *,
-        um_per_pixel: float | None = None,
+        um_per_pixel: UmPerPixel = None,
         bit_depth: int | None = None,
         tta: bool = False,
         sets: bool = False,
@@ -88,8 +89,10 @@ class Model:
         Args:
             images: paths of files, folders, zips and globs, one or several; or uint8 RGB arrays: one (height, width,
                 3), a sequence of such of any sizes, or one (n, height, width, 3).
-            um_per_pixel: scale of all images in micrometres per pixel; None for that of the training domain that the
-                innermost folder or zip around an image is named after. Images of unknown scale are seen whole.
+            um_per_pixel: scale of all images in micrometres per pixel. None for that of the training domain that the
+                innermost folder or zip around an image is named after, else an estimate from the nuclei of all images
+                of one path, or of all arrays; a sample of 300 is decoded for it. "unknown", like too few nuclei for an
+                estimate, has images seen whole.
             bit_depth: bits that the camera uses of images with more than 8, such as 12; None for the range of the
                 training domain that a folder is named after, else the one that all training domains share, else what a
                 sample of the images shows.
@@ -124,7 +127,7 @@ class Model:
         self,
         images: Images,
         *,
-        um_per_pixel: float | None = None,
+        um_per_pixel: UmPerPixel = None,
         bit_depth: int | None = None,
         batch_size: int = 64,
         progress: Progress = SILENT,

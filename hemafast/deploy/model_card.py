@@ -20,10 +20,11 @@ from hemafast.engine.checkpoint import DRAWN_WARNING, ModelCard
 from hemafast.errors import HemafastError
 from hemafast.evaluate.calibration import SENSITIVITY
 from hemafast.evaluate.conformal import SET_COVERAGE
+from hemafast.evaluate.elsewhere import home_and_elsewhere
 from hemafast.metrics import with_pooled
 from hemafast.model import Classifier
 from hemafast.pages import environment
-from hemafast.preparation.schema import accepted, divided_groups
+from hemafast.preparation.schema import divided_groups, grouped_domains
 from hemafast.preparation.split import TEST, TRAIN
 from hemafast.run_folder import METRICS, read_metrics
 
@@ -65,6 +66,7 @@ def model_card(exported: Exported, model: Classifier, card: ModelCard, folder: P
         set_coverage=SET_COVERAGE,
         held_out=held_out_counts(dataset),
         grouped=dataset is not None and _has_groups(dataset),
+        told=home_and_elsewhere(folder) if metrics else None,
         divided=0 if dataset is None else divided_groups(dataset.table),
         few=[f"{label} ({count})" for label, count in totals.items() if count < FEW],
         few_images=FEW,
@@ -86,9 +88,8 @@ def held_out_counts(dataset: Dataset | None) -> dict[str, int]:
 
 def _has_groups(dataset: Dataset) -> bool:
     """Whether patients or slides are known: images that show different pictures and yet belong together."""
-    images = accepted(dataset.table)
     named = dataset.info.settings["groups"] or dataset.info.settings["group_pattern"]
-    return bool(named or (images["group"] != images["duplicate_group"]).any())
+    return bool(named or grouped_domains(dataset.table))
 
 
 def _metrics_of(folder: Path, card: ModelCard) -> dict[str, Any] | None:

@@ -8,10 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hemafast.config import Amp, Device
+from hemafast.deploy.choices import UmPerPixel
 from hemafast.deploy.crops import Crops, choose_crops
 from hemafast.deploy.depths import Depths, choose_depths
 from hemafast.deploy.inputs import Image, list_images
 from hemafast.deploy.model import Model, load_models
+from hemafast.deploy.scales import estimator
 from hemafast.engine.checkpoint import View
 from hemafast.engine.machine import Machine
 from hemafast.errors import HemafastError
@@ -28,8 +30,9 @@ logger = logging.getLogger("hemafast")
 class Options:
     """How to classify images."""
 
-    um_per_pixel: float | None = None
-    """Micrometres per pixel of every image; None for the scale of the domain that a folder or zip is named after."""
+    um_per_pixel: UmPerPixel = None
+    """Micrometres per pixel of every image; "unknown" to see images whole; None for the scale of the domain that a
+    folder or zip is named after, else an estimate from the images that are named together."""
     bit_depth: int | None = None
     """Bits that the camera uses of images with more than 8; None for the range that the model was trained with."""
     tta: bool = False
@@ -49,6 +52,8 @@ class Options:
     def __post_init__(self) -> None:
         for name, (least, most) in _RANGES.items():
             value = getattr(self, name)
+            if name == "um_per_pixel" and value == "unknown":
+                continue
             if value is not None and not least <= value <= most:
                 option = f"--{name.replace('_', '-')}"
                 problem = f"{name} = {value} is not between {least} and {most}."
@@ -134,15 +139,18 @@ def plan_for(models: Sequence[Model], images: Sequence[Image], options: Options)
     for model in models:
         if model.card.view not in views:
             views.append(model.card.view)
-    groups = tuple(
-        Group(
-            models=tuple(one for one in models if one.card.view == view),
-            crops=choose_crops(images, view, options.um_per_pixel),
-            depths=choose_depths(images, view, options.bit_depth),
-        )
-        for view in views
-    )
+    groups = tuple(_group(models, images, view, options) for view in views)
     return Plan(tuple(images), groups, _choose_threshold(models, options), _choose_sets(models, options), options)
+
+
+def _group(models: Sequence[Model], images: Sequence[Image], view: View, options: Options) -> Group:
+    depths = choose_depths(images, view, options.bit_depth)
+    estimate = estimator(images, depths, min_side=view.min_side, threads=models[0].machine.loader_threads)
+    return Group(
+        models=tuple(one for one in models if one.card.view == view),
+        crops=choose_crops(images, view, options.um_per_pixel, estimate),
+        depths=depths,
+    )
 
 
 def _is_model(path: Path) -> bool:

@@ -16,6 +16,7 @@ from hemafast.preparation.split import TEST, VAL
 _SEED = 0  # of samples and pixels: the page is the same each time
 _IMAGES_FOR_COLOUR = 300  # per domain
 _PIXELS_PER_IMAGE = 200
+_MEASURED = 3  # cells of each domain with a bar
 _MOST_SIZES = 8  # of one domain that are listed one by one
 
 
@@ -44,7 +45,9 @@ def count_files(dataset: Dataset) -> pd.DataFrame:
     images = schema.accepted(dataset.table)
     keys = ["domain", "width", "height", "window", "format", "mode"]
     files = images.groupby(keys).agg(images=("path", "size"), bytes=("bytes", "mean")).reset_index()
-    scale = files["domain"].map(lambda name: dataset.info.domains[name].um_per_pixel).astype(float)
+    sides = files[["width", "height"]].min(axis=1)
+    domains = [dataset.info.domains[name] for name in files["domain"]]
+    scale = np.array([one.um_per_pixel_of(side) for one, side in zip(domains, sides, strict=True)], dtype=float)
     return files.assign(um=files["window"] * scale).sort_values(["domain", "images"], ascending=[True, False])
 
 
@@ -113,6 +116,19 @@ def choose_samples(dataset: Dataset, images_per_class: int) -> dict[str, dict[st
     }
 
 
+def choose_measured(dataset: Dataset, samples: dict[str, dict[str, list[int]]]) -> dict[str, list[tuple[int, float]]]:
+    """By domain of known scale: rows of a few of the samples, of different classes, and the pixels' field in um."""
+    chosen: dict[str, list[tuple[int, float]]] = {}
+    sizes = dataset.table[["width", "height", "window"]].to_numpy()
+    for name, domain in dataset.info.domains.items():
+        rows = [domains[name][0] for domains in samples.values() if domains.get(name)]
+        for row in rows[:_MEASURED] if domain.um_per_pixel is not None else []:
+            width, height, window = sizes[row].tolist()
+            scale = domain.um_per_pixel_of(min(width, height)) or 0.0
+            chosen.setdefault(name, []).append((row, window * scale))
+    return chosen
+
+
 def find_copies(dataset: Dataset) -> list[tuple[int, list[str]]]:
     """Each picture that the archives hold more than once: the row of one copy, and the paths of all.
 
@@ -131,7 +147,11 @@ def warnings_about(dataset: Dataset) -> list[str]:
     """Warnings that belong before the pictures."""
     info = dataset.info
     found = [f"{name}: the cells are drawn, not photographed" for name, domain in info.domains.items() if domain.drawn]
-    found += [f"{name}: um/px unknown" for name, domain in info.domains.items() if domain.um_per_pixel is None]
+    found += [
+        f"{name}: um/px unknown, so its cells may be larger or smaller than those of the others"
+        for name, domain in info.domains.items()
+        if domain.um_per_pixel is None
+    ]
     for domain, counts in count_classes(dataset).items():
         if not counts.all():
             found.append(f"{domain} holds no {', '.join(counts.index[counts == 0])}")

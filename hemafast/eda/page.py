@@ -19,7 +19,8 @@ from hemafast.preparation.reader import PackedPixels
 from hemafast.progress import SILENT, Progress, stage
 
 PAGE = "eda.html"
-_CELL, _DENSE = 96, 72  # px: side of a cell on the page
+_CELL, _DENSE, _MEASURED = 96, 72, 128  # px: side of a cell on the page
+_BAR = 10  # um
 _MOST_COPIES, _MOST_QUARANTINED = 30, 200  # shown on the page; the manifest and quarantine.csv list all
 
 
@@ -53,6 +54,7 @@ def write_eda(data: Path, output: Path, *, images_per_class: int = 8, progress: 
         plots={name: data_address(png, "png") for name, png in pngs.items()},
         counts=counts,
         files=measure.list_sizes(files),
+        measured=_measured(dataset, packed, samples),
         samples={label: _cells(dataset, packed, chosen) for label, chosen in samples.items()},
         copies=[(embedded_pixels(packed[row], _CELL), paths) for row, paths in copies[:_MOST_COPIES]],
         copies_found=len(copies),
@@ -99,6 +101,20 @@ def _headline(dataset: Dataset, copies: int) -> dict[str, int]:
 def _implausible(dataset: Dataset, packed: PackedPixels) -> list[tuple[str, str]]:
     """A picture of each domain that does not look like stained blood, and why."""
     return [(embedded_pixels(packed[one.example], _CELL), one.note) for one in find_implausible(dataset.table)]
+
+
+def _measured(
+    dataset: Dataset, packed: PackedPixels, samples: dict[str, dict[str, list[int]]]
+) -> dict[str, tuple[str, list[tuple[str, float]]]]:
+    """By domain: how its scale is known, and cells, each with the length of 10 um in percent of its side."""
+    chosen = measure.choose_measured(dataset, samples)
+    return {
+        name: (
+            domain.scale_words,
+            [(embedded_pixels(packed[row], _MEASURED), 100 * _BAR / field) for row, field in chosen.get(name, [])],
+        )
+        for name, domain in dataset.info.domains.items()
+    }
 
 
 def _cells(dataset: Dataset, packed: PackedPixels, chosen: dict[str, list[int]]) -> dict[str, list[tuple[str, str]]]:

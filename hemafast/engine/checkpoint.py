@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 DRAWN_WARNING = "THE DATA IS DRAWN, NOT PHOTOGRAPHED: no score on it says anything about real blood"
 
 _FORMAT = "hemafast-2"
+_CHANNELS = 3
 
 logger = logging.getLogger("hemafast")
 
@@ -81,6 +83,22 @@ class _StoredCalibration:
 
 
 @dataclass(frozen=True)
+class Adapted:
+    """What `hemafast adapt` made of another run's model."""
+
+    __pydantic_config__ = STRICT
+
+    parent: str
+    """Folder of the run whose model was adapted, absolute."""
+    images: Annotated[int, Ge(0)]
+    """Images of the other laboratory that it was adapted to."""
+    labels: Annotated[int, Ge(0)]
+    """How many of these had a label."""
+    steps: tuple[str, ...]
+    """What was changed, one sentence each; empty if nothing was better than the parent's weights."""
+
+
+@dataclass(frozen=True)
 class ModelCard:
     """Everything needed to use a model, besides its weights. Stored as metadata in the same file."""
 
@@ -99,6 +117,8 @@ class ModelCard:
     drawn_data: bool
     calibration: Calibration | None = None
     """Stored in CALIBRATION beside the weights; None before the model was evaluated."""
+    adapted: Adapted | None = None
+    """None for a model as it was trained."""
 
     def __post_init__(self) -> None:
         thresholds = self.calibration.set_thresholds if self.calibration else None
@@ -170,9 +190,18 @@ def load_best(file: Path) -> tuple[Classifier, ModelCard]:
         with torch.random.fork_rng(devices=[]):  # its first weights are drawn, and replaced
             model = build_model(card.backbone, len(card.classes), card.image_size)
         model.load_state_dict(tensors)
-    except (TypeError, ValueError, RuntimeError) as error:
+        model.normalise_by(*(_constants(metadata[name]) for name in ("mean", "std")))
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise _cannot_load(file, error) from error
     return model, card
+
+
+def _constants(text: str) -> tuple[float, ...]:
+    """Three constants of the normalisation, as `save_best` writes them. Raises ValueError for anything else."""
+    values = tuple(map(float, text.strip("()").split(",")))
+    if len(values) != _CHANNELS or not all(math.isfinite(value) for value in values):
+        raise ValueError(f"{text!r} are not the constants of a normalisation")
+    return values
 
 
 def model_file(path: Path) -> Path:

@@ -76,24 +76,20 @@ def set_names(probabilities: Probabilities, classes: Sequence[str], thresholds: 
     ]
 
 
-def set_scores(
-    labels: Labels, probabilities: Probabilities, classes: Sequence[str], thresholds: SetThresholds | None
-) -> dict[str, Any] | None:
+def set_scores(labels: Labels, chosen: npt.NDArray[np.bool_] | None, classes: Sequence[str]) -> dict[str, Any] | None:
     """How often the sets hold the true class, and how many classes they hold.
 
     Args:
         labels: (images,), indices of the true classes.
-        probabilities: (images, classes), calibrated.
+        chosen: (images, classes), as `in_sets`; None without sets.
         classes: names of the classes, in label order.
-        thresholds: of `fit_sets`; None without.
 
     Returns:
         `target`, `images`, `coverage` with Wilson's `ci95`, `mean_size`, `empty` (share of sets without a class), and
-        `per_class` with the coverage of each class that has images. None without thresholds or images.
+        `per_class` with the coverage of each class that has images. None without sets or images.
     """
-    if thresholds is None or not len(labels):
+    if chosen is None or not len(labels):
         return None
-    chosen = in_sets(probabilities, thresholds)
     covered = chosen[np.arange(len(labels)), labels]
     sizes = chosen.sum(axis=1)
     return {

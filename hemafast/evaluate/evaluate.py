@@ -7,7 +7,8 @@ reported on the other half. All other scores use all images. Nothing is ever fit
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -15,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from hemafast.command import command_to_evaluate
 from hemafast.config import Device, ScoredSplit, TrainConfig
 from hemafast.data.dataset import Dataset, open_dataset
 from hemafast.data.loader import eval_loader
@@ -25,11 +27,14 @@ from hemafast.engine.learner import build_eval_step
 from hemafast.engine.plan import machine_and_graph
 from hemafast.engine.step import Totals
 from hemafast.engine.validate import validate
-from hemafast.errors import HemafastError
+from hemafast.errors import ClassesError, HemafastError
 from hemafast.evaluate.calibration import TARGET, calibrate, soften
+from hemafast.evaluate.conformal import in_sets, set_scores
+from hemafast.evaluate.folding import Folding, OtherClassesError, fold_classes
 from hemafast.evaluate.likeness import (
     ALARM,
     LEAST_IMAGES,
+    PARTS,
     Likeness,
     Likenesses,
     Watching,
@@ -40,15 +45,26 @@ from hemafast.evaluate.likeness import (
     load_likeness,
     save_likeness,
 )
+from hemafast.evaluate.metrics import Labels, Probabilities
 from hemafast.evaluate.predictions import prediction_table
 from hemafast.evaluate.scores import calibrated_scores, score
 from hemafast.files import write_table, write_text, write_whole
 from hemafast.metrics import macro_f1, with_pooled
 from hemafast.model import Classifier
 from hemafast.pictures import confusion_figure, save
-from hemafast.preparation.schema import divided_groups
-from hemafast.preparation.split import TRAIN, VAL, WORDS, assign_split
-from hemafast.run_folder import BEST, CONFUSION_PLOT, EVALUATIONS, METRICS, METRICS_SCHEMA, PREDICTIONS, read_config
+from hemafast.preparation.schema import divided_groups, grouped_domains
+from hemafast.preparation.split import ALL, TRAIN, VAL, WORDS, assign_split
+from hemafast.preparation.tables.lists import read_class_map
+from hemafast.run_folder import (
+    BEST,
+    CONFUSION_PLOT,
+    EVALUATIONS,
+    METRICS,
+    METRICS_SCHEMA,
+    PREDICTIONS,
+    read_config,
+    read_metrics,
+)
 from hemafast.taxonomy import BLAST
 
 FITTED, REPORTED = "calibration", "report"
@@ -56,64 +72,66 @@ FITTED, REPORTED = "calibration", "report"
 
 _PREPARED = "prepared"  # the usual name of a prepared data set; its parent says more
 _LONGEST = 60  # letters of a data set's name
+_FOLDED = "folded"
 
 Metrics = dict[str, Any]
+Counts = dict[str, dict[str, dict[str, int]]]
+"""Images by split, domain and class."""
 Mask = npt.NDArray[np.bool_]
 
 
 def evaluate_run(
-    folder: Path, *, data: Path | None = None, split: ScoredSplit = "val", device: Device = "auto"
+    folder: Path,
+    *,
+    data: Path | None = None,
+    split: ScoredSplit = "val",
+    class_map: Mapping[str, str] | Path | None = None,
+    device: Device = "auto",
 ) -> Metrics:
     """Score the best model of a run on the validation images, or on the test images.
 
     Writes METRICS, PREDICTIONS and CONFUSION_PLOT into `scores_folder(folder, metrics)`: the run folder or, for other
-    images than the run's own validation images, a folder of its own within it. Writes CALIBRATION for the run's own
-    validation images only.
+    images or classes than those of the run's own validation images, a folder of its own within it. Writes CALIBRATION
+    for the run's own validation images only.
 
     Args:
         folder: a run folder.
-        data: prepared data set to score on; None for the run's own. Other data needs the same classes.
-        split: which of its images to score. Of test images and of other data, all are reported on, with the
-            calibration that the model has.
+        data: prepared data set to score on; None for the run's own. Its classes may be others; see `folding`.
+        split: which of its images to score; "all" is for other data. Of test images and of other data, all are
+            reported on, with the calibration that the model has.
+        class_map: new names for classes of the model, of the data or of both, which merges those of one name; "" leaves
+            the images of a class out. A mapping, or a table with the columns from and to.
         device: where the model runs.
 
     Returns:
         The content of METRICS.
 
     Raises:
-        HemafastError: `folder` is not a run, its model is missing or damaged, the data has other classes or no such
-            split, or the run's own data changed since training.
+        HemafastError: `folder` is not a run, its model is missing or damaged, the data has no such split or classes of
+            other names, the class map names an unknown class, or the run's own data changed since training.
     """
     _refuse_unknown_split(split)
-    config = read_config(folder)
+    config, given = read_config(folder), read_class_map(class_map or {})
     model, card = load_best(folder / BEST)
-    dataset = open_dataset(data or config.data)
-    own = dataset.info.fingerprint == card.data_fingerprint
-    if card.classes != dataset.info.classes:
-        raise HemafastError(
-            f"{folder / BEST} knows the classes {', '.join(card.classes)}; {dataset.folder} has others.",
-            "Evaluate on data prepared with the classes of the run.",
-        )
-    if own:
-        dataset = replace(dataset, fold=config.fold)
-    elif data is None:
-        raise HemafastError(
-            f"{dataset.folder} is not the data that {folder / BEST} was trained with (its fingerprint differs).",
-            "Prepare the same archives with the same settings again, or score it as other data with --data.",
-        )
+    dataset, own = _data_to_score(folder, config, card, data, split)
+    config = config if own else replace(config, input="auto")  # other data may not have what the run read
     samples = dataset.samples(split, config.image_size)
+    folding = _folding(folder, card, dataset, samples, split, given)
     seen = replace(config, image_size=card.image_size, growing_from=())  # the best epoch may have used smaller images
     calibrates = own and split == VAL
     fitted = _calibration_part(dataset, card) if calibrates else np.zeros(len(samples), dtype=bool)
     likeness = None if calibrates else load_likeness(folder / BEST, card)
     probabilities, likeness, likenesses = _classify(model, seen, samples, len(card.classes), device, fitted, likeness)
     calibration = _calibration(card, samples, probabilities, fitted)
+    answers = _answers(dataset.split(split), samples, folding, probabilities, calibration, fitted, likenesses)
     metrics = {
         "schema": METRICS_SCHEMA,
         "split": split,
-        "warnings": _warnings(dataset, card),
-        **_scores(dataset, samples, probabilities, calibration, ~fitted),
-        "likeness": _judge(samples, likeness, likenesses, ~fitted),
+        "warnings": [*_warnings(dataset, card), *_untrained(folder, dataset, card, folding)],
+        "classes": list(folding.classes),
+        "folding": folding.account,
+        **_scores(answers, calibration),
+        "likeness": _judge(answers, likeness),
         "model": {**asdict(replace(card, calibration=calibration)), "file": BEST},
         "data": _data(dataset),
         "training": _training(folder, config),
@@ -123,19 +141,38 @@ def evaluate_run(
         save_likeness(folder / BEST, card, likeness)
     elif said := metrics["likeness"] and describe(metrics["likeness"]["pooled"]):
         metrics["warnings"].append(said)
-    table = _predictions(dataset, split, samples, soften(probabilities, calibration.temperature), fitted, likenesses)
-    _write(scores_folder(folder, metrics), metrics, table)
+    _write(scores_folder(folder, metrics), metrics, _predictions(answers))
     return metrics
+
+
+def _data_to_score(
+    folder: Path, config: TrainConfig, card: ModelCard, data: Path | None, split: str
+) -> tuple[Dataset, bool]:
+    """The data set, and whether it is the run's own."""
+    dataset = open_dataset(data or config.data)
+    own = dataset.info.fingerprint == card.data_fingerprint
+    if not own and data is None:
+        raise HemafastError(
+            f"{dataset.folder} is not the data that {folder / BEST} was trained with (its fingerprint differs).",
+            "Prepare the same archives with the same settings again, or score it as other data with --data.",
+        )
+    if own and split == ALL:
+        raise HemafastError(
+            f"split = 'all': {folder / BEST} was trained on most images of {dataset.folder}.",
+            "Score its validation or test images, or all images of other data with --data.",
+        )
+    return (replace(dataset, fold=config.fold) if own else dataset), own
 
 
 def scores_folder(folder: Path, metrics: Metrics) -> Path:
     """The folder that holds `metrics` of the run in `folder`: `folder` itself, or one of its EVALUATIONS.
 
-    Other data than the run's has a folder named after it, with the first 8 characters of its fingerprint. Test images
-    have a folder of their own, whose name is or ends in test.
+    Other data than the run's has a folder named after it, with the first 8 characters of its fingerprint. Test
+    images, all images, and scores with a class map have a folder of their own: its name ends in test, all or folded.
     """
     data, fingerprint = Path(metrics["data"]["folder"]).absolute(), metrics["data"]["fingerprint"]
     parts = [] if metrics["split"] == VAL else [metrics["split"]]
+    parts += [_FOLDED] if metrics.get("folding", {}).get("class_map") else []
     if fingerprint != metrics["model"]["data_fingerprint"]:
         name = (data.parent if data.name == _PREPARED else data).name or _PREPARED
         parts = [name[:_LONGEST], fingerprint[:8], *parts]
@@ -162,11 +199,75 @@ def _write(folder: Path, metrics: Metrics, table: pd.DataFrame) -> None:
     for name, scores in with_pooled(metrics["domains"], metrics["pooled"]).items():
         matrix = np.array(scores["confusion"])
         matrices[f"{name}: macro-F1 {macro_f1(matrix):.3f}, {int(matrix.sum())} {images}"] = matrix
-    figure = confusion_figure(matrices, metrics["model"]["classes"])
+    figure = confusion_figure(matrices, metrics["classes"])
     folder.mkdir(parents=True, exist_ok=True)
     write_table(folder / PREDICTIONS, table)
     write_whole(folder / CONFUSION_PLOT, lambda part: save(figure, part))
     write_text(folder / METRICS, text)
+
+
+@dataclass(frozen=True, slots=True)
+class _Answers:
+    """What the model says of the images that are scored, in the classes that it is compared in."""
+
+    classes: tuple[str, ...]
+    images: npt.NDArray[np.object_]
+    domains: npt.NDArray[np.str_]
+    labels: Labels
+    raw: Probabilities
+    """(images, classes), uncalibrated."""
+    softened: Probabilities
+    """(images, classes), calibrated."""
+    merged: bool
+    """Whether classes of the model were merged: then the temperature decides which class is the likeliest."""
+    fitted: Mask
+    """(images,): which the calibration was fitted on."""
+    sets: Mask | None
+    """(images, classes): which classes are in the set of each image; None without a calibration of sets."""
+    likenesses: Likenesses
+    """(images, 3), nan without a likeness."""
+
+
+def _answers(
+    images: pd.DataFrame,
+    samples: Samples,
+    folding: Folding,
+    probabilities: npt.NDArray[np.float32],
+    calibration: Calibration,
+    fitted: Mask,
+    likenesses: Likenesses,
+) -> _Answers:
+    labels = folding.labels[samples.labels]
+    kept = labels >= 0
+    softened = soften(probabilities[kept], calibration.temperature)  # fitted on the classes of the model
+    thresholds = calibration.set_thresholds
+    sets = None if thresholds is None else folding.probabilities(in_sets(softened, thresholds).astype(float)) > 0
+    return _Answers(
+        classes=folding.classes,
+        images=images["path"].to_numpy()[kept],
+        domains=samples.domains[kept],
+        labels=labels[kept],
+        raw=folding.probabilities(probabilities[kept]),
+        softened=folding.probabilities(softened),
+        merged=len(folding.classes) < len(folding.answers),
+        fitted=fitted[kept],
+        sets=sets,
+        likenesses=likenesses[kept],
+    )
+
+
+def _folding(
+    folder: Path, card: ModelCard, dataset: Dataset, samples: Samples, split: str, given: Mapping[str, str]
+) -> Folding:
+    """Raises HemafastError with a command that works where the classes have other names."""
+    counts = np.bincount(samples.labels, minlength=len(dataset.info.classes))
+    try:
+        return fold_classes(card.classes, dict(zip(dataset.info.classes, counts.tolist(), strict=True)), given)
+    except OtherClassesError as error:
+        command = command_to_evaluate(folder, dataset.folder, split, error.suggested)
+        raise ClassesError(
+            f"{dataset.folder}: {error.problem}", f"If you agree (NAME= leaves a class out): {command}"
+        ) from error
 
 
 def _classify(
@@ -177,7 +278,7 @@ def _classify(
     device: Device,
     fitted: Mask,
     likeness: Likeness | None,
-) -> tuple[npt.NDArray[np.float32], Likeness | None, Likenesses | None]:
+) -> tuple[npt.NDArray[np.float32], Likeness | None, Likenesses]:
     """Uncalibrated probabilities (images, classes), a likeness, and what it says of the images.
 
     The likeness is `likeness`, or one learned from the `fitted` images if they are enough. One pass answers all.
@@ -189,7 +290,7 @@ def _classify(
     step, totals = build_eval_step(model, machine, watching), Totals(classes, machine.device)
     probabilities = validate(model, step, eval_loader(samples, shape=graph), samples, totals).probabilities
     if watching is None:
-        return probabilities, None, None
+        return probabilities, None, np.full((len(samples), len(PARTS)), np.nan)
     notes = watching.noted()
     if learns:
         likeness, notes = learn(notes, samples.labels, fitted)
@@ -212,57 +313,54 @@ def _calibration(
     return calibrate(samples.labels[fitted], probabilities[fitted], blast=blast)
 
 
-def _scores(
-    dataset: Dataset, samples: Samples, probabilities: npt.NDArray[np.float32], calibration: Calibration, reported: Mask
-) -> Metrics:
+def _scores(answers: _Answers, calibration: Calibration) -> Metrics:
     """Scores, pooled and by domain."""
-    classes = dataset.info.classes
-    parts = {"pooled": np.ones(len(samples), dtype=bool)}
-    parts |= {str(name): samples.domains == name for name in np.unique(samples.domains)}
-    scores = {
-        name: score(samples.labels[part], probabilities[part], classes)
-        | calibrated_scores(samples.labels[part], probabilities[part], classes, calibration, reported[part])
-        for name, part in parts.items()
-    }
+    parts = {"pooled": np.ones(len(answers.labels), dtype=bool)}
+    parts |= {str(name): answers.domains == name for name in np.unique(answers.domains)}
+    scores = {name: _score(answers, part, calibration) for name, part in parts.items()}
     return {"pooled": scores.pop("pooled"), "domains": scores}
 
 
-def _judge(
-    samples: Samples, likeness: Likeness | None, likenesses: Likenesses | None, reported: Mask
-) -> dict[str, Any] | None:
-    """What likenesses say of the `reported` images, pooled and by domain; None if there are none.
+def _judge(answers: _Answers, likeness: Likeness | None) -> dict[str, Any] | None:
+    """What the likeness says of the images that it was not fitted on, pooled and by domain; None without one.
 
     On the validation images of the run itself, alarms are false.
     """
-    if likeness is None or likenesses is None:
+    if likeness is None:
         return None
-    parts = {str(name): samples.domains == name for name in np.unique(samples.domains)}
+    reported = ~answers.fitted
+    parts = {str(name): answers.domains == name for name in np.unique(answers.domains)}
     return {
         "fitted_on": likeness.images,
         "alarm": ALARM,
-        "pooled": judge(likenesses[reported], likeness.images),
-        "domains": {name: judge(likenesses[part & reported], likeness.images) for name, part in parts.items()},
+        "pooled": judge(answers.likenesses[reported], likeness.images),
+        "domains": {name: judge(answers.likenesses[of & reported], likeness.images) for name, of in parts.items()},
     }
 
 
-def _predictions(
-    dataset: Dataset,
-    split: str,
-    samples: Samples,
-    softened: npt.NDArray[np.float64],
-    fitted: Mask,
-    likenesses: Likenesses | None,
-) -> pd.DataFrame:
+def _score(answers: _Answers, part: Mask, calibration: Calibration) -> Metrics:
+    labels, raw, softened = answers.labels[part], answers.raw[part], answers.softened[part]
+    plain = score(labels, softened if answers.merged else raw, answers.classes)
+    reported = part & ~answers.fitted
+    sets = answers.sets if answers.sets is None else answers.sets[reported]
+    return (
+        plain
+        | calibrated_scores(labels, raw, softened, answers.classes, calibration, ~answers.fitted[part])
+        | {"sets": set_scores(answers.labels[reported], sets, answers.classes)}
+    )
+
+
+def _predictions(answers: _Answers) -> pd.DataFrame:
     """One row per image, with calibrated probabilities."""
-    images = dataset.split(split)
+    names = np.array(answers.classes, dtype=object)
     columns = {
-        "image": images["path"].to_numpy(),
-        "domain": samples.domains,
-        "label": images["label"].to_numpy(),
-        "part": np.where(fitted, FITTED, REPORTED),
-        "likeness": np.full(len(samples), np.nan) if likenesses is None else likenesses[:, 0],
+        "image": answers.images,
+        "domain": answers.domains,
+        "label": names[answers.labels],
+        "part": np.where(answers.fitted, FITTED, REPORTED),
+        "likeness": answers.likenesses[:, 0],
     }
-    return prediction_table(dataset.info.classes, softened.astype(np.float32), columns)
+    return prediction_table(answers.classes, answers.softened.astype(np.float32), columns)
 
 
 def _data(dataset: Dataset) -> dict[str, Any]:
@@ -274,6 +372,7 @@ def _data(dataset: Dataset) -> dict[str, Any]:
         "split_seed": info.settings["seed"],
         "val_fraction": info.settings["val_fraction"],
         "counts": info.counts,
+        "grouped": grouped_domains(dataset.table),
         "prepared_by": info.settings,
         "domains": {name: domain.model_dump() for name, domain in info.domains.items()},
     }
@@ -310,3 +409,26 @@ def _warnings(dataset: Dataset, card: ModelCard) -> list[str]:
     if divided := divided_groups(dataset.table):
         warnings.append(f"{divided} patients or slides have images in several splits: scores may be too good")
     return warnings
+
+
+def _untrained(folder: Path, dataset: Dataset, card: ModelCard, folding: Folding) -> list[str]:
+    """A warning of the classes compared that the model had no training images of, where its training data is known."""
+    counts = dataset.info.counts if card.data_fingerprint == dataset.info.fingerprint else _home_counts(folder, card)
+    trained = [counts.get(TRAIN, {}).get(domain, {}) for domain in card.domains]
+    places = [
+        place
+        for name, place in zip(card.classes, folding.answers, strict=True)
+        if any(images.get(name) for images in trained)
+    ]
+    known = {folding.classes[place] for place in places}
+    missing = [name for name in folding.account["compared"] if name not in known] if known else []
+    return [f"The model had no training images of {' and '.join(missing)}, and scores 0 there"] if missing else []
+
+
+def _home_counts(folder: Path, card: ModelCard) -> Counts:
+    """Images of the data that the run was trained on, as its own scores say; none before it was evaluated."""
+    try:
+        data = read_metrics(folder)["data"]
+    except HemafastError:
+        return {}
+    return dict(data["counts"]) if data["fingerprint"] == card.data_fingerprint else {}

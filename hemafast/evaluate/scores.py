@@ -9,8 +9,6 @@ import numpy as np
 import numpy.typing as npt
 
 from hemafast.engine.checkpoint import Calibration
-from hemafast.evaluate.calibration import soften
-from hemafast.evaluate.conformal import set_scores
 from hemafast.evaluate.intervals import RESAMPLES, wilson, with_intervals
 from hemafast.evaluate.lineage import blast_scores, lineage_scores, maturation_scores
 from hemafast.evaluate.metrics import (
@@ -58,12 +56,15 @@ def score(
 def calibrated_scores(
     labels: Labels,
     probabilities: Probabilities,
+    softened: Probabilities,
     classes: Sequence[str],
     calibration: Calibration,
     reported: npt.NDArray[np.bool_],
 ) -> dict[str, Any]:
-    """The effect of temperature and thresholds on the `reported` images, which they were not fitted on."""
-    softened = soften(probabilities, calibration.temperature)
+    """The effect of temperature and thresholds on the `reported` images, which they were not fitted on.
+
+    `softened` are the `probabilities` with that temperature.
+    """
     return {
         "calibrated": {
             "images": int(reported.sum()),
@@ -71,7 +72,6 @@ def calibrated_scores(
             "after": _confidence_scores(labels[reported], softened[reported]),
         },
         "selective": selective(labels[reported], softened[reported], calibration.threshold),
-        "sets": set_scores(labels[reported], softened[reported], classes, calibration.set_thresholds),
         "blast": blast_scores(labels, softened, classes, calibration.blast_threshold, reported),
     }
 

@@ -8,7 +8,7 @@ remaining images.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -63,28 +63,76 @@ class Cell:
     """None for the model of the test domain itself, or without such a model."""
 
 
-def score_cells(
+@dataclass(frozen=True, slots=True)
+class Mean:
+    """The mean of shared scores over several domains, each with the same weight."""
+
+    macro_f1: Estimate
+    domains: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Matrix:
+    """Every model on every group of images."""
+
+    cells: tuple[Cell, ...]
+    resampled: Mapping[tuple[str, str], Scores]
+    """Shared scores (1 + resamples,), by training and test group."""
+
+    def mean(self, pairs: Mapping[str, str]) -> Mean | None:
+        """The mean over domains, by the name of the model that is tested on each; None without a score.
+
+        Domains without a shared class are left out.
+        """
+        known = [name for name, model in pairs.items() if np.isfinite(self._scores(model, name)[0])]
+        if not known:
+            return None
+        parts = []
+        for place, name in enumerate(known):
+            scores = self._scores(pairs[name], name)
+            # Domains are drawn independently, while those of equal size have the same draws in the same order.
+            order = np.random.default_rng(place).permutation(len(scores) - 1)
+            parts.append(np.concatenate([scores[:1], scores[1:][order]]))
+        return Mean(estimate(np.mean(parts, axis=0)), tuple(known))
+
+    def _scores(self, model: str, domain: str) -> Scores:
+        return self.resampled.get((model, domain), np.full(1, np.nan))
+
+
+def score_matrix(
     images: Samples,
+    labels: Labels,
     answers: Mapping[str, Labels],
     tested: Sequence[Group],
     known: Mapping[str, Mask],
     classes: Sequence[str],
-) -> Iterator[Cell]:
+) -> Matrix:
     """A cell for each model of `answers` and each group of `tested`.
 
-    `answers` holds the answers of each model to `images`, and `known` marks the classes (classes,) that it had training
-    images of, both by the name of its training group.
+    Args:
+        images: the validation images of all domains.
+        labels: (images,), places of their classes in `classes`; -1 for an image that is left out.
+        answers: (images,) by training group: places of the answers of each model.
+        tested: the groups of domains to test on.
+        known: (classes,) by training group: the classes that the model had training images of.
+        classes: names of the classes.
+
+    Returns:
+        The matrix.
     """
+    cells, resampled = [], {}
     for test in tested:
-        rows = np.isin(images.domains, test.domains)
+        rows = np.isin(images.domains, test.domains) & (labels >= 0)
         asked = {name: calls[rows] for name, calls in answers.items()}
-        matrices = resampled_confusions(images.labels[rows], asked, len(classes))
-        present = np.bincount(images.labels[rows], minlength=len(classes)) > 0
+        matrices = resampled_confusions(labels[rows], asked, len(classes))
+        present = np.bincount(labels[rows], minlength=len(classes)) > 0
         for name, mine in matrices.items():
             shared, drop = present & known[name], None
             if test.name != name and test.name in matrices:
                 drop = _drop(matrices[test.name], mine, shared & known[test.name], classes)
-            yield Cell(name, test.name, _score(mine, shared, classes), _score(mine, present, classes), drop)
+            resampled[name, test.name] = _macro_f1(mine, shared)
+            cells.append(Cell(name, test.name, _score(mine, shared, classes), _score(mine, present, classes), drop))
+    return Matrix(tuple(cells), resampled)
 
 
 def _score(matrices: Matrices, kept: Mask, classes: Sequence[str]) -> Score:

@@ -17,19 +17,20 @@ Target = Path | IO[bytes]
 
 
 def plot_matrix(target: Target, result: Mapping[str, Any]) -> None:
-    """A heat map of macro-F1 over shared classes: a row per training domain, a column per test domain."""
+    """A heat map of macro-F1 over shared classes: a row per model, a column per test domain, and the unseen mean."""
     rows, columns = ([part["name"] for part in result[side]] for side in ("trained", "tested"))
-    values = np.full((len(rows), len(columns)), np.nan)
-    figure, (axis,) = subplots(1, width=2.4 + 1.7 * len(columns), height=1.9 + 0.9 * len(rows), columns=1)
+    values = np.full((len(rows), len(columns) + 1), np.nan)
+    figure, (axis,) = subplots(1, width=4.1 + 1.7 * len(columns), height=1.9 + 0.9 * len(rows), columns=1)
     axis.set_facecolor("#dddddd")  # cells without a score
     for cell in result["cells"]:
-        place = rows.index(cell["trained_on"]), columns.index(cell["tested_on"])
-        score = cell["shared"]["macro_f1"]["value"]
-        values[place] = np.nan if score is None else score
-        colour = "white" if score is not None and score > _DARK else "black"
-        axis.text(place[1], place[0], _cell_text(cell["shared"]), ha="center", va="center", fontsize=9, color=colour)
+        shared, place = cell["shared"], (rows.index(cell["trained_on"]), columns.index(cell["tested_on"]))
+        said = f"{len(shared['classes'])} classes, {shared['images']:,} images"
+        values[place] = _write_cell(axis, place, shared["macro_f1"], said)
+    for mean in result["unseen"]:
+        place = rows.index(mean["trained_on"]), len(columns)
+        values[place] = _write_cell(axis, place, mean["macro_f1"], f"mean of {len(mean['domains'])}")
     axis.imshow(values, cmap="Blues", vmin=0, vmax=1, aspect="auto")
-    axis.set_xticks(range(len(columns)), map(short, columns), parse_math=False)
+    axis.set_xticks(range(len(columns) + 1), [*map(short, columns), "unseen domains"], parse_math=False)
     axis.set_yticks(range(len(rows)), map(short, rows), parse_math=False)
     axis.set_xlabel("tested on validation images of")
     axis.set_ylabel("trained on")
@@ -37,12 +38,14 @@ def plot_matrix(target: Target, result: Mapping[str, Any]) -> None:
     save(figure, target)
 
 
-def _cell_text(score: Mapping[str, Any]) -> str:
-    value, (low, high) = score["macro_f1"]["value"], score["macro_f1"]["ci95"]
-    if value is None:
-        return "no shared class"
+def _write_cell(axis: Any, place: tuple[int, int], score: Mapping[str, Any], said: str) -> float:
+    """Write a score into a cell, and return it; nan for none."""
+    value, (low, high) = score["value"], score["ci95"]
     interval = "" if low is None else f"{low:.3f} to {high:.3f}\n"
-    return f"{value:.3f}\n{interval}{len(score['classes'])} classes, {score['images']:,} images"
+    text = "no shared class" if value is None else f"{value:.3f}\n{interval}{said}"
+    colour = "white" if value is not None and value > _DARK else "black"
+    axis.text(place[1], place[0], text, ha="center", va="center", fontsize=9, color=colour)
+    return float("nan") if value is None else float(value)
 
 
 def plot_summary(target: Target, rows: Sequence[Mapping[str, Any]], title: str) -> None:

@@ -58,6 +58,7 @@ def plan_summary(plan: Plan) -> dict[str, Any]:
             "archive": domain.archive,
             "drawn": domain.drawn,
             "um_per_pixel": plan.um_per_pixel[name],
+            "scale": plan.scale_sources[name],
             "images": sum(map(Counter.total, splits.values())),
             "splits": {split: dict(sorted(splits[split].items())) for split in sorted(splits, key=_SPLIT_ORDER.index)},
         }

@@ -17,10 +17,11 @@ from hemafast.errors import HemafastError
 from hemafast.preparation import schema
 from hemafast.preparation.account import account_for, refuse_lost
 from hemafast.preparation.appearance import find_implausible
+from hemafast.preparation.domain_scales import measure_scales, scale_notes
 from hemafast.preparation.images.depth import Range
 from hemafast.preparation.ingest import ingest
 from hemafast.preparation.pixels import rows_per_file
-from hemafast.preparation.plan import Plan, choose_sums, make_plan, scale_notes
+from hemafast.preparation.plan import Plan, choose_sums, make_plan
 from hemafast.preparation.publish import published_whole, recover, refuse_foreign, refuse_too_little_room
 from hemafast.preparation.ranges import measure_ranges, range_notes
 from hemafast.preparation.reader import PreparedFiles, read_prepared, seal
@@ -106,15 +107,17 @@ def prepare(
     sums, notes = choose_sums(plan, config.checksums, progress)
     with published_whole(whole, plan.ingest_key, progress=progress) as folder:
         refuse_too_little_room(whole, _needed_bytes(plan, config, folder))
+        workers = workers or len(os.sched_getaffinity(0))
         ranges = measure_ranges(plan, progress)
-        images = ingest(plan, sums, ranges, folder, workers=workers or len(os.sched_getaffinity(0)), progress=progress)
+        measured = measure_scales(plan, ranges, workers=workers, progress=progress)
+        images = ingest(measured, sums, ranges, folder, workers=workers, progress=progress)
         with stage(progress, "finding duplicates"):
             manifest, more = select_images(images, config)
         _move_quarantined(folder, images, manifest)
         _write_lists(folder, manifest, plan, config, progress)
         looks = (*range_notes(manifest, ranges), *(one.note for one in find_implausible(manifest)))
-        said = (*plan.notes, *notes, *more, *scale_notes(manifest, plan), *looks)
-        _write_info(folder, manifest, plan, ranges, said, config)
+        said = (*plan.notes, *notes, *more, *scale_notes(manifest, measured), *looks)
+        _write_info(folder, manifest, measured, ranges, said, config)
     return Prepared(config.output, read_prepared(whole), fresh=True)
 
 
@@ -207,9 +210,15 @@ def _describe_domains(
             converted=verdicts[name, schema.CONVERTED],
             quarantined=verdicts[name, schema.QUARANTINED],
             ranges=ranges[name],
+            scale=_scale_of(name, plan),
         )
         for name, domain in plan.domains.items()
     }
+
+
+def _scale_of(domain: str, plan: Plan) -> schema.Scale:
+    source = "unknown" if plan.um_per_pixel[domain] is None else plan.scale_sources[domain]
+    return schema.Scale(source=source, estimate=plan.estimates.get(domain))
 
 
 def _hash_files(folder: Path) -> dict[str, str]:

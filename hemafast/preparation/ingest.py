@@ -134,7 +134,7 @@ def _verify(image: _Image, plan: Plan, sums: Mapping[str, str], ranges: Mapping[
         if kept is not image.data:
             image.data, image.sha256 = kept, hashlib.sha256(kept).hexdigest()
         shorter = min(header.width, header.height)
-        window = plan.windows.get(image.member.domain, shorter)
+        window = plan.window(image.member.domain, shorter)
         image.side = min(window, shorter)
         if image.side < window and plan.windows_required:
             raise UnreadableImageError(

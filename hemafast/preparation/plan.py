@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import shlex
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, TypeVar
 
 import pandas as pd
 
 from hemafast.config import AUTO_FIELD_OF_VIEW, PrepareConfig, to_plain
 from hemafast.errors import HemafastError
 from hemafast.preparation import schema
+from hemafast.preparation.scale import METHOD, ScaleEstimate
 from hemafast.preparation.shards import digest
 from hemafast.preparation.sources.gather import Domain, Member, gather
 from hemafast.preparation.sources.survey import PassedOver
@@ -25,7 +25,8 @@ _NOT_INPUT = ("source", "output", "strict", "max_quarantined")  # settings that 
 _FILES = ("groups", "checksums", "class_map")
 _OF_PIXELS = ("checksums", "field_of_view", "um_per_pixel", "bit_depth", "min_side")  # settings that pixels depend on
 _SMALLEST_WINDOW = 16  # px
-_SAME_SIZE = 1.05  # largest over smallest side in a domain; beyond it, some images were probably resampled
+
+Name = TypeVar("Name", str, int)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +43,9 @@ class Plan:
     """How folders, names and tables were understood."""
     classes: tuple[str, ...]
     um_per_pixel: Mapping[str, float | None]
-    """By domain; None if unknown."""
+    """By domain; None if unknown, or still to be estimated."""
+    scale_sources: Mapping[str, schema.ScaleSource]
+    """By domain: how its scale is known, or whether it is estimated."""
     settings: Mapping[str, Any]
     """Everything but the archives that the result depends on."""
     sizes: tuple[int, ...]
@@ -51,6 +54,10 @@ class Plan:
     """By domain: side in px of the centre square to keep. For domains that are not listed, the largest square."""
     windows_required: bool
     """Whether images smaller than their window are quarantined. Otherwise they are kept whole."""
+    estimates: Mapping[str, ScaleEstimate] = field(default_factory=dict)
+    """By domain: what its nuclei say about its scale, as far as they were looked at."""
+    windows_by_side: Mapping[str, Mapping[int, int]] = field(default_factory=dict)
+    """By domain and shorter side in px: windows of sizes that have a scale of their own."""
 
     @property
     def images(self) -> int:
@@ -60,13 +67,19 @@ class Plan:
     @property
     def inputs(self) -> str:
         """sha256 over everything that the result depends on."""
-        return digest([schema.SCHEMA, self._listing(), dict(self.settings)])
+        return digest([schema.SCHEMA, self._listing(), dict(self.settings), *self._to_estimate()])
 
     @property
     def ingest_key(self) -> str:
         """Hash of what bytes and pixels depend on, without the split: an interrupted call with the same key resumes."""
         chosen = {name: self.settings[name] for name in _OF_PIXELS}
-        return digest([schema.SCHEMA, self._listing(), self.sizes, chosen, schema.versions()])[:16]
+        estimated = self._to_estimate()
+        return digest([schema.SCHEMA, self._listing(), self.sizes, chosen, schema.versions(), *estimated])[:16]
+
+    def window(self, domain: str, shorter_side: int) -> int:
+        """Side in px of the centre square to keep of an image; it may be larger than the image."""
+        own = self.windows_by_side.get(domain, {})
+        return own.get(shorter_side, self.windows.get(domain, shorter_side))
 
     def rows(self) -> dict[str, int]:
         """The row of each image in the manifest and the packed pixels, by name."""
@@ -78,6 +91,11 @@ class Plan:
         """Bytes of `copies` copies of the original files, and of the packed squares."""
         originals = sum(member.entry.size for member in self.members)
         return originals * copies + self.images * sum(3 * size**2 for size in self.sizes)
+
+    def _to_estimate(self) -> list[Any]:
+        """What the result depends on where scales are estimated; empty if all are known."""
+        names = [name for name, source in self.scale_sources.items() if source == "estimated"]
+        return [METHOD, names] if names else []
 
     def _listing(self) -> list[Any]:
         drawn = [[name, domain.drawn] for name, domain in self.domains.items()]
@@ -91,7 +109,7 @@ class Plan:
 def make_plan(config: PrepareConfig, progress: Progress = SILENT) -> Plan:
     """List the source. Raises HemafastError for archives that are unsafe or do not fit the settings."""
     found = gather(config, progress)
-    scales = _choose_scales(list(found.domains), found.um_per_pixel, config)
+    scales, sources = _choose_scales(list(found.domains), found.um_per_pixel, config)
     if config.holdout_domain is not None:
         _refuse_unknown([config.holdout_domain], list(found.domains), "--holdout-domain")
     _refuse_unknown([name for name in config.bit_depth if name], list(found.domains), "--bit-depth")
@@ -104,9 +122,10 @@ def make_plan(config: PrepareConfig, progress: Progress = SILENT) -> Plan:
         notes=(*found.notes, *_class_notes(found.members, config), *listed),
         classes=_choose_classes(found.members, config),
         um_per_pixel=scales,
+        scale_sources=sources,
         settings=settings,
         sizes=tuple(settings["pack_sizes"]),
-        windows=_choose_windows(scales, config),
+        windows=choose_windows(scales, config.field_of_view),
         windows_required=isinstance(config.field_of_view, float),
     )
 
@@ -188,48 +207,45 @@ def paths_of(members: Iterable[Member]) -> dict[str, tuple[str, ...]]:
 
 def _choose_scales(
     domains: Sequence[str], listed: Mapping[str, float], config: PrepareConfig
-) -> dict[str, float | None]:
-    """Micrometres per pixel of each domain; None if unknown."""
+) -> tuple[dict[str, float | None], dict[str, schema.ScaleSource]]:
+    """Micrometres per pixel of each domain, None without one, and how they are known or that they are estimated."""
     _refuse_unknown(config.um_per_pixel, domains, "--um-per-pixel")
-    known = UM_PER_PIXEL | dict(listed) | config.um_per_pixel
-    scales = {domain: known.get(domain) for domain in domains}
-    unknown = [domain for domain, scale in scales.items() if scale is None]
-    if isinstance(config.field_of_view, float) and unknown:
-        remedy = f"Give them with --um-per-pixel {unknown[0]}=0.1, or leave out --field-of-view."
-        raise HemafastError(f"The micrometres per pixel of {unknown[0]} are unknown.", remedy)
-    return scales
+    given = {name: scale for name, scale in config.um_per_pixel.items() if scale != "unknown"}
+    known: dict[str, tuple[float | None, schema.ScaleSource]] = {}
+    known |= {name: (scale, "known archive") for name, scale in UM_PER_PIXEL.items()}
+    known |= {name: (scale, "table") for name, scale in listed.items()}
+    known |= {name: (scale, "given") for name, scale in given.items()}
+    known |= dict.fromkeys(config.um_per_pixel.keys() - given.keys(), (None, "unknown"))
+    chosen = {name: known.get(name, (None, "estimated")) for name in domains}
+    for name, (_, source) in chosen.items():
+        if source == "unknown":
+            refuse_no_scale(name, config.field_of_view, "")
+    return {name: scale for name, (scale, _) in chosen.items()}, {name: source for name, (_, source) in chosen.items()}
 
 
-def _choose_windows(scales: Mapping[str, float | None], config: PrepareConfig) -> dict[str, int]:
-    """Side in px of the field of view, for each domain with a known scale."""
-    if config.field_of_view == "whole":
+def refuse_no_scale(domain: str, field_of_view: float | str, why: str) -> None:
+    """Raise HemafastError if a field of view in micrometres is asked for."""
+    if isinstance(field_of_view, float):
+        remedy = f"Give them with --um-per-pixel {domain}=0.1, or leave out --field-of-view."
+        raise HemafastError(f"The micrometres per pixel of {domain} are unknown{why}.", remedy)
+
+
+def choose_windows(scales: Mapping[Name, float | None], field_of_view: float | str) -> dict[Name, int]:
+    """Side in px of the field of view for each known scale, by the names of `scales`.
+
+    Raises HemafastError for a scale at which too few pixels are left.
+    """
+    if field_of_view == "whole":
         return {}
-    field = AUTO_FIELD_OF_VIEW if config.field_of_view == "auto" else config.field_of_view
-    windows = {domain: round(field / scale) for domain, scale in scales.items() if scale is not None}
-    for domain, side in windows.items():
+    field = AUTO_FIELD_OF_VIEW if isinstance(field_of_view, str) else field_of_view
+    windows = {name: round(field / scale) for name, scale in scales.items() if scale is not None}
+    for name, side in windows.items():
         if side < _SMALLEST_WINDOW:
             raise HemafastError(
-                f"{field:g} um are {side} pixels of {domain} at {scales[domain]:g} um/px: too few to show a cell.",
+                f"{field:g} um are {side} pixels of {name} at {scales[name]:g} um/px: too few to show a cell.",
                 "Check --um-per-pixel and --field-of-view; both are in micrometres.",
             )
     return windows
-
-
-def scale_notes(manifest: pd.DataFrame, plan: Plan) -> Iterator[str]:
-    """Notes about domains whose cells may appear larger or smaller than those of the others."""
-    for domain, images in schema.accepted(manifest).groupby("domain"):
-        window, scale = plan.windows.get(str(domain)), plan.um_per_pixel[str(domain)]
-        sides = images[["width", "height"]].min(axis=1)
-        if window is None and scale is None:
-            scaled = f"{shlex.quote(str(domain))}=NUMBER"
-            yield f"{domain}: um/px unknown, images are kept whole; give it with --um-per-pixel {scaled}"
-        if window is not None and (small := int((images["window"] < window).sum())):
-            yield f"{domain}: {small} images are smaller than the field of view of {window} px and are kept whole"
-        if window is not None and sides.max() > _SAME_SIZE * sides.min():
-            yield (
-                f"{domain}: images of {sides.min()} to {sides.max()} px; {scale} um/px "
-                "is used for all, which is wrong for images that were resampled"
-            )
 
 
 def _refuse_unknown(names: Iterable[str], domains: Sequence[str], option: str) -> None:

@@ -29,7 +29,7 @@ def measure_ranges(plan: Plan, progress: Progress = SILENT) -> dict[str, dict[st
     with stage(progress, "looking at bit depths", len(members), unit="domains"), strict_decoders():
         for name, own in members.items():
             chosen = bits.get(name, bits.get(""))
-            ranges[name] = fixed(chosen) if chosen else choose_ranges(_maybe_deep(own), _contents)
+            ranges[name] = fixed(chosen) if chosen else choose_ranges(_maybe_deep(own), contents_of)
             progress.advance()
     return ranges
 
@@ -61,7 +61,8 @@ def _distinct(ranges: Mapping[str, Range]) -> list[tuple[str, Range]]:
     return [("all", next(iter(ranges.values())))] if len(set(ranges.values())) == 1 < len(ranges) else [*ranges.items()]
 
 
-def _contents(members: Sequence[Member]) -> Iterator[bytes]:
+def contents_of(members: Sequence[Member]) -> Iterator[bytes]:
+    """The bytes of each image, given in stored order. Raises HemafastError if an archive is damaged."""
     for container, some in groupby(members, key=lambda one: one.entry.container):
         with reader_of(container) as read:
             for member in some:

@@ -91,8 +91,8 @@ def read_info(folder: Path) -> schema.DatasetInfo:
 
 
 def seal(info: schema.DatasetInfo) -> str:
-    """sha256 over all fields of dataset.json except the seal."""
-    return digest(info.model_dump(mode="json", exclude={"seal"}))
+    """sha256 over all fields of dataset.json except the seal, and except those that its version did not have."""
+    return digest(info.model_dump(mode="json", exclude={"seal"}, exclude_unset=True))
 
 
 def packed_files(info: schema.DatasetInfo, images: int, size: int) -> Sequence[tuple[str, int]]:

@@ -5,13 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pandas as pd
 from pydantic import BaseModel, ConfigDict
 
 from hemafast.preparation.images.depth import Range
-from hemafast.preparation.split import NO_FOLD, SPLITS, TEST, VAL
+from hemafast.preparation.scale import ScaleEstimate
+from hemafast.preparation.split import ALL, NO_FOLD, SPLITS, TEST, VAL
 
 SCHEMA = 3
 """Version of the format on disk. Raise it when older readers would misread newer files."""
@@ -89,6 +90,28 @@ class Version(BaseModel):
     schema_version: int
 
 
+ScaleSource = Literal["given", "table", "known archive", "estimated", "unknown"]
+"""How micrometres per pixel are known: by --um-per-pixel, by the table of labels, by the archive's name, by nuclei."""
+
+
+class Scale(Record):
+    """How the micrometres per pixel of a domain are known."""
+
+    source: ScaleSource
+    estimate: ScaleEstimate | None
+    """What its nuclei say, whether that is used or not; None if they were not looked at."""
+
+
+def scale_words(um_per_pixel: float | None, scale: Scale | None) -> str:
+    """Micrometres per pixel of a domain, and how they are known if `scale` says it."""
+    if um_per_pixel is None or scale is None:
+        return "unknown" if um_per_pixel is None else f"{um_per_pixel:g}"
+    found = scale.estimate
+    if scale.source != "estimated" or found is None:
+        return f"{um_per_pixel:g} ({scale.source})"
+    return f"{um_per_pixel:.3g} (estimated: {found.low:.3g} to {found.high:.3g}, {found.nuclei} nuclei)"
+
+
 class DomainInfo(Record):
     """One archive and its counts of images and files."""
 
@@ -102,6 +125,19 @@ class DomainInfo(Record):
     quarantined: int
     ranges: dict[str, Range]
     """What becomes 0 and 255 of values of more than 8 bits, by their kind: integer or float."""
+    scale: Scale | None = None
+    """None in data sets of older versions, which did not say."""
+
+    @property
+    def scale_words(self) -> str:
+        """Micrometres per pixel, and how they are known."""
+        return scale_words(self.um_per_pixel, self.scale)
+
+    def um_per_pixel_of(self, shorter_side: int) -> float | None:
+        """Micrometres per pixel of images of this size."""
+        if self.scale is None or self.scale.source != "estimated" or self.scale.estimate is None:
+            return self.um_per_pixel
+        return self.scale.estimate.by_side.get(shorter_side, self.um_per_pixel)
 
 
 class PassedFiles(Record):
@@ -219,6 +255,8 @@ def in_split(manifest: pd.DataFrame, split: str, fold: int | None = None) -> pd.
     Test images are in no fold, and the same whatever fold validates.
     """
     images = accepted(manifest)
+    if split == ALL:
+        return images
     if fold is None or split == TEST:
         return images[images["split"] == split]
     folded = images[images["fold"] != NO_FOLD]
@@ -228,3 +266,9 @@ def in_split(manifest: pd.DataFrame, split: str, fold: int | None = None) -> pd.
 def divided_groups(manifest: pd.DataFrame) -> int:
     """How many patients or slides have images in several splits, which only a ready split can cause."""
     return int((accepted(manifest).groupby("group")["split"].nunique() > 1).sum())
+
+
+def grouped_domains(manifest: pd.DataFrame) -> list[str]:
+    """The domains of whose images some show different pictures and yet belong together: of one patient or slide."""
+    images = accepted(manifest)
+    return [str(name) for name in images.loc[images["group"] != images["duplicate_group"], "domain"].unique()]

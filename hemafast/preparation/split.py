@@ -21,7 +21,9 @@ TRAIN, VAL, TEST = "train", "val", "test"
 SPLITS = (TRAIN, VAL)
 """The splits that training uses."""
 ALL_SPLITS = (*SPLITS, TEST)
-WORDS = {TRAIN: "training", VAL: "validation", TEST: "test"}
+ALL = "all"
+"""Instead of a split: every image that is not quarantined, for a data set that is only tested on."""
+WORDS = {TRAIN: "training", VAL: "validation", TEST: "test", ALL: "labelled"}
 """What each split's images are called, as in "validation images"."""
 NO_FOLD = -1
 """Fold of images that are in no fold: all without folds, and test images."""

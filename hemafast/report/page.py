@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
@@ -15,11 +15,14 @@ from hemafast.engine.checkpoint import load_best
 from hemafast.engine.journal import Row, read_rows
 from hemafast.errors import HemafastError
 from hemafast.evaluate.conformal import exceptions
+from hemafast.evaluate.elsewhere import home_and_elsewhere
 from hemafast.evaluate.evaluate import Metrics, run_of
+from hemafast.evaluate.folding import notes
 from hemafast.files import write_text, writing
 from hemafast.metrics import with_pooled
 from hemafast.pages import render
 from hemafast.pictures import embedded, embedded_pixels
+from hemafast.preparation.schema import Scale, scale_words
 from hemafast.preparation.split import WORDS
 from hemafast.report.compare import changed_settings, difference
 from hemafast.report.gallery import Gallery, listing, open_gallery
@@ -124,7 +127,10 @@ def _run(part: Part, thumbnails: int, explain: bool) -> dict[str, Any]:
         "metrics": metrics,
         "images_are": WORDS[metrics["split"]],
         "sets": with_pooled(metrics["domains"], metrics["pooled"]),
-        "classes": metrics["model"]["classes"],
+        "classes": metrics.get("classes", metrics["model"]["classes"]),  # of older runs
+        "told": home_and_elsewhere(part.run),
+        "folding": notes(metrics["folding"]) if "folding" in metrics else [],
+        "scales": {name: _scale_words(domain) for name, domain in metrics["data"]["domains"].items()},
         "curves": embedded(lambda file: plot_curves(file, part.rows)) if part.rows else None,
         "reliability": embedded(lambda file: plot_reliability(file, metrics["pooled"]["calibrated"])),
         "set_exceptions": exceptions(metrics["model"]["classes"], fitted) if fitted else [],
@@ -138,6 +144,12 @@ def _run(part: Part, thumbnails: int, explain: bool) -> dict[str, Any]:
         "config": {name: value for name, value in to_plain(part.config).items() if value is not None},
         "commands": [prepare_command(metrics["data"]["prepared_by"]), train_command(part.config)],
     }
+
+
+def _scale_words(domain: Mapping[str, Any]) -> str:
+    """Micrometres per pixel of a domain, and how they are known. Runs of older versions do not say it."""
+    said = domain.get("scale")
+    return scale_words(domain["um_per_pixel"], Scale.model_validate(said) if said else None)
 
 
 def _worst(part: Part, pictures: Sequence[str], explain: bool) -> list[dict[str, Any]]:

@@ -56,6 +56,9 @@ def test_what_a_policy_says_of_itself_holds_for_its_draws(name):
     assert (policy.randaugment_ops > 0) == bool(views.enhance.any())
     assert (policy.erase > 0) == bool(views.erase.any())
     assert (policy.stain > 0) == bool(views.stain.any())
+    assert (policy.background > 0) == bool(views.background.any())
+    assert policy.recolours == bool(views.recolour.any())
+    assert (policy.blur > 0) == bool(views.blur.any())
 
 
 @pytest.mark.parametrize("name", POLICIES)
@@ -65,6 +68,27 @@ def test_draws_belong_to_their_image_however_many_there_are_of_them(name):
     part = views[10:20]
     for field in fields(views):
         np.testing.assert_array_equal(getattr(part, field.name), getattr(views, field.name)[10:20])
+
+
+NEXT = {
+    "seed": 0.841317279612,
+    "basic": 0.543624991465,
+    "strong": 0.488846036129,
+    "lineage": 0.084015343582,
+    "none": 0.636961687321,
+}
+"""What the generator gives after the draws for five images, as in version 0.1.0."""
+
+
+@pytest.mark.parametrize("name", NEXT)
+def test_policies_of_earlier_versions_draw_what_they_drew(name):
+    """Their runs are resumed bit for bit; changes that came later are drawn after all others."""
+    generator = np.random.default_rng(0)
+    views = draw_views(POLICIES[name], 256, 224, 5, generator)
+    assert generator.random() == pytest.approx(NEXT[name], abs=1e-9)
+    more = _draw(replace(POLICIES[name], background=1, density=0.5, contrast=0.5, brightness=0.1, blur=2), 5)
+    for field in ("window", "turn", "enhance", "weaken", "stain", "erase"):
+        np.testing.assert_array_equal(getattr(more, field), getattr(views, field))
 
 
 def test_changes_to_a_policy_leave_the_rest_of_it_alone():
@@ -200,3 +224,49 @@ def test_one_stain_keeps_its_colour_when_its_amount_varies():
     np.testing.assert_allclose(changed, factor[:, None] * haematoxylin, atol=1e-5)
     assert factor.min() > 0.8 - 1e-6
     assert factor.max() < 1.2 + 1e-6
+
+
+# `robust` is another laboratory
+
+
+def test_half_of_the_new_backgrounds_are_white_and_a_quarter_the_mean_or_any_colour():
+    background = _draw(replace(POLICIES["none"], background=0.4)).background
+    radius, white, mean, *added = background.T
+    chosen = radius < 224
+    assert chosen.mean() == pytest.approx(0.4, abs=0.02)
+    assert radius[~chosen].tolist() == [224] * int((~chosen).sum())
+    assert _same_distribution(radius[chosen], np.random.default_rng(1).uniform(0.3 * 112, 112, DRAWS))
+    assert white[chosen].mean() == pytest.approx(0.5, abs=0.04)
+    assert mean[chosen].mean() == pytest.approx(0.25, abs=0.04)
+    random = (white == 0) & (mean == 0)
+    assert set(np.unique(white + mean)) == {0, 1}
+    assert not np.any(np.array(added)[:, ~random])
+    assert _same_distribution(np.array(added)[:, random].ravel(), np.random.default_rng(1).uniform(0, 255, DRAWS))
+
+
+def test_each_channel_varies_by_no_more_than_was_asked_for():
+    """And the density of all three together, so that an image becomes darker or lighter as well as tinted."""
+    strengths = {"density": 0.6, "contrast": 0.5, "brightness": 0.15}
+    density, contrast, brightness = _draw(replace(POLICIES["none"], **strengths)).recolour.transpose(2, 0, 1)
+    assert 0.4 * 0.7 <= density.min() < 0.32
+    assert 2.0 < density.max() <= 1.6 * 1.3
+    assert np.corrcoef(density.T)[0, 1] > 0.5
+    assert np.log(contrast).min() == pytest.approx(-0.5, abs=0.01)
+    assert np.log(contrast).max() == pytest.approx(0.5, abs=0.01)
+    assert abs(np.corrcoef(contrast.T)[0, 1]) < 0.1
+    assert brightness.min() == pytest.approx(-0.15 * 255, abs=0.5)
+    assert brightness.max() == pytest.approx(0.15 * 255, abs=0.5)
+
+
+@pytest.mark.parametrize("alone", ["density", "contrast", "brightness"])
+def test_a_channel_keeps_what_is_not_asked_to_change(alone):
+    recolour = _draw(replace(POLICIES["none"], **{alone: 0.3}), 50).recolour
+    kept = {"density": 1, "contrast": 1, "brightness": 0}
+    for column, (name, same) in enumerate(kept.items()):
+        assert bool((recolour[:, :, column] == same).all()) == (name != alone)
+
+
+def test_half_of_the_images_are_blurred():
+    sigma = _draw(replace(POLICIES["none"], blur=1.2)).blur[:, 0]
+    assert (sigma > 0).mean() == pytest.approx(0.5, abs=0.03)
+    assert _same_distribution(sigma[sigma > 0], np.random.default_rng(1).uniform(0, 1.2, DRAWS))

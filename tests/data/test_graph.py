@@ -65,7 +65,8 @@ def test_no_operator_has_been_invented_for_the_test():
 @pytest.mark.parametrize("source", get_args(Source))
 def test_on_a_gpu_no_pixel_is_worked_on_by_the_host(source, policy):
     _, operators = _define("gpu", source, policy, 40)
-    pixels = ("WarpAffine", "Resize", "Erase", "CoordTransform", "LookupTable", "experimental__Equalize")
+    colours = ("CoordTransform", "LookupTable", "experimental__Equalize", "reductions__Mean", "GaussianBlur")
+    pixels = ("WarpAffine", "Resize", "Erase", *colours)
     assert {where for name, where in operators if name in pixels} == {"gpu"}
     assert all(where == "mixed" for name, where in operators if name == "decoders__Image")
 
@@ -82,9 +83,10 @@ def test_what_a_policy_does_not_do_is_not_in_the_graph():
     assert "Resize" not in names["basic"]
     assert {"Resize", "WarpAffine"} <= set(names["seed"])
     for name in ("basic", "seed", "none"):
-        assert not {"Erase", "CoordTransform"} & set(names[name])
+        assert not {"Erase", "CoordTransform", "GaussianBlur", "reductions__Mean"} & set(names[name])
     assert "CoordTransform" in names["lineage"]
     assert "Erase" in names["strong"]
+    assert {"GaussianBlur", "reductions__Mean"} <= set(names["robust"])
 
 
 def test_a_window_of_the_right_size_is_not_scaled():

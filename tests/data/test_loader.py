@@ -350,7 +350,9 @@ def _from(loader, state):
     return [*loader.epoch(), *loader.epoch()]
 
 
-@pytest.mark.parametrize("options", [{}, {"sampler": "mixed:0.66", "policy": "strong"}, {"source": "files"}])
+@pytest.mark.parametrize(
+    "options", [{}, {"sampler": "mixed:0.66", "policy": "strong"}, {"source": "files", "policy": "robust"}]
+)
 def test_resumed_from_every_position_the_stream_is_the_same(train_samples, options):
     running = _train(train_samples, **options)
     states, batches = [running.state_dict()], []
@@ -491,6 +493,22 @@ def test_a_position_of_version_0_1_0_resumes_where_its_batches_were_the_same(tra
         del state["batches"]
         if refused:
             with pytest.raises(HemafastError, match="batches = 24, but this loader has 23"):
+                loader.load_state_dict(state)
+        else:
+            loader.load_state_dict(state)
+            assert _same(loader.epoch(), expected)
+
+
+def test_a_position_from_before_a_policy_had_all_its_fields_resumes_unless_it_uses_them(train_samples):
+    loader = _train(train_samples)
+    expected = list(loader.epoch(0))[1:]
+    for policy, refused in (("basic", False), ("robust", True)):
+        loader = _train(train_samples, policy=policy)
+        state = {**loader.state_dict(), "epoch": 0, "batch": 1}
+        for name in ("background", "density", "contrast", "brightness", "blur"):
+            del state["policy"][name]
+        if refused:
+            with pytest.raises(HemafastError, match="policy"):
                 loader.load_state_dict(state)
         else:
             loader.load_state_dict(state)

@@ -7,10 +7,12 @@ import pytest
 import torch
 from nvidia.dali import fn, pipeline_def
 from PIL import Image, ImageEnhance, ImageOps
+from scipy.ndimage import gaussian_filter
 from torchvision import transforms
 
+from hemafast import kernels
 from hemafast.data import operators
-from hemafast.data.augment import ENHANCEMENTS, POLICIES, draw_views
+from hemafast.data.augment import ENHANCEMENTS, POLICIES, Policy, draw_views
 from hemafast.data.geometry import SYMMETRIES, about_centre, random_resized_windows, rotations
 from hemafast.preparation.pixels import cut_window
 
@@ -188,6 +190,104 @@ def test_stains_are_mixed_in_optical_density(draw):
         expected = 256 * np.exp(-(density @ matrix[:, :3].T + matrix[:, 3])) - 1
         assert np.abs(output - expected.clip(0, 255)).max() < 0.6
         assert np.abs(output.astype(int) - image).mean() < 25
+
+
+# Another laboratory
+
+
+BACKGROUNDS = np.array(
+    [
+        [12, 1, 0, 0, 0, 0],
+        [20, 0, 1, 0, 0, 0],
+        [6.5, 0, 0, 250, 3.4, 120.7],
+        [0, 0, 0, 0, 255, 0],
+        [41, 1, 0, 0, 0, 0],
+    ],
+    np.float32,
+)
+RECOLOURINGS = np.array(
+    [
+        [[1, 1, 0], [1, 1, 0], [1, 1, 0]],
+        [[0.3, 1.6, 38], [2.08, 0.6, -38], [1, 1.2, 0]],
+        [[2.08, 1.65, -38], [1.5, 1.65, -38], [2.08, 1, 5.4]],
+        [[0.28, 0.6, 38], [0.5, 1.65, 38], [0.28, 1.65, 20.2]],
+    ],
+    np.float32,
+)
+SIGMAS = np.array([[0], [0.2], [0.7], [1.2], [3]], np.float32)
+
+
+@pytest.mark.parametrize("size", [40, 41])
+@pytest.mark.parametrize(
+    ("operate", "drawn"),
+    [(operators.cover, BACKGROUNDS), (operators.recolour, RECOLOURINGS), (operators.blur, SIGMAS)],
+    ids=["cover", "recolour", "blur"],
+)
+def test_the_compiled_changes_of_colour_are_those_of_dali(draw, operate, drawn, size):
+    images = [draw(seed, size, size) for seed in range(len(drawn))]
+    compiled, own = _both(lambda pixels, row, **form: operate(pixels, row, size, **form), images, drawn)
+    assert np.abs(compiled.astype(int) - own).max() <= 1
+    assert (compiled != np.array(images)).any()
+
+
+def test_a_new_background_has_one_colour_and_leaves_the_middle_alone(draw):
+    images = [draw(seed, 41, 41) for seed in range(len(BACKGROUNDS))]
+    outputs = _run(lambda *nodes: operators.cover(*nodes, 41, compiled=True), images, BACKGROUNDS)
+    y, x = np.mgrid[:41, :41] - 20
+    distance = np.hypot(y, x)
+    for image, (radius, white, mean, *added), output in zip(images, BACKGROUNDS, outputs, strict=True):
+        inner, outer = distance <= radius, distance > radius + 0.05 * 20.5
+        np.testing.assert_array_equal(output[inner], image[inner])
+        bright = np.percentile(image.reshape(-1, 3), 95, axis=0, method="inverted_cdf")
+        colour = white * bright + mean * image.mean(axis=(0, 1)) + np.array(added)
+        assert np.abs(output[outer] - colour).max(initial=0) <= 0.51
+        assert len(np.unique(output[outer], axis=0)) <= 1
+        low, high = np.minimum(image, colour), np.maximum(image, colour)
+        assert ((low - 0.51 <= output) & (output <= high + 0.51)).all()  # the edge lies between the two
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+def test_channels_are_changed_in_density_and_about_their_mean(draw, compiled):
+    images = [draw(seed, 40, 40) for seed in range(len(RECOLOURINGS))]
+    outputs = _run(lambda *nodes: operators.recolour(*nodes, 40, compiled=compiled), images, RECOLOURINGS)
+    np.testing.assert_array_equal(outputs[0], images[0])
+    for image, change, output in zip(images, RECOLOURINGS.astype(np.float64), outputs, strict=True):
+        density, contrast, brightness = change.T
+        light = 256 * np.exp(density * np.log((image + 1.0) / 256)) - 1
+        mean = light.mean(axis=(0, 1))
+        expected = (light - mean) * contrast + mean + brightness
+        assert np.abs(output - expected.clip(0, 255)).max() < 0.6
+        assert np.abs(expected.mean(axis=(0, 1)) - mean - brightness).max() < 1e-6
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+def test_white_stays_white_when_only_the_density_varies(compiled):
+    images, views = (
+        [np.full((40, 40, 3), 255, np.uint8)] * 8,
+        draw_views(Policy(density=0.9), 64, 40, 8, np.random.default_rng(0)),
+    )
+    outputs = _run(lambda *nodes: operators.recolour(*nodes, 40, compiled=compiled), images, views.recolour)
+    np.testing.assert_array_equal(outputs, images)
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+def test_a_blur_is_the_gaussian_of_scipy(draw, compiled):
+    images = [draw(seed, 40, 40) for seed in range(len(SIGMAS))]
+    outputs = _run(lambda *nodes: operators.blur(*nodes, 40, compiled=compiled), images, SIGMAS)
+    np.testing.assert_array_equal(outputs[0], images[0])
+    for image, (sigma,), output in zip(images[1:], SIGMAS[1:], outputs[1:], strict=True):
+        reach = math.ceil(3 * sigma)
+        blurred = gaussian_filter(image.astype(float), sigma, mode="mirror", radius=reach, axes=(0, 1))
+        assert np.abs(output - blurred).max() < 0.51
+
+
+@pytest.mark.parametrize("side", [1, 2, 3])
+def test_a_blur_wider_than_the_image_stays_within_it(draw, side):
+    pixels = np.ascontiguousarray(draw(0)[:side, :side])
+    out = np.empty_like(pixels)
+    kernels.blur(out, pixels, np.array([9], np.float32))
+    low, high = pixels.min(axis=(0, 1)), pixels.max(axis=(0, 1))
+    assert ((low <= out) & (out <= high)).all()
 
 
 def test_erasing_blanks_the_box_and_nothing_else(draw):

@@ -2,19 +2,24 @@
 
 import logging
 
+import numpy as np
 import pytest
 
 from hemafast.deploy.crops import choose_crops, log_scales
 from hemafast.deploy.inputs import Image
 from hemafast.engine.checkpoint import View
 from hemafast.errors import HemafastError
+from hemafast.preparation.scale import ScaleEstimate
 
 VIEW = View(packed_size=64, field_of_view=25.0, um_per_pixel={"Acevedo_20": 0.1, "Matek_19": 0.0725, "Lab": None})
 
 
+NOTHING = ScaleEstimate(None, None, None, 1, 9)
+
+
 def sides(*names, view=VIEW, um_per_pixel=None):
-    """Sides in pixels; scales are logged."""
-    chosen = choose_crops([Image(name) for name in names], view, um_per_pixel)
+    """Sides in pixels; scales are logged. No scale can be estimated."""
+    chosen = choose_crops([Image(name) for name in names], view, um_per_pixel, lambda images: NOTHING)
     log_scales([chosen, chosen])
     return chosen.sides.tolist()
 
@@ -69,6 +74,7 @@ def test_a_scale_that_leaves_a_few_pixels_is_refused():
         (View(packed_size=64, field_of_view=None, um_per_pixel={"Acevedo_20": 0.1}), None),
         (View(packed_size=64, field_of_view=None, um_per_pixel={"Acevedo_20": 0.1}), 0.1),
         (View(packed_size=64, field_of_view=25.0, um_per_pixel={"Acevedo_20": None}), None),
+        (View(packed_size=64, field_of_view=25.0, um_per_pixel={"Acevedo_20": None}), "unknown"),
     ],
 )
 def test_a_model_that_knows_no_scale_sees_whole_images_without_a_word(view, given, caplog):
@@ -84,3 +90,57 @@ def test_the_scale_that_a_path_stands_for_is_told_once(caplog):
         "1 images of Lab: seen whole, as in training",
         "2 images of Acevedo_20: 0.1 um/px, as in training",
     ]
+
+
+def test_a_user_can_have_images_seen_whole_under_a_warning(caplog):
+    with caplog.at_level(logging.INFO, "hemafast"):
+        assert sides("Acevedo_20/a.jpg", "cells/b.jpg", um_per_pixel="unknown") == [0, 0]
+    (record,) = caplog.records
+    assert record.getMessage().startswith("2 images are of unknown scale")
+
+
+# Estimates
+
+
+def estimated(images, scales, caplog, by_side=None):
+    """The crops by scales that are estimated of sets, by the name of their first image; and what is logged."""
+
+    def estimate(some):
+        scale = scales.get(some[0].named)
+        return ScaleEstimate(scale, scale * 0.8, scale * 1.2, 50, 60, by_side or {}) if scale else NOTHING
+
+    chosen = choose_crops(images, VIEW, None, estimate)
+    with caplog.at_level(logging.WARNING, "hemafast"):
+        log_scales([chosen, chosen])
+    return chosen, [record.getMessage() for record in caplog.records]
+
+
+def test_images_that_are_named_together_get_one_estimate_unless_a_folder_says_more(caplog):
+    images = [
+        Image("new/mono/a.jpg", named="new"),
+        Image("Acevedo_20/b.jpg", named="Acevedo_20"),
+        Image("new/baso/c.jpg", named="new"),
+        Image("other/d.jpg", named="other"),
+        Image("cells/e.jpg"),
+    ]
+    chosen, said = estimated(images, {"new": 0.08, "other": 0.09}, caplog)
+    assert chosen.sides.tolist() == [312, 250, 312, 278, 0]
+    assert chosen.unknown == 1
+    assert [words.partition(":")[0] for words in said[:2]] == ["1 images of other", "2 images of new"]
+    assert "about 0.08 um/px (0.064 to 0.096), by the nuclei of 50 cells" in said[1]
+    assert all("--um-per-pixel" in words for words in said)
+    assert said[2].startswith("1 images are of unknown scale")
+
+
+@pytest.mark.parametrize(("scale", "outside"), [(0.049, False), (0.14, False), (0.16, True), (0.045, True)])
+def test_a_scale_far_from_those_of_training_is_said(caplog, scale, outside):
+    _, (said,) = estimated([Image("cells/a.jpg")], {"": scale}, caplog)
+    assert ("trained at 0.0725 to 0.1 um/px" in said) == outside
+
+
+def test_sizes_that_differ_in_scale_are_each_cut_by_their_own(caplog):
+    images = [Image("new/a.jpg", named="new"), Image("Acevedo_20/b.jpg"), Image("new/c.jpg", named="new")]
+    chosen, (said,) = estimated(images, {"new": 0.1}, caplog, by_side={200: 0.2, 400: 0.1})
+    assert "sizes differ in scale" in said
+    assert chosen.asked([0, 1, 2], np.array([200, 200, 300])).tolist() == [125, 250, 250]
+    assert chosen.asked([2], np.array([400])).tolist() == [250]

@@ -17,19 +17,21 @@ import pytest
 import torch
 from command import hemafast
 from exported import CARD, card_on, hostile_checkpoints, write_run
+from PIL import Image
 from recorder import Recorder, Stage
 
 from hemafast.data.graph import GraphShape
 from hemafast.data.loader import eval_loader
 from hemafast.deploy import predict as module
 from hemafast.deploy.inputs import read_images
-from hemafast.deploy.model import symmetries
+from hemafast.deploy.model import open_model, symmetries
 from hemafast.deploy.plan import Options, make_plan, sort_named
 from hemafast.deploy.predict import classify
 from hemafast.engine.checkpoint import Calibration, load_best, read_card, save_best
 from hemafast.errors import HemafastError
 from hemafast.evaluate.calibration import soften
 from hemafast.evaluate.predictions import read_predictions
+from hemafast.preparation.scale import estimate_scale
 from hemafast.preparation.split import VAL
 from hemafast.preparation.tables.read import read_table
 
@@ -134,6 +136,21 @@ def test_a_scale_that_is_given_decides_what_is_seen(fitted, cut, tmp_path):
     expected = numbers(ask(fitted, source))
     assert np.array_equal(numbers(ask(fitted, renamed, um_per_pixel=0.5)), expected)
     assert np.abs(numbers(ask(fitted, renamed)) - expected).max() > 1e-3
+
+
+def test_a_scale_that_nothing_says_is_estimated_from_the_nuclei_of_all_images_named_together(fitted, draw, tmp_path):
+    arrays = [np.pad(draw(seed, 64, 60), ((30, 30), (30, 30), (0, 0)), constant_values=235) for seed in range(6)]
+    scale = estimate_scale(arrays).um_per_pixel
+    assert 25 / scale < 100
+    for number, array in enumerate(arrays):
+        path = tmp_path / "new" / "ab"[number % 2] / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(array).save(path)
+    opened, folder = open_model(fitted), tmp_path / "new"
+    named = opened.predict(folder)
+    pd.testing.assert_frame_equal(named, opened.predict(folder, um_per_pixel=scale))
+    assert not named.equals(opened.predict(folder, um_per_pixel="unknown"))
+    pd.testing.assert_frame_equal(opened.predict(arrays), opened.predict(arrays, um_per_pixel=scale))
 
 
 def all_symmetries(images):

@@ -41,7 +41,13 @@ def mixed(tmp_path_factory, make_archive, draw, encode):
     }
     make_archive(source / "Acevedo_20.zip", {"basophil": 10, "monocyte": 8}, extra=extra)
     make_archive(source / "Other.zip", {"basophil": 6, "myeloblast": 7}, seed=1, size=(80, 70), kind="JPEG")
-    config = PrepareConfig(source=source, output=source / "prepared", pack_sizes=(64,), max_quarantined=0.5)
+    config = PrepareConfig(
+        source=source,
+        output=source / "prepared",
+        pack_sizes=(64,),
+        max_quarantined=0.5,
+        um_per_pixel={"Other": "unknown"},
+    )
     return prepare(config).folder
 
 
@@ -117,6 +123,22 @@ def test_sizes_name_what_is_kept(page):
     assert "Other 80 70 70 unknown JPEG RGB 13" in text
 
 
+def test_scales_say_how_they_are_known_and_show_10_um(page):
+    assert "Acevedo_20, um/px: 0.1 (known archive)" in section(page, "Scale")
+    assert "Other, um/px: unknown" in section(page, "Scale")
+    bars = re.findall(r'class="bar" style="width: ([\d.]+)%', page.source)
+    assert not bars  # 60 px show 6 um
+
+
+def test_a_bar_is_as_long_as_10_um(tmp_path, make_archive):
+    make_archive(tmp_path / "A", {"basophil": 4, "monocyte": 4})
+    scales = {"A": 0.5}
+    config = PrepareConfig(source=tmp_path, output=tmp_path / "prepared", pack_sizes=(32,), um_per_pixel=scales)
+    page = Page(write_eda(prepare(config).folder, tmp_path / "eda").read_text(encoding="utf-8"))
+    assert "A, um/px: 0.5 (given)" in section(page, "Scale")
+    assert re.findall(r'class="bar" style="width: ([\d.]+)%', page.source) == ["40.00", "40.00"]  # 25 um are shown
+
+
 def test_copies_and_contradictions_are_named(page):
     text = section(page, "Pictures found more than once")
     for name in ("COPY_1", "COPY_2", "THIS", "THAT"):
@@ -142,7 +164,7 @@ def test_the_split_is_that_of_the_manifest(page, mixed):
 
 def test_warnings_say_what_is_unknown_and_what_is_absent(page):
     text = " ".join(page.text.split())
-    assert "Other: um/px unknown." in text
+    assert "Other: um/px unknown, so its cells" in text
     assert re.search(r"Acevedo_20 holds no [^.]*myeloblast", text)
 
 

@@ -20,7 +20,7 @@ def test_each_class_is_covered_as_promised_and_not_by_sets_of_everything():
     for seed in range(60):
         thresholds = fit_sets(*answers(300, seed))
         labels, probabilities = answers(1000, 1000 + seed)
-        scores = set_scores(labels, probabilities, "abc", thresholds)
+        scores = set_scores(labels, in_sets(probabilities, thresholds), "abc")
         covered.append([scores["per_class"][name]["coverage"] for name in "abc"])
         sizes.append(scores["mean_size"])
     assert np.abs(np.mean(covered, axis=0) - 0.9).max() < 0.03
@@ -57,7 +57,7 @@ def test_names_come_by_probability_and_no_class_fits_an_image_without_an_answer(
 def test_scores_count_what_is_covered():
     labels = np.array([0, 0, 1, 1])
     probabilities = np.array([[0.9, 0.1], [0.4, 0.6], [0.2, 0.8], [0.6, 0.4]])
-    scores = set_scores(labels, probabilities, "abc"[:2], (0.5, 0.5))
+    scores = set_scores(labels, in_sets(probabilities, (0.5, 0.5)), "ab")
     assert (scores["coverage"], scores["mean_size"], scores["empty"], scores["images"]) == (0.5, 1.0, 0.0, 4)
     assert scores["per_class"]["a"]["coverage"] == 0.5
     low, high = scores["per_class"]["a"]["ci95"]
@@ -66,5 +66,5 @@ def test_scores_count_what_is_covered():
 
 def test_there_are_no_scores_without_sets_or_images():
     labels, probabilities = answers(5, 0)
-    assert set_scores(labels, probabilities, "abc", None) is None
-    assert set_scores(labels[:0], probabilities[:0], "abc", (0.1, 0.1, 0.1)) is None
+    assert set_scores(labels, None, "abc") is None
+    assert set_scores(labels[:0], in_sets(probabilities[:0], (0.1, 0.1, 0.1)), "abc") is None

@@ -3,8 +3,10 @@
 import hashlib
 import json
 import pickle
+import shlex
 import shutil
 from dataclasses import asdict, replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -116,11 +118,60 @@ def other(prepared, folder, **changes):
     return prepare(checked(PrepareConfig, fields)).folder
 
 
-def test_data_with_other_classes_is_refused_and_nothing_written(run, prepared, tmp_path):
-    data = other(prepared, tmp_path / "other", classes="from-data")
-    with pytest.raises(HemafastError, match="classes"):
+def test_data_with_fewer_classes_in_another_order_is_scored_as_it_is(run, prepared, tmp_path):
+    evaluate_run(run)
+    data = other(prepared, tmp_path / "other", classes="from-data", class_map={"basophil": "Basophil"})
+    metrics = evaluate_run(run, data=data)
+    expected, found = read_metrics(run)["pooled"], metrics["pooled"]
+    for name in ("macro_f1", "accuracy", "log_loss", "images", "classes"):
+        assert found[name] == pytest.approx(expected[name])
+    assert [name.casefold() for name in found["per_class"]] == list(expected["per_class"])
+    assert read_predictions(scores_folder(run, metrics) / "predictions.csv")[1] == tuple(metrics["classes"])
+
+
+def test_data_with_other_names_is_refused_with_a_command_that_works(run, prepared, tmp_path):
+    named = {"promyelocyte": "Neutrophil", "monocyte": "mono"}
+    data = other(prepared, tmp_path / "other", classes="from-data", class_map=named)
+    with pytest.raises(HemafastError, match="images, probably neutrophil_banded and neutrophil_segmented") as refused:
         evaluate_run(run, data=data)
     assert not (run / "metrics.json").exists()
+    remedy = refused.value.remedy
+    done = hemafast(*shlex.split(remedy[remedy.index("hemafast evaluate") :])[1:], "--json")
+    assert done.returncode == 0, done.stderr
+    metrics = json.loads(done.stdout)
+    table, classes, _ = read_predictions(Path(metrics["scores"]) / "predictions.csv")
+    assert "Neutrophil" in classes
+    assert "neutrophil_banded" not in classes
+    compared = sorted(set(table["label"]))
+    assert metrics["pooled"]["macro_f1"] == pytest.approx(
+        f1_score(table["label"], table["predicted"], labels=compared, average="macro", zero_division=0)
+    )
+    page = Path(metrics["report"]).read_text(encoding="utf-8")
+    assert "neutrophil_banded and neutrophil_segmented count as Neutrophil" in page
+
+
+def test_merging_classes_of_the_runs_own_data_leaves_its_own_scores_alone(run):
+    evaluate_run(run)
+    before = contents(run)
+    merged = evaluate_run(run, class_map={"myeloblast": "promyelocyte", "eosinophil": ""})
+    after = contents(run)
+    assert {name: after[name] for name in before} == before
+    assert scores_folder(run, merged) == run / "evaluations" / "folded"
+    table, _, found = read_predictions(run / "predictions.csv")
+    folded, classes, added = read_predictions(run / "evaluations" / "folded" / "predictions.csv")
+    kept = (table["label"] != "eosinophil").to_numpy()
+    assert list(folded["image"]) == list(table["image"][kept])
+    np.testing.assert_allclose(
+        added[:, classes.index("promyelocyte")], found[kept][:, 6] + found[kept][:, 10], atol=1e-6
+    )
+    assert "myeloblast" not in set(folded["label"]) | set(folded["predicted"])
+
+
+def test_classes_without_training_images_are_said(prepared, train_on, tmp_path):
+    run = train_on(prepared.folder, epochs=1, domains=("Acevedo_20",))
+    said = "The model had no training images of myeloblast and promyelocyte, and scores 0 there"
+    assert said in evaluate_run(run)["warnings"]
+    assert said in evaluate_run(run, data=other(prepared, tmp_path / "other", seed=7))["warnings"]
 
 
 def test_other_data_with_the_same_classes_is_scored_with_a_warning(run, prepared, tmp_path):
@@ -130,6 +181,16 @@ def test_other_data_with_the_same_classes_is_scored_with_a_warning(run, prepared
     assert "not the data that the model was trained with" in metrics["warnings"][0]
     assert metrics["data"]["folder"] == str(data)
     assert metrics["data"]["split_seed"] == 7
+
+
+def test_all_images_of_other_data_are_scored_on_request_and_those_of_its_own_are_not(run, prepared, tmp_path):
+    data = other(prepared, tmp_path / "Bonn", seed=7)
+    metrics = evaluate_run(run, data=data, split="all")
+    assert metrics["pooled"]["images"] == 58
+    assert scores_folder(run, metrics).name.endswith("-all")
+    assert "58 labelled images" in write_report(scores_folder(run, metrics)).read_text(encoding="utf-8")
+    with pytest.raises(HemafastError, match="was trained on most images"):
+        evaluate_run(run, split="all")
 
 
 def test_a_run_without_a_best_model_is_refused(run):

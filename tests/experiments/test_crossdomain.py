@@ -1,6 +1,7 @@
 """Train on each, test on each: the matrix is what anyone would count, and one command makes it in the end."""
 
 import csv
+import io
 import json
 import signal
 from pathlib import Path
@@ -11,15 +12,17 @@ import pytest
 from command import hemafast
 from page import Page, needs_browser, open_in_browser
 from PIL import Image
+from rich.console import Console
 from sklearn.metrics import f1_score
 
+from hemafast.cli.tables import matrix_table
 from hemafast.config import PrepareConfig, to_json
 from hemafast.data.dataset import open_dataset
 from hemafast.engine.step import TrainStep
 from hemafast.errors import HemafastError, StoppedError
 from hemafast.evaluate.intervals import resample
-from hemafast.evaluate.predictions import read_predictions
-from hemafast.experiments import runs
+from hemafast.evaluate.predictions import prediction_table, read_predictions
+from hemafast.experiments import crossdomain, runs
 from hemafast.experiments.crossdomain import cells_of, compare_domains, find_shortcuts
 from hemafast.preparation.build import prepare
 
@@ -211,13 +214,114 @@ def test_a_run_that_fails_is_said_and_the_others_are_done(tmp_path, settings, mo
 def test_a_domain_that_only_validates_is_tested_on(settings, tmp_path, make_archive):
     source = tmp_path / "source"
     for seed, name in enumerate(("A", "B")):
-        make_archive(source / name, {"basophil": 6, "monocyte": 6}, seed=seed)
+        make_archive(source / name, {"basophil": 13, "monocyte": 13}, seed=seed)
     config = PrepareConfig(source=source, output=tmp_path / "prepared", pack_sizes=(64,), holdout_domain="B")
     asked = settings(tmp_path / "out", data=prepare(config).folder)
     assert find_shortcuts(asked) is None
     result = compare_domains(asked)
     assert set(cells_of(result)) == {("A", "A"), ("A", "B")}
-    assert cells_of(result)["A", "B"]["shared"]["images"] == 12
+    assert cells_of(result)["A", "B"]["shared"]["images"] == 26
+    assert result["tested_only"] == {"B": "0 training images of 0 classes; 20 images of 2 classes are the least"}
+    assert result["left_out"] == {
+        **cells_of(result)["A", "B"]["shared"]["macro_f1"], "domains": ["B"], "models": {"B": "A"},
+    } | {"ci95": result["left_out"]["ci95"]}  # fmt: skip
+
+
+FIVE = ("A", "B", "C", "D", "tiny")
+
+
+@pytest.fixture(scope="module")
+def five(tmp_path_factory, make_archive):
+    """Four domains of 28 images, whose classes differ, and one of too few; patients are known in A alone."""
+    room = tmp_path_factory.mktemp("five")
+    for seed, name in enumerate(FIVE):
+        stage = "neutrophil_banded" if name == "B" else "neutrophil_segmented"
+        counts = {"basophil": 2, stage: 3} if name == "tiny" else {"basophil": 14, stage: 14}
+        for patient in (1, 2, 3, 4) if name == "A" else ():
+            some = dict.fromkeys(counts, 4)
+            make_archive(room / "source" / name, some, seed=100 + patient, top=f"patient_{patient}/")
+        if name != "A":
+            make_archive(room / "source" / name, counts, seed=seed)
+    fields = {"source": room / "source", "output": room / "prepared", "pack_sizes": (64,)}
+    return prepare(PrepareConfig(**fields)).folder
+
+
+@pytest.fixture
+def answered(monkeypatch):
+    """Runs that are not trained: each answers right in its own domains, and by chance elsewhere."""
+    asked = {}
+
+    def run_all(configs, **_):
+        for name, config in configs.items():
+            asked[name] = config.domains
+            dataset, folder = open_dataset(config.data), config.output / "run"
+            images, classes = dataset.split("val"), dataset.info.classes
+            generator = np.random.default_rng(len(asked))
+            given = generator.dirichlet(np.ones(len(classes)), len(images))
+            for row, (label, domain) in enumerate(zip(images["label"], images["domain"], strict=True)):
+                if domain in config.domains:
+                    given[row] = np.eye(len(classes))[classes.index(label)]
+            columns = {"image": images["path"].to_numpy(), "domain": images["domain"].to_numpy()}
+            folder.mkdir(parents=True)
+            table = prediction_table(classes, given, columns | {"label": images["label"].to_numpy()})
+            table.to_csv(folder / "predictions.csv", index=False)
+            model = {"epoch": 1, "started_from": "random weights", "drawn_data": False}
+            training = {"epochs": 1, "total_seconds": 1.0, "train_images_per_second": 1.0}
+            yield name, runs.Scored(folder, {"data": {"drawn": False}, "model": model, "training": training})
+
+    monkeypatch.setattr(crossdomain, "run_all", run_all)
+    return asked
+
+
+def test_with_four_domains_each_is_also_left_out_and_a_small_one_is_only_tested_on(five, answered, settings, tmp_path):
+    result = compare_domains(settings(tmp_path / "out", data=five))
+    assert answered["all but B"] == ("A", "C", "D")
+    assert [row["name"] for row in result["trained"]] == [*"ABCD", *(f"all but {name}" for name in "ABCD"), "pooled"]
+    assert [test["name"] for test in result["tested"]] == [*FIVE, "pooled"]
+    assert list(result["tested_only"]) == ["tiny"]
+    assert result["left_out"]["models"] == {name: f"all but {name}" for name in "ABCD"} | {"tiny": "pooled"}
+    cells = cells_of(result)
+    values = [cells[model, name]["shared"]["macro_f1"]["value"] for name, model in result["left_out"]["models"].items()]
+    assert result["left_out"]["value"] == pytest.approx(np.mean(values))
+    low, high = result["left_out"]["ci95"]
+    assert 0 <= low < result["left_out"]["value"] < high < 1
+    unseen = {mean["trained_on"]: mean for mean in result["unseen"]}
+    assert unseen["A"]["domains"] == ("B", "C", "D", "tiny")
+    expected = [cells["A", name]["shared"]["macro_f1"]["value"] for name in unseen["A"]["domains"]]
+    assert unseen["A"]["macro_f1"]["value"] == pytest.approx(np.mean(expected))
+    assert cells["A", "A"]["shared"]["macro_f1"]["value"] == 1
+    page = Page((tmp_path / "out" / "crossdomain.html").read_text(encoding="utf-8"))
+    assert f"{result['left_out']['value']:.3f}" in page.text
+    assert "tiny is only tested on: " in page.text
+
+
+def test_a_class_map_merges_what_one_domain_does_not_tell_apart(five, answered, settings, tmp_path):
+    apart = cells_of(compare_domains(settings(tmp_path / "apart", data=five)))
+    result = compare_domains(
+        settings(tmp_path / "out", data=five), class_map={"neutrophil_banded": "neutrophil_segmented"}
+    )
+    merged = cells_of(result)
+    assert apart["A", "B"]["shared"]["classes"] == ("basophil",)
+    assert merged["A", "B"]["shared"]["classes"] == ("basophil", "neutrophil_segmented")
+    assert "neutrophil_banded" not in result["classes"]
+    assert result["folding"]["merged"] == {"neutrophil_segmented": ["neutrophil_banded"]}
+
+
+def test_the_matrix_of_seven_columns_stays_readable_in_a_terminal(five, answered, settings, tmp_path):
+    result = compare_domains(settings(tmp_path / "out", data=five))
+    for width in (60, 80):
+        console = Console(width=width, file=io.StringIO())
+        console.print(matrix_table(result))
+        text = console.file.getvalue()
+        for cell in result["cells"]:
+            assert f"{cell['shared']['macro_f1']['value']:.3f}" in text
+        assert max(map(len, text.splitlines())) <= width
+
+
+def test_it_says_where_patients_are_apart_and_where_images_were_split(five, answered, settings, tmp_path):
+    notes = compare_domains(settings(tmp_path / "out", data=five))["notes"]
+    assert "In B and C and D and tiny, images and not patients were split: scores at home may be too good" in notes
+    assert "In A, groups such as patients are in training or in validation, not in both" in notes
 
 
 HOSTILE = ("[bold]" + "w" * 60, '=1+1,"$_{x^$', "<script>alert(1)")
@@ -228,7 +332,7 @@ def hostile(tmp_path_factory, settings, make_archive):
     """Two of three domains compared, by names that are meant to break something: settings, and what was printed."""
     room = tmp_path_factory.mktemp("hostile")
     for seed, name in enumerate(HOSTILE):
-        make_archive(room / "source" / name, {"basophil": 6, "<b>{{ 7 * 7 }}": 6}, seed=seed)
+        make_archive(room / "source" / name, {"basophil": 13, "<b>{{ 7 * 7 }}": 13}, seed=seed)
     fields = {"source": room / "source", "output": room / "prepared", "pack_sizes": (64,), "classes": "from-data"}
     config = settings(room / "out", data=prepare(PrepareConfig(**fields)).folder)
     (room / "asked.json").write_text(to_json(config), encoding="utf-8")
@@ -296,7 +400,8 @@ class TestCommand:
         assert (shown.returncode, as_json.returncode, updates) == (0, 0, [])
         assert json.loads(as_json.stdout) == result
         for cell in result["cells"]:
-            assert f"{cell['shared']['macro_f1']['value']:.3f} (" in shown.stdout
+            assert f"{cell['shared']['macro_f1']['value']:.3f}" in shown.stdout
+        assert f"elsewhere: {result['left_out']['value']:.3f} (" in shown.stdout
         assert " ".join(result["shortcuts"]["verdict"].split()[:6]) in shown.stdout
         assert str(compared / "crossdomain.html") in shown.stdout
 

@@ -152,7 +152,7 @@ def test_nothing_else_is_left_in_the_prepared_data_set(prepared):
 def test_an_unknown_domain_has_no_scale_and_a_drawn_one_says_so(tmp_path, make_archive):
     make_archive(tmp_path / "Elsewhere", COUNTS, extra={"DRAWN.txt": b"drawn", "notes.md": b"x"})
     make_archive(tmp_path / "Matek_19.zip", COUNTS, seed=1)
-    info = _prepare(tmp_path).info
+    info = _prepare(tmp_path, um_per_pixel={"Elsewhere": "unknown"}).info
     elsewhere, matek = info.domains["Elsewhere"], info.domains["Matek_19"]
     assert (elsewhere.um_per_pixel, elsewhere.drawn) == (None, True)
     assert (matek.um_per_pixel, matek.drawn) == (0.0725, False)
@@ -479,6 +479,7 @@ def test_progress_counts_to_the_end(tmp_path, make_archive):
     assert [(stage.what, stage.total, stage.unit) for stage in heard.stages] == [
         ("listing files", 1, "archives"),
         ("looking at bit depths", 1, "domains"),
+        ("estimating scales", 70, "images"),
         ("reading images", 70, "images"),
         ("finding duplicates", None, "images"),
         ("writing tar files", 2 * config.shards, "files"),

@@ -311,14 +311,9 @@ def test_an_image_that_shows_less_than_asked_is_quarantined_and_than_usual_is_ke
 
 
 def test_a_field_of_view_needs_a_scale(source):
-    error = _refusal(source, field_of_view=25, um_per_pixel={"A": 0.1})
+    error = _refusal(source, field_of_view=25, um_per_pixel={"A": 0.1, "B": "unknown"})
     assert "B" in error.problem
     assert "--um-per-pixel B=0.1" in error.remedy
-
-
-def test_unknown_scales_are_said(source):
-    notes = _prepare(source, um_per_pixel={"A": 1.0}).info.notes
-    assert any(note.startswith("B: um/px unknown") for note in notes)
 
 
 @pytest.mark.parametrize("side", [62, 70])

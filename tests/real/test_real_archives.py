@@ -12,8 +12,10 @@ from hemafast.data.dataset import open_dataset
 from hemafast.data.graph import GraphShape
 from hemafast.data.loader import eval_loader
 from hemafast.preparation.build import prepare
-from hemafast.preparation.images.image_checks import strict_decoders, verify_image
+from hemafast.preparation.images.image_checks import decode_reference, strict_decoders, verify_image
 from hemafast.preparation.images.kinds import UnreadableImageError
+from hemafast.preparation.nuclei import nucleus_diameter
+from hemafast.preparation.scale import estimate_from
 from hemafast.preparation.verify import verify
 
 FOLDER = os.environ.get("HEMAFAST_REAL_ARCHIVES", "")
@@ -166,3 +168,47 @@ def test_packed_pixels_are_nearly_those_of_the_files(real, domain):
     assert difference.max() <= 3
     assert difference.mean() < 0.5
     assert packed.std() > 10
+
+
+# Scale
+
+
+def test_known_scales_agree_with_the_nuclei(real):
+    for domain in real.info.domains.values():
+        assert domain.scale.source == "known archive"
+        assert domain.scale.estimate.holds(domain.um_per_pixel)
+    assert not [note for note in real.info.notes if "nuclei say" in note]
+
+
+@pytest.fixture(scope="module")
+def nuclei(real, images):
+    """By domain: shorter side, diameter of the nucleus and class of each image, of at most 600."""
+    found = {}
+    for domain, own in images[images["verdict"] != "quarantined"].sort_index().groupby("domain"):
+        some = own.iloc[:: max(1, len(own) // 600)]
+        pixels = [decode_reference((real.folder / path).read_bytes()) for path in some["path"]]
+        measured = [(min(one.shape[:2]), nucleus_diameter(one)) for one in pixels]
+        found[domain] = measured, some["label"].tolist()
+    return found
+
+
+@pytest.mark.parametrize(("domain", "scale"), [("Acevedo_20", 0.1), ("Matek_19", 0.0725)])
+def test_the_scale_of_30_images_is_within_20_percent(nuclei, domain, scale):
+    measured, _ = nuclei[domain]
+    found = [d for _, d in measured if d is not None]
+    assert len(found) > 0.9 * len(measured)
+    held = 0
+    for seed in range(20):
+        chosen = np.random.default_rng(seed).permutation(len(measured))[:30]
+        estimate = estimate_from([measured[place] for place in chosen])
+        assert estimate.um_per_pixel == pytest.approx(scale, rel=0.2)
+        held += estimate.holds(scale)
+    assert held >= 18  # 95 % of 20 are 19
+
+
+@pytest.mark.parametrize(("domain", "scale"), [("Acevedo_20", 0.1), ("Matek_19", 0.0725)])
+def test_the_scale_of_one_class_is_within_half(nuclei, domain, scale):
+    measured, labels = nuclei[domain]
+    for label in set(labels):
+        estimate = estimate_from([one for one, own in zip(measured, labels, strict=True) if own == label])
+        assert estimate.um_per_pixel == pytest.approx(scale, rel=0.5)

@@ -97,7 +97,7 @@ def choose_ranges(
     Call it within `strict_decoders`.
     """
     seen = {INTEGER: _Seen(), FLOAT: _Seen()}
-    for picture in _pictures(read(_spread(items, SAMPLE))):
+    for picture in _pictures(read(spread(items, SAMPLE))):
         if picture.depth in kinds:
             try:
                 with naming_damage():
@@ -137,7 +137,7 @@ def _pictures(contents: Iterable[object]) -> Iterable[Picture]:
             yield picture
 
 
-def _spread(items: Sequence[Item], most: int) -> Sequence[Item]:
+def spread(items: Sequence[Item], most: int) -> Sequence[Item]:
     """At most `most` of the items, evenly spread, in order."""
     return [items[place * len(items) // most] for place in range(most)] if len(items) > most else items
 

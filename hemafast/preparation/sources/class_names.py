@@ -33,11 +33,22 @@ _NO_CELL = frozenset({
 
 
 @cache
+def _synonyms() -> tuple[dict[str, str], ...]:
+    text = files("hemafast.preparation.sources").joinpath("class_synonyms.csv").read_text(encoding="utf-8")
+    return tuple(csv.DictReader(text.splitlines()))
+
+
+@cache
 def _known() -> dict[str, str]:
     """The class of the challenge, or "" for none, by the plain form of the names that the field uses."""
-    text = files("hemafast.preparation.sources").joinpath("class_synonyms.csv").read_text(encoding="utf-8")
-    synonyms = {fold(without_accents(row["name"])): row["class"] for row in csv.DictReader(text.splitlines())}
+    synonyms = {fold(without_accents(row["name"])): row["class"] for row in _synonyms()}
     return synonyms | {fold(without_accents(name)): name for name in CHALLENGE_CLASSES}
+
+
+@cache
+def _coarse() -> dict[frozenset[str], frozenset[str]]:
+    """The classes of the challenge that a name covers, where they are several, by its words."""
+    return {_singular(row["name"]): frozenset(row["covers"].split()) for row in _synonyms() if row["covers"]}
 
 
 @cache
@@ -77,6 +88,12 @@ def suggestion_for(name: str) -> str | None:
     if _NO_CELL & set(words) or words == ["not", "sure"]:
         return ""
     return None if _DOUBTS & set(words) else _by_letters(" ".join(words))
+
+
+def covered_by(name: str) -> frozenset[str]:
+    """The classes of the challenge that a name covers: both neutrophils for `Neutrophil`. Empty if it is unknown."""
+    meant = suggestion_for(name)
+    return _coarse().get(_singular(without_accents(name)), frozenset([meant] if meant else []))
 
 
 def _by_words(words: frozenset[str]) -> str | None:

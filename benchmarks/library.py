@@ -1,0 +1,35 @@
+"""Runs of the scripts beside this one, made with nothing but the public library, and found again by a second call."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import hemafast as hf
+
+
+def trained(data: hf.Dataset, folder: Path, preset: str, seed: int, **settings: Any) -> hf.TrainedRun:
+    """A run of this preset and seed on this data: the one that is in `folder`, continued if need be, or a new one."""
+    for row in hf.list_runs(folder).itertuples():
+        run = hf.open_run(row.folder)
+        same = (run.config["preset"], run.config["seed"], run.config["data"]) == (preset, seed, str(data.folder))
+        if not same or row.state == "running":
+            continue
+        if row.state != "finished" or row.macro_f1 is None:
+            return hf.resume(run)
+        if run.metrics["data"]["fingerprint"] == data.info.fingerprint:
+            return run
+    return hf.train(data, preset=preset, seed=seed, output=folder, **settings)
+
+
+def scored(metrics: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """A score of all images with its interval, and the classes that it is a mean over."""
+    pooled = metrics["pooled"]
+    return {
+        name: pooled[name],
+        "ci95": pooled["ci95"][name],
+        "images": pooled["images"],
+        "classes": list(pooled["per_class"]),
+        "left_out": metrics["folding"]["left_out"],
+    }

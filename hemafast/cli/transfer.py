@@ -1,0 +1,99 @@
+"""Another laboratory: adapt."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from hemafast.cli.common import Device, Json, Quiet, Verbose, app, listen, refuse_missing_paths, wide_console
+from hemafast.cli.deployment import BitDepth, UmPerPixel
+from hemafast.cli.options import Asked, configured
+from hemafast.config import PrepareConfig, TrainConfig
+from hemafast.errors import HemafastError, StoppedError
+from hemafast.run_folder import find_run
+
+_TO_LABEL = Path("to-label")
+
+
+@app.command(
+    epilog="Examples: `hemafast adapt latest cells/`, `hemafast adapt runs/NAME cells/ --suggest 50`, "
+    "`hemafast adapt runs/NAME cells/ --labels labels.csv`, `hemafast adapt runs/NAME Other/prepared --labels own`"
+)
+@configured(PrepareConfig, fields=("class_map", "columns", "groups"))
+def adapt(
+    asked: Asked,
+    run: Annotated[str, typer.Argument(metavar="RUN", help="Run folder, or latest.")],
+    data: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="NEWDATA...",
+            help="Images of another laboratory: files, folders, zips, quoted globs; or a prepared data set.",
+        ),
+    ],
+    labels: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE|own",
+            help="Labels of some of the images: a table of path and label; or own, for class folders and for the "
+            "training images of a prepared data set.",
+            show_default="none",
+        ),
+    ] = None,
+    suggest: Annotated[
+        int | None,
+        typer.Option(metavar="N", min=1, max=2000, help="Adapt nothing: choose N cells to label, and copy them."),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder in which the run folder is made; of --suggest, that of the copies.",
+            show_default=f"{TrainConfig.output}, or {_TO_LABEL}",
+        ),
+    ] = None,
+    um_per_pixel: UmPerPixel = None,
+    bit_depth: BitDepth = None,
+    device: Device = "auto",
+    as_json: Json = False,
+    verbose: Verbose = False,
+    quiet: Quiet = False,
+) -> None:
+    """Adapt a run's best model to the images of another laboratory, without labels or with a few.
+
+    Without labels, colours, batch norm and class frequencies are matched where that seems worth it. With labels, a new
+    last layer is mixed with the old one, and scored before and after on cells held out in turn. The result is a run of
+    its own with a page, adaptation.html; the run it came from stays as it was.
+    """
+    folder = find_run(run)
+    refuse_missing_paths(data)
+    if suggest is not None and (labels or asked):
+        raise HemafastError(
+            f"--suggest {suggest} chooses cells to label, and takes no labels.", "Leave out one of them."
+        )
+    progress = listen(verbose=verbose, quiet=quiet or as_json)
+    from hemafast.transfer.adapt import Adaptation, adapt_run
+    from hemafast.transfer.cells import Asked as OfImages
+    from hemafast.transfer.suggest import Suggested
+    from hemafast.transfer.suggest import suggest as suggest_cells
+
+    class_map = asked.pop("class_map", None)
+    told = OfImages(labels=labels, um_per_pixel=um_per_pixel, bit_depth=bit_depth, **asked)
+    named = data[0] if len(data) == 1 else data
+    try:
+        done: Adaptation | Suggested
+        if suggest is None:
+            where = output or TrainConfig.output
+            done = adapt_run(folder, named, told, class_map=class_map, output=where, device=device, progress=progress)
+        else:
+            done = suggest_cells(
+                folder, named, output or _TO_LABEL, told, count=suggest, device=device, progress=progress
+            )
+    except KeyboardInterrupt as error:
+        raise StoppedError("Stopped; nothing was written.", "Run the same command again.") from error
+    if as_json:
+        typer.echo(json.dumps(done.to_plain(), indent=2))
+        return
+    for line in done.lines():
+        wide_console().print(line, soft_wrap=True)

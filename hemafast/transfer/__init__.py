@@ -1,0 +1,1 @@
+"""Other laboratories: a trained model is adapted to their images, with few labels or none."""

@@ -1,0 +1,355 @@
+"""Adapt the best model of a run to the images of another laboratory; the result is a run of its own."""
+
+from __future__ import annotations
+
+import logging
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from hemafast.config import Device, TrainConfig, balanced_share
+from hemafast.data.dataset import Dataset, open_dataset
+from hemafast.deploy.inputs import Images
+from hemafast.deploy.model import Model, open_model
+from hemafast.engine.checkpoint import Adapted, ModelCard, load_best
+from hemafast.errors import HemafastError
+from hemafast.evaluate.calibration import fit_temperature
+from hemafast.model import Classifier
+from hemafast.preparation.schema import is_prepared
+from hemafast.preparation.split import TRAIN
+from hemafast.progress import SILENT, Progress, stage
+from hemafast.run_folder import ADAPTATION_PAGE, BEST, is_run, read_config
+from hemafast.transfer import steps
+from hemafast.transfer.cells import Asked, Cells, read_cells, read_prepared_cells, read_samples, refuse_own_images
+from hemafast.transfer.choose import Candidate, answers_of, best_candidate, sample_of, table
+from hemafast.transfer.classes import place_labels, read_map
+from hemafast.transfer.compared import compare
+from hemafast.transfer.head import Fitted, Layer, fit_head, with_new_classes
+from hemafast.transfer.written import write_adapted
+
+SCHEMA = 1
+"""Of ADAPTATION."""
+
+_REFERENCE = 512  # training images that the white point of training is measured on
+_FEWEST = 16  # images from which on statistics are worth more than those of training
+
+logger = logging.getLogger("hemafast")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Parent:
+    """The run that is adapted."""
+
+    folder: Path
+    config: TrainConfig
+    opened: Model
+    """The model as `predict` uses it."""
+    network: Classifier
+    """The same, its batch norms not fused."""
+    dataset: Dataset | None
+    """What it was trained on; None if that is no longer there."""
+
+    @property
+    def card(self) -> ModelCard:
+        """Of its best model."""
+        return self.opened.card
+
+    @property
+    def shares(self) -> npt.NDArray[np.float64] | None:
+        """Class frequencies that the network expects, (classes,); None without the training set."""
+        if self.dataset is None:
+            return None
+        config = self.config
+        tau = {"logit-adjusted": min(config.logit_tau, 1.0), "weighted": 1.0}.get(config.loss, 0.0)
+        return steps.learned_shares(self.dataset.counts(TRAIN), balanced_share(config.sampler), tau)
+
+
+@dataclass(frozen=True, slots=True)
+class Adaptation:
+    """An adapted run."""
+
+    folder: Path
+    result: dict[str, Any]
+    """The content of ADAPTATION: parent, images, labels, steps, scores, verdict."""
+
+    def to_plain(self) -> dict[str, Any]:
+        """As plain data, ready for JSON."""
+        return {"run": str(self.folder), **self.result}
+
+    def lines(self) -> list[str]:
+        """What was done and whether it is better, in words."""
+        done = [f"changed: {step}" for step in self.result["steps"]]
+        page = self.folder / ADAPTATION_PAGE
+        return [*done, self.result["verdict"], f"run folder  {self.folder}", f"report      {page}"]
+
+
+def adapt_run(
+    folder: Path,
+    data: Images | Dataset,
+    asked: Asked | None = None,
+    *,
+    class_map: Path | Mapping[str, str] | None = None,
+    output: Path = TrainConfig.output,
+    device: Device = "auto",
+    progress: Progress = SILENT,
+) -> Adaptation:
+    """Adapt the best model of a run to other images, and write the result as a run of its own. The parent stays.
+
+    Args:
+        folder: run folder of the parent.
+        data: images as `predict` takes them; or a prepared data set or its folder, of which the training rows are used.
+        asked: labels of some of the images, patients, scale; None for images alone.
+        class_map: new names of labels by their old ones, or a table of them.
+        output: folder in which the run folder is made.
+        device: where the model runs.
+        progress: listens to every stage.
+
+    Returns:
+        What was done, what it changed, and where the new run is.
+
+    Raises:
+        HemafastError: `folder` holds no model that can be adapted, or images or labels do not fit it.
+    """
+    asked, mapped = asked or Asked(), read_map(class_map)
+    parent = open_parent(folder, device)
+    cells = gather_cells(parent, data, asked, mapped, progress)
+    given, new = np.full(len(cells), -1), ()
+    if asked.labels is not None:
+        refuse_own_images(cells, parent.dataset)
+        given, new = place_labels(cells.labels, parent.card.classes, mapped)
+    chosen, judged = without_labels(parent, cells.pixels, progress)
+    if asked.labels is None:
+        made = Made(chosen.network, parent.card.classes, _steps_of(parent, chosen), None)
+    else:
+        made = _with_labels(parent, cells, given, new, chosen, progress)
+    labels = int((given >= 0).sum())
+    adapted = Adapted(str(parent.folder.absolute()), len(cells), labels, made.steps)
+    card = replace(parent.card, classes=made.classes, calibration=None, adapted=adapted)
+    result = {
+        "schema": SCHEMA,
+        "parent": _described(parent),
+        "data": named(data),
+        "images": len(cells),
+        "labels": labels,
+        "new_classes": list(made.classes[len(parent.card.classes) :]),
+        "kept_parent": not made.steps,
+        "steps": list(made.steps),
+        "verdict": _verdict(parent, data, made, labels),
+        "scores": made.scores,
+        "predicted": _predicted(parent, made, cells.pixels),
+        "candidates": table(judged, chosen),
+        "command": f"hemafast adapt {shlex.quote(str(folder))} {named(data)}",
+    }
+    where = write_adapted(parent.folder, parent.config, output, made.network, card, result)
+    return Adaptation(where, result)
+
+
+def _described(parent: Parent) -> dict[str, Any]:
+    card = parent.card
+    return {"folder": str(parent.folder.absolute()), "epoch": card.epoch, "data_fingerprint": card.data_fingerprint}
+
+
+def named(data: Images | Dataset) -> str:
+    """The data in a command line."""
+    if isinstance(data, Dataset):
+        return shlex.quote(str(data.folder))
+    paths = [data] if isinstance(data, str | Path) else data
+    if isinstance(paths, np.ndarray) or not all(isinstance(one, str | Path) for one in paths):
+        return "IMAGES"
+    return shlex.join(map(str, paths))
+
+
+def _verdict(parent: Parent, data: Images | Dataset, made: Made, labels: int) -> str:
+    """Whether the new run is better, in words."""
+    if made.scores is None:
+        changed = "Adapted" if made.steps else "No change seems worth making, so the parent's weights are kept"
+        more = f"`hemafast adapt {shlex.quote(str(parent.folder))} {named(data)} --suggest 50`"
+        few = f" Its {labels} labels are too few to hold some out." if labels else ""
+        return f"{changed}.{few} Whether it is better is not known without labels; label some: {more}"
+    before, after = (made.scores[name]["macro_f1"] for name in ("before", "after"))
+    low, high = made.scores["difference"]["ci95"]
+    scored = f"on {made.scores['cells']} labelled cells, held out in turn"
+    if not made.steps:
+        return f"No better: macro-F1 {before:.3f} {scored}, and no change raised it. The parent's weights are kept."
+    chance = " The interval includes 0: it may be chance." if low <= 0 <= high else ""
+    gain = f"{after - before:+.3f} (95 % interval {low:+.3f} to {high:+.3f})"
+    return f"macro-F1 {before:.3f} before, {after:.3f} after, {scored}: {gain}.{chance}"
+
+
+def _predicted(parent: Parent, made: Made, pixels: Tensor) -> list[dict[str, Any]]:
+    """How many cells are given each class before and after, of those that candidates are judged on."""
+    some = sample_of(pixels)
+    counts = [
+        np.bincount(answers_of(network, some).argmax(1).numpy(), minlength=len(made.classes))
+        for network in (parent.network, made.network)
+    ]
+    rows = zip(made.classes, *counts, strict=True)
+    return [{"class": name, "before": int(before), "after": int(after)} for name, before, after in rows]
+
+
+def open_parent(folder: Path, device: Device = "auto") -> Parent:
+    """Open the run to adapt. Raises HemafastError for exports, models without a run, and adapted runs."""
+    if not is_run(folder):
+        raise HemafastError(
+            f"{folder} is not a run folder: only a run can be adapted, not an exported graph or a file of weights.",
+            "Name a folder that `hemafast train` made.",
+        )
+    config = read_config(folder)
+    network, card = load_best(folder / BEST)
+    if card.adapted is not None:
+        raise HemafastError(
+            f"{folder} was itself adapted from {card.adapted.parent}.", "Adapt that run, with all images and labels."
+        )
+    steps.last_layer(network)
+    opened = open_model(folder, device=device)
+    network = network.eval().to(opened.machine.device).to(memory_format=torch.channels_last)
+    return Parent(folder, config, opened, network, _trained_on(config, card))
+
+
+def _trained_on(config: TrainConfig, card: ModelCard) -> Dataset | None:
+    try:
+        dataset = open_dataset(config.data, config.fold, config.domains)
+    except HemafastError as error:
+        logger.debug("no data set: %s", error.problem)
+        dataset = None
+    if dataset is None or dataset.info.fingerprint != card.data_fingerprint:
+        logger.warning(
+            "%s no longer holds the training set: its white point and class frequencies are unknown, and these steps "
+            "are left out",
+            config.data,
+        )
+        return None
+    return dataset
+
+
+def gather_cells(
+    parent: Parent, data: Images | Dataset, asked: Asked, mapped: Mapping[str, str], progress: Progress
+) -> Cells:
+    """The new images, of a prepared data set or as `predict` takes them."""
+    if isinstance(data, str | Path) and is_prepared(Path(data)):
+        data = open_dataset(Path(data))
+    if isinstance(data, Dataset):
+        return read_prepared_cells(parent.opened, data, labelled=asked.labels is not None, progress=progress)
+    return read_cells(parent.opened, data, asked, (*parent.card.classes, *mapped), progress)
+
+
+def without_labels(parent: Parent, pixels: Tensor, progress: Progress) -> tuple[Candidate, list[Candidate]]:
+    """The change that is worth making without labels, and all that were judged; the first is none."""
+    if len(pixels) < _FEWEST:
+        logger.warning("%d images are too few to adapt colours and batch norm to: at least %d", len(pixels), _FEWEST)
+        kept = Candidate(white=False, share=0.0, network=parent.network)
+        return kept, [kept]
+    chosen, judged = best_candidate(parent.network, pixels, _home_white(parent, progress), progress)
+    if chosen is judged[0] or parent.shares is None:
+        return chosen, judged
+    evened = replace(chosen, network=steps.divide_by_shares(chosen.network, parent.shares))
+    return evened, [evened if one is chosen else one for one in judged]
+
+
+def _home_white(parent: Parent, progress: Progress) -> Tensor | None:
+    """White point of the training images, of a sample of them."""
+    if parent.dataset is None:
+        return None
+    samples = parent.dataset.samples(TRAIN, parent.card.image_size)
+    rows = np.sort(np.random.default_rng(0).permutation(len(samples))[:_REFERENCE])
+    return steps.white_point(read_samples(parent.opened, samples.select(rows), progress))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Made:
+    """An adapted network and what is known of it."""
+
+    network: Classifier
+    classes: tuple[str, ...]
+    steps: tuple[str, ...]
+    """What was changed, in words."""
+    scores: dict[str, Any] | None
+    """Before and after on held-out labels; None without enough of them."""
+
+
+def _steps_of(parent: Parent, chosen: Candidate) -> tuple[str, ...]:
+    """What a candidate changes, in words; empty for the network as it is."""
+    said = ["the white point of the images is matched to that of the training set"] if chosen.white else []
+    said += [f"batch norm takes {chosen.share:.0%} of its statistics from the images"] if chosen.share else []
+    if said and parent.shares is not None:
+        said.append("frequencies of classes count half as much as in training")
+    return tuple(said)
+
+
+def _with_labels(
+    parent: Parent,
+    cells: Cells,
+    given: npt.NDArray[np.int64],
+    new: Sequence[str],
+    chosen: Candidate,
+    progress: Progress,
+) -> Made:
+    """The best of: the parent, the change without labels, and a head from labels on either of them."""
+    classes = (*parent.card.classes, *new)
+    rows = np.flatnonzero(given >= 0)
+    labels, groups = given[rows], [cells.groups[row] for row in rows]
+    before = _features(parent.network, cells.pixels, progress)
+    after = before if chosen.network is parent.network else _features(chosen.network, cells.pixels, progress)
+    old = with_new_classes(_layer_of(parent.network), len(new))
+    plain = with_new_classes(_layer_of(chosen.network), len(new))
+    with stage(progress, "fitting a last layer", unit="fits"):
+        head = fit_head(after[rows], labels, groups, plain, after)
+    options = {"parent": old(before[rows]), "unlabelled": plain(after[rows])}
+    if head.held_out is not None:
+        options["head"] = head.held_out
+    return _best(parent, chosen, head, options, labels, classes)
+
+
+def _best(
+    parent: Parent,
+    chosen: Candidate,
+    head: Fitted,
+    options: Mapping[str, npt.NDArray[np.float64]],
+    labels: npt.NDArray[np.int64],
+    classes: tuple[str, ...],
+) -> Made:
+    if "head" not in options:
+        network = _with_layer(chosen.network, head.layer)
+        return Made(network, classes, (*_steps_of(parent, chosen), _head_said(head, len(labels))), None)
+    compared = {name: compare(labels, options["parent"], logits, classes) for name, logits in options.items()}
+    best = max(compared, key=lambda name: compared[name]["after"]["macro_f1"])
+    if best == "parent":
+        return Made(parent.network, parent.card.classes, (), compared[best])
+    if best == "unlabelled":
+        return Made(chosen.network, parent.card.classes, _steps_of(parent, chosen), compared[best])
+    temperature = fit_temperature(labels, _softmax(options["head"]))
+    cooled = Layer(head.layer.weights / temperature, head.layer.bias / temperature)
+    said = (*_steps_of(parent, chosen), _head_said(head, len(labels)))
+    return Made(_with_layer(chosen.network, cooled), classes, said, compared[best])
+
+
+def _softmax(logits: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    from scipy.special import softmax
+
+    return np.asarray(softmax(logits, axis=1))
+
+
+def _head_said(head: Fitted, labels: int) -> str:
+    return f"a last layer from {labels} labels, with the old one at weight {head.choice.trust:g}"
+
+
+def _features(network: Classifier, pixels: Tensor, progress: Progress) -> npt.NDArray[np.float64]:
+    with stage(progress, "embedding", len(pixels)):
+        return steps.features_of(network, pixels).double().numpy()
+
+
+def _layer_of(network: Classifier) -> Layer:
+    layer = steps.last_layer(network)
+    weights, bias = (value.detach().double().cpu().numpy() for value in (layer.weight, layer.bias))
+    return Layer(weights, bias)
+
+
+def _with_layer(network: Classifier, layer: Layer) -> Classifier:
+    return steps.expand(network, torch.from_numpy(layer.weights), torch.from_numpy(layer.bias))

@@ -1,0 +1,231 @@
+"""The cells of another laboratory as the network sees them, with the labels that some of them have."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from hemafast.data.dataset import Dataset
+from hemafast.data.graph import GraphShape
+from hemafast.data.loader import eval_loader
+from hemafast.data.samples import Samples
+from hemafast.deploy.eval_graph import EvalGraph
+from hemafast.deploy.inputs import Image, Images, list_inputs, read_images
+from hemafast.deploy.model import Model
+from hemafast.deploy.plan import Options, plan_for
+from hemafast.deploy.predict import decoded
+from hemafast.errors import HemafastError, name_some
+from hemafast.preparation.sources.class_names import is_known
+from hemafast.preparation.sources.layout import read_layout
+from hemafast.preparation.sources.names import fold
+from hemafast.preparation.split import TRAIN
+from hemafast.preparation.tables import lists
+from hemafast.preparation.tables.columns import GROUP
+from hemafast.progress import Progress, stage
+
+OWN = "own"
+"""In place of a table of labels: the class folders, or the training rows of a prepared data set."""
+MOST = 4096
+"""Images that are read; of more without labels, some are drawn."""
+
+_BATCH = 64
+
+logger = logging.getLogger("hemafast")
+
+Given = str | Path | Sequence[str] | None
+"""Labels as a user gives them: a table, OWN, one text for each array ("" for none), or None."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Cells:
+    """Images of another laboratory that could be read."""
+
+    names: tuple[str, ...]
+    """As `predict` names them; of a prepared data set, the paths in it."""
+    pixels: Tensor
+    """uint8 (n, 3, image_size, image_size) on the model's device."""
+    labels: tuple[str, ...]
+    """As the user writes them; "" without a label."""
+    groups: tuple[str, ...]
+    """Patient or slide; the name of the image where none is known."""
+    images: tuple[Image, ...] = ()
+    """Where each comes from; empty for a prepared data set."""
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    @property
+    def labelled(self) -> npt.NDArray[np.int64]:
+        """Places of the cells that have a label."""
+        return np.flatnonzero([bool(label) for label in self.labels])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """What a user says of the new images."""
+
+    labels: Given = None
+    columns: Mapping[str, str] | None = None
+    """Names of columns of the table, by role."""
+    groups: Path | None = None
+    """Table of patients or slides."""
+    um_per_pixel: float | None = None
+    bit_depth: int | None = None
+
+
+def read_prepared_cells(model: Model, dataset: Dataset, *, labelled: bool, progress: Progress) -> Cells:
+    """The training rows of a prepared data set; its other rows stay unseen, to be scored on.
+
+    Raises HemafastError if the model was trained on this data set.
+    """
+    if dataset.info.fingerprint == model.card.data_fingerprint:
+        raise HemafastError(
+            f"{dataset.folder} is the data set that {model.file} was trained on.", "Name images of another laboratory."
+        )
+    rows, samples = dataset.split(TRAIN), dataset.samples(TRAIN, model.card.image_size)
+    chosen = _drawn(np.zeros(len(samples), dtype=bool)) if not labelled else np.arange(len(samples))
+    rows = rows.iloc[chosen]
+    return Cells(
+        names=tuple(rows["path"]),
+        pixels=read_samples(model, samples.select(chosen), progress),
+        labels=tuple(rows["label"]) if labelled else ("",) * len(rows),
+        groups=tuple(rows["group"]),
+    )
+
+
+def read_samples(model: Model, samples: Samples, progress: Progress) -> Tensor:
+    """Images of a prepared data set as the model sees them: uint8 (n, 3, image_size, image_size) on its device."""
+    machine, size = model.machine, model.card.image_size
+    shape = GraphShape(
+        machine.loader_device, "packed", samples.packed_size, size, min(_BATCH, len(samples)), machine.loader_threads
+    )
+    parts, rows = [], []
+    with stage(progress, "reading images", len(samples)):
+        for batch in eval_loader(samples, shape=shape).epoch(0):
+            parts.append(batch.images.contiguous(memory_format=torch.channels_last))
+            rows.append(batch.rows)
+            progress.advance(len(batch.rows))
+    return torch.cat(parts)[torch.cat(rows).argsort().to(parts[0].device)]
+
+
+def read_cells(model: Model, images: Images, asked: Asked, classes: Sequence[str], progress: Progress) -> Cells:
+    """Read images as `predict` does, and find their labels and groups.
+
+    `classes` are names that a class folder may have besides those that the field knows. Images that cannot be read are
+    logged and left out. Raises HemafastError if there are none, or if labels or groups do not fit them.
+    """
+    listed = list_inputs(images)
+    labels, groups = _labels_of(listed, asked, classes)
+    chosen = _drawn(np.array([bool(label) for label in labels]))
+    plan = plan_for(
+        [model],
+        [listed[row] for row in chosen],
+        Options(um_per_pixel=asked.um_per_pixel, bit_depth=asked.bit_depth, batch_size=_BATCH),
+    )
+    graph, (group,) = EvalGraph(model.card, model.machine, _BATCH), plan.groups
+    rows: list[int] = []
+    parts: list[Tensor] = []
+    errors: dict[int, str] = {}
+    with stage(progress, "reading images", len(chosen)), decoded(plan, group) as batches:
+        for batch in batches:
+            if batch.rows:
+                rows += batch.rows
+                parts.append(graph(batch.squares).contiguous(memory_format=torch.channels_last))
+            errors |= batch.errors
+            progress.advance(len(batch.rows) + len(batch.errors))
+    _tell(errors, plan.images)
+    kept = chosen[rows]
+    return Cells(
+        names=tuple(listed[row].name for row in kept),
+        pixels=torch.cat(parts),
+        labels=tuple(labels[row] for row in kept),
+        groups=tuple(groups[row] for row in kept),
+        images=tuple(listed[row] for row in kept),
+    )
+
+
+def _drawn(labelled: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
+    """Places of all images with a label, and of as many of the others as make MOST; in order."""
+    others = np.flatnonzero(~labelled)
+    most = max(MOST - int(labelled.sum()), 0)
+    if len(others) > most:
+        logger.info("%d of %d images without a label are drawn to adapt to", most, len(others))
+        others = np.random.default_rng(0).permutation(others)[:most]
+    return np.sort(np.concatenate([np.flatnonzero(labelled), others]))
+
+
+def _tell(errors: Mapping[int, str], images: Sequence[Image]) -> None:
+    if not errors:
+        return
+    row, error = min(errors.items())
+    first = f"{images[row].name}: {error}"
+    if len(errors) == len(images):
+        raise HemafastError(
+            f"None of the {len(images)} images can be read; the first is {first}.", "Name other images."
+        )
+    logger.warning("%d of %d images cannot be read and are left out; the first is %s", len(errors), len(images), first)
+
+
+def _labels_of(listed: Sequence[Image], asked: Asked, classes: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Label ("" for none) and group of each image."""
+    names = [image.name for image in listed]
+    labels, groups = [""] * len(names), list(names)
+    given = asked.labels
+    if given == OWN:
+        labels, groups = _of_folders(names, classes)
+    elif isinstance(given, str | Path):
+        found = lists.read_labels(Path(given), asked.columns or {}, {name: (name,) for name in names})
+        for note in found.notes:
+            logger.info("%s", note)
+        labels = [found.label.get(name, "") for name in names]
+        groups = [found.group.get(name, name) for name in names]
+    elif given is not None:
+        labels = _of_sequence(given, len(names))
+    if asked.groups is not None:
+        table = lists.resolve_values(asked.groups, GROUP, {name: (name,) for name in names})
+        groups = [table.values.get(name, group) for name, group in zip(names, groups, strict=True)]
+    return labels, groups
+
+
+def _of_folders(names: Sequence[str], classes: Sequence[str]) -> tuple[list[str], list[str]]:
+    known = {fold(name) for name in classes}
+    layout = read_layout(names, lambda name: is_known(name) or fold(name) in known, resplit=True, labelled=False)
+    places = layout.places
+    if not any(place.label for place in places):
+        remedy = "Put images into a folder per class, as basophil/BA_1.jpg, or name a table with --labels."
+        raise HemafastError(f"None of the {len(names)} images is in a class folder, as {names[0]}.", remedy)
+    return [one.label for one in places], [one.group or name for one, name in zip(places, names, strict=True)]
+
+
+def _of_sequence(given: Sequence[str], images: int) -> list[str]:
+    labels = ["" if label is None else str(label) for label in given]
+    if len(labels) != images:
+        raise HemafastError(f"There are {len(labels)} labels for {images} images.", 'Give one for each, "" for none.')
+    return labels
+
+
+def refuse_own_images(cells: Cells, dataset: Dataset | None) -> None:
+    """Raise HemafastError if a labelled image is one that the model was trained on, by its bytes.
+
+    `dataset` is the training set, if it is still there.
+    """
+    if dataset is None or not cells.images:
+        return
+    known = set(dataset.split(TRAIN)["sha256"])
+    read = zip(cells.labelled, read_images([cells.images[row] for row in cells.labelled]), strict=True)
+    same = [
+        cells.names[row] for row, data in read if isinstance(data, bytes) and hashlib.sha256(data).hexdigest() in known
+    ]
+    if same:
+        raise HemafastError(
+            f"{len(same)} labelled images are among those that the model was trained on: {name_some(same, 3)}.",
+            "Leave them out: scores on them would be too good.",
+        )

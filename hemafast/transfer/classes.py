@@ -1,0 +1,78 @@
+"""Which class of the model each label of a user means, and which classes are new."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from hemafast.errors import HemafastError, name_some
+from hemafast.preparation.sources.class_names import suggestion_for
+from hemafast.preparation.sources.names import fold
+from hemafast.preparation.tables.lists import read_class_map
+
+FEWEST_OF_NEW = 5
+"""Labels that a class needs which the model lacks."""
+
+
+def read_map(given: Path | Mapping[str, str] | None) -> dict[str, str]:
+    """A class map; empty if none is given. Raises HemafastError as `read_class_map`."""
+    return {} if given is None else read_class_map(given)
+
+
+def place_labels(
+    labels: Sequence[str], classes: Sequence[str], class_map: Mapping[str, str]
+) -> tuple[npt.NDArray[np.int64], tuple[str, ...]]:
+    """The class of each label.
+
+    Args:
+        labels: as the user writes them; "" for none.
+        classes: of the model.
+        class_map: new names by old ones; "" leaves a class out. A name that becomes itself is a new class.
+
+    Returns:
+        Places among the classes of the model and the new ones, -1 without a label; and the names of the new ones.
+
+    Raises:
+        HemafastError: a name is unknown to the model, or a new class has too few labels.
+    """
+    known = {fold(name): name for name in classes}
+    mapped = {fold(old): new for old, new in class_map.items()}
+    meant = {label: _meant(label, mapped, known) for label in set(labels) - {""}}
+    counts = Counter(meant[label] for label in labels if label and meant[label])
+    new = sorted(name for name in counts if fold(name) not in known)
+    _refuse_likely(new, classes, mapped)
+    for name in new:
+        if counts[name] < FEWEST_OF_NEW:
+            raise HemafastError(
+                f"{name} has {counts[name]} labels and is no class of the model ({name_some(classes, 12)}): a new "
+                f"class needs {FEWEST_OF_NEW}.",
+                f"Label more, or say what it is with --class-map {name}=CLASS; {name}= leaves it out.",
+            )
+    if not counts:
+        raise HemafastError(f"None of the {len(labels)} images has a label.", "Fill in labels.")
+    places = {name: place for place, name in enumerate((*classes, *new))}
+    found = [places[meant[label]] if label and meant[label] else -1 for label in labels]
+    return np.array(found, dtype=np.int64), tuple(new)
+
+
+def _meant(label: str, mapped: Mapping[str, str], known: Mapping[str, str]) -> str:
+    """The class of a label, "" if it is left out; a name that is not known stays as it is."""
+    name = mapped.get(fold(label), label)
+    return known.get(fold(name), name)
+
+
+def _refuse_likely(new: Sequence[str], classes: Sequence[str], mapped: Mapping[str, str]) -> None:
+    """Raise HemafastError for names that probably mean a class of the model, unless they are mapped to themselves."""
+    pairs = {name: suggestion_for(name) for name in new if fold(mapped.get(fold(name), "")) != fold(name)}
+    likely = {name: meant for name, meant in pairs.items() if meant in classes}
+    if likely:
+        asked = ",".join(f"{name}={meant}" for name, meant in likely.items())
+        own = ",".join(f"{name}={name}" for name in likely)
+        raise HemafastError(
+            f"{name_some(list(likely), 6)}: no class of the model, which has {name_some(classes, 12)}.",
+            f"If you agree: --class-map '{asked}'. As new classes: --class-map '{own}'.",
+        )

@@ -1,0 +1,97 @@
+"""Micrometres per pixel from the nuclei of a set of images."""
+
+import numpy as np
+import pytest
+
+from hemafast.demo.cells import ACEVEDO_20, MATEK_19, draw_cell
+from hemafast.preparation.images.image_checks import strict_decoders
+from hemafast.preparation.scale import Encoded, estimate_encoded, estimate_from, estimate_scale
+
+CLASSES = ("eosinophil", "lymphocyte_typical", "metamyelocyte", "monocyte", "neutrophil_banded", "neutrophil_segmented")
+
+
+def nuclei(diameter, images, *, side=100, seed=0):
+    """Images of one size whose nuclei spread about a diameter in px."""
+    spread = np.exp(np.random.default_rng(seed).normal(0, 0.2, images))
+    return [(side, float(diameter * one)) for one in spread / np.median(spread)]
+
+
+@pytest.mark.parametrize("stain", [ACEVEDO_20, MATEK_19], ids=lambda stain: stain.name)
+def test_drawn_cells_tell_the_scale_that_they_were_drawn_at(stain):
+    drawn = [draw_cell(label, stain, np.random.default_rng([3, rank])) for rank, label in enumerate(CLASSES)]
+    found = estimate_scale(drawn)
+    assert found.um_per_pixel == pytest.approx(stain.um_per_px, rel=0.2)
+    assert found.low < stain.um_per_px < found.high
+    assert found.holds(stain.um_per_px)
+    assert (found.nuclei, found.images) == (6, 6)
+
+
+def test_the_median_nucleus_has_9_7_um():
+    found = estimate_from(nuclei(97, 101))
+    assert found.um_per_pixel == pytest.approx(0.1, rel=1e-3)
+    assert found.words() == "about 0.1 um/px (0.085 to 0.118), by the nuclei of 101 cells"
+    assert found.holds(0.11)
+    assert not found.holds(0.2)
+
+
+def test_the_interval_is_wider_the_fewer_nuclei_there_are_and_allows_15_percent_for_classes():
+    widths = [found.high / found.um_per_pixel for n in (5, 30, 3000) if (found := estimate_from(nuclei(50, n)))]
+    assert widths == sorted(widths, reverse=True)
+    assert widths[0] == pytest.approx(1.36, abs=0.01)
+    assert widths[1] == pytest.approx(1.21, abs=0.01)
+    assert widths[2] == pytest.approx(np.exp(0.15), abs=0.01)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ([], "in 0 of 0 images"),
+        (nuclei(50, 1), "in 1 of 1 images"),
+        (nuclei(50, 4), "in 4 of 4 images"),
+        ([*nuclei(50, 5), *[(100, None)] * 11], "in 5 of 16 images"),
+        (nuclei(4, 50), "in 50 of 50 images"),
+    ],
+)
+def test_too_few_or_too_small_nuclei_are_no_measure_and_the_words_say_so(given, said):
+    found = estimate_from(given)
+    assert (found.um_per_pixel, found.low, found.high) == (None, None, None)
+    assert "cannot be estimated" in found.words()
+    assert said in found.words()
+    assert found.holds(0.1)
+
+
+def test_images_without_cells_give_no_estimate():
+    generator = np.random.default_rng(0)
+    noise = [generator.integers(0, 256, (60, 60, 3), dtype=np.uint8) for _ in range(10)]
+    flat = [np.full((60, 60, 3), 10 * level, np.uint8) for level in range(10)]
+    found = estimate_scale([*noise, *flat, None])
+    assert (found.um_per_pixel, found.nuclei, found.images) == (None, 0, 20)
+
+
+def test_sizes_that_differ_in_scale_have_one_each():
+    halved = [*nuclei(100, 30, side=400), *nuclei(50, 30, side=200), *nuclei(60, 5, side=300)]
+    found = estimate_from(halved)
+    assert found.by_side == {200: pytest.approx(0.194, rel=1e-3), 400: pytest.approx(0.097, rel=1e-3)}
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        [*nuclei(100, 30, side=400), *nuclei(85, 30, side=360)],  # which classes explain as well
+        [*nuclei(100, 30, side=400), *nuclei(50, 19, side=200)],  # too few
+        [(side, side / 3) for side in range(100, 300)],  # crops along boxes
+    ],
+)
+def test_sizes_share_one_scale_unless_they_surely_differ(given):
+    found = estimate_from(given)
+    assert found.um_per_pixel is not None
+    assert not found.by_side
+
+
+def test_files_arrays_and_what_cannot_be_read_are_told_apart(draw, encode):
+    pixels = [draw(seed, 80, 80) for seed in range(6)]
+    given = [encode(one) for one in pixels[:3]] + pixels[3:] + [b"damaged", OSError("gone"), b""]
+    with strict_decoders():
+        found = estimate_encoded((Encoded(data, "a.png", {}) for data in given), threads=2)
+    assert found == estimate_scale(pixels)
+    assert found.images == 6

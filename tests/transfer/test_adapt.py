@@ -1,0 +1,244 @@
+"""A run is adapted to another laboratory: the result is a run, the parent stays, and what is unknown is said."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from command import hemafast
+
+import hemafast as hf
+from hemafast.engine.checkpoint import load_best, read_card
+from hemafast.errors import HemafastError
+from hemafast.run_folder import summarise
+from hemafast.transfer.adapt import adapt_run, open_parent
+from hemafast.transfer.cells import Asked
+from hemafast.transfer.head import Layer
+
+CPU = {"device": "cpu"}
+BEST = "best_model.safetensors"
+
+
+def content(folder):
+    return {path: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+@pytest.fixture(scope="module")
+def unlabelled(scored, laboratory, tmp_path_factory):
+    """The run adapted without labels, and what the parent held before; read it, never change it."""
+    before = content(scored)
+    with pytest.MonkeyPatch.context() as change:
+        change.setattr("hemafast.transfer.choose.MARGIN", -1.0)  # what is chosen on noise does not matter
+        change.setattr("hemafast.transfer.choose.SHARES", (0.0, 0.3))
+        return _adapted(scored, laboratory, tmp_path_factory), before
+
+
+def _adapted(scored, laboratory, tmp_path_factory):
+    return adapt_run(scored, str(laboratory), output=tmp_path_factory.mktemp("adapted"), **CPU)
+
+
+def test_the_parent_stays_as_it_was(unlabelled, scored):
+    assert content(scored) == unlabelled[1]
+
+
+def test_without_labels_it_says_what_was_changed_and_that_nobody_knows_whether_it_is_better(unlabelled, scored):
+    result = unlabelled[0].result
+    assert result["images"] == 18
+    assert result["labels"] == 0
+    assert result["scores"] is None
+    assert result["steps"]
+    assert "not known without labels" in result["verdict"]
+    assert f"hemafast adapt {scored}" in result["verdict"]
+    assert result["parent"]["folder"] == str(scored)
+    assert sum(row["after"] for row in result["predicted"]) == 18
+    page = (unlabelled[0].folder / "adaptation.html").read_text()
+    assert result["steps"][0] in page
+    assert "not known without labels" in page
+
+
+def test_an_adapted_run_is_a_run_like_any_other(unlabelled, laboratory, scored, tmp_path):
+    run = hf.open_run(shutil.copytree(unlabelled[0].folder, tmp_path / "run"))
+    assert summarise(run.folder).state == summarise(scored).state
+    assert run.adaptation == json.loads((run.folder / "adaptation.json").read_text())
+    model = run.model(**CPU)
+    assert model.card.adapted.images == 18
+    assert len(model.predict(str(laboratory))) == 18
+    assert run.evaluate(**CPU)["pooled"]["macro_f1"] >= 0
+    assert (run.folder / "report.html").exists()
+
+
+def test_what_is_written_answers_as_what_was_adapted(unlabelled, laboratory):
+    _, card = load_best(unlabelled[0].folder / BEST)
+    table = hf.open_model(unlabelled[0].folder, **CPU).predict(str(laboratory))
+    counts = {row["class"]: row["after"] for row in unlabelled[0].result["predicted"] if row["after"]}
+    assert table["label"].value_counts().to_dict() == counts
+    assert card.calibration is None
+
+
+def test_a_matched_white_point_is_saved_and_exported(run, tmp_path):
+    model, card = load_best(run / BEST)
+    mean, std = (tuple(factor * value for value in values) for factor, values in ((2, model.mean), (3, model.std)))
+    model.normalise_by(mean, std)
+    from hemafast.engine.checkpoint import save_best
+
+    save_best(run / BEST, model, card)
+    again, _ = load_best(run / BEST)
+    assert again.mean == pytest.approx(mean)
+    assert again.std == pytest.approx(std)
+    hf.export_run(run, tmp_path / "export", format="safetensors")
+    pixels = torch.randint(0, 256, (2, 3, card.image_size, card.image_size), dtype=torch.uint8)
+    exported = hf.open_model(tmp_path / "export", **CPU)
+    with torch.inference_mode():
+        torch.testing.assert_close(exported.logits(pixels), model.eval()(pixels), atol=1e-4, rtol=1e-4)
+
+
+def test_labels_of_class_folders_are_scored_before_and_after(scored, laboratory, tmp_path):
+    done = adapt_run(scored, str(laboratory), Asked(labels="own"), output=tmp_path, **CPU)
+    scores = done.result["scores"]
+    assert done.result["labels"] == scores["cells"] == 18
+    low, high = scores["difference"]["ci95"]
+    assert low <= scores["difference"]["macro_f1"] <= high
+    assert [row["cells"] for row in scores["per_class"]] == [6, 6, 6]
+    if done.result["kept_parent"]:
+        assert "No better" in done.result["verdict"]
+        assert scores["difference"]["macro_f1"] == 0
+    else:
+        assert scores["difference"]["macro_f1"] > 0
+
+
+@pytest.fixture
+def blind(run):
+    """A run whose last layer always answers the same, so that labels can only help."""
+    model, card = load_best(run / BEST)
+    torch.nn.init.zeros_(model.backbone.get_classifier().weight)
+    from hemafast.engine.checkpoint import save_best
+
+    save_best(run / BEST, model, card)
+    return run
+
+
+def bright_and_dark(draw, dark, bright):
+    cells = [draw(seed) // 3 for seed in range(dark)] + [draw(seed) // 2 + 128 for seed in range(100, 100 + bright)]
+    return cells, ["basophil"] * dark + ["bright cell"] * bright
+
+
+def test_a_new_class_becomes_one_of_the_adapted_model(blind, draw, tmp_path):
+    cells, labels = bright_and_dark(draw, 10, 10)
+    adapted = hf.adapt(blind, cells, labels=labels, output=tmp_path, **CPU)
+    said = adapted.adaptation
+    assert said["new_classes"] == ["bright cell"]
+    assert said["scores"]["after"]["macro_f1"] > 0.9
+    assert not said["kept_parent"]
+    model = adapted.model(**CPU)
+    assert model.classes == (*read_card(blind / BEST).classes, "bright cell")
+    assert (model.predict(cells)["label"] == labels).mean() > 0.9
+
+
+def test_a_parent_that_is_never_beaten_keeps_its_weights_and_says_so(run, draw, tmp_path, monkeypatch):
+    cells, labels = bright_and_dark(draw, 8, 8)
+    labels = ["monocyte" if label == "bright cell" else label for label in labels]
+    places = [read_card(run / BEST).classes.index(label) for label in labels]
+
+    def perfect(self, features):  # every layer, the parent's among them
+        answers = np.zeros((len(features), 11))
+        answers[np.arange(len(features)), places[: len(features)]] = 1
+        return answers
+
+    monkeypatch.setattr(Layer, "__call__", perfect)
+    monkeypatch.setattr("hemafast.transfer.head._loss", lambda logits, labels: 0.0)
+    done = adapt_run(run, cells, Asked(labels=labels), output=tmp_path, **CPU)
+    assert done.result["kept_parent"]
+    assert done.result["verdict"].startswith("No better: macro-F1 1.000")
+    before, after = load_best(run / BEST)[0].state_dict(), load_best(done.folder / BEST)[0].state_dict()
+    assert all(torch.equal(value, after[name]) for name, value in before.items())
+
+
+def test_labels_too_few_to_hold_some_out_are_used_and_not_scored(run, draw, tmp_path):
+    cells, _ = bright_and_dark(draw, 9, 9)
+    some = ["basophil"] + [""] * 8 + ["monocyte"] + [""] * 8
+    done = adapt_run(run, cells, Asked(labels=some), output=tmp_path, **CPU)
+    assert done.result["scores"] is None
+    assert "2 labels are too few" in done.result["verdict"]
+    assert any("last layer from 2 labels" in step for step in done.result["steps"])
+
+
+def test_the_training_rows_of_a_prepared_data_set_are_taken(scored, cut_lab, tmp_path):
+    done = adapt_run(scored, cut_lab, Asked(labels="own"), output=tmp_path, **CPU)
+    assert done.result["labels"] == done.result["images"] == len(cut_lab.split("train"))
+
+
+@pytest.fixture(scope="module")
+def cut_lab(laboratory, tmp_path_factory):
+    """The laboratory as a prepared data set."""
+    folder = tmp_path_factory.mktemp("cut-lab")
+    shutil.copytree(laboratory, folder / "source" / "Lab")
+    return hf.prepare(folder / "source", pack_sizes=(64,))
+
+
+def test_few_images_without_the_training_set_are_taken_as_they_are(run, draw, tmp_path, caplog):
+    config = json.loads((run / "config.json").read_text()) | {"data": str(tmp_path / "gone")}
+    (run / "config.json").write_text(json.dumps(config))
+    done = adapt_run(run, [draw(1), draw(2)], output=tmp_path / "runs", **CPU)
+    assert done.result["kept_parent"]
+    assert "no longer holds the training set" in caplog.text
+    assert "too few" in caplog.text
+    assert (done.folder / BEST).exists()
+
+
+def refused(match, *given, **more):
+    with pytest.raises(HemafastError, match=match):
+        hf.adapt(*given, **CPU, **more)
+
+
+def test_what_cannot_be_adapted_is_named(scored, laboratory, unlabelled, prepared, tmp_path, draw):
+    to = {"output": tmp_path / "runs"}
+    refused("is not a run folder", laboratory, str(laboratory), **to)
+    refused("was itself adapted from", unlabelled[0].folder, str(laboratory), **to)
+    refused("is the data set that .* was trained on", scored, str(prepared.folder), **to)
+    refused("There is no nowhere", scored, "nowhere", **to)
+    own = str(prepared.folder.parent / "Acevedo_20.zip")
+    refused("are among those that the model was trained on", scored, own, labels="own", **to)
+    refused("None of the 2 images has a label", scored, [draw(1), draw(2)], labels=["", ""], **to)
+    refused("There are 1 labels for 2 images", scored, [draw(1), draw(2)], labels=["x"], **to)
+    refused("is in a class folder", scored, [draw(1), draw(2)], labels="own", **to)
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(b"no image")
+    refused("None of the 1 images can be read", scored, str(broken), **to)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_run_that_is_not_a_linear_classifier_is_refused(run, monkeypatch):
+    monkeypatch.setattr("hemafast.transfer.steps.nn.Linear", torch.nn.Conv2d)
+    with pytest.raises(HemafastError, match="The last layer of this network is Linear"):
+        open_parent(run, "cpu")
+
+
+def test_nothing_is_left_behind_if_the_disk_is_full(run, draw, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("hemafast.transfer.written.save_best", full)
+    with pytest.raises(HemafastError, match="cannot be written"):
+        adapt_run(run, [draw(1), draw(2)], output=tmp_path / "runs", **CPU)
+    assert list((tmp_path / "runs").iterdir()) == []
+
+
+def test_the_command_adapts_suggests_and_takes_the_labels(scored, laboratory, tmp_path):
+    done = hemafast("adapt", scored, laboratory, "--suggest", 6, "--device", "cpu", "--quiet", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    table = tmp_path / "to-label" / "labels.csv"
+    assert f"--labels {table.relative_to(tmp_path)}" in done.stdout
+    lines = table.read_text().splitlines()
+    filled = [lines[0]] + [line.replace(",,", f",{line.split('/')[-2]},", 1) for line in lines[1:]]
+    table.write_text("\n".join(filled))
+    again = hemafast("adapt", scored, laboratory, "--labels", table, "--device", "cpu", "--json", cwd=tmp_path)
+    assert again.returncode == 0, again.stderr
+    assert json.loads(again.stdout)["labels"] == 6
+    assert (tmp_path / "runs").is_dir()
+
+
+def test_a_suggestion_takes_no_labels(scored, laboratory):
+    done = hemafast("adapt", scored, laboratory, "--suggest", 6, "--labels", "own")
+    assert done.returncode == 2
+    assert "--suggest 6 chooses cells" in done.stderr

@@ -1,0 +1,88 @@
+"""What is changed without labels: each change does what it says, to a copy, and is one of ordinary weights."""
+
+import numpy as np
+import pytest
+import torch
+
+from hemafast.model import build_model
+from hemafast.transfer import steps
+
+
+@pytest.fixture(scope="module")
+def network():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return build_model("test_resnet", 3, 32).eval()
+
+
+@pytest.fixture(scope="module")
+def pixels():
+    return torch.randint(40, 120, (24, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+
+
+def test_a_matched_white_point_is_seen_as_the_wanted_one(network, pixels):
+    measured = steps.white_point(pixels)
+    assert measured.tolist() == pytest.approx([112, 112, 112], abs=3)
+    changed = steps.match_white(network, measured, 2 * measured)
+    with torch.inference_mode():
+        torch.testing.assert_close(changed(pixels), network(2 * pixels), atol=1e-4, rtol=1e-4)
+        assert not torch.allclose(changed(pixels), network(pixels))
+
+
+def test_the_gain_of_a_channel_is_bounded(network):
+    changed = steps.match_white(network, torch.tensor([0.0, 1.0, 255.0]), torch.tensor([250.0, 250.0, 1.0]))
+    gains = [before / after for before, after in zip(network.std, changed.std, strict=True)]
+    assert gains == pytest.approx([4, 4, 0.25])
+
+
+def test_batch_norms_that_know_only_the_new_images_answer_as_in_training_mode(network, pixels):
+    changed = steps.renew_norms(network, pixels, 1.0, batch_size=len(pixels))
+    with torch.inference_mode():
+        wanted = build_model("test_resnet", 3, 32)
+        wanted.load_state_dict(network.state_dict())
+        torch.testing.assert_close(changed(pixels), wanted.train()(pixels), atol=1e-4, rtol=1e-3)
+
+
+def test_a_share_of_the_new_images_is_mixed_into_the_first_batch_norm(network, pixels):
+    first = [
+        next(one for one in each.modules() if isinstance(one, torch.nn.BatchNorm2d)).running_mean
+        for each in (network, steps.renew_norms(network, pixels, 1.0), steps.renew_norms(network, pixels, 0.25))
+    ]
+    torch.testing.assert_close(first[2], first[0].lerp(first[1], 0.25))
+
+
+def test_changes_are_made_to_a_copy(network, pixels):
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    mean = network.mean
+    steps.renew_norms(network, pixels, 0.5)
+    steps.match_white(network, torch.full((3,), 100.0), torch.full((3,), 200.0))
+    steps.divide_by_shares(network, np.array([0.2, 0.3, 0.5]))
+    assert network.mean == mean
+    for name, value in network.state_dict().items():
+        assert torch.equal(value, before[name]), name
+
+
+def test_probabilities_are_divided_by_the_root_of_the_shares_of_training(network, pixels):
+    shares = np.array([0.7, 0.2, 0.1])
+    with torch.inference_mode():
+        before = network(pixels).softmax(1) / torch.tensor(np.sqrt(shares))
+        after = steps.divide_by_shares(network, shares)(pixels).softmax(1)
+    torch.testing.assert_close(after.double(), before / before.sum(1, keepdim=True), atol=1e-5, rtol=1e-4)
+
+
+def test_what_a_network_expects_depends_on_what_it_was_shown_and_on_its_loss():
+    counts = np.array([90, 10, 0])
+    natural = steps.learned_shares(counts, 0.0, 0.0)
+    assert natural.tolist() == pytest.approx([90 / 101, 10 / 101, 1 / 101])
+    assert steps.learned_shares(counts, 1.0, 0.0).tolist() == pytest.approx([1 / 3] * 3)
+    assert steps.learned_shares(counts, 0.0, 1.0).tolist() == pytest.approx([1 / 3] * 3)
+    assert steps.learned_shares(counts, 0.5, 0.0).tolist() == pytest.approx(((natural + 1 / 3) / 2).tolist())
+
+
+def test_a_new_last_layer_answers_for_more_classes(network, pixels):
+    features = steps.features_of(network, pixels)
+    weights, bias = torch.randn(5, features.shape[1]), torch.randn(5)
+    with torch.inference_mode():
+        torch.testing.assert_close(
+            steps.expand(network, weights, bias)(pixels), features @ weights.T + bias, atol=1e-4, rtol=1e-4
+        )
