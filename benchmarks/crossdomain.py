@@ -1,4 +1,4 @@
-"""`hemafast crossdomain` on real archives: prepare, train on each domain and on both, test on each.
+"""`hemafast crossdomain` on real archives: prepare, train on each domain, on all but one and on all, test on each.
 
     python benchmarks/crossdomain.py --source DIR_WITH_THE_ARCHIVES --json benchmarks/results/crossdomain.json
 
@@ -50,7 +50,7 @@ def main(
 
 
 def tables(results: Mapping[str, Any]) -> dict[str, str]:
-    """Scores of each domain's model on every domain, and what gives a domain away."""
+    """Scores of each model on every domain, and what gives a domain away."""
     result = results["crossdomain"]
     found = result["found"]
     cells = {(cell["trained_on"], cell["tested_on"]): cell["shared"] for cell in found["cells"]}
@@ -70,6 +70,8 @@ def tables(results: Mapping[str, Any]) -> dict[str, str]:
 
 def _score(shared: Mapping[str, Any]) -> str:
     low, high = shared["macro_f1"]["ci95"]
+    if shared["macro_f1"]["value"] is None:
+        return "no shared class"
     return (
         f"**{shared['macro_f1']['value']:.3f}** ({low:.3f} to {high:.3f}); {len(shared['classes'])} classes, "
         f"{shared['images']} images"

@@ -12,7 +12,7 @@ import hemafast as hf
 def trained(data: hf.Dataset, folder: Path, preset: str, seed: int, **settings: Any) -> hf.TrainedRun:
     """A run of this preset and seed on this data: the one that is in `folder`, continued if need be, or a new one."""
     for row in hf.list_runs(folder).itertuples():
-        run = hf.open_run(row.folder)
+        run = hf.open_run(str(row.folder))
         same = (run.config["preset"], run.config["seed"], run.config["data"]) == (preset, seed, str(data.folder))
         if not same or row.state == "running":
             continue

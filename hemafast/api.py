@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from hemafast.data.dataset import Dataset
+    from hemafast.deploy.choices import UmPerPixel
     from hemafast.deploy.inputs import Images
     from hemafast.deploy.model import Model
     from hemafast.transfer.cells import Given as Labels
@@ -180,7 +181,7 @@ def adapt(
     class_map: Mapping[str, str] | str | Path | None = None,
     columns: Mapping[str, str] | None = None,
     groups: str | Path | None = None,
-    um_per_pixel: float | None = None,
+    um_per_pixel: UmPerPixel = None,
     bit_depth: int | None = None,
     output: str | Path = TrainConfig.output,
     device: Device = "auto",

@@ -221,12 +221,16 @@ def cover(out: Pixels, pixels: Pixels, background: Floats) -> None:
     counts, colour = _histogram(pixels), background[3:].copy()
     for channel in range(3):
         colour[channel] += background[1] * _white(counts[channel]) + background[2] * _mean(counts[channel])
-    middle, edge = 0.5 * size, np.float32(0.5 * size * SOFT)
+    edge, filled = np.float32(0.5 * size * SOFT), (colour + np.float32(0.5)).astype(np.uint8)
+    squares = ((np.arange(size) + 0.5 - 0.5 * size) ** 2).astype(np.float32)
+    inner, outer = radius * radius, (radius + edge) * (radius + edge)
     for y in range(size):
         for x in range(size):
-            squared = np.float32((x + 0.5 - middle) ** 2 + (y + 0.5 - middle) ** 2)
-            if squared > radius * radius:
-                kept = max(np.float32(1) - (np.sqrt(squared) - radius) / edge, np.float32(0))
+            squared = squares[y] + squares[x]
+            if squared > outer:
+                out[y, x, 0], out[y, x, 1], out[y, x, 2] = filled[0], filled[1], filled[2]
+            elif squared > inner:
+                kept = np.float32(1) - (np.sqrt(squared) - radius) / edge
                 for channel in range(3):
                     value = colour[channel] + kept * (out[y, x, channel] - colour[channel])
                     out[y, x, channel] = np.uint8(value + np.float32(0.5))

@@ -34,6 +34,17 @@ BitDepth = Annotated[
 ]
 
 
+def scale_of(text: str | None) -> float | Literal["unknown"] | None:
+    """What is typed after --um-per-pixel."""
+    if text is None or text == "unknown":
+        return text  # type: ignore[return-value]
+    try:
+        return float(text)
+    except ValueError as error:
+        problem = f"--um-per-pixel {text!r} is not a number."
+        raise HemafastError(problem, "Give micrometres per pixel, such as 0.1, or unknown.") from error
+
+
 @app.command(
     epilog="Examples: `hemafast predict runs/NAME cells/ --output out.csv`, "
     "`hemafast predict latest more.zip 'cells/**/*.png' --tta`, `hemafast predict cells/ --runs runs/A runs/B`"
@@ -85,7 +96,7 @@ def predict(
     from hemafast.deploy.predict import predict_to
 
     options = Options(
-        um_per_pixel=_scale(um_per_pixel),
+        um_per_pixel=scale_of(um_per_pixel),
         bit_depth=bit_depth,
         tta=tta,
         abstain=abstain,
@@ -178,7 +189,7 @@ def explain(
         output,
         label=label,
         method=method,
-        um_per_pixel=_scale(um_per_pixel),
+        um_per_pixel=scale_of(um_per_pixel),
         bit_depth=bit_depth,
         device=device,
         progress=progress,
@@ -191,14 +202,3 @@ def explain(
             results.print(image.told(), soft_wrap=True)
     if any(image.error for image in explained):
         raise typer.Exit(1)
-
-
-def _scale(text: str | None) -> float | Literal["unknown"] | None:
-    """What is typed after --um-per-pixel."""
-    if text is None or text == "unknown":
-        return text  # type: ignore[return-value]
-    try:
-        return float(text)
-    except ValueError as error:
-        problem = f"--um-per-pixel {text!r} is not a number."
-        raise HemafastError(problem, "Give micrometres per pixel, such as 0.1, or unknown.") from error

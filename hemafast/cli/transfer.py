@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from hemafast.cli.common import Device, Json, Quiet, Verbose, app, listen, refuse_missing_paths, wide_console
-from hemafast.cli.deployment import BitDepth, UmPerPixel
+from hemafast.cli.deployment import BitDepth, UmPerPixel, scale_of
 from hemafast.cli.options import Asked, configured
 from hemafast.config import PrepareConfig, TrainConfig
 from hemafast.errors import HemafastError, StoppedError
@@ -79,7 +79,7 @@ def adapt(
     from hemafast.transfer.suggest import suggest as suggest_cells
 
     class_map = asked.pop("class_map", None)
-    told = OfImages(labels=labels, um_per_pixel=um_per_pixel, bit_depth=bit_depth, **asked)
+    told = OfImages(labels=labels, um_per_pixel=scale_of(um_per_pixel), bit_depth=bit_depth, **asked)
     named = data[0] if len(data) == 1 else data
     try:
         done: Adaptation | Suggested

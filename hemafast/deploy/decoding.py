@@ -95,7 +95,7 @@ def _decode(readings: Sequence[_Reading], crops: Crops, decoder: SquareDecoder) 
         some, (widths, heights) = readings[run], np.array(sizes[run]).reshape(-1, 2).T
         shorter = np.minimum(widths, heights)
         asked = crops.asked([reading.row for reading in some], shorter)
-        sides = np.where(asked > 0, np.minimum(asked, shorter), shorter)
+        sides = np.where(asked > 0, asked, shorter)
         results = decoder.decode([reading.data for reading in some], centre_windows(widths, heights, sides))
         for reading, result in zip(some, results, strict=True):
             try:

@@ -94,7 +94,7 @@ def _left_out(run: Path, own: Metrics) -> str:
     for file in (run.parent.parent / CROSSDOMAIN, run.parent / Path(CROSSDOMAIN).stem / CROSSDOMAIN):
         if found := _read_left_out(file, own):
             low, high = found["ci95"]
-            how = f"each left out of a training with the preset {found['preset']}"
+            how = f"each left out of a training with the preset {found['preset']}{found['merged']}"
             return f"{found['value']:.3f} ({low:.3f} to {high:.3f}), mean of {len(found['domains'])} domains, {how}"
     return f"not known: trained on all {len(domains)} domains; `hemafast crossdomain` measures it"
 
@@ -103,7 +103,8 @@ def _read_left_out(file: Path, own: Metrics) -> dict[str, Any] | None:
     """The mean of `hemafast crossdomain` over the domains of this data, if it is there."""
     try:
         result = json.loads(file.read_text(encoding="utf-8"))
-        left_out: dict[str, Any] = result["left_out"] | {"preset": result["settings"]["preset"]}
+        merged = ", classes merged" if result["folding"]["class_map"] else ""
+        left_out: dict[str, Any] = result["left_out"] | {"preset": result["settings"]["preset"], "merged": merged}
         fits = result["data"]["fingerprint"] == own["data"]["fingerprint"]
         known = None not in (left_out["value"], *left_out["ci95"])
         return left_out if fits and known and set(own["model"]["domains"]) <= set(left_out["domains"]) else None

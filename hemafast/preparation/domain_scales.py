@@ -96,9 +96,8 @@ def _size_notes(domain: str, images: pd.DataFrame, plan: Plan) -> Iterator[str]:
     if window is None:
         return
     sides = images[["width", "height"]].min(axis=1)
-    windows = pd.Series([plan.window(domain, side) for side in sides], index=images.index)
-    if small := int((images["window"] < windows).sum()):
-        yield f"{small} images are smaller than the field of view of {window} px and are kept whole"
+    if small := int((images["window"] > sides).sum()):
+        yield f"{small} images are smaller than the field of view of {window} px; their edges are repeated to fill it"
     if own:
         scales = plan.estimates[domain].by_side
         listed = ", ".join(f"{side} px: {scales[side]:.3g} um/px" for side in own)

@@ -134,12 +134,10 @@ def _verify(image: _Image, plan: Plan, sums: Mapping[str, str], ranges: Mapping[
         if kept is not image.data:
             image.data, image.sha256 = kept, hashlib.sha256(kept).hexdigest()
         shorter = min(header.width, header.height)
-        window = plan.window(image.member.domain, shorter)
-        image.side = min(window, shorter)
-        if image.side < window and plan.windows_required:
-            raise UnreadableImageError(
-                "field of view", f"{header.width} x {header.height} px, smaller than the field of view of {window} px"
-            )
+        image.side = plan.window(image.member.domain, shorter)
+        if image.side > shorter and plan.windows_required:
+            size = f"{header.width} x {header.height} px"
+            raise UnreadableImageError("field of view", f"{size}, smaller than the field of view of {image.side} px")
     except UnreadableImageError as error:
         image.error = error
 

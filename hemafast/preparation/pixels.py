@@ -25,7 +25,11 @@ _MAX_BATCH_PIXELS = 64 * 10**6  # decoded at once: 192 MB
 
 
 def centre_windows(width: npt.ArrayLike, height: npt.ArrayLike, side: npt.ArrayLike) -> Windows:
-    """Centre squares of `side` px in images of `width` by `height` px, each an array of n numbers."""
+    """Centre squares of `side` px in images of `width` by `height` px, each an array of n numbers.
+
+    A square that is larger than its image goes beyond it, and `cut_window` repeats the edges of the image there: so its
+    cell has the same size as in other images, instead of filling the square.
+    """
     edges = np.stack([np.asarray(height), np.asarray(width)], axis=1).astype(np.int64)
     sides = np.asarray(side, dtype=np.int64)[:, None]
     start = (edges - sides) // 2
@@ -44,7 +48,7 @@ def decode_image(encoded: Node, device: str) -> Node:
 def cut_window(pixels: Node, window: Node, size: int, *, compiled: bool) -> Node:
     """DALI op from an image to the square of `size` pixels that shows its window (a row of Windows).
 
-    Returns a node of uint8 (size, size, 3). Scaling is bilinear with antialiasing, by DALI's own operator or by a
+    Returns a node of uint8 (size, size, 3). Where the window goes beyond the image, its edges are repeated. Scaling is bilinear with antialiasing, by DALI's own operator or by a
     `compiled` kernel, which is three to four times faster on a CPU. Tests compare the two.
     """
     from nvidia.dali import fn, types

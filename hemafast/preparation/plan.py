@@ -53,7 +53,7 @@ class Plan:
     windows: Mapping[str, int]
     """By domain: side in px of the centre square to keep. For domains that are not listed, the largest square."""
     windows_required: bool
-    """Whether images smaller than their window are quarantined. Otherwise they are kept whole."""
+    """Whether images smaller than their window are quarantined. Otherwise their edges are repeated."""
     estimates: Mapping[str, ScaleEstimate] = field(default_factory=dict)
     """By domain: what its nuclei say about its scale, as far as they were looked at."""
     windows_by_side: Mapping[str, Mapping[int, int]] = field(default_factory=dict)

@@ -41,7 +41,7 @@ MANIFEST_COLUMNS = {
     "fold": "int64",  # from 0; -1 without folds, and for test or quarantined images
     "width": "int64",  # px, upright; 0 if unreadable
     "height": "int64",
-    "window": "int64",  # px: side of the centre square that is kept
+    "window": "int64",  # px: side of the centre square that is shown; beyond the image, its edges are repeated
     "mode": "str",  # pixel layout in the original file, Pillow's name; with the type of deeper values, as L;uint16
     "format": "str",  # JPEG, PNG, TIFF ... (Pillow's name), by content, of the original file
     "bytes": "int64",  # of the stored file, which differs from the original one if it was re-encoded

@@ -17,6 +17,7 @@ from hemafast.data.dataset import Dataset
 from hemafast.data.graph import GraphShape
 from hemafast.data.loader import eval_loader
 from hemafast.data.samples import Samples
+from hemafast.deploy.choices import UmPerPixel
 from hemafast.deploy.eval_graph import EvalGraph
 from hemafast.deploy.inputs import Image, Images, list_inputs, read_images
 from hemafast.deploy.model import Model
@@ -77,7 +78,7 @@ class Asked:
     """Names of columns of the table, by role."""
     groups: Path | None = None
     """Table of patients or slides."""
-    um_per_pixel: float | None = None
+    um_per_pixel: UmPerPixel = None
     bit_depth: int | None = None
 
 

@@ -64,6 +64,14 @@ def test_the_compiled_cut_is_that_of_dali_and_of_pillow(draw, height, width, siz
         assert np.abs(cut.astype(int) - np.asarray(expected)).max() <= 1
 
 
+def test_the_edges_of_an_image_are_repeated_where_a_window_goes_beyond_it(draw):
+    images = [draw(seed, 64, 48) for seed in range(2)]
+    windows = np.array([[-20, -30, 76, 66], [-5.5, 10, 74.5, 90]], np.float32)
+    compiled, own = _both(lambda pixels, window, **form: cut_window(pixels, window, 96, **form), images, windows)
+    assert np.abs(compiled.astype(int) - own).max() <= 2
+    np.testing.assert_array_equal(compiled[0], np.pad(images[0], ((20, 28), (30, 2), (0, 0)), mode="edge"))
+
+
 def test_a_window_of_the_size_of_the_view_is_copied(draw):
     images = [draw(seed, 64, 64) for seed in range(4)]
     windows = np.array([[0, 0, 40, 40], [24, 24, 64, 64], [3, 7, 43, 47], [20, 0, 60, 40]], np.float32)

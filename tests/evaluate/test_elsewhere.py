@@ -78,6 +78,7 @@ def test_leaving_out_domains_tells_of_unseen_ones_where_it_was_the_same_data(tmp
     file.parent.mkdir(exist_ok=True)
     found = {"value": 0.45, "ci95": [0.4, 0.5], "domains": ["A", "B"]}
     result = {"left_out": found, "data": {"fingerprint": "home"}, "settings": {"preset": "fast"}}
+    result["folding"] = {"class_map": {}}
     file.write_text(json.dumps(result), encoding="utf-8")
     said = "0.450 (0.400 to 0.500), mean of 2 domains, each left out of a training with the preset fast"
     assert elsewhere(run) == said

@@ -301,13 +301,19 @@ def test_the_field_of_view_is_cut_in_micrometres(tmp_path, encode, make_archive,
             assert difference[2:-2, 2:-2].max() <= 2  # at the edges DALI looks beyond the window
 
 
-def test_an_image_that_shows_less_than_asked_is_quarantined_and_than_usual_is_kept(tmp_path, make_archive):
+def test_an_image_that_shows_less_than_asked_is_quarantined_and_than_usual_keeps_its_scale(tmp_path, make_archive):
     make_archive(tmp_path / "A", {"basophil": 4}, size=(64, 60))
     with pytest.raises(HemafastError, match="field of view"):
         _prepare(tmp_path, field_of_view=61.0, um_per_pixel={"A": 1.0}, max_quarantined=0.05)
-    usual = _prepare(tmp_path, um_per_pixel={"A": 0.1})
-    assert set(usual.files.manifest["window"]) == {60}
-    assert "A: 4 images are smaller than the field of view of 250 px and are kept whole" in usual.info.notes
+    usual = _prepare(tmp_path, um_per_pixel={"A": 0.2}, pack_sizes=[125])
+    assert set(usual.files.manifest["window"]) == {125}
+    said = "A: 4 images are smaller than the field of view of 125 px; their edges are repeated to fill it"
+    assert said in usual.info.notes
+    square = usual.files.packed[125][0].astype(int)
+    image = np.asarray(Image.open(usual.folder / usual.files.manifest["path"][0]).convert("RGB")).astype(int)
+    assert np.abs(square[33:93, 31:95] - image).max() <= 3  # not scaled, in the middle
+    assert np.abs(square[:33, 31:95] - image[0]).max() <= 3
+    assert np.abs(square[33:93, 95:] - image[:, -1:]).max() <= 3
 
 
 def test_a_field_of_view_needs_a_scale(source):

@@ -57,6 +57,12 @@ def test_a_report_shows_the_scores_of_the_metrics(scored):
     assert metrics["data"]["fingerprint"] in text
 
 
+def test_a_report_says_how_each_scale_is_known(scored):
+    page = " ".join(write_report([scored]).read_text(encoding="utf-8").split())
+    for name, domain in read_metrics(scored)["data"]["domains"].items():
+        assert f"<td>{domain['um_per_pixel']:g} (known archive)</td>" in page, name
+
+
 def test_a_report_on_the_same_files_is_the_same(scored):
     first = write_report(scored).read_bytes()
     assert write_report(scored).read_bytes() == first
