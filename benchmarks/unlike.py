@@ -10,7 +10,6 @@ view. Nothing is trained or fitted. Refuses drawn cells.
 
 from __future__ import annotations
 
-import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -62,7 +61,7 @@ def main(
         sys.exit(f"{run} has no likeness: run `hemafast evaluate {run}`, with at least 40 calibration images.")
     known = _known(model, run, home)
     result = {
-        "command": shlex.join(["python", "benchmarks/unlike.py", *sys.argv[1:]]),
+        "command": f"python benchmarks/unlike.py RUN{' --other DATA' * len(other)} --most {most}",
         "machine": machine_facts(model.machine.device),
         "run": {"backbone": model.card.backbone, "image_size": model.card.image_size, "trained_on": model.card.domains},
         "macro_f1": read_metrics(run)["pooled"]["macro_f1"],
