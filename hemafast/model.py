@@ -69,8 +69,13 @@ class Classifier(nn.Module):
 
     def features(self, images: Tensor) -> Tensor:
         """Pooled features before the last layer, float (n, d), of uint8 images (n, 3, height, width)."""
+        return self.answers(images)[1]
+
+    def answers(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits as `forward` and `features`, from one pass through the backbone; only its head is run twice."""
         backbone: Any = self.backbone
-        return cast(Tensor, backbone.forward_head(backbone.forward_features(self._normalised(images)), pre_logits=True))
+        maps = backbone.forward_features(self._normalised(images))
+        return backbone.forward_head(maps), backbone.forward_head(maps, pre_logits=True)
 
     def _normalised(self, images: Tensor) -> Tensor:
         return torch.addcmul(self.shift, images.float(), self.scale)

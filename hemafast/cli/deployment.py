@@ -71,6 +71,10 @@ def predict(
         bool, typer.Option("--abstain", help="Name no class below the confidence chosen on the validation set.")
     ] = False,
     abstain_below: Annotated[float | None, typer.Option(help="Name no class below this confidence, as 0.7.")] = None,
+    sets: Annotated[
+        bool,
+        typer.Option("--sets", help="Add the classes that may be the true one, as a column set."),
+    ] = False,
     um_per_pixel: UmPerPixel = None,
     bit_depth: BitDepth = None,
     batch_size: Annotated[int, typer.Option(help="Batch size.")] = 64,
@@ -97,6 +101,7 @@ def predict(
         tta=tta,
         abstain=abstain,
         abstain_below=abstain_below,
+        sets=sets,
         batch_size=batch_size,
         device=device,
         amp=amp,

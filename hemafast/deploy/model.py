@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ from hemafast.deploy.inputs import Images, begins_formula, list_inputs, refuse_u
 from hemafast.engine.checkpoint import ModelCard, load_best
 from hemafast.engine.machine import Machine, choose_machine, tune_allocator
 from hemafast.errors import HemafastError
+from hemafast.evaluate.likeness import PARTS, Likeness, colours_of, load_likeness
 from hemafast.fuse_norm import fuse_batch_norms
 from hemafast.model import Classifier
 from hemafast.progress import SILENT, Progress, stage
@@ -43,12 +45,14 @@ class Model:
         file: the file it was loaded from.
         card: classes, image size, field of view, calibration and origin.
         machine: device, precision and threads that it runs with.
+        likeness: tells images unlike the training set; None for an export, and before the run was evaluated.
     """
 
     file: Path
     card: ModelCard
     machine: Machine
     _logits_of: Callable[[Tensor], Tensor]
+    likeness: Likeness | None = None
 
     def __repr__(self) -> str:
         return f"Model({str(self.file)!r}, {self.card.backbone}, {len(self.classes)} classes, {self.machine.device})"
@@ -76,6 +80,7 @@ class Model:
         um_per_pixel: UmPerPixel = None,
         bit_depth: int | None = None,
         tta: bool = False,
+        sets: bool = False,
         batch_size: int = 64,
         progress: Progress = SILENT,
     ) -> pd.DataFrame:
@@ -92,26 +97,31 @@ class Model:
                 training domain that a folder is named after, else the one that all training domains share, else what a
                 sample of the images shows.
             tta: average the probabilities over the eight flips and quarter turns.
+            sets: add the column `set`: the classes that may be the true one, joined by ";". 90 % of the cells of each
+                class have it in their set, if they are like those that the model was trained on.
             batch_size: images per forward pass, 1 to 4096.
             progress: listens to the number of images done.
 
         Returns:
             One row per image: `path` (for arrays the index as text), `label` (the most probable class), `confidence`
-            (its probability), `status` ("ok" or "error"), `error`, and a column of calibrated probabilities (float32)
-            for each class under its name. An unreadable image has its error, an empty label and nan probabilities.
+            (its probability), `status` ("ok" or "error"), `error`, `likeness` (the share of validation images that are
+            at least as unlike the others; 0.05 or less is unlike; nan if not known), and a column of calibrated
+            probabilities (float32) for each class under its name. An unreadable image has its error, an empty label and
+            nan for numbers. A warning is logged if the images as a whole are unlike the training set.
 
         Raises:
-            HemafastError: a path is missing or holds no images, an array is not uint8 RGB, or an option is out of
-                range.
+            HemafastError: a path is missing or holds no images, an array is not uint8 RGB, an option is out of range,
+                or `sets` is asked of a run that was not evaluated.
         """
         from hemafast.deploy.plan import Options, plan_for
         from hemafast.deploy.predict import classify
         from hemafast.evaluate.predictions import PREFIX
 
-        options = Options(um_per_pixel=um_per_pixel, bit_depth=bit_depth, tta=tta, batch_size=batch_size)
+        options = Options(um_per_pixel=um_per_pixel, bit_depth=bit_depth, tta=tta, sets=sets, batch_size=batch_size)
         table = classify(plan_for([self], list_inputs(images), options), progress=progress).table
-        columns = ["image", "predicted", "confidence", "status", "error", *(f"{PREFIX}{name}" for name in self.classes)]
-        return table[columns].set_axis(["path", "label", *columns[2:5], *self.classes], axis=1)
+        columns = ["image", "predicted", "confidence", "status", "error", "likeness", *(["set"] if sets else [])]
+        of_classes = [f"{PREFIX}{name}" for name in self.classes]
+        return table[columns + of_classes].set_axis(["path", "label", *columns[2:], *self.classes], axis=1)
 
     def embed(
         self,
@@ -157,22 +167,38 @@ class Model:
 
     def logits(self, images: Tensor) -> Tensor:
         """Logits, float32 (n, classes), of uint8 (n, 3, image_size, image_size) on the model's device."""
-        return self._run(self._logits_of, images)
+        return self._run(lambda seen: (self._logits_of(seen),), images)[0]
 
     def probabilities(self, images: Tensor, *, tta: bool = False) -> Tensor:
         """Calibrated probabilities, else as `logits`; with `tta` their mean over the eight symmetries of each image."""
-        forms = symmetries(images) if tta else [images]
-        return torch.stack([(self.logits(form) / self.card.temperature).softmax(dim=1) for form in forms]).mean(0)
+        return self.answers(images, tta=tta)[0]
+
+    def answers(self, images: Tensor, *, tta: bool = False) -> tuple[Tensor, Tensor]:
+        """`probabilities`, and the likeness of the images, float32 (n, 3): PARTS of it, or nan without one.
+
+        Both come from one pass through the network; likeness is that of the images as they are.
+        """
+        forms = symmetries(images) if tta else iter([images])
+        logits, likeness = self._watched(next(forms))
+        every = torch.stack([logits, *map(self.logits, forms)])
+        return (every / self.card.temperature).softmax(dim=2).mean(0), likeness
+
+    def _watched(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits and likeness."""
+        if self.likeness is None:
+            return self.logits(images), images.new_full((len(images), len(PARTS)), math.nan, dtype=torch.float32)
+        logits, features = self._run(self.network.answers, images)
+        return logits, self.likeness(colours_of(images), features)
 
     def features(self, images: Tensor) -> Tensor:
         """Features, float32 (n, d), of uint8 (n, 3, image_size, image_size) on the model's device."""
-        return self._run(self.network.features, images)
+        return self._run(self.network.answers, images)[1]
 
     @torch.inference_mode()
-    def _run(self, function: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
+    def _run(self, function: Callable[[Tensor], tuple[Tensor, ...]], images: Tensor) -> list[Tensor]:
         dtype = _DTYPES.get(self.machine.precision)
         with torch.autocast(self.machine.device, dtype=dtype, enabled=dtype is not None):
-            return function(images).float()
+            return [found.float() for found in function(images)]
 
 
 def symmetries(images: Tensor) -> Iterator[Tensor]:
@@ -235,14 +261,16 @@ def _load(file: Path, machine: Machine) -> Model:
         logits_of, card = load_best(file)
     else:
         logits_of, card = _load_export(file)
+    likeness = None
     if isinstance(logits_of, Classifier):
+        likeness = load_likeness(file, card)
         logits_of.eval().to(machine.device).to(memory_format=torch.channels_last)
         fuse_batch_norms(logits_of)
     for name in card.classes:  # they become cells of tables
         refuse_unwritable(name)
         if begins_formula(name):
             raise HemafastError(f"{file}: a spreadsheet would take the class {name!r} for a formula.", "Rename it.")
-    return Model(file, card, machine, logits_of)
+    return Model(file, card, machine, logits_of, likeness and likeness.to(machine.device))
 
 
 def _is_exported(file: Path) -> bool:

@@ -19,6 +19,7 @@ from hemafast.deploy.formats import Exported
 from hemafast.engine.checkpoint import DRAWN_WARNING, ModelCard
 from hemafast.errors import HemafastError
 from hemafast.evaluate.calibration import SENSITIVITY
+from hemafast.evaluate.conformal import SET_COVERAGE
 from hemafast.evaluate.elsewhere import home_and_elsewhere
 from hemafast.metrics import with_pooled
 from hemafast.model import Classifier
@@ -62,6 +63,7 @@ def model_card(exported: Exported, model: Classifier, card: ModelCard, folder: P
         sets=with_pooled(metrics["domains"], metrics["pooled"]) if metrics else {},
         window=window_side(card.view.packed_size),
         sensitivity=SENSITIVITY,
+        set_coverage=SET_COVERAGE,
         held_out=held_out_counts(dataset),
         grouped=dataset is not None and _has_groups(dataset),
         told=home_and_elsewhere(folder) if metrics else None,

@@ -17,6 +17,7 @@ from hemafast.deploy.scales import estimator
 from hemafast.engine.checkpoint import View
 from hemafast.engine.machine import Machine
 from hemafast.errors import HemafastError
+from hemafast.evaluate.conformal import SET_COVERAGE, SetThresholds, exceptions
 from hemafast.run_folder import BEST, is_run
 
 _RANGES = {"um_per_pixel": (0.001, 100), "bit_depth": (1, 32), "abstain_below": (0, 1), "batch_size": (1, 4096)}
@@ -40,6 +41,8 @@ class Options:
     """Name no class below the confidence threshold chosen on validation images."""
     abstain_below: float | None = None
     """Name no class below this confidence."""
+    sets: bool = False
+    """Tell which classes may be the true one, with the coverage that was calibrated on validation images."""
     batch_size: int = 64
     """Images per forward pass."""
     device: Device = "auto"
@@ -83,6 +86,8 @@ class Plan:
     groups: tuple[Group, ...]
     threshold: float | None
     """Least confidence with which a class is named; None to always name one."""
+    set_thresholds: SetThresholds | None
+    """By class, the least probability with which it is in a set; None if no sets are asked for."""
     options: Options
 
     @property
@@ -135,7 +140,7 @@ def plan_for(models: Sequence[Model], images: Sequence[Image], options: Options)
         if model.card.view not in views:
             views.append(model.card.view)
     groups = tuple(_group(models, images, view, options) for view in views)
-    return Plan(tuple(images), groups, _choose_threshold(models, options), options)
+    return Plan(tuple(images), groups, _choose_threshold(models, options), _choose_sets(models, options), options)
 
 
 def _group(models: Sequence[Model], images: Sequence[Image], view: View, options: Options) -> Group:
@@ -159,6 +164,7 @@ def _choose_threshold(models: Sequence[Model], options: Options) -> float | None
         return options.abstain_below
     if len(models) > 1:
         raise HemafastError("No threshold was chosen for several models together.", _REMEDY)
+    logger.info("the threshold was chosen on images of %s and holds for such images only", _home_of(models[0]))
     file, calibration = models[0].file, models[0].card.calibration
     if calibration is None:
         remedy = f"Run `hemafast evaluate {file.parent}`, or give abstain_below (--abstain-below)."
@@ -169,3 +175,31 @@ def _choose_threshold(models: Sequence[Model], options: Options) -> float | None
     if options.tta:
         logger.warning("the threshold was chosen without --tta, which changes confidences")
     return calibration.threshold
+
+
+def _choose_sets(models: Sequence[Model], options: Options) -> SetThresholds | None:
+    if not options.sets:
+        return None
+    if len(models) > 1:
+        problem = f"No sets were calibrated for {len(models)} models together."
+        raise HemafastError(problem, "Leave out sets (--sets), or predict with one run.")
+    file, calibration = models[0].file, models[0].card.calibration
+    if calibration is None or calibration.set_thresholds is None:
+        remedy = f"Run `hemafast evaluate {file.parent}`, or leave out sets (--sets)."
+        raise HemafastError(f"No sets were calibrated for {file}.", remedy)
+    _say_sets(models[0], calibration.set_thresholds)
+    if options.tta:
+        logger.warning("the sets were calibrated without --tta, which changes probabilities")
+    return calibration.set_thresholds
+
+
+def _say_sets(model: Model, thresholds: SetThresholds) -> None:
+    """Log what the sets promise, and for which classes they cannot."""
+    promise = "%.0f %% of the cells of each class have it in their set, if they are like those of %s"
+    logger.info(promise, 100 * SET_COVERAGE, _home_of(model))
+    for said in exceptions(model.classes, thresholds):
+        logger.warning(said)
+
+
+def _home_of(model: Model) -> str:
+    return " and ".join(model.card.domains)

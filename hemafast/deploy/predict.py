@@ -22,6 +22,8 @@ from hemafast.deploy.decoding import DecodedBatch, decode_images
 from hemafast.deploy.eval_graph import EvalGraph
 from hemafast.deploy.plan import Group, Options, Plan, make_plan, sort_named
 from hemafast.deploy.submission import refuse_submission, submission_table
+from hemafast.evaluate.conformal import set_names
+from hemafast.evaluate.likeness import ALARM, PARTS, Likenesses, describe, judge
 from hemafast.evaluate.predictions import prediction_table
 from hemafast.files import make_folder, refuse_table_name, write_table, writing
 from hemafast.preparation.images.image_checks import Pixels, strict_decoders
@@ -40,8 +42,11 @@ class Predictions:
     """The classes of images."""
 
     table: pd.DataFrame
-    """One row per image: image, status, error, predicted, confidence, entropy, and the probability of each class."""
+    """One row per image: image, status, error, likeness, predicted, confidence, entropy, the probability of each class;
+    and the set of classes if sets are asked for."""
     plan: Plan
+    likeness: dict[str, Any] | None
+    """What `judge` says of the images as a set; None without a likeness."""
     seconds: float
     """From the first byte read to the last answer."""
 
@@ -60,6 +65,7 @@ class Predictions:
             "predicted": {name: int(predicted.get(name, 0)) for name in self.plan.classes},
             "tta": self.plan.options.tta,
             "threshold": self.plan.threshold,
+            "likeness": self.likeness,
             "device": self.plan.machine.device,
             "precision": self.plan.machine.precision,
             "seconds": self.seconds,
@@ -72,7 +78,13 @@ class Predictions:
         named = ", ".join(f"{images} {name}" for name, images in summary["predicted"].items() if images)
         status = ", ".join(f"{images} {name}" for name, images in summary["status"].items())
         speed = f"{summary['images']} images at {summary['images_per_second']:,.1f}/s"
-        return [named or "no class named", f"{speed}: {status}"]
+        return [named or "no class named", f"{speed}: {status}", *self._likeness_lines()]
+
+    def _likeness_lines(self) -> list[str]:
+        if self.likeness is None or not self.likeness["images"]:
+            return []
+        alarms, share = self.likeness["alarms"], self.likeness["share"]
+        return [f"{alarms} images ({share:.0%}) unlike those of training; {ALARM:.0%} would be at home"]
 
 
 def predict_to(
@@ -110,16 +122,30 @@ def predict_to(
 def classify(plan: Plan, *, progress: Progress = SILENT) -> Predictions:
     """Read, decode and classify the images. Raises HemafastError for a zip that was removed since the plan was made."""
     started = time.perf_counter()
-    sums = np.zeros((len(plan.images), len(plan.classes)))
+    sums = np.zeros((len(plan.images), len(plan.classes) + len(PARTS)))
     errors: dict[int, str] = {}
     with stage(progress, "classifying", len(plan.images) * len(plan.groups)):
         for group in plan.groups:
             sums += infer(plan, group, Ensemble(plan, group), errors, progress)
-    return Predictions(_table(plan, sums / len(plan.models), errors), plan, time.perf_counter() - started)
+    probabilities, likenesses = np.split(sums / len(plan.models), [len(plan.classes)], axis=1)
+    judged = _judge(plan, likenesses)
+    return Predictions(
+        _table(plan, probabilities, likenesses[:, 0], errors), plan, judged, time.perf_counter() - started
+    )
+
+
+def _judge(plan: Plan, likenesses: Likenesses) -> dict[str, Any] | None:
+    """What likenesses say of the images as a set, logged as a warning if it is unlike; None if a model cannot tell."""
+    if any(model.likeness is None for model in plan.models):
+        return None
+    judged = judge(likenesses, min(model.likeness.images for model in plan.models if model.likeness))
+    if said := describe(judged):
+        logger.warning("%s. Adapt the model: `hemafast adapt %s IMAGES`", said, plan.models[0].file.parent)
+    return judged
 
 
 class Ensemble:
-    """Models of one view as one: from squares to the sum of their calibrated probabilities."""
+    """Models of one view as one: from squares to the sum of their calibrated probabilities and likenesses."""
 
     def __init__(self, plan: Plan, group: Group) -> None:
         self._models, self._tta = group.models, plan.options.tta
@@ -128,10 +154,13 @@ class Ensemble:
 
     @torch.inference_mode()
     def __call__(self, squares: Sequence[Pixels]) -> Tensor:
-        """Probabilities summed over the models, fp32 (n, classes) on the device, of uint8 (size, size, 3) squares."""
+        """Probabilities and then likenesses summed over the models, fp32 (n, classes + 3) on the device.
+
+        Squares are uint8 (size, size, 3).
+        """
         images = {size: graph(squares) for size, graph in self._graphs.items()}
-        answers = [model.probabilities(images[model.card.image_size], tta=self._tta) for model in self._models]
-        return torch.stack(answers).sum(0)
+        answers = [model.answers(images[model.card.image_size], tta=self._tta) for model in self._models]
+        return torch.stack([torch.cat(answer, dim=1) for answer in answers]).sum(0)
 
 
 def infer(
@@ -174,7 +203,9 @@ def decoded(plan: Plan, group: Group) -> Iterator[Iterator[DecodedBatch]]:
         yield made_ahead(batches, station)
 
 
-def _table(plan: Plan, probabilities: npt.NDArray[np.float64], errors: dict[int, str]) -> pd.DataFrame:
+def _table(
+    plan: Plan, probabilities: npt.NDArray[np.float64], likeness: npt.NDArray[np.float64], errors: dict[int, str]
+) -> pd.DataFrame:
     answered: npt.NDArray[np.bool_] = np.isfinite(probabilities).all(axis=1)  # type: ignore[assignment]
     sure = probabilities.max(axis=1) >= (plan.threshold or 0.0)
     table = prediction_table(
@@ -184,7 +215,10 @@ def _table(plan: Plan, probabilities: npt.NDArray[np.float64], errors: dict[int,
             "image": [image.name for image in plan.images],
             "status": np.where(answered, np.where(sure, OK, ABSTAINED), FAILED),
             "error": ["" if good else errors.get(row, _NO_NUMBER) for row, good in enumerate(answered)],
+            "likeness": np.where(answered, likeness, np.nan).astype(np.float32),
         },
     )
     table.loc[table["status"] == ABSTAINED, "predicted"] = ""
+    if plan.set_thresholds is not None:
+        table["set"] = set_names(probabilities, plan.classes, plan.set_thresholds)
     return table

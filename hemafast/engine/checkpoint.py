@@ -67,6 +67,8 @@ class Calibration:
     """Number of images it was fitted on."""
     blast_threshold: Annotated[float, Ge(0), Le(1)] | None = None
     """A cell with at least this probability of blast is called a blast; None without blasts to fit it on."""
+    set_thresholds: tuple[Annotated[float, Ge(0), Le(1)] | None, ...] | None = None
+    """By class, the least probability with which it is in a cell's set of classes; None if it never is."""
 
 
 @dataclass(frozen=True)
@@ -118,6 +120,11 @@ class ModelCard:
     adapted: Adapted | None = None
     """None for a model as it was trained."""
 
+    def __post_init__(self) -> None:
+        thresholds = self.calibration.set_thresholds if self.calibration else None
+        if thresholds is not None and len(thresholds) != len(self.classes):
+            raise ValueError(f"{len(thresholds)} set_thresholds for {len(self.classes)} classes")
+
     @property
     def temperature(self) -> float:
         """Divisor of the logits; 1 before the model was evaluated."""
@@ -151,15 +158,16 @@ def _with_calibration(file: Path, card: ModelCard) -> ModelCard:
     beside = file.with_name(CALIBRATION)
     try:
         stored = TypeAdapter(_StoredCalibration).validate_json(beside.read_bytes())
+        calibrated = replace(card, calibration=stored.calibration)
     except FileNotFoundError:
         return card
-    except (OSError, ValidationError) as error:
-        said = _first_of(error) if isinstance(error, ValidationError) else error.strerror
+    except (OSError, ValueError) as error:
+        said = _first_of(error) if isinstance(error, ValidationError) else str(error)
         raise HemafastError(
             f"{beside} cannot be read ({said}).", f"Delete it, then run `hemafast evaluate {file.parent}`."
         ) from error
     if (stored.epoch, stored.data_fingerprint) == (card.epoch, card.data_fingerprint):
-        return replace(card, calibration=stored.calibration)
+        return calibrated
     logger.warning("%s ignored: it belongs to other weights than %s. `hemafast evaluate` renews it.", beside, file.name)
     return card
 

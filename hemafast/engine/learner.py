@@ -100,10 +100,13 @@ def build_learner(
     return Learner(model, scored_model, ema, loss, optimizer, compiler, train_step, eval_step, started_from)
 
 
-def build_eval_step(model: Classifier, machine: Machine) -> EvalStep:
-    """The evaluation step of a trained model; moves the model to the machine's device."""
+def build_eval_step(model: Classifier, machine: Machine, around: nn.Module | None = None) -> EvalStep:
+    """The evaluation step of a trained model; moves the model to the machine's device.
+
+    The step calls `around` instead of the model, if given: a module that calls the model itself.
+    """
     fuse_batch_norms(model.to(machine.device))
-    return EvalStep(model, CrossEntropy(), machine)
+    return EvalStep(around or model, CrossEntropy(), machine)
 
 
 def _build_network(

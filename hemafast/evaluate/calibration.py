@@ -1,4 +1,4 @@
-"""Calibrated confidences: one temperature, and thresholds on confidence and on the probability of a blast.
+"""Calibrated confidences: one temperature, and thresholds on confidence, on a blast's probability and on any class's.
 
 They are fitted on one half of the validation images and reported on the other.
 """
@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hemafast.engine.checkpoint import Calibration
+from hemafast.evaluate.conformal import fit_sets
 from hemafast.evaluate.metrics import Labels, Probabilities
 
 TARGET = 0.95
@@ -57,6 +58,7 @@ def calibrate(
         target=target,
         images=len(labels),
         blast_threshold=None if blast is None else fit_sensitivity(labels == blast, softened[:, blast], SENSITIVITY),
+        set_thresholds=fit_sets(labels, softened),
     )
 
 

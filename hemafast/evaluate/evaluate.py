@@ -29,7 +29,22 @@ from hemafast.engine.step import Totals
 from hemafast.engine.validate import validate
 from hemafast.errors import ClassesError, HemafastError
 from hemafast.evaluate.calibration import TARGET, calibrate, soften
+from hemafast.evaluate.conformal import in_sets, set_scores
 from hemafast.evaluate.folding import Folding, OtherClassesError, fold_classes
+from hemafast.evaluate.likeness import (
+    ALARM,
+    LEAST_IMAGES,
+    PARTS,
+    Likeness,
+    Likenesses,
+    Watching,
+    describe,
+    joined,
+    judge,
+    learn,
+    load_likeness,
+    save_likeness,
+)
 from hemafast.evaluate.metrics import Labels, Probabilities
 from hemafast.evaluate.predictions import prediction_table
 from hemafast.evaluate.scores import calibrated_scores, score
@@ -103,11 +118,12 @@ def evaluate_run(
     samples = dataset.samples(split, config.image_size)
     folding = _folding(folder, card, dataset, samples, split, given)
     seen = replace(config, image_size=card.image_size, growing_from=())  # the best epoch may have used smaller images
-    probabilities = _classify(model, seen, samples, len(card.classes), device)
     calibrates = own and split == VAL
     fitted = _calibration_part(dataset, card) if calibrates else np.zeros(len(samples), dtype=bool)
+    likeness = None if calibrates else load_likeness(folder / BEST, card)
+    probabilities, likeness, likenesses = _classify(model, seen, samples, len(card.classes), device, fitted, likeness)
     calibration = _calibration(card, samples, probabilities, fitted)
-    answers = _answers(dataset.split(split), samples, folding, probabilities, calibration, fitted)
+    answers = _answers(dataset.split(split), samples, folding, probabilities, calibration, fitted, likenesses)
     metrics = {
         "schema": METRICS_SCHEMA,
         "split": split,
@@ -115,12 +131,16 @@ def evaluate_run(
         "classes": list(folding.classes),
         "folding": folding.account,
         **_scores(answers, calibration),
+        "likeness": _judge(answers, likeness),
         "model": {**asdict(replace(card, calibration=calibration)), "file": BEST},
         "data": _data(dataset),
         "training": _training(folder, config),
     }
     if calibrates:
         save_calibration(folder / BEST, card, calibration)
+        save_likeness(folder / BEST, card, likeness)
+    elif said := metrics["likeness"] and describe(metrics["likeness"]["pooled"]):
+        metrics["warnings"].append(said)
     _write(scores_folder(folder, metrics), metrics, _predictions(answers))
     return metrics
 
@@ -202,6 +222,10 @@ class _Answers:
     """Whether classes of the model were merged: then the temperature decides which class is the likeliest."""
     fitted: Mask
     """(images,): which the calibration was fitted on."""
+    sets: Mask | None
+    """(images, classes): which classes are in the set of each image; None without a calibration of sets."""
+    likenesses: Likenesses
+    """(images, 3), nan without a likeness."""
 
 
 def _answers(
@@ -211,10 +235,13 @@ def _answers(
     probabilities: npt.NDArray[np.float32],
     calibration: Calibration,
     fitted: Mask,
+    likenesses: Likenesses,
 ) -> _Answers:
     labels = folding.labels[samples.labels]
     kept = labels >= 0
     softened = soften(probabilities[kept], calibration.temperature)  # fitted on the classes of the model
+    thresholds = calibration.set_thresholds
+    sets = None if thresholds is None else folding.probabilities(in_sets(softened, thresholds).astype(float)) > 0
     return _Answers(
         classes=folding.classes,
         images=images["path"].to_numpy()[kept],
@@ -224,6 +251,8 @@ def _answers(
         softened=folding.probabilities(softened),
         merged=len(folding.classes) < len(folding.answers),
         fitted=fitted[kept],
+        sets=sets,
+        likenesses=likenesses[kept],
     )
 
 
@@ -242,12 +271,30 @@ def _folding(
 
 
 def _classify(
-    model: Classifier, config: TrainConfig, samples: Samples, classes: int, device: Device
-) -> npt.NDArray[np.float32]:
-    """Uncalibrated probabilities (images, classes)."""
+    model: Classifier,
+    config: TrainConfig,
+    samples: Samples,
+    classes: int,
+    device: Device,
+    fitted: Mask,
+    likeness: Likeness | None,
+) -> tuple[npt.NDArray[np.float32], Likeness | None, Likenesses]:
+    """Uncalibrated probabilities (images, classes), a likeness, and what it says of the images.
+
+    The likeness is `likeness`, or one learned from the `fitted` images if they are enough. One pass answers all.
+    """
     machine, graph = machine_and_graph(replace(config, compile="off"), device, samples)
-    step, totals = build_eval_step(model, machine), Totals(classes, machine.device)
-    return validate(model, step, eval_loader(samples, shape=graph), samples, totals).probabilities
+    learns = int(fitted.sum()) >= LEAST_IMAGES
+    note = joined if learns else likeness and likeness.to(machine.device)
+    watching = Watching(model, note) if note else None
+    step, totals = build_eval_step(model, machine, watching), Totals(classes, machine.device)
+    probabilities = validate(model, step, eval_loader(samples, shape=graph), samples, totals).probabilities
+    if watching is None:
+        return probabilities, None, np.full((len(samples), len(PARTS)), np.nan)
+    notes = watching.noted()
+    if learns:
+        likeness, notes = learn(notes, samples.labels, fitted)
+    return probabilities, likeness, notes.numpy()
 
 
 def _calibration_part(dataset: Dataset, card: ModelCard) -> Mask:
@@ -274,10 +321,33 @@ def _scores(answers: _Answers, calibration: Calibration) -> Metrics:
     return {"pooled": scores.pop("pooled"), "domains": scores}
 
 
+def _judge(answers: _Answers, likeness: Likeness | None) -> dict[str, Any] | None:
+    """What the likeness says of the images that it was not fitted on, pooled and by domain; None without one.
+
+    On the validation images of the run itself, alarms are false.
+    """
+    if likeness is None:
+        return None
+    reported = ~answers.fitted
+    parts = {str(name): answers.domains == name for name in np.unique(answers.domains)}
+    return {
+        "fitted_on": likeness.images,
+        "alarm": ALARM,
+        "pooled": judge(answers.likenesses[reported], likeness.images),
+        "domains": {name: judge(answers.likenesses[of & reported], likeness.images) for name, of in parts.items()},
+    }
+
+
 def _score(answers: _Answers, part: Mask, calibration: Calibration) -> Metrics:
     labels, raw, softened = answers.labels[part], answers.raw[part], answers.softened[part]
     plain = score(labels, softened if answers.merged else raw, answers.classes)
-    return plain | calibrated_scores(labels, raw, softened, answers.classes, calibration, ~answers.fitted[part])
+    reported = part & ~answers.fitted
+    sets = answers.sets if answers.sets is None else answers.sets[reported]
+    return (
+        plain
+        | calibrated_scores(labels, raw, softened, answers.classes, calibration, ~answers.fitted[part])
+        | {"sets": set_scores(answers.labels[reported], sets, answers.classes)}
+    )
 
 
 def _predictions(answers: _Answers) -> pd.DataFrame:
@@ -288,6 +358,7 @@ def _predictions(answers: _Answers) -> pd.DataFrame:
         "domain": answers.domains,
         "label": names[answers.labels],
         "part": np.where(answers.fitted, FITTED, REPORTED),
+        "likeness": answers.likenesses[:, 0],
     }
     return prediction_table(answers.classes, answers.softened.astype(np.float32), columns)
 

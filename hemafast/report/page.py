@@ -14,6 +14,7 @@ from hemafast.config import TrainConfig, to_plain
 from hemafast.engine.checkpoint import load_best
 from hemafast.engine.journal import Row, read_rows
 from hemafast.errors import HemafastError
+from hemafast.evaluate.conformal import exceptions
 from hemafast.evaluate.elsewhere import home_and_elsewhere
 from hemafast.evaluate.evaluate import Metrics, run_of
 from hemafast.evaluate.folding import notes
@@ -120,6 +121,7 @@ def _run(part: Part, thumbnails: int, explain: bool) -> dict[str, Any]:
     """Values for the template of one run."""
     metrics, gallery = part.metrics, part.gallery
     pictures = gallery.thumbnails(thumbnails)
+    fitted, alike = metrics["model"]["calibration"].get("set_thresholds"), metrics.get("likeness")
     return {
         "name": part.name,
         "metrics": metrics,
@@ -131,6 +133,8 @@ def _run(part: Part, thumbnails: int, explain: bool) -> dict[str, Any]:
         "scales": {name: _scale_words(domain) for name, domain in metrics["data"]["domains"].items()},
         "curves": embedded(lambda file: plot_curves(file, part.rows)) if part.rows else None,
         "reliability": embedded(lambda file: plot_reliability(file, metrics["pooled"]["calibrated"])),
+        "set_exceptions": exceptions(metrics["model"]["classes"], fitted) if fitted else [],
+        "likeness": with_pooled(alike["domains"], alike["pooled"]) if alike else {},
         "worst": _worst(part, pictures, explain),
         "explained": explain,
         "listing": listing(gallery, pictures),

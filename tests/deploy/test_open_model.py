@@ -85,7 +85,7 @@ def test_the_frame_holds_the_numbers_of_the_command(model, run, pictures):
     _, files = pictures
     frame = model.predict(files)
     table = classify(make_plan([run], list(map(str, files)), Options(device="cpu"))).table
-    assert list(frame) == ["path", "label", "confidence", "status", "error", *CLASSES]
+    assert list(frame) == ["path", "label", "confidence", "status", "error", "likeness", *CLASSES]
     for ours, theirs in {"path": "image", "label": "predicted", "größe": "p_größe", "confidence": "confidence"}.items():
         assert frame[ours].tolist() == table[theirs].tolist()
 
@@ -171,8 +171,8 @@ def test_progress_hears_of_every_image(model, pictures):
 def test_a_class_may_have_the_name_of_a_column(pictures, tmp_path):
     run = write_run(tmp_path / "run", replace(CARD, classes=("path", "label", "error")))
     frame = open_model(run, device="cpu").predict(pictures[0])
-    assert list(frame) == ["path", "label", "confidence", "status", "error", "path", "label", "error"]
-    assert np.allclose(frame.iloc[:, 5:].sum(axis=1), 1, atol=1e-5)
+    assert list(frame) == ["path", "label", "confidence", "status", "error", "likeness", "path", "label", "error"]
+    assert np.allclose(frame.iloc[:, 6:].sum(axis=1), 1, atol=1e-5)
 
 
 def test_a_run_its_weights_and_a_copy_of_them_are_one_model(model, run, pictures, tmp_path):

@@ -187,7 +187,7 @@ def test_several_models_are_the_mean_of_their_probabilities(fitted, cut, squares
     assert np.abs(alone[0] - alone[1]).max() > 1e-2
     together = ask([fitted, *others], list(paths))
     assert np.abs(numbers(together) - np.mean(alone, axis=0)).max() < 1e-5
-    expected = [together.columns[6:][row.argmax()].removeprefix("p_") for row in np.mean(alone, axis=0)]
+    expected = [cut.info.classes[row.argmax()] for row in np.mean(alone, axis=0)]
     assert together["predicted"].tolist() == expected
 
 
@@ -395,6 +395,7 @@ def test_the_command_writes_one_row_an_image(fitted, cells, tmp_path):
         "image",
         "status",
         "error",
+        "likeness",
         "predicted",
         "confidence",
         "entropy",

@@ -222,7 +222,7 @@ def test_the_predictions_are_the_models_softened_by_the_temperature_it_now_carri
     assert list(table["label"]) == [classes[label] for label in val_samples.labels]
     assert list(table["predicted"]) == [classes[index] for index in probabilities.argmax(axis=1)]
     assert all(path.endswith(name) for path, name in zip(val_samples.paths, table["image"], strict=True))
-    assert json.loads(json.dumps(read_metrics(scored)["model"]["calibration"])) == asdict(card.calibration)
+    assert read_metrics(scored)["model"]["calibration"] == json.loads(json.dumps(asdict(card.calibration)))
 
 
 def test_what_is_fitted_is_not_what_is_reported(scored, val_samples, probabilities):
