@@ -14,7 +14,7 @@ from hemafast.deploy.inputs import Image, read_images
 from hemafast.preparation.images.depth import Ranges
 from hemafast.preparation.images.image_checks import MIN_SIDE, Header, Pixels, check_pixels, refuse_shape, verify_image
 from hemafast.preparation.images.kinds import UnreadableImageError
-from hemafast.preparation.pixels import SquareDecoder, centre_windows, runs_within
+from hemafast.preparation.pixels import SquareDecoder, centre_windows, runs_within, shown_side
 from hemafast.preparation.threads import Pool, batches
 
 _UNKNOWN = Header(0, 0, "", "")
@@ -95,7 +95,7 @@ def _decode(readings: Sequence[_Reading], crops: Crops, decoder: SquareDecoder) 
         some, (widths, heights) = readings[run], np.array(sizes[run]).reshape(-1, 2).T
         shorter = np.minimum(widths, heights)
         asked = crops.asked([reading.row for reading in some], shorter)
-        sides = np.where(asked > 0, asked, shorter)
+        sides = np.where(asked > 0, shown_side(asked, shorter), shorter)
         results = decoder.decode([reading.data for reading in some], centre_windows(widths, heights, sides))
         for reading, result in zip(some, results, strict=True):
             try:

@@ -98,6 +98,8 @@ def _size_notes(domain: str, images: pd.DataFrame, plan: Plan) -> Iterator[str]:
     sides = images[["width", "height"]].min(axis=1)
     if small := int((images["window"] > sides).sum()):
         yield f"{small} images are smaller than the field of view of {window} px; their edges are repeated to fill it"
+    if tiny := int((images["window"] < [plan.window(domain, side) for side in sides]).sum()):
+        yield f"{tiny} images are too small for a cell at this scale, and are kept whole; check --um-per-pixel"
     if own:
         scales = plan.estimates[domain].by_side
         listed = ", ".join(f"{side} px: {scales[side]:.3g} um/px" for side in own)

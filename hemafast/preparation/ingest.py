@@ -19,7 +19,7 @@ from hemafast.preparation.duplicates import HASHED_SIZE, perceptual_hash, thumbn
 from hemafast.preparation.images.depth import Range
 from hemafast.preparation.images.image_checks import Header, Pixels, check_pixels, strict_decoders, verify_image
 from hemafast.preparation.images.kinds import CONVERTED_KINDS, UnreadableImageError
-from hemafast.preparation.pixels import Decoded, SquareDecoder, SquareFiles, centre_windows, runs_within
+from hemafast.preparation.pixels import Decoded, SquareDecoder, SquareFiles, centre_windows, runs_within, shown_side
 from hemafast.preparation.plan import Plan
 from hemafast.preparation.publish import log_of
 from hemafast.preparation.ranges import in_stored_order
@@ -134,10 +134,12 @@ def _verify(image: _Image, plan: Plan, sums: Mapping[str, str], ranges: Mapping[
         if kept is not image.data:
             image.data, image.sha256 = kept, hashlib.sha256(kept).hexdigest()
         shorter = min(header.width, header.height)
-        image.side = plan.window(image.member.domain, shorter)
-        if image.side > shorter and plan.windows_required:
-            size = f"{header.width} x {header.height} px"
-            raise UnreadableImageError("field of view", f"{size}, smaller than the field of view of {image.side} px")
+        window = plan.window(image.member.domain, shorter)
+        if window > shorter and plan.windows_required:
+            raise UnreadableImageError(
+                "field of view", f"{header.width} x {header.height} px, smaller than the field of view of {window} px"
+            )
+        image.side = int(shown_side(window, shorter))
     except UnreadableImageError as error:
         image.error = error
 

@@ -21,6 +21,7 @@ Windows = npt.NDArray[np.float32]
 
 MAX_PACKED_BYTES = 2 * 10**9
 """Largest file of packed squares: smaller files suit object stores, older file systems and partial copies."""
+_MOST_REPEATED = 3  # side of a window, as a multiple of the side of its image
 _MAX_BATCH_PIXELS = 64 * 10**6  # decoded at once: 192 MB
 
 
@@ -36,6 +37,16 @@ def centre_windows(width: npt.ArrayLike, height: npt.ArrayLike, side: npt.ArrayL
     return np.concatenate([start, start + sides], axis=1).astype(np.float32)
 
 
+def shown_side(window: npt.ArrayLike, shorter: npt.ArrayLike) -> npt.NDArray[np.int64]:
+    """Side in px of the square that is shown of images with the shorter sides `shorter`, for windows of that many px.
+
+    An image that is smaller than its window keeps its scale, and its edges are repeated. Where it is smaller than a
+    third of it, 8 um of the usual 25, no white cell would fit into it: the scale must be wrong, and it is shown whole.
+    """
+    window, shorter = np.asarray(window, np.int64), np.asarray(shorter, np.int64)
+    return np.where(window <= _MOST_REPEATED * shorter, window, shorter)
+
+
 def decode_image(encoded: Node, device: str) -> Node:
     """DALI op from encoded bytes to upright RGB pixels: uint8 (height, width, 3) on `device` ("cpu" or "gpu")."""
     from nvidia.dali import fn, types
@@ -48,8 +59,9 @@ def decode_image(encoded: Node, device: str) -> Node:
 def cut_window(pixels: Node, window: Node, size: int, *, compiled: bool) -> Node:
     """DALI op from an image to the square of `size` pixels that shows its window (a row of Windows).
 
-    Returns a node of uint8 (size, size, 3). Where the window goes beyond the image, its edges are repeated. Scaling is bilinear with antialiasing, by DALI's own operator or by a
-    `compiled` kernel, which is three to four times faster on a CPU. Tests compare the two.
+    Returns a node of uint8 (size, size, 3). Where the window goes beyond the image, its edges are repeated. Scaling is
+    bilinear with antialiasing, by DALI's own operator or by a `compiled` kernel, which is three to four times faster on
+    a CPU. Tests compare the two.
     """
     from nvidia.dali import fn, types
 
