@@ -267,7 +267,7 @@ def _with_crosstalk(
     taken = generator.uniform(-policy.crosstalk, policy.crosstalk, (images, 3, 3))
     mixed = np.eye(3) + taken - taken.sum(axis=2)[:, :, None] * np.eye(3)
     before = stain if policy.stain else np.eye(3, 4, dtype=np.float32)
-    return (mixed @ before).astype(np.float32)
+    return np.asarray(mixed @ before, np.float32)
 
 
 def _draw_erased(share: float, side: int, images: int, generator: np.random.Generator) -> Boxes:
