@@ -455,6 +455,7 @@ class TrainConfig:
     crosstalk: Annotated[float, Ge(0), Le(0.5)] | None = option(
         None, "Mix the channels' optical densities at random, each by up to this share.", POLICY
     )
+    grey: Annotated[float, Ge(0), Le(1)] | None = option(None, "Share of the images without colour, as 0.25.", POLICY)
     background: Annotated[float, Ge(0), Le(1)] | None = option(
         None, "Random background: share of the images with one colour outside a circle.", POLICY
     )

@@ -177,6 +177,7 @@ GIVEN = {
     "randaugment_magnitude": ("5", 5),
     "stain": ("0.08", 0.08),
     "crosstalk": ("0.2", 0.2),
+    "grey": ("0.3", 0.3),
     "erase": ("0.25", 0.25),
     "background": ("0.75", 0.75),
     "density": ("0.4", 0.4),

@@ -43,6 +43,8 @@ class Policy:
     """How much the absorption of each stain varies: as a share, and as an offset in natural optical density."""
     crosstalk: float = 0.0
     """Largest share of a channel's optical density that another channel takes or loses, as with other dyes."""
+    grey: float = 0.0
+    """Share of the images in which every channel has the mean optical density of all."""
     background: float = 0.0
     """Share of the images with one colour outside a circle about the centre."""
     density: float = 0.0
@@ -82,7 +84,7 @@ class Policy:
     @property
     def mixes_channels(self) -> bool:
         """Whether the optical densities of the channels are mixed."""
-        return bool(self.stain or self.crosstalk)
+        return bool(self.stain or self.crosstalk or self.grey)
 
     @property
     def recolours(self) -> bool:
@@ -98,9 +100,10 @@ POLICIES = {
     "robust": Policy(
         shift=True,
         symmetry="eight",
-        background=0.5,
+        background=0.4,
         crosstalk=0.3,
-        density=0.6,
+        grey=0.25,
+        density=0.5,
         contrast=0.5,
         brightness=0.15,
         blur=2.0,
@@ -198,7 +201,7 @@ def draw_views(policy: Policy, packed_size: int, image_size: int, images: int, g
         background=_draw_backgrounds(policy.background, image_size, images, generator),
         recolour=_draw_recolouring(policy, images, generator),
         blur=_draw_blurs(policy.blur, images, generator),
-        stain=_with_crosstalk(stain, policy, images, generator),
+        stain=_with_mixtures(stain, policy, images, generator),
     )
 
 
@@ -258,14 +261,15 @@ def _draw_stains(strength: float, images: int, generator: np.random.Generator) -
     return np.concatenate([scaled, (offset @ _STAINS)[:, :, None]], axis=2).astype(np.float32)
 
 
-def _with_crosstalk(
+def _with_mixtures(
     stain: npt.NDArray[np.float32], policy: Policy, images: int, generator: np.random.Generator
 ) -> npt.NDArray[np.float32]:
     """The maps `stain`, and after them a random mixture of the channels that leaves grey as it is."""
-    if not policy.crosstalk:
+    if not (policy.crosstalk or policy.grey):
         return stain
     taken = generator.uniform(-policy.crosstalk, policy.crosstalk, (images, 3, 3))
     mixed = np.eye(3) + taken - taken.sum(axis=2)[:, :, None] * np.eye(3)
+    mixed[generator.uniform(0, 1, images) < policy.grey] = 1 / 3
     before = stain if policy.stain else np.eye(3, 4, dtype=np.float32)
     return np.asarray(mixed @ before, np.float32)
 

@@ -215,6 +215,14 @@ def test_crosstalk_mixes_channels_and_leaves_grey_as_it_is():
     assert purple.std(axis=0).min() > 0.05
 
 
+def test_a_share_of_the_images_is_grey():
+    stain = _draw(replace(POLICIES["none"], grey=0.25, crosstalk=0.3), 1000).stain
+    purple = stain @ [0.2, 0.9, 0.4, 1.0]
+    grey = np.ptp(purple, axis=1) < 1e-6
+    assert 0.2 < grey.mean() < 0.3
+    np.testing.assert_allclose(purple[grey], 0.5, atol=1e-6)
+
+
 def test_crosstalk_comes_after_the_stains():
     generators = [np.random.default_rng(0) for _ in range(2)]
     stains, both = (
