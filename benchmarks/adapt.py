@@ -222,9 +222,9 @@ def tables(results: Mapping[str, Any]) -> dict[str, str]:
     ]
     said = f"`{result['command']}`, {result['run']['preset']}, {machine_line(result['machine'])}"
     return {
-        "adapt changes": table(" | ".join(["change, without labels", *named]), rows, said),
-        "adapt labels": table(" | ".join(["labels", *named]), curves, f"Mean of {result['seeds']} draws."),
-        "adapt suggested": table(
+        "adapt_changes": table(" | ".join(["change, without labels", *named]), rows, said),
+        "adapt_labels": table(" | ".join(["labels", *named]), curves, f"Mean of {result['seeds']} draws."),
+        "adapt_suggested": table(
             " | ".join([f"{SUGGESTED} labels", *named]), gains, f"Mean of {result['seeds']} draws."
         ),
     }
