@@ -367,6 +367,11 @@ class TrainConfig:
     )
     dropout: Rate | None = option(None, "Dropout before the classifier.", NETWORK, none="the model's own")
     drop_path: Rate | None = option(None, "Stochastic depth: largest drop rate.", NETWORK, none="the model's own")
+    standardize: bool = option(
+        False,
+        "Bring the channels of each image to one mean and spread, so that cameras and stains differ less.",
+        NETWORK,
+    )
     freeze_norm: bool = option(False, "Freeze batch norm: running statistics, weight and bias.", NETWORK)
     freeze_stages: Annotated[int, Ge(0)] = option(
         0, "Freeze this many stages of the network, counted from the stem.", NETWORK

@@ -20,6 +20,8 @@ from numpy.lib.stride_tricks import as_strided
 from nvidia.dali import types
 from nvidia.dali.plugin.numba import NumbaFunction, address_as_void_pointer  # type: ignore[attr-defined]
 
+from hemafast.data.augment import LEAST_SPREAD, LEVELS, SPREADS
+
 Node = Any  # nvidia.dali.data_node.DataNode
 Pixels = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]
@@ -263,25 +265,41 @@ def _mean(counts: Words) -> float:
 
 
 @compiled()
-def recolour(out: Pixels, pixels: Pixels, change: Floats) -> None:
-    """Change each channel of `pixels` (height, width, 3) on its own: one table of 256 values does it all.
-
-    A row of `change` (3, 3) has, for one channel, a factor of the optical density, then a factor of the distance from
-    the mean, and levels to add.
-    """
+def _change_channels(out: Pixels, pixels: Pixels, change: Floats, standard: bool) -> None:
     counts, table = _histogram(pixels), np.empty((3, 256), np.uint8)
     for channel in range(3):
         density, contrast, brightness = change[channel]
         light = 256 * (np.arange(1, 257) / 256) ** np.float64(density) - 1
-        mean = np.sum(light * counts[channel]) / np.sum(counts[channel])
+        pixel_count = np.sum(counts[channel])
+        mean = np.sum(light * counts[channel]) / pixel_count
+        level, gain = mean, np.float64(contrast)
+        if standard:
+            spread = math.sqrt(np.sum((light - mean) ** 2 * counts[channel]) / pixel_count)
+            level, gain = LEVELS[channel], contrast * SPREADS[channel] / (spread + LEAST_SPREAD)
         for value in range(256):
-            changed = (light[value] - mean) * contrast + mean + brightness
+            changed = (light[value] - mean) * gain + level + brightness
             table[channel, value] = np.uint8(min(max(changed, 0.0), 255.0) + 0.5)
     source, target = pixels.reshape(-1), out.reshape(-1)
     for pixel in range(len(source) // 3):
         for channel in range(3):
             at = np.uint64(3 * pixel + channel)
             target[at] = table[channel, source[at]]
+
+
+@compiled()
+def recolour(out: Pixels, pixels: Pixels, change: Floats) -> None:
+    """Change each channel of `pixels` (height, width, 3) on its own: one table of 256 values does it all.
+
+    A row of `change` (3, 3) has, for one channel, a factor of the optical density, then a factor of the distance from
+    the mean, and levels to add.
+    """
+    _change_channels(out, pixels, change, False)
+
+
+@compiled()
+def standardize(out: Pixels, pixels: Pixels, change: Floats) -> None:
+    """The same as `recolour`, but between density and contrast each channel gets the mean LEVELS and spread SPREADS."""
+    _change_channels(out, pixels, change, True)
 
 
 @compiled(fastmath=True)
@@ -375,6 +393,10 @@ def _run_recolour(outs, out_shapes, _0, _1, ins, in_shapes, _2, _3):  # type: ig
     recolour(_image(outs, out_shapes, 0), _image(ins, in_shapes, 0), _drawn(ins, (3, 3)))
 
 
+def _run_standardize(outs, out_shapes, _0, _1, ins, in_shapes, _2, _3):  # type: ignore[no-untyped-def] # noqa: ANN001, ANN202
+    standardize(_image(outs, out_shapes, 0), _image(ins, in_shapes, 0), _drawn(ins, (3, 3)))
+
+
 def _run_blur(outs, out_shapes, _0, _1, ins, in_shapes, _2, _3):  # type: ignore[no-untyped-def] # noqa: ANN001, ANN202
     blur(_image(outs, out_shapes, 0), _image(ins, in_shapes, 0), _drawn(ins, (1,)))
 
@@ -426,5 +448,6 @@ _ENTRIES = {
     turn_whole: (_run_turn_whole, 2),
     cover: (_run_cover, 1),
     recolour: (_run_recolour, 2),
+    standardize: (_run_standardize, 2),
     blur: (_run_blur, 1),
 }

@@ -9,21 +9,25 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from hemafast.data.augment import LEAST_SPREAD, LEVELS, SPREADS
 from hemafast.errors import HemafastError
 
 
 class Classifier(nn.Module):
     """uint8 images in, logits out.
 
-    `mean` and `std` are per channel, in units of full scale (0 to 1).
+    `mean` and `std` are per channel, in units of full scale (0 to 1). With `standardize`, images are brought to LEVELS
+    and SPREADS first, but not in training mode: there, the input graph does it before it changes the colours.
     """
 
     scale: Tensor
     shift: Tensor
 
-    def __init__(self, backbone: nn.Module, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+    def __init__(
+        self, backbone: nn.Module, mean: tuple[float, ...], std: tuple[float, ...], *, standardize: bool = False
+    ) -> None:
         super().__init__()
-        self.backbone = backbone
+        self.backbone, self.standardize = backbone, standardize
         self._frozen: list[nn.Module] = []
         self.normalise_by(mean, std)
 
@@ -78,11 +82,32 @@ class Classifier(nn.Module):
         return backbone.forward_head(maps), backbone.forward_head(maps, pre_logits=True)
 
     def _normalised(self, images: Tensor) -> Tensor:
-        return torch.addcmul(self.shift, images.float(), self.scale)
+        pixels = images.float()
+        if self.standardize and not self.training:
+            pixels = standardised(pixels)
+        return torch.addcmul(self.shift, pixels, self.scale)
+
+
+def standardised(pixels: Tensor) -> Tensor:
+    """Images whose channels have the means LEVELS and the spreads SPREADS, cut off at 0 and 255.
+
+    Args:
+        pixels: float (n, 3, height, width), 0 to 255.
+    """
+    centred = pixels - pixels.mean((2, 3), keepdim=True)
+    spread = centred.square().mean((2, 3), keepdim=True).sqrt() + LEAST_SPREAD
+    levels, spreads = (pixels.new_tensor(values).view(1, 3, 1, 1) for values in (LEVELS, SPREADS))
+    return (levels + spreads * centred / spread).clamp(0, 255)
 
 
 def build_model(
-    name: str, classes: int, image_size: int, *, dropout: float | None = None, drop_path: float | None = None
+    name: str,
+    classes: int,
+    image_size: int,
+    *,
+    dropout: float | None = None,
+    drop_path: float | None = None,
+    standardize: bool = False,
 ) -> Classifier:
     """A classifier on the timm model `name` with random weights, in channels_last. A rate of None is the model's own.
 
@@ -98,7 +123,8 @@ def build_model(
         rates = {"drop_rate": dropout, "drop_path_rate": drop_path}
         options = {key: rate for key, rate in rates.items() if rate is not None}
         backbone = timm.create_model(name, num_classes=classes, **sized_options(name, image_size), **options)
-        model = Classifier(backbone, tuple(backbone.pretrained_cfg["mean"]), tuple(backbone.pretrained_cfg["std"]))
+        mean, std = (tuple(backbone.pretrained_cfg[constant]) for constant in ("mean", "std"))
+        model = Classifier(backbone, mean, std, standardize=standardize)
         _try_out(model, image_size)
     except Exception as error:  # every model of timm checks its options differently
         raise HemafastError(

@@ -104,7 +104,14 @@ def robust() -> Fields:
     Time: 4 to 12 minutes for 2,300 images on two CPU cores, depending on the processor.
     Score: see docs/another-lab.md, at home and in three other laboratories, with data, seeds and intervals.
     """
-    return {**fast(), "epochs": 12, "freeze_stages": 3, "policy": "robust", "sampler": "mixed:0.5"}
+    return {
+        **fast(),
+        "epochs": 12,
+        "freeze_stages": 3,
+        "standardize": True,
+        "policy": "robust",
+        "sampler": "mixed:0.5",
+    }
 
 
 def best() -> Fields:

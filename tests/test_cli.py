@@ -148,6 +148,7 @@ GIVEN = {
     "dropout": ("0.2", 0.2),
     "drop_path": ("0.3", 0.3),
     "freeze_norm": ("", True),
+    "standardize": ("", True),
     "freeze_stages": ("3", 3),
     "epochs": ("4", 4),
     "time_budget": ("2m", 120.0),

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from torchvision.transforms.v2 import functional
 
+from hemafast.data.augment import LEVELS
 from hemafast.errors import HemafastError
 from hemafast.model import Classifier, build_model
 
@@ -28,6 +29,18 @@ def test_pixels_are_normalised_as_torchvision_does(mean, std):
     found = Classifier(nn.Identity(), mean, std)(images)
     expected = functional.normalize(functional.to_dtype(images, torch.float32, scale=True), mean, std)
     assert (found - expected).abs().max() < 1e-5
+
+
+def test_a_network_that_standardises_sees_no_other_camera_but_in_training():
+    """There, the input graph does it, before it changes colours on purpose."""
+    model = Classifier(nn.Identity(), (0.0,) * 3, (1.0,) * 3, standardize=True)
+    images = torch.randint(60, 120, (2, 3, SIZE, SIZE), generator=torch.Generator().manual_seed(0)).float()
+    gain, shift = (torch.tensor(values).view(1, 3, 1, 1) for values in ((0.5, 1.5, 2.0), (30.0, -40.0, 10.0)))
+    torch.testing.assert_close(model(images), images / 255)
+    model.eval()
+    seen = model(images)
+    torch.testing.assert_close(255 * seen.mean((0, 2, 3)), torch.tensor(LEVELS), atol=3, rtol=0)  # bright pixels are cut off
+    assert (255 * (model(images * gain + shift) - seen)).abs().mean() < 2
 
 
 @pytest.mark.parametrize("name", ["test_resnet", "test_efficientnet", "test_vit"])

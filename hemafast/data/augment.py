@@ -18,6 +18,13 @@ from hemafast.data import geometry
 from hemafast.data.geometry import Boxes
 from hemafast.errors import HemafastError
 
+LEVELS = (199.0, 166.0, 184.0)
+SPREADS = (54.0, 66.0, 26.0)
+"""Mean and standard deviation of red, green and blue, 0 to 255, that standardised images have: about those of cells of
+Acevedo_20 and Matek_19."""
+LEAST_SPREAD = 2.5
+"""Added to the standard deviation of an image, so that one of a single colour stays one."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Policy:
@@ -47,6 +54,8 @@ class Policy:
     """Share of the images in which every channel has the mean optical density of all."""
     background: float = 0.0
     """Share of the images with one colour outside a circle about the centre."""
+    standardize: bool = False
+    """Whether each channel of an image gets the mean LEVELS and the spread SPREADS, before contrast and brightness."""
     density: float = 0.0
     """Largest share by which the optical density grows or shrinks; half of it for each channel on its own."""
     contrast: float = 0.0
@@ -89,7 +98,7 @@ class Policy:
     @property
     def recolours(self) -> bool:
         """Whether each channel is changed on its own."""
-        return bool(self.density or self.contrast or self.brightness)
+        return bool(self.standardize or self.density or self.contrast or self.brightness)
 
 
 POLICIES = {

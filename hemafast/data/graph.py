@@ -82,7 +82,7 @@ def define_graph(images: Node, views: dict[str, Node], shape: GraphShape, policy
     if "stain" in views:
         pixels = operators.stain(pixels, views["stain"], size)
     if "recolour" in views:
-        pixels = operators.recolour(pixels, views["recolour"], size, compiled=compiled)
+        pixels = operators.recolour(pixels, views["recolour"], size, standardize=policy.standardize, compiled=compiled)
     if "blur" in views:
         pixels = operators.blur(pixels, views["blur"], size, compiled=compiled)
     if "erase" in views:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from hemafast.data.augment import ENHANCEMENTS, MAGNITUDES
+from hemafast.data.augment import ENHANCEMENTS, LEAST_SPREAD, LEVELS, MAGNITUDES, SPREADS
 
 Node = Any  # nvidia.dali.data_node.DataNode; DALI ships no usable annotations
 
@@ -126,22 +126,29 @@ def _white_point(pixels: Node, size: int) -> Node:
     return point
 
 
-def recolour(pixels: Node, change: Node, size: int, *, compiled: bool) -> Node:
+def recolour(pixels: Node, change: Node, size: int, *, compiled: bool, standardize: bool = False) -> Node:
     """Change each channel of images of `size` pixels on its own.
 
     A row of `change` (3, 3) has, for one channel, a factor of the optical density, then a factor of the distance from
-    the mean, and levels to add.
+    the mean, and levels to add. With `standardize`, each channel gets the mean LEVELS and spread SPREADS before these.
     """
     from nvidia.dali import fn, math, types
 
     if compiled:
         from hemafast import kernels
 
-        return fn.reshape(kernels.operator(kernels.recolour, size)(pixels, change), layout="HWC")
+        kernel = kernels.standardize if standardize else kernels.recolour
+        return fn.reshape(kernels.operator(kernel, size)(pixels, change), layout="HWC")
     density, contrast, brightness = (_beside(pixels, change[:, column]) for column in range(3))
     light = 256 * math.pow((pixels + 1.0) / 256, density) - 1  # exp(-density * factor)
-    mean = fn.reductions.mean(light, axes=(0, 1))
-    return fn.reshape(fn.cast((light - mean) * contrast + mean + brightness, dtype=types.UINT8), layout="HWC")
+    mean = level = fn.reductions.mean(light, axes=(0, 1))
+    if standardize:
+        spread = fn.reductions.std_dev(light, mean, axes=(0, 1)) + LEAST_SPREAD
+        level, spreads = (
+            types.Constant(np.array(values, np.float32), device=pixels.device) for values in (LEVELS, SPREADS)
+        )
+        contrast = contrast * spreads / spread
+    return fn.reshape(fn.cast((light - mean) * contrast + level + brightness, dtype=types.UINT8), layout="HWC")
 
 
 def blur(pixels: Node, sigma: Node, size: int, *, compiled: bool) -> Node:

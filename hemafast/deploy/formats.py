@@ -179,7 +179,7 @@ def pack_safetensors(deployed: Deployed, card: ModelCard) -> Packed:
 
     model = deployed.model
     options = {"num_classes": len(card.classes), **sized_options(card.backbone, card.image_size)}
-    plain = {"mean": model.mean, "std": model.std, "timm_options": options}
+    plain = {"mean": model.mean, "std": model.std, "standardize": model.standardize, "timm_options": options}
     metadata = metadata_of(card, None) | {"format": "pt"} | {name: json.dumps(value) for name, value in plain.items()}
     tensors = {name: tensor.contiguous() for name, tensor in model.backbone.state_dict().items()}
     return save(tensors, metadata), None
@@ -195,13 +195,13 @@ def load_safetensors(content: bytes) -> Loaded:
     backbone = timm.create_model(said["backbone"], **json.loads(said["timm_options"])).eval()
     backbone.load_state_dict(load(content))
     numbers = [tuple(json.loads(said[name])) for name in ("mean", "std")]
-    mean, std = (torch.tensor(one).view(1, 3, 1, 1) for one in numbers)
+    network = Classifier(backbone, *numbers, standardize=said.get("standardize") == "true").eval()
 
     def run(images: Tensor) -> tuple[Tensor, Tensor]:
-        logits = backbone((images / 255 - mean) / std)
+        logits = network(images)
         return logits, torch.softmax(logits / float(said["temperature"]), dim=1)
 
-    return Loaded(run, said, Classifier(backbone, *numbers))
+    return Loaded(run, said, network)
 
 
 def _example(deployed: Deployed, card: ModelCard) -> Tensor:

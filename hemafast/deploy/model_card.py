@@ -13,6 +13,7 @@ from typing import Any
 import pandas as pd
 
 from hemafast import __version__
+from hemafast.data.augment import LEAST_SPREAD, LEVELS, SPREADS
 from hemafast.data.dataset import Dataset
 from hemafast.data.geometry import window_side
 from hemafast.deploy.formats import Exported
@@ -61,6 +62,9 @@ def model_card(exported: Exported, model: Classifier, card: ModelCard, folder: P
         notes=() if dataset is None else dataset.info.notes,
         metrics=metrics,
         sets=with_pooled(metrics["domains"], metrics["pooled"]) if metrics else {},
+        levels=LEVELS,
+        spreads=SPREADS,
+        least_spread=LEAST_SPREAD,
         window=window_side(card.view.packed_size),
         sensitivity=SENSITIVITY,
         set_coverage=SET_COVERAGE,

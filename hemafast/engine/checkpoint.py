@@ -135,6 +135,7 @@ def save_best(file: Path, model: Classifier, card: ModelCard) -> None:
     """Write weights and card, completely or not at all. Raises OSError if the disk is full."""
     tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
     metadata = {"format": "pt", "card": json.dumps(asdict(card)), "mean": str(model.mean), "std": str(model.std)}
+    metadata["standardize"] = json.dumps(model.standardize)
 
     def write(part: Path) -> None:
         try:
@@ -189,6 +190,7 @@ def load_best(file: Path) -> tuple[Classifier, ModelCard]:
     try:
         with torch.random.fork_rng(devices=[]):  # its first weights are drawn, and replaced
             model = build_model(card.backbone, len(card.classes), card.image_size)
+        model.standardize = metadata.get("standardize") == "true"  # older files have none
         model.load_state_dict(tensors)
         model.normalise_by(*(_constants(metadata[name]) for name in ("mean", "std")))
     except (KeyError, TypeError, ValueError, RuntimeError) as error:

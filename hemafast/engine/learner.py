@@ -113,7 +113,12 @@ def _build_network(
     settings: TrainConfig, classes: int, machine: Machine, started_from: str | None
 ) -> tuple[Classifier, str]:
     model = build_model(
-        settings.model, classes, settings.image_size, dropout=settings.dropout, drop_path=settings.drop_path
+        settings.model,
+        classes,
+        settings.image_size,
+        dropout=settings.dropout,
+        drop_path=settings.drop_path,
+        standardize=settings.standardize,
     )
     if started_from is None:
         started_from = load_initial_weights(

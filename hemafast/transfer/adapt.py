@@ -260,8 +260,8 @@ def without_labels(parent: Parent, pixels: Tensor, progress: Progress) -> tuple[
 
 
 def _home_white(parent: Parent, progress: Progress) -> Tensor | None:
-    """White point of the training images, of a sample of them."""
-    if parent.dataset is None:
+    """White point of the training images, of a sample of them; None where it is unknown, or has no effect."""
+    if parent.dataset is None or parent.network.standardize:
         return None
     samples = parent.dataset.samples(TRAIN, parent.card.image_size)
     rows = np.sort(np.random.default_rng(0).permutation(len(samples))[:_REFERENCE])

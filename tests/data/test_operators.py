@@ -1,6 +1,7 @@
 """What the operators do to pixels: the compiled ones as DALI's own, and all of them as their references."""
 
 import math
+from functools import partial
 
 import numpy as np
 import pytest
@@ -12,8 +13,9 @@ from torchvision import transforms
 
 from hemafast import kernels
 from hemafast.data import operators
-from hemafast.data.augment import ENHANCEMENTS, POLICIES, Policy, draw_views
+from hemafast.data.augment import ENHANCEMENTS, LEVELS, POLICIES, Policy, draw_views
 from hemafast.data.geometry import SYMMETRIES, about_centre, random_resized_windows, rotations
+from hemafast.model import standardised
 from hemafast.preparation.pixels import cut_window
 
 
@@ -228,8 +230,13 @@ SIGMAS = np.array([[0], [0.2], [0.7], [1.2], [3]], np.float32)
 @pytest.mark.parametrize("size", [40, 41])
 @pytest.mark.parametrize(
     ("operate", "drawn"),
-    [(operators.cover, BACKGROUNDS), (operators.recolour, RECOLOURINGS), (operators.blur, SIGMAS)],
-    ids=["cover", "recolour", "blur"],
+    [
+        (operators.cover, BACKGROUNDS),
+        (operators.recolour, RECOLOURINGS),
+        (partial(operators.recolour, standardize=True), RECOLOURINGS),
+        (operators.blur, SIGMAS),
+    ],
+    ids=["cover", "recolour", "standardize", "blur"],
 )
 def test_the_compiled_changes_of_colour_are_those_of_dali(draw, operate, drawn, size):
     images = [draw(seed, size, size) for seed in range(len(drawn))]
@@ -266,6 +273,15 @@ def test_channels_are_changed_in_density_and_about_their_mean(draw, compiled):
         expected = (light - mean) * contrast + mean + brightness
         assert np.abs(output - expected.clip(0, 255)).max() < 0.6
         assert np.abs(expected.mean(axis=(0, 1)) - mean - brightness).max() < 1e-6
+
+
+def test_images_are_standardised_in_the_graph_as_in_the_network(draw):
+    images = [draw(seed, 40, 40) for seed in range(3)] + [np.full((40, 40, 3), 90, np.uint8)]
+    same = np.tile(np.float32([1, 1, 0]), (4, 3, 1))
+    outputs = _run(lambda *nodes: operators.recolour(*nodes, 40, standardize=True, compiled=True), images, same)
+    expected = standardised(torch.from_numpy(np.array(images)).permute(0, 3, 1, 2).float()).permute(0, 2, 3, 1)
+    assert np.abs(np.array(outputs) - expected.numpy()).max() <= 0.51
+    np.testing.assert_array_equal(outputs[3], np.tile(np.uint8(LEVELS), (40, 40, 1)))
 
 
 @pytest.mark.parametrize("compiled", [True, False])
