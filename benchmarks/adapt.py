@@ -22,7 +22,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import typer
-from output import JsonFile, machine_line, table, write_json
+from adapt_tables import PER_CLASS, SUGGESTED
+from output import JsonFile, write_json
 
 from hemafast.data.dataset import Dataset, open_dataset
 from hemafast.engine.machine import machine_facts
@@ -37,9 +38,6 @@ from hemafast.transfer.choose import Candidate
 from hemafast.transfer.compared import compare
 from hemafast.transfer.head import Layer, fit_layer
 from hemafast.transfer.suggest import choose_cells
-
-PER_CLASS = (1, 5, 10, 50)
-SUGGESTED = 50
 
 Labels = npt.NDArray[np.int64]
 Matrix = npt.NDArray[np.float64]
@@ -204,36 +202,6 @@ def _fitted_score(laboratory: Laboratory, features: Matrix, old: Layer, rows: La
 def _over(values: Sequence[float]) -> dict[str, Any]:
     """Mean and interval over seeds."""
     return {"mean": float(np.mean(values)), "ci95": np.percentile(values, [2.5, 97.5]).tolist(), "seeds": list(values)}
-
-
-def tables(results: Mapping[str, Any]) -> dict[str, str]:
-    """Changes without labels by laboratory, curves with few labels, and what a suggestion gains."""
-    result = results["adapt"]
-    named = {one["name"]: one for one in result["laboratories"]}
-    ways = [one["change"] for one in result["laboratories"][0]["changes"]]
-    rows = [[way, *(_score_of(one["changes"][place]) for one in named.values())] for place, way in enumerate(ways)]
-    curves = [
-        [f"{count} a class", *(f"{one['labels'][place]['with']['mean']:.3f}" for one in named.values())]
-        for place, count in enumerate(PER_CLASS)
-    ]
-    gains = [
-        [which, *(f"{one['suggested'][which]['mean']:.3f}" for one in named.values())]
-        for which in ("suggested", "random")
-    ]
-    said = f"`{result['command']}`, {result['run']['preset']}, {machine_line(result['machine'])}"
-    return {
-        "adapt_changes": table(" | ".join(["change, without labels", *named]), rows, said),
-        "adapt_labels": table(" | ".join(["labels", *named]), curves, f"Mean of {result['seeds']} draws."),
-        "adapt_suggested": table(
-            " | ".join([f"{SUGGESTED} labels", *named]), gains, f"Mean of {result['seeds']} draws."
-        ),
-    }
-
-
-def _score_of(change: Mapping[str, Any]) -> str:
-    low, high = change["ci95"]
-    text = f"{change['macro_f1']:.3f} ({low:.3f} to {high:.3f})"
-    return f"**{text}**" if change["chosen"] else text
 
 
 if __name__ == "__main__":

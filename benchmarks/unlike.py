@@ -11,14 +11,14 @@ view. Nothing is trained or fitted. Refuses drawn cells.
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
 import numpy.typing as npt
 import typer
-from output import JsonFile, machine_line, table, write_json
+from output import JsonFile, write_json
 from PIL import Image
 from scipy import ndimage
 from scipy.stats import bootstrap
@@ -190,37 +190,6 @@ def _mirrored(corner: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
     scaled = np.asarray(Image.fromarray(corner).resize((side, side), Image.Resampling.BILINEAR))
     width = (250 - side) // 2
     return np.pad(scaled, ((width, width), (width, width), (0, 0)), mode="symmetric")
-
-
-def tables(results: Mapping[str, Any]) -> dict[str, str]:
-    """Likeness, and sets of classes, at home, elsewhere and on non-cells."""
-    result = results["unlike"]
-    rows = [_row("home, held out", result["home"])]
-    rows += [_row(name, found) for group in ("elsewhere", "non_cells") for name, found in result[group].items()]
-    note = (
-        f"{result['run']['backbone']}, trained on {' and '.join(result['run']['trained_on'])}; likeness fitted on "
-        f"{result['fitted_on']} images. `{result['command']}`. {machine_line(result['machine'])}"
-    )
-    header = (
-        "images | number | unlike | AUROC | in colour | in content | accuracy | sets hold the class | classes in a set"
-    )
-    return {"unlike": table(header, rows, note)}
-
-
-def _row(name: str, found: Mapping[str, Any]) -> list[str]:
-    likeness, sets = found["likeness"], found.get("sets")
-    share = f"{likeness['share']:.1%} ({likeness['ci95'][0]:.1%} to {likeness['ci95'][1]:.1%})"
-    apart = [f"{found['auroc'][part]['value']:.3f}" if "auroc" in found else "" for part in PARTS]
-    accuracy = found.get("accuracy")
-    return [
-        name,
-        str(likeness["images"]),
-        share,
-        *apart,
-        "" if accuracy is None else f"{accuracy:.3f}",
-        f"{sets['coverage']:.1%} ({sets['ci95'][0]:.1%} to {sets['ci95'][1]:.1%})" if sets else "",
-        f"{sets['mean_size']:.2f}" if sets else "",
-    ]
 
 
 if __name__ == "__main__":

@@ -47,7 +47,7 @@ PUBLIC = {
         *("again", "epoch", "image_size", "images", "load_state_dict", "position", "resized", "set_epoch"),
         *("sizes", "state_dict"),
     },
-    "Model": {"classes", "embed", "features", "logits", "network", "predict", "probabilities"},
+    "Model": {"answers", "classes", "embed", "features", "logits", "network", "predict", "probabilities"},
     "PrepareConfig": set(),
     "Progress": {"advance", "finish", "say", "shows", "start"},
     "ProgressBar": {"advance", "finish", "say", "shows", "start"},

@@ -33,6 +33,7 @@ COMMANDS = (
     "evaluate",
     "report",
     "predict",
+    "adapt",
     "export",
     "explain",
     "crossdomain",
@@ -130,7 +131,7 @@ def test_the_preview_takes_every_change_to_a_policy_that_training_takes():
     changes = {
         name for name, option in parameters_of("train").items() if str(option.rich_help_panel).startswith("Changes to")
     }
-    assert len(changes) == 13
+    assert len(changes) == 15
     assert changes <= parameters_of("augment-preview").keys()
 
 

@@ -134,7 +134,7 @@ def training_lines(metrics: dict[str, Any]) -> list[Text]:
             f"{epochs} {'epoch' if epochs == 1 else 'epochs'} in {training['total_seconds']:.0f} s, "
             f"{training['train_images_per_second']:.1f} images/s in training"
         )
-    lines += notes(metrics["folding"])
+    lines += notes(metrics["folding"]) if "folding" in metrics else []
     return [*map(Text, lines), *(Text(warning, style="bold yellow") for warning in metrics["warnings"])]
 
 

@@ -31,7 +31,7 @@ def read(paths, crops=None, *, size=64, batch_size=8, threads=2):
 def test_squares_are_those_that_preparation_packs(cut, batch_size, from_zips):
     source = cut.folder.parent
     paths = [source / "Acevedo_20.zip", source / "Matek_19.zip"] if from_zips else [cut.folder / "images"]
-    chosen = choose_crops(list_images(map(str, paths)), view_of(cut.info, 64), None)
+    chosen = choose_crops(list_images(map(str, paths)), view_of(cut.info, 64), None, lambda images: None)
     assert set(chosen.sides) == {50, 56}
     batches, names = read(paths, chosen, batch_size=batch_size)
     manifest = cut.table

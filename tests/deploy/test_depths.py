@@ -44,7 +44,7 @@ def twelve(tmp_path_factory, draw):
     source = tmp_path_factory.mktemp("twelve")
     for label, seed in (("basophil", 0), ("monocyte", 70)):
         write_cells(source / "Lab" / label, draw, 16, 6, seed)
-    settings = PrepareConfig(source=source, output=source / "prepared", pack_sizes=(SIDE,))
+    settings = PrepareConfig(source=source, output=source / "prepared", pack_sizes=(SIDE,), field_of_view="whole")
     dataset = open_dataset(prepare(settings).folder)
     return dataset, write_run(source / "run", card_on(dataset, image_size=56))
 

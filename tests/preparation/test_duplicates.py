@@ -131,7 +131,13 @@ def test_groups_do_not_depend_on_the_order_of_the_rows(cells):
 
 
 def _prepared(folder, **options):
-    fields = {"source": folder, "output": folder / "prepared", "pack_sizes": (64,), "max_quarantined": 1.0} | options
+    fields = {
+        "source": folder,
+        "output": folder / "prepared",
+        "pack_sizes": (64,),
+        "max_quarantined": 1.0,
+        "field_of_view": "whole",
+    } | options
     return prepare(PrepareConfig(**fields))
 
 

@@ -75,7 +75,7 @@ def deep(tmp_path_factory, draw, make_archive):
     folder = tmp_path_factory.mktemp("deep")
     for kind in DEPTHS:
         write_domain(make_archive, draw, folder, kind, kind)
-    return prepare(PrepareConfig(source=folder, output=folder / "prepared", pack_sizes=(SIDE,)))
+    return prepare(PrepareConfig(source=folder, output=folder / "prepared", pack_sizes=(SIDE,), field_of_view="whole"))
 
 
 @pytest.mark.parametrize("kind", DEPTHS)
