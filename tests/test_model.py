@@ -39,10 +39,9 @@ def test_a_network_that_standardises_sees_no_other_camera_but_in_training():
     torch.testing.assert_close(model(images), images / 255)
     model.eval()
     seen = model(images)
-    torch.testing.assert_close(
-        255 * seen.mean((0, 2, 3)), torch.tensor(LEVELS), atol=3, rtol=0
-    )  # bright pixels are cut off
-    assert (255 * (model(images * gain + shift) - seen)).abs().mean() < 2
+    # Not exactly, because bright pixels are cut off.
+    torch.testing.assert_close(255 * seen.mean((0, 2, 3)), torch.tensor(LEVELS), atol=3, rtol=0)
+    assert (255 * (model(images * gain + shift) - seen)).abs().mean() < 4
 
 
 @pytest.mark.parametrize("name", ["test_resnet", "test_efficientnet", "test_vit"])
