@@ -150,14 +150,19 @@ def tables(results: Mapping[str, Any]) -> dict[str, str]:
         f"{name} {len(one['classes'])} classes, {one['images']:,} images" for name, one in first[0]["scores"].items()
     )
     note = (
-        f"Macro-F1, mean of {len(first)} seeds (least to most); unseen: mean over the laboratories that the model has "
+        f"Macro-F1, {_seeds(len(first))}; unseen: mean over the laboratories that the model has "
         f"never seen. {'; '.join(counts)}. `{result['command']}`. {machine_line(result['machine'])}"
     )
     return {"another_lab": table(" | ".join(["preset", f"{HOME}, at home", *names[1:]]), rows, note)}
 
 
+def _seeds(count: int) -> str:
+    return "one seed" if count == 1 else f"mean of {count} seeds (least to most)"
+
+
 def _cell(found: Mapping[str, float]) -> str:
-    return f"**{found['mean']:.3f}** ({found['min']:.3f} to {found['max']:.3f})"
+    least, most = found["min"], found["max"]
+    return f"**{found['mean']:.3f}**" + (f" ({least:.3f} to {most:.3f})" if least < most else "")
 
 
 if __name__ == "__main__":
