@@ -20,7 +20,7 @@ from numpy.lib.stride_tricks import as_strided
 from nvidia.dali import types
 from nvidia.dali.plugin.numba import NumbaFunction, address_as_void_pointer  # type: ignore[attr-defined]
 
-from hemafast.data.augment import LEAST_SPREAD, LEVELS, SPREADS
+from hemafast.standard_colours import LEAST_SPREAD, LEVELS, SPREADS
 
 Node = Any  # nvidia.dali.data_node.DataNode
 Pixels = npt.NDArray[np.uint8]

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from hemafast.data.augment import LEAST_SPREAD, LEVELS, SPREADS
 from hemafast.errors import HemafastError
+from hemafast.standard_colours import LEAST_SPREAD, LEVELS, SPREADS
 
 
 class Classifier(nn.Module):

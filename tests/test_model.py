@@ -7,9 +7,9 @@ import torch
 from torch import nn
 from torchvision.transforms.v2 import functional
 
-from hemafast.data.augment import LEVELS
 from hemafast.errors import HemafastError
 from hemafast.model import Classifier, build_model
+from hemafast.standard_colours import LEVELS
 
 SIZE = 64
 

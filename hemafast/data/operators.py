@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from hemafast.data.augment import ENHANCEMENTS, LEAST_SPREAD, LEVELS, MAGNITUDES, SPREADS
+from hemafast.data.augment import ENHANCEMENTS, MAGNITUDES
+from hemafast.standard_colours import LEAST_SPREAD, LEVELS, SPREADS
 
 Node = Any  # nvidia.dali.data_node.DataNode; DALI ships no usable annotations
 

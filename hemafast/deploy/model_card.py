@@ -13,7 +13,6 @@ from typing import Any
 import pandas as pd
 
 from hemafast import __version__
-from hemafast.data.augment import LEAST_SPREAD, LEVELS, SPREADS
 from hemafast.data.dataset import Dataset
 from hemafast.data.geometry import window_side
 from hemafast.deploy.formats import Exported
@@ -28,6 +27,7 @@ from hemafast.pages import environment
 from hemafast.preparation.schema import divided_groups, grouped_domains
 from hemafast.preparation.split import TEST, TRAIN
 from hemafast.run_folder import METRICS, read_metrics
+from hemafast.standard_colours import LEAST_SPREAD, LEVELS, SPREADS
 
 Counts = dict[str, dict[str, int]]
 """Images by domain and class."""
