@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hemafast.engine.home import white_point
 from hemafast.model import Classifier
 from hemafast.progress import Progress, stage
 from hemafast.transfer import steps
@@ -89,7 +90,7 @@ def change(network: Classifier, pixels: Tensor, wanted_white: Tensor | None, sha
     """The network with its white point matched to `wanted_white`, if given, and `share` of the images in its norms."""
     changed = network
     if wanted_white is not None:
-        changed = steps.match_white(network, steps.white_point(pixels), wanted_white)
+        changed = steps.match_white(network, white_point(pixels), wanted_white)
     return steps.renew_norms(changed, pixels, share) if share else changed
 
 

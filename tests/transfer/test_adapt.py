@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -13,10 +14,11 @@ import hemafast as hf
 from hemafast.engine.checkpoint import load_best, read_card, save_best
 from hemafast.errors import HemafastError
 from hemafast.run_folder import summarise
-from hemafast.transfer.adapt import adapt_run
+from hemafast.transfer.adapt import adapt_run, open_parent
 from hemafast.transfer.cells import Asked
 from hemafast.transfer.choose import best_candidate
 from hemafast.transfer.head import Layer
+from hemafast.transfer.steps import learned_shares
 
 CPU = {"device": "cpu"}
 BEST = "best_model.safetensors"
@@ -180,14 +182,50 @@ def cut_lab(laboratory, tmp_path_factory):
     return hf.prepare(folder / "source", pack_sizes=(64,))
 
 
-def test_few_images_without_the_training_set_are_taken_as_they_are(run, draw, tmp_path, caplog):
+@pytest.fixture
+def alone(run, tmp_path):
+    """A run whose data set is gone."""
     config = json.loads((run / "config.json").read_text()) | {"data": str(tmp_path / "gone")}
     (run / "config.json").write_text(json.dumps(config))
-    done = adapt_run(run, [draw(1), draw(2)], output=tmp_path / "runs", **CPU)
+    return run
+
+
+def as_older(run):
+    """Its model as an earlier version wrote it, whose card says nothing of the training images."""
+    model, card = load_best(run / BEST)
+    save_best(run / BEST, model, replace(card, home=None))
+    return run
+
+
+def test_the_run_folder_alone_knows_what_its_data_set_says(alone, scored, prepared, caplog):
+    from_card, from_data = open_parent(alone, "cpu"), open_parent(scored, "cpu")
+    counts = hf.open_dataset(prepared.folder).counts("train")
+    assert from_card.home.counts == tuple(counts)
+    assert from_card.dataset is None
+    np.testing.assert_array_equal(from_card.shares, learned_shares(counts, 0, 0))
+    assert from_card.home == from_data.home
+    assert not caplog.records
+
+
+def test_a_run_of_an_earlier_version_asks_its_data_set(run, scored):
+    old, new = open_parent(as_older(run), "cpu"), open_parent(scored, "cpu")
+    assert old.card.home is None
+    assert old.home == new.home
+
+
+def test_white_point_and_frequencies_are_left_out_where_nothing_knows_them(alone, draw, tmp_path, caplog):
+    parent = open_parent(as_older(alone), "cpu")
+    assert (parent.home, parent.shares) == (None, None)
+    done = adapt_run(alone, [draw(1), draw(2)], output=tmp_path / "runs", **CPU)
     assert done.result["kept_parent"]
-    assert "no longer holds the training set" in caplog.text
+    assert "these steps are left out" in caplog.text
     assert "too few" in caplog.text
     assert (done.folder / BEST).exists()
+
+
+def test_labels_that_cannot_be_compared_with_the_training_set_are_taken_with_a_warning(alone, draw, tmp_path, caplog):
+    adapt_run(alone, [draw(1), draw(2)], Asked(labels=["basophil", "monocyte"]), output=tmp_path / "runs", **CPU)
+    assert "whether some of the 2 labelled images are in it is not known" in caplog.text
 
 
 def refused(match, *given, **more):
