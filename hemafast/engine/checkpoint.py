@@ -140,7 +140,7 @@ class ModelCard:
         if thresholds is not None and len(thresholds) != len(self.classes):
             raise ValueError(f"{len(thresholds)} set_thresholds for {len(self.classes)} classes")
         if self.home is not None and len(self.home.counts) != len(self.classes):
-            raise ValueError(f"{len(self.home.counts)} counts of training images for {len(self.classes)} classes")
+            raise ValueError(f"home has counts of {len(self.home.counts)} classes, not of {len(self.classes)}")
 
     @property
     def temperature(self) -> float:

@@ -67,15 +67,40 @@ def test_without_labels_it_says_what_was_changed_and_that_nobody_knows_whether_i
     assert "not known without labels" in page
 
 
-def test_an_adapted_run_is_a_run_like_any_other(unlabelled, laboratory, scored, tmp_path):
-    run = hf.open_run(shutil.copytree(unlabelled[0].folder, tmp_path / "run"))
+@pytest.fixture
+def adapted(unlabelled, tmp_path):
+    """A copy to change at will."""
+    return hf.open_run(shutil.copytree(unlabelled[0].folder, tmp_path / "adapted"))
+
+
+def test_an_adapted_run_is_a_run_like_any_other(adapted, laboratory, scored):
+    run = adapted
     assert summarise(run.folder).state == summarise(scored).state
     assert run.adaptation == json.loads((run.folder / "adaptation.json").read_text())
     model = run.model(**CPU)
     assert model.card.adapted.images == 18
     assert len(model.predict(str(laboratory))) == 18
-    assert run.evaluate(**CPU)["pooled"]["macro_f1"] >= 0
-    assert (run.folder / "report.html").exists()
+
+
+def told(run, images, folder):
+    done = hemafast("predict", run.folder, images, "--output", folder / "out.csv", "--device", "cpu")
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+def test_evaluating_an_adapted_run_gives_it_a_calibration_and_a_likeness(adapted, laboratory, tmp_path, monkeypatch):
+    before = adapted.model(**CPU)
+    assert (before.card.calibration, before.likeness) == (None, None)
+    assert f"hemafast evaluate {adapted.folder}" in told(adapted, laboratory, tmp_path).stdout
+    monkeypatch.setattr("hemafast.evaluate.evaluate.LEAST_IMAGES", 5)
+    assert adapted.evaluate(**CPU)["pooled"]["macro_f1"] >= 0
+    assert (adapted.folder / "report.html").exists()
+    after = adapted.model(**CPU)
+    assert after.card.calibration.images == after.likeness.images >= 5
+    said = told(adapted, laboratory, tmp_path)
+    assert "unlike those of training" in said.stdout
+    assert "hemafast evaluate" not in said.stdout
+    assert "hemafast adapt" not in said.stderr
 
 
 def test_what_is_written_answers_as_what_was_adapted(unlabelled, laboratory):
@@ -139,6 +164,8 @@ def test_a_new_class_becomes_one_of_the_adapted_model(blind, draw, tmp_path):
     model = adapted.model(**CPU)
     assert model.classes == (*read_card(blind / BEST).classes, "bright cell")
     assert (model.predict(cells)["label"] == labels).mean() > 0.9
+    assert adapted.evaluate(**CPU)["folding"]["compared"]
+    assert adapted.model(**CPU).card.calibration.set_thresholds[-1] is None  # home has no such cells
 
 
 def test_a_parent_that_is_never_beaten_keeps_its_weights_and_says_so(run, draw, tmp_path, monkeypatch):
@@ -151,10 +178,13 @@ def test_a_parent_that_is_never_beaten_keeps_its_weights_and_says_so(run, draw, 
         answers[np.arange(len(features)), places[: len(features)]] = 1
         return answers
 
+    (run / "likeness.safetensors").write_text("of these weights")
+    monkeypatch.setattr("hemafast.deploy.model.load_likeness", lambda *_: None)
     monkeypatch.setattr(Layer, "__call__", perfect)
     monkeypatch.setattr("hemafast.transfer.head._loss", lambda logits, labels: 0.0)
     done = adapt_run(run, cells, Asked(labels=labels), output=tmp_path, **CPU)
     assert done.result["kept_parent"]
+    assert (done.folder / "likeness.safetensors").read_text() == "of these weights"
     assert done.result["verdict"].startswith("No better: macro-F1 1.000")
     before, after = load_best(run / BEST)[0].state_dict(), load_best(done.folder / BEST)[0].state_dict()
     assert all(torch.equal(value, after[name]) for name, value in before.items())
