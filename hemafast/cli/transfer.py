@@ -65,9 +65,8 @@ def adapt(
     folder = find_run(run)
     refuse_missing_paths(data)
     if suggest is not None and (labels or asked):
-        raise HemafastError(
-            f"--suggest {suggest} chooses cells to label, and takes no labels.", "Leave out one of them."
-        )
+        problem = f"--suggest {suggest} chooses cells to label, and takes no labels."
+        raise HemafastError(problem, "Leave out one of them.")
     from hemafast.transfer.adapt import Adaptation, adapt_run
     from hemafast.transfer.cells import Asked as OfImages
     from hemafast.transfer.suggest import Suggested
