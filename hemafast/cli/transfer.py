@@ -59,8 +59,8 @@ def adapt(
     """Adapt a run's best model to the images of another laboratory, without labels or with a few.
 
     Without labels, colours, batch norm and class frequencies are matched where that seems worth it. With labels, a new
-    last layer is mixed with the old one, and scored before and after on cells held out in turn. The result is a run of
-    its own with a page, adaptation.html; the run it came from stays as it was.
+    last layer is mixed with the old one, and cross-validation scores the model before and after. The result is a run
+    of its own with a page, adaptation.html; the run it came from stays as it was.
     """
     folder = find_run(run)
     refuse_missing_paths(data)

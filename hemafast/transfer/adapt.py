@@ -178,16 +178,18 @@ def _verdict(parent: Parent, data: Images | Dataset, made: Made, labels: int) ->
     if made.scores is None:
         changed = "Adapted" if made.steps else "No change seems worth making, so the parent's weights are kept"
         more = f"`hemafast adapt {shlex.quote(str(parent.folder))} {named(data)} --suggest 50`"
-        few = f" Its {labels} labels are too few to hold some out." if labels else ""
+        few = f" Its {labels} labels are too few for cross-validation." if labels else ""
         return f"{changed}.{few} Whether it is better is not known without labels; label some: {more}"
     before, after = (made.scores[name]["macro_f1"] for name in ("before", "after"))
     low, high = made.scores["difference"]["ci95"]
-    scored = f"on {made.scores['cells']} labelled cells, held out in turn"
+    cells = f"{made.scores['cells']} labelled cells"
     if not made.steps:
-        return f"No better: macro-F1 {before:.3f} {scored}, and no change raised it. The parent's weights are kept."
+        kept = "and no change raised it in cross-validation. The parent's weights are kept."
+        return f"No better: macro-F1 {before:.3f} before adapting, on {cells}, {kept}"
     chance = " The interval includes 0: it may be chance." if low <= 0 <= high else ""
     gain = f"{after - before:+.3f} (95 % interval {low:+.3f} to {high:+.3f})"
-    return f"macro-F1 {before:.3f} before, {after:.3f} after, {scored}: {gain}.{chance}"
+    scored = f"on {cells}, each predicted without its own label (cross-validation)"
+    return f"macro-F1 {before:.3f} before adapting, {after:.3f} after, {scored}: {gain}.{chance}"
 
 
 def _predicted(parent: Parent, made: Made, pixels: Tensor) -> list[dict[str, Any]]:
@@ -285,11 +287,11 @@ class Made:
 
 
 def _steps_of(parent: Parent, chosen: Candidate) -> tuple[str, ...]:
-    """What a candidate changes, in words; empty for the network as it is."""
-    said = ["the white point of the images is matched to that of the training set"] if chosen.white else []
-    said += [f"batch norm takes {chosen.share:.0%} of its statistics from the images"] if chosen.share else []
+    """What a candidate changes, in words; empty for no change."""
+    said = ["the white point of the new images is matched to that of the training set"] if chosen.white else []
+    said += [f"batch norm takes {chosen.share:.0%} of its statistics from the new images"] if chosen.share else []
     if said and parent.shares is not None:
-        said.append("frequencies of classes count half as much as in training")
+        said.append("the class frequencies of the training set count half as much")
     return tuple(said)
 
 
@@ -347,7 +349,7 @@ def _softmax(logits: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
 
 
 def _head_said(head: Fitted, labels: int) -> str:
-    return f"a last layer from {labels} labels, with the old one at weight {head.trust:.2f}"
+    return f"a new last layer from {labels} labels, added to {head.trust:.2f} times the old one"
 
 
 def _features(network: Classifier, pixels: Tensor, progress: Progress) -> npt.NDArray[np.float64]:
