@@ -29,6 +29,7 @@ DRAWN_WARNING = "THE DATA IS DRAWN, NOT PHOTOGRAPHED: no score on it says anythi
 
 _FORMAT = "hemafast-2"
 _CHANNELS = 3
+_Level = Annotated[float, Ge(0), Le(255)]
 
 logger = logging.getLogger("hemafast")
 
@@ -99,6 +100,18 @@ class Adapted:
 
 
 @dataclass(frozen=True)
+class Home:
+    """What is known of the training images, so that `hemafast adapt` needs no other file than the model's."""
+
+    __pydantic_config__ = STRICT
+
+    counts: tuple[Annotated[int, Ge(0)], ...]
+    """Training images of each class."""
+    white_point: tuple[_Level, _Level, _Level] | None = None
+    """Brightness of their background, by channel; None for a network that standardizes images."""
+
+
+@dataclass(frozen=True)
 class ModelCard:
     """Everything needed to use a model, besides its weights. Stored as metadata in the same file."""
 
@@ -121,11 +134,15 @@ class ModelCard:
     """Stored in CALIBRATION beside the weights; None before the model was evaluated."""
     adapted: Adapted | None = None
     """None for a model as it was trained."""
+    home: Home | None = None
+    """None for an adapted model, and for one that an earlier version trained."""
 
     def __post_init__(self) -> None:
         thresholds = self.calibration.set_thresholds if self.calibration else None
         if thresholds is not None and len(thresholds) != len(self.classes):
             raise ValueError(f"{len(thresholds)} set_thresholds for {len(self.classes)} classes")
+        if self.home is not None and len(self.home.counts) != len(self.classes):
+            raise ValueError(f"home has counts of {len(self.home.counts)} classes, not of {len(self.classes)}")
 
     @property
     def temperature(self) -> float:

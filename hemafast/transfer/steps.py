@@ -20,20 +20,9 @@ from hemafast.fuse_norm import fuse_batch_norms
 from hemafast.model import Classifier
 from hemafast.progress import SILENT, Progress, stage
 
-_WHITE = 0.9  # quantile of a channel that is background in nearly all images of single cells
-_STEP = 4  # px: every fourth pixel of every fourth row is enough for a quantile
 _LEAST_WHITE, _MOST_GAIN = 16.0, 4.0
 _STEPS, _BATCH = 48, 32  # of `sharpen`
 _RATE, _WARMUP = 1e-3, 10  # learning rate, and steps in which it rises
-
-
-def white_point(pixels: Tensor) -> Tensor:
-    """Brightness of the background, float32 (3,), 0 to 255: mean over uint8 images (n, 3, height, width).
-
-    Of each channel of an image, it is the 90th percentile.
-    """
-    thinned = pixels[:, :, ::_STEP, ::_STEP].flatten(2).float()
-    return thinned.quantile(_WHITE, dim=2).mean(0).cpu()
 
 
 def match_white(network: Classifier, measured: Tensor, wanted: Tensor) -> Classifier:
