@@ -195,9 +195,9 @@ def load_safetensors(content: bytes) -> Loaded:
     said: dict[str, str] = json.loads(content[8 : 8 + length]).get("__metadata__", {})
     backbone = timm.create_model(said["backbone"], **json.loads(said["timm_options"])).eval()
     backbone.load_state_dict(load(content))
-    numbers = [tuple(json.loads(said[name])) for name in ("mean", "std")]
-    switches = {name: said.get(name) == "true" for name in ("standardize", "quarter_turns")}  # older files have none
-    network = Classifier(backbone, *numbers, **switches).eval()
+    mean, std = (tuple(json.loads(said[name])) for name in ("mean", "std"))
+    standardize, turns = (said.get(name) == "true" for name in ("standardize", "quarter_turns"))  # older files: none
+    network = Classifier(backbone, mean, std, standardize=standardize, quarter_turns=turns).eval()
 
     def run(images: Tensor) -> tuple[Tensor, Tensor]:
         logits = network(images)
