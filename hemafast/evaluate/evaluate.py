@@ -46,6 +46,7 @@ from hemafast.evaluate.likeness import (
     save_likeness,
 )
 from hemafast.evaluate.metrics import Labels, Probabilities
+from hemafast.evaluate.nuclei import nuclei_of
 from hemafast.evaluate.predictions import prediction_table
 from hemafast.evaluate.scores import calibrated_scores, score
 from hemafast.files import write_table, write_text, write_whole
@@ -123,6 +124,8 @@ def evaluate_run(
     likeness = None if calibrates else load_likeness(folder / BEST, card)
     probabilities, likeness, likenesses = _classify(model, seen, samples, len(card.classes), device, fitted, likeness)
     calibration = _calibration(card, samples, probabilities, fitted)
+    if calibrates:
+        calibration = replace(calibration, nuclei=nuclei_of(dataset.samples(TRAIN, config.image_size), card))
     answers = _answers(dataset.split(split), samples, folding, probabilities, calibration, fitted, likenesses)
     metrics = {
         "schema": METRICS_SCHEMA,
