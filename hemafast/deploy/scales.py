@@ -28,7 +28,8 @@ from hemafast.preparation.scale import (
 )
 from hemafast.preparation.threads import Pool
 
-_CLASSIFIED = 150  # images at most: more would tell the median nucleus little better than laboratories differ
+CLASSIFIED = 150
+"""Images at most that are classified: more would tell the median nucleus little better than laboratories differ."""
 _ROUNDS = 3  # how often they are classified, each time at a better scale
 _STILL = 0.02  # a scale that moves by less is found
 
@@ -48,7 +49,7 @@ def estimator(images: Sequence[Image], depths: Depths, models: Sequence[Model]) 
 
     def measured(some: Sequence[Image]) -> list[Measured]:
         sample = spread(some, SAMPLE)
-        kept = {image.name for image in spread(sample, _CLASSIFIED)} if judges else set()
+        kept = {image.name for image in spread(sample, CLASSIFIED)} if judges else set()
         contents = zip(sample, read_images(sample), strict=True)
         with strict_decoders():
             return measure_encoded(
@@ -64,14 +65,23 @@ def estimator(images: Sequence[Image], depths: Depths, models: Sequence[Model]) 
         if names not in found:
             cells = measured(some)
             first = estimate_from([(one.side, one.nucleus) for one in cells])
-            found[names] = _by_classes(first, [one for one in cells if one.nucleus and one.pixels is not None], judges)
+            found[names] = by_classes(first, [one for one in cells if one.nucleus and one.pixels is not None], judges)
         return found[names]
 
     return estimate
 
 
-def _by_classes(first: ScaleEstimate, cells: Sequence[Measured], judges: Sequence[Model]) -> ScaleEstimate:
-    """The estimate after `judges` classified the cells at it; as it is if they cannot tell enough of them."""
+def by_classes(first: ScaleEstimate, cells: Sequence[Measured], judges: Sequence[Model]) -> ScaleEstimate:
+    """The estimate after models classified cells at it.
+
+    Args:
+        first: by the nuclei alone.
+        cells: with their nuclei and pixels.
+        judges: models that know the sizes of their classes; their answers are averaged, and the sizes of the first count.
+
+    Returns:
+        The better estimate, or `first` if the classes of too few cells are clear.
+    """
     if first.um_per_pixel is None or not judges or not cells:
         return first
     scales = np.array([first.by_side.get(one.side, first.um_per_pixel) for one in cells])

@@ -125,7 +125,7 @@ def evaluate_run(
     probabilities, likeness, likenesses = _classify(model, seen, samples, len(card.classes), device, fitted, likeness)
     calibration = _calibration(card, samples, probabilities, fitted)
     if calibrates:
-        calibration = replace(calibration, nuclei=nuclei_of(dataset.samples(TRAIN, config.image_size), card))
+        calibration = replace(calibration, nuclei=nuclei_of(dataset, card))
     answers = _answers(dataset.split(split), samples, folding, probabilities, calibration, fitted, likenesses)
     metrics = {
         "schema": METRICS_SCHEMA,

@@ -2,60 +2,57 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
-import numpy.typing as npt
 
-from hemafast.data.samples import Samples
+from hemafast.data.dataset import Dataset
 from hemafast.engine.checkpoint import ModelCard
 from hemafast.preparation.images.depth import spread
 from hemafast.preparation.images.image_checks import decode_reference
 from hemafast.preparation.images.kinds import UnreadableImageError
 from hemafast.preparation.nuclei import nucleus_diameter
+from hemafast.preparation.split import TRAIN
 
 FEWEST = 5
 """Nuclei of a class, of which the median is known."""
 _MOST = 24  # images of a class that are looked at
+_COLUMNS = ("path", "domain", "width", "height")
 
 Sizes = tuple[float | None, ...]
 
 
-def nuclei_of(samples: Samples, card: ModelCard) -> Sizes | None:
+def nuclei_of(dataset: Dataset, card: ModelCard) -> Sizes | None:
     """The median diameter of the nuclei of each class, in micrometres.
 
     Args:
-        samples: images in which the classes have the labels that they have in `card`.
-        card: of a model. Images of its domains whose scale is known are looked at, 24 of a class at most.
+        dataset: of its training images, at most 24 of a class are read.
+        card: of a model that was trained on it.
 
     Returns:
-        By class; None for one with fewer than FEWEST nuclei, and None for all if no class has a size.
+        By class; None for one with fewer than FEWEST nuclei. None for all if no class has a size, or if the model sees
+        images whole: then it knows no scale.
     """
-    scales = _scales(samples, card)
-    rows = (np.flatnonzero((samples.labels == label) & (scales > 0)) for label in range(len(card.classes)))
-    sizes = tuple(_median(samples, scales, some) for some in rows)
-    return sizes if any(sizes) else None
+    if card.view.field_of_view is None:
+        return None
+    images = dataset.split(TRAIN)
+    known = images[images["domain"].isin(card.domains)]
+    sizes = []
+    for name in card.classes:
+        own = known[known["label"] == name]
+        some = own.iloc[list(spread(range(len(own)), _MOST))]
+        found = (_diameter(dataset, *row) for row in zip(*(some[one] for one in _COLUMNS), strict=True))
+        sizes.append(_median([diameter for diameter in found if diameter is not None]))
+    return tuple(sizes) if any(sizes) else None
 
 
-def _scales(samples: Samples, card: ModelCard) -> npt.NDArray[np.float64]:
-    """Micrometres per pixel of each file, by the window of it that is shown; 0 where it is not known."""
-    field_of_view = card.view.field_of_view
-    if field_of_view is None:
-        return np.zeros(len(samples))
-    known = np.isin(samples.domains, [name for name in card.domains if card.view.um_per_pixel.get(name)])
-    return np.where(known, field_of_view / (samples.windows[:, 2] - samples.windows[:, 0]), 0.0)
-
-
-def _median(samples: Samples, scales: npt.NDArray[np.float64], rows: npt.NDArray[np.int64]) -> float | None:
-    some = spread(rows.tolist(), _MOST)
-    found = [(_diameter(Path(samples.paths[row])), scales[row]) for row in some]
-    diameters = [diameter * scale for diameter, scale in found if diameter is not None]
-    return round(float(np.median(diameters)), 3) if len(diameters) >= FEWEST else None
-
-
-def _diameter(file: Path) -> float | None:
-    """In px; None without a nucleus, and for a file that is gone: a data set can be scored by its packed squares."""
+def _diameter(dataset: Dataset, path: str, domain: str, width: int, height: int) -> float | None:
+    """In um; None without a nucleus or a scale, and for a file that is gone: packed squares are enough to score."""
+    scale = dataset.info.domains[domain].um_per_pixel_of(min(width, height))
     try:
-        return nucleus_diameter(decode_reference(file.read_bytes()))
+        diameter = nucleus_diameter(decode_reference((dataset.folder / path).read_bytes())) if scale else None
     except (OSError, UnreadableImageError):
         return None
+    return None if diameter is None or scale is None else diameter * scale
+
+
+def _median(diameters: list[float]) -> float | None:
+    return round(float(np.median(diameters)), 3) if len(diameters) >= FEWEST else None
