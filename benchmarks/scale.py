@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import shlex
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 import typer
 from another_lab import LABS, Lab  # scripts beside this one
@@ -86,14 +86,14 @@ def _measured(
     cells: Cells, labels: pd.Series[str], known: float | None, samples: int, estimate: Estimate
 ) -> dict[str, Any]:
     generator = np.random.default_rng(0)
-    drawn = [generator.choice(len(cells), min(OF_IMAGES, len(cells)), replace=False) for _ in range(samples)]
+    drawn = [generator.permutation(len(cells))[:OF_IMAGES].tolist() for _ in range(samples)]
     found = [estimate([cells[row] for row in rows]) for rows in drawn]
     scales = [one.um_per_pixel for one in found if one.um_per_pixel is not None]
     return {
         "known": known,
         "all": _plain(estimate(cells)),
         "by_class": {
-            str(name): _plain(estimate([cells[row] for row in np.flatnonzero(labels == name)]))
+            str(name): _plain(estimate([cells[row] for row in np.flatnonzero(labels == name).tolist()]))
             for name in sorted(set(labels))
         },
         "samples": {
@@ -136,9 +136,9 @@ def _macro_f1(model: hf.Model, dataset: hf.Dataset, rows: pd.DataFrame, um_per_p
     from sklearn.metrics import f1_score
 
     lab = LABS.get(str(rows["domain"].iloc[0]), Lab())
-    folding = fold_classes(model.classes, rows["label"].value_counts().to_dict(), dict(lab.class_map))
-    names = rows["label"].value_counts().index.tolist()
-    labels: npt.NDArray[np.int64] = folding.labels[[names.index(name) for name in rows["label"]]]
+    counts = Counter(rows["label"].tolist())
+    folding, names = fold_classes(model.classes, counts, lab.class_map), list(counts)
+    labels = folding.labels[[names.index(name) for name in rows["label"]]]
     table = model.predict([dataset.folder / path for path in rows["path"]], um_per_pixel=um_per_pixel)
     answers = folding.probabilities(table[list(model.classes)].to_numpy()).argmax(axis=1)
     some = labels >= 0

@@ -77,7 +77,7 @@ def by_classes(first: ScaleEstimate, cells: Sequence[Measured], judges: Sequence
     Args:
         first: by the nuclei alone.
         cells: with their nuclei and pixels.
-        judges: models that know the sizes of their classes; their answers are averaged, and the sizes of the first count.
+        judges: models that know the sizes of their nuclei. Their answers are averaged; the sizes of the first count.
 
     Returns:
         The better estimate, or `first` if the classes of too few cells are clear.
