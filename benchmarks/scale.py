@@ -161,10 +161,11 @@ def tables(results: Mapping[str, Any]) -> dict[str, str]:
     )
     header = "images of | known | estimated from all (interval) | nuclei found in | samples of 30 | single classes"
     rows = [_row(name, one) for name, one in domains.items()]
-    return {"scale": table(header, rows, note), "scale_with_classes": _table_with_classes(domains, command)}
+    return {"scale": table(header, rows, note), **_table_with_classes(domains, command)}
 
 
-def _table_with_classes(domains: Mapping[str, Any], command: str) -> str:
+def _table_with_classes(domains: Mapping[str, Any], command: str) -> dict[str, str]:
+    """The same with predicted classes; nothing if no run was given."""
     note = (
         "Each by the nuclei alone, then by those of predicted classes; of images that the model was not trained on. "
         f"Errors of random samples of {OF_IMAGES} images and of sets of one class: root mean square, against the scale "
@@ -172,7 +173,8 @@ def _table_with_classes(domains: Mapping[str, Any], command: str) -> str:
         f"two estimates. `{command}`."
     )
     rows = [_row_with_classes(name, one["with_classes"]) for name, one in domains.items() if "with_classes" in one]
-    return table("images of | known | estimated | error of samples | error of single classes | macro-F1", rows, note)
+    header = "images of | known | estimated | error of samples | error of single classes | macro-F1"
+    return {"scale_with_classes": table(header, rows, note)} if rows else {}
 
 
 def _row_with_classes(name: str, second: Mapping[str, Any]) -> Sequence[str]:
