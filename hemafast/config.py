@@ -372,6 +372,12 @@ class TrainConfig:
         "Bring the channels of each image to one mean and spread, so that cameras and stains differ less.",
         NETWORK,
     )
+    quarter_turns: bool = option(
+        False,
+        "Let the finished model answer with the mean over the four quarter turns of each image, which takes four times "
+        "as long. Scores while training are without it.",
+        NETWORK,
+    )
     freeze_norm: bool = option(False, "Freeze batch norm: running statistics, weight and bias.", NETWORK)
     freeze_stages: Annotated[int, Ge(0)] = option(
         0, "Freeze this many stages of the network, counted from the stem.", NETWORK

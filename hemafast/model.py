@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Iterator
 from typing import Any, cast
 
 import torch
@@ -17,17 +18,24 @@ class Classifier(nn.Module):
     """uint8 images in, logits out.
 
     `mean` and `std` are per channel, in units of full scale (0 to 1). With `standardize`, images are brought to LEVELS
-    and SPREADS first, but not in training mode: there, the input graph does it before it changes the colours.
+    and SPREADS first, but not in training mode: there, the input graph does it before it changes the colours. With
+    `quarter_turns`, logits and features are means over the four quarter turns of each image, in evaluation mode.
     """
 
     scale: Tensor
     shift: Tensor
 
     def __init__(
-        self, backbone: nn.Module, mean: tuple[float, ...], std: tuple[float, ...], *, standardize: bool = False
+        self,
+        backbone: nn.Module,
+        mean: tuple[float, ...],
+        std: tuple[float, ...],
+        *,
+        standardize: bool = False,
+        quarter_turns: bool = False,
     ) -> None:
         super().__init__()
-        self.backbone, self.standardize = backbone, standardize
+        self.backbone, self.standardize, self.quarter_turns = backbone, standardize, quarter_turns
         self._frozen: list[nn.Module] = []
         self.normalise_by(mean, std)
 
@@ -69,16 +77,30 @@ class Classifier(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits, float (n, classes), of uint8 images (n, 3, height, width)."""
-        return cast(Tensor, self.backbone(self._normalised(images)))
+        normalised = self._normalised(images)
+        if not self._turns:
+            return cast(Tensor, self.backbone(normalised))
+        return torch.stack([self.backbone(turned) for turned in quarter_turns(normalised)]).mean(0)
 
     def features(self, images: Tensor) -> Tensor:
         """Pooled features before the last layer, float (n, d), of uint8 images (n, 3, height, width)."""
         return self.answers(images)[1]
 
     def answers(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits as `forward` and `features`, from one pass through the backbone; only its head is run twice."""
+        """Logits as `forward` and `features`, from the same passes through the backbone; only its head is run twice."""
+        normalised = self._normalised(images)
+        if not self._turns:
+            return self._answers(normalised)
+        logits, features = zip(*map(self._answers, quarter_turns(normalised)), strict=True)
+        return torch.stack(logits).mean(0), torch.stack(features).mean(0)
+
+    @property
+    def _turns(self) -> bool:
+        return self.quarter_turns and not self.training
+
+    def _answers(self, normalised: Tensor) -> tuple[Tensor, Tensor]:
         backbone: Any = self.backbone
-        maps = backbone.forward_features(self._normalised(images))
+        maps = backbone.forward_features(normalised)
         return backbone.forward_head(maps), backbone.forward_head(maps, pre_logits=True)
 
     def _normalised(self, images: Tensor) -> Tensor:
@@ -86,6 +108,12 @@ class Classifier(nn.Module):
         if self.standardize and not self.training:
             pixels = standardised(pixels)
         return torch.addcmul(self.shift, pixels, self.scale)
+
+
+def quarter_turns(images: Tensor) -> Iterator[Tensor]:
+    """Square images (n, channels, size, size) and their three quarter turns, in channels_last."""
+    for turns in range(4):
+        yield torch.rot90(images, turns, (2, 3)).contiguous(memory_format=torch.channels_last)
 
 
 def standardised(pixels: Tensor) -> Tensor:

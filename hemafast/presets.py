@@ -109,6 +109,7 @@ def robust() -> Fields:
         "epochs": 12,
         "freeze_stages": 3,
         "standardize": True,
+        "quarter_turns": True,
         "policy": "robust",
         "sampler": "mixed:0.5",
     }

@@ -150,6 +150,7 @@ GIVEN = {
     "drop_path": ("0.3", 0.3),
     "freeze_norm": ("", True),
     "standardize": ("", True),
+    "quarter_turns": ("", True),
     "freeze_stages": ("3", 3),
     "epochs": ("4", 4),
     "time_budget": ("2m", 120.0),

@@ -44,6 +44,32 @@ def test_a_network_that_standardises_sees_no_other_camera_but_in_training():
     assert (255 * (model(images * gain + shift) - seen)).abs().mean() < 4
 
 
+@pytest.mark.parametrize("turns", [1, 2, 3])
+def test_a_network_of_quarter_turns_answers_the_same_for_a_turned_image(turns):
+    model = build_model("test_resnet", 3, SIZE).eval()
+    images = _images()
+    once = model(images)
+
+    model.quarter_turns = True
+    logits, features = model.answers(images)
+    turned = model.answers(torch.rot90(images, turns, (2, 3)))
+
+    torch.testing.assert_close(turned, (logits, features), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(model(images), logits, atol=1e-5, rtol=1e-4)
+    assert not torch.allclose(logits, once, atol=1e-3)
+
+
+def test_quarter_turns_wait_until_training_ends():
+    model = build_model("test_resnet", 3, SIZE).train()
+    passes = []
+    model.backbone.register_forward_pre_hook(lambda *_: passes.append(1))
+
+    model.quarter_turns = True
+    model(_images())
+
+    assert len(passes) == 1
+
+
 @pytest.mark.parametrize("name", ["test_resnet", "test_efficientnet", "test_vit"])
 def test_the_backbone_sees_the_normalisation_it_was_made_for(name):
     model = build_model(name, 5, SIZE).eval()

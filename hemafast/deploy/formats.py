@@ -23,6 +23,7 @@ OUTPUTS = ("logits", "probabilities")
 METADATA = "metadata.json"
 """The file within a torch.export archive that holds the metadata."""
 
+_OF_NETWORK = ("mean", "std", "standardize", "quarter_turns")  # what a classifier adds to its backbone
 _TRACED_BATCH = 2  # torch.export would treat a batch size of 1 as constant
 
 Answer = Callable[[Tensor], tuple[Tensor, Tensor]]
@@ -179,7 +180,7 @@ def pack_safetensors(deployed: Deployed, card: ModelCard) -> Packed:
 
     model = deployed.model
     options = {"num_classes": len(card.classes), **sized_options(card.backbone, card.image_size)}
-    plain = {"mean": model.mean, "std": model.std, "standardize": model.standardize, "timm_options": options}
+    plain = {"timm_options": options} | {name: getattr(model, name) for name in _OF_NETWORK}
     metadata = metadata_of(card, None) | {"format": "pt"} | {name: json.dumps(value) for name, value in plain.items()}
     tensors = {name: tensor.contiguous() for name, tensor in model.backbone.state_dict().items()}
     return save(tensors, metadata), None
@@ -195,7 +196,8 @@ def load_safetensors(content: bytes) -> Loaded:
     backbone = timm.create_model(said["backbone"], **json.loads(said["timm_options"])).eval()
     backbone.load_state_dict(load(content))
     numbers = [tuple(json.loads(said[name])) for name in ("mean", "std")]
-    network = Classifier(backbone, *numbers, standardize=said.get("standardize") == "true").eval()
+    switches = {name: said.get(name) == "true" for name in ("standardize", "quarter_turns")}  # older files have none
+    network = Classifier(backbone, *numbers, **switches).eval()
 
     def run(images: Tensor) -> tuple[Tensor, Tensor]:
         logits = network(images)

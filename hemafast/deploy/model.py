@@ -178,10 +178,16 @@ class Model:
 
         Both come from one pass through the network; likeness is that of the images as they are.
         """
-        forms = symmetries(images) if tta else iter([images])
+        forms = self._forms(images) if tta else iter([images])
         logits, likeness = self._watched(next(forms))
         every = torch.stack([logits, *map(self.logits, forms)])
         return (every / self.card.temperature).softmax(dim=2).mean(0), likeness
+
+    def _forms(self, images: Tensor) -> Iterator[Tensor]:
+        """Images whose answers together are those to all eight symmetries; the first are the images as they are."""
+        if self.card.quarter_turns:
+            return (form for form in (images, _laid(images.transpose(2, 3))))
+        return symmetries(images)
 
     def _watched(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Logits and likeness."""
@@ -205,7 +211,11 @@ def symmetries(images: Tensor) -> Iterator[Tensor]:
     """The eight flips and quarter turns of (n, channels, size, size), in channels_last."""
     for turned in (images, images.transpose(2, 3)):
         for axes in ((), (2,), (3,), (2, 3)):
-            yield turned.flip(axes).contiguous(memory_format=torch.channels_last)
+            yield _laid(turned.flip(axes))
+
+
+def _laid(images: Tensor) -> Tensor:
+    return images.contiguous(memory_format=torch.channels_last)
 
 
 def open_model(path: str | Path, *, device: Device = "auto", amp: Amp = "auto") -> Model:

@@ -117,6 +117,8 @@ class ModelCard:
     started_from: str
     data_fingerprint: str
     drawn_data: bool
+    quarter_turns: bool = False
+    """Whether the model answers with the mean over the four quarter turns of an image. Training validates without."""
     calibration: Calibration | None = None
     """Stored in CALIBRATION beside the weights; None before the model was evaluated."""
     adapted: Adapted | None = None
@@ -194,6 +196,7 @@ def load_best(file: Path) -> tuple[Classifier, ModelCard]:
         with torch.random.fork_rng(devices=[]):  # its first weights are drawn, and replaced
             model = build_model(card.backbone, len(card.classes), card.image_size)
         model.standardize = metadata.get("standardize") == "true"  # older files have none
+        model.quarter_turns = card.quarter_turns
         model.load_state_dict(tensors)
         model.normalise_by(*(_constants(metadata[name]) for name in ("mean", "std")))
     except (KeyError, TypeError, ValueError, RuntimeError) as error:

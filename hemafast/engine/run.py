@@ -145,6 +145,7 @@ class Run:
             started_from=self.learner.started_from,
             data_fingerprint=info.fingerprint,
             drawn_data=info.drawn,
+            quarter_turns=self.config.quarter_turns,
         )
 
 

@@ -66,6 +66,7 @@ def renew_norms(network: Classifier, pixels: Tensor, share: float, batch_size: i
         The copy, in evaluation mode.
     """
     changed = copy.deepcopy(network).eval()
+    changed.quarter_turns = False  # statistics of the images as they are
     norms: list[Any] = [one for one in changed.modules() if isinstance(one, _BatchNorm)]
     old = [(norm.running_mean.clone(), norm.running_var.clone()) for norm in norms]
     sums = [(torch.zeros_like(mean), torch.zeros_like(variance)) for mean, variance in old]
@@ -91,6 +92,7 @@ def renew_norms(network: Classifier, pixels: Tensor, share: float, batch_size: i
     for norm, totals in zip(norms, sums, strict=True):
         for kept, total in zip(_statistics(norm), totals, strict=True):
             kept.copy_(total)
+    changed.quarter_turns = network.quarter_turns
     return changed
 
 
