@@ -5,14 +5,18 @@
 Each laboratory is a prepared data set, whose classes have the names of the run's (`hemafast prepare --class-map`). All
 its images are used. A class of the run that a laboratory lacks can count as another one: --merge
 neutrophil_banded=neutrophil_segmented. Scores are macro-F1 over the classes that a laboratory has; intervals without
-labels are bootstraps over cells, paired with the run as it is. For curves, half of the groups give labels and the other
-half is scored, for each seed; intervals are percentiles over seeds.
+labels are bootstraps over cells, paired with the run before adapting. For curves, half of the groups give labels and
+the other half is scored, for each seed; intervals are percentiles over seeds. Seconds are those of `adapt` as a whole,
+once without labels and once for each number of them: from opening the run, over reading all images of the laboratory
+from their files, to the new run folder. Loading Python and its packages is not in them.
 """
 
 from __future__ import annotations
 
 import shlex
 import sys
+import tempfile
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,8 +36,8 @@ from hemafast.metrics import count_confusion, macro_f1
 from hemafast.preparation.split import SPLITS
 from hemafast.progress import SILENT
 from hemafast.transfer import steps
-from hemafast.transfer.adapt import Parent, open_parent, without_labels
-from hemafast.transfer.cells import read_samples
+from hemafast.transfer.adapt import Parent, adapt_run, open_parent, without_labels
+from hemafast.transfer.cells import Asked, read_samples
 from hemafast.transfer.choose import Candidate
 from hemafast.transfer.compared import compare
 from hemafast.transfer.head import Layer, fit_layer
@@ -48,6 +52,8 @@ class Laboratory:
     """All cells of a prepared data set."""
 
     name: str
+    paths: tuple[str, ...]
+    """Files of the cells."""
     pixels: torch.Tensor
     labels: Labels
     groups: npt.NDArray[np.str_]
@@ -104,12 +110,13 @@ def _read(parent: Parent, dataset: Dataset, pairs: Mapping[str, str]) -> Laborat
         read_samples(parent.opened, samples.select(some), SILENT)
         for (_, samples), some in zip(parts, known, strict=True)
     ]
+    paths = [path for (_, samples), some in zip(parts, known, strict=True) for path in samples.select(some).paths]
     merged = np.arange(len(place))
     for lacking, other in pairs.items():
         if place[lacking] not in labels:
             merged[place[lacking]] = place[other]
     groups = np.concatenate([part["group"].to_numpy(dtype=np.str_) for part in rows])
-    return Laboratory("+".join(dataset.domains), torch.cat(pixels), labels, groups, merged)
+    return Laboratory("+".join(dataset.domains), tuple(paths), torch.cat(pixels), labels, groups, merged)
 
 
 def _measured(parent: Parent, laboratory: Laboratory, seeds: int) -> dict[str, Any]:
@@ -123,13 +130,14 @@ def _measured(parent: Parent, laboratory: Laboratory, seeds: int) -> dict[str, A
         "classes": len(np.unique(laboratory.labels)),
         "chosen": chosen.name,
         "changes": changes,
-        "labels": [*_curve(laboratory, features, old, seeds)],
+        "seconds": _seconds(parent, laboratory, []),
+        "labels": [*_curve(parent, laboratory, features, old, seeds)],
         "suggested": _suggested(laboratory, features, old, seeds),
     }
 
 
 def _change(parent: Parent, laboratory: Laboratory, one: Candidate, chosen: Candidate) -> dict[str, Any]:
-    """Scores of one candidate beside the run as it is."""
+    """Scores of one candidate beside the run before adapting."""
     before, after = (
         steps.logits_of(network, steps.features_of(network, laboratory.pixels)).double().numpy()
         for network in (parent.network, one.network)
@@ -162,20 +170,43 @@ def _halves(laboratory: Laboratory, seed: int) -> tuple[Labels, Labels]:
     return pool, rest
 
 
-def _curve(laboratory: Laboratory, features: Matrix, old: Layer, seeds: int) -> Iterator[dict[str, Any]]:
-    """Scores with few labels a class, as far as a class has them."""
+def _curve(
+    parent: Parent, laboratory: Laboratory, features: Matrix, old: Layer, seeds: int
+) -> Iterator[dict[str, Any]]:
+    """Scores with few labels a class, as far as a class has them, and the seconds that `adapt` takes with them."""
     for count in PER_CLASS:
         before, after, used = [], [], []
         for seed in range(seeds):
-            pool, rest = _halves(laboratory, seed)
-            some = np.random.default_rng(seed).permutation(pool)
-            rows = np.concatenate(
-                [some[laboratory.labels[some] == label][:count] for label in np.unique(laboratory.labels)]
-            )
+            rows, rest = _drawn(laboratory, count, seed)
             used.append(len(rows))
             before.append(laboratory.score(old(features[rest]), rest))
             after.append(_fitted_score(laboratory, features, old, rows, rest))
-        yield {"per_class": count, "labels": float(np.mean(used)), "without": _over(before), "with": _over(after)}
+        yield {
+            "per_class": count,
+            "labels": float(np.mean(used)),
+            "without": _over(before),
+            "with": _over(after),
+            "seconds": _seconds(parent, laboratory, _drawn(laboratory, count, 0)[0]),
+        }
+
+
+def _drawn(laboratory: Laboratory, count: int, seed: int) -> tuple[Labels, Labels]:
+    """Cells that give labels, at most `count` a class, and cells that are scored."""
+    pool, rest = _halves(laboratory, seed)
+    some = np.random.default_rng(seed).permutation(pool)
+    rows = [some[laboratory.labels[some] == label][:count] for label in np.unique(laboratory.labels)]
+    return np.concatenate(rows), rest
+
+
+def _seconds(parent: Parent, laboratory: Laboratory, rows: Sequence[int] | Labels) -> float:
+    """Seconds that `adapt` takes with all images of a laboratory and the labels of some."""
+    labels = [""] * len(laboratory.paths)
+    for row in rows:
+        labels[row] = parent.card.classes[laboratory.labels[row]]
+    with tempfile.TemporaryDirectory() as output:
+        began = time.perf_counter()
+        adapt_run(parent.folder, laboratory.paths, Asked(labels=labels if len(rows) else None), output=Path(output))
+        return time.perf_counter() - began
 
 
 def _suggested(laboratory: Laboratory, features: Matrix, old: Layer, seeds: int) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from output import machine_line, table
@@ -20,9 +20,14 @@ def tables(results: Mapping[str, Any]) -> dict[str, str]:
     ways = [one["change"] for one in result["laboratories"][0]["changes"]]
     rows = [[way, *(_score_of(one["changes"][place]) for one in named.values())] for place, way in enumerate(ways)]
     curves = [
-        [f"{count} a class", *(f"{one['labels'][place]['with']['mean']:.3f}" for one in named.values())]
+        [
+            f"{count} a class",
+            *(f"{one['labels'][place]['with']['mean']:.3f}" for one in named.values()),
+            *_longest(one["labels"][place] for one in named.values()),
+        ]
         for place, count in enumerate(PER_CLASS)
     ]
+    timed = ["seconds"] * bool(_longest(named.values()))
     gains = [
         [which, *(f"{one['suggested'][which]['mean']:.3f}" for one in named.values())]
         for which in ("suggested", "random")
@@ -30,11 +35,29 @@ def tables(results: Mapping[str, Any]) -> dict[str, str]:
     said = f"`{result['command']}`, {result['run']['preset']}, {machine_line(result['machine'])}"
     return {
         "adapt_changes": table(" | ".join(["change, without labels", *named]), rows, said),
-        "adapt_labels": table(" | ".join(["labels", *named]), curves, f"Mean of {result['seeds']} draws."),
+        "adapt_labels": table(
+            " | ".join(["labels", *named, *timed]), curves, f"Mean of {result['seeds']} draws.{_timed(named)}"
+        ),
         "adapt_suggested": table(
             " | ".join([f"{SUGGESTED} labels", *named]), gains, f"Mean of {result['seeds']} draws."
         ),
     }
+
+
+def _longest(measured: Iterable[Mapping[str, Any]]) -> list[str]:
+    """The longest of the seconds, if they were measured."""
+    seconds = [one["seconds"] for one in measured if "seconds" in one]
+    return [f"{max(seconds):.0f}"] if seconds else []
+
+
+def _timed(named: Mapping[str, Mapping[str, Any]]) -> str:
+    """What the column of seconds is."""
+    without = _longest(named.values())
+    if not without:
+        return ""
+    most = max(one["cells"] for one in named.values())
+    told = "`hemafast adapt` as a whole, in the laboratory where it takes longest"
+    return f" Seconds: {told} (at most {most:,} images); without labels {without[0]}."
 
 
 def _score_of(change: Mapping[str, Any]) -> str:

@@ -190,7 +190,7 @@ def adapt(
     """Adapt a run's best model to the images of another laboratory, without labels or with a few.
 
     The result is a run of its own; the run it came from stays as it was. Its `adaptation` says what was changed and,
-    with labels, the scores before and after on cells held out in turn.
+    with labels, the scores before and after by cross-validation.
 
     Args:
         run: a run, its folder, or "latest".

@@ -5,50 +5,24 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
-from hemafast.cli.common import Amp, Device, Json, Quiet, Verbose, app, listen, refuse_missing_paths, wide_console
+from hemafast.cli.common import Amp, Json, Quiet, Verbose, app, listen, refuse_missing_paths, wide_console
+from hemafast.cli.new_images import Taken, takes_images, whole_or_nothing
 from hemafast.deploy.choices import Format, Layout, Method
-from hemafast.errors import HemafastError, StoppedError
 from hemafast.run_folder import LATEST, find_run
 
 Model = Annotated[str, typer.Argument(metavar="RUN", help="Run folder, latest, or the file of a model.")]
 Images = Annotated[list[str], typer.Argument(metavar="IMAGE...", help="Files, folders, zips, or quoted globs.")]
-UmPerPixel = Annotated[
-    str | None,
-    typer.Option(
-        metavar="UM|unknown",
-        help="Micrometres per pixel of all images; unknown sees them whole.",
-        show_default="that of the domain a folder or zip is named after, else estimated from nuclei",
-    ),
-]
-BitDepth = Annotated[
-    int | None,
-    typer.Option(
-        metavar="BITS",
-        help="Bits that the camera uses of images with more than 8, as 12.",
-        show_default="the range of training, or of the images given",
-    ),
-]
-
-
-def scale_of(text: str | None) -> float | Literal["unknown"] | None:
-    """What is typed after --um-per-pixel."""
-    if text is None or text == "unknown":
-        return text  # type: ignore[return-value]
-    try:
-        return float(text)
-    except ValueError as error:
-        problem = f"--um-per-pixel {text!r} is not a number."
-        raise HemafastError(problem, "Give micrometres per pixel, such as 0.1, or unknown.") from error
 
 
 @app.command(
     epilog="Examples: `hemafast predict runs/NAME cells/ --output out.csv`, "
     "`hemafast predict latest more.zip 'cells/**/*.png' --tta`, `hemafast predict cells/ --runs runs/A runs/B`"
 )
+@takes_images
 def predict(
     named: Annotated[
         list[str],
@@ -75,14 +49,10 @@ def predict(
         bool,
         typer.Option("--sets", help="Add the classes that may be the true one, as a column set."),
     ] = False,
-    um_per_pixel: UmPerPixel = None,
-    bit_depth: BitDepth = None,
     batch_size: Annotated[int, typer.Option(help="Batch size.")] = 64,
-    device: Device = "auto",
     amp: Amp = "auto",
-    as_json: Json = False,
-    verbose: Verbose = False,
-    quiet: Quiet = False,
+    *,
+    taken: Taken,
 ) -> None:
     """Classify images with a run's best model: one row per image, with the probability of each class.
 
@@ -91,31 +61,23 @@ def predict(
     """
     named = [str(find_run(name)) if name == LATEST else name for name in named]
     refuse_missing_paths([*named, *map(str, runs or ())])
-    progress = listen(verbose=verbose, quiet=quiet or as_json)
     from hemafast.deploy.plan import Options
     from hemafast.deploy.predict import predict_to
 
     options = Options(
-        um_per_pixel=scale_of(um_per_pixel),
-        bit_depth=bit_depth,
+        um_per_pixel=taken.um_per_pixel,
+        bit_depth=taken.bit_depth,
         tta=tta,
         abstain=abstain,
         abstain_below=abstain_below,
         sets=sets,
         batch_size=batch_size,
-        device=device,
+        device=taken.device,
         amp=amp,
     )
-    try:
-        done = predict_to(output, named, runs or (), options, submission=submission, progress=progress)
-    except KeyboardInterrupt as error:
-        raise StoppedError("Stopped; nothing was written.", "Run the same command again.") from error
-    summary = {"output": str(output), **done.summary()}
-    if as_json:
-        typer.echo(json.dumps(summary, indent=2))
-    else:
-        for line in (*done.lines(), str(output)):
-            wide_console().print(line, soft_wrap=True)
+    with whole_or_nothing():
+        done = predict_to(output, named, runs or (), options, submission=submission, progress=taken.progress)
+    taken.tell({"output": str(output), **done.summary()}, [*done.lines(), str(output)])
     if done.failed:
         raise typer.Exit(1)
 
@@ -157,6 +119,7 @@ def export(
 @app.command(
     epilog="Examples: `hemafast explain runs/NAME cell.jpg`, `hemafast explain latest cells/ --class monocyte`"
 )
+@takes_images
 def explain(
     run: Model,
     images: Images,
@@ -166,12 +129,8 @@ def explain(
         typer.Option("--class", metavar="NAME", help="Class to explain.", show_default="the predicted one"),
     ] = None,
     method: Annotated[Method, typer.Option(help="Method of the heat map.")] = "gradcam",
-    um_per_pixel: UmPerPixel = None,
-    bit_depth: BitDepth = None,
-    device: Device = "auto",
-    as_json: Json = False,
-    verbose: Verbose = False,
-    quiet: Quiet = False,
+    *,
+    taken: Taken,
 ) -> None:
     """Draw what the network sees of each image, with a heat map of where it finds the class: one PNG per image.
 
@@ -180,7 +139,6 @@ def explain(
     """
     folder = find_run(run)
     refuse_missing_paths(images)
-    progress = listen(verbose=verbose, quiet=quiet or as_json)
     from hemafast.deploy.explain import explain as explain_images
 
     explained = explain_images(
@@ -189,16 +147,11 @@ def explain(
         output,
         label=label,
         method=method,
-        um_per_pixel=scale_of(um_per_pixel),
-        bit_depth=bit_depth,
-        device=device,
-        progress=progress,
+        um_per_pixel=taken.um_per_pixel,
+        bit_depth=taken.bit_depth,
+        device=taken.device,
+        progress=taken.progress,
     )
-    if as_json:
-        typer.echo(json.dumps([asdict(image) for image in explained], indent=2, default=str))
-    else:
-        results = wide_console()
-        for image in explained:
-            results.print(image.told(), soft_wrap=True)
+    taken.tell([asdict(image) for image in explained], [image.told() for image in explained])
     if any(image.error for image in explained):
         raise typer.Exit(1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -12,6 +12,9 @@ from hemafast.bench.settings import QUICK, THOROUGH, Bench, bench_settings
 from hemafast.cli.common import ConfigFile, Quiet, Verbose, app, listen, refuse_missing_data, wide_console
 from hemafast.cli.options import Asked, configured
 from hemafast.config import TrainConfig
+
+if TYPE_CHECKING:
+    from hemafast.bench.compare import Comparison
 
 _MEASURED = ("preset", "data", "model", "image_size", "batch_size", "policy", "threads", "device", "amp", "compile")
 _DEFAULTS = {"preset": "b0", "model": "efficientnet_b0", "policy": "basic", "batch_size": "32; 8 if --quick"}
@@ -57,6 +60,7 @@ def bench(
         settings = bench_settings(asked.pop("preset", None), config_file, **asked)
         refuse_missing_data(settings.data)
     progress = listen(verbose=verbose, quiet=quiet)
+    from hemafast.bench.compare import compare as compare_results
     from hemafast.bench.result import read_result
 
     before = read_result(compare) if compare else None
@@ -73,26 +77,36 @@ def bench(
         )
     assert found is not None
     if json_file is not None:
-        from hemafast.files import write_text
+        _write(json_file, found)
+    _print(found, compare_results(before, found) if before else None)
+    if plot is not None:
+        _plot(plot, found)
 
-        json_file.parent.mkdir(parents=True, exist_ok=True)
-        write_text(json_file, json.dumps(found, indent=2) + "\n")
-    from hemafast.bench.compare import compare as compare_results
+
+def _write(file: Path, found: dict[str, Any]) -> None:
+    from hemafast.files import write_text
+
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_text(file, json.dumps(found, indent=2) + "\n")
+
+
+def _plot(file: Path, found: dict[str, Any]) -> None:
+    from hemafast.bench.plots import roofline_figure
+    from hemafast.files import write_whole
+    from hemafast.pictures import save
+
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(file, lambda part: save(roofline_figure(found), part))
+
+
+def _print(found: dict[str, Any], comparison: Comparison | None) -> None:
     from hemafast.cli.tables import bench_table, change_table, headroom_table
 
     results = wide_console()
     results.print(bench_table(found))
     results.print(headroom_table(found))
     results.print(found["bound_by"])
-    if plot is not None:
-        from hemafast.bench.plots import roofline_figure
-        from hemafast.files import write_whole
-        from hemafast.pictures import save
-
-        plot.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(plot, lambda part: save(roofline_figure(found), part))
-    if before is not None:
-        comparison = compare_results(before, found)
+    if comparison is not None:
         results.print(change_table(comparison))
         for line in comparison.lines():
             results.print(line)

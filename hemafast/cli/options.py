@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from functools import cache, wraps
 from pathlib import Path
 from types import NoneType, UnionType
@@ -65,11 +65,16 @@ def configured(
         ]
         parameters += [one.replace(kind=inspect.Parameter.KEYWORD_ONLY) for one in own.values()]
         parameters.append(_help_all(hides=any(_hidden(kind, name, common) for name in names)))
-        run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-        run.__annotations__ = {one.name: one.annotation for one in parameters}
-        return run
+        return with_parameters(run, parameters)
 
     return decorate
+
+
+def with_parameters(run: Callable[..., None], parameters: Sequence[inspect.Parameter]) -> Callable[..., None]:
+    """`run`, of which typer sees these parameters."""
+    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    run.__annotations__ = {one.name: one.annotation for one in parameters}
+    return run
 
 
 def _ordered(made: dict[str, Any]) -> dict[str, Any]:

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from hemafast.cli.common import Device, Json, Quiet, Verbose, app, listen, refuse_missing_paths, wide_console
-from hemafast.cli.deployment import BitDepth, UmPerPixel, scale_of
+from hemafast.cli.common import app, refuse_missing_paths
+from hemafast.cli.new_images import Taken, takes_images, whole_or_nothing
 from hemafast.cli.options import Asked, configured
 from hemafast.config import PrepareConfig, TrainConfig
-from hemafast.errors import HemafastError, StoppedError
+from hemafast.errors import HemafastError
 from hemafast.run_folder import find_run
 
 _TO_LABEL = Path("to-label")
@@ -23,6 +22,7 @@ _TO_LABEL = Path("to-label")
     "`hemafast adapt runs/NAME cells/ --labels labels.csv`, `hemafast adapt runs/NAME Other/prepared --labels own`"
 )
 @configured(PrepareConfig, fields=("class_map", "columns", "groups"))
+@takes_images
 def adapt(
     asked: Asked,
     run: Annotated[str, typer.Argument(metavar="RUN", help="Run folder, or latest.")],
@@ -53,47 +53,33 @@ def adapt(
             show_default=f"{TrainConfig.output}, or {_TO_LABEL}",
         ),
     ] = None,
-    um_per_pixel: UmPerPixel = None,
-    bit_depth: BitDepth = None,
-    device: Device = "auto",
-    as_json: Json = False,
-    verbose: Verbose = False,
-    quiet: Quiet = False,
+    *,
+    taken: Taken,
 ) -> None:
     """Adapt a run's best model to the images of another laboratory, without labels or with a few.
 
     Without labels, colours, batch norm and class frequencies are matched where that seems worth it. With labels, a new
-    last layer is mixed with the old one, and scored before and after on cells held out in turn. The result is a run of
-    its own with a page, adaptation.html; the run it came from stays as it was.
+    last layer is mixed with the old one, and cross-validation scores the model before and after. The result is a run
+    of its own with a page, adaptation.html; the run it came from stays as it was.
     """
     folder = find_run(run)
     refuse_missing_paths(data)
     if suggest is not None and (labels or asked):
-        raise HemafastError(
-            f"--suggest {suggest} chooses cells to label, and takes no labels.", "Leave out one of them."
-        )
-    progress = listen(verbose=verbose, quiet=quiet or as_json)
+        problem = f"--suggest {suggest} chooses cells to label, and takes no labels."
+        raise HemafastError(problem, "Leave out one of them.")
     from hemafast.transfer.adapt import Adaptation, adapt_run
     from hemafast.transfer.cells import Asked as OfImages
     from hemafast.transfer.suggest import Suggested
     from hemafast.transfer.suggest import suggest as suggest_cells
 
     class_map = asked.pop("class_map", None)
-    told = OfImages(labels=labels, um_per_pixel=scale_of(um_per_pixel), bit_depth=bit_depth, **asked)
+    told = OfImages(labels=labels, um_per_pixel=taken.um_per_pixel, bit_depth=taken.bit_depth, **asked)
     named = data[0] if len(data) == 1 else data
-    try:
-        done: Adaptation | Suggested
+    how: dict[str, Any] = {"device": taken.device, "progress": taken.progress}
+    done: Adaptation | Suggested
+    with whole_or_nothing():
         if suggest is None:
-            where = output or TrainConfig.output
-            done = adapt_run(folder, named, told, class_map=class_map, output=where, device=device, progress=progress)
+            done = adapt_run(folder, named, told, class_map=class_map, output=output or TrainConfig.output, **how)
         else:
-            done = suggest_cells(
-                folder, named, output or _TO_LABEL, told, count=suggest, device=device, progress=progress
-            )
-    except KeyboardInterrupt as error:
-        raise StoppedError("Stopped; nothing was written.", "Run the same command again.") from error
-    if as_json:
-        typer.echo(json.dumps(done.to_plain(), indent=2))
-        return
-    for line in done.lines():
-        wide_console().print(line, soft_wrap=True)
+            done = suggest_cells(folder, named, output or _TO_LABEL, told, count=suggest, **how)
+    taken.tell(done.to_plain(), done.lines())

@@ -20,6 +20,7 @@ from torch import Tensor
 from hemafast.deploy.crops import log_scales
 from hemafast.deploy.decoding import DecodedBatch, decode_images
 from hemafast.deploy.eval_graph import EvalGraph
+from hemafast.deploy.model import Model
 from hemafast.deploy.plan import Group, Options, Plan, make_plan, sort_named
 from hemafast.deploy.submission import refuse_submission, submission_table
 from hemafast.evaluate.conformal import set_names
@@ -29,6 +30,7 @@ from hemafast.files import make_folder, refuse_table_name, write_table, writing
 from hemafast.preparation.images.image_checks import Pixels, strict_decoders
 from hemafast.preparation.threads import Pool, made_ahead
 from hemafast.progress import SILENT, Progress, stage
+from hemafast.run_folder import ADAPTATION_PAGE, is_run
 
 OK, ABSTAINED, FAILED = "ok", "abstained", "error"
 """Status of an image: classified; classified below the threshold; unreadable."""
@@ -81,7 +83,10 @@ class Predictions:
         return [named or "no class named", f"{speed}: {status}", *self._likeness_lines()]
 
     def _likeness_lines(self) -> list[str]:
-        if self.likeness is None or not self.likeness["images"]:
+        if self.likeness is None:
+            unknown = "whether these images are like those of training is not known yet"
+            return [f"{unknown}: `hemafast evaluate {run}` finds out" for run in _never_evaluated(self.plan)[:1]]
+        if not self.likeness["images"]:
             return []
         alarms, share = self.likeness["alarms"], self.likeness["share"]
         return [f"{alarms} images ({share:.0%}) unlike those of training; {ALARM:.0%} would be at home"]
@@ -134,14 +139,28 @@ def classify(plan: Plan, *, progress: Progress = SILENT) -> Predictions:
     )
 
 
+def _never_evaluated(plan: Plan) -> list[Path]:
+    """Run folders of models that `hemafast evaluate` has not seen."""
+    unseen = [model for model in plan.models if model.likeness is None and model.card.calibration is None]
+    return [model.file.parent for model in unseen if is_run(model.file.parent)]
+
+
 def _judge(plan: Plan, likenesses: Likenesses) -> dict[str, Any] | None:
     """What likenesses say of the images as a set, logged as a warning if it is unlike; None if a model cannot tell."""
     if any(model.likeness is None for model in plan.models):
         return None
     judged = judge(likenesses, min(model.likeness.images for model in plan.models if model.likeness))
     if said := describe(judged):
-        logger.warning("%s. Adapt the model: `hemafast adapt %s IMAGES`", said, plan.models[0].file.parent)
+        logger.warning("%s. %s", said, _advice(plan.models[0]))
     return judged
+
+
+def _advice(model: Model) -> str:
+    """What to do about images unlike those of training."""
+    folder = model.file.parent
+    if model.card.adapted is None:
+        return f"Adapt the model: `hemafast adapt {folder} IMAGES`"
+    return f"If they are of the laboratory that the model was adapted to, see {folder / ADAPTATION_PAGE}"
 
 
 class Ensemble:

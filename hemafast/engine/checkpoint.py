@@ -29,6 +29,7 @@ DRAWN_WARNING = "THE DATA IS DRAWN, NOT PHOTOGRAPHED: no score on it says anythi
 
 _FORMAT = "hemafast-2"
 _CHANNELS = 3
+_Level = Annotated[float, Ge(0), Le(255)]
 
 logger = logging.getLogger("hemafast")
 
@@ -101,6 +102,18 @@ class Adapted:
 
 
 @dataclass(frozen=True)
+class Home:
+    """What is known of the training images, so that `hemafast adapt` needs no other file than the model's."""
+
+    __pydantic_config__ = STRICT
+
+    counts: tuple[Annotated[int, Ge(0)], ...]
+    """Training images of each class."""
+    white_point: tuple[_Level, _Level, _Level] | None = None
+    """Brightness of their background, by channel; None for a network that standardizes images."""
+
+
+@dataclass(frozen=True)
 class ModelCard:
     """Everything needed to use a model, besides its weights. Stored as metadata in the same file."""
 
@@ -123,12 +136,16 @@ class ModelCard:
     """Stored in CALIBRATION beside the weights; None before the model was evaluated."""
     adapted: Adapted | None = None
     """None for a model as it was trained."""
+    home: Home | None = None
+    """None for an adapted model, and for one that an earlier version trained."""
 
     def __post_init__(self) -> None:
         for name in ("set_thresholds", "nuclei"):
             values = getattr(self.calibration, name, None)
             if values is not None and len(values) != len(self.classes):
                 raise ValueError(f"{len(values)} {name} for {len(self.classes)} classes")
+        if self.home is not None and len(self.home.counts) != len(self.classes):
+            raise ValueError(f"home has counts of {len(self.home.counts)} classes, not of {len(self.classes)}")
 
     @property
     def temperature(self) -> float:

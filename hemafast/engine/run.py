@@ -8,9 +8,10 @@ from typing import Any
 from hemafast.config import AUTO_FIELD_OF_VIEW, TrainConfig, to_plain
 from hemafast.data.dataset import Dataset
 from hemafast.data.loader import Loader
-from hemafast.engine.checkpoint import ModelCard, View
+from hemafast.engine.checkpoint import Home, ModelCard, View
 from hemafast.engine.distributed import World
 from hemafast.engine.duration import Duration, duration_of, size_at
+from hemafast.engine.home import home_of
 from hemafast.engine.learner import Learner
 from hemafast.engine.optimizer import load_optimizer
 from hemafast.engine.plan import Plan
@@ -37,6 +38,7 @@ class Run:
     state: RunState = field(default_factory=RunState)
     totals: Totals = field(init=False)
     """Sums over this epoch."""
+    _home: Home | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
         self.totals = self.new_totals()
@@ -132,6 +134,13 @@ class Run:
         self.begin_epoch()
         self.resize(self.image_size)
 
+    def home(self) -> Home:
+        """What is known of the training images; measured once."""
+        if self._home is None:
+            config = self.config
+            self._home = home_of(self.dataset, self.plan.machine, config.image_size, standardize=config.standardize)
+        return self._home
+
     def model_card(self) -> ModelCard:
         """The card of the model in its present state."""
         info = self.dataset.info
@@ -146,6 +155,7 @@ class Run:
             data_fingerprint=info.fingerprint,
             drawn_data=info.drawn,
             quarter_turns=self.config.quarter_turns,
+            home=self.home(),
         )
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from hemafast.errors import HemafastError, name_some
+from hemafast.preparation.split import VAL, WORDS
 from hemafast.run_folder import CROSSDOMAIN, EVALUATIONS, read_metrics
 
 _SHOWN = 6  # other laboratories that the line names
@@ -59,9 +60,7 @@ def _apart(own: Metrics, domains: list[str]) -> str:
     divided = [name for name in domains if name not in grouped]
     if not divided:
         return ", groups such as patients kept apart"
-    return ", images and not patients were split" + (
-        f" in {' and '.join(divided)}" if len(divided) < len(domains) else ""
-    )
+    return ", split by image, not by patient" + (f" in {' and '.join(divided)}" if len(divided) < len(domains) else "")
 
 
 def _evaluated(run: Path, own: Metrics) -> list[str]:
@@ -75,8 +74,8 @@ def _evaluated(run: Path, own: Metrics) -> list[str]:
         same = all(metrics["model"][name] == own["model"][name] for name in ("epoch", "data_fingerprint"))
         if not same or metrics["data"]["fingerprint"] == own["data"]["fingerprint"]:
             continue
-        merged = ", merged" if metrics.get("folding", {}).get("class_map") else ""
-        test = "" if metrics["split"] == "val" else f", {metrics['split']}"
+        merged = ", classes merged" if metrics.get("folding", {}).get("class_map") else ""
+        test = "" if metrics["split"] == VAL else f", {WORDS[metrics['split']]} images"
         told += [
             _told(name, scores, test + merged)
             for name, scores in metrics["domains"].items()
@@ -94,7 +93,7 @@ def _left_out(run: Path, own: Metrics) -> str:
     for file in (run.parent.parent / CROSSDOMAIN, run.parent / Path(CROSSDOMAIN).stem / CROSSDOMAIN):
         if found := _read_left_out(file, own):
             low, high = found["ci95"]
-            how = f"each left out of a training with the preset {found['preset']}{found['merged']}"
+            how = f"each tested with a model of the others, preset {found['preset']}{found['merged']}"
             return f"{found['value']:.3f} ({low:.3f} to {high:.3f}), mean of {len(found['domains'])} domains, {how}"
     return f"not known: trained on all {len(domains)} domains; `hemafast crossdomain` measures it"
 

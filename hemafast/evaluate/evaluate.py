@@ -91,9 +91,8 @@ def evaluate_run(
 ) -> Metrics:
     """Score the best model of a run on the validation images, or on the test images.
 
-    Writes METRICS, PREDICTIONS and CONFUSION_PLOT into `scores_folder(folder, metrics)`: the run folder or, for other
-    images or classes than those of the run's own validation images, a folder of its own within it. Writes CALIBRATION
-    for the run's own validation images only.
+    Writes METRICS, PREDICTIONS and CONFUSION_PLOT into `scores_folder(folder, metrics)`. For the run's own validation
+    images in its own classes, that is the run folder. Writes CALIBRATION and LIKENESS for its own validation images.
 
     Args:
         folder: a run folder.
@@ -108,33 +107,33 @@ def evaluate_run(
         The content of METRICS.
 
     Raises:
-        HemafastError: `folder` is not a run, its model is missing or damaged, the data has no such split or classes of
-            other names, the class map names an unknown class, or the run's own data changed since training.
+        HemafastError: `folder` is no run, its model is missing or damaged, the data has no such split or other classes,
+            the class map names an unknown class, or the run's own data changed since training.
     """
     _refuse_unknown_split(split)
     config, given = read_config(folder), read_class_map(class_map or {})
     model, card = load_best(folder / BEST)
     dataset, own = _data_to_score(folder, config, card, data, split)
-    config = config if own else replace(config, input="auto")  # other data may not have what the run read
     samples = dataset.samples(split, config.image_size)
     folding = _folding(folder, card, dataset, samples, split, given)
-    seen = replace(config, image_size=card.image_size, growing_from=())  # the best epoch may have used smaller images
     calibrates = own and split == VAL
     fitted = _calibration_part(dataset, card) if calibrates else np.zeros(len(samples), dtype=bool)
     likeness = None if calibrates else load_likeness(folder / BEST, card)
-    probabilities, likeness, likenesses = _classify(model, seen, samples, len(card.classes), device, fitted, likeness)
+    probabilities, likeness, likenesses = _classify(model, card, config, samples, device, fitted, likeness)
     calibration = _calibration(card, samples, probabilities, fitted)
     if calibrates:
         calibration = replace(calibration, nuclei=nuclei_of(dataset, card))
     answers = _answers(dataset.split(split), samples, folding, probabilities, calibration, fitted, likenesses)
+    judged = _judge(answers, likeness)
+    unlike = [] if calibrates else _unlike(judged)  # at home, alarms are false
     metrics = {
         "schema": METRICS_SCHEMA,
         "split": split,
-        "warnings": [*_warnings(dataset, card), *_untrained(folder, dataset, card, folding)],
+        "warnings": [*_warnings(dataset, card), *_untrained(folder, dataset, card, folding), *unlike],
         "classes": list(folding.classes),
         "folding": folding.account,
         **_scores(answers, calibration),
-        "likeness": _judge(answers, likeness),
+        "likeness": judged,
         "model": {**asdict(replace(card, calibration=calibration)), "file": BEST},
         "data": _data(dataset),
         "training": _training(folder, config),
@@ -142,8 +141,6 @@ def evaluate_run(
     if calibrates:
         save_calibration(folder / BEST, card, calibration)
         save_likeness(folder / BEST, card, likeness)
-    elif said := metrics["likeness"] and describe(metrics["likeness"]["pooled"]):
-        metrics["warnings"].append(said)
     _write(scores_folder(folder, metrics), metrics, _predictions(answers))
     return metrics
 
@@ -275,9 +272,9 @@ def _folding(
 
 def _classify(
     model: Classifier,
+    card: ModelCard,
     config: TrainConfig,
     samples: Samples,
-    classes: int,
     device: Device,
     fitted: Mask,
     likeness: Likeness | None,
@@ -286,11 +283,11 @@ def _classify(
 
     The likeness is `likeness`, or one learned from the `fitted` images if they are enough. One pass answers all.
     """
-    machine, graph = machine_and_graph(replace(config, compile="off"), device, samples)
+    machine, graph = machine_and_graph(_as_seen(config, card, samples), device, samples)
     learns = int(fitted.sum()) >= LEAST_IMAGES
     note = joined if learns else likeness and likeness.to(machine.device)
     watching = Watching(model, note) if note else None
-    step, totals = build_eval_step(model, machine, watching), Totals(classes, machine.device)
+    step, totals = build_eval_step(model, machine, watching), Totals(len(card.classes), machine.device)
     probabilities = validate(model, step, eval_loader(samples, shape=graph), samples, totals).probabilities
     if watching is None:
         return probabilities, None, np.full((len(samples), len(PARTS)), np.nan)
@@ -298,6 +295,13 @@ def _classify(
     if learns:
         likeness, notes = learn(notes, samples.labels, fitted)
     return probabilities, likeness, notes.numpy()
+
+
+def _as_seen(config: TrainConfig, card: ModelCard, samples: Samples) -> TrainConfig:
+    """The settings to read images with: the best epoch may have used smaller ones than the last."""
+    own = samples.fingerprint == card.data_fingerprint
+    source = config.input if own else "auto"  # other data may not have what the run read
+    return replace(config, input=source, image_size=card.image_size, growing_from=(), compile="off")
 
 
 def _calibration_part(dataset: Dataset, card: ModelCard) -> Mask:
@@ -339,6 +343,12 @@ def _judge(answers: _Answers, likeness: Likeness | None) -> dict[str, Any] | Non
         "pooled": judge(answers.likenesses[reported], likeness.images),
         "domains": {name: judge(answers.likenesses[of & reported], likeness.images) for name, of in parts.items()},
     }
+
+
+def _unlike(judged: Mapping[str, Any] | None) -> list[str]:
+    """A warning if the images as a whole are unlike those of training."""
+    said = judged and describe(judged["pooled"])
+    return [said] if said else []
 
 
 def _score(answers: _Answers, part: Mask, calibration: Calibration) -> Metrics:

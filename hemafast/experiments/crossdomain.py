@@ -252,7 +252,7 @@ def _notes(dataset: Dataset, plan: _Plan) -> list[str]:
         else []
     )
     said += (
-        [f"In {' and '.join(divided)}, images and not patients were split: scores at home may be too good"]
+        [f"In {' and '.join(divided)}, the split is by image, not by patient: scores at home may be too good"]
         if divided
         else []
     )

@@ -18,16 +18,16 @@ from hemafast.config import Device, TrainConfig, balanced_share
 from hemafast.data.dataset import Dataset, open_dataset
 from hemafast.deploy.inputs import Images
 from hemafast.deploy.model import Model, open_model
-from hemafast.engine.checkpoint import Adapted, ModelCard, load_best
+from hemafast.engine.checkpoint import Adapted, Home, ModelCard, load_best
+from hemafast.engine.home import home_of
 from hemafast.errors import HemafastError
 from hemafast.evaluate.calibration import fit_temperature
 from hemafast.model import Classifier
 from hemafast.preparation.schema import is_prepared
-from hemafast.preparation.split import TRAIN
 from hemafast.progress import SILENT, Progress, stage
 from hemafast.run_folder import ADAPTATION_PAGE, BEST, is_run, read_config
 from hemafast.transfer import steps
-from hemafast.transfer.cells import Asked, Cells, read_cells, read_prepared_cells, read_samples, refuse_own_images
+from hemafast.transfer.cells import Asked, Cells, read_cells, read_prepared_cells, refuse_own_images
 from hemafast.transfer.choose import Candidate, answers_of, best_candidate, sample_of, table
 from hemafast.transfer.classes import place_labels, read_map
 from hemafast.transfer.compared import compare
@@ -37,7 +37,6 @@ from hemafast.transfer.written import write_adapted
 SCHEMA = 1
 """Of ADAPTATION."""
 
-_REFERENCE = 512  # training images that the white point of training is measured on
 _FEWEST = 16  # images from which on statistics are worth more than those of training
 
 logger = logging.getLogger("hemafast")
@@ -53,6 +52,8 @@ class Parent:
     """The model as `predict` uses it."""
     network: Classifier
     """The same, its batch norms not fused."""
+    home: Home | None
+    """What is known of its training images; None for a run of an earlier version whose data set is gone."""
     dataset: Dataset | None
     """What it was trained on; None if that is no longer there."""
 
@@ -63,12 +64,12 @@ class Parent:
 
     @property
     def shares(self) -> npt.NDArray[np.float64] | None:
-        """Class frequencies that the network expects, (classes,); None without the training set."""
-        if self.dataset is None:
+        """Class frequencies that the network expects, (classes,); None if they are unknown."""
+        if self.home is None:
             return None
         config = self.config
         tau = {"logit-adjusted": min(config.logit_tau, 1.0), "weighted": 1.0}.get(config.loss, 0.0)
-        return steps.learned_shares(self.dataset.counts(TRAIN), balanced_share(config.sampler), tau)
+        return steps.learned_shares(np.array(self.home.counts), balanced_share(config.sampler), tau)
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +129,7 @@ def adapt_run(
         made = _with_labels(parent, cells, given, new, chosen, progress)
     labels = int((given >= 0).sum())
     adapted = Adapted(str(parent.folder.absolute()), len(cells), labels, made.steps)
-    card = replace(parent.card, classes=made.classes, calibration=None, adapted=adapted)
+    card = replace(parent.card, classes=made.classes, calibration=None, adapted=adapted, home=None)
     result = _told(parent, data, cells, made, labels) | {"candidates": table(judged, chosen)}
     return Adaptation(write_adapted(parent.folder, parent.config, output, made.network, card, result), result)
 
@@ -177,16 +178,18 @@ def _verdict(parent: Parent, data: Images | Dataset, made: Made, labels: int) ->
     if made.scores is None:
         changed = "Adapted" if made.steps else "No change seems worth making, so the parent's weights are kept"
         more = f"`hemafast adapt {shlex.quote(str(parent.folder))} {named(data)} --suggest 50`"
-        few = f" Its {labels} labels are too few to hold some out." if labels else ""
+        few = f" Its {labels} labels are too few for cross-validation." if labels else ""
         return f"{changed}.{few} Whether it is better is not known without labels; label some: {more}"
     before, after = (made.scores[name]["macro_f1"] for name in ("before", "after"))
     low, high = made.scores["difference"]["ci95"]
-    scored = f"on {made.scores['cells']} labelled cells, held out in turn"
+    cells = f"{made.scores['cells']} labelled cells"
     if not made.steps:
-        return f"No better: macro-F1 {before:.3f} {scored}, and no change raised it. The parent's weights are kept."
+        kept = "and no change raised it in cross-validation. The parent's weights are kept."
+        return f"No better: macro-F1 {before:.3f} before adapting, on {cells}, {kept}"
     chance = " The interval includes 0: it may be chance." if low <= 0 <= high else ""
     gain = f"{after - before:+.3f} (95 % interval {low:+.3f} to {high:+.3f})"
-    return f"macro-F1 {before:.3f} before, {after:.3f} after, {scored}: {gain}.{chance}"
+    scored = f"on {cells}, each predicted without its own label (cross-validation)"
+    return f"macro-F1 {before:.3f} before adapting, {after:.3f} after, {scored}: {gain}.{chance}"
 
 
 def _predicted(parent: Parent, made: Made, pixels: Tensor) -> list[dict[str, Any]]:
@@ -216,7 +219,8 @@ def open_parent(folder: Path, device: Device = "auto") -> Parent:
     steps.last_layer(network)
     opened = open_model(folder, device=device)
     network = network.eval().to(opened.machine.device).to(memory_format=torch.channels_last)
-    return Parent(folder, config, opened, network, _trained_on(config, card))
+    dataset = _trained_on(config, card)
+    return Parent(folder, config, opened, network, card.home or _home_in(dataset, config, opened), dataset)
 
 
 def _trained_on(config: TrainConfig, card: ModelCard) -> Dataset | None:
@@ -224,15 +228,20 @@ def _trained_on(config: TrainConfig, card: ModelCard) -> Dataset | None:
         dataset = open_dataset(config.data, config.fold, config.domains)
     except HemafastError as error:
         logger.debug("no data set: %s", error.problem)
-        dataset = None
-    if dataset is None or dataset.info.fingerprint != card.data_fingerprint:
+        return None
+    return dataset if dataset.info.fingerprint == card.data_fingerprint else None
+
+
+def _home_in(dataset: Dataset | None, config: TrainConfig, opened: Model) -> Home | None:
+    """What the card of a run of an earlier version does not say, from its data set; None if that is gone."""
+    if dataset is None:
         logger.warning(
-            "%s no longer holds the training set: its white point and class frequencies are unknown, and these steps "
-            "are left out",
+            "%s no longer holds the training set, and this run of an earlier version does not say its white point and "
+            "class frequencies: these steps are left out",
             config.data,
         )
         return None
-    return dataset
+    return home_of(dataset, opened.machine, opened.card.image_size, standardize=opened.network.standardize)
 
 
 def gather_cells(
@@ -252,20 +261,17 @@ def without_labels(parent: Parent, pixels: Tensor, progress: Progress) -> tuple[
         logger.warning("%d images are too few to adapt colours and batch norm to: at least %d", len(pixels), _FEWEST)
         kept = Candidate(white=False, share=0.0, network=parent.network)
         return kept, [kept]
-    chosen, judged = best_candidate(parent.network, pixels, _home_white(parent, progress), progress)
+    chosen, judged = best_candidate(parent.network, pixels, _home_white(parent), progress)
     if chosen is judged[0] or parent.shares is None:
         return chosen, judged
-    evened = replace(chosen, network=steps.divide_by_shares(chosen.network, parent.shares))
-    return evened, [evened if one is chosen else one for one in judged]
+    divided = replace(chosen, network=steps.divide_by_shares(chosen.network, parent.shares))
+    return divided, [divided if one is chosen else one for one in judged]
 
 
-def _home_white(parent: Parent, progress: Progress) -> Tensor | None:
-    """White point of the training images, of a sample of them; None where it is unknown, or has no effect."""
-    if parent.dataset is None or parent.network.standardize:
-        return None
-    samples = parent.dataset.samples(TRAIN, parent.card.image_size)
-    rows = np.sort(np.random.default_rng(0).permutation(len(samples))[:_REFERENCE])
-    return steps.white_point(read_samples(parent.opened, samples.select(rows), progress))
+def _home_white(parent: Parent) -> Tensor | None:
+    """White point of the training images; None where it is unknown, or has no effect."""
+    known = parent.home and parent.home.white_point
+    return None if known is None else torch.tensor(known)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -281,11 +287,11 @@ class Made:
 
 
 def _steps_of(parent: Parent, chosen: Candidate) -> tuple[str, ...]:
-    """What a candidate changes, in words; empty for the network as it is."""
-    said = ["the white point of the images is matched to that of the training set"] if chosen.white else []
-    said += [f"batch norm takes {chosen.share:.0%} of its statistics from the images"] if chosen.share else []
+    """What a candidate changes, in words; empty for no change."""
+    said = ["the white point of the new images is matched to that of the training set"] if chosen.white else []
+    said += [f"batch norm takes {chosen.share:.0%} of its statistics from the new images"] if chosen.share else []
     if said and parent.shares is not None:
-        said.append("frequencies of classes count half as much as in training")
+        said.append("the class frequencies of the training set count half as much")
     return tuple(said)
 
 
@@ -343,7 +349,7 @@ def _softmax(logits: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
 
 
 def _head_said(head: Fitted, labels: int) -> str:
-    return f"a last layer from {labels} labels, with the old one at weight {head.trust:.2f}"
+    return f"a new last layer from {labels} labels, added to {head.trust:.2f} times the old one"
 
 
 def _features(network: Classifier, pixels: Tensor, progress: Progress) -> npt.NDArray[np.float64]:

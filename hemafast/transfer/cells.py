@@ -216,9 +216,16 @@ def _of_sequence(given: Sequence[str], images: int) -> list[str]:
 def refuse_own_images(cells: Cells, dataset: Dataset | None) -> None:
     """Raise HemafastError if a labelled image is one that the model was trained on, by its bytes.
 
-    `dataset` is the training set, if it is still there.
+    `dataset` is the training set; without it, a warning says that nothing was compared.
     """
-    if dataset is None or not cells.images:
+    if not cells.images:
+        return
+    if dataset is None:
+        logger.warning(
+            "the training set is not where it was: whether some of the %d labelled images are in it is not known. On "
+            "such images the scores are too good",
+            len(cells.labelled),
+        )
         return
     known = set(dataset.split(TRAIN)["sha256"])
     read = zip(cells.labelled, read_images([cells.images[row] for row in cells.labelled]), strict=True)

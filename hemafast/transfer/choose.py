@@ -3,7 +3,7 @@
 *Consensus* is how often a network answers as all candidates together do, by their mean probabilities: of several
 networks, the one that agrees most with the others is seldom the worst. *Information* is how much an answer tells about
 a cell: answers are sure, and not all the same (the mutual information of Krause, Perona and Gomes 2010). The candidate
-with the most consensus is taken if it gives clearly more information than the network as it is.
+with the most consensus is taken if it gives clearly more information than the network before adapting.
 
 Measured, and not used: agreement under changed colours, which falls where scores rise; information alone, which keeps
 rising where scores fall; and class frequencies by EM.
@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hemafast.engine.home import white_point
 from hemafast.model import Classifier
 from hemafast.progress import Progress, stage
 from hemafast.transfer import steps
@@ -27,7 +28,7 @@ SHARES = (0.0, 0.3, 0.7)
 JUDGED = 384
 """Most images that candidates are judged on."""
 MARGIN = 0.025
-"""Information that a change must give beyond the network as it is: at home it gave 0.014, elsewhere 0.036 to 0.115."""
+"""Information that a change must give beyond the unchanged network: at home it gave 0.014, elsewhere 0.036 to 0.115."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -49,13 +50,13 @@ class Candidate:
         """In words."""
         parts = ["white point matched"] * self.white
         parts += [f"batch norm {self.share:.0%} new"] * bool(self.share)
-        return ", ".join(parts) or "as it is"
+        return ", ".join(parts) or "no change"
 
 
 def best_candidate(
     network: Classifier, pixels: Tensor, wanted_white: Tensor | None, progress: Progress
 ) -> tuple[Candidate, list[Candidate]]:
-    """The change that is worth most without labels, and all that were judged; the first is the network as it is.
+    """The change that is worth most without labels, and all that were judged; the first is no change.
 
     Args:
         network: in evaluation mode, its batch norms not fused, its prior uniform.
@@ -89,7 +90,7 @@ def change(network: Classifier, pixels: Tensor, wanted_white: Tensor | None, sha
     """The network with its white point matched to `wanted_white`, if given, and `share` of the images in its norms."""
     changed = network
     if wanted_white is not None:
-        changed = steps.match_white(network, steps.white_point(pixels), wanted_white)
+        changed = steps.match_white(network, white_point(pixels), wanted_white)
     return steps.renew_norms(changed, pixels, share) if share else changed
 
 

@@ -6,6 +6,7 @@ Each change is one of ordinary weights, so that an adapted model is a model like
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -17,19 +18,11 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from hemafast.errors import HemafastError
 from hemafast.fuse_norm import fuse_batch_norms
 from hemafast.model import Classifier
+from hemafast.progress import SILENT, Progress, stage
 
-_WHITE = 0.9  # quantile of a channel that is background in nearly all images of single cells
-_STEP = 4  # px: every fourth pixel of every fourth row is enough for a quantile
 _LEAST_WHITE, _MOST_GAIN = 16.0, 4.0
-
-
-def white_point(pixels: Tensor) -> Tensor:
-    """Brightness of the background, float32 (3,), 0 to 255: mean over uint8 images (n, 3, height, width).
-
-    Of each channel of an image, it is the 90th percentile.
-    """
-    thinned = pixels[:, :, ::_STEP, ::_STEP].flatten(2).float()
-    return thinned.quantile(_WHITE, dim=2).mean(0).cpu()
+_STEPS, _BATCH = 48, 32  # of `sharpen`
+_RATE, _WARMUP = 1e-3, 10  # learning rate, and steps in which it rises
 
 
 def match_white(network: Classifier, measured: Tensor, wanted: Tensor) -> Classifier:
@@ -98,6 +91,67 @@ def renew_norms(network: Classifier, pixels: Tensor, share: float, batch_size: i
 
 def _statistics(norm: Any) -> tuple[Tensor, Tensor]:
     return norm.running_mean, norm.running_var
+
+
+def sharpen(
+    network: Classifier, pixels: Tensor, expected: npt.NDArray[np.float64], progress: Progress = SILENT
+) -> Classifier:
+    """A copy of a network whose answers tell more about other images.
+
+    Scales and shifts of all norms are changed until answers are sure of each image, and together have the frequencies
+    that are expected (Liang et al. 2020, arXiv 2002.08546, and Wang et al. 2021, arXiv 2006.10726). Statistics of batch
+    norm stay.
+
+    Args:
+        network: a network in evaluation mode, whose batch norms are not fused.
+        pixels: uint8 (n, 3, height, width), height equal to width.
+        expected: frequencies of the classes among the images, (classes,).
+        progress: listens to the steps.
+
+    Returns:
+        The copy, in evaluation mode.
+    """
+    changed = copy.deepcopy(network).eval().requires_grad_(False)
+    changed.quarter_turns = False  # each step draws one of them
+    learning = [parameter.requires_grad_() for norm in _norms(changed) for parameter in norm.parameters()]
+    optimizer = torch.optim.Adam(learning, lr=0.0)
+    frequencies = torch.from_numpy(expected).float().to(pixels.device)
+    generator = np.random.default_rng(0)
+    with torch.enable_grad(), stage(progress, "sharpening answers", _STEPS, unit="steps"):
+        for done, rows in enumerate(_batches(len(pixels), generator)):
+            optimizer.param_groups[0]["lr"] = _RATE * min(1, (done + 1) / _WARMUP) * (1 - done / _STEPS)
+            seen = _turned(pixels[torch.from_numpy(rows).to(pixels.device)], generator)
+            _uncertainty(changed(seen), frequencies).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            progress.advance()
+    changed.quarter_turns = network.quarter_turns
+    return changed.requires_grad_(False)
+
+
+def _norms(network: nn.Module) -> list[nn.Module]:
+    return [one for one in network.modules() if isinstance(one, _BatchNorm | nn.LayerNorm | nn.GroupNorm)]
+
+
+def _batches(images: int, generator: np.random.Generator) -> Iterator[npt.NDArray[np.int64]]:
+    """Rows for each of _STEPS batches: all images in a new order, again and again."""
+    rows = np.concatenate([generator.permutation(images) for _ in range(-(-_STEPS * _BATCH // images))])
+    yield from rows[: _STEPS * _BATCH].reshape(_STEPS, _BATCH)
+
+
+def _turned(images: Tensor, generator: np.random.Generator) -> Tensor:
+    """Square images in one of their eight symmetries."""
+    turned = torch.rot90(images, int(generator.integers(4)), (2, 3))
+    mirrored = turned.flip(3) if generator.integers(2) else turned
+    return mirrored.contiguous(memory_format=torch.channels_last)
+
+
+def _uncertainty(logits: Tensor, expected: Tensor) -> Tensor:
+    """Mean entropy of answers (n, classes), and the divergence of their mean from the `expected` (classes,)."""
+    probabilities = logits.float().softmax(1)
+    entropy: Tensor = torch.special.entr(probabilities).sum(1).mean()
+    mean = probabilities.mean(0).clamp_min(1e-8)
+    return entropy + (mean * (mean / expected).log()).sum()
 
 
 def last_layer(network: Classifier) -> nn.Linear:

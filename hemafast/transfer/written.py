@@ -20,6 +20,7 @@ from hemafast.run_folder import (
     CALIBRATION,
     COMMAND,
     CONFIG,
+    LIKENESS,
     LOG_TABLE,
     MACHINE,
     make_run_folder,
@@ -33,7 +34,7 @@ def write_adapted(
 
     Args:
         parent: run folder of the parent. Its training log and machine are part of the new run's history, and its
-            calibration too if its weights are kept.
+            calibration and likeness too if its weights are kept.
         config: settings of the parent.
         output: folder of the runs.
         network: the adapted network.
@@ -49,7 +50,7 @@ def write_adapted(
     folder = make_run_folder(replace(config, output=output), "adapted")
     try:
         with writing(folder):
-            kept = (MACHINE, LOG_TABLE, *([CALIBRATION] if result["kept_parent"] else []))
+            kept = (MACHINE, LOG_TABLE, *((CALIBRATION, LIKENESS) if result["kept_parent"] else ()))
             for name in kept:
                 if (parent / name).is_file():
                     shutil.copyfile(parent / name, folder / name)

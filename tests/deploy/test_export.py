@@ -20,12 +20,15 @@ import hemafast as package
 from hemafast.deploy import formats
 from hemafast.deploy.export import TOLERANCE, compare, export_run
 from hemafast.deploy.formats import KINDS, Deployed, Kind, pack_onnx, pack_torch_export
+from hemafast.deploy.model import open_model
+from hemafast.engine.checkpoint import save_best
 from hemafast.errors import HemafastError
 from hemafast.model import Classifier
 
 FORMATS = ("onnx", "torch-export", "safetensors")
 LAYOUTS = ("nhwc", "nchw")
 TEMPERATURE = CARD.calibration.temperature
+STANDARDIZED = replace(CARD, backbone="test_efficientnet")
 
 
 @pytest.fixture(scope="module")
@@ -107,6 +110,28 @@ def test_safetensors_are_the_weights_of_plain_timm(exports):
     np.testing.assert_allclose(logits.numpy(), answers_of(images)[0], atol=1e-4)
     assert json.loads(said["classes"]) == list(CARD.classes)
     assert "layout" not in said
+
+
+@pytest.fixture(scope="module")
+def standardizing(tmp_path_factory):
+    """A run whose network standardizes its images."""
+    folder = tmp_path_factory.mktemp("standardizing")
+    model = random_model(STANDARDIZED)
+    model.standardize = True
+    save_best(folder / "best_model.safetensors", model, STANDARDIZED)
+    return folder
+
+
+@pytest.mark.parametrize("kind", ["onnx", "safetensors"])
+def test_an_export_standardizes_images_as_its_run_does(standardizing, tmp_path, kind):
+    exported = export_run(standardizing, tmp_path, format=kind)
+    ours, theirs = (open_model(path, device="cpu") for path in (standardizing, exported.path))
+    images = noise(4) // 3 + 40  # dark and pale: without standardizing, the answers are others
+    logits, probabilities = (getattr(ours, name)(images) for name in ("logits", "probabilities"))
+    torch.testing.assert_close(theirs.logits(images), logits, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(theirs.probabilities(images), probabilities, atol=1e-4, rtol=1e-4)
+    ours.network.standardize = False
+    assert (ours.logits(images) - logits).abs().max() > 0.01
 
 
 def test_no_export_tells_where_it_was_made(exports):

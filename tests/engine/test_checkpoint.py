@@ -139,7 +139,15 @@ def test_a_folder_in_the_place_of_a_calibration_is_refused(best):
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("image_size", 10**9), ("classes", []), ("epoch", "many"), ("calibration", {"temperature": -1}), ("surprise", 1)],
+    [
+        ("image_size", 10**9),
+        ("classes", []),
+        ("epoch", "many"),
+        ("calibration", {"temperature": -1}),
+        ("surprise", 1),
+        ("home", {"counts": [1, 2]}),
+        ("home", {"counts": [1, 2, 3], "white_point": [1, 2, 300]}),
+    ],
 )
 def test_a_card_that_makes_no_sense_is_refused_by_the_name_of_its_field(best, field, value):
     with safe_open(best, framework="pt") as content:

@@ -36,7 +36,7 @@ def elsewhere(run):
 def test_one_laboratory_says_nothing_about_others(tmp_path):
     line = home_and_elsewhere(write(tmp_path, {"A": 0.9}, ["A"]))
     assert line == (
-        "at home: A 0.500 (0.400 to 0.600; 300 images, 5 classes), images and not patients were split; "
+        "at home: A 0.500 (0.400 to 0.600; 300 images, 5 classes), split by image, not by patient; "
         f"elsewhere: {UNKNOWN}"
     )
 
@@ -62,8 +62,8 @@ def test_evaluations_on_other_laboratories_count_and_those_of_home_do_not(tmp_pa
     write(tmp_path / "evaluations" / "Kiel-4", {"Kiel": 0.1}, ["A"], fingerprint="4", model=older)
     (tmp_path / "evaluations" / "broken").mkdir()
     assert elsewhere(tmp_path) == (
-        "Bonn 0.400 (0.300 to 0.500; 100 images, 5 classes), Jena 0.600 (0.500 to 0.700; 100 images, 5 classes, test, "
-        "merged), Ulm 0.200 (0.100 to 0.300; 100 images, 5 classes)"
+        "Bonn 0.400 (0.300 to 0.500; 100 images, 5 classes), Jena 0.600 (0.500 to 0.700; 100 images, 5 classes, test "
+        "images, classes merged), Ulm 0.200 (0.100 to 0.300; 100 images, 5 classes)"
     )
 
 
@@ -80,7 +80,7 @@ def test_leaving_out_domains_tells_of_unseen_ones_where_it_was_the_same_data(tmp
     result = {"left_out": found, "data": {"fingerprint": "home"}, "settings": {"preset": "fast"}}
     result["folding"] = {"class_map": {}}
     file.write_text(json.dumps(result), encoding="utf-8")
-    said = "0.450 (0.400 to 0.500), mean of 2 domains, each left out of a training with the preset fast"
+    said = "0.450 (0.400 to 0.500), mean of 2 domains, each tested with a model of the others, preset fast"
     assert elsewhere(run) == said
     for damaged in (result | {"data": {"fingerprint": "other"}}, {"left_out": None}, []):
         file.write_text(json.dumps(damaged), encoding="utf-8")
@@ -91,8 +91,8 @@ def test_leaving_out_domains_tells_of_unseen_ones_where_it_was_the_same_data(tmp
     ("grouped", "said"),
     [
         (["A", "B"], ", groups such as patients kept apart;"),
-        (["A"], ", images and not patients were split in B;"),
-        ([], ", images and not patients were split;"),
+        (["A"], ", split by image, not by patient in B;"),
+        ([], ", split by image, not by patient;"),
         (None, "classes);"),
     ],
 )

@@ -320,7 +320,7 @@ def test_the_matrix_of_seven_columns_stays_readable_in_a_terminal(five, answered
 
 def test_it_says_where_patients_are_apart_and_where_images_were_split(five, answered, settings, tmp_path):
     notes = compare_domains(settings(tmp_path / "out", data=five))["notes"]
-    assert "In B and C and D and tiny, images and not patients were split: scores at home may be too good" in notes
+    assert "In B and C and D and tiny, the split is by image, not by patient: scores at home may be too good" in notes
     assert "In A, groups such as patients are in training or in validation, not in both" in notes
 
 

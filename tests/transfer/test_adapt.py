@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -13,10 +14,11 @@ import hemafast as hf
 from hemafast.engine.checkpoint import load_best, read_card, save_best
 from hemafast.errors import HemafastError
 from hemafast.run_folder import summarise
-from hemafast.transfer.adapt import adapt_run
+from hemafast.transfer.adapt import adapt_run, open_parent
 from hemafast.transfer.cells import Asked
 from hemafast.transfer.choose import best_candidate
 from hemafast.transfer.head import Layer
+from hemafast.transfer.steps import learned_shares
 
 CPU = {"device": "cpu"}
 BEST = "best_model.safetensors"
@@ -65,15 +67,40 @@ def test_without_labels_it_says_what_was_changed_and_that_nobody_knows_whether_i
     assert "not known without labels" in page
 
 
-def test_an_adapted_run_is_a_run_like_any_other(unlabelled, laboratory, scored, tmp_path):
-    run = hf.open_run(shutil.copytree(unlabelled[0].folder, tmp_path / "run"))
+@pytest.fixture
+def adapted(unlabelled, tmp_path):
+    """A copy to change at will."""
+    return hf.open_run(shutil.copytree(unlabelled[0].folder, tmp_path / "adapted"))
+
+
+def test_an_adapted_run_is_a_run_like_any_other(adapted, laboratory, scored):
+    run = adapted
     assert summarise(run.folder).state == summarise(scored).state
     assert run.adaptation == json.loads((run.folder / "adaptation.json").read_text())
     model = run.model(**CPU)
     assert model.card.adapted.images == 18
     assert len(model.predict(str(laboratory))) == 18
-    assert run.evaluate(**CPU)["pooled"]["macro_f1"] >= 0
-    assert (run.folder / "report.html").exists()
+
+
+def told(run, images, folder):
+    done = hemafast("predict", run.folder, images, "--output", folder / "out.csv", "--device", "cpu")
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+def test_evaluating_an_adapted_run_gives_it_a_calibration_and_a_likeness(adapted, laboratory, tmp_path, monkeypatch):
+    before = adapted.model(**CPU)
+    assert (before.card.calibration, before.likeness) == (None, None)
+    assert f"hemafast evaluate {adapted.folder}" in told(adapted, laboratory, tmp_path).stdout
+    monkeypatch.setattr("hemafast.evaluate.evaluate.LEAST_IMAGES", 5)
+    assert adapted.evaluate(**CPU)["pooled"]["macro_f1"] >= 0
+    assert (adapted.folder / "report.html").exists()
+    after = adapted.model(**CPU)
+    assert after.card.calibration.images == after.likeness.images >= 5
+    said = told(adapted, laboratory, tmp_path)
+    assert "unlike those of training" in said.stdout
+    assert "hemafast evaluate" not in said.stdout
+    assert "hemafast adapt" not in said.stderr
 
 
 def test_what_is_written_answers_as_what_was_adapted(unlabelled, laboratory):
@@ -137,6 +164,8 @@ def test_a_new_class_becomes_one_of_the_adapted_model(blind, draw, tmp_path):
     model = adapted.model(**CPU)
     assert model.classes == (*read_card(blind / BEST).classes, "bright cell")
     assert (model.predict(cells)["label"] == labels).mean() > 0.9
+    assert adapted.evaluate(**CPU)["folding"]["compared"]
+    assert adapted.model(**CPU).card.calibration.set_thresholds[-1] is None  # home has no such cells
 
 
 def test_a_parent_that_is_never_beaten_keeps_its_weights_and_says_so(run, draw, tmp_path, monkeypatch):
@@ -149,10 +178,13 @@ def test_a_parent_that_is_never_beaten_keeps_its_weights_and_says_so(run, draw, 
         answers[np.arange(len(features)), places[: len(features)]] = 1
         return answers
 
+    (run / "likeness.safetensors").write_text("of these weights")
+    monkeypatch.setattr("hemafast.deploy.model.load_likeness", lambda *_: None)
     monkeypatch.setattr(Layer, "__call__", perfect)
     monkeypatch.setattr("hemafast.transfer.head._loss", lambda logits, labels: 0.0)
     done = adapt_run(run, cells, Asked(labels=labels), output=tmp_path, **CPU)
     assert done.result["kept_parent"]
+    assert (done.folder / "likeness.safetensors").read_text() == "of these weights"
     assert done.result["verdict"].startswith("No better: macro-F1 1.000")
     before, after = load_best(run / BEST)[0].state_dict(), load_best(done.folder / BEST)[0].state_dict()
     assert all(torch.equal(value, after[name]) for name, value in before.items())
@@ -180,14 +212,50 @@ def cut_lab(laboratory, tmp_path_factory):
     return hf.prepare(folder / "source", pack_sizes=(64,))
 
 
-def test_few_images_without_the_training_set_are_taken_as_they_are(run, draw, tmp_path, caplog):
+@pytest.fixture
+def alone(run, tmp_path):
+    """A run whose data set is gone."""
     config = json.loads((run / "config.json").read_text()) | {"data": str(tmp_path / "gone")}
     (run / "config.json").write_text(json.dumps(config))
-    done = adapt_run(run, [draw(1), draw(2)], output=tmp_path / "runs", **CPU)
+    return run
+
+
+def as_older(run):
+    """Its model as an earlier version wrote it, whose card says nothing of the training images."""
+    model, card = load_best(run / BEST)
+    save_best(run / BEST, model, replace(card, home=None))
+    return run
+
+
+def test_the_run_folder_alone_knows_what_its_data_set_says(alone, scored, prepared, caplog):
+    from_card, from_data = open_parent(alone, "cpu"), open_parent(scored, "cpu")
+    counts = hf.open_dataset(prepared.folder).counts("train")
+    assert from_card.home.counts == tuple(counts)
+    assert from_card.dataset is None
+    np.testing.assert_array_equal(from_card.shares, learned_shares(counts, 0, 0))
+    assert from_card.home == from_data.home
+    assert not caplog.records
+
+
+def test_a_run_of_an_earlier_version_asks_its_data_set(run, scored):
+    old, new = open_parent(as_older(run), "cpu"), open_parent(scored, "cpu")
+    assert old.card.home is None
+    assert old.home == new.home
+
+
+def test_white_point_and_frequencies_are_left_out_where_nothing_knows_them(alone, draw, tmp_path, caplog):
+    parent = open_parent(as_older(alone), "cpu")
+    assert (parent.home, parent.shares) == (None, None)
+    done = adapt_run(alone, [draw(1), draw(2)], output=tmp_path / "runs", **CPU)
     assert done.result["kept_parent"]
-    assert "no longer holds the training set" in caplog.text
+    assert "these steps are left out" in caplog.text
     assert "too few" in caplog.text
     assert (done.folder / BEST).exists()
+
+
+def test_labels_that_cannot_be_compared_with_the_training_set_are_taken_with_a_warning(alone, draw, tmp_path, caplog):
+    adapt_run(alone, [draw(1), draw(2)], Asked(labels=["basophil", "monocyte"]), output=tmp_path / "runs", **CPU)
+    assert "whether some of the 2 labelled images are in it is not known" in caplog.text
 
 
 def refused(match, *given, **more):

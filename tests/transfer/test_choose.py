@@ -63,4 +63,4 @@ def test_a_network_without_batch_norm_and_training_set_has_one_candidate(pixels)
     network = build_model("test_vit", 3, 32).eval()
     chosen, judged = choose.best_candidate(network, pixels, None, SILENT)
     assert judged == [chosen]
-    assert chosen.name == "as it is"
+    assert chosen.name == "no change"

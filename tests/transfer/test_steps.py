@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from hemafast.engine.home import white_point
 from hemafast.errors import HemafastError
 from hemafast.model import build_model
 from hemafast.transfer import steps
@@ -24,7 +25,7 @@ def pixels():
 
 
 def test_a_matched_white_point_is_seen_as_the_wanted_one(network, pixels):
-    measured = steps.white_point(pixels)
+    measured = white_point(pixels)
     assert measured.tolist() == pytest.approx([112, 112, 112], abs=3)
     changed = steps.match_white(network, measured, 2 * measured)
     with torch.inference_mode():
