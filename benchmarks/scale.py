@@ -1,16 +1,18 @@
 """What nuclei say about the scale of prepared images, as if nothing else were known of it.
 
-    python benchmarks/scale.py Acevedo/prepared Matek/prepared --json benchmarks/results/scale.json
+    python benchmarks/scale.py Acevedo/prepared Matek/prepared --run RUN --json benchmarks/results/scale.json
 
 For each domain: the estimate from all images, from the images of each class alone, and from random samples of 30
-images, beside the scale that is known of it. Refuses drawn cells.
+images, beside the scale that is known of it. With a run, the same by the nuclei and the classes that its model
+predicts, of images that it was not trained on, and its macro-F1 at each scale. Refuses drawn cells.
 """
 
 from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -18,63 +20,130 @@ from typing import Annotated, Any
 import numpy as np
 import pandas as pd
 import typer
+from another_lab import LABS, Lab  # scripts beside this one
 from output import JsonFile, table, write_json
 
 import hemafast as hf
+from hemafast.deploy.scales import CLASSIFIED, by_classes
+from hemafast.evaluate.folding import fold_classes
 from hemafast.preparation import schema
-from hemafast.preparation.images.image_checks import decode_reference, strict_decoders
-from hemafast.preparation.nuclei import nucleus_diameter
-from hemafast.preparation.scale import ScaleEstimate, estimate_from
+from hemafast.preparation.images.depth import spread
+from hemafast.preparation.images.image_checks import strict_decoders
+from hemafast.preparation.scale import Encoded, Measured, ScaleEstimate, estimate_from, measure_encoded
 
-SAMPLES, OF_IMAGES = 200, 30
+OF_IMAGES = 30
 NEAR = 0.2
 """Share by which an estimate may differ from the known scale."""
+
+
+Cells = Sequence[Measured]
+Estimate = Callable[[Cells], ScaleEstimate]
 
 
 def main(
     data: Annotated[list[Path], typer.Argument(help="Prepared data sets.")],
     json_file: JsonFile,
+    run: Annotated[Path | None, typer.Option(help="Evaluated run, to predict classes with.")] = None,
+    samples: Annotated[int, typer.Option(min=1, help="Random samples of each domain.")] = 100,
+    given: Annotated[list[str], typer.Option(help="NAME=UM_PER_PIXEL, taken as known; may be repeated.")] = [],  # noqa: B006
 ) -> None:
     """Measure the nuclei of all images, and write what they say."""
+    taken = {name: float(scale) for name, _, scale in (one.partition("=") for one in given)}
+    model = None if run is None else hf.open_model(run, device="cpu")
     domains: dict[str, Any] = {}
     for folder in data:
         dataset = hf.open_dataset(folder)
         if dataset.info.drawn:
             sys.exit(f"{folder} holds drawn cells; their nuclei say nothing.")
-        images = schema.accepted(dataset.table)
-        with strict_decoders():
-            nuclei = pd.Series([_nucleus(folder / path) for path in images["path"]], index=images.index)
-        for name, rows in images.groupby("domain").groups.items():
-            info = dataset.info.domains[str(name)]
-            known = None if info.scale is None or info.scale.source == "estimated" else info.um_per_pixel
-            domains[str(name)] = _measured(nuclei[rows], images["label"][rows], known)
-    command = shlex.join(["python", "benchmarks/scale.py", *(folder.name for folder in data)])
+        for label, rows in schema.accepted(dataset.table).groupby("domain"):
+            name = str(label)
+            known = taken.get(name) or _known(dataset.info.domains[name])
+            domains[name] = _measured(_cells(folder, rows), rows["label"], known, samples, _by_nuclei)
+            if model is not None:
+                domains[name]["with_classes"] = _with_model(model, dataset, rows, known, samples)
+    options = [] if run is None else ["--run", "RUN"]
+    options += [word for one in given for word in ("--given", one)] + ["--samples", str(samples)]
+    command = shlex.join(["python", "benchmarks/scale.py", *(folder.name for folder in data), *options])
     write_json({"command": command, "hemafast": hf.__version__, "domains": domains}, json_file)
 
 
-def _nucleus(file: Path) -> tuple[int, float | None]:
-    """Shorter side of an image in px, and the diameter of its nucleus."""
-    pixels = decode_reference(file.read_bytes())
-    return min(pixels.shape[:2]), nucleus_diameter(pixels)
+def _known(info: schema.DomainInfo) -> float | None:
+    return None if info.scale is None or info.scale.source == "estimated" else info.um_per_pixel
 
 
-def _measured(nuclei: pd.Series[Any], labels: pd.Series[str], known: float | None) -> dict[str, Any]:
+def _cells(folder: Path, rows: pd.DataFrame, *, keep: bool = False) -> Cells:
+    """The nucleus of each image; with its pixels, if they are kept."""
+    files = (folder / path for path in rows["path"])
+    with strict_decoders():
+        return measure_encoded((Encoded(file.read_bytes(), file.name, {}, keep=keep) for file in files), threads=1)
+
+
+def _by_nuclei(cells: Cells) -> ScaleEstimate:
+    return estimate_from([(one.side, one.nucleus) for one in cells])
+
+
+def _measured(
+    cells: Cells, labels: pd.Series[str], known: float | None, samples: int, estimate: Estimate
+) -> dict[str, Any]:
     generator = np.random.default_rng(0)
-    drawn = [generator.choice(len(nuclei), min(OF_IMAGES, len(nuclei)), replace=False) for _ in range(SAMPLES)]
-    samples = [one.um_per_pixel for one in (estimate_from(nuclei.iloc[rows].tolist()) for rows in drawn)]
-    found = [one for one in samples if one is not None]
+    drawn = [generator.permutation(len(cells))[:OF_IMAGES].tolist() for _ in range(samples)]
+    found = [estimate([cells[row] for row in rows]) for rows in drawn]
+    scales = [one.um_per_pixel for one in found if one.um_per_pixel is not None]
     return {
         "known": known,
-        "all": _plain(estimate_from(nuclei.tolist())),
-        "by_class": {str(name): _plain(estimate_from(own.tolist())) for name, own in nuclei.groupby(labels)},
+        "all": _plain(estimate(cells)),
+        "by_class": {
+            str(name): _plain(estimate([cells[row] for row in np.flatnonzero(labels == name).tolist()]))
+            for name in sorted(set(labels))
+        },
         "samples": {
             "images": OF_IMAGES,
-            "drawn": SAMPLES,
-            "near": None if known is None else sum(abs(one / known - 1) <= NEAR for one in found),
-            "least": min(found, default=None),
-            "most": max(found, default=None),
+            "drawn": samples,
+            "near": None if known is None else sum(abs(one / known - 1) <= NEAR for one in scales),
+            "held": None if known is None else sum(one.um_per_pixel is not None and one.holds(known) for one in found),
+            "rms": None if known is None else _rms(scales, known),
+            "least": min(scales, default=None),
+            "most": max(scales, default=None),
         },
     }
+
+
+def _rms(scales: Sequence[float], known: float) -> float | None:
+    """Root mean square error, as a share."""
+    return float(np.sqrt(np.square(np.array(scales) / known - 1).mean())) if scales else None
+
+
+def _with_model(
+    model: hf.Model, dataset: hf.Dataset, rows: pd.DataFrame, known: float | None, samples: int
+) -> dict[str, Any]:
+    """The same with predicted classes, of images that the model was not trained on; and its scores."""
+    if dataset.info.fingerprint == model.card.data_fingerprint:
+        rows = rows[rows["split"] == "val"]
+    cells = _cells(dataset.folder, rows, keep=True)
+
+    def estimate(some: Cells) -> ScaleEstimate:
+        return by_classes(_by_nuclei(some), spread([one for one in some if one.nucleus], CLASSIFIED), [model])
+
+    found = _measured(cells, rows["label"], known, samples, estimate)
+    first = _measured(cells, rows["label"], known, samples, _by_nuclei)
+    scales = {"known": known, "nuclei": first["all"]["um_per_pixel"], "classes": found["all"]["um_per_pixel"]}
+    scores = {name: scale and _macro_f1(model, dataset, rows, scale) for name, scale in scales.items()}
+    return found | {"first": first, "macro_f1": scores}
+
+
+def _macro_f1(model: hf.Model, dataset: hf.Dataset, rows: pd.DataFrame, um_per_pixel: float) -> float:
+    """Over the classes of the domain; neutrophils are one class where the laboratory does not tell them apart."""
+    from sklearn.metrics import f1_score
+
+    lab = LABS.get(str(rows["domain"].iloc[0]), Lab())
+    counts = Counter(rows["label"].tolist())
+    folding, names = fold_classes(model.classes, counts, lab.class_map), list(counts)
+    labels = folding.labels[[names.index(name) for name in rows["label"]]]
+    table = model.predict([dataset.folder / path for path in rows["path"]], um_per_pixel=um_per_pixel)
+    answers = folding.probabilities(table[list(model.classes)].to_numpy()).argmax(axis=1)
+    some = labels >= 0
+    present = np.unique(labels[some])
+    return float(f1_score(labels[some], answers[some], labels=present, average="macro", zero_division=0))
 
 
 def _plain(estimate: ScaleEstimate) -> dict[str, Any]:
@@ -84,13 +153,54 @@ def _plain(estimate: ScaleEstimate) -> dict[str, Any]:
 def tables(results: Mapping[str, Any]) -> dict[str, str]:
     """Known and estimated scales by domain."""
     result = results["scale"]
-    rows = [_row(name, one) for name, one in result["domains"].items()]
+    domains, command = result["domains"], result["command"]
+    drawn = next(iter(domains.values()))["samples"]["drawn"]
     note = (
-        f"um/px. Samples: {SAMPLES} random draws of {OF_IMAGES} images, least to most. Classes: the "
-        f"estimates from one class alone, least to most. `{result['command']}`."
+        f"um/px. Samples: {drawn} random draws of {OF_IMAGES} images, least to most. Classes: the "
+        f"estimates from one class alone, least to most. `{command}`."
     )
     header = "images of | known | estimated from all (interval) | nuclei found in | samples of 30 | single classes"
-    return {"scale": table(header, rows, note)}
+    rows = [_row(name, one) for name, one in domains.items()]
+    return {"scale": table(header, rows, note), **_table_with_classes(domains, command)}
+
+
+def _table_with_classes(domains: Mapping[str, Any], command: str) -> dict[str, str]:
+    """The same with predicted classes; nothing if no run was given."""
+    note = (
+        "Each by the nuclei alone, then by those of predicted classes; of images that the model was not trained on. "
+        f"Errors of random samples of {OF_IMAGES} images and of sets of one class: root mean square, against the scale "
+        "known or given; in brackets, of how many samples the interval holds it. Macro-F1 at that scale, then at the "
+        f"two estimates. `{command}`."
+    )
+    rows = [_row_with_classes(name, one["with_classes"]) for name, one in domains.items() if "with_classes" in one]
+    header = "images of | known | estimated | error of samples | error of single classes | macro-F1"
+    return {"scale_with_classes": table(header, rows, note)} if rows else {}
+
+
+def _row_with_classes(name: str, second: Mapping[str, Any]) -> Sequence[str]:
+    both, known = (second["first"], second), second["known"]
+    scores = ["unknown" if score is None else f"{score:.3f}" for score in second["macro_f1"].values()]
+    return [
+        name,
+        "unknown" if known is None else f"{known:.4g}",
+        _then([f"{one['all']['um_per_pixel']:.3g}" for one in both]),
+        "" if known is None else _then([_error_of_samples(one["samples"]) for one in both]),
+        "" if known is None else _then([_error_of_classes(one["by_class"].values(), known) for one in both]),
+        f"{scores[0]}; {_then(scores[1:])}",
+    ]
+
+
+def _then(values: Sequence[str]) -> str:
+    return f"{values[0]}, **{values[1]}**"
+
+
+def _error_of_samples(samples: Mapping[str, Any]) -> str:
+    return f"{samples['rms']:.1%} ({samples['held']} of {samples['drawn']})"
+
+
+def _error_of_classes(estimates: Iterable[Mapping[str, Any]], known: float) -> str:
+    error = _rms([one["um_per_pixel"] for one in estimates if one["um_per_pixel"] is not None], known)
+    return "none" if error is None else f"{error:.1%}"
 
 
 def _row(name: str, one: Mapping[str, Any]) -> Sequence[str]:

@@ -91,8 +91,8 @@ class Model:
                 3), a sequence of such of any sizes, or one (n, height, width, 3).
             um_per_pixel: scale of all images in micrometres per pixel. None for that of the training domain that the
                 innermost folder or zip around an image is named after, else an estimate from the nuclei of all images
-                of one path, or of all arrays; a sample of 300 is decoded for it. "unknown", like too few nuclei for an
-                estimate, has images seen whole.
+                of one path, or of all arrays, and from their predicted classes; a sample of 300 is decoded for it, and
+                150 of these are classified. "unknown", like too few nuclei for an estimate, has images seen whole.
             bit_depth: bits that the camera uses of images with more than 8, such as 12; None for the range of the
                 training domain that a folder is named after, else the one that all training domains share, else what a
                 sample of the images shows.

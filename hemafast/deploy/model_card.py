@@ -24,7 +24,7 @@ from hemafast.evaluate.elsewhere import home_and_elsewhere
 from hemafast.metrics import with_pooled
 from hemafast.model import Classifier
 from hemafast.pages import environment
-from hemafast.preparation.schema import divided_groups, grouped_domains
+from hemafast.preparation.schema import DomainInfo, divided_groups, grouped_domains
 from hemafast.preparation.split import TEST, TRAIN
 from hemafast.run_folder import METRICS, read_metrics
 from hemafast.standard_colours import LEAST_SPREAD, LEVELS, SPREADS
@@ -59,6 +59,7 @@ def model_card(exported: Exported, model: Classifier, card: ModelCard, folder: P
         version=__version__,
         drawn_warning=DRAWN_WARNING,
         training=training,
+        sources={} if dataset is None else {name: _source(info) for name, info in dataset.info.domains.items()},
         notes=() if dataset is None else dataset.info.notes,
         metrics=metrics,
         sets=with_pooled(metrics["domains"], metrics["pooled"]) if metrics else {},
@@ -75,6 +76,15 @@ def model_card(exported: Exported, model: Classifier, card: ModelCard, folder: P
         few=[f"{label} ({count})" for label, count in totals.items() if count < FEW],
         few_images=FEW,
     )
+
+
+def _source(domain: DomainInfo) -> str:
+    """How the scale of a domain is known; empty in data sets of older versions, which did not say."""
+    scale = domain.scale
+    if scale is None or scale.source != "estimated" or scale.estimate is None:
+        return scale.source if scale else ""
+    found = scale.estimate
+    return f"estimated from {found.nuclei} nuclei: {found.low:.3g} to {found.high:.3g}"
 
 
 def training_counts(dataset: Dataset) -> Counts:

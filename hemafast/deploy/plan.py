@@ -139,18 +139,17 @@ def plan_for(models: Sequence[Model], images: Sequence[Image], options: Options)
     for model in models:
         if model.card.view not in views:
             views.append(model.card.view)
-    groups = tuple(_group(models, images, view, options) for view in views)
-    return Plan(tuple(images), groups, _choose_threshold(models, options), _choose_sets(models, options), options)
-
-
-def _group(models: Sequence[Model], images: Sequence[Image], view: View, options: Options) -> Group:
-    depths = choose_depths(images, view, options.bit_depth)
-    estimate = estimator(images, depths, min_side=view.min_side, threads=models[0].machine.loader_threads)
-    return Group(
-        models=tuple(one for one in models if one.card.view == view),
-        crops=choose_crops(images, view, options.um_per_pixel, estimate),
-        depths=depths,
+    depths = [choose_depths(images, view, options.bit_depth) for view in views]
+    estimate = estimator(images, depths[0], models)
+    groups = tuple(
+        Group(
+            models=tuple(one for one in models if one.card.view == view),
+            crops=choose_crops(images, view, options.um_per_pixel, estimate),
+            depths=own,
+        )
+        for view, own in zip(views, depths, strict=True)
     )
+    return Plan(tuple(images), groups, _choose_threshold(models, options), _choose_sets(models, options), options)
 
 
 def _is_model(path: Path) -> bool:

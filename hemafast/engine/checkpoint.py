@@ -70,6 +70,8 @@ class Calibration:
     """A cell with at least this probability of blast is called a blast; None without blasts to fit it on."""
     set_thresholds: tuple[Annotated[float, Ge(0), Le(1)] | None, ...] | None = None
     """By class, the least probability with which it is in a cell's set of classes; None if it never is."""
+    nuclei: tuple[Annotated[float, Gt(0), Le(1000)] | None, ...] | None = None
+    """By class, the median diameter of its nuclei in micrometres; None where too few are known."""
 
 
 @dataclass(frozen=True)
@@ -138,9 +140,10 @@ class ModelCard:
     """None for an adapted model, and for one that an earlier version trained."""
 
     def __post_init__(self) -> None:
-        thresholds = self.calibration.set_thresholds if self.calibration else None
-        if thresholds is not None and len(thresholds) != len(self.classes):
-            raise ValueError(f"{len(thresholds)} set_thresholds for {len(self.classes)} classes")
+        for name in ("set_thresholds", "nuclei"):
+            values = getattr(self.calibration, name, None)
+            if values is not None and len(values) != len(self.classes):
+                raise ValueError(f"{len(values)} {name} for {len(self.classes)} classes")
         if self.home is not None and len(self.home.counts) != len(self.classes):
             raise ValueError(f"home has counts of {len(self.home.counts)} classes, not of {len(self.classes)}")
 

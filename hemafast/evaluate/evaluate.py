@@ -46,6 +46,7 @@ from hemafast.evaluate.likeness import (
     save_likeness,
 )
 from hemafast.evaluate.metrics import Labels, Probabilities
+from hemafast.evaluate.nuclei import nuclei_of
 from hemafast.evaluate.predictions import prediction_table
 from hemafast.evaluate.scores import calibrated_scores, score
 from hemafast.files import write_table, write_text, write_whole
@@ -120,6 +121,8 @@ def evaluate_run(
     likeness = None if calibrates else load_likeness(folder / BEST, card)
     probabilities, likeness, likenesses = _classify(model, card, config, samples, device, fitted, likeness)
     calibration = _calibration(card, samples, probabilities, fitted)
+    if calibrates:
+        calibration = replace(calibration, nuclei=nuclei_of(dataset, card))
     answers = _answers(dataset.split(split), samples, folding, probabilities, calibration, fitted, likenesses)
     judged = _judge(answers, likeness)
     unlike = [] if calibrates else _unlike(judged)  # at home, alarms are false

@@ -16,6 +16,8 @@ from hemafast.deploy.model_card import FEW, model_card, training_counts
 from hemafast.engine.checkpoint import Calibration, View
 from hemafast.evaluate.evaluate import evaluate_run
 from hemafast.preparation.images.depth import Range
+from hemafast.preparation.scale import ScaleEstimate
+from hemafast.preparation.schema import Scale
 
 
 class Html(HTMLParser):
@@ -177,6 +179,23 @@ def test_groups_of_the_split_are_named_for_what_they_are(scored, dataset, tmp_pa
     said = " ".join(Html(model_card(exported, random_model(card), card, tmp_path, grouped)).items)
     assert "No patient ids" not in said
     assert "only if these groups are patients" in said
+
+
+def test_the_scale_of_training_is_told_with_how_it_is_known(scored, dataset, tmp_path):
+    exported, card = export_run(scored[0], tmp_path, format="safetensors"), card_on(dataset)
+    estimate = ScaleEstimate(0.1, 0.08, 0.12, nuclei=28, images=30)
+    given, estimated = Scale(source="given", estimate=None), Scale(source="estimated", estimate=estimate)
+    for scale, said in [
+        (given, "0.1 micrometres a pixel (given)"),
+        (estimated, "0.1 micrometres a pixel (estimated from 28 nuclei: 0.08 to 0.12)"),
+        (None, "0.1 micrometres a pixel"),
+    ]:
+        domains = {name: one.model_copy(update={"scale": scale}) for name, one in dataset.info.domains.items()}
+        info = dataset.info.model_copy(update={"domains": domains})
+        told = replace(dataset, files=replace(dataset.files, info=info))
+        items = Html(model_card(exported, random_model(card), card, tmp_path, told)).items
+        (item,) = [one for one in items if one.startswith("Acevedo_20: trained on")]
+        assert item.endswith(said)
 
 
 def test_metrics_of_another_model_or_version_are_left_out_with_a_warning(scored, dataset, tmp_path, caplog):

@@ -5,6 +5,7 @@ import logging
 import multiprocessing
 import os
 import random
+import re
 import stat
 import time
 from dataclasses import replace
@@ -77,6 +78,16 @@ def test_a_calibration_lies_beside_the_model_and_leaves_its_file_alone(best):
     assert load_best(best)[1] == read_card(best) == replace(CARD, calibration=CALIBRATION)
 
 
+def test_a_calibration_that_was_written_before_there_were_sizes_of_nuclei_is_read(best):
+    save_calibration(best, CARD, CALIBRATION)
+    file = best.with_name("calibration.json")
+    text = file.read_text(encoding="utf-8")
+    older = re.sub(r',\s*"nuclei": null', "", text)
+    assert older != text
+    file.write_text(older, encoding="utf-8")
+    assert read_card(best).calibration == CALIBRATION
+
+
 def test_a_calibration_on_the_card_of_an_older_run_counts_until_there_is_a_file(tmp_path, model):
     file = tmp_path / "best_model.safetensors"
     old = replace(CARD, calibration=replace(CALIBRATION, temperature=2.5))
@@ -104,6 +115,8 @@ def test_a_calibration_of_other_weights_is_ignored_and_said_so(best, other, capl
         (lambda text: text.replace('"epoch": 3', '"epoch": "many"'), "epoch"),
         (lambda text: text.replace("1.7", "0"), "temperature"),
         (lambda text: text.replace("1.7", "NaN"), "temperature"),
+        (lambda text: text.replace('"nuclei": null', '"nuclei": [9.5]'), "1 nuclei for"),
+        (lambda text: text.replace('"nuclei": null', '"nuclei": [-1.0]'), "nuclei"),
         (lambda text: text.replace('"epoch"', '"era": 1, "epoch"'), "era"),
     ],
 )

@@ -5,7 +5,15 @@ import pytest
 
 from hemafast.demo.cells import ACEVEDO_20, MATEK_19, draw_cell
 from hemafast.preparation.images.image_checks import strict_decoders
-from hemafast.preparation.scale import Encoded, estimate_encoded, estimate_from, estimate_scale
+from hemafast.preparation.scale import (
+    Encoded,
+    estimate_encoded,
+    estimate_from,
+    estimate_scale,
+    factor_of,
+    measure_encoded,
+    with_classes,
+)
 
 CLASSES = ("eosinophil", "lymphocyte_typical", "metamyelocyte", "monocyte", "neutrophil_banded", "neutrophil_segmented")
 
@@ -95,3 +103,58 @@ def test_files_arrays_and_what_cannot_be_read_are_told_apart(draw, encode):
         found = estimate_encoded((Encoded(data, "a.png", {}) for data in given), threads=2)
     assert found == estimate_scale(pixels)
     assert found.images == 6
+
+
+def test_pixels_are_kept_of_what_is_asked_for_and_not_of_very_large_images(draw):
+    arrays = [draw(0, 80, 80), draw(1, 80, 80), draw(2, 1001, 1000)]
+    asked = [Encoded(array, "a.png", {}, keep=keep) for array, keep in zip(arrays, (True, False, True), strict=True)]
+    found = measure_encoded(asked, threads=1)
+    assert [one.pixels is not None for one in found] == [True, False, False]
+    assert [one.side for one in found] == [80, 80, 1000]
+
+
+# Classes
+
+
+SIZES = (8.0, None, 14.0)
+
+
+def sure(label, cells):
+    return np.eye(3)[[label] * cells]
+
+
+def test_nuclei_are_compared_with_those_of_their_classes():
+    assert factor_of(np.full(5, 8.0), sure(0, 5), SIZES) == pytest.approx(1)
+    assert factor_of(np.full(5, 10.0), sure(0, 5), SIZES) == pytest.approx(0.8)
+    mixed = np.array([10.0, 17.5, 10.0, 17.5, 99.0])
+    assert factor_of(mixed, np.eye(3)[[0, 2, 0, 2, 2]], SIZES) == pytest.approx(0.8)
+    doubtful = np.tile([0.5, 0.0, 0.5], (5, 1))  # between the two, in the logarithm
+    assert factor_of(np.full(5, 10.0), doubtful, SIZES) == pytest.approx(np.sqrt(8 * 14) / 10)
+
+
+def test_cells_whose_class_is_not_known_or_has_no_size_are_no_measure():
+    assert factor_of(np.full(4, 8.0), sure(0, 4), SIZES) is None
+    assert factor_of(np.full(9, 8.0), np.full((9, 3), 1 / 3), SIZES) is None
+    assert factor_of(np.full(9, 8.0), np.full((9, 3), np.nan), SIZES) is None
+    assert factor_of(np.full(9, 8.0), sure(1, 9), SIZES) is None
+    assert factor_of(np.full(9, 8.0), sure(0, 9), (None, None, None)) is None
+    some = np.concatenate([sure(0, 5), sure(1, 10)])
+    assert factor_of(np.array([10.0] * 5 + [1.0] * 10), some, SIZES) == pytest.approx(0.8)
+    assert factor_of(np.full(16, 10.0), np.concatenate([some, sure(1, 1)]), SIZES) is None  # less than a third
+
+
+@pytest.mark.parametrize(("diameter", "factor"), [(2.0, 1.5), (50.0, 1 / 1.5)])
+def test_no_factor_is_larger_than_one_class_explains(diameter, factor):
+    assert factor_of(np.full(9, diameter), sure(0, 9), SIZES) == pytest.approx(factor)
+
+
+def test_an_estimate_with_classes_is_narrower_and_says_so():
+    first = estimate_from([*nuclei(100, 30, side=400), *nuclei(50, 30, side=200)])
+    found = with_classes(first, 1.2, 30)
+    assert found.um_per_pixel == pytest.approx(1.2 * first.um_per_pixel, abs=1e-5)
+    assert found.by_side == {side: pytest.approx(1.2 * one, abs=1e-5) for side, one in first.by_side.items()}
+    assert found.high / found.um_per_pixel == pytest.approx(1.15, abs=0.01)
+    assert found.um_per_pixel / found.low == pytest.approx(1.15, abs=0.01)
+    assert found.words().endswith("by the nuclei of 60 cells and the predicted classes of 30")
+    widths = [with_classes(first, 1.0, cells).high / first.um_per_pixel for cells in (5, 150)]
+    assert widths == [pytest.approx(1.22, abs=0.01), pytest.approx(1.13, abs=0.01)]

@@ -15,7 +15,7 @@ from hemafast.preparation.build import prepare
 from hemafast.preparation.images.image_checks import decode_reference, strict_decoders, verify_image
 from hemafast.preparation.images.kinds import UnreadableImageError
 from hemafast.preparation.nuclei import nucleus_diameter
-from hemafast.preparation.scale import estimate_from
+from hemafast.preparation.scale import estimate_from, factor_of
 from hemafast.preparation.verify import verify
 
 FOLDER = os.environ.get("HEMAFAST_REAL_ARCHIVES", "")
@@ -41,6 +41,8 @@ TWINS = (
 """Images of Acevedo_20 whose bytes are the same."""
 TURNED = ("BAS_0053", "MMZ_0001", "MMZ_0006", "MMZ_0011", "MOB_0002", "MOB_0022", "MYB_0001", "MYB_0036")
 """Cells of the sample of Matek_19 that are in there twice, turned or stretched: no hash finds them, their names do."""
+SCALES = {"Acevedo_20": 0.1, "Matek_19": 0.0725}
+"""Micrometres per pixel, as published."""
 CONTRADICTION = {"EO_225902", "BNE_191112"}
 """One image of Acevedo_20 in two class folders."""
 
@@ -192,7 +194,7 @@ def nuclei(real, images):
     return found
 
 
-@pytest.mark.parametrize(("domain", "scale"), [("Acevedo_20", 0.1), ("Matek_19", 0.0725)])
+@pytest.mark.parametrize(("domain", "scale"), SCALES.items())
 def test_the_scale_of_30_images_is_within_20_percent(nuclei, domain, scale):
     measured, _ = nuclei[domain]
     found = [d for _, d in measured if d is not None]
@@ -206,9 +208,33 @@ def test_the_scale_of_30_images_is_within_20_percent(nuclei, domain, scale):
     assert held >= 18  # 95 % of 20 are 19
 
 
-@pytest.mark.parametrize(("domain", "scale"), [("Acevedo_20", 0.1), ("Matek_19", 0.0725)])
+@pytest.mark.parametrize(("domain", "scale"), SCALES.items())
 def test_the_scale_of_one_class_is_within_half(nuclei, domain, scale):
     measured, labels = nuclei[domain]
     for label in set(labels):
         estimate = estimate_from([one for one, own in zip(measured, labels, strict=True) if own == label])
         assert estimate.um_per_pixel == pytest.approx(scale, rel=0.5)
+
+
+@pytest.mark.parametrize(
+    ("domain", "scale", "other"), [("Acevedo_20", 0.1, "Matek_19"), ("Matek_19", 0.0725, "Acevedo_20")]
+)
+def test_classes_of_known_size_tell_the_scale_of_one_class_better(nuclei, domain, scale, other):
+    """With the true classes, and the sizes that nuclei have in the other laboratory."""
+    known = {"Acevedo_20": 0.1, "Matek_19": 0.0725}[other]
+    sizes = {
+        label: float(np.median([d * known for (_, d), own in zip(*nuclei[other], strict=True) if own == label and d]))
+        for label in set(nuclei[other][1])
+    }
+    names, alone, with_classes = sorted(sizes), [], []
+    for label in set(nuclei[domain][1]) & set(sizes):
+        diameters = [d for (_, d), own in zip(*nuclei[domain], strict=True) if own == label and d]
+        first = estimate_from([(100, d) for d in diameters]).um_per_pixel
+        answers = np.eye(len(names))[[names.index(label)] * len(diameters)]
+        factor = factor_of(first * np.array(diameters), answers, [sizes[name] for name in names])
+        alone.append(np.log(first / scale))
+        with_classes.append(np.log(first * factor / scale))
+    assert len(alone) >= 10
+    error, better = (np.sqrt(np.mean(np.square(one))) for one in (alone, with_classes))
+    assert better < 0.9 * error
+    assert better < 0.2
