@@ -121,7 +121,7 @@ def sharpen(
         for done, rows in enumerate(_batches(len(pixels), generator)):
             optimizer.param_groups[0]["lr"] = _RATE * min(1, (done + 1) / _WARMUP) * (1 - done / _STEPS)
             seen = _turned(pixels[torch.from_numpy(rows).to(pixels.device)], generator)
-            _uncertainty(changed(seen), frequencies).backward()
+            torch.autograd.backward(_uncertainty(changed(seen), frequencies))
             optimizer.step()
             optimizer.zero_grad()
             progress.advance()
