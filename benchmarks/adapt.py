@@ -1,14 +1,15 @@
-"""What `hemafast adapt` gains on laboratories that a run has never seen: without labels, with few, and which to label.
+"""What `hemafast adapt` gains on laboratories that runs have never seen: without labels, with few, and which to label.
 
-    python benchmarks/adapt.py runs/NAME LabA/prepared LabB/prepared --json benchmarks/results/adapt.json
+    python benchmarks/adapt.py LabA/prepared LabB/prepared --run runs/SEED1 --run runs/SEED2 \
+        --json benchmarks/results/adapt.json
 
 Each laboratory is a prepared data set, whose classes have the names of the run's (`hemafast prepare --class-map`). All
 its images are used. A class of the run that a laboratory lacks can count as another one: --merge
 neutrophil_banded=neutrophil_segmented. Scores are macro-F1 over the classes that a laboratory has; intervals without
 labels are bootstraps over cells, paired with the run before adapting. For curves, half of the groups give labels and
-the other half is scored, for each seed; intervals are percentiles over seeds. Seconds are those of `adapt` as a whole,
-once without labels and once for each number of them: from opening the run, over reading all images of the laboratory
-from their files, to the new run folder. Loading Python and its packages is not in them.
+the other half is scored, for each draw; intervals are percentiles over draws. Seconds are those of `adapt` as a whole
+with the first run, without labels and with most of them: from opening the run, over reading all images of the
+laboratory from their files, to the new run folder. Loading Python and its packages is not in them.
 """
 
 from __future__ import annotations
@@ -72,30 +73,32 @@ class Laboratory:
 
 
 def main(
-    run: Annotated[Path, typer.Argument(help="Run folder.")],
     data: Annotated[list[Path], typer.Argument(help="Prepared data sets of other laboratories.")],
+    run: Annotated[list[Path], typer.Option(help="Run folder; may be repeated, for other seeds.")],
     json_file: JsonFile,
     merge: Annotated[list[str] | None, typer.Option(help="FROM=TO, for laboratories without FROM.")] = None,
-    seeds: Annotated[int, typer.Option(min=1, help="Draws of labels.")] = 5,
+    draws: Annotated[int, typer.Option(min=1, help="Draws of labels.")] = 5,
 ) -> None:
-    """Adapt to each laboratory, and write all scores."""
+    """Adapt each run to each laboratory, and write all scores."""
     pairs = dict(one.split("=") for one in merge or ())
-    parent = open_parent(run)
-    laboratories = [_read(parent, open_dataset(folder), pairs) for folder in data]
-    found = []
-    for laboratory in laboratories:
-        found.append(_measured(parent, laboratory, seeds))
-        print(f"{laboratory.name}: {found[-1]['chosen']}", file=sys.stderr)
-    write_json(
-        {
-            "command": shlex.join(["python", "benchmarks/adapt.py", "RUN", *(one.name for one in laboratories)]),
-            "run": {"backbone": parent.card.backbone, "preset": parent.config.preset, "domains": parent.card.domains},
-            "machine": machine_facts("cpu"),
-            "seeds": seeds,
-            "laboratories": found,
-        },
-        json_file,
-    )
+    runs: list[dict[str, Any]] = []
+    for folder in run:
+        parent = open_parent(folder)
+        found = []
+        for other in data:
+            laboratory = _read(parent, open_dataset(other), pairs)
+            found.append(_measured(parent, laboratory, draws, timed=not runs))
+            print(f"{folder.name}, {laboratory.name}: {found[-1]['chosen']}", file=sys.stderr)
+        runs.append({**_described(parent), "laboratories": found})
+    names = [one["name"] for one in runs[0]["laboratories"]]
+    command = ["python", "benchmarks/adapt.py", *names, *(word for _ in run for word in ("--run", "RUN"))]
+    facts = {"command": shlex.join(command), "machine": machine_facts("cpu"), "draws": draws}
+    write_json({**facts, "runs": runs}, json_file)
+
+
+def _described(parent: Parent) -> dict[str, Any]:
+    card, config = parent.card, parent.config
+    return {"backbone": card.backbone, "preset": config.preset, "seed": config.seed, "domains": card.domains}
 
 
 def _read(parent: Parent, dataset: Dataset, pairs: Mapping[str, str]) -> Laboratory:
@@ -119,7 +122,7 @@ def _read(parent: Parent, dataset: Dataset, pairs: Mapping[str, str]) -> Laborat
     return Laboratory("+".join(dataset.domains), tuple(paths), torch.cat(pixels), labels, groups, merged)
 
 
-def _measured(parent: Parent, laboratory: Laboratory, seeds: int) -> dict[str, Any]:
+def _measured(parent: Parent, laboratory: Laboratory, draws: int, *, timed: bool) -> dict[str, Any]:
     chosen, judged = without_labels(parent, laboratory.pixels, SILENT)
     changes = [_change(parent, laboratory, one, chosen) for one in judged]
     features = steps.features_of(chosen.network, laboratory.pixels).double().numpy()
@@ -130,10 +133,16 @@ def _measured(parent: Parent, laboratory: Laboratory, seeds: int) -> dict[str, A
         "classes": len(np.unique(laboratory.labels)),
         "chosen": chosen.name,
         "changes": changes,
-        "seconds": _seconds(parent, laboratory, []),
-        "labels": [*_curve(parent, laboratory, features, old, seeds)],
-        "suggested": _suggested(laboratory, features, old, seeds),
+        "labels": [*_curve(laboratory, features, old, draws)],
+        "suggested": _suggested(laboratory, features, old, draws),
+        **({"seconds": _timed(parent, laboratory)} if timed else {}),
     }
+
+
+def _timed(parent: Parent, laboratory: Laboratory) -> dict[str, float]:
+    """Seconds of adapting without labels, and with most of them."""
+    labelled, _ = _drawn(laboratory, PER_CLASS[-1], 0)
+    return {"without": _seconds(parent, laboratory, []), "with": _seconds(parent, laboratory, labelled)}
 
 
 def _change(parent: Parent, laboratory: Laboratory, one: Candidate, chosen: Candidate) -> dict[str, Any]:
@@ -148,7 +157,7 @@ def _change(parent: Parent, laboratory: Laboratory, one: Candidate, chosen: Cand
         "change": one.name,
         "chosen": one is chosen,
         "information": one.information,
-        "consensus": one.consensus,
+        "moved": one.moved,
         "macro_f1": compared["after"]["macro_f1"],
         "ci95": compared["after"]["ci95"]["macro_f1"],
         "difference": compared["difference"],
@@ -170,13 +179,11 @@ def _halves(laboratory: Laboratory, seed: int) -> tuple[Labels, Labels]:
     return pool, rest
 
 
-def _curve(
-    parent: Parent, laboratory: Laboratory, features: Matrix, old: Layer, seeds: int
-) -> Iterator[dict[str, Any]]:
-    """Scores with few labels a class, as far as a class has them, and the seconds that `adapt` takes with them."""
+def _curve(laboratory: Laboratory, features: Matrix, old: Layer, draws: int) -> Iterator[dict[str, Any]]:
+    """Scores with few labels a class, as far as a class has them."""
     for count in PER_CLASS:
         before, after, used = [], [], []
-        for seed in range(seeds):
+        for seed in range(draws):
             rows, rest = _drawn(laboratory, count, seed)
             used.append(len(rows))
             before.append(laboratory.score(old(features[rest]), rest))
@@ -186,7 +193,6 @@ def _curve(
             "labels": float(np.mean(used)),
             "without": _over(before),
             "with": _over(after),
-            "seconds": _seconds(parent, laboratory, _drawn(laboratory, count, 0)[0]),
         }
 
 
@@ -209,10 +215,10 @@ def _seconds(parent: Parent, laboratory: Laboratory, rows: Sequence[int] | Label
         return time.perf_counter() - began
 
 
-def _suggested(laboratory: Laboratory, features: Matrix, old: Layer, seeds: int) -> dict[str, Any]:
+def _suggested(laboratory: Laboratory, features: Matrix, old: Layer, draws: int) -> dict[str, Any]:
     """Scores with SUGGESTED labels: chosen by `--suggest`, and at random."""
     scores: dict[str, list[float]] = {"suggested": [], "random": []}
-    for seed in range(seeds):
+    for seed in range(draws):
         pool, rest = _halves(laboratory, seed)
         logits = torch.from_numpy(old(features[pool]))
         rows = {
@@ -231,8 +237,8 @@ def _fitted_score(laboratory: Laboratory, features: Matrix, old: Layer, rows: La
 
 
 def _over(values: Sequence[float]) -> dict[str, Any]:
-    """Mean and interval over seeds."""
-    return {"mean": float(np.mean(values)), "ci95": np.percentile(values, [2.5, 97.5]).tolist(), "seeds": list(values)}
+    """Mean and interval over draws."""
+    return {"mean": float(np.mean(values)), "ci95": np.percentile(values, [2.5, 97.5]).tolist(), "draws": list(values)}
 
 
 if __name__ == "__main__":

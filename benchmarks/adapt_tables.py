@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from statistics import mean
 from typing import Any
 
 from output import machine_line, table
@@ -12,55 +13,64 @@ PER_CLASS = (1, 5, 10, 50)
 SUGGESTED = 50
 """Labels that are suggested, or drawn at random."""
 
+Measured = Mapping[str, Any]
+
 
 def tables(results: Mapping[str, Any]) -> dict[str, str]:
-    """Changes without labels by laboratory, curves with few labels, and what a suggestion gains."""
+    """Changes without labels by laboratory, curves with few labels, and what a suggestion gains, as means over runs."""
     result = results["adapt"]
-    named = {one["name"]: one for one in result["laboratories"]}
-    ways = [one["change"] for one in result["laboratories"][0]["changes"]]
-    rows = [[way, *(_score_of(one["changes"][place]) for one in named.values())] for place, way in enumerate(ways)]
-    curves = [
-        [
-            f"{count} a class",
-            *(f"{one['labels'][place]['with']['mean']:.3f}" for one in named.values()),
-            *_longest(one["labels"][place] for one in named.values()),
-        ]
-        for place, count in enumerate(PER_CLASS)
-    ]
-    timed = ["seconds"] * bool(_longest(named.values()))
-    gains = [
-        [which, *(f"{one['suggested'][which]['mean']:.3f}" for one in named.values())]
-        for which in ("suggested", "random")
-    ]
-    said = f"`{result['command']}`, {result['run']['preset']}, {machine_line(result['machine'])}"
+    by_name = {
+        one["name"]: [run["laboratories"][place] for run in result["runs"]]
+        for place, one in enumerate(result["runs"][0]["laboratories"])
+    }
+    of_runs = f"{len(result['runs'])} seeds of `{result['runs'][0]['preset']}`"
+    of_draws = f"Mean of {of_runs} and {result['draws']} draws of labels each."
     return {
-        "adapt_changes": table(" | ".join(["change, without labels", *named]), rows, said),
+        "adapt_changes": table(
+            " | ".join(["without labels", *by_name, "mean"]),
+            [*_changes(by_name)],
+            f"Macro-F1, mean of {of_runs} (least to most). `{result['command']}`, {machine_line(result['machine'])}",
+        ),
         "adapt_labels": table(
-            " | ".join(["labels", *named, *timed]), curves, f"Mean of {result['seeds']} draws.{_timed(named)}"
+            " | ".join(["labels", *by_name, "mean"]),
+            [[f"{count} a class", *_across(by_name, place)] for place, count in enumerate(PER_CLASS)],
+            of_draws + _seconds(by_name),
         ),
         "adapt_suggested": table(
-            " | ".join([f"{SUGGESTED} labels", *named]), gains, f"Mean of {result['seeds']} draws."
+            " | ".join([f"{SUGGESTED} labels", *by_name, "mean"]),
+            [
+                [which, *_means([[one["suggested"][which]["mean"] for one in runs] for runs in by_name.values()])]
+                for which in ("suggested", "random")
+            ],
+            of_draws,
         ),
     }
 
 
-def _longest(measured: Iterable[Mapping[str, Any]]) -> list[str]:
-    """The longest of the seconds, if they were measured."""
-    seconds = [one["seconds"] for one in measured if "seconds" in one]
-    return [f"{max(seconds):.0f}"] if seconds else []
+def _changes(by_name: Mapping[str, Sequence[Measured]]) -> Iterable[list[str]]:
+    """A row for each change: the score of each laboratory over the runs."""
+    first = next(iter(by_name.values()))[0]["changes"]
+    for place, change in enumerate(first):
+        scores = [[one["changes"][place]["macro_f1"] for one in runs] for runs in by_name.values()]
+        spread = [f"{mean(some):.3f} ({min(some):.3f} to {max(some):.3f})" for some in scores]
+        yield [change["change"], *spread, f"{mean(map(mean, scores)):.3f}"]
 
 
-def _timed(named: Mapping[str, Mapping[str, Any]]) -> str:
-    """What the column of seconds is."""
-    without = _longest(named.values())
-    if not without:
-        return ""
-    most = max(one["cells"] for one in named.values())
-    told = "`hemafast adapt` as a whole, in the laboratory where it takes longest"
-    return f" Seconds: {told} (at most {most:,} images); without labels {without[0]}."
+def _across(by_name: Mapping[str, Sequence[Measured]], place: int) -> list[str]:
+    return _means([[one["labels"][place]["with"]["mean"] for one in runs] for runs in by_name.values()])
 
 
-def _score_of(change: Mapping[str, Any]) -> str:
-    low, high = change["ci95"]
-    text = f"{change['macro_f1']:.3f} ({low:.3f} to {high:.3f})"
-    return f"**{text}**" if change["chosen"] else text
+def _means(scores: Sequence[Sequence[float]]) -> list[str]:
+    """The mean of each laboratory, and of all of them."""
+    means = [mean(some) for some in scores]
+    return [f"{one:.3f}" for one in (*means, mean(means))]
+
+
+def _seconds(by_name: Mapping[str, Sequence[Measured]]) -> str:
+    """How long adapting takes, in the laboratory where it takes longest."""
+    first = [runs[0] for runs in by_name.values()]
+    most = {way: max(one["seconds"][way] for one in first) for way in ("without", "with")}
+    return (
+        f" `hemafast adapt` as a whole took at most {most['without']:.0f} seconds without labels, and "
+        f"{most['with']:.0f} with {PER_CLASS[-1]} a class ({max(one['cells'] for one in first):,} images)."
+    )

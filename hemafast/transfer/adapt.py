@@ -124,7 +124,7 @@ def adapt_run(
     given, new = _placed(parent, cells, mapped) if asked.labels is not None else (np.full(len(cells), -1), ())
     chosen, judged = without_labels(parent, cells.pixels, progress)
     if asked.labels is None:
-        made = Made(chosen.network, parent.card.classes, _steps_of(parent, chosen), None)
+        made = Made(chosen.network, parent.card.classes, _steps_of(chosen), None)
     else:
         made = _with_labels(parent, cells, given, new, chosen, progress)
     labels = int((given >= 0).sum())
@@ -258,14 +258,10 @@ def gather_cells(
 def without_labels(parent: Parent, pixels: Tensor, progress: Progress) -> tuple[Candidate, list[Candidate]]:
     """The change that is worth making without labels, and all that were judged; the first is none."""
     if len(pixels) < _FEWEST:
-        logger.warning("%d images are too few to adapt colours and batch norm to: at least %d", len(pixels), _FEWEST)
-        kept = Candidate(white=False, share=0.0, network=parent.network)
+        logger.warning("%d images are too few to adapt to without labels: at least %d", len(pixels), _FEWEST)
+        kept = Candidate(parent.network)
         return kept, [kept]
-    chosen, judged = best_candidate(parent.network, pixels, _home_white(parent), progress)
-    if chosen is judged[0] or parent.shares is None:
-        return chosen, judged
-    divided = replace(chosen, network=steps.divide_by_shares(chosen.network, parent.shares))
-    return divided, [divided if one is chosen else one for one in judged]
+    return best_candidate(parent.network, pixels, _home_white(parent), parent.shares, progress)
 
 
 def _home_white(parent: Parent) -> Tensor | None:
@@ -286,12 +282,10 @@ class Made:
     """Before and after on held-out labels; None without enough of them."""
 
 
-def _steps_of(parent: Parent, chosen: Candidate) -> tuple[str, ...]:
+def _steps_of(chosen: Candidate) -> tuple[str, ...]:
     """What a candidate changes, in words; empty for no change."""
     said = ["the white point of the new images is matched to that of the training set"] if chosen.white else []
-    said += [f"batch norm takes {chosen.share:.0%} of its statistics from the new images"] if chosen.share else []
-    if said and parent.shares is not None:
-        said.append("the class frequencies of the training set count half as much")
+    said += ["answers are sharpened: the norms learned to tell the new images apart"] if chosen.sharpened else []
     return tuple(said)
 
 
@@ -329,16 +323,16 @@ def _best(
 ) -> Made:
     if "head" not in options:
         network = _with_layer(chosen.network, head.layer)
-        return Made(network, classes, (*_steps_of(parent, chosen), _head_said(head, len(labels))), None)
+        return Made(network, classes, (*_steps_of(chosen), _head_said(head, len(labels))), None)
     compared = {name: compare(labels, options["parent"], logits, classes) for name, logits in options.items()}
     best = max(compared, key=lambda name: compared[name]["after"]["macro_f1"])
     if best == "parent":
         return Made(parent.network, parent.card.classes, (), compared[best])
     if best == "unlabelled":
-        return Made(chosen.network, parent.card.classes, _steps_of(parent, chosen), compared[best])
+        return Made(chosen.network, parent.card.classes, _steps_of(chosen), compared[best])
     temperature = fit_temperature(labels, _softmax(options["head"]))
     cooled = Layer(head.layer.weights / temperature, head.layer.bias / temperature)
-    said = (*_steps_of(parent, chosen), _head_said(head, len(labels)))
+    said = (*_steps_of(chosen), _head_said(head, len(labels)))
     return Made(_with_layer(chosen.network, cooled), classes, said, compared[best])
 
 

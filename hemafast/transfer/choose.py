@@ -1,97 +1,95 @@
 """Which changes to take without labels: candidates are judged by what the changed networks say of the new images.
 
-*Consensus* is how often a network answers as all candidates together do, by their mean probabilities: of several
-networks, the one that agrees most with the others is seldom the worst. *Information* is how much an answer tells about
-a cell: answers are sure, and not all the same (the mutual information of Krause, Perona and Gomes 2010). The candidate
-with the most consensus is taken if it gives clearly more information than the network before adapting.
+*Information* is how much an answer tells about a cell: answers are sure, and not all the same (the mutual information
+of Krause, Perona and Gomes 2010). *Moved* is the share of the images that get another answer.
 
-Measured, and not used: agreement under changed colours, which falls where scores rise; information alone, which keeps
-rising where scores fall; and class frequencies by EM.
+Measured, and not used: the statistics of batch norm, which gain where classes are equally frequent and lose where most
+cells are neutrophils; class frequencies by EM or by half; pseudo-labels; and agreement under changed colours, which
+falls where scores rise.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from hemafast.engine.home import white_point
 from hemafast.model import Classifier
-from hemafast.progress import Progress, stage
+from hemafast.progress import SILENT, Progress
 from hemafast.transfer import steps
 
-SHARES = (0.0, 0.3, 0.7)
-"""Weight of the new images in the statistics of batch norm."""
 JUDGED = 384
 """Most images that candidates are judged on."""
-MARGIN = 0.025
-"""Information that a change must give beyond the unchanged network: at home it gave 0.014, elsewhere 0.036 to 0.115."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Candidate:
     """One way to change a network without labels."""
 
-    white: bool
-    """Whether the white point is matched."""
-    share: float
-    """Weight of the new images in batch norm."""
     network: Classifier
+    white: bool = False
+    """Whether the white point is matched."""
+    sharpened: bool = False
+    """Whether its answers are sharpened."""
     information: float = 0.0
     """0 to 1."""
-    consensus: float = 1.0
-    """0 to 1."""
+    moved: float = 0.0
+    """0 to 1, against the network before."""
 
     @property
     def name(self) -> str:
         """In words."""
-        parts = ["white point matched"] * self.white
-        parts += [f"batch norm {self.share:.0%} new"] * bool(self.share)
+        parts = ["white point matched"] * self.white + ["answers sharpened"] * self.sharpened
         return ", ".join(parts) or "no change"
 
 
 def best_candidate(
-    network: Classifier, pixels: Tensor, wanted_white: Tensor | None, progress: Progress
+    network: Classifier,
+    pixels: Tensor,
+    wanted_white: Tensor | None,
+    shares: npt.NDArray[np.float64] | None,
+    progress: Progress = SILENT,
 ) -> tuple[Candidate, list[Candidate]]:
-    """The change that is worth most without labels, and all that were judged; the first is no change.
+    """The change that is worth most without labels, and all that were judged; the first is the network before.
 
     Args:
-        network: in evaluation mode, its batch norms not fused, its prior uniform.
+        network: in evaluation mode, its batch norms not fused.
         pixels: uint8 (n, 3, height, width) of the new images.
-        wanted_white: white point of the training images; None if it is unknown.
-        progress: listens to the candidates.
+        wanted_white: white point of the training images; None if it is unknown, or has no effect.
+        shares: class frequencies that the network expects, (classes,); None if they are unknown.
+        progress: listens to the steps.
     """
-    judged, candidates, answers = sample_of(pixels), [], []
-    ways = [*_ways(steps.has_norms(network), wanted_white is not None)]
-    with stage(progress, "judging changes", len(ways), unit="changes"):
-        for white, share in ways:
-            changed = change(network, pixels, wanted_white if white else None, share)
-            answers.append(answers_of(changed, judged))
-            candidates.append(Candidate(white, share, changed, information(answers[-1])))
-            progress.advance()
-    together = torch.stack(answers).mean(0).argmax(1)
-    agreeing = [float((one.argmax(1) == together).float().mean()) for one in answers]
-    candidates = [replace(one, consensus=share) for one, share in zip(candidates, agreeing, strict=True)]
-    best = max(candidates, key=lambda one: one.consensus)
-    worth_it = best.information > candidates[0].information + MARGIN
-    return (best if worth_it else candidates[0]), candidates
+    before = answers_of(network, sample_of(pixels))
+    candidates = [Candidate(network, information=information(before))]
+    for white, sharpened in _ways(steps.has_norms(network), wanted_white is not None):
+        changed = network
+        if white and wanted_white is not None:
+            changed = steps.match_white(changed, white_point(pixels), wanted_white)
+        if sharpened:
+            changed = steps.sharpen(changed, pixels, _expected(changed, pixels, shares), progress)
+        after = answers_of(changed, sample_of(pixels))
+        moved = float((after.argmax(1) != before.argmax(1)).float().mean())
+        candidates.append(Candidate(changed, white, sharpened, information(after), moved))
+    return candidates[-1], candidates
 
 
-def _ways(norms: bool, white_known: bool) -> Iterator[tuple[bool, float]]:
-    for white in (False, True)[: 1 + white_known]:
-        for share in SHARES if norms else (0.0,):
-            yield white, share
+def _ways(norms: bool, white_known: bool) -> Iterator[tuple[bool, bool]]:
+    """Whether the white point is matched, and whether answers are sharpened: each step, then both."""
+    if white_known:
+        yield True, False
+    if norms:
+        yield white_known, True
 
 
-def change(network: Classifier, pixels: Tensor, wanted_white: Tensor | None, share: float) -> Classifier:
-    """The network with its white point matched to `wanted_white`, if given, and `share` of the images in its norms."""
-    changed = network
-    if wanted_white is not None:
-        changed = steps.match_white(network, white_point(pixels), wanted_white)
-    return steps.renew_norms(changed, pixels, share) if share else changed
+def _expected(network: Classifier, pixels: Tensor, shares: npt.NDArray[np.float64] | None) -> npt.NDArray[np.float64]:
+    """Frequencies of the classes: half way between those that the network finds, and those that it has learned."""
+    found = answers_of(network, sample_of(pixels)).mean(0).double().numpy()
+    return np.asarray(found if shares is None else (found + shares) / 2)
 
 
 def sample_of(pixels: Tensor) -> Tensor:
@@ -121,11 +119,6 @@ def _entropy(probabilities: Tensor) -> Tensor:
 def table(candidates: Sequence[Candidate], chosen: Candidate) -> list[dict[str, object]]:
     """What was measured of each candidate, as plain data."""
     return [
-        {
-            "change": one.name,
-            "information": one.information,
-            "consensus": one.consensus,
-            "chosen": one is chosen,
-        }
+        {"change": one.name, "information": one.information, "moved": one.moved, "chosen": one is chosen}
         for one in candidates
     ]

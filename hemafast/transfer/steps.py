@@ -1,4 +1,4 @@
-"""What can be changed in a network without labels: white point, statistics of batch norm, and prior of the classes.
+"""What can be changed in a network without labels: its white point, and the scales and shifts of its norms.
 
 Each change is one of ordinary weights, so that an adapted model is a model like any other.
 """
@@ -23,6 +23,7 @@ from hemafast.progress import SILENT, Progress, stage
 _LEAST_WHITE, _MOST_GAIN = 16.0, 4.0
 _STEPS, _BATCH = 48, 32  # of `sharpen`
 _RATE, _WARMUP = 1e-3, 10  # learning rate, and steps in which it rises
+_KEPT = 0.6  # how far norms go from those before to those learned
 
 
 def match_white(network: Classifier, measured: Tensor, wanted: Tensor) -> Classifier:
@@ -41,56 +42,8 @@ def match_white(network: Classifier, measured: Tensor, wanted: Tensor) -> Classi
 
 
 def has_norms(network: nn.Module) -> bool:
-    """Whether the network has batch norms with running statistics."""
-    return any(isinstance(one, _BatchNorm) and one.running_mean is not None for one in network.modules())
-
-
-@torch.inference_mode()
-def renew_norms(network: Classifier, pixels: Tensor, share: float, batch_size: int = 64) -> Classifier:
-    """A copy of a network whose batch norms know other images (Schneider et al. 2020, arXiv 2006.16971).
-
-    Args:
-        network: a network in evaluation mode, whose batch norms are not fused.
-        pixels: uint8 (n, 3, height, width).
-        share: weight of the mean and variance of these images; 1 - `share` is that of the old ones.
-        batch_size: images per forward pass, in an order with a fixed seed. Statistics are means over batches.
-
-    Returns:
-        The copy, in evaluation mode.
-    """
-    changed = copy.deepcopy(network).eval()
-    changed.quarter_turns = False  # statistics of the images as they are
-    norms: list[Any] = [one for one in changed.modules() if isinstance(one, _BatchNorm)]
-    old = [(norm.running_mean.clone(), norm.running_var.clone()) for norm in norms]
-    sums = [(torch.zeros_like(mean), torch.zeros_like(variance)) for mean, variance in old]
-
-    def mix(place: int, entering: Tensor) -> None:
-        """Let a batch norm use the mixture for this batch, so that deeper ones see what it makes of it."""
-        variance, mean = torch.var_mean(entering.float(), (0, 2, 3), correction=0)
-        for kept, total, former, new in zip(
-            _statistics(norms[place]), sums[place], old[place], (mean, variance), strict=True
-        ):
-            kept.copy_(former.lerp(new, share))
-            total.add_(kept, alpha=len(entering) / len(pixels))
-
-    hooks = [
-        norm.register_forward_pre_hook(lambda _, entering, place=place: mix(place, entering[0]))
-        for place, norm in enumerate(norms)
-    ]
-    order = torch.from_numpy(np.random.default_rng(0).permutation(len(pixels))).to(pixels.device)
-    for rows in order.chunk(-(-len(pixels) // batch_size)):
-        changed.features(pixels[rows])
-    for hook in hooks:
-        hook.remove()
-    for norm, totals in zip(norms, sums, strict=True):
-        for kept, total in zip(_statistics(norm), totals, strict=True):
-            kept.copy_(total)
-    changed.quarter_turns = network.quarter_turns
-    return changed
-
-
-def _statistics(norm: Any) -> tuple[Tensor, Tensor]:
-    return norm.running_mean, norm.running_var
+    """Whether the network has norms to sharpen its answers by."""
+    return bool(_norms(network))
 
 
 def sharpen(
@@ -98,9 +51,10 @@ def sharpen(
 ) -> Classifier:
     """A copy of a network whose answers tell more about other images.
 
-    Scales and shifts of all norms are changed until answers are sure of each image, and together have the frequencies
-    that are expected (Liang et al. 2020, arXiv 2002.08546, and Wang et al. 2021, arXiv 2006.10726). Statistics of batch
-    norm stay.
+    Scales and shifts of all norms learn to give answers that are sure of each image, and that together have the
+    frequencies that are expected (Liang et al. 2020, arXiv 2002.08546, and Wang et al. 2021, arXiv 2006.10726). What is
+    kept lies between those before and those learned (Wortsman et al. 2022, arXiv 2109.01903). Statistics of batch norm
+    stay.
 
     Args:
         network: a network in evaluation mode, whose batch norms are not fused.
@@ -114,6 +68,7 @@ def sharpen(
     changed = copy.deepcopy(network).eval().requires_grad_(False)
     changed.quarter_turns = False  # each step draws one of them
     learning = [parameter.requires_grad_() for norm in _norms(changed) for parameter in norm.parameters()]
+    before = [parameter.detach().clone() for parameter in learning]
     optimizer = torch.optim.Adam(learning, lr=0.0)
     frequencies = torch.from_numpy(expected).float().to(pixels.device)
     generator = np.random.default_rng(0)
@@ -125,6 +80,9 @@ def sharpen(
             optimizer.step()
             optimizer.zero_grad()
             progress.advance()
+    with torch.no_grad():
+        for former, parameter in zip(before, learning, strict=True):
+            parameter.copy_(former.lerp(parameter, _KEPT))
     changed.quarter_turns = network.quarter_turns
     return changed.requires_grad_(False)
 
@@ -164,20 +122,6 @@ def last_layer(network: Classifier) -> nn.Linear:
             "Adapt a run of another --model.",
         )
     return layer
-
-
-def divide_by_shares(network: Classifier, shares: npt.NDArray[np.float64]) -> Classifier:
-    """A copy of a network that expects classes to be more equally frequent.
-
-    Probabilities are divided by the square root of the `shares` (classes,) that classes had in training: the bias of
-    the last layer changes. A whole division (Saerens et al. 2002, for known priors) takes all classes for equally
-    frequent; it helps where they are, and harms where the new images have the frequencies of blood.
-    """
-    changed = copy.deepcopy(network)
-    layer = last_layer(changed)
-    with torch.no_grad():
-        layer.bias.sub_(torch.from_numpy(np.log(shares) / 2).to(layer.bias))
-    return changed
 
 
 def learned_shares(counts: npt.NDArray[np.int64], balanced: float, tau: float) -> npt.NDArray[np.float64]:

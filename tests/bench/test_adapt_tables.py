@@ -1,7 +1,5 @@
-"""The table of labels says how long adapting takes, where that was measured."""
+"""The tables of adapting are means over runs."""
 
-import copy
-import json
 import sys
 from pathlib import Path
 
@@ -11,30 +9,48 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent / "benchmar
 
 import adapt_tables  # a script beside the package, not a part of it
 
-RESULT = Path(adapt_tables.__file__).parent / "results" / "adapt.json"
+
+def laboratory(name, cells, scores, seconds):
+    return {
+        "name": name,
+        "cells": cells,
+        "changes": [
+            {"change": change, "macro_f1": score} for change, score in zip(("no", "some"), scores, strict=True)
+        ],
+        "labels": [{"with": {"mean": 0.1 * place}} for place in range(len(adapt_tables.PER_CLASS))],
+        "suggested": {"suggested": {"mean": 0.5}, "random": {"mean": 0.25}},
+        "seconds": {"without": seconds, "with": 2 * seconds},
+    }
 
 
 @pytest.fixture
 def result():
-    """What was measured, without seconds."""
-    found = json.loads(RESULT.read_text(encoding="utf-8"))
-    for one in found["laboratories"]:
-        for measured in (one, *one["labels"]):
-            measured.pop("seconds", None)
-    return found
+    runs = [
+        {
+            "preset": "robust",
+            "laboratories": [laboratory("A", 10, (0.2, 0.4), 3), laboratory("B", 1000, (0.5, 0.7), 5)],
+        },
+        {
+            "preset": "robust",
+            "laboratories": [laboratory("A", 10, (0.4, 0.8), 9), laboratory("B", 1000, (0.5, 0.7), 9)],
+        },
+    ]
+    machine = {"cpu": "x", "threads": 2, "gpu": None, "torch": "1", "dali": "1", "cores": 2, "vectors": "avx2"}
+    return {"command": "python it", "machine": machine, "draws": 5, "runs": runs}
 
 
-def test_seconds_are_those_of_the_laboratory_where_it_takes_longest(result):
-    timed = copy.deepcopy(result)
-    for place, one in enumerate(timed["laboratories"]):
-        for seconds, measured in enumerate((one, *one["labels"])):
-            measured["seconds"] = 10.0 * seconds + place
-    last = len(timed["laboratories"]) - 1
-    lines = adapt_tables.tables({"adapt": timed})["adapt_labels"].splitlines()
-    assert lines[0].endswith("| seconds |")
-    assert [line.split("|")[-2].strip() for line in lines[2:6]] == [str(10 * row + last) for row in (1, 2, 3, 4)]
-    assert f"without labels {last}." in lines[-1]
+def test_changes_are_means_over_runs_and_laboratories(result, monkeypatch):
+    monkeypatch.setattr(adapt_tables, "machine_line", lambda facts: "a machine")
+    made = adapt_tables.tables({"adapt": result})
+    assert made["adapt_changes"].splitlines()[2:4] == [
+        "| no | 0.300 (0.200 to 0.400) | 0.500 (0.500 to 0.500) | 0.400 |",
+        "| some | 0.600 (0.400 to 0.800) | 0.700 (0.700 to 0.700) | 0.650 |",
+    ]
+    assert "| 50 a class | 0.300 | 0.300 | 0.300 |" in made["adapt_labels"]
+    assert "| random | 0.250 | 0.250 | 0.250 |" in made["adapt_suggested"]
 
 
-def test_a_result_of_an_earlier_version_has_no_such_column(result):
-    assert "econds" not in adapt_tables.tables({"adapt": result})["adapt_labels"]
+def test_seconds_are_those_of_the_first_run_where_it_takes_longest(result, monkeypatch):
+    monkeypatch.setattr(adapt_tables, "machine_line", lambda facts: "a machine")
+    told = adapt_tables.tables({"adapt": result})["adapt_labels"]
+    assert "at most 5 seconds without labels, and 10 with 50 a class (1,000 images)" in told

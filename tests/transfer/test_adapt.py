@@ -16,7 +16,6 @@ from hemafast.errors import HemafastError
 from hemafast.run_folder import summarise
 from hemafast.transfer.adapt import adapt_run, open_parent
 from hemafast.transfer.cells import Asked
-from hemafast.transfer.choose import best_candidate
 from hemafast.transfer.head import Layer
 from hemafast.transfer.steps import learned_shares
 
@@ -32,20 +31,7 @@ def content(folder):
 def unlabelled(scored, laboratory, tmp_path_factory):
     """The run adapted without labels, and what the parent held before; read it, never change it."""
     before = content(scored)
-    with pytest.MonkeyPatch.context() as change:
-        change.setattr("hemafast.transfer.adapt.best_candidate", last_candidate)
-        change.setattr("hemafast.transfer.choose.SHARES", (0.0, 0.3))
-        return _adapted(scored, laboratory, tmp_path_factory), before
-
-
-def last_candidate(*given):
-    """White point and batch norm are changed, whatever is worth it on noise."""
-    _, judged = best_candidate(*given)
-    return judged[-1], judged
-
-
-def _adapted(scored, laboratory, tmp_path_factory):
-    return adapt_run(scored, str(laboratory), output=tmp_path_factory.mktemp("adapted"), **CPU)
+    return adapt_run(scored, str(laboratory), output=tmp_path_factory.mktemp("adapted"), **CPU), before
 
 
 def test_the_parent_stays_as_it_was(unlabelled, scored):

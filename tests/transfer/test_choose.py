@@ -1,11 +1,10 @@
-"""What is measured without labels, and that a change is taken only where it is worth something."""
+"""What is changed without labels, and what is measured of it."""
 
 import numpy as np
 import pytest
 import torch
 
-from hemafast.model import build_model
-from hemafast.progress import SILENT
+from hemafast.model import Classifier, build_model
 from hemafast.transfer import choose
 
 
@@ -32,35 +31,46 @@ def pixels():
     return torch.randint(0, 256, (20, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(2))
 
 
-def judged_as(answers, network, pixels, monkeypatch):
-    """What is chosen if the candidates answer so, each in turn, for all images."""
-    turns = iter(answers)
-    monkeypatch.setattr(choose, "answers_of", lambda network, pixels: torch.tensor(next(turns)))
-    return choose.best_candidate(network, pixels, torch.full((3,), 200.0), SILENT)
+SHARES = np.array([0.2, 0.3, 0.5])
 
 
-SURE = np.eye(3)[np.arange(20) % 3]
-OTHER = np.eye(3)[(np.arange(20) + 1) % 3]
-UNSURE = 0.7 * np.eye(3)[np.arange(20) % 3] + 0.1
+def test_the_white_point_is_matched_and_answers_are_sharpened(network, pixels):
+    chosen, judged = choose.best_candidate(network, pixels, torch.full((3,), 200.0), SHARES)
+    assert [one.name for one in judged] == [
+        "no change",
+        "white point matched",
+        "white point matched, answers sharpened",
+    ]
+    assert judged[0].network is network
+    assert chosen is judged[-1]
+    assert chosen.information > judged[0].information
+    assert chosen.network.mean == judged[1].network.mean != network.mean
+    assert [row["chosen"] for row in choose.table(judged, chosen)] == [False, False, True]
 
 
-def test_the_candidate_that_most_others_agree_with_is_taken(network, pixels, monkeypatch):
-    mixed = np.where(np.arange(20)[:, None] < 3, OTHER, SURE)
-    chosen, judged = judged_as([UNSURE[::-1].copy(), OTHER, mixed, SURE, mixed, mixed], network, pixels, monkeypatch)
-    assert (chosen.white, chosen.share) == (False, choose.SHARES[2])
-    assert chosen.consensus == 1
-    assert [row["chosen"] for row in choose.table(judged, chosen)] == [False, False, True, False, False, False]
+def test_a_network_whose_white_point_is_unknown_is_sharpened(network, pixels):
+    chosen, judged = choose.best_candidate(network, pixels, None, None)
+    assert [one.name for one in judged] == ["no change", "answers sharpened"]
+    assert 0 <= chosen.moved <= 1
 
 
-@pytest.mark.parametrize("answers", [[SURE] * 6, [OTHER, *[SURE] * 5], [SURE, *[UNSURE] * 5]])
-def test_the_network_stays_as_it_is_where_no_change_gives_more_information(network, pixels, monkeypatch, answers):
-    chosen, judged = judged_as(answers, network, pixels, monkeypatch)
-    assert chosen is judged[0]
-    assert chosen.network is network
+def test_a_network_without_norms_and_white_point_stays_as_it_is(pixels):
+    class Plain(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = torch.nn.Linear(3, 3)
 
+        def forward_features(self, images):
+            return images
 
-def test_a_network_without_batch_norm_and_training_set_has_one_candidate(pixels):
-    network = build_model("test_vit", 3, 32).eval()
-    chosen, judged = choose.best_candidate(network, pixels, None, SILENT)
+        def forward_head(self, maps, pre_logits=False):
+            pooled = maps.mean((2, 3))
+            return pooled if pre_logits else self.layer(pooled)
+
+        def get_classifier(self):
+            return self.layer
+
+    plain = Classifier(Plain(), (0.5,) * 3, (0.5,) * 3).eval()
+    chosen, judged = choose.best_candidate(plain, pixels, None, SHARES)
     assert judged == [chosen]
-    assert chosen.name == "no change"
+    assert chosen.network is plain
