@@ -22,6 +22,7 @@ from hemafast.engine.checkpoint import Adapted, Home, ModelCard, load_best
 from hemafast.engine.home import home_of
 from hemafast.errors import HemafastError
 from hemafast.evaluate.calibration import fit_temperature
+from hemafast.evaluate.likeness import judge
 from hemafast.model import Classifier
 from hemafast.preparation.schema import is_prepared
 from hemafast.progress import SILENT, Progress, stage
@@ -37,7 +38,8 @@ from hemafast.transfer.written import write_adapted
 SCHEMA = 1
 """Of ADAPTATION."""
 
-_FEWEST = 16  # images from which on statistics are worth more than those of training
+_BATCH = 64
+_FEWEST = 16  # images without labels that are worth learning from
 
 logger = logging.getLogger("hemafast")
 
@@ -176,7 +178,7 @@ def named(data: Images | Dataset) -> str:
 def _verdict(parent: Parent, data: Images | Dataset, made: Made, labels: int) -> str:
     """Whether the new run is better, in words."""
     if made.scores is None:
-        changed = "Adapted" if made.steps else "No change seems worth making, so the parent's weights are kept"
+        changed = "Adapted" if made.steps else "Nothing is changed: the parent's weights are kept"
         more = f"`hemafast adapt {shlex.quote(str(parent.folder))} {named(data)} --suggest 50`"
         few = f" Its {labels} labels are too few for cross-validation." if labels else ""
         return f"{changed}.{few} Whether it is better is not known without labels; label some: {more}"
@@ -259,9 +261,19 @@ def without_labels(parent: Parent, pixels: Tensor, progress: Progress) -> tuple[
     """The change that is worth making without labels, and all that were judged; the first is none."""
     if len(pixels) < _FEWEST:
         logger.warning("%d images are too few to adapt to without labels: at least %d", len(pixels), _FEWEST)
-        kept = Candidate(parent.network)
-        return kept, [kept]
+        return (kept := Candidate(parent.network)), [kept]
+    if not _is_unlike(parent.opened, pixels):
+        logger.info("the images are like those of the training set: without labels, nothing is changed")
+        return (kept := Candidate(parent.network)), [kept]
     return best_candidate(parent.network, pixels, _home_white(parent), parent.shares, progress)
+
+
+def _is_unlike(model: Model, pixels: Tensor) -> bool:
+    """Whether images are unlike those of the training set; True where that is not known."""
+    if model.likeness is None:
+        return True
+    parts = [model.answers(part)[1] for part in sample_of(pixels).split(_BATCH)]
+    return bool(judge(torch.cat(parts).cpu().numpy(), model.likeness.images)["unlike"])
 
 
 def _home_white(parent: Parent) -> Tensor | None:

@@ -53,6 +53,15 @@ def test_without_labels_it_says_what_was_changed_and_that_nobody_knows_whether_i
     assert "not known without labels" in page
 
 
+def test_images_like_those_of_home_change_nothing(scored, laboratory, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr("hemafast.transfer.adapt._is_unlike", lambda model, pixels: False)
+    with caplog.at_level("INFO"):
+        done = adapt_run(scored, str(laboratory), output=tmp_path, **CPU)
+    assert done.result["kept_parent"]
+    assert "are like those of the training set" in caplog.text
+    assert done.result["verdict"].startswith("Nothing is changed")
+
+
 @pytest.fixture
 def adapted(unlabelled, tmp_path):
     """A copy to change at will."""
