@@ -24,7 +24,7 @@ from hemafast.data.augment import POLICIES, Policy
 
 BASIC = "basic"
 SIZES = (128, 224)
-_CHANGES = ("background", "density", "contrast", "brightness", "blur")
+_CHANGES = ("background", "crosstalk", "grey", "density", "contrast", "brightness", "blur")
 
 
 def sides() -> dict[str, Policy]:
