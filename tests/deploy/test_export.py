@@ -28,7 +28,7 @@ from hemafast.model import Classifier
 FORMATS = ("onnx", "torch-export", "safetensors")
 LAYOUTS = ("nhwc", "nchw")
 TEMPERATURE = CARD.calibration.temperature
-STANDARDIZED = replace(CARD, backbone="test_efficientnet")
+STANDARDIZED = replace(CARD, backbone="test_efficientnet", quarter_turns=True)
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +114,7 @@ def test_safetensors_are_the_weights_of_plain_timm(exports):
 
 @pytest.fixture(scope="module")
 def standardizing(tmp_path_factory):
-    """A run whose network standardizes its images."""
+    """A run whose network standardizes its images and averages over their quarter turns."""
     folder = tmp_path_factory.mktemp("standardizing")
     model = random_model(STANDARDIZED)
     model.standardize = True
@@ -123,13 +123,14 @@ def standardizing(tmp_path_factory):
 
 
 @pytest.mark.parametrize("kind", ["onnx", "safetensors"])
-def test_an_export_standardizes_images_as_its_run_does(standardizing, tmp_path, kind):
+def test_an_export_standardizes_and_turns_images_as_its_run_does(standardizing, tmp_path, kind):
     exported = export_run(standardizing, tmp_path, format=kind)
     ours, theirs = (open_model(path, device="cpu") for path in (standardizing, exported.path))
     images = noise(4) // 3 + 40  # dark and pale: without standardizing, the answers are others
     logits, probabilities = (getattr(ours, name)(images) for name in ("logits", "probabilities"))
     torch.testing.assert_close(theirs.logits(images), logits, atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(theirs.probabilities(images), probabilities, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(theirs.logits(images.rot90(1, (2, 3))), logits, atol=1e-4, rtol=1e-4)
     ours.network.standardize = False
     assert (ours.logits(images) - logits).abs().max() > 0.01
 
