@@ -239,7 +239,7 @@ def _home_in(dataset: Dataset | None, config: TrainConfig, opened: Model) -> Hom
     if dataset is None:
         logger.warning(
             "%s no longer holds the training set, and this run of an earlier version does not say its white point and "
-            "class frequencies: these steps are left out",
+            "class frequencies: adapting goes without them",
             config.data,
         )
         return None
