@@ -13,7 +13,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -21,8 +21,10 @@ import typer
 from output import JsonFile, table, write_json
 
 import hemafast as hf
-from hemafast.data.augment import POLICIES, Policy
 from hemafast.errors import HemafastError
+
+if TYPE_CHECKING:  # the tables need no torch
+    from hemafast.data.augment import Policy
 
 SIZE = 128
 _RING = SIZE // 8
@@ -30,6 +32,8 @@ _RING = SIZE // 8
 
 def sides() -> dict[str, Policy]:
     """What is compared, by name."""
+    from hemafast.data.augment import POLICIES
+
     robust = replace(POLICIES["robust"], standardize=True)
     return {
         "none": POLICIES["none"],

@@ -46,7 +46,7 @@ from hemafast.evaluate.likeness import (
     save_likeness,
 )
 from hemafast.evaluate.metrics import Labels, Probabilities
-from hemafast.evaluate.nuclei import nuclei_of
+from hemafast.evaluate.nucleus_sizes import nuclei_of
 from hemafast.evaluate.predictions import prediction_table
 from hemafast.evaluate.scores import calibrated_scores, score
 from hemafast.files import write_table, write_text, write_whole

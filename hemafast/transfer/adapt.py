@@ -272,7 +272,7 @@ def _is_unlike(model: Model, pixels: Tensor) -> bool:
     """Whether images are unlike those of the training set; True where that is not known."""
     if model.likeness is None:
         return True
-    parts = [model.answers(part)[1] for part in sample_of(pixels).split(_BATCH)]
+    parts = [model.answers(part)[1] for part in torch.split(sample_of(pixels), _BATCH)]
     return bool(judge(torch.cat(parts).cpu().numpy(), model.likeness.images)["unlike"])
 
 

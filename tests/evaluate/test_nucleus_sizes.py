@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from hemafast.engine.checkpoint import load_best, read_card
-from hemafast.evaluate.nuclei import FEWEST, nuclei_of
+from hemafast.evaluate.nucleus_sizes import FEWEST, nuclei_of
 from hemafast.preparation.images.image_checks import decode_reference
 from hemafast.preparation.nuclei import nucleus_diameter
 
