@@ -1,4 +1,4 @@
-"""How well the border of an image tells its domain, as it is and under each policy.
+"""How often a classifier that sees only the border of an image names its domain, under several policies.
 
     python benchmarks/border.py Acevedo/prepared Matek/prepared --json benchmarks/results/border.json
 
@@ -31,7 +31,7 @@ _RING = SIZE // 8
 
 
 def sides() -> dict[str, Policy]:
-    """What is compared, by name."""
+    """The policies that are compared, by name."""
     from hemafast.data.augment import POLICIES
 
     robust = replace(POLICIES["robust"], standardize=True)

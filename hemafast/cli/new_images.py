@@ -47,7 +47,7 @@ _OPTIONS: dict[str, tuple[Any, Any]] = {
 
 @dataclass(frozen=True, slots=True)
 class Taken:
-    """What the user typed of these options."""
+    """The values of these options."""
 
     um_per_pixel: float | Literal["unknown"] | None
     bit_depth: int | None
@@ -92,7 +92,7 @@ def takes_images(command: Callable[..., None]) -> Callable[..., None]:
 
 @contextmanager
 def whole_or_nothing() -> Iterator[None]:
-    """What is interrupted in here has written nothing, and says so. Raises StoppedError."""
+    """Turn an interruption within the block, which must have written nothing, into StoppedError."""
     try:
         yield
     except KeyboardInterrupt as error:
@@ -100,7 +100,7 @@ def whole_or_nothing() -> Iterator[None]:
 
 
 def _scale_of(text: str | None) -> float | Literal["unknown"] | None:
-    """What is typed after --um-per-pixel."""
+    """The value of --um-per-pixel. Raises HemafastError if it is neither a number nor "unknown"."""
     if text is None or text == "unknown":
         return text  # type: ignore[return-value]
     try:

@@ -63,7 +63,7 @@ def heat_maps(
         return np.zeros(views.shape[:3], np.float32)
     targets = None if classes is None else [ClassifierOutputTarget(int(label)) for label in classes]  # None: the best
     model = copy.deepcopy(model).requires_grad_(False).eval()  # the caller's stays as it is
-    model.quarter_turns = False  # the map is of the image as it is drawn
+    model.quarter_turns = False  # the map is drawn over the image, which is not turned
     with torch.enable_grad():
         layer = _feature_layer(model, _as_input(model, views[:1]))
         cam_of = getattr(pytorch_grad_cam, _CLASSES[method])

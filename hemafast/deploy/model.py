@@ -186,7 +186,7 @@ class Model:
     def _forms(self, images: Tensor) -> Iterator[Tensor]:
         """Images whose answers together are those to all eight symmetries; the first are the images as they are."""
         if self.card.quarter_turns:
-            return (form for form in (images, _laid(images.transpose(2, 3))))
+            return iter((images, _laid(images.transpose(2, 3))))
         return symmetries(images)
 
     def _watched(self, images: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""What is kept of the training images: how many each class has, and how bright their background is."""
+"""Count the training images of each class, and measure how bright their background is: `hemafast adapt` needs both."""
 
 from __future__ import annotations
 

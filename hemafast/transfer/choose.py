@@ -10,7 +10,7 @@ falls where scores rise.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -64,32 +64,29 @@ def best_candidate(
         shares: class frequencies that the network expects, (classes,); None if they are unknown.
         progress: listens to the steps.
     """
-    before = answers_of(network, sample_of(pixels))
+    judged = sample_of(pixels)
+    before = answers = answers_of(network, judged)
     candidates = [Candidate(network, information=information(before))]
-    for white, sharpened in _ways(steps.has_norms(network), wanted_white is not None):
-        changed = network
-        if white and wanted_white is not None:
-            changed = steps.match_white(changed, white_point(pixels), wanted_white)
-        if sharpened:
-            changed = steps.sharpen(changed, pixels, _expected(changed, pixels, shares), progress)
-        after = answers_of(changed, sample_of(pixels))
-        moved = float((after.argmax(1) != before.argmax(1)).float().mean())
-        candidates.append(Candidate(changed, white, sharpened, information(after), moved))
+    white = wanted_white is not None
+    if wanted_white is not None:
+        matched = steps.match_white(network, white_point(pixels), wanted_white)
+        answers = answers_of(matched, judged)
+        candidates.append(Candidate(matched, white, False, information(answers), _moved(before, answers)))
+    if steps.has_norms(network):
+        changed = steps.sharpen(candidates[-1].network, pixels, _expected(answers, shares), progress)
+        answers = answers_of(changed, judged)
+        candidates.append(Candidate(changed, white, True, information(answers), _moved(before, answers)))
     return candidates[-1], candidates
 
 
-def _ways(norms: bool, white_known: bool) -> Iterator[tuple[bool, bool]]:
-    """Whether the white point is matched, and whether answers are sharpened: each step, then both."""
-    if white_known:
-        yield True, False
-    if norms:
-        yield white_known, True
+def _moved(before: Tensor, after: Tensor) -> float:
+    return float((after.argmax(1) != before.argmax(1)).float().mean())
 
 
-def _expected(network: Classifier, pixels: Tensor, shares: npt.NDArray[np.float64] | None) -> npt.NDArray[np.float64]:
-    """Frequencies of the classes: half way between those that the network finds, and those that it has learned."""
-    found = answers_of(network, sample_of(pixels)).mean(0).double().numpy()
-    return np.asarray(found if shares is None else (found + shares) / 2)
+def _expected(found: Tensor, shares: npt.NDArray[np.float64] | None) -> npt.NDArray[np.float64]:
+    """Frequencies of the classes: half way between those of the answers `found`, and those that were learned."""
+    mean = found.mean(0).double().numpy()
+    return np.asarray(mean if shares is None else (mean + shares) / 2)
 
 
 def sample_of(pixels: Tensor) -> Tensor:
