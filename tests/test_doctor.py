@@ -15,13 +15,13 @@ import pytest
 from command import hemafast
 from packaging.requirements import Requirement
 
-from hemafast import doctor, weights
+from hemafast import doctor, nvidia, weights
 from hemafast.doctor import gpu, installation, resources, storage
 from hemafast.doctor.finding import Finding, Verdict, worst
-from hemafast.doctor.gpu import Card, Driver
 from hemafast.doctor.storage import Disk
 from hemafast.engine.compiling import CACHE_VARIABLE
 from hemafast.engine.machine import Choice, choose_machine
+from hemafast.nvidia import Card, Driver
 
 GREEN, YELLOW, RED = Verdict.GREEN, Verdict.YELLOW, Verdict.RED
 NO_DRIVER = Driver(version="", cuda=None, devices=0, on_bus=False)
@@ -324,18 +324,21 @@ def test_gpu_is_one_that_torch_can_use(driver, card, asked, environment, verdict
     assert verdict_of(gpu.check_gpu(driver, card, asked, machine, environment), named) is verdict
 
 
-def test_driver_is_read_from_the_system(tmp_path):
-    for folder in ("dev", "proc", "bus/0000:01:00.0", "bus/0000:00:1f.0"):
+def test_driver_is_read_from_the_system(tmp_path, monkeypatch):
+    proc, bus = "proc/driver/nvidia", "sys/bus/pci/devices"
+    for folder in ("dev", proc, f"{bus}/0000:01:00.0", f"{bus}/0000:00:1f.0"):
         (tmp_path / folder).mkdir(parents=True)
     (tmp_path / "dev/nvidia0").write_text("")
     (tmp_path / "dev/nvidiactl").write_text("")
-    (tmp_path / "proc/version").write_text("NVRM version: NVIDIA UNIX x86_64 Kernel Module  550.54.15  Tue Mar 5\n")
+    (tmp_path / proc / "version").write_text("NVRM version: NVIDIA UNIX x86_64 Kernel Module  550.54.15  Tue Mar 5\n")
     for place, vendor, kind in (("0000:01:00.0", "0x10de", "0x030200"), ("0000:00:1f.0", "0x8086", "0x030000")):
-        (tmp_path / "bus" / place / "vendor").write_text(f"{vendor}\n")
-        (tmp_path / "bus" / place / "class").write_text(f"{kind}\n")
-    found = gpu.read_driver(tmp_path / "dev", tmp_path / "proc", tmp_path / "bus")
+        (tmp_path / bus / place / "vendor").write_text(f"{vendor}\n")
+        (tmp_path / bus / place / "class").write_text(f"{kind}\n")
+    monkeypatch.setattr(nvidia, "ROOT", tmp_path)
+    found = nvidia.read_driver()
     assert (found.version, found.devices, found.on_bus) == ("550.54.15", 1, True)
-    bare = gpu.read_driver(tmp_path / "none", tmp_path / "none", tmp_path / "none")
+    monkeypatch.setattr(nvidia, "ROOT", tmp_path / "none")
+    bare = nvidia.read_driver()
     assert (bare.version, bare.devices, bare.on_bus) == ("", 0, False)
 
 

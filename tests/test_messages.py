@@ -25,7 +25,6 @@ WITHOUT_A_VALUE = {
     "Stopped. What was verified is kept.",
     "Stopped; nothing was written.",
     "The batch size has not been decided yet.",
-    "There is no CUDA device here.",
 }
 """Problems in which there is no file and no value to name."""
 SETTING = re.compile(r"--[a-z]|\w+ = |\b[a-z]+_[a-z_]+\b|\b(groups|zoom|abstain|TrainConfig)\b")

@@ -259,16 +259,6 @@ def eval_loader(samples: Samples, *, shape: GraphShape, process: Process = ALONE
     return _loader(samples, shape, process, policy=POLICIES["none"], shuffle=False)
 
 
-def uses_gpu(device: str) -> bool:
-    """Whether "auto", "cpu" or "cuda" means a GPU here. Raises HemafastError for "cuda" without one."""
-    import torch
-
-    present = torch.cuda.is_available()
-    if device == "cuda" and not present:
-        raise HemafastError("device = 'cuda': torch finds no GPU.", "Use cpu or auto.")
-    return present and device != "cpu"
-
-
 def process_here() -> Process:
     """This process's part of each batch, from torch.distributed if it is initialised."""
     from torch import distributed

@@ -13,10 +13,11 @@ from typing import Literal
 from hemafast.config import Amp, Compile, Device, Input, TrainConfig
 from hemafast.data.graph import default_threads
 from hemafast.errors import HemafastError
+from hemafast.nvidia import card_on_bus, uses_gpu
 
 Precision = Literal["fp32", "bf16", "fp16"]
 
-_AMPERE = (8, 0)
+_AMPERE, _OLDEST_OF_TRITON = (8, 0), (7, 0)
 _GPU_SHARE = 0.4  # of the free memory of a GPU for pixels; network and activations need the rest
 _HOST_SHARE = 0.8  # of the available memory of the host that the page cache can keep
 
@@ -175,14 +176,13 @@ def _choose_loader_threads(asked: int | None, processes: int) -> Choice:
 
 
 def _choose_device(asked: Device) -> Choice:
-    import torch
-
-    present = torch.cuda.is_available()
-    if asked == "cuda" and not present:
-        raise HemafastError("There is no CUDA device here.", "Use --device auto or --device cpu.")
+    on_gpu = uses_gpu(asked)
     if asked != "auto":
         return Choice("device", asked, "as asked for")
-    return Choice("device", "cuda", "a GPU is there") if present else Choice("device", "cpu", "no CUDA device found")
+    if on_gpu:
+        return Choice("device", "cuda", "a GPU is there")
+    without_driver = "; the NVIDIA card on the bus has no driver, or is hidden" if card_on_bus() else ""
+    return Choice("device", "cpu", f"no CUDA device found{without_driver}")
 
 
 def _choose_precision(device: str, amp: Amp) -> Choice:
@@ -218,6 +218,10 @@ def _choose_compiler(device: str, asked: Compile) -> Choice:
     if asked != "auto":
         return Choice(name, asked, "as asked for")
     if device == "cuda":
+        import torch
+
+        if torch.cuda.get_device_capability() < _OLDEST_OF_TRITON:
+            return Choice(name, "off", "Triton, which it needs, knows no card older than compute capability 7.0")
         return Choice(name, "on", "fuses normalisation, activations and batch norm; shapes are static")
     return Choice(name, "off", "eager training was measured faster on CPUs, and compiling takes one to two minutes")
 

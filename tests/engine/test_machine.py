@@ -7,6 +7,7 @@ import os
 import pytest
 import torch
 
+from hemafast import nvidia
 from hemafast.engine import machine as module
 from hemafast.engine.machine import Choice, choose_input, choose_machine, cpu_flags, machine_facts, tune_allocator
 from hemafast.errors import HemafastError
@@ -16,18 +17,20 @@ OLD = frozenset({"sse2", "avx2", "avx512f"})
 
 
 @pytest.fixture
-def without_gpu(monkeypatch):
+def without_gpu(monkeypatch, tmp_path):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(nvidia, "ROOT", tmp_path)
 
 
 @pytest.fixture
 def with_gpu(monkeypatch):
-    """Pretend that there is a GPU of the compute capability that the test sets."""
+    """Pretend that there is a GPU of this compute capability; torch has the kernels `built`."""
 
-    def pretend(*capability):
+    def pretend(*capability, built=("sm_75", "sm_80", "sm_86", "sm_90", "sm_100", "sm_120")):
         monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
         monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a pretended GPU")
+        monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: list(built))
 
     return pretend
 
@@ -119,6 +122,35 @@ def test_an_older_gpu_is_not_asked_for_bf16(with_gpu):
     with_gpu(7, 5)
     with pytest.raises(HemafastError, match="--amp bf16"):
         _choose(amp="bf16")
+
+
+def test_a_card_of_which_torch_has_no_kernels_is_refused_before_training(with_gpu):
+    with_gpu(7, 0)
+    with pytest.raises(HemafastError, match=r"a pretended GPU of compute capability 7\.0; it has sm_75") as caught:
+        _choose()
+    assert "sm_70" in caught.value.remedy
+    assert "--device cpu" in caught.value.remedy
+    assert _choose(device="cpu").device == "cpu"
+
+
+def test_an_older_build_of_torch_runs_an_older_card_in_fp16(with_gpu):
+    with_gpu(7, 0, built=("sm_70", "sm_80"))
+    assert (_choose().precision, _choose().compiled) == ("fp16", True)
+
+
+def test_a_card_that_triton_does_not_know_runs_eagerly(with_gpu):
+    with_gpu(6, 1, built=("sm_60",))
+    machine = _choose()
+    assert not machine.compiled
+    assert "Triton" in next(choice.reason for choice in machine.choices if choice.name == "torch.compile")
+
+
+def test_a_card_on_the_bus_without_a_driver_is_named_in_the_reason(without_gpu, tmp_path):
+    device = tmp_path / "sys/bus/pci/devices/0000:01:00.0"
+    device.mkdir(parents=True)
+    (device / "vendor").write_text("0x10de\n")
+    (device / "class").write_text("0x030200\n")
+    assert "no driver" in _choose().choices[0].reason
 
 
 def test_compiling_may_be_asked_for_on_a_cpu(without_gpu):
