@@ -161,8 +161,11 @@ def _refuse_without_kernels() -> None:
     """Raise HemafastError if this build of torch has no kernels for the card of this process."""
     import torch
 
-    built, capability = torch.cuda.get_arch_list(), torch.cuda.get_device_capability()
-    if not built or runs_on(built, capability):
+    built = torch.cuda.get_arch_list()
+    if not built:  # unknown
+        return
+    capability = torch.cuda.get_device_capability()
+    if runs_on(built, capability):
         return
     raise HemafastError(
         f"torch {torch.__version__} has no kernels for {torch.cuda.get_device_name()} of compute capability "

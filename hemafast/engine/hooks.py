@@ -77,8 +77,7 @@ class Clock:
         if images and not state.epochs_done:
             self._paces.append(passed / images)
             self._guess_ending()
-        state.elapsed = run.world.highest(state.elapsed)
-        state.ending = run.world.highest(state.ending)
+        state.elapsed, state.ending = run.world.highest(state.elapsed, state.ending)
 
     def validated(self, seconds: float) -> None:
         """Predict the end of the run from the seconds of a validation."""

@@ -32,6 +32,20 @@ class Choice:
 
 
 @dataclass(frozen=True, slots=True)
+class Room:
+    """Free memory in bytes."""
+
+    host: int
+    gpu: int = 0
+    """Of the GPU of this process."""
+
+    def least(self, others: Sequence[Room]) -> Room:
+        """What all of several processes have."""
+        every = (self, *others)
+        return Room(min(one.host for one in every), min(one.gpu for one in every))
+
+
+@dataclass(frozen=True, slots=True)
 class Machine:
     """How to run here."""
 
@@ -121,25 +135,40 @@ def machine_for(config: TrainConfig, device: Device, processes: int = 1) -> Mach
     )
 
 
-def choose_input(asked: Input, machine: Machine, *, packed_bytes: int, file_bytes: int) -> Choice:
-    """Choose the source of the pixels: squares of `packed_bytes` in all, or encoded files of `file_bytes`."""
+def room_of(machine: Machine) -> Room:
+    """The free memory of this process's device and host."""
     import psutil
+    import torch
 
+    gpu = torch.cuda.mem_get_info()[0] if machine.device == "cuda" else 0
+    return Room(psutil.virtual_memory().available, gpu)
+
+
+def choose_input(asked: Input, machine: Machine, room: Room, *, packed_bytes: int, file_bytes: int) -> Choice:
+    """Choose the source of the pixels: squares of `packed_bytes` in all, or encoded files of `file_bytes`."""
     squares, files = f"{packed_bytes / 2**20:,.0f} MiB of squares", f"{file_bytes / 2**20:,.0f} MiB of encoded images"
     if asked != "auto":
         size = files if asked in ("files", "webdataset") else squares
         return Choice("input", asked, f"as asked for; {size}")
-    if machine.device == "cuda":
-        import torch
-
-        free, _ = torch.cuda.mem_get_info()
-        if packed_bytes <= _GPU_SHARE * free:
-            return Choice("input", "resident", f"{squares} fit into the {free / 2**20:,.0f} MiB free on the GPU")
-    available = psutil.virtual_memory().available
-    memory = f"the {available / 2**20:,.0f} MiB of available memory"
-    if packed_bytes <= _HOST_SHARE * available:
+    if machine.device == "cuda" and packed_bytes <= _GPU_SHARE * room.gpu:
+        return Choice("input", "resident", f"{squares} fit into the {room.gpu / 2**20:,.0f} MiB free on the GPU")
+    memory = f"the {room.host / 2**20:,.0f} MiB of available memory"
+    if packed_bytes <= _HOST_SHARE * room.host:
         return Choice("input", "packed", f"{squares}, memory-mapped, fit into {memory}")
     return Choice("input", "files", f"{squares} do not fit into {memory}; {files} are decoded in each epoch")
+
+
+def has_precision(precision: str, device: Device) -> bool:
+    """Whether this machine computes in "fp32", "bf16" or "fp16" in hardware."""
+    on_gpu = uses_gpu(device)
+    if precision == "bf16":
+        return _fast_precision("cuda" if on_gpu else "cpu")[0] == "bf16"
+    return precision == "fp32" or (precision == "fp16" and on_gpu)
+
+
+def amp_of(precision: str) -> Amp:
+    """The setting that asks for a precision."""
+    return "off" if precision == "fp32" else precision  # type: ignore[return-value] # bf16 and fp16 have one name
 
 
 def machine_facts(device: str) -> dict[str, str]:

@@ -91,7 +91,7 @@ def _train(opened: Opened, world: World, began: float, progress: Progress) -> Pa
         run = build_run(plan, world, saved, restart_epoch=opened.restart_epoch)
         new = opened.folder or (make_run_folder(plan.settings) if world.first else Path())
         folder = world.broadcast(new)
-        run.state.elapsed += time.monotonic() - began
+        run.state.elapsed += world.highest(time.monotonic() - began)[0]  # one time for all, as rates follow it
         with locked(folder) if world.first else nullcontext():
             _loop(run, folder, opened.changed, began, progress)
     return folder if world.first else None

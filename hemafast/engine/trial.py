@@ -53,7 +53,8 @@ def decide(config: TrainConfig, dataset: Dataset, world: World) -> tuple[TrainCo
 
     The first process tries, and all take its answer. Raises HemafastError if not even the smallest batch fits.
     """
-    answer = world.broadcast(_decide(config, dataset.counts(TRAIN), world) if world.first else None)
+    counts = dataset.counts(TRAIN)
+    answer = world.broadcast(world.together(lambda: _decide(config, counts, world) if world.first else None))
     assert answer is not None
     return answer
 

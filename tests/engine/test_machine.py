@@ -9,7 +9,18 @@ import torch
 
 from hemafast import nvidia
 from hemafast.engine import machine as module
-from hemafast.engine.machine import Choice, choose_input, choose_machine, cpu_flags, machine_facts, tune_allocator
+from hemafast.engine.machine import (
+    Choice,
+    Room,
+    amp_of,
+    choose_input,
+    choose_machine,
+    cpu_flags,
+    has_precision,
+    machine_facts,
+    room_of,
+    tune_allocator,
+)
 from hemafast.errors import HemafastError
 
 AMX = frozenset({"sse2", "avx2", "amx_bf16", "avx512_bf16"})
@@ -207,7 +218,7 @@ MEBI = 2**20
 
 def _input(asked="auto", *, device="cpu", packed=100, files=40):
     machine = module.Machine(device, "fp32", False, 2, (), {})
-    return choose_input(asked, machine, packed_bytes=packed * MEBI, file_bytes=files * MEBI)
+    return choose_input(asked, machine, room_of(machine), packed_bytes=packed * MEBI, file_bytes=files * MEBI)
 
 
 @pytest.fixture
@@ -247,6 +258,33 @@ def test_an_input_that_is_asked_for_is_taken_and_its_bytes_are_said(with_memory,
     choice = _input(asked)
     assert choice.value == asked
     assert size in choice.reason
+
+
+def test_an_input_for_several_processes_fits_into_the_memory_of_each():
+    rooms = [Room(1000, 250), Room(100, 300), Room(2000, 200)]
+    least = rooms[0].least(rooms)
+    assert least == Room(100, 200)
+    machine = module.Machine("cuda", "bf16", True, 2, (), {})
+    chosen = [choose_input("auto", machine, room, packed_bytes=90, file_bytes=10).value for room in (*rooms, least)]
+    assert chosen == ["resident", "resident", "packed", "files"]
+
+
+@pytest.mark.parametrize(("capability", "has"), [((7, 5), ["fp32", "fp16"]), ((8, 0), ["fp32", "bf16", "fp16"])])
+def test_precisions_of_a_card(with_gpu, capability, has):
+    with_gpu(*capability)
+    assert [name for name in ("fp32", "bf16", "fp16") if has_precision(name, "auto")] == has
+
+
+@pytest.mark.parametrize(("flags", "has"), [(OLD, ["fp32"]), (AMX, ["fp32", "bf16"])])
+def test_precisions_of_a_cpu(without_gpu, monkeypatch, flags, has):
+    _flags(monkeypatch, flags)
+    assert [name for name in ("fp32", "bf16", "fp16") if has_precision(name, "auto")] == has
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_a_precision_has_a_setting_that_asks_for_it(with_gpu, precision):
+    with_gpu(9, 0)
+    assert _choose(amp=amp_of(precision)).precision == precision
 
 
 # Several processes, and decisions that come later
