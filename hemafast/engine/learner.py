@@ -83,7 +83,11 @@ def build_learner(
     ).to(machine.device)
     mixes = settings.mixup > 0 or settings.cutmix > 0
     compiler = Compiler(
-        enabled=machine.compiled, mode=settings.compile_mode, batch_size=batch_size, cache=settings.output
+        enabled=machine.compiled,
+        mode=settings.compile_mode,
+        batch_size=batch_size,
+        cache=settings.output,
+        may_fail=settings.compile == "auto",
     )
     train_step = TrainStep(
         model,

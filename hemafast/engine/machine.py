@@ -96,8 +96,11 @@ def choose_machine(
     threads: int | None = None,
     allocator: Choice | None = None,
     processes: int = 1,
+    sync_norm: bool = False,
 ) -> Machine:
     """Decide how each of `processes` on this host runs. `allocator` is the choice of `tune_allocator`, if called.
+
+    Batch norm over all processes (`sync_norm`) is not compiled: it waits for the others in every layer.
 
     Raises HemafastError if this machine cannot do what was asked for.
     """
@@ -105,7 +108,7 @@ def choose_machine(
 
     on = _choose_device(device)
     precision = _choose_precision(on.value, amp)
-    compiler = _choose_compiler(on.value, compiled)
+    compiler = _choose_compiler(on.value, compiled, sync_norm=sync_norm)
     gradients = _choose_gradients(on.value, precision.value, compiled=compiler.value == "on")
     loader = _choose_loader_threads(threads, processes)
     layout = Choice("layout", "channels_last", "convolutions read NHWC from the loader without a copy")
@@ -132,6 +135,7 @@ def machine_for(config: TrainConfig, device: Device, processes: int = 1) -> Mach
         threads=config.threads,
         allocator=tune_allocator(),
         processes=processes,
+        sync_norm=config.sync_norm,
     )
 
 
@@ -242,8 +246,15 @@ def _fast_precision(device: str) -> tuple[Precision, str]:
     return "fp32", "the CPU has neither AMX nor AVX512-BF16; without them, bf16 was measured 15 times slower"
 
 
-def _choose_compiler(device: str, asked: Compile) -> Choice:
+def _choose_compiler(device: str, asked: Compile, *, sync_norm: bool) -> Choice:
     name = "torch.compile"
+    if sync_norm and asked == "on":
+        raise HemafastError(
+            "--compile on with --sync-norm: every synchronised norm breaks the compiled graph in two.",
+            "Leave one of them out.",
+        )
+    if sync_norm:
+        return Choice(name, "off", "with --sync-norm, every norm would break the graph in two")
     if asked != "auto":
         return Choice(name, asked, "as asked for")
     if device == "cuda":

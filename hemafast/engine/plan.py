@@ -185,7 +185,7 @@ def _with_first_choices(config: TrainConfig, saved: dict[str, Any]) -> TrainConf
     precision = _first_precision(saved)
     if config.amp == "auto" and precision is not None and has_precision(precision, config.device):
         config = replace(config, amp=amp_of(precision))
-    if config.compile == "auto":
+    if config.compile == "auto" and not config.sync_norm:  # older versions compiled both together
         config = replace(config, compile="on" if saved["compiled"] else "off")
     if config.input == "auto" and saved["loader"]["pixels"] == "decoded":
         return replace(config, input="files")

@@ -6,6 +6,7 @@ import os
 import platform
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
@@ -110,6 +111,22 @@ def things_said_together() -> tuple:
         return world.first, world.alone, world.broadcast(f"from {rank}"), world.gather(rank), total.tolist()
 
 
+def traced_updates(config: TrainConfig) -> tuple[int, int, torch.Tensor]:
+    """Updates of an epoch as `torch.compile` traces them, run as they are: recompilations, steps compiled, weights."""
+    compiled = torch.compile
+    torch._dynamo.reset()
+    with pytest.MonkeyPatch.context() as patch, joined(config.device) as world:
+        patch.setattr(torch, "compile", lambda forward, **_: compiled(forward, dynamic=False, backend="eager"))
+        run = build_run(settle(config, world), world)
+        plan = update_plan(run.train_batches.sizes, config.accumulate, world.process.world_size)
+        run.learner.model.train()
+        for batch, (share, completes) in zip(run.train_batches.epoch(), plan, strict=True):
+            run.learner.train_step(batch, 1e-3, run.totals, step=0, share=share, update=completes)
+        weights = torch.cat([parameter.detach().flatten() for parameter in run.learner.model.parameters()])
+        compiler = run.learner.compiler
+        return compiler.recompiles, len(compiler.compiled), weights
+
+
 def saves_of_a_run(config: TrainConfig, due: int) -> list[int]:
     """Updates behind which a run saves, where the clock of the first process says so behind update `due`."""
 
@@ -203,6 +220,17 @@ def test_two_processes_update_as_one_with_batches_twice_as_large(pair, settings,
     torch.testing.assert_close(first[1], trained, rtol=1e-5, atol=1e-6)
     assert sorted(first[2] + second[2]) == sorted(rows) == list(range(IMAGES))  # each image once
     assert first[3] == second[3] == (pytest.approx(loss, rel=1e-6), images)
+
+
+@pytest.mark.slow
+def test_processes_compile_their_step_once_and_learn_the_same(pair, settings):
+    """Also where only every second batch sends gradients, and although gradients move to other buckets meanwhile."""
+    asked = settings(model="test_resnet", dropout=0.0, policy="basic", batch_size=4, accumulate=2, compile="on")
+    first, second = pair(traced_updates, asked)
+    assert first[:2] == second[:2] == (0, 1)
+    assert torch.equal(first[2], second[2])
+    _, _, eager = pair(traced_updates, replace(asked, compile="off"))[0]
+    torch.testing.assert_close(first[2], eager, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.slow

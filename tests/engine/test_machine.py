@@ -156,6 +156,15 @@ def test_a_card_that_triton_does_not_know_runs_eagerly(with_gpu):
     assert "Triton" in next(choice.reason for choice in machine.choices if choice.name == "torch.compile")
 
 
+def test_norms_over_all_processes_are_not_compiled(with_gpu):
+    with_gpu(9, 0)
+    machine = _choose(sync_norm=True)
+    assert not machine.compiled
+    assert "--sync-norm" in next(choice.reason for choice in machine.choices if choice.name == "torch.compile")
+    with pytest.raises(HemafastError, match="--compile on with --sync-norm"):
+        _choose(sync_norm=True, compiled="on")
+
+
 def test_a_card_on_the_bus_without_a_driver_is_named_in_the_reason(without_gpu, tmp_path):
     device = tmp_path / "sys/bus/pci/devices/0000:01:00.0"
     device.mkdir(parents=True)
