@@ -27,6 +27,7 @@ from hemafast.engine.plan import announce, settle
 from hemafast.engine.run import Run, is_finished
 from hemafast.engine.stop import StopFlag
 from hemafast.engine.trackers import open_trackers, refuse_missing
+from hemafast.engine.trial import keep_compile_seconds
 from hemafast.errors import HemafastError
 from hemafast.files import write_text
 from hemafast.progress import SILENT, Progress
@@ -110,6 +111,8 @@ def _loop(run: Run, folder: Path, changed: Sequence[str], began: float, progress
         for line in changed:
             logger.warning("changed on resume: %s", line)
         train_run(run, folder, journal, flag, began=began)
+        if run.world.first:
+            keep_compile_seconds(run.config, run.plan.machine, run.learner.compiler.compiled)
 
 
 def _journal(run: Run, folder: Path, progress: Progress) -> Journal:
