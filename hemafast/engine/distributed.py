@@ -123,8 +123,8 @@ class World:
         """The model inside DistributedDataParallel, which averages gradients over all processes; None if alone.
 
         Buffers do not travel in training: batch norm does not read its statistics there, and `align` copies them before
-        each validation. `static_graph` is off: it gains nothing, as no parameter is unused, and with it torch 2.14 fails
-        where gradients are accumulated.
+        each validation. `static_graph` is off: it gains nothing, as every parameter is used, and with it torch 2.14
+        fails where gradients are accumulated.
         """
         if self.alone:
             return None
