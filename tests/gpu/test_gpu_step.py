@@ -10,7 +10,7 @@ from timm.utils import ModelEmaV3
 from torch import nn
 
 from hemafast.config import CompileMode, LossName
-from hemafast.data.loader import Batch
+from hemafast.data.batch import Batch
 from hemafast.engine.compiling import Compiler
 from hemafast.engine.learner import synchronised
 from hemafast.engine.machine import choose_machine
