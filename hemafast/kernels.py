@@ -20,7 +20,7 @@ from numpy.lib.stride_tricks import as_strided
 from nvidia.dali import types
 from nvidia.dali.plugin.numba import NumbaFunction, address_as_void_pointer  # type: ignore[attr-defined]
 
-from hemafast.standard_colours import LEAST_SPREAD, LEVELS, SPREADS
+from hemafast.pixel_constants import LEAST_SPREAD, LEVELS, REACH, SOFT, SPREADS, WHITE
 
 Node = Any  # nvidia.dali.data_node.DataNode
 Pixels = npt.NDArray[np.uint8]
@@ -33,13 +33,6 @@ _ONE = 1 << _BITS
 
 _PIXEL = np.uint32(0xFFFFFF)
 """The three bytes of a word that hold its pixel."""
-
-WHITE = 0.95
-"""The white point of a channel: the smallest value that at least this share of the pixels does not exceed."""
-SOFT = 0.05
-"""Width of the edge between an image and its new background, as a share of half the side."""
-REACH = 3.0
-"""Standard deviations from its centre at which a Gaussian blur ends."""
 
 
 def _kept(compile_function: Callable[..., Any]) -> Any:
