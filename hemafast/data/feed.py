@@ -15,34 +15,28 @@ from hemafast.data.source import Images
 if TYPE_CHECKING:
     from torch import Tensor
 
-Read = tuple[Placed, Any]
-
 
 class DaliFeed:
-    """Batches from any source and for any policy; DALI works two batches ahead."""
+    """Batches from any source and under any policy; DALI works READ_AHEAD batches ahead."""
 
     def __init__(self, images: Images, batches: Iterator[Placed], shape: GraphShape, policy: Policy) -> None:
         self._device = shape.device
         # DALI reads the arrays in place (`no_copy`): they stay here until their batch is delivered.
-        self._read: deque[Read] = deque()
-        first, second = tee(_reading(images, batches, self._read))
+        self._read: deque[tuple[Placed, Any]] = deque()
+        first, second = tee(batches)
         names = shape.inputs(policy)
-        pixels = ((some,) for _, some in first)
-        views = (tuple(placed.views[name] for name in names) for placed, _ in second)
-        self._pipeline = build_graph(pixels, views, shape, policy)
+        views = (tuple(placed.views[name] for name in names) for placed in second)
+        self._pipeline = build_graph(_reading(images, first, self._read), views, shape, policy)
 
     def next(self) -> Batch:
         """The next batch, on the graph's device."""
         import torch
 
         (images,) = self._pipeline.run(current_stream(self._device))
+        seen = take(images, self._device).permute(0, 3, 1, 2)
         placed, _ = self._read.popleft()
-        labels = torch.from_numpy(placed.labels)
-        return Batch(
-            images=take(images, self._device).permute(0, 3, 1, 2),
-            labels=labels if self._device == "cpu" else labels.to("cuda", non_blocking=True),
-            rows=torch.from_numpy(placed.rows),
-        )
+        labels = torch.from_numpy(placed.labels).to(seen.device, non_blocking=True)
+        return Batch(seen, labels, rows=torch.from_numpy(placed.rows))
 
 
 def current_stream(device: str) -> Any:
@@ -83,9 +77,9 @@ def _copied(whole: Any) -> Tensor:
     return copy
 
 
-def _reading(images: Images, batches: Iterator[Placed], read: deque[Read]) -> Iterator[Read]:
-    """Each batch with what its source yields, also noted in `read`. A function: the feed must not refer to itself."""
+def _reading(images: Images, batches: Iterator[Placed], read: deque[tuple[Placed, Any]]) -> Iterator[tuple[Any]]:
+    """The images of each batch, also noted in `read`. Not a method, so that a feed is gone with its last reference."""
     for placed in batches:
-        both = placed, images(placed.rows)
-        read.append(both)
-        yield both
+        seen = images(placed.rows)
+        read.append((placed, seen))
+        yield (seen,)

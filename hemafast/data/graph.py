@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from hemafast.data import operators
 from hemafast.data.augment import Policy
 from hemafast.data.geometry import window_side
 from hemafast.data.stream import READ_AHEAD
-from hemafast.preparation.pixels import cut_window, decode_image
+from hemafast.preparation.pixels import Decoding, cut_window, decode_image
 
 Node = Any  # nvidia.dali.data_node.DataNode
 Feeds = Iterator[tuple[Any, ...]]
 
 Source = Literal["resident", "packed", "files", "webdataset"]
+ENCODED = ("files", "webdataset")
+"""Sources of images that must be decoded."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,11 +34,13 @@ class GraphShape:
     batch_size: int
     """The largest batch; smaller batches are not padded."""
     threads: int
+    decoding: Decoding = field(default_factory=Decoding)
+    """How a GPU shares the decoding with the host."""
 
     @property
     def encoded(self) -> bool:
         """Whether images must be decoded."""
-        return self.source in ("files", "webdataset")
+        return self.source in ENCODED
 
     def inputs(self, policy: Policy) -> tuple[str, ...]:
         """Inputs of the graph beside the images: the fields of `augment.Views` that have an effect.
@@ -58,9 +62,10 @@ class GraphShape:
         return tuple(name for name, does in needed.items() if does)
 
 
-def default_threads(processes: int = 1) -> int:
-    """Threads of the pipeline: the share of the cores of one of several processes, at most 8."""
-    return min(max(len(os.sched_getaffinity(0)) // processes, 1), 8)
+def default_threads(processes: int = 1, source: Source = "packed") -> int:
+    """Threads of the pipeline: the share of the cores of one of several processes; to read squares, at most 8."""
+    share = max(len(os.sched_getaffinity(0)) // processes, 1)
+    return share if source in ENCODED else min(share, 8)
 
 
 def define_graph(images: Node, views: dict[str, Node], shape: GraphShape, policy: Policy) -> Node:
@@ -97,7 +102,7 @@ def _pixels(images: Node, shape: GraphShape) -> Node:
     if shape.source == "files":
         images = fn.io.file.read(images)
     if shape.encoded:
-        return decode_image(images, shape.device)
+        return decode_image(images, shape.device, shape.decoding)
     return images.gpu() if shape.device == "gpu" and images.device == "cpu" else images
 
 
