@@ -12,7 +12,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from hemafast.data.loader import Batch
+from hemafast.data.batch import Batch
 from hemafast.engine.average import Average
 from hemafast.engine.captured import Capture
 from hemafast.engine.compiling import Compiler, Forward
