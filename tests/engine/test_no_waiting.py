@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 from steps import CLASSES, CPU, batch_of, network
-from timm.utils import ModelEmaV3
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from hemafast.config import LossName
 from hemafast.engine import loop
+from hemafast.engine.average import Average
 from hemafast.engine.optimizer import build_optimizer
 from hemafast.engine.step import Mix, Totals, TrainStep
 from hemafast.engine.trainer import train
@@ -76,7 +76,7 @@ def thorough_step(loss="focal", **changes):
     model = network(dropout=0.2, drop_path=0.1)
     options = {
         "clip_grad": 1.0,
-        "ema": ModelEmaV3(model, decay=0.9, use_warmup=True),
+        "ema": Average(model, 0.9),
         "mix": Mix(CLASSES, mixup=0.4, cutmix=0.4),
         "skip_bad": True,
     }

@@ -11,11 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import confusion_matrix
 from steps import CLASSES, CPU, SIDE, batch_of, changed, network, parts_of, plain_descent, train_on
-from timm.utils import ModelEmaV3
 from torch import nn
 
 from hemafast.data.augment import named_policy
 from hemafast.data.stream import BatchStream, Process
+from hemafast.engine.average import Average
 from hemafast.engine.optimizer import build_optimizer
 from hemafast.engine.step import BadUpdates, EvalStep, Mix, Totals, TrainStep, seed_batch, update_plan
 from hemafast.objective import build_loss
@@ -266,7 +266,7 @@ def test_short_gradients_are_left_alone(model, loss):
 
 def test_averaged_weights_are_the_average_by_hand(model, loss):
     decay = 0.5
-    average = ModelEmaV3(model, decay=decay, use_warmup=True)
+    average = Average(model, decay)
     step, totals = TrainStep(model, loss, adam(model), CPU, ema=average), Totals(CLASSES, "cpu")
     by_hand = None
     for number in range(5):
