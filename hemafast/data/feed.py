@@ -1,9 +1,10 @@
-"""Batches out of the pipeline of DALI, and how its outputs become tensors of torch."""
+"""What makes batches: the pipeline of DALI, or torch alone out of squares on the device."""
 
 from __future__ import annotations
 
+import functools
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import tee
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,11 @@ from hemafast.data.graph import GraphShape, build_graph
 from hemafast.data.source import Images
 
 if TYPE_CHECKING:
+    import numpy.typing as npt
+    import torch
     from torch import Tensor
+
+_FUNCTIONS = 64  # compiled functions that a process may have of `gather`
 
 
 class DaliFeed:
@@ -37,6 +42,53 @@ class DaliFeed:
         placed, _ = self._read.popleft()
         labels = torch.from_numpy(placed.labels).to(seen.device, non_blocking=True)
         return Batch(seen, labels, rows=torch.from_numpy(placed.rows))
+
+
+class GatherFeed:
+    """Batches out of squares in the memory of a device, made when they are asked for, without DALI.
+
+    On a GPU they queue up like any kernel: neither the host nor the pipeline's threads wait for them.
+    """
+
+    def __init__(self, squares: Tensor, batches: Iterator[Placed], shape: GraphShape, policy: Policy) -> None:
+        from hemafast.data.gather import gather
+
+        self._squares, self._batches, self._full = squares, batches, shape.batch_size
+        self._gather = functools.partial(gather, policy=policy, size=shape.image_size)
+        self._fast = compiled_gather(policy, shape.image_size) if shape.compiled else self._gather
+
+    def next(self) -> Batch:
+        """The next batch, on the device of the squares."""
+        import torch
+
+        placed, device = next(self._batches), self._squares.device
+        # Batches of other sizes are rare, as the last of an epoch, and not worth a compilation.
+        make = self._fast if len(placed.rows) == self._full else self._gather
+        views = {name: _moved(values, device) for name, values in placed.views.items()}
+        seen = make(self._squares, _moved(placed.rows, device), views)
+        return Batch(seen, _moved(placed.labels, device), rows=torch.from_numpy(placed.rows))
+
+
+@functools.cache
+def compiled_gather(policy: Policy, size: int, backend: str = "inductor") -> Callable[..., Tensor]:
+    """`gather` under a policy as one compiled function, for all feeds of the process."""
+    import torch
+    import torch._dynamo
+
+    from hemafast.data.gather import gather
+
+    # Policies and sizes share the code, and torch counts them against the limit of recompilations of one function.
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, _FUNCTIONS)
+    made = functools.partial(gather, policy=policy, size=size)
+    return torch.compile(made, dynamic=False, fullgraph=True, backend=backend)
+
+
+def _moved(values: npt.NDArray[Any], device: torch.device) -> Tensor:
+    """An array as a tensor on the device. By way of page-locked memory, so that the host does not wait for a GPU."""
+    import torch
+
+    tensor = torch.from_numpy(values)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
 
 
 def current_stream(device: str) -> Any:

@@ -36,6 +36,8 @@ class GraphShape:
     threads: int
     decoding: Decoding = field(default_factory=Decoding)
     """How a GPU shares the decoding with the host."""
+    compiled: bool = False
+    """Whether torch compiles what makes views of resident squares on a GPU."""
 
     @property
     def encoded(self) -> bool:

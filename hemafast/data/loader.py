@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from hemafast.config import balanced_share
 from hemafast.data.augment import POLICIES, Policy
 from hemafast.data.batch import Batch, Feed, place
-from hemafast.data.feed import DaliFeed
+from hemafast.data.feed import DaliFeed, GatherFeed
 from hemafast.data.graph import GraphShape
-from hemafast.data.source import Images, open_source
+from hemafast.data.source import Images, Resident, open_source
 from hemafast.data.stream import ALONE, BatchStream, Process
 from hemafast.errors import HemafastError
 
@@ -179,6 +179,8 @@ class Loader:
         largest = max((mine for mine, _ in self.sizes), default=self._shape.batch_size)
         shape = replace(self._shape, batch_size=largest)
         batches = place(self._stream.onwards(*start), self._samples, shape, policy)
+        if isinstance(self._source, Resident) and shape.device == "gpu" and not policy.randaugment_ops:
+            return GatherFeed(self._source.squares, batches, shape, policy)
         return DaliFeed(self._source, batches, shape, policy)
 
     def _kept(self, start: Position) -> Feed | None:
