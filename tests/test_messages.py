@@ -20,7 +20,6 @@ WITHOUT_A_VALUE = {
     "No images are named.",
     "No model is named.",
     "No threshold was chosen for several models together.",
-    "Not even 8 images fit on the GPU.",
     "Stopped. Finished runs are kept.",
     "Stopped. What was verified is kept.",
     "Stopped; nothing was written.",

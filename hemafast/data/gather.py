@@ -17,11 +17,6 @@ from hemafast.data.operators import ERASED
 from hemafast.pixel_constants import DENSITY_STEPS, LEAST_SPREAD, LEVELS, REACH, SOFT, SPREADS, WHITE
 
 
-def can_gather(policy: Policy) -> bool:
-    """Whether `gather` has all operations of a policy."""
-    return not policy.randaugment_ops
-
-
 def gather(squares: Tensor, rows: Tensor, views: Mapping[str, Tensor], policy: Policy, size: int) -> Tensor:
     """The views of some squares.
 

@@ -14,7 +14,7 @@ from hemafast.data.graph import GraphShape
 from hemafast.data.samples import Samples
 from hemafast.engine.checkpoint import DRAWN_WARNING
 from hemafast.engine.distributed import World
-from hemafast.engine.machine import Choice, Machine, amp_of, choose_input, has_precision, machine_for, room_of
+from hemafast.engine.machine import Choice, Machine, amp_of, choose_input, has_precision, machine_for, reading, room_of
 from hemafast.engine.trial import decide
 from hemafast.errors import HemafastError
 from hemafast.nvidia import uses_gpu
@@ -143,6 +143,7 @@ def machine_and_graph(
         packed_bytes=sum(samples.packed.nbytes for samples in splits),
         file_bytes=sum(int(samples.sizes.sum()) for samples in splits),
     )
+    machine = reading(machine, source, threads=config.threads, processes=world.local_size)
     graph = GraphShape(
         device=machine.loader_device,
         source=source.value,  # type: ignore[arg-type] # choose_input yields nothing else
@@ -151,7 +152,7 @@ def machine_and_graph(
         batch_size=batch_size_of(config),
         threads=machine.loader_threads,
     )
-    return machine.with_choices([source]), graph
+    return machine, graph
 
 
 def _machine_as_first(config: TrainConfig, device: Device, world: World) -> Machine:

@@ -22,8 +22,8 @@ import numpy.typing as npt
 import torch
 
 from hemafast.config import Amp, TrainConfig
+from hemafast.data.batch import Batch
 from hemafast.data.dataset import Dataset
-from hemafast.data.loader import Batch
 from hemafast.engine.captured import WARM_UP
 from hemafast.engine.compiling import Compiled, cache_in
 from hemafast.engine.distributed import World

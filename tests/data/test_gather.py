@@ -9,14 +9,17 @@ from torch._subclasses import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from hemafast.data import loader
 from hemafast.data.augment import POLICIES, Policy, draw_views
-from hemafast.data.gather import can_gather, gather
+from hemafast.data.batch import place
+from hemafast.data.feed import GatherFeed, compiled_gather
+from hemafast.data.gather import gather
 from hemafast.data.graph import GraphShape
 from hemafast.data.loader import train_loader
-from hemafast.data.source import copy_squares
+from hemafast.data.source import Resident, copy_squares
 from hemafast.data.stream import BatchStream
 
-GATHERED = {name: policy for name, policy in POLICIES.items() if can_gather(policy)}
+GATHERED = {name: policy for name, policy in POLICIES.items() if not policy.randaugment_ops}
 ASKED = {
     **GATHERED,
     "everything": replace(POLICIES["robust"], zoom=0.2, rotation=20, stain=0.1, standardize=True, erase=0.5),
@@ -25,21 +28,23 @@ ASKED = {
 
 def both(samples, policy: Policy, image_size: int, epoch: int = 1):
     """The views of an epoch by the graph and by torch, (n, size, size, 3), as integers."""
-    shape = GraphShape("cpu", "packed", 64, image_size, 8, 2)
-    drawn = {"policy": policy, "packed_size": 64, "image_size": image_size, "seed": 3}
+    shape = GraphShape("cpu", "resident", 64, image_size, 8, 2)
+    theirs = list(train_loader(samples, policy=policy, seed=3, shape=shape).epoch(epoch))
+    feed = gathering(samples, policy, shape, epoch)
+    ours = [feed.next() for _ in theirs]
+    for our, their in zip(ours, theirs, strict=True):
+        assert our.images.is_contiguous(memory_format=torch.channels_last)
+        assert torch.equal(our.labels, their.labels)
+        assert torch.equal(our.rows, their.rows)
+    batches = (torch.cat([batch.images for batch in side]) for side in (theirs, ours))
+    return (images.permute(0, 2, 3, 1).numpy().astype(int) for images in batches)
+
+
+def gathering(samples, policy: Policy, shape: GraphShape, epoch: int) -> GatherFeed:
+    """What a loader on a GPU makes batches with, on the CPU."""
+    drawn = {"policy": policy, "packed_size": 64, "image_size": shape.image_size, "seed": 3}
     stream = BatchStream(labels=samples.labels, batch_size=8, shuffle=True, **drawn)
-    squares, names = copy_squares(samples, "cpu"), shape.inputs(policy)
-    theirs = [batch.images for batch in train_loader(samples, policy=policy, seed=3, shape=shape).epoch(epoch)]
-    ours = []
-    for draw in stream.epoch(epoch):
-        views = {name: getattr(draw.views, name) for name in names}
-        if "window" not in names:
-            views["turn"] = views["turn"].copy()
-            views["turn"][:, :, 2] += draw.views.window[:, 1::-1]
-        tensors = {name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in views.items()}
-        ours.append(gather(squares, torch.from_numpy(draw.rows), tensors, policy, image_size))
-        assert ours[-1].is_contiguous(memory_format=torch.channels_last)
-    return (torch.cat(views).permute(0, 2, 3, 1).numpy().astype(int) for views in (theirs, ours))
+    return GatherFeed(copy_squares(samples, "cpu"), place(stream.onwards(epoch), samples, shape, policy), shape, policy)
 
 
 @pytest.mark.parametrize("policy", ["none", "basic"])
@@ -92,3 +97,27 @@ def test_on_a_gpu_nothing_passes_between_host_and_device(policy, image_size):
     assert mode.found == []
     assert (seen.shape, seen.dtype, seen.device.type) == ((8, 3, image_size, image_size), torch.uint8, "cuda")
     assert seen.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("policy", [*GATHERED, "everything"])
+def test_all_of_it_is_one_graph_for_the_compiler(policy):
+    """Without its backend, which takes a minute: what it traces is whole, and computes the same."""
+    drawn = draw_views(ASKED[policy], 64, 40, 8, np.random.default_rng(0))
+    names = GraphShape("gpu", "resident", 64, 40, 8, 2).inputs(ASKED[policy])
+    views = {name: torch.from_numpy(getattr(drawn, name)) for name in names}
+    squares = torch.randint(0, 256, (20, 64, 64, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    compiled = compiled_gather(ASKED[policy], 40, "aot_eager")
+    rows = torch.arange(8)
+    assert torch.equal(compiled(squares, rows, views), gather(squares, rows, views, ASKED[policy], 40))
+
+
+def test_only_a_gpu_gathers_without_dali(train_samples, monkeypatch):
+    """And RandAugment stays with DALI there. No GPU is here: what would be built is noted."""
+    built = []
+    monkeypatch.setattr(loader, "GatherFeed", lambda *given: built.append("gather"))
+    monkeypatch.setattr(loader, "DaliFeed", lambda *given: built.append("dali"))
+    monkeypatch.setattr(loader, "open_source", lambda samples, shape: Resident(samples, "cpu"))
+    for device, policy in (("gpu", "robust"), ("gpu", "strong"), ("cpu", "robust")):
+        shape = GraphShape(device, "resident", 64, 40, 8, 2)
+        train_loader(train_samples, policy=POLICIES[policy], seed=3, shape=shape)._build(loader.Position(0, 0))
+    assert built == ["gather", "dali", "dali"]

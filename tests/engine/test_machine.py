@@ -18,6 +18,7 @@ from hemafast.engine.machine import (
     cpu_flags,
     has_precision,
     machine_facts,
+    reading,
     room_of,
     tune_allocator,
 )
@@ -307,6 +308,17 @@ def test_processes_share_the_cores_among_their_loaders(without_gpu, monkeypatch,
     reason = machine.choices[-1].reason
     assert f"{cores} cores" in reason
     assert (f"shared by {processes} processes" in reason) == (processes > 1)
+
+
+@pytest.mark.parametrize(
+    ("source", "asked", "threads"),
+    [("packed", None, 8), ("resident", None, 8), ("files", None, 16), ("webdataset", None, 16), ("files", 3, 3)],
+)
+def test_decoding_takes_all_cores_of_a_process(without_gpu, monkeypatch, source, asked, threads):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(32)))
+    machine = reading(_choose(), Choice("input", source, "as asked for"), threads=asked, processes=2)
+    assert machine.loader_threads == threads
+    assert {choice.name: choice.value for choice in machine.choices}["loader threads"] == str(threads)
 
 
 def test_threads_that_are_asked_for_are_each_process_s_own(without_gpu):

@@ -129,3 +129,27 @@ def test_an_epoch_of_twice_as_many_batches_makes_the_host_wait_no_more_often(set
         found[batch_size] = sorted(waits.found)
     assert found[12] == found[6]
     assert {"cpu", "numpy"} <= set(found[6])  # at the end of an epoch, for the log
+
+
+class Counted(TorchDispatchMode):
+    """Counts operations, without views; one over a list of tensors counts once: on a GPU it is a kernel or a few."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += not func.is_view
+        return func(*args, **kwargs or {})
+
+
+def operations(**options) -> int:
+    step, totals = thorough_step(mix=None, **options)
+    step(batch_of(8), 1e-3, totals, step=0)  # makes the optimizer's state
+    with Counted() as counted:
+        step(batch_of(8), 1e-3, totals, step=1)
+    return counted.count
+
+
+def test_averages_and_guards_do_not_cost_an_operation_for_each_tensor():
+    bare, tensors = operations(ema=None, skip_bad=False), len(network().state_dict())
+    assert 0 < operations(skip_bad=False) - bare < tensors / 2  # batch norms' counts of batches are copied one by one
+    assert 0 < operations(ema=None) - bare < 20

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from hemafast.config import CompileMode, LossName
-from hemafast.data.loader import Batch
+from hemafast.data.batch import Batch
 from hemafast.engine.average import Average
 from hemafast.engine.captured import Captured
 from hemafast.engine.compiling import Compiler
