@@ -171,7 +171,9 @@ def presets_of() -> dict[Key, list[str]]:
         config = checked(TrainConfig, preset())
         if isinstance(config.batch_size, int):
             asked.setdefault((config.model, config.image_size, config.batch_size), []).append(name)
-    return asked | {(model, 224, 256): ["none: for day one"] for model in ("efficientnet_b0", "resnet18")}
+    for model in ("efficientnet_b0", "resnet18"):
+        asked.setdefault((model, 224, 256), ["none: for day one"])
+    return asked
 
 
 def square_bytes(side: int) -> int:
