@@ -324,6 +324,20 @@ def test_gpu_is_one_that_torch_can_use(driver, card, asked, environment, verdict
     assert verdict_of(gpu.check_gpu(driver, card, asked, machine, environment), named) is verdict
 
 
+@pytest.mark.parametrize(
+    ("asked", "card", "device"),
+    [
+        ("auto", H100, "auto"),
+        ("cuda", H100, "auto"),
+        ("cpu", H100, "cpu"),
+        ("auto", None, "cpu"),
+        ("auto", replace(H100, capability=(6, 1)), "cpu"),
+    ],
+)
+def test_other_checks_go_on_for_the_cpu_if_a_gpu_cannot_be_used(asked, card, device):
+    assert doctor._usable(asked, card) == device
+
+
 def test_driver_is_read_from_the_system(tmp_path, monkeypatch):
     proc, bus = "proc/driver/nvidia", "sys/bus/pci/devices"
     for folder in ("dev", proc, f"{bus}/0000:01:00.0", f"{bus}/0000:00:1f.0"):
