@@ -51,7 +51,7 @@ def run_bench(bench: Bench, *, rounds: int, seconds: float, peers: bool = True, 
         "rounds": rounds,
         "seconds": seconds,
         "stations": {
-            name: _summary(warm_up[name], found, UNITS.get(name, "images")) for name, found in measured.items()
+            name: summary(warm_up[name], found, UNITS.get(name, "images")) for name, found in measured.items()
         },
         "ratios": {
             ours: _ratio(measured[ours], measured[peer]) | {"to": peer}
@@ -98,7 +98,8 @@ def _measure(
     return warm_up, measured
 
 
-def _summary(warm_up: Round, rounds: list[Round], unit: str) -> dict[str, Any]:
+def summary(warm_up: Round, rounds: list[Round], unit: str) -> dict[str, Any]:
+    """The measurements of a station that counts `unit`, as `result.StationFacts` describes them."""
     return {
         "unit": unit,
         "images_per_second": spread([_rate(one) for one in rounds]),

@@ -166,7 +166,7 @@ def _serve(
             try:
                 if name not in stations:
                     stations[name] = makes[name](of)
-                connection.send(_measure(stations[name], seconds, drain=name in reads_ahead))
+                connection.send(measure(stations[name], seconds, drain=name in reads_ahead))
             except Exception as error:  # the other process reports it
                 connection.send(f"{type(error).__name__}: {error}")
                 break
@@ -175,7 +175,17 @@ def _serve(
     os._exit(0)  # a normal exit takes seconds with torch and DALI loaded
 
 
-def _measure(station: Station, seconds: float, *, drain: bool) -> Round:
+def measure(station: Station, seconds: float, *, drain: bool) -> Round:
+    """Measure a station of this process in whole batches.
+
+    Args:
+        station: batches; it may go on after earlier measurements.
+        seconds: least length of the measurement.
+        drain: also skip batches that may have been read ahead.
+
+    Returns:
+        Its figures from the first steady batch on, until the device has finished the last.
+    """
     compiled = _warm_up(station, drain=drain)
     while True:
         round_, late = _count(station, seconds)

@@ -13,6 +13,7 @@ from typing import Literal
 from hemafast.config import Amp, Compile, Device, Input, TrainConfig
 from hemafast.data.graph import default_threads
 from hemafast.errors import HemafastError
+from hemafast.versions import DALI, installed_versions
 
 Precision = Literal["fp32", "bf16", "fp16"]
 
@@ -143,8 +144,6 @@ def choose_input(asked: Input, machine: Machine, *, packed_bytes: int, file_byte
 
 def machine_facts(device: str) -> dict[str, str]:
     """Processor, memory, GPU and versions, for reports."""
-    from importlib.metadata import version
-
     import psutil
     import torch
 
@@ -157,8 +156,7 @@ def machine_facts(device: str) -> dict[str, str]:
     }
     if device == "cuda":
         facts["gpu"] = torch.cuda.get_device_name()
-    names = ("hemafast", "torch", "torchvision", "timm", "nvidia-dali-cuda120", "numpy")
-    return facts | {name: version(name) for name in names}
+    return facts | installed_versions(("hemafast", "torch", "torchvision", "timm", *DALI, "numpy"))
 
 
 def cpu_flags() -> frozenset[str]:

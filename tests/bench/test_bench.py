@@ -13,7 +13,7 @@ from hemafast.bench import feeding
 from hemafast.bench import worker as workers
 from hemafast.bench.headroom import bound_by, headroom
 from hemafast.bench.result import BenchFacts
-from hemafast.bench.run import _ratio, _summary, run_bench
+from hemafast.bench.run import _ratio, run_bench, summary
 from hemafast.bench.settings import Bench, bench_settings
 from hemafast.bench.stations import RATIOS, groups
 from hemafast.bench.training import Compiling, build_measured
@@ -273,7 +273,7 @@ class Event:
 
 def test_the_clock_stops_when_the_device_is_done_and_not_when_the_host_is(monkeypatch):
     card = Card(monkeypatch)
-    found = workers._measure(card.works(), 30.0, drain=False)
+    found = workers.measure(card.works(), 30.0, drain=False)
     assert found.images / found.seconds == pytest.approx(4 / 10)
     assert found.step_seconds == pytest.approx((10, 10, 10))
     assert found.waited == pytest.approx(found.steps)
@@ -282,14 +282,14 @@ def test_the_clock_stops_when_the_device_is_done_and_not_when_the_host_is(monkey
 
 def test_the_device_is_waited_for_around_a_measurement_and_not_within(monkeypatch):
     card = Card(monkeypatch, seconds=2.0)
-    workers._measure(card.works(), 10.0, drain=False)
+    workers.measure(card.works(), 10.0, drain=False)
     assert card.said.count("synchronize") == 2
     assert card.said[-1] == "synchronize"
 
 
 def test_the_host_does_not_run_so_far_ahead_that_a_measurement_never_ends(monkeypatch):
     card = Card(monkeypatch, seconds=100.0)
-    found = workers._measure(card.works(), 50.0, drain=False)
+    found = workers.measure(card.works(), 50.0, drain=False)
     assert card.deepest <= 100.0 * (workers._AHEAD + 1)
     assert found.steps <= 51
 
@@ -305,21 +305,21 @@ def compiling(card, seconds):
 def test_compiling_is_told_apart_whenever_it_happens(monkeypatch, late):
     card = Card(monkeypatch)
     station = compiling(card, [100.0, 0.0, 0.0, *late, *[0.0] * 20])
-    found = workers._measure(station, 5.0, drain=False)
+    found = workers.measure(station, 5.0, drain=False)
     assert found.compile_seconds == 100.0 + sum(late)
     assert (found.images, found.seconds, found.steps) == (20, 5.0, 5)
 
 
 def test_what_is_compiled_at_the_end_of_the_warm_up_is_not_the_first_step_that_counts(monkeypatch):
     card = Card(monkeypatch)
-    found = workers._measure(compiling(card, [0.0, 0.0, 50.0, 70.0, *[0.0] * 20]), 5.0, drain=False)
+    found = workers.measure(compiling(card, [0.0, 0.0, 50.0, 70.0, *[0.0] * 20]), 5.0, drain=False)
     assert (found.compile_seconds, found.seconds) == (120.0, 5.0)
 
 
 def test_the_overall_rate_weighs_rounds_by_their_seconds():
     warm_up, *rounds = (Round(images, 2.0, 0, 1, *[0] * 4, step_seconds=(1, 2, 3)) for images in (9, 100, 20))
     rounds[1] = replace(rounds[1], seconds=10.0, step_seconds=(0.5, 4, 9))
-    found = _summary(replace(warm_up, compile_seconds=40.0), rounds, "images")
+    found = summary(replace(warm_up, compile_seconds=40.0), rounds, "images")
     assert found["images_per_second_overall"] == 120 / 12  # the mean of the rates would be 26
     assert found["compile_seconds"] == 40.0
     assert found["seconds_a_step"] == {"median": 3, "min": 0.5, "max": 9}
