@@ -206,8 +206,8 @@ def timeline(events: Sequence[Any], *, on_gpu: bool, steps: int) -> dict[str, An
 
 def _is_kernel(event: Any, on_gpu: bool) -> bool:
     if on_gpu:
-        return event.device_type.name == "CUDA" and not event.name.startswith("ProfilerStep")
-    return event.name.startswith("aten::")
+        return bool(event.device_type.name == "CUDA" and not event.name.startswith("ProfilerStep"))
+    return bool(event.name.startswith("aten::"))
 
 
 def _length(event: Any) -> float:
@@ -217,7 +217,7 @@ def _length(event: Any) -> float:
 def idle_share(kernels: Sequence[Any]) -> float:
     """Share of the time from the first to the last kernel in which none ran."""
     spans = sorted((event.time_range.start, event.time_range.end) for event in kernels)
-    return 1 - covered(spans) / (max(end for _, end in spans) - spans[0][0])
+    return float(1 - covered(spans) / (max(end for _, end in spans) - spans[0][0]))
 
 
 def covered(spans: Iterable[tuple[float, float]]) -> float:

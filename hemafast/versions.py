@@ -11,7 +11,7 @@ DALI = ("nvidia-dali-cuda120", "nvidia-dali-cuda130")
 
 
 def installed_versions(names: Iterable[str]) -> dict[str, str]:
-    """Versions of the packages among `names` that are installed. hemafast has one even where it only lies on the path."""
+    """Versions of the packages among `names` that are installed; that of hemafast also if it only lies on the path."""
     from importlib.metadata import PackageNotFoundError, version
 
     found = {}

@@ -11,9 +11,9 @@ from pathlib import Path
 
 from hemafast.config import Device
 from hemafast.doctor.finding import Finding, Verdict, green, red, yellow
-from hemafast.doctor.installation import requirements_of
 from hemafast.doctor.resources import precision
 from hemafast.engine.machine import Machine
+from hemafast.versions import DALI, installed_versions
 
 _GIB = 2**30
 _OLDEST_DRIVER = {12: "525", 13: "580"}  # by major version of CUDA, from NVIDIA's "CUDA Compatibility" guide
@@ -142,14 +142,19 @@ def read_card() -> Card | None:
     return Card(about.name, (about.major, about.minor), about.total_memory, torch.cuda.get_arch_list())
 
 
-def cuda_versions() -> dict[str, tuple[int, int]]:
-    """The CUDA versions that DALI and torch were built for; torch for CPUs has none."""
+def cuda_of_torch() -> str | None:
+    """The CUDA version that torch was built for, as "13.0"; None if it is for CPUs."""
     import torch
 
-    built = {"torch": torch.version.cuda} if torch.version.cuda else {}
-    dali = re.search(r"nvidia-dali-cuda(\d\d)(\d)", " ".join(one.name for one in requirements_of("hemafast")))
-    if dali:
-        built["DALI"] = f"{dali[1]}.{dali[2]}"
+    return torch.version.cuda
+
+
+def cuda_versions() -> dict[str, tuple[int, int]]:
+    """The CUDA versions that DALI and torch were built for; torch for CPUs has none."""
+    # Of both builds, which own the same files, the newer one is named; `installation.check_dali` tells.
+    built = {"DALI": f"{name[-3:-1]}.{name[-1]}" for name in [*installed_versions(DALI)][-1:]}
+    if cuda := cuda_of_torch():
+        built["torch"] = cuda
     parts = {name: version.split(".") for name, version in built.items()}
     return {name: (int(numbers[0]), int(numbers[1])) for name, numbers in parts.items()}
 
