@@ -35,7 +35,8 @@ File = Annotated[Path, typer.Argument(exists=True, dir_okay=False)]
 def split(wheel: File, folder: Path, mb: Annotated[float, typer.Option(min=0.000001)] = 50) -> None:
     """Cut a wheel into pieces of at most so many megabytes, with a list of them and their checksums."""
     folder.mkdir(parents=True, exist_ok=True)
-    size, names = max(int(mb * _MEGABYTE), 1), []
+    size = max(int(mb * _MEGABYTE), 1)
+    names: list[str] = []
     with wheel.open("rb") as whole:
         while part := whole.read(size):
             names.append(f"{wheel.name}.{len(names):02d}")
@@ -70,7 +71,7 @@ def join(list_file: File) -> None:
 
 @app.command()
 def unpack(wheel: File, folder: Path) -> None:
-    """Unpack a wheel into a folder for PYTHONPATH, where its packages may lie beside installed ones of the same name."""
+    """Unpack a wheel into a folder for PYTHONPATH. Its packages may be installed in part, as `nvidia` is."""
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
         if outside := [name for name in names if name.startswith("/") or ".." in Path(name).parts]:
