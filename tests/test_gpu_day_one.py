@@ -1,4 +1,4 @@
-"""The script of the first minutes on a card: order, limits, and results whatever happens. Its steps run on a CPU too."""
+"""The script of the first minutes on a card: order, limits, and results whatever happens. Its steps run on a CPU."""
 
 import json
 import sys

@@ -151,8 +151,9 @@ def cuda_of_torch() -> str | None:
 
 def cuda_versions() -> dict[str, tuple[int, int]]:
     """The CUDA versions that DALI and torch were built for; torch for CPUs has none."""
-    # Of both builds, which own the same files, the newer one is named; `installation.check_dali` tells.
-    built = {"DALI": f"{name[-3:-1]}.{name[-1]}" for name in [*installed_versions(DALI)][-1:]}
+    built = {}
+    for name in installed_versions(DALI):  # of both, which own the same files, the newer; `check_dali` tells
+        built["DALI"] = f"{name[-3:-1]}.{name[-1]}"
     if cuda := cuda_of_torch():
         built["torch"] = cuda
     parts = {name: version.split(".") for name, version in built.items()}
