@@ -33,8 +33,9 @@ from output import JsonFileOrNone, machine_line, percentages, print_json, ranged
 from hemafast.bench.result import FEWEST_ROUNDS, spread
 from hemafast.bench.settings import Bench, bench_settings
 from hemafast.bench.worker import Done, Round, Station, Worker
+from hemafast.data.batch import Batch
 from hemafast.data.dataset import open_dataset
-from hemafast.data.loader import Batch, Loader, train_loader
+from hemafast.data.loader import Loader, train_loader
 from hemafast.data.samples import Samples
 from hemafast.data.stream import ALONE, Process
 from hemafast.engine.machine import choose_machine

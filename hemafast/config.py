@@ -37,6 +37,7 @@ PolicyName = Literal["seed", "basic", "strong", "lineage", "robust", "none"]
 Symmetry = Literal["none", "mirror", "eight"]
 ScheduleName = Literal["constant", "cosine", "onecycle"]
 LossName = Literal["cross-entropy", "weighted", "focal", "logit-adjusted"]
+Capture = Literal["auto", "off"]
 CompileMode = Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"]
 OnNonfinite = Literal["stop", "skip"]
 TrackerName = Literal["tensorboard", "wandb", "mlflow", "trackio"]
@@ -494,6 +495,9 @@ class TrainConfig:
         "Mode of torch.compile: default, reduce-overhead, max-autotune, max-autotune-no-cudagraphs.",
         RUNNING,
         metavar="MODE",
+    )
+    capture: Capture = option(
+        "auto", "Run the training step as one CUDA graph; auto does so on a GPU where it can.", RUNNING, on_resume=FREE
     )
     threads: Annotated[int, Ge(1)] | None = option(
         None, "Threads of the input pipeline.", RUNNING, none="chosen for the machine", on_resume=FREE

@@ -15,12 +15,13 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from numba import carray, cfunc, njit  # type: ignore[attr-defined]
+from numba import carray, cfunc  # type: ignore[attr-defined]
 from numpy.lib.stride_tricks import as_strided
 from nvidia.dali import types
 from nvidia.dali.plugin.numba import NumbaFunction, address_as_void_pointer  # type: ignore[attr-defined]
 
-from hemafast.standard_colours import LEAST_SPREAD, LEVELS, SPREADS
+from hemafast.compiled import compiled, kept
+from hemafast.pixel_constants import LEAST_SPREAD, LEVELS, REACH, SOFT, SPREADS, WHITE
 
 Node = Any  # nvidia.dali.data_node.DataNode
 Pixels = npt.NDArray[np.uint8]
@@ -33,26 +34,6 @@ _ONE = 1 << _BITS
 
 _PIXEL = np.uint32(0xFFFFFF)
 """The three bytes of a word that hold its pixel."""
-
-WHITE = 0.95
-"""The white point of a channel: the smallest value that at least this share of the pixels does not exceed."""
-SOFT = 0.05
-"""Width of the edge between an image and its new background, as a share of half the side."""
-REACH = 3.0
-"""Standard deviations from its centre at which a Gaussian blur ends."""
-
-
-def _kept(compile_function: Callable[..., Any]) -> Any:
-    """The result of `compile_function` with cache=True, or with cache=False if numba cannot write a cache."""
-    try:
-        return compile_function(cache=True)
-    except RuntimeError:
-        return compile_function(cache=False)
-
-
-def compiled(**options: Any) -> Callable[[Any], Any]:
-    """numba's `njit` with these options, and a cache if possible."""
-    return lambda function: _kept(lambda cache: njit(cache=cache, **options)(function))
 
 
 @compiled()
@@ -432,8 +413,8 @@ def operator(kernel: Callable[..., None], size: int) -> Callable[[Node, Node], N
     """
     run, dimensions = _ENTRIES[kernel]
     made: Callable[[Node, Node], Node] = _Operator(
-        run_fn=_kept(lambda cache: cfunc(_RUN, cache=cache)(run)),
-        setup_fn=_kept(lambda cache: cfunc(_SETUP, cache=cache)(_square_of(size))),
+        run_fn=kept(lambda cache: cfunc(_RUN, cache=cache)(run)),
+        setup_fn=kept(lambda cache: cfunc(_SETUP, cache=cache)(_square_of(size))),
         in_types=[types.UINT8, types.FLOAT],
         ins_ndim=[3, dimensions],
         out_types=[types.UINT8],

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from hemafast.errors import HemafastError
-from hemafast.standard_colours import LEAST_SPREAD, LEVELS, SPREADS
+from hemafast.pixel_constants import LEAST_SPREAD, LEVELS, SPREADS
 
 
 class Classifier(nn.Module):

@@ -191,6 +191,7 @@ GIVEN = {
     "amp": ("off", "off"),
     "compile": ("on", "on"),
     "compile_mode": ("max-autotune", "max-autotune"),
+    "capture": ("off", "off"),
     "threads": ("3", 3),
     "sync_norm": ("", True),
     "save_every": ("2.5", 2.5),

@@ -78,14 +78,14 @@ def _names(table: pd.DataFrame) -> set[str]:
 def fed(monkeypatch) -> Iterator[set[str]]:
     """The names of all images in batches of any loader, from here on."""
     names: set[str] = set()
-    make = Loader._to_batch
+    make = Loader._epoch
 
-    def noting(loader: Loader, images, labels, rows):
-        batch = make(loader, images, labels, rows)
-        names.update(_name(loader._samples.paths[row]) for row in batch.rows.tolist())
-        return batch
+    def noting(loader: Loader, start):
+        for batch in make(loader, start):
+            names.update(_name(loader._samples.paths[row]) for row in batch.rows.tolist())
+            yield batch
 
-    monkeypatch.setattr(Loader, "_to_batch", noting)
+    monkeypatch.setattr(Loader, "_epoch", noting)
     return names
 
 

@@ -9,7 +9,7 @@ from torchvision.transforms.v2 import functional
 
 from hemafast.errors import HemafastError
 from hemafast.model import Classifier, build_model
-from hemafast.standard_colours import LEVELS
+from hemafast.pixel_constants import LEVELS
 
 SIZE = 64
 

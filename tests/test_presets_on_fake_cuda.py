@@ -10,7 +10,7 @@ from torch import nn
 from torch._subclasses import FakeTensorMode
 
 from hemafast.config import TrainConfig, train_config
-from hemafast.data.loader import Batch
+from hemafast.data.batch import Batch
 from hemafast.engine.machine import Machine
 from hemafast.engine.step import Mix, loss_forward
 from hemafast.model import Classifier, build_model

@@ -60,7 +60,7 @@ def step_operations(name: str, classes: int, precision: Precision) -> int:
     the batch. A GPU takes two or more kernels for some, as for the gradients of a convolution. The optimizer is fused.
     """
     from hemafast.bench.settings import bench_settings
-    from hemafast.data.loader import Batch
+    from hemafast.data.batch import Batch
     from hemafast.engine.learner import build_learner
     from hemafast.engine.machine import choose_machine
     from hemafast.engine.step import Totals

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from hemafast.bench.settings import Bench
 from hemafast.bench.worker import Done, Moment, Span, Station
-from hemafast.data.loader import Batch
+from hemafast.data.batch import Batch
 from hemafast.engine.checkpoint import save_last
 from hemafast.engine.distributed import World
 from hemafast.engine.learner import Learner, build_learner

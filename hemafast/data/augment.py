@@ -184,7 +184,7 @@ class Views:
 
 
 def draw_views(policy: Policy, packed_size: int, image_size: int, images: int, generator: np.random.Generator) -> Views:
-    """Draw views of `image_size` pixels for `images` images under `policy`."""
+    """Draw views of `image_size` pixels for `images` images under `policy`; the arrays are contiguous, as DALI asks."""
     window = _draw_windows(policy, packed_size, images, generator)
     turn = geometry.about_centre(_draw_turns(policy, images, generator), image_size)
     drawn, sign = _draw_operations(policy.randaugment_ops, images, generator)
@@ -203,7 +203,7 @@ def draw_views(policy: Policy, packed_size: int, image_size: int, images: int, g
         background=_draw_backgrounds(policy.background, image_size, images, generator),
         recolour=_draw_recolouring(policy, images, generator),
         blur=_draw_blurs(policy.blur, images, generator),
-        stain=_with_mixtures(stain, policy, images, generator),
+        stain=np.ascontiguousarray(_with_mixtures(stain, policy, images, generator)),
     )
 
 

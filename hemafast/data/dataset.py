@@ -134,7 +134,7 @@ class Dataset:
             sampler: class frequencies: "natural", "balanced", or "mixed:SHARE".
             seed: seed of order and augmentation.
             source: "packed" (memory-mapped squares), "resident" (squares in device memory), "files" or "webdataset".
-            threads: threads of the pipeline; by default this process's share of the cores, at most 8.
+            threads: threads of the pipeline; by default this process's share of the cores, at most 8 without decoding.
             process: this process's part of each batch; by default that of torch.distributed.
 
         Returns:
@@ -155,7 +155,7 @@ class Dataset:
             packed_size=samples.packed_size,
             image_size=size,
             batch_size=batch_size,
-            threads=threads or default_threads(process.world_size),
+            threads=threads or default_threads(process.world_size, source),
         )
         if split != TRAIN:
             if policy not in (None, "none"):

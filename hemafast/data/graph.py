@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from hemafast.data import operators
 from hemafast.data.augment import Policy
 from hemafast.data.geometry import window_side
-from hemafast.preparation.pixels import cut_window, decode_image
+from hemafast.data.stream import READ_AHEAD
+from hemafast.preparation.pixels import Decoding, cut_window, decode_image
 
 Node = Any  # nvidia.dali.data_node.DataNode
 Feeds = Iterator[tuple[Any, ...]]
 
 Source = Literal["resident", "packed", "files", "webdataset"]
+ENCODED = ("files", "webdataset")
+"""Sources of images that must be decoded."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,11 +34,15 @@ class GraphShape:
     batch_size: int
     """The largest batch; smaller batches are not padded."""
     threads: int
+    decoding: Decoding = field(default_factory=Decoding)
+    """How a GPU shares the decoding with the host."""
+    compiled: bool = False
+    """Whether torch compiles what makes views of resident squares on a GPU."""
 
     @property
     def encoded(self) -> bool:
         """Whether images must be decoded."""
-        return self.source in ("files", "webdataset")
+        return self.source in ENCODED
 
     def inputs(self, policy: Policy) -> tuple[str, ...]:
         """Inputs of the graph beside the images: the fields of `augment.Views` that have an effect.
@@ -57,9 +64,10 @@ class GraphShape:
         return tuple(name for name, does in needed.items() if does)
 
 
-def default_threads(processes: int = 1) -> int:
-    """Threads of the pipeline: the share of the cores of one of several processes, at most 8."""
-    return min(max(len(os.sched_getaffinity(0)) // processes, 1), 8)
+def default_threads(processes: int = 1, source: Source = "packed") -> int:
+    """Threads of the pipeline: the share of the cores of one of several processes; to read squares, at most 8."""
+    share = max(len(os.sched_getaffinity(0)) // processes, 1)
+    return share if source in ENCODED else min(share, 8)
 
 
 def define_graph(images: Node, views: dict[str, Node], shape: GraphShape, policy: Policy) -> Node:
@@ -96,41 +104,46 @@ def _pixels(images: Node, shape: GraphShape) -> Node:
     if shape.source == "files":
         images = fn.io.file.read(images)
     if shape.encoded:
-        return decode_image(images, shape.device)
+        return decode_image(images, shape.device, shape.decoding)
     return images.gpu() if shape.device == "gpu" and images.device == "cpu" else images
 
 
-def build_graph(images: Feeds, draws: Feeds, shape: GraphShape, policy: Policy) -> Any:
-    """A pipeline that yields views (uint8 NHWC), labels (int64) and rows (int64) of one batch after the other.
+def build_graph(images: Feeds, views: Feeds, shape: GraphShape, policy: Policy) -> Any:
+    """A pipeline that yields the views of one batch after the other: uint8 NHWC on the graph's device.
 
-    Both feeds are endless, and the pipeline reads them two batches ahead. `images` yields a tuple with the images of a
-    batch; `draws` yields labels, rows, and the arrays named by `shape.inputs(policy)`. Views and labels are on the
-    graph's device, rows on the host. Raises RuntimeError if the device is missing.
+    Both inputs are endless, and the pipeline reads them READ_AHEAD batches ahead, in place: the arrays must not change
+    before their batch is delivered. `images` yields a tuple with the images of a batch; `views` yields the arrays named
+    by `shape.inputs(policy)`. Raises RuntimeError if the device is missing.
     """
     from nvidia.dali import fn, pipeline_def
 
-    on_gpu = shape.device == "gpu"
     names = shape.inputs(policy)
 
     # enable_conditionals: RandAugment applies the operations drawn for each image.
     @pipeline_def(enable_conditionals=policy.randaugment_ops > 0)  # type: ignore[untyped-decorator]
-    def graph() -> tuple[Node, Node, Node]:
-        # no_copy: memory maps outlive the pipeline, and other arrays are never written again. For a GPU, DALI's copy in
-        # page-locked memory lets the transfer overlap with other work.
-        device = "gpu" if on_gpu and shape.source == "resident" else "cpu"
-        (source,) = fn.external_source(source=images, num_outputs=1, device=device, no_copy=not on_gpu)
-        labels, rows, *drawn = fn.external_source(source=draws, num_outputs=2 + len(names), no_copy=True)
-        views = {name: drawn[index] for index, name in enumerate(names)}  # DALI cannot parse a strict zip
-        seen = define_graph(source, views, shape, policy)
-        return seen, labels.gpu() if on_gpu else labels, rows
+    def graph() -> Node:
+        (source,) = fn.external_source(source=images, num_outputs=1, **images_from(shape))
+        drawn = fn.external_source(source=views, num_outputs=len(names), no_copy=True)
+        seen = {name: drawn[index] for index, name in enumerate(names)}  # DALI cannot parse a strict zip
+        return define_graph(source, seen, shape, policy)
 
     return graph(
         batch_size=shape.batch_size,
         num_threads=shape.threads,
         device_id=current_device(shape.device),
-        prefetch_queue_depth=2,
+        prefetch_queue_depth=READ_AHEAD,
         exec_dynamic=True,  # outputs own their memory
     )
+
+
+def images_from(shape: GraphShape) -> dict[str, Any]:
+    """Where DALI finds the images that it is fed, and whether it reads them there: arguments of fn.external_source.
+
+    It reads memory of the host in place, also for a GPU, which copies it from there. A batch that torch gathered on a
+    GPU is copied first, because torch reuses its memory on a stream of its own.
+    """
+    on_gpu = shape.device == "gpu" and shape.source == "resident"
+    return {"device": "gpu" if on_gpu else "cpu", "no_copy": not on_gpu}
 
 
 def current_device(device: str) -> int | None:

@@ -4,35 +4,22 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from itertools import count, tee
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import numpy as np
-
 from hemafast.config import balanced_share
-from hemafast.data.augment import POLICIES, Policy, Views
-from hemafast.data.graph import GraphShape, build_graph
-from hemafast.data.source import open_source
-from hemafast.data.stream import ALONE, BatchStream, Draw, Process
+from hemafast.data.augment import POLICIES, Policy
+from hemafast.data.batch import Batch, Feed, place
+from hemafast.data.feed import DaliFeed, GatherFeed
+from hemafast.data.graph import GraphShape
+from hemafast.data.source import Images, Resident, open_source
+from hemafast.data.stream import ALONE, BatchStream, Process
 from hemafast.errors import HemafastError
 
 if TYPE_CHECKING:
     import torch
 
     from hemafast.data.samples import Samples
-
-
-@dataclass(frozen=True, slots=True)
-class Batch:
-    """One batch on the device."""
-
-    images: torch.Tensor
-    """uint8 (n, 3, image_size, image_size) in channels_last."""
-    labels: torch.Tensor
-    """int64 (n,)."""
-    rows: torch.Tensor
-    """int64 (n,) on the host: places of the images in the split."""
 
 
 class Position(NamedTuple):
@@ -51,19 +38,20 @@ class Loader:
     (`BatchStream`). `len` is the number of batches. `state_dict` and `load_state_dict` save and restore the position,
     also within an epoch.
 
-    Raises HemafastError if the data set lacks what `shape.source` needs.
+    `source` is what another loader of the same images has opened. Raises HemafastError if the data set lacks what
+    `shape.source` needs.
     """
 
-    def __init__(self, samples: Samples, stream: BatchStream, shape: GraphShape) -> None:
+    def __init__(self, samples: Samples, stream: BatchStream, shape: GraphShape, source: Images | None = None) -> None:
         if shape.packed_size != samples.packed_size:
             raise HemafastError(
                 f"The graph is for squares of {shape.packed_size} px, but these have {samples.packed_size} px.",
                 "Use the packed size of the samples.",
             )
         self._samples, self._stream, self._shape = samples, stream, shape
-        self._images = open_source(samples, shape)
-        self._pipeline: Any = None
-        self._pipeline_at: Position | None = None
+        self._source = open_source(samples, shape) if source is None else source
+        self._feed: Feed | None = None
+        self._feed_at: Position | None = None
         self._running: object = None  # the latest epoch; batches of an earlier iterator no longer move the position
         self._delivered = self._next = Position(0, 0)
 
@@ -101,8 +89,7 @@ class Loader:
 
     def again(self, epoch: int, batch: int) -> Batch:
         """Make a batch of any epoch again, without disturbing the current epoch."""
-        pipeline = self._build(Position(epoch, batch))
-        return self._to_batch(*pipeline.run(self._stream_of_device()))
+        return self._build(Position(epoch, batch)).next()
 
     def epoch(self, epoch: int | None = None) -> Iterator[Batch]:
         """All batches of epoch `epoch`; without a number, those of the next one, or of the rest of a restored one.
@@ -114,24 +101,22 @@ class Loader:
 
     def _epoch(self, start: Position) -> Iterator[Batch]:
         running = self._running = object()
-        pipeline = self._pipeline if start == self._pipeline_at else None
-        if pipeline is None:
-            pipeline = self._build(start)
+        feed = self._kept(start) or self._build(start)
         self._next = Position(start.epoch + 1, 0)
-        self._pipeline, self._pipeline_at = None, None  # the pipeline is within this epoch until it ends
+        self._feed, self._feed_at = None, None  # the feed is within this epoch until it ends
         for batch in range(start.batch, len(self)):
-            ready = self._to_batch(*pipeline.run(self._stream_of_device()))
+            ready = feed.next()
             if self._running is running:
                 self._delivered = Position(start.epoch, batch + 1)
             yield ready
         if self._running is running:
             self._delivered = self._next
-            self._pipeline, self._pipeline_at = pipeline, self._next
+            self._feed, self._feed_at = feed, self._next
 
     def resized(self, image_size: int) -> Loader:
-        """The same batches at another size, from the same position on."""
+        """The same batches at another size, from the same position on. Squares on the device are shared, not copied."""
         stream, shape = replace(self._stream, image_size=image_size), replace(self._shape, image_size=image_size)
-        other = Loader(self._samples, stream, shape)
+        other = Loader(self._samples, stream, shape, self._source)
         other.load_state_dict({**self.state_dict(), "image_size": image_size})
         return other
 
@@ -188,56 +173,21 @@ class Loader:
             "batches": stream.batches,
         }
 
-    def _stream_of_device(self) -> Any:
-        """torch's CUDA stream: DALI reuses the memory of a batch after torch has finished with it. None on a CPU."""
-        if self._shape.device == "cpu":
-            return None
-        import torch
-
-        return torch.cuda.current_stream()
-
-    def _build(self, start: Position) -> Any:
-        first, second = tee(self._draws(start))
-        images = ((self._images(draw.rows),) for draw in first)
+    def _build(self, start: Position) -> Feed:
+        """What makes the batches from `start` on, over the ends of epochs."""
+        policy = self._stream.policy
         largest = max((mine for mine, _ in self.sizes), default=self._shape.batch_size)
         shape = replace(self._shape, batch_size=largest)
-        return build_graph(images, map(self._feed, second), shape, self._stream.policy)
+        batches = place(self._stream.onwards(*start), self._samples, shape, policy)
+        if isinstance(self._source, Resident) and shape.device == "gpu" and not policy.randaugment_ops:
+            return GatherFeed(self._source.squares, batches, shape, policy)
+        return DaliFeed(self._source, batches, shape, policy)
 
-    def _draws(self, start: Position) -> Iterator[Draw]:
-        yield from self._stream.epoch(start.epoch, start.batch)
-        for epoch in count(start.epoch + 1):
-            yield from self._stream.epoch(epoch)
-
-    def _feed(self, draw: Draw) -> tuple[Any, ...]:
-        names = self._shape.inputs(self._stream.policy)
-        views = self._placed(draw.rows, draw.views, cut="window" not in names)
-        return self._samples.labels[draw.rows], draw.rows, *(np.ascontiguousarray(views[name]) for name in names)
-
-    def _placed(self, rows: np.ndarray[Any, np.dtype[np.int64]], views: Views, *, cut: bool) -> dict[str, Any]:
-        """The arrays of `views`, with windows in pixels of what the source yields.
-
-        A packed square shows a part of its file, scaled. With `cut` nothing is scaled, and turning also cuts the window
-        out: the shift includes the window's corner.
-        """
-        placed = {name: getattr(views, name) for name in Views.__slots__}
-        if self._shape.encoded:
-            kept = self._samples.windows[rows]
-            scale = (kept[:, 2:] - kept[:, :2]) / self._stream.packed_size
-            placed["window"] = np.tile(kept[:, :2], 2) + views.window * np.tile(scale, 2)
-        if cut:
-            placed["turn"] = views.turn.copy()
-            placed["turn"][:, :, 2] += views.window[:, 1::-1]  # (top, left) to (x, y)
-        return placed
-
-    def _to_batch(self, images: Any, labels: Any, rows: Any) -> Batch:
-        from torch.utils.dlpack import from_dlpack
-
-        # The outputs own their memory (DALI's dynamic executor), so the tensors stay valid as long as they exist.
-        return Batch(
-            images=from_dlpack(images.as_tensor()).permute(0, 3, 1, 2),
-            labels=from_dlpack(labels.as_tensor()),
-            rows=from_dlpack(rows.as_tensor()),
-        )
+    def _kept(self, start: Position) -> Feed | None:
+        """The feed of the epoch before, if it goes on at `start`. Where epochs repeat, it does so for each of them."""
+        if self._feed_at is not None and self._stream.repeats:
+            return self._feed if start.batch == self._feed_at.batch else None
+        return self._feed if start == self._feed_at else None
 
 
 def train_loader(

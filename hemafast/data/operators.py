@@ -12,14 +12,12 @@ from typing import Any
 import numpy as np
 
 from hemafast.data.augment import ENHANCEMENTS, MAGNITUDES
-from hemafast.standard_colours import LEAST_SPREAD, LEVELS, SPREADS
+from hemafast.pixel_constants import DENSITY_STEPS, LEAST_SPREAD, LEVELS, REACH, SOFT, SPREADS, WHITE
 
 Node = Any  # nvidia.dali.data_node.DataNode; DALI ships no usable annotations
 
 ERASED = (124, 116, 104)
 """Colour of a blank rectangle: ImageNet's mean, which most networks see as zero."""
-
-_DENSITY_STEPS = 8192.0  # per unit of natural optical density: log(256) fits into 16 bits
 
 
 def turn(pixels: Node, matrix: Node, size: int, *, whole: bool, compiled: bool) -> Node:
@@ -81,13 +79,13 @@ def stain(pixels: Node, matrix: Node, size: int) -> Node:
     from nvidia.dali import fn, types
 
     values = range(256)
-    density = [_DENSITY_STEPS * -math.log((value + 1) / 256) for value in values]
+    density = [DENSITY_STEPS * -math.log((value + 1) / 256) for value in values]
     steps = range(2**16)
-    light = [min(max(round(256 * math.exp(-step / _DENSITY_STEPS) - 1), 0), 255) for step in steps]
+    light = [min(max(round(256 * math.exp(-step / DENSITY_STEPS) - 1), 0), 255) for step in steps]
     # Tables for logarithm and exponential: DALI computes both slowly on a CPU.
     densities = fn.lookup_table(pixels, keys=list(values), values=density, dtype=types.FLOAT)
     points = fn.reshape(densities, shape=[size * size, 3], layout="")
-    in_steps = matrix * types.Constant(np.array([1, 1, 1, _DENSITY_STEPS], np.float32))
+    in_steps = matrix * types.Constant(np.array([1, 1, 1, DENSITY_STEPS], np.float32))
     changed = fn.cast(fn.coord_transform(points, MT=in_steps), dtype=types.UINT16)  # clips at zero and full density
     light_again = fn.lookup_table(changed, keys=list(steps), values=light, dtype=types.UINT8)
     return fn.reshape(light_again, shape=[size, size, 3], layout="HWC")
@@ -110,7 +108,7 @@ def cover(pixels: Node, background: Node, size: int, *, compiled: bool) -> Node:
     colour = white * _white_point(pixels, size) + mean * fn.reductions.mean(pixels, axes=(0, 1)) + added
     squares = (np.arange(size, dtype=np.float32) + 0.5 - size / 2) ** 2
     across, down = (types.Constant(squares.reshape(shape), device=pixels.device) for shape in ((1, -1, 1), (-1, 1, 1)))
-    kept = math.clamp(1 - (math.sqrt(across + down) - radius) / (kernels.SOFT * size / 2), 0.0, 1.0)
+    kept = math.clamp(1 - (math.sqrt(across + down) - radius) / (SOFT * size / 2), 0.0, 1.0)
     return fn.reshape(fn.cast(colour + kept * (pixels - colour), dtype=types.UINT8), layout="HWC")
 
 
@@ -118,12 +116,10 @@ def _white_point(pixels: Node, size: int) -> Node:
     """(3,): found bit by bit, because DALI has neither histogram nor percentile."""
     from nvidia.dali import fn, types
 
-    from hemafast import kernels
-
     point = fn.reductions.min(pixels, axes=(0, 1)) * 0
     for bit in (128, 64, 32, 16, 8, 4, 2, 1):
         below = fn.reductions.sum(fn.cast(pixels < point + bit, dtype=types.INT32), axes=(0, 1))
-        point = point + bit * (below < kernels.WHITE * size**2)
+        point = point + bit * (below < WHITE * size**2)
     return point
 
 
@@ -160,7 +156,7 @@ def blur(pixels: Node, sigma: Node, size: int, *, compiled: bool) -> Node:
 
     if compiled:
         return fn.reshape(kernels.operator(kernels.blur, size)(pixels, sigma), layout="HWC")
-    window = fn.cast(2 * math.ceil(kernels.REACH * sigma) + 1, dtype=types.INT32)  # a window of 1 changes nothing
+    window = fn.cast(2 * math.ceil(REACH * sigma) + 1, dtype=types.INT32)  # a window of 1 changes nothing
     return fn.gaussian_blur(pixels, sigma=sigma, window_size=window)
 
 

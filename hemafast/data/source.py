@@ -28,27 +28,29 @@ _COPIED_AT_ONCE = 256  # squares: 50 MB at 256 px
 def open_source(samples: Samples, shape: GraphShape) -> Images:
     """The images of `samples` from `shape.source`. Raises HemafastError if the data set lacks them."""
     if shape.source == "resident":
-        return _resident(samples, "cuda" if shape.device == "gpu" else "cpu")
+        return Resident(samples, "cuda" if shape.device == "gpu" else "cpu")
     return {"packed": _mapped, "files": _paths, "webdataset": _members}[shape.source](samples)
 
 
 def _mapped(samples: Samples) -> Images:
     """Squares of the memory map, without a copy before DALI reads them."""
-    packed = samples.packed
-    return lambda rows: [packed[row] for row in rows]
+    return samples.packed.several
 
 
-def _resident(samples: Samples, device: str) -> Images:
+class Resident:
     """Squares in the memory of the device; one gather makes a batch."""
-    import torch
 
-    squares = copy_squares(samples, device)
+    def __init__(self, samples: Samples, device: str) -> None:
+        self.squares = copy_squares(samples, device)
+        """uint8 (images, size, size, 3), in the order of the split."""
 
-    def gather(rows: Rows) -> Any:
-        batch = squares[torch.from_numpy(rows).to(device, non_blocking=True)]
-        return batch if device == "cuda" else batch.numpy()
+    def __call__(self, rows: Rows) -> Any:
+        """The squares of `rows`: a tensor on a GPU, an array on a CPU."""
+        import torch
 
-    return gather
+        device = self.squares.device
+        batch = self.squares[torch.from_numpy(rows).to(device, non_blocking=True)]
+        return batch if device.type == "cuda" else batch.numpy()
 
 
 def copy_squares(samples: Samples, device: str) -> torch.Tensor:

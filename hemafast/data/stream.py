@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import islice, pairwise
+from itertools import count, islice, pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -16,7 +17,7 @@ from hemafast.errors import HemafastError
 
 
 class Draw(NamedTuple):
-    """One batch without pixels: rows of the split, and their views."""
+    """A batch or an epoch without pixels: rows of the split, and their views."""
 
     rows: npt.NDArray[np.int64]
     views: Views
@@ -31,6 +32,9 @@ class Process:
 
 
 ALONE = Process()
+
+READ_AHEAD = 2
+"""Batches that a feed makes before they are asked for."""
 
 FEWEST = 2
 """Images of a process in a training batch. Batch norm learns nothing from a single value per channel."""
@@ -87,18 +91,44 @@ class BatchStream:
         """Batches per epoch in version 0.1.0, which merged none."""
         return -(-len(self.labels) // (self.batch_size * self.process.world_size))
 
+    @property
+    def repeats(self) -> bool:
+        """Whether all epochs are the same."""
+        return not self.shuffle and self.policy == Policy()
+
     def epoch(self, epoch: int, first: int = 0) -> Iterator[Draw]:
         """The batches of one epoch, from batch `first` on."""
+        return self._cut(self._draw(epoch), first)
+
+    def onwards(self, epoch: int, first: int = 0) -> Iterator[Draw]:
+        """The batches of an epoch, from batch `first` on, and then those of all epochs after it.
+
+        A thread draws the next epoch while this one is read, and begins when a feed has delivered its first batch.
+        """
+        drawn = self._draw(epoch)
+        for following in count(epoch + 1):
+            ahead = None
+            for number, draw in enumerate(self._cut(drawn, first)):
+                if number == READ_AHEAD:
+                    ahead = _in_thread(self._draw, following)
+                yield draw
+            drawn, first = ahead.result() if ahead else self._draw(following), 0
+
+    def _draw(self, epoch: int) -> Draw:
+        """A whole epoch, of all processes."""
         generator = np.random.default_rng([self.seed, epoch])
         images = len(self.labels)
         if self.shuffle:
             order = epoch_order(self.labels, self.balanced, self.seed, epoch, generator)
         else:
             order = np.arange(images)
-        views = draw_views(self.policy, self.packed_size, self.image_size, images, generator)
+        return Draw(order, draw_views(self.policy, self.packed_size, self.image_size, images, generator))
+
+    def _cut(self, drawn: Draw, first: int) -> Iterator[Draw]:
+        """The batches of a whole epoch, from batch `first` on."""
         filled = ((start, stop) for start, stop in self._spans() if stop > start)
         for start, stop in islice(filled, first, None):
-            yield Draw(order[start:stop], views[start:stop])
+            yield Draw(drawn.rows[start:stop], drawn.views[start:stop])
 
     def _spans(self) -> Iterator[tuple[int, int]]:
         """Start and stop of this process's part of each batch; the parts of a batch differ by at most one image."""
@@ -116,3 +146,11 @@ class BatchStream:
             middle = (bounds[-3] + bounds[-1]) // 2
             bounds[-2:-1] = [middle] if middle - bounds[-3] >= least else []
         return bounds
+
+
+def _in_thread(work: Callable[[int], Draw], epoch: int) -> Future[Draw]:
+    """Begin `work` in a thread of its own, which ends with it, whether or not anybody asks for the result."""
+    pool = ThreadPoolExecutor(1, thread_name_prefix="draws")
+    future = pool.submit(work, epoch)
+    pool.shutdown(wait=False)
+    return future

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-import torch
 from torch import Tensor
-from torch.utils.dlpack import from_dlpack
 
 from hemafast.data.augment import POLICIES, draw_views
-from hemafast.data.graph import GraphShape, define_graph
+from hemafast.data.feed import current_stream, take
+from hemafast.data.graph import GraphShape, current_device, define_graph
 from hemafast.engine.checkpoint import ModelCard
 from hemafast.engine.machine import Machine
 from hemafast.preparation.images.image_checks import Pixels
@@ -31,20 +30,19 @@ class EvalGraph:
         if "window" not in names:  # not scaled: `turn` cuts the window out; (top, left) to (x, y)
             views.turn[:, :, 2] += views.window[:, 1::-1]
         self._drawn = {name: getattr(views, name) for name in names}
-        self._on_gpu = shape.device == "gpu"
-        device = torch.cuda.current_device() if self._on_gpu else None
+        self._device = shape.device
+        device = current_device(shape.device)
         executor = {"prefetch_queue_depth": 1, "exec_dynamic": True}  # dynamic: outputs belong to whoever holds them
         with Pipeline(batch_size, shape.threads, device_id=device, **executor) as self._pipeline:
-            squares = fn.external_source(name="squares", no_copy=not self._on_gpu, layout="HWC")
+            squares = fn.external_source(name="squares", no_copy=True, layout="HWC")
             drawn = {name: fn.external_source(name=name, no_copy=True) for name in names}
             self._pipeline.set_outputs(define_graph(squares, drawn, shape, _POLICY))
 
     def __call__(self, squares: Sequence[Pixels]) -> Tensor:
         """uint8 (n, 3, image_size, image_size), channels_last, on the device; n is at most the batch size."""
-        self._pipeline.feed_input("squares", list(squares))
+        self._squares = list(squares)  # DALI reads them in place
+        self._pipeline.feed_input("squares", self._squares)
         for name, drawn in self._drawn.items():
             self._pipeline.feed_input(name, drawn[: len(squares)])
-        # DALI reuses the memory only after torch's stream is done with it.
-        (views,) = self._pipeline.run(torch.cuda.current_stream() if self._on_gpu else None)
-        seen: Tensor = from_dlpack(views.as_tensor())
-        return seen.permute(0, 3, 1, 2)
+        (views,) = self._pipeline.run(current_stream(self._device))
+        return take(views, self._device).permute(0, 3, 1, 2)

@@ -24,10 +24,10 @@ from hemafast.evaluate.elsewhere import home_and_elsewhere
 from hemafast.metrics import with_pooled
 from hemafast.model import Classifier
 from hemafast.pages import environment
+from hemafast.pixel_constants import LEAST_SPREAD, LEVELS, SPREADS
 from hemafast.preparation.schema import DomainInfo, divided_groups, grouped_domains
 from hemafast.preparation.split import TEST, TRAIN
 from hemafast.run_folder import METRICS, read_metrics
-from hemafast.standard_colours import LEAST_SPREAD, LEVELS, SPREADS
 
 Counts = dict[str, dict[str, int]]
 """Images by domain and class."""

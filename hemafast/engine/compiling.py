@@ -22,6 +22,9 @@ logger = logging.getLogger("hemafast")
 CACHE_VARIABLE = "TORCHINDUCTOR_CACHE_DIR"
 CACHE_FOLDER = ".compile_cache"
 
+GRAPHED: tuple[CompileMode, ...] = ("reduce-overhead", "max-autotune")
+"""Modes in which the compiler makes CUDA graphs."""
+
 
 @dataclass(frozen=True, slots=True)
 class Compiled:
@@ -52,6 +55,11 @@ class Compiler:
         self.compiled: list[Compiled] = []
         self.recompiles = 0
         """How often a compiled function had to be compiled again."""
+
+    @property
+    def replays(self) -> bool:
+        """Whether compiled functions run as CUDA graphs of the compiler, whose results the next call writes over."""
+        return self._enabled and self._mode in GRAPHED
 
     def compile(self, forward: Forward, name: str) -> Forward:
         """`forward`, compiled at its first full batch; `forward` itself if compiling is off."""

@@ -20,8 +20,8 @@ from timm.layers.padding import pad_same
 from torch import Tensor, nn
 from torch.nn import functional
 
+from hemafast.compiled import compiled
 from hemafast.engine.machine import Machine
-from hemafast.kernels import compiled
 
 Floats = npt.NDArray[np.float32]
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from hemafast.data.dataset import Dataset
-from hemafast.data.graph import GraphShape
+from hemafast.data.graph import GraphShape, Source
 from hemafast.data.loader import eval_loader
 from hemafast.data.samples import Samples
 from hemafast.engine.checkpoint import Home
@@ -39,7 +39,8 @@ def _white_point_of(samples: Samples, machine: Machine, image_size: int) -> tupl
     """White point of a sample of the images."""
     some = samples.select(np.sort(np.random.default_rng(0).permutation(len(samples))[:_SAMPLE]))
     batch = min(_BATCH, len(some))
-    shape = GraphShape(machine.loader_device, "packed", some.packed_size, image_size, batch, machine.loader_threads)
+    source: Source = "resident" if machine.device == "cuda" else "packed"
+    shape = GraphShape(machine.loader_device, source, some.packed_size, image_size, batch, machine.loader_threads)
     total = torch.zeros(3)
     for one in eval_loader(some, shape=shape).epoch(0):
         total += len(one.images) * white_point(one.images)

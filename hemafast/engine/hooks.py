@@ -12,7 +12,7 @@ from statistics import median
 
 from safetensors.torch import save_file
 
-from hemafast.data.loader import Batch
+from hemafast.data.batch import Batch
 from hemafast.engine.checkpoint import save_best, save_last
 from hemafast.engine.duration import seconds_to_end
 from hemafast.engine.run import Run

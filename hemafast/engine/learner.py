@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -12,6 +11,8 @@ from torch import nn
 
 from hemafast.config import TrainConfig
 from hemafast.data.stream import FEWEST
+from hemafast.engine.average import Average
+from hemafast.engine.captured import capture_of
 from hemafast.engine.compiling import Compiler
 from hemafast.engine.depthwise import use_own_gradients
 from hemafast.engine.distributed import World
@@ -32,8 +33,7 @@ class Learner:
     model: Classifier
     scored_model: Classifier
     """The model to validate and to keep as best: the averaged one, if there is one."""
-    ema: Any
-    """timm's ModelEmaV3, or None."""
+    ema: Average[Classifier] | None
     loss: nn.Module
     optimizer: torch.optim.Optimizer
     compiler: Compiler
@@ -64,8 +64,9 @@ def build_learner(
     model, started_from = _build_network(settings, classes, machine, started_from)
     if model.learns_norms:
         _refuse_too_few(int(counts.sum()), world.process.world_size)
-    ema = _averaged(model.to(machine.device), settings.ema)
-    scored_model = model if ema is None else ema.module
+    model = model.to(machine.device)
+    ema = Average(model, settings.ema) if settings.ema else None
+    scored_model = ema.module if ema else model
     use_own_gradients(model, machine)
     if fuse and not machine.compiled:
         for network in {model, scored_model}:
@@ -95,6 +96,7 @@ def build_learner(
         mix=Mix(classes, mixup=settings.mixup, cutmix=settings.cutmix) if mixes else None,
         skip_bad=settings.on_nonfinite == "skip",
         shared=world.share(model, machine.device),
+        capture=capture_of(settings, machine, alone=world.alone, batch_size=batch_size),
     )
     eval_step = EvalStep(scored_model, loss, machine, compiler)
     return Learner(model, scored_model, ema, loss, optimizer, compiler, train_step, eval_step, started_from)
@@ -140,13 +142,6 @@ def _refuse_too_few(images: int, processes: int) -> None:
         f"Training images: {images}. Batch norm needs {FEWEST} per process, here {FEWEST * processes}.",
         f"{fewer}, or freeze batch norm with --freeze-norm.",
     )
-
-
-def _averaged(model: Classifier, decay: float | None) -> Any:
-    from timm.utils import ModelEmaV3
-
-    # The decay starts low and rises, so that the average of a short run does not consist of its first weights.
-    return ModelEmaV3(model, decay=decay, use_warmup=True) if decay else None
 
 
 def synchronised(model: Classifier, machine: Machine) -> Classifier:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from hemafast.data.loader import Batch
+from hemafast.data.batch import Batch
 from hemafast.engine.hooks import Clock, NonfiniteCheck, Saver, Stops
 from hemafast.engine.journal import Journal
 from hemafast.engine.run import Run

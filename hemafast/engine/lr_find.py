@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hemafast.config import TrainConfig
-from hemafast.data.loader import Batch
+from hemafast.data.batch import Batch
 from hemafast.engine.build import build_run
 from hemafast.engine.distributed import World
 from hemafast.engine.plan import settle

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 from hemafast.config import Amp, Compile, Device, Input, TrainConfig
-from hemafast.data.graph import default_threads
+from hemafast.data.graph import Source, default_threads
 from hemafast.errors import HemafastError
 from hemafast.versions import DALI, installed_versions
 
@@ -142,6 +142,12 @@ def choose_input(asked: Input, machine: Machine, *, packed_bytes: int, file_byte
     return Choice("input", "files", f"{squares} do not fit into {memory}; {files} are decoded in each epoch")
 
 
+def reading(machine: Machine, source: Choice, *, threads: int | None, processes: int = 1) -> Machine:
+    """The machine with an input from `choose_input`, and the loader threads for it, unless `threads` are asked for."""
+    loader = _choose_loader_threads(threads, processes, source.value)  # type: ignore[arg-type] # a Source
+    return replace(machine.with_choices([source, loader]), loader_threads=int(loader.value))
+
+
 def machine_facts(device: str) -> dict[str, str]:
     """Processor, memory, GPU and versions, for reports."""
     import psutil
@@ -164,12 +170,12 @@ def cpu_flags() -> frozenset[str]:
     return frozenset(_cpuinfo("flags").split())
 
 
-def _choose_loader_threads(asked: int | None, processes: int) -> Choice:
+def _choose_loader_threads(asked: int | None, processes: int, source: Source = "packed") -> Choice:
     name, cores = "loader threads", len(os.sched_getaffinity(0))
     if asked:
         return Choice(name, str(asked), "as asked for")
     shared = f", shared by {processes} processes" if processes > 1 else ""
-    return Choice(name, str(default_threads(processes)), f"{cores} cores are available{shared}")
+    return Choice(name, str(default_threads(processes, source)), f"{cores} cores are available{shared}")
 
 
 def _choose_device(asked: Device) -> Choice:

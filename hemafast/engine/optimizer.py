@@ -19,7 +19,7 @@ def build_optimizer(
     groups = _groups(model.backbone, weight_decay, layer_decay)
     for group in groups:
         group["lr"] = torch.zeros((), device=device)
-    return torch.optim.AdamW(groups, fused=True)
+    return torch.optim.AdamW(groups, fused=True, capturable=device == "cuda")
 
 
 def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:

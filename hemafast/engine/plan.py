@@ -16,7 +16,7 @@ from hemafast.data.graph import GraphShape
 from hemafast.data.samples import Samples
 from hemafast.engine.checkpoint import DRAWN_WARNING
 from hemafast.engine.distributed import World
-from hemafast.engine.machine import Machine, choose_input, machine_for
+from hemafast.engine.machine import Machine, choose_input, machine_for, reading
 from hemafast.engine.trial import decide
 from hemafast.errors import HemafastError
 from hemafast.preparation.schema import QUARANTINED
@@ -133,6 +133,7 @@ def machine_and_graph(
         packed_bytes=sum(samples.packed.nbytes for samples in splits),
         file_bytes=sum(int(samples.sizes.sum()) for samples in splits),
     )
+    machine = reading(machine, source, threads=config.threads, processes=processes)
     graph = GraphShape(
         device=machine.loader_device,
         source=source.value,  # type: ignore[arg-type] # choose_input yields nothing else
@@ -141,7 +142,7 @@ def machine_and_graph(
         batch_size=batch_size_of(config),
         threads=machine.loader_threads,
     )
-    return machine.with_choices([source]), graph
+    return machine, graph
 
 
 def _with_first_choices(config: TrainConfig, saved: dict[str, Any]) -> TrainConfig:

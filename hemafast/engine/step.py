@@ -12,7 +12,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from hemafast.data.loader import Batch
+from hemafast.data.batch import Batch
+from hemafast.engine.average import Average
+from hemafast.engine.captured import Capture
 from hemafast.engine.compiling import Compiler, Forward
 from hemafast.engine.distributed import World
 from hemafast.engine.machine import Machine
@@ -70,6 +72,15 @@ class Totals:
         self._norm += torch.where(bad, 0.0, norm.double())
         self._updates += ~bad
 
+    def empty(self) -> Totals:
+        """Sums of the same classes on the same device that start at zero."""
+        return Totals(self._classes, self._sums.device.type)
+
+    def take(self, others: Totals) -> None:
+        """Add the sums of `others`, and set those to zero."""
+        self._sums += others._sums
+        others._sums.zero_()
+
     def read(self) -> tuple[float, Confusion]:
         """Mean loss per image, and the confusion matrix (classes, classes) with true classes as rows."""
         return self._split(self._sums.cpu().numpy())
@@ -105,7 +116,7 @@ class BadUpdates:
         self._counts = torch.zeros(2, dtype=torch.int64, device=device)
         self._late = Late(self._counts)
 
-    def add(self, bad: Tensor, step: int) -> None:
+    def add(self, bad: Tensor, step: Tensor | int) -> None:
         """Count update `step` if the boolean scalar `bad` is true."""
         self._counts[0] += bad
         self._counts[1].copy_(torch.where(bad, step, self._counts[1]))
@@ -152,7 +163,11 @@ class EvalStep:
 
 
 class TrainStep:
-    """Learns from a batch."""
+    """Learns from a batch.
+
+    Where `captures` allows it, the whole of a step is one CUDA graph (`captured.Captured`). So nothing that differs
+    between two steps may be a number of Python in `_learn` or `_update`: it comes in a tensor that `__call__` fills.
+    """
 
     def __init__(
         self,
@@ -163,22 +178,30 @@ class TrainStep:
         compiler: Compiler | None = None,
         *,
         clip_grad: float | None = None,
-        ema: Any = None,
+        ema: Average[Classifier] | None = None,
         mix: Mix | None = None,
         skip_bad: bool = False,
         shared: nn.Module | None = None,
+        capture: Capture | None = None,
     ) -> None:
         self._model, self._optimizer, self._clip, self._ema, self._mix = model, optimizer, clip_grad, ema, mix
         self._shared = shared  # the model inside DistributedDataParallel, which averages gradients
-        forward = loss_forward(shared or model, loss, machine)
-        self._forward = (compiler or Compiler(enabled=False)).compile(forward, "training")
+        compiler = compiler or Compiler(enabled=False)
+        self._forward = compiler.compile(loss_forward(shared or model, loss, machine), "training")
         self._parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        self._static_gradients = compiler.replays
+        if self._static_gradients:
+            self._keep_gradients()
         # fp16 underflows; bf16 has the range of fp32.
         self.scaler = torch.amp.GradScaler(machine.device, enabled=machine.precision == "fp16")
         self.bad = BadUpdates(machine.device)
-        self._guard = _Guard(model, ema) if skip_bad else None
+        self._guard = _Guard(model) if skip_bad else None
         self._begins = True  # whether the next batch is the first of an update
         self._finite = torch.ones((), dtype=torch.bool, device=machine.device)
+        self._number = torch.zeros((), dtype=torch.int64, device=machine.device)
+        self._share = torch.zeros((), device=machine.device)  # of these weights in their average
+        self._captured = capture(self._learn_whole, self._forget) if capture else None
+        self._sums: Totals | None = None  # of the captured step: tensors that stay where they are
 
     def __call__(
         self, batch: Batch, lr: float, totals: Totals, *, step: int, share: float = 1.0, update: bool = True
@@ -188,21 +211,42 @@ class TrainStep:
         `share` is the weight of the batch's mean loss in its update. An update with a loss or gradients that are not
         finite changes no weight, and `bad` counts it.
         """
+        whole = self._begins and update and share == 1.0
+        if update:
+            set_rate(self._optimizer, lr)
+            self._number.fill_(step)
+            if self._ema is not None:
+                self._share.fill_(self._ema.share(step))
+        if self._captured is not None and whole and self._captured.takes(batch.images):
+            self._sums = self._sums or totals.empty()
+            self._captured(batch.images, batch.labels)
+            totals.take(self._sums)
+            return
         if self._guard is not None and self._begins:
             self._guard.remember()
         self._begins = update
+        self._learn(batch, share, totals, sync=update)
+        if update:
+            self._update(totals)
+
+    def _learn_whole(self, images: Tensor, labels: Tensor) -> None:
+        """The step of a batch that is an update of its own, from the present state to the next."""
+        assert self._sums is not None
+        if self._guard is not None:
+            self._guard.remember()
+        self._learn(Batch(images, labels, labels), 1.0, self._sums, sync=True)
+        self._update(self._sums)
+
+    def _learn(self, batch: Batch, share: float, totals: Totals, *, sync: bool) -> None:
+        """Forward and backward pass. Processes exchange gradients with `sync`: once per update, not per batch."""
         images, targets = (batch.images, batch.labels) if self._mix is None else self._mix(batch)
-        # Gradients travel between processes once per update, not once per batch.
-        with nullcontext() if update or self._shared is None else self._shared.no_sync():  # type: ignore[operator]
+        with nullcontext() if sync or self._shared is None else self._shared.no_sync():  # type: ignore[operator]
             loss, logits = self._forward(images, targets)
             self.scaler.scale(loss * share).backward()  # type: ignore[no-untyped-call]
-        self._finite = self._finite & loss.detach().isfinite()
+        self._finite.logical_and_(loss.detach().isfinite())
         totals.add(loss.detach().nan_to_num(0, 0, 0), logits.detach(), batch.labels)
-        if update:
-            self._update(lr, totals, step)
 
-    def _update(self, lr: float, totals: Totals, step: int) -> None:
-        set_rate(self._optimizer, lr)
+    def _update(self, totals: Totals) -> None:
         self.scaler.unscale_(self._optimizer)
         norm = torch.nn.utils.get_total_norm(
             [parameter.grad for parameter in self._parameters if parameter.grad is not None]
@@ -214,12 +258,12 @@ class TrainStep:
             self._optimizer.found_inf = bad.float()  # type: ignore[attr-defined] # as a scaler does
         self.scaler.step(self._optimizer)
         self.scaler.update()
-        self._optimizer.zero_grad(set_to_none=True)
-        if self._ema is not None:
-            self._ema.update(self._model, step + 1)
+        self._optimizer.zero_grad(set_to_none=not self._static_gradients)
         if self._guard is not None:
             self._guard.undo(bad)
-        self.bad.add(bad, step)
+        if self._ema is not None:
+            self._ema.take(torch.where(bad, 0.0, self._share))
+        self.bad.add(bad, self._number)
         totals.add_update(norm, bad | ~norm.isfinite())
 
     def _judge(self, norm: Tensor) -> Tensor:
@@ -228,12 +272,27 @@ class TrainStep:
         if self.scaler.is_enabled():
             finite = finite | (self.scaler._scale > _LEAST_SCALE)  # type: ignore[operator]
         bad = ~(finite & self._finite)
-        self._finite = torch.ones_like(bad)
+        self._finite.fill_(value=True)
         if self._shared is None:
             return bad
         counted = bad.int()
         torch.distributed.all_reduce(counted)
         return counted > 0
+
+    def _keep_gradients(self) -> None:
+        """Give each gradient memory of its own. Without it, the first backward pass of an update hands over its
+        memory, which belongs to a CUDA graph of the compiler, and the next replay writes over the sum."""
+        for parameter in self._parameters:
+            parameter.grad = torch.zeros_like(parameter)
+
+    def _forget(self) -> None:
+        """Drop what a capture that failed left behind: it has computed nothing."""
+        self._optimizer.zero_grad(set_to_none=True)
+        if self._static_gradients:
+            self._keep_gradients()
+        fresh = torch.amp.GradScaler(self._number.device.type, enabled=self.scaler.is_enabled())
+        fresh.load_state_dict(self.scaler.state_dict())
+        self.scaler = fresh
 
 
 class Mix:
@@ -257,21 +316,26 @@ class Mix:
 
 
 class _Guard:
-    """Undoes what a bad update changed besides the weights: batch norm statistics and averaged weights."""
+    """Undoes what a bad update changed besides the weights: the statistics of batch norm."""
 
-    def __init__(self, model: nn.Module, ema: Any) -> None:
-        averaged = ema.module.state_dict().values() if ema is not None else ()
-        self._tensors = [tensor for tensor in (*model.buffers(), *averaged) if tensor.is_floating_point()]
-        self._good = [tensor.clone() for tensor in self._tensors]
+    def __init__(self, model: nn.Module) -> None:
+        self._tensors = [tensor for tensor in model.buffers() if tensor.is_floating_point()]
+        self._good = self._flat()
 
     @torch.no_grad()
     def remember(self) -> None:
-        torch._foreach_copy_(self._good, self._tensors)
+        self._good.copy_(self._flat())
 
     @torch.no_grad()
     def undo(self, bad: Tensor) -> None:
-        for now, good in zip(self._tensors, self._good, strict=True):
-            now.copy_(torch.where(bad, good, now))
+        # Chosen in one piece: a choice for each of a hundred small tensors would cost a kernel each.
+        sizes = [tensor.numel() for tensor in self._tensors]
+        chosen = torch.split(torch.where(bad, self._good, self._flat()), sizes)
+        parts = [part.view_as(tensor) for part, tensor in zip(chosen, self._tensors, strict=True)]
+        torch._foreach_copy_(self._tensors, parts)
+
+    def _flat(self) -> Tensor:
+        return torch.cat([tensor.reshape(-1) for tensor in self._tensors])
 
 
 def seed_batch(seed: int, rank: int, epoch: int, batch: int) -> None:
@@ -280,7 +344,11 @@ def seed_batch(seed: int, rank: int, epoch: int, batch: int) -> None:
     So dropout and mixing depend on the position in the run alone, and a checkpoint needs no state of a generator.
     """
     words = np.random.SeedSequence([seed, rank, epoch, batch]).generate_state(2)
-    torch.manual_seed(int(words[0]) << 32 | int(words[1]))
+    whole = int(words[0]) << 32 | int(words[1])
+    # Not torch.manual_seed, which asks every kind of device, and takes a quarter of a millisecond where CUDA is unused.
+    torch.default_generator.manual_seed(whole)
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        torch.cuda.default_generators[torch.cuda.current_device()].manual_seed(whole)
     np.random.seed(words)  # noqa: NPY002 - timm draws from it
     random.seed(int(words[0]))
 

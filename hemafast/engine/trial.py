@@ -18,8 +18,8 @@ import numpy.typing as npt
 import torch
 
 from hemafast.config import Amp, TrainConfig
+from hemafast.data.batch import Batch
 from hemafast.data.dataset import Dataset
-from hemafast.data.loader import Batch
 from hemafast.engine.distributed import World
 from hemafast.engine.learner import build_learner
 from hemafast.engine.machine import Choice, Machine, machine_for

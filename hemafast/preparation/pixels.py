@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -47,12 +47,27 @@ def shown_side(window: npt.ArrayLike, shorter: npt.ArrayLike) -> npt.NDArray[np.
     return np.where(window <= _MOST_REPEATED * shorter, window, shorter)
 
 
-def decode_image(encoded: Node, device: str) -> Node:
-    """DALI op from encoded bytes to upright RGB pixels: uint8 (height, width, 3) on `device` ("cpu" or "gpu")."""
+@dataclass(frozen=True, slots=True)
+class Decoding:
+    """How a GPU shares the decoding of JPEGs with the host. The defaults are DALI's; no card has measured others."""
+
+    hw_decoder_load: float = 0.65
+    """Share of them that the hardware decoder takes, where a card has one."""
+    hybrid_huffman_threshold: int = 1_000_000
+    """Pixels of an image above which the card takes a part of the Huffman decoding; below, the host does all of it."""
+
+
+def decode_image(encoded: Node, device: str, decoding: Decoding = Decoding()) -> Node:
+    """DALI op from encoded bytes to upright RGB pixels: uint8 (height, width, 3) on `device` ("cpu" or "gpu").
+
+    On a CPU `decoding` has no effect.
+    """
     from nvidia.dali import fn, types
 
-    # Interpolate colours as libjpeg-turbo does on a CPU, where there is no choice.
-    where: dict[str, Any] = {"device": "mixed", "jpeg_fancy_upsampling": True} if device == "gpu" else {"device": "cpu"}
+    where: dict[str, Any] = {"device": "cpu"}
+    if device == "gpu":
+        # Interpolate colours as libjpeg-turbo does on a CPU, where there is no choice.
+        where = {"device": "mixed", "jpeg_fancy_upsampling": True, **asdict(decoding)}
     return fn.decoders.image(encoded, output_type=types.RGB, **where)
 
 

@@ -39,6 +39,11 @@ class PackedPixels:
         square: Pixels = self.files[file][within]
         return square
 
+    def several(self, rows: npt.NDArray[np.int64]) -> list[Pixels]:
+        """The squares at the positions `rows`."""
+        files, within = np.divmod(self.rows[rows], self.rows_per_file)
+        return [self.files[file][row] for file, row in zip(files.tolist(), within.tolist(), strict=True)]
+
     @property
     def nbytes(self) -> int:
         """Bytes of all squares."""

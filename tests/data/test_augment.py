@@ -301,3 +301,11 @@ def test_half_of_the_images_are_blurred():
     sigma = _draw(replace(POLICIES["none"], blur=1.2)).blur[:, 0]
     assert (sigma > 0).mean() == pytest.approx(0.5, abs=0.03)
     assert _same_distribution(sigma[sigma > 0], np.random.default_rng(1).uniform(0, 1.2, DRAWS))
+
+
+@pytest.mark.parametrize("name", POLICIES)
+def test_draws_lie_in_memory_as_dali_reads_them(name):
+    """A batch is a slice of them, which is not copied."""
+    views = _draw(POLICIES[name], 7)
+    for field in fields(views):
+        assert getattr(views, field.name)[2:5].flags.c_contiguous, field.name

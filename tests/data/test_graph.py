@@ -3,14 +3,18 @@
 Building a pipeline for a GPU needs one; defining its nodes does not, and the definition is what is walked here.
 """
 
+from dataclasses import asdict, replace
 from typing import get_args
 
 import pytest
 from nvidia.dali import fn, pipeline_def
+from nvidia.dali.backend import GetSchema
 from nvidia.dali.ops import _registry
 
 from hemafast.data.augment import POLICIES
-from hemafast.data.graph import GraphShape, Source, define_graph
+from hemafast.data.graph import GraphShape, Source, build_graph, define_graph
+from hemafast.data.stream import READ_AHEAD
+from hemafast.preparation.pixels import Decoding
 
 KNOWN = {"cpu": _registry.cpu_ops, "gpu": _registry.gpu_ops, "mixed": _registry.mixed_ops}
 
@@ -95,3 +99,59 @@ def test_a_window_of_the_right_size_is_not_scaled():
     assert _shape("cpu", "packed", 57).inputs(basic) == ("window", "turn")
     assert _shape("cpu", "packed", 57).inputs(none) == ("window",)
     assert _shape("cpu", "files", 56).inputs(none) == ("window",)
+
+
+@pytest.fixture
+def fed(monkeypatch):
+    """Arguments of every fn.external_source."""
+    arguments, make = [], fn.external_source
+
+    def noting(**given):
+        arguments.append(given)
+        return make(**given)
+
+    monkeypatch.setattr(fn, "external_source", noting)
+    return arguments
+
+
+@pytest.mark.parametrize("device", ["cpu", "gpu"])
+@pytest.mark.parametrize("source", get_args(Source))
+def test_memory_of_the_host_is_read_in_place_on_both_devices(fed, source, device):
+    """A copy of each image before the transfer took most of the time of a batch on a GPU."""
+    pipeline = build_graph(iter([]), iter([]), _shape(device, source), POLICIES["seed"])
+    images, drawn = fed
+    gathered = (device, source) == ("gpu", "resident")  # torch has put the batch together in memory of its own
+    assert (images["device"], images["no_copy"]) == (("gpu", False) if gathered else ("cpu", True))
+    assert drawn["no_copy"]
+    assert drawn.get("device", "cpu") == "cpu"
+    assert pipeline.prefetch_queue_depth == READ_AHEAD
+
+
+@pytest.mark.parametrize("source", ["files", "webdataset"])
+def test_how_a_gpu_shares_the_decoding_can_be_chosen(source):
+    decoding = Decoding(hw_decoder_load=0.25, hybrid_huffman_threshold=10)
+    for device in ("cpu", "gpu"):
+        shape = replace(_shape(device, source), decoding=decoding)
+        arguments = _arguments_of_the_decoder(shape)
+        assert {name: arguments[name] for name in asdict(decoding) if name in arguments} == (
+            asdict(decoding) if device == "gpu" else {}
+        )
+
+
+def test_unless_chosen_it_is_the_default_of_dali():
+    schema = GetSchema("decoders__Image")
+    for name, value in asdict(Decoding()).items():
+        assert float(schema.GetArgumentDefaultValueString(name)) == pytest.approx(value)
+
+
+def _arguments_of_the_decoder(shape: GraphShape) -> dict:
+    with pytest.MonkeyPatch.context() as patch:
+        arguments, decode = {}, fn.decoders.image
+
+        def noting(encoded, **given):
+            arguments.update(given)
+            return decode(encoded, **given)
+
+        patch.setattr(fn.decoders, "image", noting)
+        build_graph(iter([]), iter([]), shape, POLICIES["none"])
+    return arguments

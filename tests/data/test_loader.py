@@ -10,6 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
+from hemafast.data import feed
+from hemafast.data import source as source_module
 from hemafast.data.augment import POLICIES
 from hemafast.data.graph import GraphShape
 from hemafast.data.loader import eval_loader, train_loader
@@ -295,6 +297,64 @@ def test_validation_uses_no_random_numbers(val_samples, monkeypatch):
     before = torch.get_rng_state()
     assert _same(eval_loader(val_samples, shape=_shape()).epoch(), expected)
     assert torch.equal(torch.get_rng_state(), before)
+
+
+# What is made once
+
+
+@pytest.fixture
+def built(monkeypatch):
+    """The shapes of all pipelines that are built."""
+    shapes, build = [], feed.build_graph
+
+    def noting(images, views, shape, policy):
+        shapes.append(shape)
+        return build(images, views, shape, policy)
+
+    monkeypatch.setattr(feed, "build_graph", noting)
+    return shapes
+
+
+def test_validation_keeps_its_pipeline(val_samples, built):
+    loader = eval_loader(val_samples, shape=_shape())
+    passes = [list(loader.epoch(epoch)) for epoch in (0, 0, 5, None, 0)]
+    assert len(built) == 1
+    assert all(_same(one, passes[0]) for one in passes[1:])
+    assert loader.position == (1, 0)
+
+
+@pytest.mark.parametrize("taken", [0, 1, 2])
+def test_validation_that_was_broken_off_begins_anew(val_samples, built, taken):
+    loader = eval_loader(val_samples, shape=_shape(batch_size=3))
+    first = list(loader.epoch(0))
+    assert _same(islice(loader.epoch(0), taken), first[:taken])
+    assert _same(loader.epoch(0), first)
+    assert len(built) <= 2
+
+
+def test_training_keeps_its_pipeline_from_epoch_to_epoch_and_never_for_the_same_one_again(train_samples, built):
+    loader = _train(train_samples)
+    epochs = [list(loader.epoch()) for _ in range(3)]
+    assert len(built) == 1
+    assert _same(loader.epoch(0), epochs[0])
+    assert len(built) == 2
+
+
+@pytest.mark.parametrize("of", ["train", "val"])
+def test_a_loader_of_another_size_shares_what_is_open(train_samples, val_samples, monkeypatch, of):
+    """On a GPU, each copy of all squares would take its memory anew."""
+    copied, copy = [], source_module.copy_squares
+    monkeypatch.setattr(source_module, "copy_squares", lambda *given: copied.append(given) or copy(*given))
+    if of == "train":
+        loader = _train(train_samples, source="resident", image_size=32)
+    else:
+        loader = eval_loader(val_samples, shape=_shape(source="resident", image_size=32))
+    squares = loader._source.squares.data_ptr()
+    for size in (32, 48, 56):
+        loader = loader.resized(size)
+        assert next(loader.epoch()).images.shape[-1] == size
+        assert loader._source.squares.data_ptr() == squares
+    assert len(copied) == 1
 
 
 # Processes and samplers

@@ -16,8 +16,8 @@ from hemafast.data import operators
 from hemafast.data.augment import ENHANCEMENTS, POLICIES, Policy, draw_views
 from hemafast.data.geometry import SYMMETRIES, about_centre, random_resized_windows, rotations
 from hemafast.model import standardised
+from hemafast.pixel_constants import LEVELS
 from hemafast.preparation.pixels import cut_window
-from hemafast.standard_colours import LEVELS
 
 
 def _run(operate, images, *parameters, conditionals=False):

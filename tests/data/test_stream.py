@@ -1,6 +1,9 @@
 """Batches before they have pixels: every image once an epoch, for any number of processes, and no lone image."""
 
 import itertools
+import threading
+import time
+from dataclasses import fields
 from itertools import islice
 
 import numpy as np
@@ -9,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hemafast.data.augment import POLICIES
-from hemafast.data.stream import BatchStream, Process
+from hemafast.data.stream import READ_AHEAD, BatchStream, Process
 from hemafast.errors import HemafastError
 
 
@@ -164,3 +167,88 @@ def test_a_view_belongs_to_its_position_whatever_the_batch_size():
         return np.concatenate([draw.views.window for draw in _stream(50, batch_size).epoch(3)])
 
     np.testing.assert_array_equal(windows(8), windows(13))
+
+
+# Epoch after epoch
+
+
+def _plain(draws):
+    return [[draw.rows, *(getattr(draw.views, field.name) for field in fields(draw.views))] for draw in draws]
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize(("images", "first"), [(50, 0), (50, 5), (9, 1)])
+def test_epochs_drawn_ahead_are_those_drawn_one_by_one(policy, images, first):
+    stream = _stream(images, 8, policy=policy, seed=3, balanced=0.66)
+    expected = [*stream.epoch(4, first), *stream.epoch(5), *stream.epoch(6)]
+    np.testing.assert_equal(_plain(islice(stream.onwards(4, first), len(expected))), _plain(expected))
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """(epoch, name of the thread) of every epoch that is drawn."""
+    seen, draw = [], BatchStream._draw
+
+    def noting(stream, epoch):
+        seen.append((epoch, threading.current_thread().name))
+        return draw(stream, epoch)
+
+    monkeypatch.setattr(BatchStream, "_draw", noting)
+    return seen
+
+
+def _soon(condition) -> bool:
+    deadline = time.monotonic() + 10
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.001)
+    return condition()
+
+
+def _waiting_draws():
+    return [thread for thread in threading.enumerate() if thread.name.startswith("draws")]
+
+
+def test_the_next_epoch_is_drawn_beside_this_one_and_not_before_its_first_batch_is_there(drawn):
+    """A feed has read READ_AHEAD batches when it delivers the first, and reads another for each that it delivers."""
+    running, here = _stream(50, 8).onwards(0), threading.current_thread().name
+    list(islice(running, READ_AHEAD))
+    time.sleep(0.01)
+    assert drawn == [(0, here)]
+    next(running)
+    assert _soon(lambda: len(drawn) == 2)
+    assert drawn[1][0] == 1
+    assert drawn[1][1] != here
+
+
+def test_an_epoch_too_short_to_draw_beside_it_is_followed_all_the_same(drawn):
+    list(islice(_stream(8, 8).onwards(0), 3))
+    assert drawn == [(epoch, threading.current_thread().name) for epoch in range(3)]
+
+
+def test_what_goes_wrong_while_drawing_ahead_comes_out_where_the_epoch_would_begin(monkeypatch):
+    draw = BatchStream._draw
+
+    def failing(stream, epoch):
+        if epoch == 1:
+            raise MemoryError("too many views")
+        return draw(stream, epoch)
+
+    monkeypatch.setattr(BatchStream, "_draw", failing)
+    running = _stream(50, 8).onwards(0)
+    assert len(list(islice(running, 7))) == 7
+    with pytest.raises(MemoryError, match="too many views"):
+        next(running)
+
+
+def test_no_thread_is_left_of_batches_that_nobody_reads_on(drawn):
+    running = _stream(50, 8).onwards(0)
+    list(islice(running, READ_AHEAD + 1))
+    del running
+    assert _soon(lambda: len(drawn) == 2)
+    assert _soon(lambda: not _waiting_draws())
+
+
+def test_only_epochs_without_order_and_changes_repeat():
+    assert _stream(9, 8, shuffle=False, policy="none").repeats
+    assert not _stream(9, 8, shuffle=False).repeats
+    assert not _stream(9, 8, policy="none").repeats

@@ -11,7 +11,7 @@ from door import SIDE, Room
 from safetensors.torch import save_file
 
 from hemafast.config import PrepareConfig, TrainConfig, checked
-from hemafast.data.loader import Batch
+from hemafast.data.batch import Batch
 from hemafast.engine.journal import read_rows
 from hemafast.engine.learner import build_learner
 from hemafast.engine.machine import Machine

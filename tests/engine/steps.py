@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from hemafast.data.loader import Batch
+from hemafast.data.batch import Batch
 from hemafast.engine.machine import Machine
 from hemafast.engine.step import Totals, TrainStep
 from hemafast.model import Classifier, build_model

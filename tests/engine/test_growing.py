@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from hemafast.data import source
 from hemafast.engine import loop
 from hemafast.engine.checkpoint import load_best, load_last
 from hemafast.engine.journal import read_rows
@@ -36,6 +37,14 @@ def test_images_grow_in_equal_shares_and_validation_with_them(settings, sizes):
     assert sizes["train"] == [32] * UPDATES + [48] * UPDATES + [64] * UPDATES
     assert np.diff(sizes["val"]).min() >= 0
     assert set(sizes["val"]) == {32, 48, 64}
+
+
+def test_squares_on_the_device_are_copied_once_however_often_images_grow(settings, sizes, monkeypatch):
+    copied, copy = [], source.copy_squares
+    monkeypatch.setattr(source, "copy_squares", lambda samples, device: copied.append(samples) or copy(samples, device))
+    train(settings(epochs=1, batch_size=10, input="resident", image_size=64, growing_from=(32, 48)))
+    assert set(sizes["train"]) == {32, 48, 64}
+    assert [samples.split for samples in copied] == ["train", "val"]
 
 
 def test_images_grow_within_an_epoch_behind_a_whole_update(settings, sizes):

@@ -8,7 +8,15 @@ import pytest
 import torch
 
 from hemafast.engine import machine as module
-from hemafast.engine.machine import Choice, choose_input, choose_machine, cpu_flags, machine_facts, tune_allocator
+from hemafast.engine.machine import (
+    Choice,
+    choose_input,
+    choose_machine,
+    cpu_flags,
+    machine_facts,
+    reading,
+    tune_allocator,
+)
 from hemafast.errors import HemafastError
 
 AMX = frozenset({"sse2", "avx2", "amx_bf16", "avx512_bf16"})
@@ -228,6 +236,17 @@ def test_processes_share_the_cores_among_their_loaders(without_gpu, monkeypatch,
     reason = machine.choices[-1].reason
     assert f"{cores} cores" in reason
     assert (f"shared by {processes} processes" in reason) == (processes > 1)
+
+
+@pytest.mark.parametrize(
+    ("source", "asked", "threads"),
+    [("packed", None, 8), ("resident", None, 8), ("files", None, 16), ("webdataset", None, 16), ("files", 3, 3)],
+)
+def test_decoding_takes_all_cores_of_a_process(without_gpu, monkeypatch, source, asked, threads):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(32)))
+    machine = reading(_choose(), Choice("input", source, "as asked for"), threads=asked, processes=2)
+    assert machine.loader_threads == threads
+    assert {choice.name: choice.value for choice in machine.choices}["loader threads"] == str(threads)
 
 
 def test_threads_that_are_asked_for_are_each_process_s_own(without_gpu):

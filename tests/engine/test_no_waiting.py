@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 from steps import CLASSES, CPU, batch_of, network
-from timm.utils import ModelEmaV3
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from hemafast.config import LossName
 from hemafast.engine import loop
+from hemafast.engine.average import Average
 from hemafast.engine.optimizer import build_optimizer
 from hemafast.engine.step import Mix, Totals, TrainStep
 from hemafast.engine.trainer import train
@@ -76,7 +76,7 @@ def thorough_step(loss="focal", **changes):
     model = network(dropout=0.2, drop_path=0.1)
     options = {
         "clip_grad": 1.0,
-        "ema": ModelEmaV3(model, decay=0.9, use_warmup=True),
+        "ema": Average(model, 0.9),
         "mix": Mix(CLASSES, mixup=0.4, cutmix=0.4),
         "skip_bad": True,
     }
@@ -129,3 +129,27 @@ def test_an_epoch_of_twice_as_many_batches_makes_the_host_wait_no_more_often(set
         found[batch_size] = sorted(waits.found)
     assert found[12] == found[6]
     assert {"cpu", "numpy"} <= set(found[6])  # at the end of an epoch, for the log
+
+
+class Counted(TorchDispatchMode):
+    """Counts operations, without views; one over a list of tensors counts once: on a GPU it is a kernel or a few."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += not func.is_view
+        return func(*args, **kwargs or {})
+
+
+def operations(**options) -> int:
+    step, totals = thorough_step(mix=None, **options)
+    step(batch_of(8), 1e-3, totals, step=0)  # makes the optimizer's state
+    with Counted() as counted:
+        step(batch_of(8), 1e-3, totals, step=1)
+    return counted.count
+
+
+def test_averages_and_guards_do_not_cost_an_operation_for_each_tensor():
+    bare, tensors = operations(ema=None, skip_bad=False), len(network().state_dict())
+    assert 0 < operations(skip_bad=False) - bare < tensors / 2  # batch norms' counts of batches are copied one by one
+    assert 0 < operations(ema=None) - bare < 20

@@ -323,6 +323,7 @@ def test_free_changes_pass_and_change_nothing_that_is_learned(straight, stopped,
     free = {
         "preset": "strong_augment",
         "output": str(tmp_path),
+        "capture": "off",
         "threads": 2,
         "keep": 4,
         "save_every": None,

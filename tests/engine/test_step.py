@@ -11,11 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import confusion_matrix
 from steps import CLASSES, CPU, SIDE, batch_of, changed, network, parts_of, plain_descent, train_on
-from timm.utils import ModelEmaV3
 from torch import nn
 
 from hemafast.data.augment import named_policy
 from hemafast.data.stream import BatchStream, Process
+from hemafast.engine.average import Average
 from hemafast.engine.optimizer import build_optimizer
 from hemafast.engine.step import BadUpdates, EvalStep, Mix, Totals, TrainStep, seed_batch, update_plan
 from hemafast.objective import build_loss
@@ -266,7 +266,7 @@ def test_short_gradients_are_left_alone(model, loss):
 
 def test_averaged_weights_are_the_average_by_hand(model, loss):
     decay = 0.5
-    average = ModelEmaV3(model, decay=decay, use_warmup=True)
+    average = Average(model, decay)
     step, totals = TrainStep(model, loss, adam(model), CPU, ema=average), Totals(CLASSES, "cpu")
     by_hand = None
     for number in range(5):
@@ -503,3 +503,19 @@ def test_a_loss_that_is_not_finite_is_a_bad_update_at_any_scale(model):
     train_on(step, batch_of(8))
     assert step.bad.read() == (1, 0)
     assert not changed(before, model) & {name for name, _ in model.named_parameters()}
+
+
+def test_a_batch_is_seeded_as_torch_would_seed_it():
+    seed_batch(3, 0, 2, 1)
+    ours, words = torch.rand(4), np.random.SeedSequence([3, 0, 2, 1]).generate_state(2)
+    torch.manual_seed(int(words[0]) << 32 | int(words[1]))
+    assert torch.equal(ours, torch.rand(4))
+
+
+def test_a_batch_seeds_the_generator_of_the_gpu_in_use(monkeypatch):
+    generators = (torch.Generator(), torch.Generator())
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "default_generators", generators)
+    seed_batch(3, 0, 2, 1)
+    assert generators[1].initial_seed() == torch.default_generator.initial_seed() != generators[0].initial_seed()

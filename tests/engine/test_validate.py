@@ -6,6 +6,7 @@ import torch
 from sklearn.metrics import confusion_matrix
 from steps import CPU
 
+from hemafast.data import feed
 from hemafast.data.graph import GraphShape
 from hemafast.data.loader import eval_loader
 from hemafast.engine.step import EvalStep, Totals
@@ -27,11 +28,16 @@ def model(dataset, val_samples):
     return network
 
 
-def outcome_of(model, dataset, samples, batch_size, **options):
+def loader_of(samples, batch_size):
     shape = GraphShape("cpu", "packed", packed_size=64, image_size=56, batch_size=batch_size, threads=1)
+    return eval_loader(samples, shape=shape)
+
+
+def outcome_of(model, dataset, samples, batch_size, loader=None, **options):
     loss = build_loss(dataset.counts("val"))
     totals = Totals(len(dataset.info.classes), "cpu")
-    return validate(model, EvalStep(model, loss, CPU), eval_loader(samples, shape=shape), samples, totals, **options)
+    loader = loader or loader_of(samples, batch_size)
+    return validate(model, EvalStep(model, loss, CPU), loader, samples, totals, **options)
 
 
 @pytest.fixture(scope="module")
@@ -86,3 +92,14 @@ def test_a_stop_within_validation_comes_through(model, dataset, val_samples):
 
     with pytest.raises(KeyboardInterrupt):
         outcome_of(model, dataset, val_samples, 5, on_batch=stop)
+
+
+def test_validations_share_a_pipeline_and_answer_alike(model, dataset, val_samples, outcome, monkeypatch):
+    built, build = [], feed.build_graph
+    monkeypatch.setattr(feed, "build_graph", lambda *given: built.append(given) or build(*given))
+    loader = loader_of(val_samples, 5)
+    for _ in range(3):
+        again = outcome_of(model, dataset, val_samples, 5, loader)
+        assert np.array_equal(again.probabilities, outcome.probabilities)
+        assert again.loss == outcome.loss
+    assert len(built) == 1

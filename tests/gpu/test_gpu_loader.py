@@ -108,3 +108,41 @@ def test_a_position_of_the_cpu_is_one_of_the_gpu(train_samples):
     for one, other in zip(running, gpu.epoch(), strict=True):
         assert torch.equal(one.images, other.images.cpu())
         assert torch.equal(one.rows, other.rows)
+
+
+@pytest.mark.parametrize("source", ["packed", "resident", "files"])
+def test_a_cuda_graph_can_be_captured_while_batches_are_read_and_let_go(train_samples, source):
+    """DALI's own memory must not be freed late by another thread, which may synchronise the device."""
+    loader, total = loader_of(train_samples, shape_on("gpu", source)), torch.zeros((), device="cuda", dtype=torch.int64)
+    expected = sum(batch.images.sum(dtype=torch.int64).item() for batch in loader.epoch(0))
+    earlier = []
+    for batch in loader.epoch(0):
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # DALI's threads allocate meanwhile
+            earlier.clear()
+            total += batch.images.sum(dtype=torch.int64)
+        graph.replay()
+        earlier.append(batch)
+    assert total.item() == expected
+
+
+def test_no_batch_is_waited_for_on_the_host(train_samples):
+    """Reading a batch enqueues work, and never waits for what torch still has to do."""
+    loader = loader_of(train_samples, shape_on("gpu"))
+    batches = loader.epoch(0)
+    next(batches)
+    torch.cuda.synchronize()
+    torch.cuda._sleep(10**9)  # about a second
+    batch = next(batches)
+    assert not torch.cuda.current_stream().query()
+    assert batch.images.shape == (8, 3, 56, 56)
+
+
+def test_squares_are_copied_to_the_gpu_once_for_all_sizes(train_samples):
+    loader = loader_of(train_samples, shape_on("gpu", "resident"))
+    next(loader.epoch())
+    torch.cuda.synchronize()
+    before = torch.cuda.memory_allocated()
+    for size in (48, 64):
+        loader = loader.resized(size)
+    assert torch.cuda.memory_allocated() - before < 2**20

@@ -6,11 +6,12 @@ from typing import get_args
 import numpy as np
 import pytest
 import torch
-from timm.utils import ModelEmaV3
 from torch import nn
 
 from hemafast.config import CompileMode, LossName
-from hemafast.data.loader import Batch
+from hemafast.data.batch import Batch
+from hemafast.engine.average import Average
+from hemafast.engine.captured import Captured
 from hemafast.engine.compiling import Compiler
 from hemafast.engine.learner import synchronised
 from hemafast.engine.machine import choose_machine
@@ -84,7 +85,7 @@ def thorough_step(amp, **changes) -> TrainStep:
     model = network(dropout=0.2, drop_path=0.1)
     options = {
         "clip_grad": 1.0,
-        "ema": ModelEmaV3(model, decay=0.9, use_warmup=True),
+        "ema": Average(model, 0.9),
         "mix": Mix(CLASSES, mixup=0.4, cutmix=0.4),
         "skip_bad": True,
     }
@@ -214,6 +215,54 @@ def test_a_compiled_step_never_waits_for_the_gpu(mode, no_waiting):
         step(batch, 1e-3, totals, step=number)
     with no_waiting:
         step(batch, 1e-3, totals, step=5)
+
+
+def captured(*called) -> Captured:
+    return Captured(*called, batch_size=8)
+
+
+def test_a_captured_step_is_the_step(amp, caplog):
+    batches = [batch_of(images, seed) for seed, images in enumerate((8, 8, 8, 8, 8, 8, 5, 8))]
+    seen = []
+    for capture in (None, captured):
+        model = network(dropout=0.2, drop_path=0.1)
+        options = {"clip_grad": 1.0, "ema": Average(model, 0.9), "skip_bad": True, "capture": capture}
+        step, totals = step_of(model, amp, **options), Totals(CLASSES, "cuda")
+        with caplog.at_level("INFO", logger="hemafast"):
+            for number, batch in enumerate(batches):
+                seed_batch(0, 0, 0, number)
+                step(batch, 1e-3, totals, step=number)
+        seen.append((totals.read()[0], totals.mean_norm(), options["ema"].module.state_dict()))
+    (loss, norm, averaged), (captured_loss, captured_norm, captured_averaged) = seen
+    assert "captured the training step at 64 px as one CUDA graph" in caplog.text
+    assert captured_loss == pytest.approx(loss, rel=1e-2)
+    assert captured_norm == pytest.approx(norm, rel=5e-2)
+    for name, tensor in averaged.items():
+        torch.testing.assert_close(captured_averaged[name], tensor, atol=2e-2, rtol=2e-2)
+
+
+def test_a_captured_step_never_waits_and_reads_its_rate_anew(amp, no_waiting):
+    step, totals = step_of(network(), amp, skip_bad=True, capture=captured), Totals(CLASSES, "cuda")
+    for number in range(5):
+        step(batch_of(seed=number), 1e-3, totals, step=number)
+    before = [parameter.detach().clone() for parameter in step._parameters]
+    with no_waiting:
+        step(batch_of(), float("nan"), totals, step=5)  # a rate that would ruin every weight
+    assert step._captured._graph is not None
+    assert not all(torch.equal(*pair) for pair in zip(before, step._parameters, strict=True))
+
+
+@pytest.mark.slow
+def test_a_compiled_step_is_captured_too(no_waiting):
+    torch._dynamo.reset()
+    compiler = Compiler(enabled=True, mode="default", batch_size=8)
+    step, totals = step_of(network(), compiler=compiler, capture=captured), Totals(CLASSES, "cuda")
+    for number in range(6):
+        step(batch_of(seed=number), 1e-3, totals, step=number)
+    with no_waiting:
+        step(batch_of(), 1e-3, totals, step=6)
+    assert step._captured._graph is not None
+    assert compiler.recompiles == 0
 
 
 def test_gradients_that_overflow_fp16_are_skipped_and_are_no_bad_update():
