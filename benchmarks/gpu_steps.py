@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_args
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from gpu_day_one import ROOT, SKIPPED_CODE, Data, DeviceName, read, write
@@ -32,6 +32,14 @@ _ROUNDS, _SECONDS = 3, 0.5
 _BATCHES = (32, 64, 128, 256, 512)
 _TRACED = 10  # training steps
 _KERNELS = 20
+_MODES = {
+    "eager": {"capture": "off"},
+    "eager, one graph": {},
+    "default, one graph": {"compile": "on"},
+    "reduce-overhead": {"compile": "on", "compile_mode": "reduce-overhead"},
+    "default": {"compile": "on", "capture": "off"},
+}
+"""Settings of the training step, the most promising early."""
 _LAUNCHES = ("cudaLaunchKernel", "cuLaunchKernel", "cudaGraphLaunch", "cudaMemcpy", "cudaMemset")
 _DECODED_AT_ONCE = 25
 _JPEGS, _TIFFS = 500, 100
@@ -150,6 +158,7 @@ def _train(context: Context, **settings: Any) -> None:
 def bench(context: Context) -> None:
     """Every station of `hemafast bench` at a batch of 256."""
     need_data(context)
+    need("nvidia.dali")
     from hemafast.bench.run import run_bench
 
     context.note(bench=run_bench(context.bench(), rounds=_ROUNDS, seconds=0.1 if context.tiny else 0.3, peers=False))
@@ -230,20 +239,11 @@ def covered(spans: Iterable[tuple[float, float]]) -> float:
 
 
 def compile_modes(context: Context) -> None:
-    """The training step without compiling, and in each mode that may be quick."""
+    """The training step eager and compiled, launched kernel by kernel and as one CUDA graph."""
     need_data(context)
-    import torch
-
     from hemafast.bench.training import step
-    from hemafast.config import CompileMode
 
-    modes = [mode for mode in get_args(CompileMode) if not mode.startswith("max-autotune")]
-    several(context, ["off", *modes], lambda mode: measured(step, context.bench(**_compiling(mode))))
-    torch._dynamo.reset()
-
-
-def _compiling(mode: str) -> dict[str, str]:
-    return {"compile": "off"} if mode == "off" else {"compile": "on", "compile_mode": mode}
+    several(context, list(_MODES), lambda mode: measured(step, context.bench(**_MODES[mode])))
 
 
 def batch_sweep(context: Context) -> None:
@@ -423,9 +423,11 @@ def release() -> None:
     """Give back what the last measurement kept on the device."""
     import torch
 
+    from hemafast.bench.settings import resident_squares
     from hemafast.bench.training import ready_batches
 
     ready_batches.cache_clear()
+    resident_squares.cache_clear()
     torch._dynamo.reset()
     gc.collect()
     if torch.cuda.is_available():

@@ -12,7 +12,7 @@ CONTROLS = (PRODUCT, COPY)
 """Stations that no change of the code touches. If they changed, the machine did."""
 
 _SETTINGS = ("model", "image_size", "batch_size", "loader_batch_size", "threads", "device", "amp", "compile")
-_LATER_SETTINGS = ("input", "compile_mode")
+_LATER_SETTINGS = ("input", "compile_mode", "capture")
 """Settings that older results lack."""
 _MACHINE = ("processor", "cores", "gpu", "torch", "nvidia-dali-cuda120", "nvidia-dali-cuda130")
 

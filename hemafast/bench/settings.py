@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from hemafast.data.graph import GraphShape, Source
     from hemafast.data.loader import Loader
     from hemafast.data.samples import Samples
+    from hemafast.data.source import Images
     from hemafast.engine.machine import Machine
 
 
@@ -99,13 +101,15 @@ class Bench:
         from hemafast.engine.plan import policy_of
 
         _, graph = self.machine_and_graph()
+        shape = replace(graph, batch_size=batch_size, source=source or graph.source)
         chosen = named_policy(policy) if isinstance(policy, str) else policy or policy_of(self.settings)
         return train_loader(
             self.samples,
             policy=chosen,
             seed=self.settings.seed,
-            shape=replace(graph, batch_size=batch_size, source=source or graph.source),
+            shape=shape,
             sampler=self.settings.sampler,
+            source=resident_squares(self, shape) if shape.source == "resident" else None,
         )
 
     def machine_and_graph(self) -> tuple[Machine, GraphShape]:
@@ -122,7 +126,18 @@ class Bench:
 
     def to_plain(self) -> dict[str, Any]:
         """What --json writes: the settings that a rate depends on, without the path of the data."""
-        sizes, machine = ("model", "image_size", "batch_size"), ("threads", "device", "amp", "compile", "compile_mode")
+        sizes, machine = (
+            ("model", "image_size", "batch_size"),
+            ("threads", "device", "amp", "compile", "compile_mode", "capture"),
+        )
         names = (*sizes, "policy", "input", *machine, "freeze_stages")
         ours = ("loader_batch_size", "own_gradients", "fused")
         return {name: getattr(self.settings, name) for name in names} | {name: getattr(self, name) for name in ours}
+
+
+@cache
+def resident_squares(bench: Bench, shape: GraphShape) -> Images:
+    """The squares of the training split on the device: one copy for all loaders of a process."""
+    from hemafast.data.source import open_source
+
+    return open_source(bench.samples, shape)

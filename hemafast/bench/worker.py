@@ -24,7 +24,7 @@ from hemafast.errors import HemafastError
 
 _DRAINED = 6  # batches to skip if they may have been prepared ahead; no side prepares more on few threads
 _UNCOUNTED = 1  # batches to skip otherwise: idle memory may have left the caches or gone back to the system
-_RECORDED = 3  # batches to skip on a GPU: a CUDA graph is warmed up, recorded and then replayed
+_RECORDED = 5  # batches to skip on a GPU: a CUDA graph is warmed up by three, captured with the next and then replayed
 _AHEAD = 16  # batches that the host may be ahead of a GPU; enough to keep it busy, and few to wait for at the end
 _PERCENTILES = (10, 50, 90)
 _QUIET_SECONDS = 0.05  # a few ticks of the kernel clock

@@ -334,6 +334,14 @@ def test_the_bench_reads_what_training_would_read(bench, monkeypatch):
     assert bench.loader(8, "strong", "files")._shape.source == "files"
 
 
+def test_all_loaders_of_a_process_share_the_squares_on_the_device(bench):
+    resident = replace(bench, settings=replace(bench.settings, input="resident"))
+    first, second = (resident.loader(8, policy) for policy in ("basic", "none"))
+    assert first._source is second._source
+    assert next(first.epoch(0)).images.shape == next(second.epoch(0)).images.shape
+    assert bench.loader(8)._source is not first._source
+
+
 def test_compiling_is_what_the_compiler_of_the_step_says(bench):
     learner, _ = build_measured(bench)
     measured = Compiling(learner)
