@@ -109,7 +109,7 @@ class Bench:
             seed=self.settings.seed,
             shape=shape,
             sampler=self.settings.sampler,
-            source=resident_squares(self, shape) if shape.source == "resident" else None,
+            source=resident_squares(self) if shape.source == "resident" else None,
         )
 
     def machine_and_graph(self) -> tuple[Machine, GraphShape]:
@@ -126,18 +126,16 @@ class Bench:
 
     def to_plain(self) -> dict[str, Any]:
         """What --json writes: the settings that a rate depends on, without the path of the data."""
-        sizes, machine = (
-            ("model", "image_size", "batch_size"),
-            ("threads", "device", "amp", "compile", "compile_mode", "capture"),
-        )
-        names = (*sizes, "policy", "input", *machine, "freeze_stages")
+        network = ("model", "image_size", "batch_size", "freeze_stages")
+        machine = ("threads", "device", "amp", "compile", "compile_mode", "capture")
+        names = (*network, "policy", "input", *machine)
         ours = ("loader_batch_size", "own_gradients", "fused")
         return {name: getattr(self.settings, name) for name in names} | {name: getattr(self, name) for name in ours}
 
 
 @cache
-def resident_squares(bench: Bench, shape: GraphShape) -> Images:
+def resident_squares(bench: Bench) -> Images:
     """The squares of the training split on the device: one copy for all loaders of a process."""
-    from hemafast.data.source import open_source
+    from hemafast.data.source import Resident
 
-    return open_source(bench.samples, shape)
+    return Resident(bench.samples, bench.machine().device)
