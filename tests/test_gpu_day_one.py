@@ -243,3 +243,23 @@ def test_pixels_of_files_are_those_of_pillow(make_archive, tmp_path):
     paths = sorted((tmp_path / "cells").rglob("*.tiff"))
     for path, pixels in zip(paths, gpu_steps.decoded(paths, "cpu"), strict=True):
         assert np.array_equal(pixels, np.asarray(Image.open(path)))
+
+
+def test_a_training_from_squares_on_a_gpu_needs_no_dali(prepared, tmp_path, monkeypatch):
+    """From the first batch to the scores: on a CPU, on the way of a GPU, with imports of DALI that fail."""
+    import hemafast as hf
+    from hemafast.data import loader
+    from hemafast.data.source import Resident
+
+    def build(self, start):
+        policy = self._stream.policy
+        squares = self._source if isinstance(self._source, Resident) else Resident(self._samples, "cpu")
+        batches = loader.place(self._stream.onwards(*start), self._samples, self._shape, policy)
+        return loader.GatherFeed(squares.squares, batches, self._shape, policy)
+
+    monkeypatch.setattr(loader.Loader, "_build", build)
+    for name in ("nvidia.dali", "imagecodecs", *(name for name in sys.modules if name.startswith("nvidia.dali"))):
+        monkeypatch.setitem(sys.modules, name, None)
+    small = {"model": "test_resnet", "image_size": 32, "batch_size": 8, "epochs": 1, "pretrained": "no", "threads": 1}
+    run = hf.train(prepared.folder, preset="fast", input="resident", device="cpu", output=tmp_path, **small)
+    assert 0 <= run.metrics["pooled"]["macro_f1"] <= 1
