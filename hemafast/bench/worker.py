@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -107,7 +107,7 @@ class Round:
     """Bytes on the GPU; 0 without one."""
     compile_seconds: Annotated[float, Ge(0)] = 0.0
     """Seconds of compiling before the measurement, in none of the other figures."""
-    step_seconds: tuple[float, ...] = ()
+    step_seconds: list[float] = field(default_factory=list)
     """10th, 50th and 90th percentile over the batches, on a GPU by its own clock; empty in older results."""
 
 
@@ -243,10 +243,10 @@ def _round(finished: Sequence[Done], moments: Sequence[Moment], wall: float, cpu
     )
 
 
-def _percentiles(values: Sequence[float]) -> tuple[float, ...]:
+def _percentiles(values: Sequence[float]) -> list[float]:
     import numpy as np
 
-    return tuple(map(float, np.percentile(values, _PERCENTILES)))
+    return [float(one) for one in np.percentile(values, _PERCENTILES)]
 
 
 def _wait_for_device() -> None:

@@ -275,7 +275,7 @@ def test_the_clock_stops_when_the_device_is_done_and_not_when_the_host_is(monkey
     card = Card(monkeypatch)
     found = workers.measure(card.works(), 30.0, drain=False)
     assert found.images / found.seconds == pytest.approx(4 / 10)
-    assert found.step_seconds == pytest.approx((10, 10, 10))
+    assert found.step_seconds == pytest.approx([10, 10, 10])
     assert found.waited == pytest.approx(found.steps)
     assert found.peak_device_memory == 5
 
@@ -317,8 +317,8 @@ def test_what_is_compiled_at_the_end_of_the_warm_up_is_not_the_first_step_that_c
 
 
 def test_the_overall_rate_weighs_rounds_by_their_seconds():
-    warm_up, *rounds = (Round(images, 2.0, 0, 1, *[0] * 4, step_seconds=(1, 2, 3)) for images in (9, 100, 20))
-    rounds[1] = replace(rounds[1], seconds=10.0, step_seconds=(0.5, 4, 9))
+    warm_up, *rounds = (Round(images, 2.0, 0, 1, *[0] * 4, step_seconds=[1, 2, 3]) for images in (9, 100, 20))
+    rounds[1] = replace(rounds[1], seconds=10.0, step_seconds=[0.5, 4, 9])
     found = summary(replace(warm_up, compile_seconds=40.0), rounds, "images")
     assert found["images_per_second_overall"] == 120 / 12  # the mean of the rates would be 26
     assert found["compile_seconds"] == 40.0
