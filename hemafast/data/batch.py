@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hemafast.data.augment import Policy, Views
+from hemafast.data.geometry import Boxes
 from hemafast.data.graph import GraphShape
 from hemafast.data.stream import Draw
 
@@ -69,7 +70,7 @@ def _with_the_window(views: Views) -> npt.NDArray[np.float32]:
     return turn
 
 
-def _in_files(window: npt.NDArray[np.float32], samples: Samples, rows: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
+def _in_files(window: Boxes, samples: Samples, rows: npt.NDArray[np.int64]) -> Boxes:
     """Windows in pixels of the files, of which the packed squares show a part, scaled."""
     kept = samples.windows[rows]
     scale = (kept[:, 2:] - kept[:, :2]) / samples.packed_size

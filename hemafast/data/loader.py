@@ -184,10 +184,9 @@ class Loader:
         return DaliFeed(self._source, batches, shape, policy)
 
     def _kept(self, start: Position) -> Feed | None:
-        """The feed of the epoch before, if it goes on at `start`. Where epochs repeat, it does so for each of them."""
-        if self._feed_at is not None and self._stream.repeats:
-            return self._feed if start.batch == self._feed_at.batch else None
-        return self._feed if start == self._feed_at else None
+        """The feed of the epoch before, if it goes on at `start`. Where all epochs are the same, any may follow."""
+        follows = start.batch == 0 if self._stream.repeats else start == self._feed_at
+        return self._feed if follows else None
 
 
 def train_loader(

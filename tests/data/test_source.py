@@ -13,6 +13,7 @@ from hemafast.data.graph import GraphShape
 from hemafast.data.loader import train_loader
 from hemafast.data.source import copy_squares, open_source
 from hemafast.errors import HemafastError
+from hemafast.preparation.reader import PackedPixels
 
 
 def _shape(source):
@@ -33,6 +34,16 @@ def test_a_resident_batch_is_one_gather_in_the_order_of_its_rows(train_samples):
     batch = open_source(train_samples, _shape("resident"))(rows)
     assert batch.shape == (4, 64, 64, 3)
     np.testing.assert_array_equal(batch, np.asarray(train_samples.packed)[rows])
+
+
+def test_squares_of_a_batch_are_views_of_the_files_that_they_lie_in():
+    files = tuple(np.random.default_rng(0).integers(0, 256, (4, 2, 2, 3), np.uint8) for _ in range(3))
+    packed = PackedPixels(files, 4, np.array([11, 0, 4, 7, 3]), 2)
+    rows = np.array([4, 0, 0, 2, 1])
+    several = packed.several(rows)
+    np.testing.assert_array_equal(several, np.concatenate(files)[[3, 11, 11, 4, 0]])
+    np.testing.assert_array_equal(several, [packed[row] for row in rows])
+    assert all(any(np.shares_memory(square, file) for file in files) for square in several)
 
 
 def test_more_squares_than_are_copied_at_once(train_samples, monkeypatch):
