@@ -36,8 +36,8 @@ _MODES = {
     "eager": {"capture": "off"},
     "eager, one graph": {},
     "default, one graph": {"compile": "on"},
-    "reduce-overhead": {"compile": "on", "compile_mode": "reduce-overhead"},
     "default": {"compile": "on", "capture": "off"},
+    "reduce-overhead": {"compile": "on", "compile_mode": "reduce-overhead"},
 }
 """Settings of the training step, the most promising early."""
 _LAUNCHES = ("cudaLaunchKernel", "cuLaunchKernel", "cudaGraphLaunch", "cudaMemcpy", "cudaMemset")
@@ -165,11 +165,20 @@ def bench(context: Context) -> None:
 
 
 def profile(context: Context) -> None:
-    """Where a training step spends its time, at a batch that fills the card and at a small one."""
+    """Where a training step spends its time: at a large and a small batch, and the small one kernel by kernel."""
     need_data(context)
-    for batch in (8, 4) if context.tiny else (256, 32):
-        context.note(**{f"batch_{batch}": trace(context.bench(batch_size=batch))})
-        release()
+    large, small = (8, 4) if context.tiny else (256, 32)
+    asked = {
+        f"batch {large}": (large, "auto"),
+        f"batch {small}": (small, "auto"),
+        f"batch {small}, eager": (small, "off"),
+    }
+
+    def traced(name: str) -> dict[str, Any]:
+        batch, capture = asked[name]
+        return trace(context.bench(batch_size=batch, capture=capture))
+
+    several(context, list(asked), traced)
 
 
 def trace(measured: Bench) -> dict[str, Any]:
@@ -181,7 +190,7 @@ def trace(measured: Bench) -> dict[str, Any]:
 
     on_gpu = measured.machine().device == "cuda"
     steps = step(measured)
-    list(islice(steps, 5))
+    list(islice(steps, 8))
     with torch.profiler.profile(activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] * on_gpu)]) as profiler:
         list(islice(steps, _TRACED))
         if on_gpu:
