@@ -59,7 +59,7 @@ def test_this_machine_can_do_the_work(tmp_path, no_network):
     findings = {finding["name"]: finding for finding in told["findings"]}
     assert set(told) == {"schema", "hemafast", "date", "system", "verdict", "findings"}
     assert {
-        *("python", "packages", "processor", "cores", "memory", "allocator", "shared memory", "ulimits"),
+        *("python", "packages", "dali", "processor", "cores", "memory", "allocator", "shared memory", "ulimits"),
         *("driver", "gpu", "compiler", "caches", "weights", "imports", "data folder", "runs folder"),
     } == set(findings)
     assert {findings[name]["verdict"] for name in ("python", "packages", "imports")} == {"green"}
@@ -157,6 +157,34 @@ def test_packages_are_what_is_required(installed, verdict, named):
         installed.get, lambda name: [Requirement(one) for one in required.get(name, [])]
     )
     assert verdict_of(found, named) is verdict
+
+
+@pytest.mark.parametrize(
+    ("dali", "verdict"), [("nvidia-dali-cuda120", GREEN), ("nvidia-dali-cuda130", GREEN), ("", RED)]
+)
+def test_either_build_of_dali_will_do(dali, verdict):
+    found = installation.check_packages({dali: "2.4.0"}.get, lambda _: [Requirement("nvidia-dali-cuda120>=2.4")])
+    assert verdict_of(found, "nvidia-dali-cuda120" if verdict is RED else dali) is verdict
+
+
+TWELVE, THIRTEEN = {"nvidia-dali-cuda120": "2.4.0"}, {"nvidia-dali-cuda130": "2.4.0"}
+
+
+@pytest.mark.parametrize(
+    ("installed", "torch", "on_gpu", "verdict", "named"),
+    [
+        (THIRTEEN, "13.0", True, GREEN, "nvidia-dali-cuda130 2.4.0 for CUDA 13.0; torch for CUDA 13.0"),
+        (TWELVE, "12.8", True, GREEN, "nvidia-dali-cuda120 2.4.0 for CUDA 12.0; torch for CUDA 12.8"),
+        (TWELVE, "13.0", False, GREEN, "torch for CUDA 13.0"),
+        (TWELVE, None, False, GREEN, "torch for CPUs"),
+        (TWELVE, "13.0", True, YELLOW, "uninstall -y nvidia-dali-cuda120, then pip install nvidia-dali-cuda130"),
+        (TWELVE | THIRTEEN, "13.0", False, YELLOW, "cuda120 nvidia-dali-cuda130, then pip install nvidia-dali-cuda130"),
+        (TWELVE | THIRTEEN, None, False, YELLOW, "then pip install nvidia-dali-cuda120"),
+        ({}, "13.0", True, RED, "pip install nvidia-dali-cuda130"),
+    ],
+)
+def test_dali_is_named_beside_torch(installed, torch, on_gpu, verdict, named):
+    assert verdict_of(installation.check_dali(installed, torch, on_gpu=on_gpu), named) is verdict
 
 
 def test_requirements_of_extras_are_left_out():

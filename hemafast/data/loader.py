@@ -197,10 +197,14 @@ def train_loader(
     shape: GraphShape,
     sampler: str = "natural",
     process: Process = ALONE,
+    source: Images | None = None,
 ) -> Loader:
-    """Shuffled batches of the training split under a policy; `sampler` as `config.balanced_share` reads it."""
+    """Shuffled batches of the training split under a policy; `sampler` as `config.balanced_share` reads it.
+
+    `source` is what another loader of the same images has opened already.
+    """
     draws = {"policy": policy, "shuffle": True, "balanced": balanced_share(sampler), "seed": seed}
-    return _loader(samples, shape, process, **draws)
+    return _loader(samples, shape, process, source, **draws)
 
 
 def eval_loader(samples: Samples, *, shape: GraphShape, process: Process = ALONE) -> Loader:
@@ -217,7 +221,9 @@ def process_here() -> Process:
     return ALONE
 
 
-def _loader(samples: Samples, shape: GraphShape, process: Process, **draws: Any) -> Loader:
+def _loader(
+    samples: Samples, shape: GraphShape, process: Process, source: Images | None = None, **draws: Any
+) -> Loader:
     stream = BatchStream(
         labels=samples.labels,
         batch_size=shape.batch_size,
@@ -226,4 +232,4 @@ def _loader(samples: Samples, shape: GraphShape, process: Process, **draws: Any)
         process=process,
         **draws,
     )
-    return Loader(samples, stream, shape)
+    return Loader(samples, stream, shape, source)

@@ -26,6 +26,7 @@ from hemafast.doctor import gpu, installation, resources, storage
 from hemafast.doctor.finding import Finding, Verdict, worst, yellow
 from hemafast.engine.machine import choose_machine, cpu_flags, tune_allocator
 from hemafast.progress import SILENT, Progress, stage
+from hemafast.versions import DALI, installed_versions
 
 SCHEMA = 1
 """Version of what `report` returns."""
@@ -73,6 +74,9 @@ def _checks(
             platform.python_version(), metadata.metadata("hemafast")["Requires-Python"]
         ),
         "packages": lambda: installation.check_packages(installation.version_of, installation.requirements_of),
+        "dali": lambda: installation.check_dali(
+            installed_versions(DALI), gpu.cuda_of_torch(), on_gpu=machine().device == "cuda"
+        ),
         "processor": lambda: resources.check_processor(cpu_flags(), platform.machine(), machine()),
         "cores": lambda: resources.check_cores(
             len(os.sched_getaffinity(0)),

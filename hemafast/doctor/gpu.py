@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 
 from hemafast.config import Device
 from hemafast.doctor.finding import Finding, Verdict, green, red, yellow
-from hemafast.doctor.installation import requirements_of
 from hemafast.doctor.resources import precision
 from hemafast.engine.machine import Machine
 from hemafast.nvidia import OLDEST_DRIVER, Card, Driver, dotted, hidden
+from hemafast.versions import DALI, installed_versions
 
 _GIB = 2**30
 
@@ -62,13 +61,19 @@ def _check_card(card: Card, machine: Machine) -> Finding:
     return green("gpu", f"{found}; {precision(machine)}")
 
 
-def cuda_versions() -> dict[str, tuple[int, int]]:
-    """The CUDA versions that DALI and torch were built for; torch for CPUs has none."""
+def cuda_of_torch() -> str | None:
+    """The CUDA version that torch was built for, as "13.0"; None if it is for CPUs."""
     import torch
 
-    built = {"torch": torch.version.cuda} if torch.version.cuda else {}
-    dali = re.search(r"nvidia-dali-cuda(\d\d)(\d)", " ".join(one.name for one in requirements_of("hemafast")))
-    if dali:
-        built["DALI"] = f"{dali[1]}.{dali[2]}"
+    return torch.version.cuda
+
+
+def cuda_versions() -> dict[str, tuple[int, int]]:
+    """The CUDA versions that DALI and torch were built for; torch for CPUs has none."""
+    built = {}
+    for name in installed_versions(DALI):  # of both, which own the same files, the newer; `check_dali` tells
+        built["DALI"] = f"{name[-3:-1]}.{name[-1]}"
+    if cuda := cuda_of_torch():
+        built["torch"] = cuda
     parts = {name: version.split(".") for name, version in built.items()}
     return {name: (int(numbers[0]), int(numbers[1])) for name, numbers in parts.items()}

@@ -14,6 +14,7 @@ from hemafast.config import Amp, Compile, Device, Input, TrainConfig
 from hemafast.data.graph import Source, default_threads
 from hemafast.errors import HemafastError
 from hemafast.nvidia import card_on_bus, uses_gpu
+from hemafast.versions import DALI, installed_versions
 
 Precision = Literal["fp32", "bf16", "fp16"]
 
@@ -183,8 +184,6 @@ def reading(machine: Machine, source: Choice, *, threads: int | None, processes:
 
 def machine_facts(device: str) -> dict[str, str]:
     """Processor, memory, GPU and versions, for reports."""
-    from importlib.metadata import version
-
     import psutil
     import torch
 
@@ -197,8 +196,7 @@ def machine_facts(device: str) -> dict[str, str]:
     }
     if device == "cuda":
         facts["gpu"] = torch.cuda.get_device_name()
-    names = ("hemafast", "torch", "torchvision", "timm", "nvidia-dali-cuda120", "numpy")
-    return facts | {name: version(name) for name in names}
+    return facts | installed_versions(("hemafast", "torch", "torchvision", "timm", *DALI, "numpy"))
 
 
 def cpu_flags() -> frozenset[str]:
