@@ -60,6 +60,8 @@ def build_learner(
     them, unless the step is compiled. Raises HemafastError if these are too few images for batch norm.
     """
     world = world or World()
+    if machine.device == "cuda":
+        torch.backends.cudnn.benchmark = True  # shapes are static, so each is tried once
     classes = len(counts)
     model, started_from = _build_network(settings, classes, machine, started_from)
     if model.learns_norms:

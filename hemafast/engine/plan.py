@@ -12,6 +12,7 @@ from hemafast.data.augment import Policy, named_policy
 from hemafast.data.dataset import Dataset, open_dataset
 from hemafast.data.graph import GraphShape
 from hemafast.data.samples import Samples
+from hemafast.engine.captured import why_not
 from hemafast.engine.checkpoint import DRAWN_WARNING
 from hemafast.engine.distributed import World
 from hemafast.engine.machine import Choice, Machine, amp_of, choose_input, has_precision, machine_for, reading, room_of
@@ -68,7 +69,7 @@ def settle(config: TrainConfig, world: World, saved: dict[str, Any] | None = Non
         dataset=dataset,
         train=train,
         val=val,
-        machine=machine.with_choices(tried),
+        machine=machine.with_choices([*tried, *choices_of_a_card(config, machine, alone=world.alone)]),
         graph=graph,
         policy=policy_of(config),
         warnings=() if saved is None else _other_precision(saved, machine),
@@ -151,6 +152,7 @@ def machine_and_graph(
         image_size=config.image_size,
         batch_size=batch_size_of(config),
         threads=machine.loader_threads,
+        compiled=machine.compiled,
     )
     return machine, graph
 
@@ -162,6 +164,18 @@ def _machine_as_first(config: TrainConfig, device: Device, world: World) -> Mach
     asked = replace(config, amp=amp_of(precision), compile="on" if compiled else "off")
     same = (mine.precision, mine.compiled) == (precision, compiled)
     return world.together(lambda: mine if same else machine_for(asked, device, world.local_size))
+
+
+def choices_of_a_card(config: TrainConfig, machine: Machine, *, alone: bool) -> list[Choice]:
+    """How a training step runs on a GPU: as one graph or not, and with which arithmetic; nothing on a CPU."""
+    if machine.device != "cuda":
+        return []
+    reason = why_not(config, machine, alone=alone)
+    graph = Choice("CUDA graph", "off" if reason else "the training step", reason or "one launch for all its kernels")
+    found = Choice("convolutions", "cuDNN's fastest", "tried once for each shape")
+    if machine.precision != "fp32":
+        return [graph, found]
+    return [graph, found, Choice("fp32", "TF32 in convolutions", "torch's default; matrix products are in full fp32")]
 
 
 def _first_precision(saved: dict[str, Any]) -> str | None:

@@ -33,11 +33,12 @@ from hemafast.files import write_text
 from hemafast.progress import SILENT, Progress
 from hemafast.run_folder import COMMAND, CONFIG, MACHINE, locked, make_run_folder
 
-_COMPILER_FLAGS = (
+_FLAGS = (
+    ("torch.backends.cudnn", "benchmark"),
     ("torch._dynamo.config", "fail_on_recompile_limit_hit"),
     ("torch._functorch.config", "force_non_lazy_backward_lowering"),
 )
-"""Flags of torch that compiling.py sets."""
+"""Flags of torch that learner.py and compiling.py set."""
 
 
 def train(
@@ -139,7 +140,7 @@ def _globals_kept() -> Iterator[None]:
     """Restore what a run sets for its process: random generators, flags of the compiler, and the environment."""
     numpy_state, python_state = np.random.get_state(), random.getstate()  # noqa: NPY002
     environment, threads = dict(os.environ), torch.get_num_threads()
-    flags = {flag: _flag(*flag) for flag in _COMPILER_FLAGS}
+    flags = {flag: _flag(*flag) for flag in _FLAGS}
     try:
         with torch.random.fork_rng(devices=[]):
             yield
