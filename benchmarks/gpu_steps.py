@@ -126,9 +126,9 @@ def tests(context: Context) -> None:
 
 
 def train_fast(context: Context) -> None:
-    """One training with the preset `fast`, to its score."""
+    """One training with the preset `gpu_fast`, to its score."""
     smaller = {"model": "test_efficientnet", "image_size": 32, "epochs": 1, "pretrained": "no"} if context.tiny else {}
-    _train(context, preset="fast", compile="off", **smaller)
+    _train(context, preset="gpu_fast", compile="off", **smaller)
 
 
 def train_b0(context: Context) -> None:
