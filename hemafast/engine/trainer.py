@@ -8,7 +8,7 @@ import random
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from hemafast.engine.build import build_run
 from hemafast.engine.distributed import World, joined, restarts
 from hemafast.engine.journal import Journal, logger
 from hemafast.engine.loop import train_run
-from hemafast.engine.opening import Opened, free_settings, newest_run, open_stopped
+from hemafast.engine.opening import Opened, changed_settings, free_settings, newest_run, open_stopped
 from hemafast.engine.plan import announce, settle
 from hemafast.engine.run import Run, is_finished
 from hemafast.engine.stop import StopFlag
@@ -53,11 +53,12 @@ def train(
     """
     began = time.monotonic() if began is None else began
     config = replace(config, data=config.data.absolute())  # a run is resumed and evaluated from anywhere
-    with joined(config.device) as world:
+    with joined(config.device) as world, ExitStack() as held:
         opened = Opened(config)
         if go_on or restarts():
             folder = world.broadcast(newest_run(config) if world.first else None)
             if folder is not None:
+                held.enter_context(_alone_in(folder, world))
                 opened = open_stopped(folder, free_settings(config), allow_changes=False)
         return _train(opened, world, began, progress)
 
@@ -77,9 +78,19 @@ def resume(
     HemafastError if `folder` is not a run, its data has changed, or a change is not allowed.
     """
     began = time.monotonic() if began is None else began
-    opened = open_stopped(folder, changes or {}, allow_changes=allow_changes)
-    with joined(opened.settings.device) as world:
+    settings = changed_settings(folder, changes or {}, allow_changes=allow_changes)
+    # Nobody else may go on with the run between the moment that its checkpoint is read and its end.
+    with joined(settings.device) as world, _alone_in(folder, world):
+        opened = open_stopped(folder, changes or {}, allow_changes=allow_changes)
         return _train(opened, world, began, progress)
+
+
+@contextmanager
+def _alone_in(folder: Path, world: World) -> Iterator[None]:
+    """Only these processes train in `folder`; collective. Raises HemafastError in all if others already do."""
+    with ExitStack() as held:
+        world.together(lambda: held.enter_context(locked(folder)) if world.first else None)
+        yield
 
 
 def _train(opened: Opened, world: World, began: float, progress: Progress) -> Path | None:
@@ -94,7 +105,7 @@ def _train(opened: Opened, world: World, began: float, progress: Progress) -> Pa
         new = opened.folder or (make_run_folder(plan.settings) if world.first else Path())
         folder = world.broadcast(new)
         run.state.elapsed += world.highest(time.monotonic() - began)[0]  # one time for all, as rates follow it
-        with locked(folder) if world.first else nullcontext():
+        with nullcontext() if opened.folder else _alone_in(folder, world):  # an opened one is locked already
             _loop(run, folder, opened.changed, began, progress)
     return folder if world.first else None
 
