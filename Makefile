@@ -9,11 +9,14 @@ OUTPUT ?= runs
 PRESET ?= quick
 # Further options of `hemafast train`, such as ARGS="--epochs 10 --seed 7".
 ARGS   ?=
+# Of `make faults`: its minutes, and LONG=1 for a thousand kills.
+MINUTES ?= 25
+LONG    ?=
 
 BIN       := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help install train resume bench test lint format lock image clean
+.PHONY: help install train resume bench faults test lint format lock image clean
 
 help: ## List what can be made
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
@@ -36,6 +39,9 @@ resume: install ## Go on with a run: make resume OUTDIR=runs/NAME [EPOCHS=50]
 
 bench: install ## Measure this machine beside plain PyTorch
 	$(BIN)/hemafast bench --data '$(SOURCE)/prepared'
+
+faults: install ## Kill commands, fill their disk, damage their files, and count what is lost
+	$(BIN)/python tools/run_faults.py --minutes '$(MINUTES)' $(if $(LONG),--kills 1000) $(ARGS)
 
 test: install lint ## Linter, type checker, all tests
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal

@@ -139,18 +139,10 @@ class Battery:
             self._known[job.name] = Undisturbed(result, names(self.room), ended.seconds, calls)
         return self._known[job.name]
 
-    def torn(self) -> list[str]:
-        """Problems of the files in the room at a moment at which nothing runs."""
+    def torn(self, within: str = "") -> list[str]:
+        """Problems of the files in the room, or in this folder of it, at a moment at which nothing runs."""
         try:
-            in_child(lambda: refuse_torn(self.room), self.place)
-        except RuntimeError as error:
-            return [_plain(f"not whole: {error}")]
-        return []
-
-    def torn_runs(self) -> list[str]:
-        """The same of what the job has written, where what it reads was damaged on purpose."""
-        try:
-            in_child(lambda: [refuse_torn(folder) for folder in self.room.glob("runs/*")], self.place)
+            in_child(lambda: refuse_torn(self.room / within), self.place)
         except RuntimeError as error:
             return [_plain(f"not whole: {error}")]
         return []
@@ -220,5 +212,3 @@ def _last(said: str) -> str:
 def _plain(text: str) -> str:
     """Without paths and numbers, so that the same problem is counted as the same."""
     return _VOLATILE.sub(lambda found: "" if found[0].startswith("/") else "N", text).replace("|", "/")
-
-

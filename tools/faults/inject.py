@@ -55,9 +55,12 @@ def kill(battery: Battery) -> None:
         _moment(battery, seconds)
         hit, ended = _kill(process)
         killed += hit
-        problems += judged(ended, [signal.SIGKILL]) + battery.torn()
-        if ended.code == 0 and job.name == "adapt":
-            battery.begin(job)  # another call would make another run
+        problems += judged(ended, [signal.SIGKILL])
+        if ended.code == 0:
+            problems += battery.compared(job)
+            battery.begin(job)
+        else:
+            problems += battery.torn()
     tally.add(job.name, problems + battery.finish(job), killed)
 
 
@@ -129,7 +132,9 @@ def clock(battery: Battery) -> None:
 
 def _on_time(ended: Ended, room: Path) -> list[str]:
     early, late = ended.seconds < _BUDGET / 4, ended.seconds > _BUDGET + _LATE
-    return _negative(room) + (["the budget is not used"] if early else []) + (["the budget is exceeded"] if late else [])
+    return (
+        _negative(room) + (["the budget is not used"] if early else []) + (["the budget is exceeded"] if late else [])
+    )
 
 
 def _negative(room: Path) -> list[str]:
@@ -158,7 +163,7 @@ def files(battery: Battery) -> None:
     _moment(battery, seconds)
     for file in battery.room.glob(pattern):
         _HARM[how](file)
-    problems = judged(process.end()) + battery.torn_runs()
+    problems = judged(process.end()) + battery.torn("runs")
     for name in job.starts_from:
         shutil.rmtree(battery.room / name)
         shutil.copytree(battery.base / name, battery.room / name)
@@ -274,7 +279,8 @@ def _kill_second(battery: Battery, process: subprocess.Popen[bytes]) -> bool:
     while process.poll() is None and not list(battery.room.glob("runs/*/last_model.ckpt")):
         time.sleep(0.01)
     _moment(battery, 0.5)
-    for pid in map(int, Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()):
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text(encoding="utf-8")
+    for pid in map(int, children.split()):
         if b"\0RANK=1\0" in Path(f"/proc/{pid}/environ").read_bytes():
             os.kill(pid, signal.SIGKILL)
             return True

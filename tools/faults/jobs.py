@@ -73,21 +73,43 @@ def names(room: Path) -> list[str]:
 
 def refuse_torn(room: Path) -> None:
     """Open all that readers may trust at any moment. Raises an error for a file that is not whole."""
-    from hemafast.engine.checkpoint import load_best, load_last
-    from hemafast.engine.journal import read_rows
-    from hemafast.preparation.reader import read_prepared
-
     for file in _whole_files(room):
-        if file.name == "best_model.safetensors":
-            load_best(file)
-        elif file.name == "last_model.ckpt":
-            load_last(file)
-        elif file.name == "training_log.csv":
-            read_rows(file.parent)
-        elif file.name == "dataset.json":
-            read_prepared(file.parent)
+        if file.name in _OPENED_BY:
+            _OPENED_BY[file.name](file)
         elif file.suffix == ".json":
             json.loads(file.read_text(encoding="utf-8"))
+
+
+def _open_best(file: Path) -> None:
+    from hemafast.engine.checkpoint import read_card
+
+    read_card(file)
+
+
+def _open_last(file: Path) -> None:
+    from hemafast.engine.checkpoint import load_last
+
+    load_last(file)
+
+
+def _open_rows(file: Path) -> None:
+    from hemafast.engine.journal import read_rows
+
+    read_rows(file.parent)
+
+
+def _open_prepared(file: Path) -> None:
+    from hemafast.preparation.reader import read_prepared
+
+    read_prepared(file.parent)
+
+
+_OPENED_BY: dict[str, Callable[[Path], None]] = {
+    "best_model.safetensors": _open_best,
+    "last_model.ckpt": _open_last,
+    "training_log.csv": _open_rows,
+    "dataset.json": _open_prepared,
+}
 
 
 def _whole_files(room: Path) -> Iterator[Path]:
@@ -176,6 +198,11 @@ def _swept(room: Path) -> Result:
 
 _TRAIN = ("train", "--resume", "auto", "--data", "data", "--output", "runs", "--epochs", "3", *NETWORK)
 _SWEEP = ("sweep", "seed-table", "--only", "baseline", "--data", "data", "--output", "sweep", "--epochs", "1")
+_ADAPT = ("adapt", "run", "cells", "--output", "adapted", "--device", "cpu", "--quiet")
+
+
+def _evaluated(room: Path) -> Result:
+    return _scored(room / "run")
 
 
 def _of_run(room: Path) -> Result:
@@ -193,9 +220,16 @@ JOBS = {
         ),
         Job("train", _TRAIN, ("data",), _of_run),
         Job("save", (*_TRAIN, "--save-every", "0.0001"), ("data",), _of_run),
-        Job("evaluate", ("evaluate", "run", "--device", "cpu", "--quiet"), ("run", "data"), lambda r: _scored(r / "run")),
+        Job(
+            "evaluate", ("evaluate", "run", "--device", "cpu", "--quiet"), ("run", "data"), lambda r: _scored(r / "run")
+        ),
         Job("export", ("export", "run", "--quiet"), ("run", "data"), _exported),
-        Job("adapt", ("adapt", "run", "cells", "--output", "adapted", "--device", "cpu", "--quiet"), ("run", "cells"), _adapted),
+        Job(
+            "adapt",
+            ("adapt", "run", "cells", "--output", "adapted", "--device", "cpu", "--quiet"),
+            ("run", "cells"),
+            _adapted,
+        ),
         Job("sweep", (*_SWEEP, *NETWORK), ("data",), _swept),
     )
 }

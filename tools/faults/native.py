@@ -67,7 +67,7 @@ def build(folder: Path) -> Path | None:
     if compiler is None:
         return None
     library = folder / "faults.so"
-    sources = [HERE / "failing_disk.c", HERE / "jumping_clock.c"]
-    command = [compiler, "-shared", "-fPIC", "-O1", "-o", library, *sources, "-ldl"]
+    sources = [str(HERE / "failing_disk.c"), str(HERE / "jumping_clock.c")]
+    command = [compiler, "-shared", "-fPIC", "-O1", "-o", str(library), *sources, "-ldl"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     return library if done.returncode == 0 else None
