@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -126,7 +127,7 @@ def card_of(metadata: dict[str, str]) -> ModelCard:
 
 def pack_onnx(deployed: Deployed, card: ModelCard) -> Packed:
     """An ONNX graph with its weights. Raises HemafastError for missing packages and operators without translation."""
-    require("export", "onnx", "onnxscript", "onnxruntime")
+    _require("onnx", "onnxscript", "onnxruntime")
     from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 
     options: dict[str, Any] = {"input_names": [INPUT], "output_names": OUTPUTS, "verbose": False}
@@ -140,9 +141,15 @@ def pack_onnx(deployed: Deployed, card: ModelCard) -> Packed:
         raise _cannot_export(card, error) from error
 
 
+def _require(*packages: str) -> None:
+    """Import packages of ONNX. ONNX Runtime would send usage data to its maker, and leave a file in TMPDIR."""
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # it reads this when it is imported
+    require("export", *packages)
+
+
 def load_onnx(content: bytes) -> Loaded:
     """An ONNX graph in ONNX Runtime on the CPU. Raises HemafastError if onnxruntime is not installed."""
-    require("export", "onnxruntime")
+    _require("onnxruntime")
     import onnxruntime
 
     session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])

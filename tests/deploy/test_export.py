@@ -1,6 +1,7 @@
 """Exported models: what they take and answer, that they were compared with the model, and what is refused."""
 
 import json
+import os
 import sys
 from copy import deepcopy
 from dataclasses import replace
@@ -276,6 +277,22 @@ def test_a_package_that_is_missing_is_named_with_its_extra(run, tmp_path, monkey
     assert package in result.stderr
     assert "pip install 'hemafast[export]'" in result.stderr
     assert not (tmp_path / "new").exists()
+
+
+def test_onnx_runtime_is_told_to_send_no_usage_data_before_it_is_imported(monkeypatch):
+    told = []
+
+    def refuse(*_):
+        told.append(os.environ.get("ORT_DISABLE_TELEMETRY"))
+        raise HemafastError("not imported", "")
+
+    monkeypatch.setattr(formats, "require", refuse)
+    for use in (lambda: formats.load_onnx(b""), lambda: pack_onnx(None, CARD)):
+        with monkeypatch.context() as patch, pytest.raises(HemafastError, match="not imported"):
+            patch.setenv("ORT_DISABLE_TELEMETRY", "")  # so that it is put back
+            del os.environ["ORT_DISABLE_TELEMETRY"]
+            use()
+    assert told == ["1", "1"]
 
 
 def test_a_pickle_is_refused_and_not_executed(tmp_path):

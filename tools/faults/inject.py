@@ -72,7 +72,7 @@ def signals(battery: Battery) -> None:
     first, second = battery.random.sample(_SIGNALS, 2)
     soon = battery.random.random() < 0.5
     process = battery.start(job)
-    _moment(battery, seconds)
+    _moment(battery, 0.8 * seconds)
     sent = process.send(first)
     time.sleep(battery.random.uniform(0, 0.9) if soon else battery.random.uniform(1.05, 1.5))
     process.send(second)
@@ -261,7 +261,7 @@ def rank(battery: Battery) -> None:
 def _under_torchrun(battery: Battery, *, kill_second: bool) -> tuple[list[str], bool]:
     """Train once; problems, and whether the process was killed. The result without a kill is kept as undisturbed."""
     battery.begin(_RANKS)
-    options = ("--standalone", "--nproc-per-node", "2", "--max-restarts", "1")
+    options = ("--standalone", "--nproc-per-node", "2", "--max-restarts", "1", "--log-dir", str(battery.logs))
     command = [sys.executable, "-m", "torch.distributed.run", *options, "-m", "hemafast", *_RANKS.arguments]
     log, hit = battery.logs / "torchrun.log", False
     with log.open("w") as said:
