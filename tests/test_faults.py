@@ -12,8 +12,8 @@ import pytest
 import typer
 from rich.console import Console
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT / "tools"), str(ROOT / "benchmarks")]
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "benchmarks"))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tools"))
 
 import fault_tables  # scripts beside the package, not parts of it
 import run_faults
@@ -23,6 +23,7 @@ from faults.inject import INJECTORS, NEED_LIBRARY
 from faults.listed import FAULTS
 from faults.tally import Tally
 
+ROOT = Path(__file__).resolve().parent.parent
 WRONG = {
     "right": None,
     "leaves half a file": "stray: .out.part",
@@ -232,7 +233,8 @@ def test_the_page_shows_counts_and_reasons():
     filled.add("evaluate: EIO of write", [])
     tallies = {"kill": killed, "disk": filled, "clock": skipped}
     facts = {"cores": "2", "processor": "one", "torch": "2"}
-    result = {"command": "run", "minutes": 5.0, "machine": facts, "faults": {n: t.to_json() for n, t in tallies.items()}}
+    counted = {name: tally.to_json() for name, tally in tallies.items()}
+    result = {"command": "run", "minutes": 5.0, "machine": facts, "faults": counted}
     made = fault_tables.tables({"faults": result})
     lines = made["faults_injected"].splitlines()[2:]
     rows = {line.split("`")[1]: line for line in lines if line.startswith("| `")}
