@@ -17,6 +17,7 @@ from hemafast.deploy.choices import Format, Layout
 from hemafast.engine.checkpoint import ModelCard
 from hemafast.errors import HemafastError, require
 from hemafast.model import Classifier, sized_options
+from hemafast.reading import parse_json
 
 INPUT = "images"
 OUTPUTS = ("logits", "probabilities")
@@ -117,7 +118,7 @@ def card_of(metadata: dict[str, str]) -> ModelCard:
     from pydantic import TypeAdapter
 
     said = {
-        field.name: metadata[field.name] if field.type == "str" else json.loads(metadata[field.name])
+        field.name: metadata[field.name] if field.type == "str" else parse_json(metadata[field.name])
         for field in fields(ModelCard)
         if field.name in metadata
     }
@@ -171,7 +172,7 @@ def load_torch_export(content: bytes) -> Loaded:
     """A torch.export archive. torch unpickles parts of it, which can execute code."""
     extra = {METADATA: ""}
     graph = torch.export.load(io.BytesIO(content), extra_files=extra).module()
-    return Loaded(graph, json.loads(extra[METADATA]))
+    return Loaded(graph, parse_json(extra[METADATA]))
 
 
 def pack_safetensors(deployed: Deployed, card: ModelCard) -> Packed:
@@ -192,10 +193,10 @@ def load_safetensors(content: bytes) -> Loaded:
     from safetensors.torch import load
 
     length = int.from_bytes(content[:8], "little")  # safetensors itself reads only the metadata of files
-    said: dict[str, str] = json.loads(content[8 : 8 + length]).get("__metadata__", {})
-    backbone = timm.create_model(said["backbone"], **json.loads(said["timm_options"])).eval()
+    said: dict[str, str] = parse_json(content[8 : 8 + length].decode()).get("__metadata__", {})
+    backbone = timm.create_model(said["backbone"], **parse_json(said["timm_options"])).eval()
     backbone.load_state_dict(load(content))
-    mean, std = (tuple(json.loads(said[name])) for name in ("mean", "std"))
+    mean, std = (tuple(parse_json(said[name])) for name in ("mean", "std"))
     standardize, turns = (said.get(name) == "true" for name in ("standardize", "quarter_turns"))  # older files: none
     network = Classifier(backbone, mean, std, standardize=standardize, quarter_turns=turns).eval()
 

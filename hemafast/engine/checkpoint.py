@@ -20,6 +20,7 @@ from hemafast.files import damaged_entry, write_text, write_whole
 from hemafast.model import Classifier, build_model
 from hemafast.preparation.images.depth import Range
 from hemafast.preparation.images.image_checks import MIN_SIDE
+from hemafast.reading import read_json_text
 from hemafast.run_folder import BEST, CALIBRATION
 
 if TYPE_CHECKING:
@@ -180,7 +181,7 @@ def _with_calibration(file: Path, card: ModelCard) -> ModelCard:
 
     beside = file.with_name(CALIBRATION)
     try:
-        stored = TypeAdapter(_StoredCalibration).validate_json(beside.read_bytes())
+        stored = TypeAdapter(_StoredCalibration).validate_json(read_json_text(beside))
         calibrated = replace(card, calibration=stored.calibration)
     except FileNotFoundError:
         return card

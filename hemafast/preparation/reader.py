@@ -12,13 +12,13 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-from pydantic import ValidationError
 
 from hemafast.errors import HemafastError
 from hemafast.preparation import schema
 from hemafast.preparation.images.image_checks import Pixels
 from hemafast.preparation.pixels import packed_header, packed_name
 from hemafast.preparation.shards import digest
+from hemafast.reading import read_json_text
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,13 +82,13 @@ def read_info(folder: Path) -> schema.DatasetInfo:
         remedy = "Make one with `hemafast prepare`, or name another with --data."
         raise HemafastError(f"{folder} is not a prepared data set.", remedy)
     try:
-        content = path.read_bytes()
+        content = read_json_text(path)
         version = schema.Version.model_validate_json(content).schema_version
         if version != schema.SCHEMA:
             remedy = f"{schema.PREPARE_AGAIN} Runs continue on it if images and split are the same."
             raise HemafastError(f"{path} has format {version}; this hemafast reads format {schema.SCHEMA}.", remedy)
         info = schema.DatasetInfo.model_validate_json(content)
-    except (OSError, ValidationError) as error:
+    except (OSError, ValueError) as error:
         raise HemafastError(f"{path} cannot be read or is damaged.", schema.PREPARE_AGAIN) from error
     if info.seal != seal(info):
         raise HemafastError(f"{path} was changed after it was written.", schema.PREPARE_AGAIN)
