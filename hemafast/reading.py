@@ -58,7 +58,11 @@ def read_object(file: Path) -> dict[str, Any]:
 
 
 def cause(error: OSError | ValueError) -> str:
-    """Why a file could not be read, without its name."""
+    """Why a file could not be read, without its name; of the errors that pydantic found, the first with its place."""
+    errors = getattr(error, "errors", None)
+    if errors is not None:
+        first = errors()[0]
+        return ": ".join(filter(None, (".".join(map(str, first["loc"])), first["msg"])))
     return getattr(error, "strerror", None) or str(error)
 
 

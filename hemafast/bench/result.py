@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from hemafast.bench.worker import Round
 from hemafast.errors import HemafastError
-from hemafast.reading import read_json
+from hemafast.reading import cause, read_json
 
 SCHEMA = 2
 FEWEST_ROUNDS = 3
@@ -130,9 +130,7 @@ def read_result(file: Path) -> dict[str, Any]:
     try:
         BenchFacts.model_validate(found)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        raise HemafastError(f"{file} is not the result of a bench ({where}: {first['msg']}).", remedy) from error
+        raise HemafastError(f"{file} is not the result of a bench ({cause(error)}).", remedy) from error
     return found
 
 

@@ -7,7 +7,7 @@ import logging
 import math
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import torch
 from annotated_types import Ge, Gt, Le, Len
@@ -20,11 +20,8 @@ from hemafast.files import damaged_entry, write_text, write_whole
 from hemafast.model import Classifier, build_model
 from hemafast.preparation.images.depth import Range
 from hemafast.preparation.images.image_checks import MIN_SIDE
-from hemafast.reading import read_json_text
+from hemafast.reading import cause, read_json_text
 from hemafast.run_folder import BEST, CALIBRATION
-
-if TYPE_CHECKING:
-    from pydantic import ValidationError
 
 DRAWN_WARNING = "THE DATA IS DRAWN, NOT PHOTOGRAPHED: no score on it says anything about real blood"
 
@@ -177,7 +174,7 @@ def save_calibration(file: Path, card: ModelCard, calibration: Calibration) -> N
 
 def _with_calibration(file: Path, card: ModelCard) -> ModelCard:
     """The card with the calibration beside `file`, if it was fitted for these weights."""
-    from pydantic import TypeAdapter, ValidationError
+    from pydantic import TypeAdapter
 
     beside = file.with_name(CALIBRATION)
     try:
@@ -186,9 +183,8 @@ def _with_calibration(file: Path, card: ModelCard) -> ModelCard:
     except FileNotFoundError:
         return card
     except (OSError, ValueError) as error:
-        said = _first_of(error) if isinstance(error, ValidationError) else str(error)
         raise HemafastError(
-            f"{beside} cannot be read ({said}).", f"Delete it, then run `hemafast evaluate {file.parent}`."
+            f"{beside} cannot be read ({cause(error)}).", f"Delete it, then run `hemafast evaluate {file.parent}`."
         ) from error
     if (stored.epoch, stored.data_fingerprint) == (card.epoch, card.data_fingerprint):
         return calibrated
@@ -260,16 +256,10 @@ def _card_of(file: Path, metadata: dict[str, str]) -> ModelCard:
         raise HemafastError(f"{file} is not a hemafast model: it has no card.", "Name a run folder.") from error
     except ValidationError as error:
         raise HemafastError(
-            f"{file} holds a card that this version of hemafast cannot read ({_first_of(error)}).",
+            f"{file} holds a card that this version of hemafast cannot read ({cause(error)}).",
             "Train again, or name another run.",
         ) from error
     return _with_calibration(file, card)
-
-
-def _first_of(error: ValidationError) -> str:
-    """The first error that pydantic found, with its place."""
-    first = error.errors()[0]
-    return ": ".join(filter(None, (".".join(map(str, first["loc"])), first["msg"])))
 
 
 def _cannot_load(file: Path, error: Exception) -> HemafastError:
