@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from hemafast.errors import HemafastError, name_some
 from hemafast.files import damaged_entry
+from hemafast.pickles import refuse_greedy
 from hemafast.reading import read_json
 
 if TYPE_CHECKING:
@@ -169,6 +170,7 @@ def _read_torch(file: Path, *, zipped: bool) -> StoredWeights:
 
     strange: list[str] = []
     try:
+        refuse_greedy(file)
         # A stream, because torch takes a path with the suffix .safetensors for that format.
         with file.open("rb") as stream, warnings.catch_warnings(action="ignore"):
             if zipped:
