@@ -311,4 +311,4 @@ def _load_export(file: Path) -> tuple[Callable[[Tensor], Tensor], ModelCard]:
 def _refuse_greedy_graph(file: Path) -> None:
     require("export", "onnxruntime")
     if why := onnx_trial.why_not(file):
-        raise HemafastError(f"{file} cannot classify an image ({why}).", "Export it again, or open the run.")
+        raise HemafastError(f"{file} cannot be loaded ({why}).", "Export it again, or open the run.")
