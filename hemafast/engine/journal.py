@@ -18,6 +18,7 @@ from hemafast.errors import HemafastError
 from hemafast.files import write_whole
 from hemafast.metrics import Confusion, macro_f1
 from hemafast.pictures import confusion_figure
+from hemafast.printable import PrintableFormatter
 from hemafast.progress import SILENT, Progress
 from hemafast.run_folder import LOG, LOG_TABLE
 
@@ -128,8 +129,8 @@ class Journal:
             tracker.scalars(values, step=epoch)
 
     def _attach_log(self, file: Path, undo: ExitStack) -> None:
-        self._log = _LogFile(file, encoding="utf-8")
-        self._log.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        self._log = _LogFile(file, encoding="utf-8", errors="backslashreplace")
+        self._log.setFormatter(PrintableFormatter("%(asctime)s %(levelname)s %(message)s"))
         logger.addHandler(self._log)
         undo.callback(self._log.close)
         undo.callback(logger.removeHandler, self._log)
