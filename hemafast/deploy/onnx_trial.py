@@ -52,7 +52,4 @@ def _try(file: str, room: int) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        _try(sys.argv[1], int(sys.argv[2]))
-    except Exception as error:
-        sys.exit(f"{type(error).__name__}: {' '.join(str(error).split())}")
+    _try(sys.argv[1], int(sys.argv[2]))
