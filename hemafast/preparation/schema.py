@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -16,12 +15,13 @@ from hemafast.preparation.images.depth import Range
 from hemafast.preparation.scale import ScaleEstimate
 from hemafast.preparation.split import ALL, ALL_SPLITS, NO_FOLD, SPLITS, TEST, VAL
 from hemafast.reading import cause
+from hemafast.versions import DALI, installed_versions
 
 SCHEMA = 3
 """Version of the format on disk. Raise it when older readers would misread newer files."""
 
 _MOST_PACKED_FILES = 100_000
-_PACKAGES = ("hemafast", "imagecodecs", "nvidia-dali-cuda120", "pillow", "simplejpeg", "tifffile")
+_PACKAGES = ("hemafast", "imagecodecs", *DALI, "pillow", "simplejpeg", "tifffile")
 
 PREPARE_AGAIN = "Run `hemafast prepare` again."
 """Remedy for files that are missing or changed."""
@@ -293,7 +293,7 @@ def quarantined(manifest: pd.DataFrame) -> list[QuarantinedImage]:
 
 def versions() -> dict[str, str]:
     """Versions of the packages that determine pixels and verdicts."""
-    return {name: version(name) for name in _PACKAGES}
+    return installed_versions(_PACKAGES)
 
 
 def shard_file(split: str, index: int, count: int, *, folder: str = SHARDS, suffix: str = ".txt") -> Path:
