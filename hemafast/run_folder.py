@@ -6,6 +6,7 @@ Everything here reads small files only; torch is not needed to list a hundred ru
 from __future__ import annotations
 
 import csv
+import errno
 import fcntl
 import logging
 import os
@@ -164,7 +165,10 @@ def locked(folder: Path) -> Iterator[None]:
     """
     try:
         file = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
-    except OSError:  # a folder that cannot be written to: nobody trains in it, and what is written next says so
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise HemafastError(f"{folder / _LOCK} is a link, which is not followed.", "Remove it.") from error
+        # A folder that cannot be written to: nobody trains in it, and what is written next says so.
         yield
         return
     try:

@@ -96,6 +96,8 @@ def remedy_of(error: OSError) -> str:
         return "Set TMPDIR to a folder that you may write to."
     if error.errno == errno.EROFS:
         return "Use a folder on a disk that can be written to; a run folder can be copied there."
+    if error.errno == errno.ELOOP:
+        return "Remove the link, or name another folder."
     return "Check that it is there, and that you may read or write it."
 
 
