@@ -163,22 +163,30 @@ def locked(folder: Path) -> Iterator[None]:
     The lock ends with the process that holds it, however that ends. It also holds between hosts that share the folder
     by NFS. On a file system without locks, only a process of this host is noticed, and a warning says so.
     """
-    try:
-        file = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
-    except OSError as error:
-        if error.errno == errno.ELOOP:
-            raise HemafastError(f"{folder / _LOCK} is a link, which is not followed.", "Remove it.") from error
-        # A folder that cannot be written to: nobody trains in it, and what is written next says so.
+    file = _open_lock(folder)
+    if file is None:
         yield
         return
     try:
         _lock(folder, file)
         os.ftruncate(file, 0)
         os.pwrite(file, f"{os.getpid()} {platform.node()} {datetime.now():%Y-%m-%d %H:%M:%S}".encode(), 0)
-        yield
-        os.ftruncate(file, 0)
+        try:
+            yield
+        finally:
+            os.ftruncate(file, 0)
     finally:
         os.close(file)
+
+
+def _open_lock(folder: Path) -> int | None:
+    """None in a folder that cannot be written to: nobody trains in it, and whatever is written next says so."""
+    try:
+        return os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise HemafastError(f"{folder / _LOCK} is a link, which is not followed.", "Remove it.") from error
+        return None
 
 
 def _lock(folder: Path, file: int) -> None:
