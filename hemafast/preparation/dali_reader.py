@@ -10,9 +10,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-import xxhash
 
-from hemafast.preparation.pixels import decode_image
+from hemafast.preparation.pixels import decode_image, hash_squares
 
 BATCH = 64
 """Images that are read at once, at most."""
@@ -105,4 +104,4 @@ def _shape_of(shape: Any) -> Reading:
 
 
 def _pixels_of(pixels: Any) -> Reading:
-    return Reading(pixels.shape, xxhash.xxh3_128_hexdigest(np.ascontiguousarray(pixels)))
+    return Reading(pixels.shape, hash_squares([np.ascontiguousarray(pixels)]))

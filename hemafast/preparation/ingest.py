@@ -21,14 +21,14 @@ from hemafast.preparation.duplicates import HASHED_SIZE, perceptual_hash, thumbn
 from hemafast.preparation.images.depth import Range
 from hemafast.preparation.images.image_checks import Header, Pixels, pixels_of, strict_decoders, verify_image
 from hemafast.preparation.images.kinds import CONVERTED_KINDS, UnreadableImageError
-from hemafast.preparation.pixels import SquareCutter, SquareFiles, centre_windows, runs_within, shown_side
+from hemafast.preparation.pixels import SquareCutter, SquareFiles, centre_windows, hash_squares, runs_within, shown_side
 from hemafast.preparation.plan import Plan
 from hemafast.preparation.publish import log_of
 from hemafast.preparation.ranges import in_stored_order
 from hemafast.preparation.sources.containers import reader_of
 from hemafast.preparation.sources.gather import Member
 from hemafast.preparation.threads import Pool, batches, made_ahead
-from hemafast.preparation.worklog import Row, append_rows, hash_squares, sound_rows
+from hemafast.preparation.worklog import Row, append_rows, sound_rows
 from hemafast.progress import SILENT, Progress
 
 _UNKNOWN = Header(0, 0, "", "")

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import xxhash
 
 from hemafast.preparation.images.image_checks import Pixels
 
@@ -117,6 +118,17 @@ class SquareCutter:
         self._pipeline.feed_input("window", windows)
         tensors = [np.asarray(output.as_tensor()) for output in self._pipeline.run()]
         return list(zip(*tensors, strict=True))
+
+
+def hash_squares(squares: Iterable[Any]) -> str:
+    """XXH3 (128 bits) over the pixels of squares, one after the other.
+
+    It notices damage as sha256 does, in a tenth of the time. The sha256 of the original bytes guards against forgery.
+    """
+    digest = xxhash.xxh3_128()
+    for square in squares:
+        digest.update(square)
+    return digest.hexdigest()
 
 
 def runs_within(pixels: Sequence[int]) -> list[slice]:

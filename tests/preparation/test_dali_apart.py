@@ -15,7 +15,7 @@ from hemafast.config import PrepareConfig
 from hemafast.preparation.build import prepare
 from hemafast.preparation.dali_apart import DaliApart, dali_apart
 from hemafast.preparation.dali_reader import Reading
-from hemafast.preparation.worklog import hash_squares
+from hemafast.preparation.pixels import hash_squares
 
 
 @pytest.fixture

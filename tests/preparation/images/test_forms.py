@@ -17,9 +17,9 @@ from hemafast.preparation.dali_reader import Reading
 from hemafast.preparation.images.depth import fixed
 from hemafast.preparation.images.image_checks import decode_reference, pixels_of, strict_decoders, verify_image
 from hemafast.preparation.images.kinds import CONVERTED_KINDS, QUARANTINED_KINDS, UnreadableImageError
+from hemafast.preparation.pixels import hash_squares
 from hemafast.preparation.sources.sniff import READABLE, image_format
 from hemafast.preparation.verify import verify
-from hemafast.preparation.worklog import hash_squares
 
 _rgb = np.random.default_rng(0).integers(0, 256, (HEIGHT, WIDTH, 3), np.uint8)
 _alpha = np.random.default_rng(1).integers(0, 256, (HEIGHT, WIDTH), np.uint8)
