@@ -23,6 +23,7 @@ from hemafast.preparation.images.depth import Range, Ranges, to_8_bits
 from hemafast.preparation.images.kinds import UnreadableImageError
 from hemafast.preparation.images.picture import Picture, refuse_slide
 from hemafast.preparation.images.reference import naming_damage, open_picture
+from hemafast.preparation.images.seams import refuse_seam
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -171,13 +172,9 @@ def _kinds(picture: Picture, name: str) -> tuple[str, ...]:
 def _decode(data: bytes, picture: Picture, ranges: Ranges) -> Pixels:
     if picture.format not in ("JPEG", "MPO"):
         return _rgb(picture, ranges)
-    if picture.plain:
-        pixels: Pixels = simplejpeg.decode_jpeg(data, strict=True)
-        return pixels
-    # The entropy decoder notices damage, and it always reads every channel. Grey at an eighth of the size saves what
-    # follows it.
-    simplejpeg.decode_jpeg(data, colorspace="GRAY", min_height=1, min_width=1, min_factor=8, strict=True)
-    return _rgb(picture, ranges)
+    pixels: Pixels = simplejpeg.decode_jpeg(data, strict=True)
+    refuse_seam(pixels)
+    return pixels if picture.plain else _rgb(picture, ranges)
 
 
 def _rgb(picture: Picture, ranges: Ranges) -> Pixels:
