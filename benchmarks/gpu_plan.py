@@ -1,44 +1,31 @@
-"""What GPUs could do, by counted work and data sheets: the tables of docs/gpu.md. Nothing was measured on a GPU.
-
-python benchmarks/gpu_plan.py compare RESULT_JSON... # what `hemafast bench --json` measured, beside the ceilings
-"""
+"""What GPUs could do, by counted work and data sheets: the tables of docs/gpu.md. Nothing was measured on a GPU."""
 
 from __future__ import annotations
 
+import ast
 import math
-import subprocess
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-import typer
-from output import table
-
-from hemafast.bench.result import LOADER, STEP, WHOLE, read_result
-from hemafast.config import TrainConfig, checked
-from hemafast.errors import HemafastError
-from hemafast.presets import PRESETS
+from gpu_day_one import STEPS
+from output import percentages, table
 
 if TYPE_CHECKING:
     from hemafast.bench.result import Costs
 
 ROOT = Path(__file__).resolve().parent.parent
-DAY_ONE = ROOT / "benchmarks" / "gpu_day_one.sh"
 
 CLASSES = 11
-SQUARE = 256
-"""Side in pixels of the squares that `hemafast prepare` packs."""
 IMAGES = 26_000
 """Training images of both archives: 80 % of 32,612."""
-MODELS, BATCHES, GPUS = ("resnet18", "efficientnet_b0"), (32, 256), (1, 8, 64)
-"""What is projected to several GPUs."""
-
 HOST_GPUS = 8
 PEAK_SHARE = 0.4
 """Assumed share of the peak that convolutions reach on tensor cores."""
+LAUNCH = 5e-6
+"""Assumed seconds from one launch of a kernel to the next."""
 BACKWARD_SHARE = 2 / 3
 """Assumed share of a step that can hide an all-reduce."""
 BUCKET = 25 * 2**20
@@ -50,54 +37,33 @@ OPTIMIZER_BYTES = 28
 
 
 @dataclass(frozen=True, slots=True)
-class Host:
-    """The usual host of eight GPUs; links in one direction."""
-
-    link: float
-    """Bytes/s from one GPU to the others."""
-    network: float
-    """Bytes/s out of the host, all network cards together."""
-    cores: int
-    """CPU cores."""
-
-
-@dataclass(frozen=True, slots=True)
 class Card:
-    """A GPU by its data sheet; docs/gpu.md names the sheets."""
+    """A GPU by its data sheet, in a host of eight; docs/gpu.md names the sheets."""
 
     name: str
-    reported: str
-    """Its name in torch.cuda.get_device_name()."""
     peak: float
     """Dense bf16 FLOP/s of its tensor cores."""
     memory: float
     """Bytes/s of its own memory."""
-    generation: int
-    """Of PCIe, 16 lanes."""
-    pcie: float
-    """Bytes/s from the host: half of what is advertised for both directions together."""
-    host: Host | None = None
-    """None if several of these GPUs are not projected."""
+    link: float
+    """Bytes/s in one direction from one GPU to the others of its host."""
+    network: float
+    """Bytes/s out of the host, all network cards together."""
 
 
-A100 = Card("A100 80 GB SXM", "NVIDIA A100-SXM4-80GB", 312e12, 2.039e12, 4, 32e9, Host(300e9, 8 * 25e9, 128))
-CARDS = (
-    A100,
-    Card("H100 SXM", "NVIDIA H100 80GB HBM3", 989e12, 3.35e12, 5, 64e9, Host(450e9, 8 * 50e9, 112)),
-    Card("H200 SXM", "NVIDIA H200", 989e12, 4.8e12, 5, 64e9),
-    Card("L4", "NVIDIA L4", 121e12, 300e9, 4, 32e9, Host(32e9, 12.5e9, 48)),
-    Card("RTX 4090", "NVIDIA GeForce RTX 4090", 165.2e12, 1.008e12, 4, 32e9),
-)
-HOSTS = {card: card.host for card in CARDS if card.host}
+A100 = Card("A100 80 GB", 312e12, 2.039e12, 300e9, 8 * 25e9)
+H200 = Card("H200 SXM", 989e12, 4.8e12, 450e9, 8 * 50e9)
 
 Key = tuple[str, int, int]
 """Name of a network, image size in pixels, and batch size of one GPU."""
 
-UNFUSED = "memory, nothing fused"
+GOALS = {"efficientnet_b0": 9_000, "resnet18": 20_000}
+"""Images/s of training that one H200 is to reach at 224 px in bf16."""
+BATCHES = (32, 256)
 ANCHOR: Key = ("efficientnet_b0", 224, 256)
 PUBLISHED: dict[Key, dict[int, int]] = {
-    ANCHOR: {1: 2489, 8: 16_652, 16: 29_332},
-    ("efficientnet_b4", 380, 128): {1: 331, 8: 2570, 16: 4813, 32: 9425, 64: 18_900},
+    ANCHOR: {1: 2489, 8: 16_652},
+    ("efficientnet_b4", 380, 128): {1: 331, 64: 18_900},
     ("resnet50", 224, 256): {1: 2470, 8: 16_621},
 }
 """Published images/s on A100 80 GB by number of GPUs; docs/gpu.md says where."""
@@ -111,30 +77,30 @@ class Work:
     """Of an image."""
     least_bytes: int
     """Of an image, if everything is fused into convolutions and matrix products."""
-    parameters: int = 0
-    batch: int = 1
-
-    def ceilings(self, card: Card) -> dict[str, float]:
-        """Images/s of `card` by the one thing that takes time."""
-        return {
-            "arithmetic": card.peak / self.costs.training_flops,
-            UNFUSED: card.memory / self.costs.training_bytes,
-            "memory, all fused": card.memory / self.least_bytes,
-            "PCIe": card.pcie / square_bytes(SQUARE),
-        }
+    parameters: int
+    batch: int
+    launches: int = 1
+    """Kernels of a step; 1 if the whole step is one CUDA graph."""
 
     def step_bytes(self) -> float:
         """Bytes that a step moves, with the optimizer, if nothing is fused."""
         return self.batch * self.costs.training_bytes + OPTIMIZER_BYTES * self.parameters
 
+    def parts(self, card: Card, memory_share: float) -> dict[str, float]:
+        """Seconds of a step by what may take its time. `memory_share` of the bandwidth is reached."""
+        return {
+            "arithmetic": self.batch * self.costs.training_flops / (card.peak * PEAK_SHARE),
+            "memory": self.step_bytes() / (card.memory * memory_share),
+            "launches": self.launches * LAUNCH,
+        }
+
     def seconds(self, card: Card, gpus: int, memory_share: float) -> float:
-        """Seconds of a step on each of several GPUs; `memory_share` is the share of the bandwidth that is reached."""
-        arithmetic = self.batch * self.costs.training_flops / (card.peak * PEAK_SHARE)
-        alone = max(arithmetic, self.step_bytes() / (card.memory * memory_share))
+        """Seconds of a step on each of several GPUs: its slowest part, and the exchange that backward does not hide."""
+        alone = max(self.parts(card, memory_share).values())
         if gpus == 1:
             return alone
-        host, several_hosts, gradients = HOSTS[card], gpus > HOST_GPUS, 4 * self.parameters
-        slowest = min(host.link, host.network) if several_hosts else host.link
+        several_hosts, gradients = gpus > HOST_GPUS, 4 * self.parameters
+        slowest = min(card.link, card.network) if several_hosts else card.link
         exchange = 2 * (gpus - 1) / gpus * gradients / slowest
         latency = math.ceil(gradients / BUCKET) * (LATENCY_HOSTS if several_hosts else LATENCY)
         return alone + max(0.0, exchange - BACKWARD_SHARE * alone) + latency
@@ -145,18 +111,19 @@ class Work:
 
 
 @cache
-def work_of(model: str, image_size: int, batch: int, precision: str = "bf16") -> Work:
-    """The work of training timm's `model`, counted on tensors without data."""
+def work_of(model: str, image_size: int, batch: int, *, eager: bool = False) -> Work:
+    """The work of training timm's `model` in bf16, counted on tensors without data; if `eager`, with its launches."""
     import torch
 
-    from hemafast.bench.costs import DTYPES, least_training_bytes, model_costs
+    from hemafast.bench.costs import DTYPES, least_training_bytes, model_costs, step_operations
     from hemafast.model import build_model
 
     with torch.device("meta"):
         network = build_model(model, CLASSES, image_size)
-    asked = (network, image_size, DTYPES[precision], batch)
+    asked = (network, image_size, DTYPES["bf16"], batch)
     parameters = sum(parameter.numel() for parameter in network.parameters())
-    return Work(model_costs(*asked), least_training_bytes(*asked), parameters, batch)
+    launches = step_operations(model, CLASSES, "bf16") if eager else 1
+    return Work(model_costs(*asked), least_training_bytes(*asked), parameters, batch, launches)
 
 
 def memory_share() -> float:
@@ -164,273 +131,115 @@ def memory_share() -> float:
     return work_of(*ANCHOR).step_bytes() / ANCHOR[2] * PUBLISHED[ANCHOR][1] / A100.memory
 
 
-def presets_of() -> dict[Key, list[str]]:
-    """What is planned for, and the presets that need it."""
-    asked: dict[Key, list[str]] = {}
-    for name, preset in PRESETS.items():
-        config = checked(TrainConfig, preset())
-        if isinstance(config.batch_size, int):
-            asked.setdefault((config.model, config.image_size, config.batch_size), []).append(name)
-    return asked | {(model, 224, 256): ["none: for day one"] for model in ("efficientnet_b0", "resnet18")}
-
-
-def square_bytes(side: int) -> int:
-    """Bytes of a square of uint8 RGB pixels."""
-    return 3 * side**2
-
-
 def tables(results: Mapping[str, Any]) -> dict[str, str]:
     """The tables of docs/gpu.md."""
     return {
-        "gpu_work": _work(),
-        "gpu_pixels": _pixels(),
-        "gpu_cards": _cards(),
-        "gpu_ceilings": _ceilings(),
-        "gpu_assumptions": _assumptions(),
-        "gpu_published": _published(),
-        "gpu_projection": _projection(),
-        "gpu_loader": _loader(results["loaders"]),
         "gpu_steps": _steps(),
-        "gpu_commands": _commands(),
+        "gpu_work": _work(),
+        "gpu_goals": _goals(),
+        "gpu_published": _published(),
+        "gpu_projection": _projection(results["scaling"]),
     }
+
+
+def _steps() -> str:
+    """What the script of day one does, in its order, from the docstrings of its steps."""
+    tree = ast.parse((ROOT / "benchmarks/gpu_steps.py").read_text(encoding="utf-8"))
+    said = {node.name: ast.get_docstring(node) or "" for node in tree.body if isinstance(node, ast.FunctionDef)}
+    rows = [[f"`{step.name}`", str(step.seconds), said[step.name].splitlines()[0]] for step in STEPS]
+    return table(f"step | limit, s ({sum(step.seconds for step in STEPS)} in all) | what it leaves", rows)
 
 
 def _work() -> str:
-    """What an image costs."""
+    """What a step costs, and what each cost takes on an H200."""
+    carried = memory_share() * H200.memory
     rows = []
-    for key, presets in presets_of().items():
-        found = work_of(*key)
-        costs = found.costs
+    for model in GOALS:
+        for batch in BATCHES:
+            work = work_of(model, 224, batch, eager=True)
+            arithmetic, memory, launches = work.parts(H200, memory_share()).values()
+            fused = batch * work.least_bytes / carried
+            rows.append(
+                [
+                    _named((model, 224, batch)),
+                    f"{work.costs.training_flops / 1e9:.2f}",
+                    f"{work.costs.training_bytes / 1e6:.0f} to {work.least_bytes / 1e6:.0f}",
+                    f"{work.launches:,}",
+                    f"{1000 * arithmetic:.1f}",
+                    f"{1000 * memory:.1f} to {1000 * fused:.1f}",
+                    f"{1000 * launches:.1f}",
+                    f"{batch / max(memory, launches):,.0f} to {batch / max(fused, launches, arithmetic):,.0f}",
+                    f"{batch / memory:,.0f} to {batch / max(fused, arithmetic):,.0f}",
+                    " to ".join(
+                        f"{launches * carried / moved:.0f}" for moved in (work.costs.training_bytes, work.least_bytes)
+                    ),
+                ]
+            )
+    costs = "GFLOP an image | MB an image | launches a step"
+    spent = "arithmetic, ms a step | memory, ms | launches, ms"
+    return table(f"| {costs} | {spent} | eager, images/s | one graph, images/s | launches bind below batch", rows)
+
+
+def _goals() -> str:
+    """What the goals ask of an H200."""
+    rows = []
+    for model, goal in GOALS.items():
+        work = work_of(model, 224, 256)
+        unfused = goal * work.step_bytes() / work.batch
+        allowed = memory_share() * H200.memory / goal
         rows.append(
             [
-                _named(key),
-                ", ".join(presets),
-                f"{costs.forward_flops / 1e9:.2f}",
-                f"{costs.training_flops / 1e9:.2f}",
-                f"{costs.training_flops / costs.forward_flops:.2f}",
-                *(f"{moved / 1e6:.0f}" for moved in (costs.forward_bytes, costs.training_bytes, found.least_bytes)),
-                *(f"{costs.training_flops / moved:.0f}" for moved in (costs.training_bytes, found.least_bytes)),
+                model,
+                f"{goal:,}",
+                _percent(goal * work.costs.training_flops / H200.peak),
+                _percent(unfused / H200.memory),
+                _percent(goal * work.least_bytes / H200.memory),
+                f"{allowed / 1e6:.0f}",
+                _percent(max(0.0, 1 - allowed / work.costs.training_bytes)),
             ]
         )
-    operations = "GFLOP forward | GFLOP training | training / forward"
-    moved = "MB moved forward | MB moved, nothing fused | MB moved, all fused"
-    return table(f"| presets | {operations} | {moved} | FLOP a byte, nothing fused | all fused", rows)
-
-
-def _pixels() -> str:
-    """What crosses PCIe for an image."""
-    square, view = square_bytes(SQUARE), square_bytes(224)
-    crossing = {
-        f"`--input packed`: a square of {SQUARE} px, cut on the GPU": square,
-        "a view of 224 px, cut on the host": view,
-        "a view of 224 px in fp32, as plain PyTorch sends it": 4 * view,
-        "a view of 128 px, cut on the host": square_bytes(128),
-    }
-    links = {card.generation: card.pcie for card in CARDS}
-    rows = [
-        [name, f"{size / 1e3:,.1f}", *(f"{rate / size:,.0f}" for rate in links.values())]
-        for name, size in crossing.items()
-    ]
-    rows.append(["`--input resident`: nothing, once the squares are there", "0", *("no limit" for _ in links)])
-    once = ", ".join(f"{IMAGES * square / rate:.2f} s over PCIe Gen{number}" for number, rate in links.items())
-    resident = (
-        f"Resident, {IMAGES:,} squares are {IMAGES * square / 1e9:.1f} GB on the device, copied once: at least {once}. "
-        f"Cutting a view of 224 px then reads at most {square / 1e3:.0f} kB there and writes {view / 1e3:.0f} kB."
-    )
-    limits = " | ".join(f"images/s by PCIe Gen{number}" for number in links)
-    return table(f"what crosses | kB an image | {limits}", rows, resident)
-
-
-def _cards() -> str:
-    """The data sheets."""
-    rows = [
-        [
-            card.name,
-            f"{card.peak / 1e12:g}",
-            f"{card.memory / 1e9:,.0f}",
-            f"{card.peak / card.memory:.0f}",
-            f"Gen{card.generation} x16, {card.pcie / 1e9:.0f}",
-            *_host(card.host),
-            f"`{card.reported}`",
-        ]
-        for card in CARDS
-    ]
-    own = "TFLOP/s, bf16, dense | memory, GB/s | FLOP a byte at which both bind | PCIe, GB/s"
-    host = "link within a host, GB/s | network of a host, GB/s | CPU cores of a host"
-    return table(f"card | {own} | {host} | name in torch", rows)
-
-
-def _host(host: Host | None) -> list[str]:
-    return [f"{host.link / 1e9:g}", f"{host.network / 1e9:g}", str(host.cores)] if host else ["", "", ""]
-
-
-def _ceilings() -> str:
-    """What limits each network on each card."""
-    rows = []
-    for key in shown_ceilings():
-        for card in CARDS:
-            found = work_of(*key).ceilings(card)
-            fused = {name: rate for name, rate in found.items() if name != UNFUSED}
-            rates = [f"{rate:,.0f}" for rate in found.values()]
-            rows.append([_named(key), card.name, *rates, _smallest(found), _smallest(fused)])
-    names = " | ".join(work_of(*ANCHOR).ceilings(A100))
-    return table(f"| card | {names} | smallest | smallest if all is fused", rows)
-
-
-def shown_ceilings() -> list[Key]:
-    """Each network once at its first batch size, and the one with a published rate."""
-    first: dict[tuple[str, int], Key] = {}
-    for key in presets_of():
-        first.setdefault(key[:2], key)
-    return [*first.values(), ANCHOR]
-
-
-def _assumptions() -> str:
-    """What is neither counted nor on a data sheet."""
-    return "\n".join(
-        [
-            f"- Convolutions reach {_percent(PEAK_SHARE, 0)} of the peak. Memory reaches {_percent(memory_share())} of "
-            "its bandwidth on every card: the share that the first published rate above implies.",
-            f"- Backward is {_percent(BACKWARD_SHARE, 0)} of a step and hides an all-reduce of that length.",
-            f"- Gradients travel in buckets of {BUCKET / 2**20:.0f} MiB. Each adds a latency of {1e6 * LATENCY:.0f} us "
-            f"within a host and {1e6 * LATENCY_HOSTS:.0f} us between hosts. Nothing hides it.",
-            f"- AdamW moves {OPTIMIZER_BYTES} bytes per parameter. A host holds {HOST_GPUS} GPUs.",
-        ]
-    )
+    shares = "of the peak | of the bandwidth, nothing fused | of the bandwidth, all fused"
+    needs = f"MB an image that {_percent(memory_share())} of the bandwidth carry | of the bytes to fuse away"
+    return table(f"| goal, images/s | {shares} | {needs}", rows)
 
 
 def _published() -> str:
-    """Published rates, their shares of the ceilings, and the rates that the model gives."""
+    """Published rates, and those that the model gives."""
     rows = []
     for key, rates in PUBLISHED.items():
         work = work_of(*key)
         for gpus, rate in rates.items():
             ours = work.rate(A100, gpus, memory_share())
-            shares = _shares(rate / gpus, work.ceilings(A100))
-            efficiency = _percent(rate / gpus / rates[1], 0)
-            off = f"{100 * (ours / rate - 1):+.0f} %"
-            rows.append([_named(key), str(gpus), f"{rate:,}", efficiency, *shares, f"{ours:,.0f}", off])
-    names = " | ".join(f"of {name}" for name in work_of(*ANCHOR).ceilings(A100))
-    return table(f"| GPUs | published, images/s | efficiency | {names} | model, images/s | off by", rows)
+            of_memory = rate / gpus * work.step_bytes() / work.batch / A100.memory
+            efficiency = _percent(rate / gpus / rates[1])
+            row = [_named(key), str(gpus), f"{rate:,}", efficiency, _percent(of_memory), f"{ours:,.0f}"]
+            rows.append([*row, f"{100 * (ours / rate - 1):+.0f} %"])
+    return table("| GPUs | published, images/s | efficiency | of the bandwidth | model, images/s | off by", rows)
 
 
-def _projection() -> str:
-    """Training on 1, 8 and 64 GPUs."""
+def _projection(scaling: Mapping[str, Any]) -> str:
+    """Training on 1, 8 and 64 GPUs, and what two processes of this machine's kind reached."""
     rows = []
-    for key in [(model, 224, batch) for model in MODELS for batch in BATCHES]:
-        for card in HOSTS:
-            rates = [work_of(*key).rate(card, gpus, memory_share()) for gpus in GPUS]
-            efficiency = [_percent(rate / gpus / rates[0]) for rate, gpus in zip(rates, GPUS, strict=True)]
-            epochs = [f"{IMAGES / rate:.2g}" for rate in rates]
-            rows.append([_named(key), card.name, *(f"{rate:,.0f}" for rate in rates), *efficiency[1:], *epochs])
-    header = "| card | images/s on 1 | on 8 | on 64 | efficiency on 8 | on 64 | epoch on 1, s | on 8, s | on 64, s"
-    return table(header, rows)
+    for model in GOALS:
+        for batch in BATCHES:
+            work = work_of(model, 224, batch)
+            one, eight, many = (work.rate(H200, gpus, memory_share()) for gpus in (1, 8, 64))
+            efficiency = [_percent(eight / 8 / one), _percent(many / 64 / one)]
+            rates = [f"{rate:,.0f}" for rate in (one, eight, many)]
+            steps = [str(math.ceil(IMAGES / 64 / batch)), f"{IMAGES / many:.2g}"]
+            rows.append([_named((model, 224, batch)), *rates, *efficiency, *steps])
+    ranks = scaling["axes"]["ranks"]["series"]
+    measured = "; ".join(f"{name}: {percentages(found['efficiency'][-1])}" for name, found in ranks.items())
+    cores = scaling["machine"]["cores"]
+    note = f"Measured, efficiency of two gloo processes of one thread on {cores} CPU cores: {measured}."
+    columns = "on 1, images/s | on 8 | on 64 | efficiency on 8 | on 64"
+    return table(f"H200, nothing fused | {columns} | steps an epoch on 64 | seconds", rows, note)
 
 
-def _loader(result: Mapping[str, Any]) -> str:
-    """The cores that the loader of a host needs, if they are as fast as those of the benchmark."""
-    sides = {"crop and eight symmetries": "hemafast_packed", "the reference's augmentation": "hemafast_seed_packed"}
-    rates = {name: result["sides"][side]["images_per_second"]["median"] for name, side in sides.items()}
-    rows = []
-    for model in MODELS:
-        for card, host in HOSTS.items():
-            need = work_of(model, 224, max(BATCHES)).rate(card, HOST_GPUS, memory_share())
-            cores = [need / (rate / result["threads"]) for rate in rates.values()]
-            enough = "yes" if max(cores) <= host.cores else "no"
-            rows.append([model, card.name, f"{need:,.0f}", *(f"{some:.1f}" for some in cores), str(host.cores), enough])
-    names = " | ".join(f"cores, {name} ({rate:,.0f} images/s on {result['threads']})" for name, rate in rates.items())
-    return table(f"| card | {HOST_GPUS} GPUs need, images/s | {names} | cores of a host | enough?", rows)
-
-
-def _steps() -> str:
-    """Steps that few images give to many GPUs."""
-    rows = [
-        [str(gpus), str(batch), f"{gpus * batch:,}", f"{steps:,}", f"{30 * steps:,}"]
-        for batch in BATCHES
-        for gpus in GPUS
-        for steps in [math.ceil(IMAGES / gpus / batch)]
-    ]
-    return table("GPUs | batch of each | images a step | steps an epoch | steps in 30 epochs", rows)
-
-
-def _commands() -> str:
-    """What the script of day one runs."""
-    command = ["bash", str(DAY_ONE), "--dry-run"]
-    # Without the environment: PATIENCE and VENV change the commands.
-    shown = subprocess.run(command, cwd=ROOT, env={}, capture_output=True, text=True, check=True)
-    return f"```sh\n{shown.stdout}```"
-
-
-def comparison(file: Path) -> str:
-    """Measured rates of a result of `hemafast bench`, and their shares of the card's ceilings.
-
-    Raises HemafastError if `file` is no such result, or was measured without a GPU.
-    """
-    result = read_result(file)
-    bench, machine = result["bench"], result["machine"]
-    if "gpu" not in machine:
-        raise HemafastError(f"{file} was measured without a GPU.", "Name a result of `hemafast bench --device cuda`.")
-    key = (bench["model"], bench["image_size"], bench["batch_size"])
-    rates = {name: result["stations"][name]["images_per_second"]["median"] for name in (STEP, WHOLE, LOADER)}
-    title = f"{_named(key)}, {machine['precision']}, torch.compile {machine['torch.compile']}, {machine['gpu']}"
-    found = _comparable(key, machine)
-    if found is None:
-        rows = [[name, f"{rate:,.0f}"] for name, rate in rates.items()]
-        return f"{title}: no ceilings. They need a known card, and bf16 or fp16.\n\n{table('| images/s', rows)}"
-    views = {"PCIe": found["PCIe"]}  # the only ceiling of the loader
-    rows = [
-        [name, f"{rate:,.0f}", *_shares(rate, {of: (views if name == LOADER else found).get(of) for of in found})]
-        for name, rate in rates.items()
-    ]
-    limits, of = (
-        ["ceiling", "", *(f"{rate:,.0f}" for rate in found.values())],
-        " | ".join(f"of {name}" for name in found),
-    )
-    return f"{title}\n\n{table(f'| images/s | {of}', [*rows, limits])}"
-
-
-def _comparable(key: Key, machine: Mapping[str, str]) -> dict[str, float] | None:
-    """The ceilings of the measured card; tensor cores do fp16 as fast as bf16 on all these cards."""
-    card = next((card for card in CARDS if card.reported == machine["gpu"]), None)
-    if card is None or machine["precision"] not in ("bf16", "fp16"):
-        return None
-    return work_of(*key, machine["precision"]).ceilings(card)
-
-
-def _shares(rate: float, found: Mapping[str, float | None]) -> list[str]:
-    return ["" if top is None else _percent(rate / top) for top in found.values()]
-
-
-def _percent(share: float, digits: int = 1) -> str:
-    return f"{100 * share:.{digits}f} %"
-
-
-def _smallest(found: Mapping[str, float]) -> str:
-    return min(found, key=lambda name: found[name])
+def _percent(share: float) -> str:
+    return f"{100 * share:.0f} %"
 
 
 def _named(key: Key) -> str:
     model, image_size, batch_size = key
     return f"{model}, {image_size} px, batch {batch_size}"
-
-
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-
-
-@app.callback()
-def plan() -> None:
-    """What GPUs could do; docs/gpu.md shows it."""
-
-
-@app.command()
-def compare(results: Annotated[list[Path], typer.Argument(help="Files that `hemafast bench --json` wrote.")]) -> None:
-    """Show measured rates beside the ceilings of their card."""
-    typer.echo("\n\n".join(comparison(file) for file in results))
-
-
-if __name__ == "__main__":
-    try:
-        app()
-    except HemafastError as error:
-        typer.echo(f"error: {error}", err=True)
-        sys.exit(error.exit_code)

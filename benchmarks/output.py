@@ -12,6 +12,7 @@ import typer
 
 from hemafast.cli.tables import spread
 from hemafast.files import write_whole
+from hemafast.versions import DALI
 
 ranged = spread
 """Text of a median with its extremes, `{"median": ..., "min": ..., "max": ...}`."""
@@ -87,5 +88,6 @@ def percentages(share: Mapping[str, float]) -> str:
 
 def machine_line(facts: Mapping[str, str]) -> str:
     """Processor, GPU and versions, as a sentence."""
-    versions = f"torch {facts['torch']}, DALI {facts['nvidia-dali-cuda120']}"
+    dali = next((facts[name] for name in DALI if name in facts), "not installed")
+    versions = f"torch {facts['torch']}, DALI {dali}"
     return f"{facts['cores']} cores of {facts['processor']}, {facts.get('gpu', 'no GPU')}, {versions}."

@@ -395,7 +395,7 @@ class TrainConfig:
     )
     batch_size: Annotated[int, Ge(2)] | Literal["auto"] = common(
         32,
-        "Batch size per process. auto tries sizes and keeps the largest that fits (GPU) or the fastest (CPU).",
+        "Batch size per process. auto tries sizes and keeps the fastest (CPU) or the smallest nearly as fast (GPU).",
         LEARNING,
         metavar="N|auto",
     )

@@ -139,9 +139,50 @@ def best() -> Fields:
     }
 
 
+def gpu() -> Fields:
+    """For a GPU: EfficientNet-B0 at 224 px in batches of 256, with a rate that fits them, warm-up and averaged weights.
+
+    Command: `hemafast train --preset gpu`
+    Time: not measured on a GPU; 2,040 updates of 256 images for the whole challenge.
+    Score: not measured; `--batch-size 32 --accumulate 8` makes these updates on a CPU, with batch norm over 32 images.
+    """
+    return {
+        "model": "efficientnet_b0",
+        "epochs": 20,
+        "batch_size": 256,
+        "policy": "lineage",
+        "lr": 4e-3,  # of `best`, times the square root of 256 / 64: Malladi et al., arXiv 2205.10287
+        "schedule": "onecycle",
+        "warmup": 0.15,
+        "weight_decay": 0.05,
+        "drop_path": 0.1,
+        "label_smoothing": 0.1,
+        "clip_grad": 1.0,
+        "ema": 0.99,
+    }
+
+
+def gpu_fast() -> Fields:
+    """For a GPU, a first model in seconds: the network and the images of `quick` in batches of 128, for more epochs.
+
+    Command: `hemafast train --preset gpu_fast`
+    Time: not measured on a GPU; 216 updates of 128 images for 2,300 images.
+    Score: not measured; `--batch-size 32 --accumulate 4` makes these updates on a CPU, with batch norm over 32 images.
+    """
+    return {
+        **quick(),
+        "epochs": 12,
+        "batch_size": 128,
+        "lr": 6e-3,  # of `quick`, times the square root of 128 / 32
+        "warmup": 0.15,
+        "clip_grad": 1.0,
+        "ema": 0.95,
+    }
+
+
 PRESETS: dict[str, Callable[[], Fields]] = {
     preset.__name__: preset
-    for preset in (baseline, weighted_loss, strong_augment, b0, onecycle, quick, fast, robust, best)
+    for preset in (baseline, weighted_loss, strong_augment, b0, onecycle, quick, fast, robust, best, gpu, gpu_fast)
 }
 
 

@@ -9,6 +9,8 @@ import csv
 import fcntl
 import json
 import logging
+import os
+import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -155,17 +157,42 @@ def read_adaptation(folder: Path) -> dict[str, Any]:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Keep other processes from training in `folder` meanwhile. Raises HemafastError if one already does."""
-    with (folder / _LOCK).open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise HemafastError(
-                f"Another process is training in {folder}.", "Wait for it, or stop it with Ctrl-C."
-            ) from error
-        except OSError:
-            pass  # a file system without locks
+    """Keep other processes from training in `folder` meanwhile. Raises HemafastError if one already does.
+
+    The lock ends with the process that holds it, however that ends. It also holds between hosts that share the folder
+    by NFS. On a file system without locks, only a process of this host is noticed, and a warning says so.
+    """
+    try:
+        file = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
+    except OSError:  # a folder that cannot be written to: nobody trains in it, and what is written next says so
         yield
+        return
+    try:
+        _lock(folder, file)
+        os.ftruncate(file, 0)
+        os.pwrite(file, f"{os.getpid()} {platform.node()} {datetime.now():%Y-%m-%d %H:%M:%S}".encode(), 0)
+        yield
+        os.ftruncate(file, 0)
+    finally:
+        os.close(file)
+
+
+def _lock(folder: Path, file: int) -> None:
+    holder = os.pread(file, 300, 0).decode("utf-8", "replace").split(maxsplit=2)
+    pid, host, since = holder if len(holder) == 3 else ("", "", "")
+    here = pid.isdecimal() and host == platform.node()
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return
+    except BlockingIOError:
+        pass
+    except OSError as error:
+        if not (here and Path("/proc", pid).exists()):
+            logger.warning("%s is on a file system without locks (%s): start no second process there", folder, error)
+            return
+    who = f" (process {pid} on {host}, since {since})" if pid else ""
+    stop = f"`kill {pid}`, which saves" if here else "Ctrl-C, which saves"
+    raise HemafastError(f"Another process is training in {folder}{who}.", f"Wait for it, or stop it with {stop}.")
 
 
 def _is_locked(folder: Path) -> bool:

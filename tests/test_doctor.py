@@ -15,13 +15,13 @@ import pytest
 from command import hemafast
 from packaging.requirements import Requirement
 
-from hemafast import doctor, weights
+from hemafast import doctor, nvidia, weights
 from hemafast.doctor import gpu, installation, resources, storage
 from hemafast.doctor.finding import Finding, Verdict, worst
-from hemafast.doctor.gpu import Card, Driver
 from hemafast.doctor.storage import Disk
 from hemafast.engine.compiling import CACHE_VARIABLE
 from hemafast.engine.machine import Choice, choose_machine
+from hemafast.nvidia import Card, Driver
 
 GREEN, YELLOW, RED = Verdict.GREEN, Verdict.YELLOW, Verdict.RED
 NO_DRIVER = Driver(version="", cuda=None, devices=0, on_bus=False)
@@ -59,7 +59,7 @@ def test_this_machine_can_do_the_work(tmp_path, no_network):
     findings = {finding["name"]: finding for finding in told["findings"]}
     assert set(told) == {"schema", "hemafast", "date", "system", "verdict", "findings"}
     assert {
-        *("python", "packages", "processor", "cores", "memory", "allocator", "shared memory", "ulimits"),
+        *("python", "packages", "dali", "processor", "cores", "memory", "allocator", "shared memory", "ulimits"),
         *("driver", "gpu", "compiler", "caches", "weights", "imports", "data folder", "runs folder"),
     } == set(findings)
     assert {findings[name]["verdict"] for name in ("python", "packages", "imports")} == {"green"}
@@ -157,6 +157,34 @@ def test_packages_are_what_is_required(installed, verdict, named):
         installed.get, lambda name: [Requirement(one) for one in required.get(name, [])]
     )
     assert verdict_of(found, named) is verdict
+
+
+@pytest.mark.parametrize(
+    ("dali", "verdict"), [("nvidia-dali-cuda120", GREEN), ("nvidia-dali-cuda130", GREEN), ("", RED)]
+)
+def test_either_build_of_dali_will_do(dali, verdict):
+    found = installation.check_packages({dali: "2.4.0"}.get, lambda _: [Requirement("nvidia-dali-cuda120>=2.4")])
+    assert verdict_of(found, "nvidia-dali-cuda120" if verdict is RED else dali) is verdict
+
+
+TWELVE, THIRTEEN = {"nvidia-dali-cuda120": "2.4.0"}, {"nvidia-dali-cuda130": "2.4.0"}
+
+
+@pytest.mark.parametrize(
+    ("installed", "torch", "on_gpu", "verdict", "named"),
+    [
+        (THIRTEEN, "13.0", True, GREEN, "nvidia-dali-cuda130 2.4.0 for CUDA 13.0; torch for CUDA 13.0"),
+        (TWELVE, "12.8", True, GREEN, "nvidia-dali-cuda120 2.4.0 for CUDA 12.0; torch for CUDA 12.8"),
+        (TWELVE, "13.0", False, GREEN, "torch for CUDA 13.0"),
+        (TWELVE, None, False, GREEN, "torch for CPUs"),
+        (TWELVE, "13.0", True, YELLOW, "uninstall -y nvidia-dali-cuda120, then pip install nvidia-dali-cuda130"),
+        (TWELVE | THIRTEEN, "13.0", False, YELLOW, "cuda120 nvidia-dali-cuda130, then pip install nvidia-dali-cuda130"),
+        (TWELVE | THIRTEEN, None, False, YELLOW, "then pip install nvidia-dali-cuda120"),
+        ({}, "13.0", True, RED, "pip install nvidia-dali-cuda130"),
+    ],
+)
+def test_dali_is_named_beside_torch(installed, torch, on_gpu, verdict, named):
+    assert verdict_of(installation.check_dali(installed, torch, on_gpu=on_gpu), named) is verdict
 
 
 def test_requirements_of_extras_are_left_out():
@@ -324,18 +352,35 @@ def test_gpu_is_one_that_torch_can_use(driver, card, asked, environment, verdict
     assert verdict_of(gpu.check_gpu(driver, card, asked, machine, environment), named) is verdict
 
 
-def test_driver_is_read_from_the_system(tmp_path):
-    for folder in ("dev", "proc", "bus/0000:01:00.0", "bus/0000:00:1f.0"):
+@pytest.mark.parametrize(
+    ("asked", "card", "device"),
+    [
+        ("auto", H100, "auto"),
+        ("cuda", H100, "auto"),
+        ("cpu", H100, "cpu"),
+        ("auto", None, "cpu"),
+        ("auto", replace(H100, capability=(6, 1)), "cpu"),
+    ],
+)
+def test_other_checks_go_on_for_the_cpu_if_a_gpu_cannot_be_used(asked, card, device):
+    assert doctor._usable(asked, card) == device
+
+
+def test_driver_is_read_from_the_system(tmp_path, monkeypatch):
+    proc, bus = "proc/driver/nvidia", "sys/bus/pci/devices"
+    for folder in ("dev", proc, f"{bus}/0000:01:00.0", f"{bus}/0000:00:1f.0"):
         (tmp_path / folder).mkdir(parents=True)
     (tmp_path / "dev/nvidia0").write_text("")
     (tmp_path / "dev/nvidiactl").write_text("")
-    (tmp_path / "proc/version").write_text("NVRM version: NVIDIA UNIX x86_64 Kernel Module  550.54.15  Tue Mar 5\n")
+    (tmp_path / proc / "version").write_text("NVRM version: NVIDIA UNIX x86_64 Kernel Module  550.54.15  Tue Mar 5\n")
     for place, vendor, kind in (("0000:01:00.0", "0x10de", "0x030200"), ("0000:00:1f.0", "0x8086", "0x030000")):
-        (tmp_path / "bus" / place / "vendor").write_text(f"{vendor}\n")
-        (tmp_path / "bus" / place / "class").write_text(f"{kind}\n")
-    found = gpu.read_driver(tmp_path / "dev", tmp_path / "proc", tmp_path / "bus")
+        (tmp_path / bus / place / "vendor").write_text(f"{vendor}\n")
+        (tmp_path / bus / place / "class").write_text(f"{kind}\n")
+    monkeypatch.setattr(nvidia, "ROOT", tmp_path)
+    found = nvidia.read_driver()
     assert (found.version, found.devices, found.on_bus) == ("550.54.15", 1, True)
-    bare = gpu.read_driver(tmp_path / "none", tmp_path / "none", tmp_path / "none")
+    monkeypatch.setattr(nvidia, "ROOT", tmp_path / "none")
+    bare = nvidia.read_driver()
     assert (bare.version, bare.devices, bare.on_bus) == ("", 0, False)
 
 

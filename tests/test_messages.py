@@ -20,12 +20,10 @@ WITHOUT_A_VALUE = {
     "No images are named.",
     "No model is named.",
     "No threshold was chosen for several models together.",
-    "Not even 8 images fit on the GPU.",
     "Stopped. Finished runs are kept.",
     "Stopped. What was verified is kept.",
     "Stopped; nothing was written.",
     "The batch size has not been decided yet.",
-    "There is no CUDA device here.",
 }
 """Problems in which there is no file and no value to name."""
 SETTING = re.compile(r"--[a-z]|\w+ = |\b[a-z]+_[a-z_]+\b|\b(groups|zoom|abstain|TrainConfig)\b")

@@ -20,6 +20,9 @@ EXPERIMENTS = {
 }
 """The five of the reference, and what each has otherwise than the first."""
 
+LARGER_BATCHES = {"gpu": "best", "gpu_fast": "quick"}
+"""Presets for a GPU, and those whose learning rate they scale by the square root of the batch size."""
+
 pytestmark = pytest.mark.parametrize("preset", PRESETS)
 
 
@@ -44,6 +47,16 @@ def test_an_experiment_differs_from_baseline_in_what_its_name_says(preset):
     if preset in EXPERIMENTS:
         assert differences(train_config(preset)) == EXPERIMENTS[preset]
     assert EXPERIMENTS.keys() <= PRESETS.keys()
+
+
+def test_a_preset_for_a_gpu_scales_the_rate_to_its_batches_and_warms_up(preset):
+    if preset in LARGER_BATCHES:
+        config, base = train_config(preset), train_config(LARGER_BATCHES[preset])
+        assert config.lr == pytest.approx(base.lr * (config.batch_size / base.batch_size) ** 0.5)
+        assert config.batch_size >= 128
+        assert config.warmup > 0
+        assert config.compile == "auto"
+    assert LARGER_BATCHES.keys() <= PRESETS.keys()
 
 
 def test_a_preset_says_what_it_is_its_command_its_time_and_its_score(preset):

@@ -12,7 +12,9 @@ CONTROLS = (PRODUCT, COPY)
 """Stations that no change of the code touches. If they changed, the machine did."""
 
 _SETTINGS = ("model", "image_size", "batch_size", "loader_batch_size", "threads", "device", "amp", "compile")
-_MACHINE = ("processor", "cores", "gpu", "torch", "nvidia-dali-cuda120")
+_LATER_SETTINGS = ("input", "compile_mode", "capture")
+"""Settings that older results lack."""
+_MACHINE = ("processor", "cores", "gpu", "torch", "nvidia-dali-cuda120", "nvidia-dali-cuda130")
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,8 +82,9 @@ def _change(name: str, before: dict[str, Any], after: dict[str, Any]) -> Change:
 
 
 def _differences(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
+    settings = (*_SETTINGS, *(name for name in _LATER_SETTINGS if name in before["bench"] and name in after["bench"]))
     pairs = [
-        *((name, before["bench"].get(name), after["bench"].get(name)) for name in _SETTINGS),
+        *((name, before["bench"].get(name), after["bench"].get(name)) for name in settings),
         ("data", before["data"]["fingerprint"], after["data"]["fingerprint"]),
         *((name, before["machine"].get(name), after["machine"].get(name)) for name in _MACHINE),
     ]

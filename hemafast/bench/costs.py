@@ -6,9 +6,11 @@ Nothing is computed: the network is on torch's meta device, where tensors have s
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from math import prod
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
@@ -51,6 +53,30 @@ def least_training_bytes(model: Classifier, image_size: int, dtype: torch.dtype,
     return _count(model, image_size, dtype, batch_size)[1]
 
 
+def step_operations(name: str, classes: int, precision: Precision) -> int:
+    """Operations of our eager training step that touch memory: a stand-in for the kernels that a GPU launches.
+
+    They are counted while a CPU trains on two small images; their number depends on neither the size of the images nor
+    the batch. A GPU takes two or more kernels for some, as for the gradients of a convolution. The optimizer is fused.
+    """
+    from hemafast.bench.settings import bench_settings
+    from hemafast.data.batch import Batch
+    from hemafast.engine.learner import build_learner
+    from hemafast.engine.machine import choose_machine
+    from hemafast.engine.step import Totals
+
+    settings = bench_settings(model=name, image_size=64, batch_size=2, device="cpu", amp="off", compile="off")
+    machine = choose_machine(device="cpu", amp="off", compiled="off")
+    machine = replace(machine, precision=precision, own_gradients=False)
+    learner = build_learner(settings, machine, np.full(classes, 2), batch_size=2, started_from="nothing", fuse=False)
+    images = torch.zeros((2, 3, 64, 64), dtype=torch.uint8).contiguous(memory_format=torch.channels_last)
+    batch, totals = Batch(images, torch.tensor([0, 1]), torch.arange(2)), Totals(classes, "cpu")
+    learner.train_step(batch, 1e-3, totals, step=0)  # makes the state of the optimizer
+    with _Traffic() as traffic:
+        learner.train_step(batch, 1e-3, totals, step=1)
+    return int(traffic.operations)
+
+
 def _count(model: Classifier, image_size: int, dtype: torch.dtype, batch_size: int) -> tuple[Costs, int]:
     """The costs of an image, and its least training bytes."""
     model = copy.deepcopy(model).to("meta").train()
@@ -80,11 +106,11 @@ def _convolution_backward(gradient: Any, images: Any, weight: Any, *others: Any,
 
 
 class _Traffic(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Adds up the bytes that operations read and write. Views move nothing."""
+    """Counts operations, and adds up the bytes that they read and write. Views move nothing."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.moved = self.moved_by_products = 0
+        self.moved = self.moved_by_products = self.operations = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
@@ -92,6 +118,7 @@ class _Traffic(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return out
         moved = sum(_stored_bytes(leaf) for leaf in tree_leaves((args, kwargs, out)) if isinstance(leaf, Tensor))
         self.moved += moved
+        self.operations += 1
         if func._overloadpacket in flop_registry:
             self.moved_by_products += moved
         return out

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hemafast.bench.settings import Bench, wait_for
+from hemafast.bench.settings import Bench
 from hemafast.bench.worker import Done, Station
 from hemafast.data.graph import Source, current_device
 
@@ -43,17 +43,13 @@ def decode(bench: Bench) -> Station:
         pipeline.set_outputs(decode_image(images, machine.loader_device))
     while True:
         (pixels,) = pipeline.run()
-        wait_for(machine.device)
         yield Done(len(pixels))
 
 
-def load(source: Source, policy: str | Policy, bench: Bench) -> Station:
-    """Our loader, from packed squares or encoded files to views under a policy."""
-    loader = bench.loader(source, bench.loader_batch_size, policy)
-    for epoch in count():
-        for batch in loader.epoch(epoch):
-            wait_for(batch.images.device.type)
-            yield Done(len(batch.labels))
+def load(source: Source | None, policy: str | Policy, bench: Bench) -> Station:
+    """Our loader to views under a policy, from `source`, or from what training would read."""
+    loader = bench.loader(bench.loader_batch_size, policy, source)
+    return (Done(len(batch.labels)) for epoch in count() for batch in loader.epoch(epoch))
 
 
 def hand_over(bench: Bench) -> Station:
@@ -67,12 +63,11 @@ def hand_over(bench: Bench) -> Station:
     views = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
     executor: dict[str, Any] = {"prefetch_queue_depth": 2, "exec_dynamic": True}
     with Pipeline(len(views), machine.loader_threads, device_id=device, **executor) as pipeline:
-        images = fn.external_source(source=cycle([(list(views),)]), num_outputs=1, no_copy=device is None)[0]
+        images = fn.external_source(source=cycle([(list(views),)]), num_outputs=1, no_copy=True)[0]
         pipeline.set_outputs(images if device is None else images.gpu())
     while True:
         (output,) = pipeline.run()
         handed = from_dlpack(output.as_tensor()).permute(0, 3, 1, 2)
-        wait_for(machine.device)
         yield Done(len(handed))
 
 
@@ -85,7 +80,6 @@ def copy_to_device(bench: Bench) -> Station:
     there = torch.empty(shape, dtype=torch.uint8, device="cuda")
     while True:
         there.copy_(views, non_blocking=True)
-        wait_for("cuda")
         yield Done(len(views))
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from itertools import count
 from typing import TYPE_CHECKING, Any
 
-from hemafast.bench.settings import Bench, wait_for
+from hemafast.bench.settings import Bench
 from hemafast.bench.worker import Done, Station
 from hemafast.data.samples import Samples
 
@@ -58,7 +58,6 @@ def plain_step(bench: Bench) -> Station:
         optimizer.zero_grad()
         loss_of(model(images), labels).backward()
         optimizer.step()
-        wait_for(device)
         yield Done(bench.batch_size)
 
 

@@ -49,7 +49,14 @@ class StationFacts(_Strict):
     unit: str
     """What it counts, as images."""
     images_per_second: Spread
+    """Over the rounds. The rate of a round is all its images by all its seconds: the harmonic mean of its steps."""
+    images_per_second_overall: Rate | None = None
+    """Likewise of all rounds together; None in older results."""
     images_per_cpu_second: Spread
+    seconds_a_step: Spread | None = None
+    """Median step, with the 10th and 90th percentile for min and max; None in older results."""
+    compile_seconds: Rate = 0.0
+    """Seconds of compiling, in none of the other figures."""
     page_faults_a_step: Spread
     data_wait_share: Spread
     """Share of the time in which the step waited for a batch."""

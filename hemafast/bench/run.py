@@ -5,7 +5,8 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import asdict, replace
-from itertools import count
+from itertools import chain, count
+from statistics import median
 from typing import Any
 
 from hemafast.bench.ceilings import COPY_BYTES, PRODUCT_FLOPS
@@ -32,13 +33,15 @@ def run_bench(bench: Bench, *, rounds: int, seconds: float, peers: bool = True, 
         raise HemafastError(f"{rounds} rounds are too few for a spread.", f"Use --rounds {FEWEST_ROUNDS} or more.")
     info = bench.dataset.info
     settings, _ = decide_precision(bench.settings, bench.dataset.counts("train"))
+    # The source of the pixels is chosen once: what one station keeps on the device would change the choice of the next.
+    machine, graph = replace(bench, settings=settings).machine_and_graph()
+    settings = replace(settings, input=graph.source)
     bench = replace(bench, settings=settings)
-    machine = bench.machine()
     # In a thread: the warm-up takes longer, because it imports the same libraries and builds the same network.
     with ThreadPoolExecutor(1) as aside:
         network = settings.model, len(info.classes), settings.image_size
         costs = aside.submit(step_costs, *network, machine.precision, bench.batch_size)
-        measured = _measure(bench, machine.device, rounds, seconds, peers, progress)
+        warm_up, measured = _measure(bench, machine.device, rounds, seconds, peers, progress)
     result: Result = {
         "schema": SCHEMA,
         "bench": bench.to_plain(),
@@ -47,7 +50,9 @@ def run_bench(bench: Bench, *, rounds: int, seconds: float, peers: bool = True, 
         "warm_up_rounds": 1,
         "rounds": rounds,
         "seconds": seconds,
-        "stations": {name: _summary(found, UNITS.get(name, "images")) for name, found in measured.items()},
+        "stations": {
+            name: summary(warm_up[name], found, UNITS.get(name, "images")) for name, found in measured.items()
+        },
         "ratios": {
             ours: _ratio(measured[ours], measured[peer]) | {"to": peer}
             for ours, peer in RATIOS.items()
@@ -65,7 +70,8 @@ def run_bench(bench: Bench, *, rounds: int, seconds: float, peers: bool = True, 
 
 def _measure(
     bench: Bench, device: str, rounds: int, seconds: float, peers: bool, progress: Progress
-) -> dict[str, list[Round]]:
+) -> tuple[dict[str, Round], dict[str, list[Round]]]:
+    """The warm-up of each station, and its measurements."""
     with ExitStack() as stack:
         teams = [
             (stack.enter_context(Worker(group.makes, bench, reads_ahead=group.reads_ahead)), list(group.makes))
@@ -80,7 +86,8 @@ def _measure(
 
         # The warm-up: imports, caches, first allocations. All processes at once, because nothing is counted.
         with ThreadPoolExecutor(len(teams)) as pool:
-            list(pool.map(lambda team: [one_round(team[0], name) for name in team[1]], teams))
+            warm = pool.map(lambda team: [(name, one_round(team[0], name)) for name in team[1]], teams)
+            warm_up = dict(chain.from_iterable(warm))
         measured: dict[str, list[Round]] = {name: [] for _, name in places}
         for _ in range(rounds):
             for worker, name in places:
@@ -88,20 +95,30 @@ def _measure(
         for worker, _ in teams:
             worker.dismiss()
         progress.finish()
-    return measured
+    return warm_up, measured
 
 
-def _summary(rounds: list[Round], unit: str) -> dict[str, Any]:
+def summary(warm_up: Round, rounds: list[Round], unit: str) -> dict[str, Any]:
+    """The measurements of a station that counts `unit`, as `result.StationFacts` describes them."""
     return {
         "unit": unit,
         "images_per_second": spread([_rate(one) for one in rounds]),
+        "images_per_second_overall": sum(one.images for one in rounds) / sum(one.seconds for one in rounds),
         "images_per_cpu_second": spread([one.images / max(one.cpu_seconds, 1e-9) for one in rounds]),
+        "seconds_a_step": _step_spread(rounds),
+        "compile_seconds": sum(one.compile_seconds for one in (warm_up, *rounds)),
         "page_faults_a_step": spread([one.page_faults / one.steps for one in rounds]),
         "data_wait_share": spread([one.waited / one.seconds for one in rounds]),
         "peak_memory": max(one.peak_memory for one in rounds),
         "peak_device_memory": max(one.peak_device_memory for one in rounds),
         "rounds": [asdict(one) for one in rounds],
     }
+
+
+def _step_spread(rounds: list[Round]) -> dict[str, float]:
+    """Median of the rounds, and the tenths at both ends of the extreme rounds."""
+    low, middle, high = zip(*(one.step_seconds for one in rounds), strict=True)
+    return {"median": median(middle), "min": min(low), "max": max(high)}
 
 
 def _rate(one: Round) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -11,9 +12,10 @@ from hemafast.config import TrainConfig, train_config
 if TYPE_CHECKING:
     from hemafast.data.augment import Policy
     from hemafast.data.dataset import Dataset
-    from hemafast.data.graph import Source
+    from hemafast.data.graph import GraphShape, Source
     from hemafast.data.loader import Loader
     from hemafast.data.samples import Samples
+    from hemafast.data.source import Images
     from hemafast.engine.machine import Machine
 
 
@@ -81,34 +83,59 @@ class Bench:
             threads=self.settings.threads,
             allocator=tune_allocator() if tuned else None,
         )
-        return machine if self.own_gradients is None else replace(machine, own_gradients=self.own_gradients)
+        return self._overridden(machine)
 
-    def loader(self, source: Source, batch_size: int, policy: str | Policy | None = None) -> Loader:
-        """Our loader of training images; without `policy`, under the one of the settings."""
-        from hemafast.data.stream import ALONE
+    def loader(self, batch_size: int, policy: str | Policy | None = None, source: Source | None = None) -> Loader:
+        """Our loader of training images.
+
+        Args:
+            batch_size: images per batch.
+            policy: augmentation; by default that of the settings.
+            source: source of the pixels; by default the one that training chooses on this machine.
+
+        Returns:
+            The loader, on the device of the settings.
+        """
+        from hemafast.data.augment import named_policy
+        from hemafast.data.loader import train_loader
         from hemafast.engine.plan import policy_of
 
-        machine = self.machine()
-        return self.dataset.loader(
-            policy=policy or policy_of(self.settings),
-            batch_size=batch_size,
-            size=self.settings.image_size,
-            device=machine.device,
-            source=source,
-            threads=machine.loader_threads,
-            process=ALONE,
+        _, graph = self.machine_and_graph()
+        shape = replace(graph, batch_size=batch_size, source=source or graph.source)
+        chosen = named_policy(policy) if isinstance(policy, str) else policy or policy_of(self.settings)
+        return train_loader(
+            self.samples,
+            policy=chosen,
+            seed=self.settings.seed,
+            shape=shape,
+            sampler=self.settings.sampler,
+            source=resident_squares(self) if shape.source == "resident" else None,
         )
+
+    def machine_and_graph(self) -> tuple[Machine, GraphShape]:
+        """The choices for this machine with the source of the pixels, and the input graph, as training makes them."""
+        from hemafast.engine.plan import machine_and_graph
+
+        dataset, side = self.dataset, self.settings.image_size
+        splits = (dataset.samples(split, side) for split in ("train", "val"))
+        machine, graph = machine_and_graph(self.settings, self.settings.device, *splits)
+        return self._overridden(machine), graph
+
+    def _overridden(self, machine: Machine) -> Machine:
+        return machine if self.own_gradients is None else replace(machine, own_gradients=self.own_gradients)
 
     def to_plain(self) -> dict[str, Any]:
         """What --json writes: the settings that a rate depends on, without the path of the data."""
-        names = ("model", "image_size", "batch_size", "policy", "threads", "device", "amp", "compile", "freeze_stages")
+        network = ("model", "image_size", "batch_size", "freeze_stages")
+        machine = ("threads", "device", "amp", "compile", "compile_mode", "capture")
+        names = (*network, "policy", "input", *machine)
         ours = ("loader_batch_size", "own_gradients", "fused")
         return {name: getattr(self.settings, name) for name in names} | {name: getattr(self, name) for name in ours}
 
 
-def wait_for(device: str) -> None:
-    """Wait until the device has finished. A GPU still works after a call returns; times taken before mean nothing."""
-    if device == "cuda":
-        import torch
+@cache
+def resident_squares(bench: Bench) -> Images:
+    """The squares of the training split on the device: one copy for all loaders of a process."""
+    from hemafast.data.source import Resident
 
-        torch.cuda.synchronize()
+    return Resident(bench.samples, bench.machine().device)

@@ -34,7 +34,7 @@ class Group:
 
 def groups(device: str, *, peers: bool) -> list[Group]:
     """All stations for "cpu" or "cuda"; with `peers` also those of a plain PyTorch script."""
-    augment: dict[str, Make] = {f"augment, {policy}": partial(feeding.load, "packed", policy) for policy in POLICIES}
+    augment: dict[str, Make] = {f"augment, {policy}": partial(feeding.load, None, policy) for policy in POLICIES}
     alone: dict[str, Make] = {
         "read": feeding.read,
         DECODE: feeding.decode,

@@ -9,8 +9,8 @@ from functools import cache
 from itertools import count, cycle, islice
 from pathlib import Path
 
-from hemafast.bench.settings import Bench, wait_for
-from hemafast.bench.worker import Done, Station
+from hemafast.bench.settings import Bench
+from hemafast.bench.worker import Done, Moment, Span, Station
 from hemafast.data.batch import Batch
 from hemafast.engine.checkpoint import save_last
 from hemafast.engine.distributed import World
@@ -25,16 +25,16 @@ _RATE = 1e-4
 def passes(bench: Bench, *, backward: bool) -> Station:
     """Forward passes with the loss, or the backward passes after them; only the time of the one asked for counts."""
     learner, machine = build_measured(bench)
+    compiling = Compiling(learner)
     run = learner.compiler.compile(loss_forward(learner.model, learner.loss, machine), "training")
     for batch in cycle(ready_batches(bench)):
-        wall, cpu = time.perf_counter(), time.process_time()
+        begin, cpu = Moment(), time.process_time()
         loss, logits = run(batch.images, batch.labels)
-        wait_for(machine.device)
         if backward:
-            wall, cpu = time.perf_counter(), time.process_time()
+            begin, cpu = Moment(), time.process_time()
             loss.backward()  # type: ignore[no-untyped-call]
-            wait_for(machine.device)
-        done = Done(len(batch.labels), seconds=time.perf_counter() - wall, cpu_seconds=time.process_time() - cpu)
+        part, cpu = Span(begin, Moment()), time.process_time() - cpu
+        done = Done(len(batch.labels), part=part, cpu_seconds=cpu, compiled=compiling.seconds())
         del loss, logits  # and the graph, which would otherwise stay in memory while other stations run
         yield done
         learner.optimizer.zero_grad(set_to_none=True)
@@ -48,7 +48,6 @@ def optimizer(bench: Bench) -> Station:
     loss.backward()  # type: ignore[no-untyped-call]
     while True:
         learner.optimizer.step()
-        wait_for(machine.device)
         yield Done(bench.batch_size)
 
 
@@ -62,11 +61,10 @@ def validation(bench: Bench) -> Station:
     learner, machine = build_measured(bench)
     averaged = learner.ema.module if learner.ema is not None else learner.model
     averaged.eval()
-    totals = Totals(len(bench.dataset.classes), machine.device)
+    totals, compiling = Totals(len(bench.dataset.classes), machine.device), Compiling(learner)
     for batch in cycle(ready_batches(bench)):
         learner.eval_step(batch, totals)
-        wait_for(machine.device)
-        yield Done(len(batch.labels))
+        yield Done(len(batch.labels), compiled=compiling.seconds())
 
 
 def checkpoint(bench: Bench) -> Station:
@@ -83,14 +81,14 @@ def checkpoint(bench: Bench) -> Station:
 
 def end_to_end(bench: Bench) -> Station:
     """Our loader and training step together, as `hemafast train` runs them."""
-    loader = bench.loader("packed", bench.batch_size)
+    loader = bench.loader(bench.batch_size)
     return _steps(bench, build_measured(bench)[0], (batch for epoch in count() for batch in loader.epoch(epoch)))
 
 
 @cache
 def ready_batches(bench: Bench) -> Sequence[Batch]:
     """A few training batches on the device, shared by all stations of a process."""
-    return tuple(islice(bench.loader("packed", bench.batch_size).epoch(0), _BATCHES))
+    return tuple(islice(bench.loader(bench.batch_size).epoch(0), _BATCHES))
 
 
 def build_measured(bench: Bench, world: World | None = None) -> tuple[Learner, Machine]:
@@ -108,13 +106,24 @@ def build_measured(bench: Bench, world: World | None = None) -> tuple[Learner, M
     return learner, machine
 
 
+class Compiling:
+    """The seconds that the steps of a learner compile."""
+
+    def __init__(self, learner: Learner) -> None:
+        self._compiler, self._known = learner.compiler, 0.0
+
+    def seconds(self) -> float:
+        """Seconds of compiling since the last call."""
+        known, self._known = self._known, sum(one.seconds for one in self._compiler.compiled)
+        return self._known - known
+
+
 def _steps(bench: Bench, learner: Learner, batches: Iterator[Batch]) -> Station:
-    device = learner.model.scale.device.type
-    step, totals = learner.train_step, Totals(len(bench.dataset.classes), device)
+    totals = Totals(len(bench.dataset.classes), learner.model.scale.device.type)
+    compiling = Compiling(learner)
     for number in count():
-        asked = time.perf_counter()
+        asked = Moment()
         batch = next(batches)
-        waited = time.perf_counter() - asked
-        step(batch, _RATE, totals, step=number)
-        wait_for(device)
-        yield Done(len(batch.labels), waited)
+        waited = Span(asked, Moment())
+        learner.train_step(batch, _RATE, totals, step=number)
+        yield Done(len(batch.labels), waited, compiled=compiling.seconds())

@@ -8,9 +8,10 @@ import os
 import resource
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from multiprocessing.connection import Connection
 from pathlib import Path
 from types import TracebackType
@@ -23,32 +24,71 @@ from hemafast.errors import HemafastError
 
 _DRAINED = 6  # batches to skip if they may have been prepared ahead; no side prepares more on few threads
 _UNCOUNTED = 1  # batches to skip otherwise: idle memory may have left the caches or gone back to the system
+_RECORDED = 5  # batches to skip on a GPU: a CUDA graph is warmed up by three, captured with the next and then replayed
+_AHEAD = 16  # batches that the host may be ahead of a GPU; enough to keep it busy, and few to wait for at the end
+_PERCENTILES = (10, 50, 90)
 _QUIET_SECONDS = 0.05  # a few ticks of the kernel clock
 _LONGEST_WAIT = 600.0
 _CLEAR_REFS, _STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
 _FORGET_PEAK = "5"  # tells the kernel to reset the peak of the resident memory
 
 
+class Moment:
+    """A moment in the work of the device, without waiting for it: a CUDA event on a GPU, the clock elsewhere."""
+
+    def __init__(self) -> None:
+        self.at = time.perf_counter()
+        self._event: Any = None
+        if cuda := _cuda():
+            self._event = cuda.Event(enable_timing=True)
+            self._event.record()
+
+    def wait(self) -> None:
+        """Wait until the device has come to it."""
+        if self._event is not None:
+            self._event.synchronize()
+
+    def until(self, later: Moment) -> float:
+        """Seconds to `later`. On a GPU both must have passed: call it after the device has finished."""
+        if self._event is None or later._event is None:
+            return later.at - self.at
+        return float(self._event.elapsed_time(later._event)) / 1000  # milliseconds
+
+
+class Span(NamedTuple):
+    """A part of the work between two moments."""
+
+    begin: Moment
+    end: Moment
+
+    @property
+    def seconds(self) -> float:
+        """Its length, once the device has finished."""
+        return self.begin.until(self.end)
+
+
 class Done(NamedTuple):
-    """One batch that a station has finished."""
+    """One batch that a station has handed to the device. The device may still work on it."""
 
     images: int
     """Or what else the station counts: products, copies, checkpoints."""
-    waited: float = 0.0
-    """Seconds in which the step waited for a batch."""
-    seconds: float | None = None
-    """Wall time of the station, if it is not all of the time."""
+    waited: Span | None = None
+    """In which the step waited for a batch."""
+    part: Span | None = None
+    """The part of the time that counts, if not all of it does."""
     cpu_seconds: float | None = None
-    """CPU time of the station, likewise."""
+    """CPU time of that part."""
+    compiled: float = 0.0
+    """Seconds of compiling within this batch. Such a batch never counts."""
 
 
 Station = Iterator[Done]
-"""An endless stream of finished batches."""
+"""An endless stream of batches."""
 
 
 @dataclass(frozen=True, slots=True)
 class Round:
-    """One measurement: whole batches over some seconds."""
+    """One measurement: whole batches over some seconds, until the device has finished the last."""
 
     images: Annotated[int, Ge(1)]
     seconds: Annotated[float, Gt(0)]
@@ -65,6 +105,10 @@ class Round:
     """Bytes in the memory of the process, with all its stations; 0 if unknown."""
     peak_device_memory: Annotated[int, Ge(0)]
     """Bytes on the GPU; 0 without one."""
+    compile_seconds: Annotated[float, Ge(0)] = 0.0
+    """Seconds of compiling before the measurement, in none of the other figures."""
+    step_seconds: list[float] = field(default_factory=list)
+    """10th, 50th and 90th percentile over the batches, on a GPU by its own clock; empty in older results."""
 
 
 class Worker:
@@ -122,7 +166,7 @@ def _serve(
             try:
                 if name not in stations:
                     stations[name] = makes[name](of)
-                connection.send(_measure(stations[name], seconds, drain=name in reads_ahead))
+                connection.send(measure(stations[name], seconds, drain=name in reads_ahead))
             except Exception as error:  # the other process reports it
                 connection.send(f"{type(error).__name__}: {error}")
                 break
@@ -131,31 +175,83 @@ def _serve(
     os._exit(0)  # a normal exit takes seconds with torch and DALI loaded
 
 
-def _measure(station: Station, seconds: float, *, drain: bool) -> Round:
-    for _ in range(_DRAINED if drain else _UNCOUNTED):
-        next(station)
+def measure(station: Station, seconds: float, *, drain: bool) -> Round:
+    """Measure a station of this process in whole batches.
+
+    Args:
+        station: batches; it may go on after earlier measurements.
+        seconds: least length of the measurement.
+        drain: also skip batches that may have been read ahead.
+
+    Returns:
+        Its figures from the first steady batch on, until the device has finished the last.
+    """
+    compiled = _warm_up(station, drain=drain)
+    while True:
+        round_, late = _count(station, seconds)
+        compiled += late
+        if round_ is not None:
+            return replace(round_, compile_seconds=compiled)
+
+
+def _warm_up(station: Station, *, drain: bool) -> float:
+    """Skip what is not steady yet. Returns the seconds of compiling."""
+    begun = [next(station)]  # on a GPU it is known after the first batch that there is one
+    least = _DRAINED if drain else _RECORDED if _cuda() else _UNCOUNTED
+    while len(begun) < least or begun[-1].compiled:
+        begun.append(next(station))
+    return sum(done.compiled for done in begun)
+
+
+def _count(station: Station, seconds: float) -> tuple[Round | None, float]:
+    """Measure for `seconds`. If a batch compiles, there is no measurement, but the seconds that compiling took."""
     _forget_peaks()
+    _wait_for_device()
     finished: list[Done] = []
-    counted, faults, cpu, started = 0.0, _page_faults(), _cpu_seconds(), time.perf_counter()
+    counted, faults, cpu, moments = 0.0, _page_faults(), _cpu_seconds(), [Moment()]
     while not finished or counted < seconds:
         finished.append(next(station))
-        part = finished[-1].seconds
-        counted = time.perf_counter() - started if part is None else counted + part
+        moments.append(Moment())
+        moments[-min(_AHEAD, len(moments))].wait()
+        if finished[-1].compiled:
+            return None, finished[-1].compiled
+        part = finished[-1].part or Span(moments[-2], moments[-1])
+        counted += part.end.at - part.begin.at  # by the host, which may be ahead of the device
+    _wait_for_device()
+    wall = time.perf_counter() - moments[0].at
     cpu, faults = _cpu_seconds() - cpu, _page_faults() - faults
+    found = _round(finished, moments, wall, cpu, faults)
+    _settle()
+    return found, 0.0
+
+
+def _round(finished: Sequence[Done], moments: Sequence[Moment], wall: float, cpu: float, faults: int) -> Round:
+    """The figures of batches that the device has finished, `moments` around each of them."""
+    parts = [done.part.seconds for done in finished if done.part is not None]
+    cpu_parts = [done.cpu_seconds for done in finished if done.cpu_seconds is not None]
     cuda = _cuda()
-    parts = [done.cpu_seconds for done in finished if done.cpu_seconds is not None]
-    measured = Round(
+    return Round(
         images=sum(done.images for done in finished),
-        seconds=counted,
-        cpu_seconds=sum(parts) if parts else cpu,
+        seconds=sum(parts) if parts else wall,
+        cpu_seconds=sum(cpu_parts) if cpu_parts else cpu,
         steps=len(finished),
-        waited=sum(done.waited for done in finished),
+        waited=sum(done.waited.seconds for done in finished if done.waited is not None),
         page_faults=faults,
         peak_memory=_peak_memory(),
         peak_device_memory=cuda.max_memory_allocated() if cuda else 0,
+        step_seconds=_percentiles(parts or [begin.until(end) for begin, end in pairwise(moments)]),
     )
-    _settle()
-    return measured
+
+
+def _percentiles(values: Sequence[float]) -> list[float]:
+    import numpy as np
+
+    return [float(one) for one in np.percentile(values, _PERCENTILES)]
+
+
+def _wait_for_device() -> None:
+    if cuda := _cuda():
+        cuda.synchronize()
 
 
 def _cpu_seconds() -> float:

@@ -101,6 +101,8 @@ def lr_find(
 
     make_folder(output)
     curve = find_rate(settings, first=first, last=last, steps=steps, progress=progress)
+    if curve is None:  # the first process of torchrun writes
+        return
     picture = write_curve(curve, output)
     said = {"suggestion": curve.suggestion, "steepest": curve.steepest, "steps": len(curve.rates)}
     if as_json:

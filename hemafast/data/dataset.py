@@ -15,10 +15,11 @@ from hemafast.config import Device
 from hemafast.data.augment import Policy, named_policy
 from hemafast.data.geometry import window_side
 from hemafast.data.graph import GraphShape, Source, default_threads
-from hemafast.data.loader import Loader, eval_loader, process_here, train_loader, uses_gpu
+from hemafast.data.loader import Loader, eval_loader, process_here, train_loader
 from hemafast.data.samples import Samples
 from hemafast.data.stream import Process
 from hemafast.errors import HemafastError
+from hemafast.nvidia import uses_gpu
 from hemafast.preparation import schema
 from hemafast.preparation.pixels import centre_windows
 from hemafast.preparation.reader import PreparedFiles, read_prepared

@@ -197,25 +197,19 @@ def train_loader(
     shape: GraphShape,
     sampler: str = "natural",
     process: Process = ALONE,
+    source: Images | None = None,
 ) -> Loader:
-    """Shuffled batches of the training split under a policy; `sampler` as `config.balanced_share` reads it."""
+    """Shuffled batches of the training split under a policy; `sampler` as `config.balanced_share` reads it.
+
+    `source` is what another loader of the same images has opened already.
+    """
     draws = {"policy": policy, "shuffle": True, "balanced": balanced_share(sampler), "seed": seed}
-    return _loader(samples, shape, process, **draws)
+    return _loader(samples, shape, process, source, **draws)
 
 
 def eval_loader(samples: Samples, *, shape: GraphShape, process: Process = ALONE) -> Loader:
     """Batches in shard order, without any randomness or augmentation."""
     return _loader(samples, shape, process, policy=POLICIES["none"], shuffle=False)
-
-
-def uses_gpu(device: str) -> bool:
-    """Whether "auto", "cpu" or "cuda" means a GPU here. Raises HemafastError for "cuda" without one."""
-    import torch
-
-    present = torch.cuda.is_available()
-    if device == "cuda" and not present:
-        raise HemafastError("device = 'cuda': torch finds no GPU.", "Use cpu or auto.")
-    return present and device != "cpu"
 
 
 def process_here() -> Process:
@@ -227,7 +221,9 @@ def process_here() -> Process:
     return ALONE
 
 
-def _loader(samples: Samples, shape: GraphShape, process: Process, **draws: Any) -> Loader:
+def _loader(
+    samples: Samples, shape: GraphShape, process: Process, source: Images | None = None, **draws: Any
+) -> Loader:
     stream = BatchStream(
         labels=samples.labels,
         batch_size=shape.batch_size,
@@ -236,4 +232,4 @@ def _loader(samples: Samples, shape: GraphShape, process: Process, **draws: Any)
         process=process,
         **draws,
     )
-    return Loader(samples, stream, shape)
+    return Loader(samples, stream, shape, source)

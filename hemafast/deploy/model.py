@@ -25,6 +25,7 @@ from hemafast.errors import HemafastError
 from hemafast.evaluate.likeness import PARTS, Likeness, colours_of, load_likeness
 from hemafast.fuse_norm import fuse_batch_norms
 from hemafast.model import Classifier
+from hemafast.nvidia import uses_gpu
 from hemafast.progress import SILENT, Progress, stage
 from hemafast.run_folder import BEST
 
@@ -259,7 +260,7 @@ def _choose_machine(files: Sequence[Path], device: Device, amp: Amp) -> Machine:
     if graphs and (device == "cuda" or amp not in ("auto", "off")):
         remedy = "Leave device and amp (--device, --amp) at auto, or open the run."
         raise HemafastError(f"{graphs[0]} is a graph, which runs on the CPU in fp32.", remedy)
-    on_gpu = device != "cpu" and not graphs and torch.cuda.is_available()
+    on_gpu = not graphs and uses_gpu(device)
     if amp == "auto" and not on_gpu:
         amp = "off"  # whether bf16 is faster on a CPU depends on the network, and a trial takes too long
     return choose_machine(device="cpu" if graphs else device, amp=amp, compiled="off", allocator=tune_allocator())

@@ -20,12 +20,13 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from hemafast import __version__, weights
+from hemafast import __version__, nvidia, weights
 from hemafast.config import Device
 from hemafast.doctor import gpu, installation, resources, storage
 from hemafast.doctor.finding import Finding, Verdict, worst, yellow
 from hemafast.engine.machine import choose_machine, cpu_flags, tune_allocator
 from hemafast.progress import SILENT, Progress, stage
+from hemafast.versions import DALI, installed_versions
 
 SCHEMA = 1
 """Version of what `report` returns."""
@@ -65,15 +66,17 @@ def _checks(
     source: Path, output: Path, device: Device, importing: subprocess.Popen[str], *, offline: bool
 ) -> dict[str, Callable[[], Finding]]:
     """The checks by name. Disks come last: imports must not read from them meanwhile."""
-    asked: Device = "cpu" if device == "cpu" else "auto"  # check_gpu reports a missing GPU
-    machine = cache(lambda: choose_machine(device=asked, amp="auto", compiled="auto"))
-    driver = cache(gpu.read_driver)
+    driver, card = cache(nvidia.read_driver), cache(nvidia.read_card)
+    machine = cache(lambda: choose_machine(device=_usable(device, card()), amp="auto", compiled="auto"))
     environment, headers = os.environ, Path(sysconfig.get_paths()["include"])
     return {
         "python": lambda: installation.check_python(
             platform.python_version(), metadata.metadata("hemafast")["Requires-Python"]
         ),
         "packages": lambda: installation.check_packages(installation.version_of, installation.requirements_of),
+        "dali": lambda: installation.check_dali(
+            installed_versions(DALI), gpu.cuda_of_torch(), on_gpu=machine().device == "cuda"
+        ),
         "processor": lambda: resources.check_processor(cpu_flags(), platform.machine(), machine()),
         "cores": lambda: resources.check_cores(
             len(os.sched_getaffinity(0)),
@@ -87,7 +90,7 @@ def _checks(
             {limit: resource.getrlimit(limit.resource)[0] for limit in resources.LIMITS}
         ),
         "driver": lambda: gpu.check_driver(driver(), {} if device == "cpu" else gpu.cuda_versions()),
-        "gpu": lambda: gpu.check_gpu(driver(), gpu.read_card(), device, machine(), environment),
+        "gpu": lambda: gpu.check_gpu(driver(), card(), device, machine(), environment),
         "compiler": lambda: installation.check_compiler(machine(), environment, headers),
         "caches": lambda: storage.check_caches(storage.cache_folders(output, environment)),
         "weights": lambda: storage.check_weights(
@@ -101,6 +104,11 @@ def _checks(
             "runs folder", output, storage.read_disk(output), unwritable=Verdict.RED
         ),
     }
+
+
+def _usable(asked: Device, card: nvidia.Card | None) -> Device:
+    """The device that a machine can be chosen for; `check_gpu` reports a GPU that is missing or cannot be used."""
+    return "auto" if asked != "cpu" and card is not None and card.supported else "cpu"
 
 
 def safely(name: str, check: Callable[[], Finding]) -> Finding:

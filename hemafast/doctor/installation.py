@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING
 from hemafast.doctor.finding import Finding, Verdict, green, red, yellow
 from hemafast.engine.machine import Machine
 from hemafast.errors import name_some
+from hemafast.versions import DALI
 
 if TYPE_CHECKING:
     from packaging.requirements import Requirement
 
-_NAMED = ("torch", "torchvision", "timm", "nvidia-dali-cuda120", "numpy")  # shown in every bug report
+_NAMED = ("torch", "torchvision", "timm", *DALI, "numpy")  # shown in every bug report
 _IMPORT_SECONDS = 120.0  # a cold network disk takes a minute
 
 
@@ -35,7 +36,7 @@ def check_python(version: str, required: str) -> Finding:
 def check_packages(
     version_of: Callable[[str], str | None], requirements_of: Callable[[str], Sequence[Requirement]]
 ) -> Finding:
-    """Whether hemafast's requirements are installed, and their requirements.
+    """Whether hemafast's requirements are installed, and their requirements. Either build of DALI will do.
 
     `version_of` a missing package is None.
     """
@@ -44,7 +45,7 @@ def check_packages(
         (owner, one)
         for owner in ("hemafast", *needed)
         for one in requirements_of(owner)
-        if not _fits(version_of(one.name), one)
+        if not any(_fits(version_of(name), one) for name in (DALI if one.name in DALI else (one.name,)))
     ]
     named = ", ".join(f"{name} {version_of(name)}" for name in _NAMED if version_of(name))
     if not wanting:
@@ -57,6 +58,24 @@ def check_packages(
 
 def _fits(version: str | None, required: Requirement) -> bool:
     return version is not None and required.specifier.contains(version, prereleases=True)
+
+
+def check_dali(installed: Mapping[str, str], cuda_of_torch: str | None, *, on_gpu: bool) -> Finding:
+    """Which build of DALI is installed beside which torch; `installed` has the version of each of `DALI` that is."""
+    built = {name: f"{name[-3:-1]}.{name[-1]}" for name in installed}
+    said = ", ".join(f"{name} {installed[name]} for CUDA {cuda}" for name, cuda in built.items()) or "not installed"
+    found = f"{said}; torch for {f'CUDA {cuda_of_torch}' if cuda_of_torch else 'CPUs'}"
+    major = (cuda_of_torch or "12").partition(".")[0]
+    right = next((name for name in DALI if name[-3:-1] == major), DALI[0])
+    if not installed:
+        return red("dali", found, f"pip install {right}")
+    if len(installed) > 1:
+        remedy = f"Both own the same files. pip uninstall -y {' '.join(installed)}, then pip install {right}"
+        return yellow("dali", found, remedy)
+    if on_gpu and right not in installed:
+        remedy = f"Untested together on a GPU. To use one CUDA: pip uninstall -y {next(iter(installed))}, then "
+        return yellow("dali", found, f"{remedy}pip install {right}")
+    return green("dali", found)
 
 
 def version_of(name: str) -> str | None:

@@ -21,6 +21,7 @@ logger = logging.getLogger("hemafast")
 
 CACHE_VARIABLE = "TORCHINDUCTOR_CACHE_DIR"
 CACHE_FOLDER = ".compile_cache"
+_MOST_OF_CAUSE = 200  # characters; torch appends pages of advice
 
 GRAPHED: tuple[CompileMode, ...] = ("reduce-overhead", "max-autotune")
 """Modes in which the compiler makes CUDA graphs."""
@@ -35,9 +36,11 @@ class Compiled:
     """Duration of its first call."""
     cached: bool
     """Whether all of it was in the cache."""
+    folder: str = "the cache"
+    """Where the cache is."""
 
     def __str__(self) -> str:
-        state = "warm: from the cache" if self.cached else "cold: the next run finds it in the cache"
+        state = f"warm: from {self.folder}" if self.cached else f"cold: the next run finds it in {self.folder}"
         return f"compiled the {self.name} step in {self.seconds:.1f} s ({state})"
 
 
@@ -45,13 +48,22 @@ class Compiler:
     """Compiles functions of (images, targets) for batches of `batch_size`. Other batches run without compiling.
 
     Batches of other sizes are rare, as the last of an epoch. They are not worth the minute that their graph would take.
-    The folder `cache` keeps compiled code.
+    The folder `cache` keeps compiled code. With `may_fail`, a function that cannot be compiled runs as it is, with a
+    warning.
     """
 
     def __init__(
-        self, *, enabled: bool, mode: CompileMode = "default", batch_size: int = 0, cache: Path | None = None
+        self,
+        *,
+        enabled: bool,
+        mode: CompileMode = "default",
+        batch_size: int = 0,
+        cache: Path | None = None,
+        may_fail: bool = False,
     ) -> None:
         self._enabled, self._mode, self._batch_size, self._cache = enabled, mode, batch_size, cache
+        self._may_fail = may_fail
+        self._untold: list[Compiled] = []
         self.compiled: list[Compiled] = []
         self.recompiles = 0
         """How often a compiled function had to be compiled again."""
@@ -79,23 +91,39 @@ class Compiler:
         sizes: set[int] = set()
 
         def run(images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-            if len(images) != self._batch_size:
+            nonlocal fast
+            if fast is forward or len(images) != self._batch_size:
                 return forward(images, targets)
             before, size = _Counts(), images.shape[-1]
-            results = fast(images, targets)
+            try:
+                results = fast(images, targets)
+            except torch._dynamo.exc.TorchDynamoException as error:
+                if not self._may_fail or size in sizes:
+                    raise
+                logger.warning("the %s step cannot be compiled and runs without (%s)", name, _cause(error))
+                fast = forward
+                return forward(images, targets)
             self._note(name, before, first_call=size not in sizes)  # growing images: a graph per size
             sizes.add(size)
             return results
 
         return run
 
+    def new_seconds(self, name: str) -> float:
+        """Seconds that compiling the step `name` has taken since the last call."""
+        seconds = sum(one.seconds for one in self._untold if one.name == name)
+        self._untold = [one for one in self._untold if one.name != name]
+        return seconds
+
     def _note(self, name: str, before: _Counts, *, first_call: bool) -> None:
         now = _Counts()
         if first_call:
-            cached = now.misses == before.misses
-            self.compiled.append(Compiled(name, now.seconds - before.seconds, cached))
-            logger.info("%s", self.compiled[-1])
-        elif now.frames > before.frames:
+            cached, folder = now.misses == before.misses, os.environ.get(CACHE_VARIABLE, "the cache of torch")
+            done = Compiled(name, now.seconds - before.seconds, cached, folder)
+            self.compiled.append(done)
+            self._untold.append(done)
+            logger.info("%s", done)
+        elif now.graphs > before.graphs:
             self.recompiles += 1
             logger.warning("the %s step was compiled again (%d recompilations so far)", name, self.recompiles)
 
@@ -106,9 +134,15 @@ class _Counts:
     def __init__(self) -> None:
         from torch._dynamo.utils import counters
 
-        self.frames = int(counters["frames"]["ok"])
+        # Not frames: those of DistributedDataParallel are traced again after its first step, without a new graph.
+        self.graphs = int(counters["stats"]["unique_graphs"])
         self.misses = int(counters["inductor"]["fxgraph_cache_miss"])
         self.seconds = time.perf_counter()
+
+
+def _cause(error: Exception) -> str:
+    """The beginning of what torch says, in one line."""
+    return " ".join(str(error).split())[:_MOST_OF_CAUSE] or type(error).__name__
 
 
 def options_of(mode: CompileMode) -> dict[str, Any]:
@@ -121,6 +155,11 @@ def options_of(mode: CompileMode) -> dict[str, Any]:
     return {**list_mode_options(mode), "force_layout_optimization": True}
 
 
+def cache_in(folder: Path) -> Path:
+    """Where the compile cache of runs under `folder` is: there, unless the environment names a place."""
+    return Path(os.environ.get(CACHE_VARIABLE, str(folder.absolute() / CACHE_FOLDER)))
+
+
 def keep_cache_in(folder: Path) -> Path:
     """Keep the compile cache under `folder`, unless the environment names a place. Returns the place."""
-    return Path(os.environ.setdefault(CACHE_VARIABLE, str(folder.absolute() / CACHE_FOLDER)))
+    return Path(os.environ.setdefault(CACHE_VARIABLE, str(cache_in(folder))))

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+import platform
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
@@ -16,8 +18,11 @@ from torch.nn.parallel import DistributedDataParallel
 from hemafast.config import Device
 from hemafast.data.stream import ALONE, Process
 from hemafast.errors import HemafastError
+from hemafast.nvidia import uses_gpu
 
 Anything = TypeVar("Anything")
+
+_PATIENCE = timedelta(minutes=30)  # that a process waits for the others, one of which may compile alone
 
 
 class World:
@@ -30,7 +35,7 @@ class World:
         self._pending: Any = None
         if not self.alone:
             # Small values travel between the hosts by gloo, so that nobody waits for a device.
-            self._control = distributed.new_group(backend="gloo")
+            self._control = distributed.new_group(backend="gloo", timeout=_PATIENCE)
             self._vote = torch.zeros(1, dtype=torch.int32)
 
     @property
@@ -60,9 +65,31 @@ class World:
         if not self.alone:
             distributed.all_reduce(tensor)
 
-    def highest(self, value: float) -> float:
-        """The highest value of any process."""
-        return max(self.gather(value))
+    def together(self, work: Callable[[], Anything]) -> Anything:
+        """What `work` returns here, once it has succeeded in all processes.
+
+        Raises HemafastError in all of them if it did in one, so that none waits for one that has ended.
+        """
+        if self.alone:
+            return work()
+        result, failure = list[Anything](), None
+        try:
+            result.append(work())
+        except HemafastError as error:
+            failure = (platform.node(), error.problem, error.remedy)
+        for rank, failed in enumerate(self.gather(failure)):
+            if failed is not None:
+                host, problem, remedy = failed
+                raise HemafastError(f"Process {rank} on {host}: {problem}", remedy)
+        return result[0]
+
+    def highest(self, *values: float) -> list[float]:
+        """The highest of each value that any process has."""
+        if self.alone:
+            return list(values)
+        highest = torch.tensor(values, dtype=torch.float64)
+        distributed.all_reduce(highest, op=distributed.ReduceOp.MAX, group=self._control)
+        return highest.tolist()
 
     def barrier(self) -> None:
         """Wait for all processes."""
@@ -93,19 +120,28 @@ class World:
                 distributed.broadcast(buffer, src=0)
 
     def share(self, model: nn.Module, device: str) -> nn.Module | None:
-        """The model inside DistributedDataParallel, which averages gradients over all processes; None if alone."""
+        """The model inside DistributedDataParallel, which averages gradients over all processes; None if alone.
+
+        Buffers do not travel in training: batch norm does not read its statistics there, and `align` copies them before
+        each validation. `static_graph` is off: it gains nothing, as every parameter is used, and with it torch 2.14
+        fails where gradients are accumulated.
+        """
         if self.alone:
             return None
         devices = [self.local_rank] if device == "cuda" else None
-        return DistributedDataParallel(model, device_ids=devices, gradient_as_bucket_view=True)
+        return DistributedDataParallel(
+            model, device_ids=devices, gradient_as_bucket_view=True, forward_sync_buffers=False
+        )
 
 
 @contextmanager
 def joined(device: Device, environment: Mapping[str, str] = os.environ) -> Iterator[World]:
     """The world that the variables of torchrun describe; NCCL between GPUs, gloo between CPUs.
 
-    Raises HemafastError if the variables are wrong, or if a host has fewer GPUs than processes.
+    Raises HemafastError if the variables are wrong, if Slurm started several processes without torchrun, if a host has
+    fewer GPUs than processes, or if only some processes have a GPU.
     """
+    _refuse_bare_slurm(environment)
     try:
         rank, size, local_rank, local_size = (
             int(environment.get(name, default))
@@ -118,7 +154,7 @@ def joined(device: Device, environment: Mapping[str, str] = os.environ) -> Itera
         return
     if not 0 <= rank < size:
         raise _not_torchruns(f"rank {rank} of {size}")
-    on_cuda = device != "cpu" and torch.cuda.is_available()
+    on_cuda = uses_gpu(device)
     if on_cuda:
         if local_rank >= torch.cuda.device_count():
             raise HemafastError(
@@ -130,7 +166,15 @@ def joined(device: Device, environment: Mapping[str, str] = os.environ) -> Itera
     # own restarts; with several, TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 lets torchrun make a new store instead.
     prefix = f"life {restarts(environment)}" if local_size == size else "life"
     store = PrefixStore(prefix, _meeting_place())
-    distributed.init_process_group("nccl" if on_cuda else "gloo", store=store, rank=rank, world_size=size)
+    _refuse_mixed(store, rank, on_cuda=on_cuda)
+    distributed.init_process_group(
+        "nccl" if on_cuda else "gloo",
+        store=store,
+        rank=rank,
+        world_size=size,
+        timeout=_PATIENCE,
+        device_id=torch.device("cuda", local_rank) if on_cuda else None,
+    )
     world = World(Process(rank, size), local_rank=local_rank, local_size=local_size)
     try:
         yield world
@@ -149,6 +193,36 @@ def _meeting_place() -> Any:
     return store
 
 
+def _refuse_mixed(store: Any, rank: int, *, on_cuda: bool) -> None:
+    """Raise HemafastError if this process has a GPU and the first has none, or the other way round."""
+    mine = "a GPU" if on_cuda else "the CPU"
+    if rank == 0:
+        store.set("device", mine)
+        return
+    first = store.get("device").decode()
+    if first != mine:
+        raise HemafastError(
+            f"Process {rank} on {platform.node()} trains on {mine}, and process 0 on {first}.",
+            "Give all hosts a GPU per process, or use --device cpu.",
+        )
+
+
+def _refuse_bare_slurm(environment: Mapping[str, str]) -> None:
+    """Raise HemafastError if srun started several copies of this command, which know nothing of each other.
+
+    srun sets SLURM_STEP_NUM_TASKS for each step. A batch script has only SLURM_NTASKS: it is one process, whatever the
+    job may start.
+    """
+    copies = environment.get("SLURM_STEP_NUM_TASKS", "1")
+    if copies in ("", "1") or "WORLD_SIZE" in environment:
+        return
+    raise HemafastError(
+        f"Slurm started {copies} copies of this command, and each would train alone (SLURM_STEP_NUM_TASKS={copies}).",
+        "Start one torchrun per node: `srun --ntasks-per-node=1 torchrun --nproc-per-node GPUS -m hemafast train ...` "
+        "(docs/distributed.md). For a separate run in each task, set WORLD_SIZE=1.",
+    )
+
+
 def _not_torchruns(why: object) -> HemafastError:
     return HemafastError(
         f"RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT do not come from torchrun ({why}).",
@@ -158,6 +232,7 @@ def _not_torchruns(why: object) -> HemafastError:
 
 def refuse_several(environment: Mapping[str, str] = os.environ) -> None:
     """Raise HemafastError if torchrun started several processes, for work that one process does."""
+    _refuse_bare_slurm(environment)
     started = environment.get("WORLD_SIZE", "1")
     if started != "1":
         raise HemafastError(

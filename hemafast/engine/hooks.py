@@ -24,7 +24,7 @@ from hemafast.run_folder import BEST, LAST, NONFINITE
 
 logger = logging.getLogger("hemafast")
 
-_SAVE = 1  # a vote of the processes; higher numbers are signals
+_SAVE = 1  # a vote of the processes; higher ones are signals, by their number above this
 _RECENT = 9  # number of updates whose pace predicts the next ones
 
 
@@ -77,8 +77,7 @@ class Clock:
         if images and not state.epochs_done:
             self._paces.append(passed / images)
             self._guess_ending()
-        state.elapsed = run.world.highest(state.elapsed)
-        state.ending = run.world.highest(state.ending)
+        state.elapsed, state.ending = run.world.highest(state.elapsed, state.ending)
 
     def validated(self, seconds: float) -> None:
         """Predict the end of the run from the seconds of a validation."""
@@ -192,14 +191,15 @@ class Stops:
         due = world.first and every is not None and time.monotonic() - self._saver.saved > 60 * every
         if due:
             self._saver.saved = time.monotonic()  # vote once: the other processes get the result an update later
-        decided = world.vote(self._flag.number or int(due))
+        number = self._flag.number
+        decided = world.vote(_SAVE + number if number else _SAVE * due)
         if not decided:
             return
         self._clock.pause()
         if decided == _SAVE:
             self._saver.save()
         else:
-            self._stop(decided)
+            self._stop(decided - _SAVE)
 
     def in_validation(self) -> None:
         """Stop after a signal. Several processes would disagree here, so they finish the validation first."""

@@ -60,6 +60,8 @@ def build_learner(
     them, unless the step is compiled. Raises HemafastError if these are too few images for batch norm.
     """
     world = world or World()
+    if machine.device == "cuda":
+        torch.backends.cudnn.benchmark = True  # shapes are static, so each is tried once
     classes = len(counts)
     model, started_from = _build_network(settings, classes, machine, started_from)
     if model.learns_norms:
@@ -83,7 +85,11 @@ def build_learner(
     ).to(machine.device)
     mixes = settings.mixup > 0 or settings.cutmix > 0
     compiler = Compiler(
-        enabled=machine.compiled, mode=settings.compile_mode, batch_size=batch_size, cache=settings.output
+        enabled=machine.compiled,
+        mode=settings.compile_mode,
+        batch_size=batch_size,
+        cache=settings.output,
+        may_fail=settings.compile == "auto",
     )
     train_step = TrainStep(
         model,

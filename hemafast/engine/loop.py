@@ -21,6 +21,11 @@ from hemafast.metrics import accuracy, macro_f1
 
 logger = logging.getLogger("hemafast")
 
+COMPILE_SECONDS = "compile_seconds"
+"""Of a phase, where its step was compiled."""
+
+_LEAST = 1e-3  # seconds; a run resumed within an epoch may have compiled longer than it trained since
+
 
 def train_run(run: Run, folder: Path, journal: Journal, flag: StopFlag, *, began: float) -> None:
     """Train from the present state of the run to its end. It began at `began`, a moment of time.monotonic."""
@@ -114,8 +119,7 @@ def _validate(run: Run, journal: Journal, stops: Stops, clock: Clock) -> tuple[O
         "accuracy": accuracy(outcome.pooled),
         "f1_macro": macro_f1(outcome.pooled),
         **{f"f1_macro_{name}": macro_f1(confusion) for name, confusion in outcome.domains.items()},
-        "seconds": seconds,
-        "images_per_second": int(outcome.pooled.sum()) / seconds,
+        **_paced(run, "evaluation", int(outcome.pooled.sum()), seconds),
     }
 
 
@@ -129,8 +133,7 @@ def _train_row(run: Run) -> dict[str, float]:
         "f1_macro": macro_f1(confusion),
         "lr": run.schedule(max(run.tick - 1, 0)),
         "grad_norm": totals.mean_norm(),
-        "seconds": state.seconds,
-        "images_per_second": int(confusion.sum()) / state.seconds,
+        **_paced(run, "training", int(confusion.sum()), state.seconds),
         "data_wait_share": state.waited / state.seconds,
         "bad_updates": state.bad_updates,
     }
@@ -161,5 +164,17 @@ def _epoch_line(run: Run, epoch: int, rows: dict[str, dict[str, float]]) -> str:
     return (
         f"epoch {epoch}{of}: train loss {train['loss']:.3f}, val loss {val['loss']:.3f}, "
         f"val macro-F1 {val['f1_macro']:.4f}, accuracy {val['accuracy']:.4f}, "
-        f"{train['images_per_second']:,.1f} images/s, {train['seconds'] + val['seconds']:.1f} s"
+        f"{train['images_per_second']:,.1f} images/s, {train['seconds'] + val['seconds']:.1f} s{_compiling(rows)}"
     )
+
+
+def _compiling(rows: dict[str, dict[str, float]]) -> str:
+    seconds = sum(row.get(COMPILE_SECONDS, 0.0) for row in rows.values())
+    return f", {seconds:.1f} s of them compiling" if seconds else ""
+
+
+def _paced(run: Run, step: str, images: int, seconds: float) -> dict[str, float]:
+    """Seconds of a phase and its images per second, which leave out the seconds of compiling its step."""
+    compiling = run.learner.compiler.new_seconds(step)
+    row = {"seconds": seconds, "images_per_second": images / max(seconds - compiling, _LEAST)}
+    return row | {COMPILE_SECONDS: compiling} if compiling else row

@@ -19,10 +19,10 @@ import numpy.typing as npt
 from hemafast.config import TrainConfig
 from hemafast.data.batch import Batch
 from hemafast.engine.build import build_run
-from hemafast.engine.distributed import World
+from hemafast.engine.distributed import World, joined
 from hemafast.engine.plan import settle
 from hemafast.engine.run import Run
-from hemafast.engine.step import seed_batch
+from hemafast.engine.step import seed_batch, update_plan
 from hemafast.errors import HemafastError
 from hemafast.files import make_folder, writing
 from hemafast.pictures import DOMAIN_COLOURS, TRAIN_COLOUR, VAL_COLOUR, save, subplots
@@ -70,27 +70,34 @@ def find_rate(
     last: float = 1.0,
     steps: int = 100,
     progress: Progress = SILENT,
-) -> RateCurve:
+) -> RateCurve | None:
     """Train for `steps` updates at rates from `first` to `last`, or until the loss diverges. Keeps no weights.
 
-    Raises HemafastError if the range is not valid, or if the loss diverges within the first steps.
+    Every process of torchrun calls this; the losses are those of all. Returns the curve in the first process, None in
+    the others. Raises HemafastError if the range is not valid, or if the loss diverges within the first steps.
     """
     if not 0 < first < last or steps < 2 * _EDGE:
         raise HemafastError(
             f"{steps} steps from {first} to {last} are not a valid range.",
             f"Give a last rate above the first, and at least {2 * _EDGE} steps.",
         )
-    world = World()
-    run = build_run(settle(replace(config, on_nonfinite="skip"), world), world)
+    with joined(config.device) as world:
+        curve = _try_rates(replace(config, on_nonfinite="skip"), world, np.geomspace(first, last, steps), progress)
+        return curve if world.first else None
+
+
+def _try_rates(config: TrainConfig, world: World, rates: npt.NDArray[np.float64], progress: Progress) -> RateCurve:
+    """The curve, the same in all processes."""
+    run = build_run(settle(config, world), world)
     run.learner.model.train()
-    rates, losses = np.geomspace(first, last, steps), []
-    train_step = run.learner.train_step
-    with stage(progress, "raising the learning rate", steps, unit="steps"):
-        for step, batch in zip(range(steps), _endless(run), strict=False):
+    train_step, losses = run.learner.train_step, list[float]()
+    with stage(progress, "raising the learning rate", len(rates), unit="steps"):
+        for step, (batch, share) in zip(range(len(rates)), _endless(run), strict=False):
             totals = run.new_totals()
-            train_step(batch, float(rates[step]), totals, step=step)
+            train_step(batch, float(rates[step]), totals, step=step, share=share)
             if train_step.bad.read()[0]:
                 break
+            totals.load(totals.summed(world))
             losses.append(totals.read()[0])
             progress.advance()
             if losses[-1] > _BROKEN * min(losses):
@@ -131,8 +138,11 @@ def draw_curve(curve: RateCurve) -> Any:
     return figure
 
 
-def _endless(run: Run) -> Iterator[Batch]:
+def _endless(run: Run) -> Iterator[tuple[Batch, float]]:
+    """Batches, each with the weight of its mean loss in an update of all processes."""
+    process = run.world.process
+    plan = update_plan(run.train_batches.sizes, 1, process.world_size)
     for epoch in count():
         for number, batch in enumerate(run.train_batches.epoch(epoch)):
-            seed_batch(run.config.seed, 0, epoch, number)
-            yield batch
+            seed_batch(run.config.seed, process.rank, epoch, number)
+            yield batch, plan[number][0]

@@ -13,10 +13,12 @@ from typing import Literal
 from hemafast.config import Amp, Compile, Device, Input, TrainConfig
 from hemafast.data.graph import Source, default_threads
 from hemafast.errors import HemafastError
+from hemafast.nvidia import card_on_bus, uses_gpu
+from hemafast.versions import DALI, installed_versions
 
 Precision = Literal["fp32", "bf16", "fp16"]
 
-_AMPERE = (8, 0)
+_AMPERE, _OLDEST_OF_TRITON = (8, 0), (7, 0)
 _GPU_SHARE = 0.4  # of the free memory of a GPU for pixels; network and activations need the rest
 _HOST_SHARE = 0.8  # of the available memory of the host that the page cache can keep
 
@@ -28,6 +30,20 @@ class Choice:
     name: str
     value: str
     reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """Free memory in bytes."""
+
+    host: int
+    gpu: int = 0
+    """Of the GPU of this process."""
+
+    def least(self, others: Sequence[Room]) -> Room:
+        """What all of several processes have."""
+        every = (self, *others)
+        return Room(min(one.host for one in every), min(one.gpu for one in every))
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,8 +97,11 @@ def choose_machine(
     threads: int | None = None,
     allocator: Choice | None = None,
     processes: int = 1,
+    sync_norm: bool = False,
 ) -> Machine:
     """Decide how each of `processes` on this host runs. `allocator` is the choice of `tune_allocator`, if called.
+
+    Batch norm over all processes (`sync_norm`) is not compiled: it waits for the others in every layer.
 
     Raises HemafastError if this machine cannot do what was asked for.
     """
@@ -90,7 +109,7 @@ def choose_machine(
 
     on = _choose_device(device)
     precision = _choose_precision(on.value, amp)
-    compiler = _choose_compiler(on.value, compiled)
+    compiler = _choose_compiler(on.value, compiled, sync_norm=sync_norm)
     gradients = _choose_gradients(on.value, precision.value, compiled=compiler.value == "on")
     loader = _choose_loader_threads(threads, processes)
     layout = Choice("layout", "channels_last", "convolutions read NHWC from the loader without a copy")
@@ -117,28 +136,44 @@ def machine_for(config: TrainConfig, device: Device, processes: int = 1) -> Mach
         threads=config.threads,
         allocator=tune_allocator(),
         processes=processes,
+        sync_norm=config.sync_norm,
     )
 
 
-def choose_input(asked: Input, machine: Machine, *, packed_bytes: int, file_bytes: int) -> Choice:
-    """Choose the source of the pixels: squares of `packed_bytes` in all, or encoded files of `file_bytes`."""
+def room_of(machine: Machine) -> Room:
+    """The free memory of this process's device and host."""
     import psutil
+    import torch
 
+    gpu = torch.cuda.mem_get_info()[0] if machine.device == "cuda" else 0
+    return Room(psutil.virtual_memory().available, gpu)
+
+
+def choose_input(asked: Input, machine: Machine, room: Room, *, packed_bytes: int, file_bytes: int) -> Choice:
+    """Choose the source of the pixels: squares of `packed_bytes` in all, or encoded files of `file_bytes`."""
     squares, files = f"{packed_bytes / 2**20:,.0f} MiB of squares", f"{file_bytes / 2**20:,.0f} MiB of encoded images"
     if asked != "auto":
         size = files if asked in ("files", "webdataset") else squares
         return Choice("input", asked, f"as asked for; {size}")
-    if machine.device == "cuda":
-        import torch
-
-        free, _ = torch.cuda.mem_get_info()
-        if packed_bytes <= _GPU_SHARE * free:
-            return Choice("input", "resident", f"{squares} fit into the {free / 2**20:,.0f} MiB free on the GPU")
-    available = psutil.virtual_memory().available
-    memory = f"the {available / 2**20:,.0f} MiB of available memory"
-    if packed_bytes <= _HOST_SHARE * available:
+    if machine.device == "cuda" and packed_bytes <= _GPU_SHARE * room.gpu:
+        return Choice("input", "resident", f"{squares} fit into the {room.gpu / 2**20:,.0f} MiB free on the GPU")
+    memory = f"the {room.host / 2**20:,.0f} MiB of available memory"
+    if packed_bytes <= _HOST_SHARE * room.host:
         return Choice("input", "packed", f"{squares}, memory-mapped, fit into {memory}")
     return Choice("input", "files", f"{squares} do not fit into {memory}; {files} are decoded in each epoch")
+
+
+def has_precision(precision: str, device: Device) -> bool:
+    """Whether this machine computes in "fp32", "bf16" or "fp16" in hardware."""
+    on_gpu = uses_gpu(device)
+    if precision == "bf16":
+        return _fast_precision("cuda" if on_gpu else "cpu")[0] == "bf16"
+    return precision == "fp32" or (precision == "fp16" and on_gpu)
+
+
+def amp_of(precision: str) -> Amp:
+    """The setting that asks for a precision."""
+    return "off" if precision == "fp32" else precision  # type: ignore[return-value] # bf16 and fp16 have one name
 
 
 def reading(machine: Machine, source: Choice, *, threads: int | None, processes: int = 1) -> Machine:
@@ -149,8 +184,6 @@ def reading(machine: Machine, source: Choice, *, threads: int | None, processes:
 
 def machine_facts(device: str) -> dict[str, str]:
     """Processor, memory, GPU and versions, for reports."""
-    from importlib.metadata import version
-
     import psutil
     import torch
 
@@ -163,8 +196,7 @@ def machine_facts(device: str) -> dict[str, str]:
     }
     if device == "cuda":
         facts["gpu"] = torch.cuda.get_device_name()
-    names = ("hemafast", "torch", "torchvision", "timm", "nvidia-dali-cuda120", "numpy")
-    return facts | {name: version(name) for name in names}
+    return facts | installed_versions(("hemafast", "torch", "torchvision", "timm", *DALI, "numpy"))
 
 
 def cpu_flags() -> frozenset[str]:
@@ -181,14 +213,13 @@ def _choose_loader_threads(asked: int | None, processes: int, source: Source = "
 
 
 def _choose_device(asked: Device) -> Choice:
-    import torch
-
-    present = torch.cuda.is_available()
-    if asked == "cuda" and not present:
-        raise HemafastError("There is no CUDA device here.", "Use --device auto or --device cpu.")
+    on_gpu = uses_gpu(asked)
     if asked != "auto":
         return Choice("device", asked, "as asked for")
-    return Choice("device", "cuda", "a GPU is there") if present else Choice("device", "cpu", "no CUDA device found")
+    if on_gpu:
+        return Choice("device", "cuda", "a GPU is there")
+    without_driver = "; the NVIDIA card on the bus has no driver, or is hidden" if card_on_bus() else ""
+    return Choice("device", "cpu", f"no CUDA device found{without_driver}")
 
 
 def _choose_precision(device: str, amp: Amp) -> Choice:
@@ -219,11 +250,22 @@ def _fast_precision(device: str) -> tuple[Precision, str]:
     return "fp32", "the CPU has neither AMX nor AVX512-BF16; without them, bf16 was measured 15 times slower"
 
 
-def _choose_compiler(device: str, asked: Compile) -> Choice:
+def _choose_compiler(device: str, asked: Compile, *, sync_norm: bool) -> Choice:
     name = "torch.compile"
+    if sync_norm and asked == "on":
+        raise HemafastError(
+            "--compile on with --sync-norm: every synchronised norm breaks the compiled graph in two.",
+            "Leave one of them out.",
+        )
+    if sync_norm:
+        return Choice(name, "off", "with --sync-norm, every norm would break the graph in two")
     if asked != "auto":
         return Choice(name, asked, "as asked for")
     if device == "cuda":
+        import torch
+
+        if torch.cuda.get_device_capability() < _OLDEST_OF_TRITON:
+            return Choice(name, "off", "Triton, which it needs, knows no card older than compute capability 7.0")
         return Choice(name, "on", "fuses normalisation, activations and batch norm; shapes are static")
     return Choice(name, "off", "eager training was measured faster on CPUs, and compiling takes one to two minutes")
 

@@ -35,13 +35,20 @@ def open_stopped(folder: Path, changes: Mapping[str, Any], *, allow_changes: boo
     Raises HemafastError if `folder` is not a run, or if a change is not allowed.
     """
     before = read_config(folder)
-    settings = checked(TrainConfig, {**to_plain(before), **changes})
+    settings = changed_settings(folder, changes, allow_changes=allow_changes)
     changed = _changes(to_plain(before), to_plain(settings))
-    _refuse(changed, allow_changes=allow_changes)
     saved = load_last(folder / LAST)
     # The checkpoint may be older than the settings, if a run crashed right after a change.
     restart = bool(_changes(saved["settings"], to_plain(settings)))
     return Opened(settings, folder, saved, tuple(changed), restart)
+
+
+def changed_settings(folder: Path, changes: Mapping[str, Any], *, allow_changes: bool) -> TrainConfig:
+    """The settings of the run in `folder` with `changes`. Raises HemafastError if a change is not allowed."""
+    before = to_plain(read_config(folder))
+    settings = checked(TrainConfig, {**before, **changes})
+    _refuse(_changes(before, to_plain(settings)), allow_changes=allow_changes)
+    return settings
 
 
 def free_settings(config: TrainConfig) -> dict[str, Any]:

@@ -7,18 +7,18 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
-import torch
-
 from hemafast.config import Device, TrainConfig
 from hemafast.data.augment import Policy, named_policy
 from hemafast.data.dataset import Dataset, open_dataset
 from hemafast.data.graph import GraphShape
 from hemafast.data.samples import Samples
+from hemafast.engine.captured import why_not
 from hemafast.engine.checkpoint import DRAWN_WARNING
 from hemafast.engine.distributed import World
-from hemafast.engine.machine import Machine, choose_input, machine_for, reading
+from hemafast.engine.machine import Choice, Machine, amp_of, choose_input, has_precision, machine_for, reading, room_of
 from hemafast.engine.trial import decide
 from hemafast.errors import HemafastError
+from hemafast.nvidia import uses_gpu
 from hemafast.preparation.schema import QUARANTINED
 from hemafast.preparation.split import TEST, TRAIN, VAL
 
@@ -40,6 +40,8 @@ class Plan:
     """The input graph, with device, source, batch size, image size and threads."""
     policy: Policy
     """Augmentation of the training images."""
+    warnings: tuple[str, ...] = ()
+    """What differs from the machine that the run began on."""
 
     def to_json(self) -> dict[str, Any]:
         """The content of machine.json."""
@@ -58,16 +60,19 @@ def settle(config: TrainConfig, world: World, saved: dict[str, Any] | None = Non
     else:
         _refuse_other_data(saved, dataset)
     train, val = (dataset.samples(split, config.image_size) for split in (TRAIN, VAL))
-    kept = config if saved is None else _with_first_choices(config, saved)
-    machine, graph = machine_and_graph(kept, config.device, train, val, processes=world.local_size)
+    kept = config if saved is None else world.broadcast(_with_first_choices(config, saved))
+    machine, graph = machine_and_graph(kept, config.device, train, val, world=world)
+    if kept.amp != config.amp:
+        tried = [Choice("precision", machine.precision, "the run began in it")]
     return Plan(
         settings=config,
         dataset=dataset,
         train=train,
         val=val,
-        machine=machine.with_choices(tried),
+        machine=machine.with_choices([*tried, *choices_of_a_card(config, machine, alone=world.alone)]),
         graph=graph,
         policy=policy_of(config),
+        warnings=() if saved is None else _other_precision(saved, machine),
     )
 
 
@@ -76,6 +81,8 @@ def announce(plan: Plan, started_from: str) -> None:
     info, settings = plan.dataset.info, plan.settings
     for choice in plan.machine.choices:
         logger.info("%s: %s (%s)", choice.name, choice.value, choice.reason)
+    for line in plan.warnings:
+        logger.warning(line)
     logger.info(
         "%d training and %d validation images of %s, %d classes, fingerprint %s",
         len(plan.train),
@@ -120,20 +127,24 @@ def policy_of(config: TrainConfig) -> Policy:
 
 
 def machine_and_graph(
-    config: TrainConfig, device: Device, *splits: Samples, processes: int = 1
+    config: TrainConfig, device: Device, *splits: Samples, world: World | None = None
 ) -> tuple[Machine, GraphShape]:
-    """How to run here under `config` but on `device`, with `processes` on this host, and the input graph for `splits`.
+    """How to run here under `config` but on `device`, and the input graph for `splits`; collective.
 
-    Tunes the allocator of this process.
+    All processes take the precision, the compiling and the input of the first, and the input fits into the memory of
+    each. Tunes the allocator of this process. Raises HemafastError in all processes if one cannot follow.
     """
-    machine = machine_for(config, device, processes)
+    world = world or World()
+    machine = _machine_as_first(config, device, world)
+    room = room_of(machine)
     source = choose_input(
         config.input,
         machine,
+        room.least(world.gather(room)),
         packed_bytes=sum(samples.packed.nbytes for samples in splits),
         file_bytes=sum(int(samples.sizes.sum()) for samples in splits),
     )
-    machine = reading(machine, source, threads=config.threads, processes=processes)
+    machine = reading(machine, source, threads=config.threads, processes=world.local_size)
     graph = GraphShape(
         device=machine.loader_device,
         source=source.value,  # type: ignore[arg-type] # choose_input yields nothing else
@@ -141,17 +152,59 @@ def machine_and_graph(
         image_size=config.image_size,
         batch_size=batch_size_of(config),
         threads=machine.loader_threads,
+        compiled=machine.compiled,
     )
     return machine, graph
 
 
+def _machine_as_first(config: TrainConfig, device: Device, world: World) -> Machine:
+    """How to run here, with the precision and the compiling that the first process has chosen."""
+    mine = world.together(lambda: machine_for(config, device, world.local_size))
+    precision, compiled = world.broadcast((mine.precision, mine.compiled))
+    asked = replace(config, amp=amp_of(precision), compile="on" if compiled else "off")
+    same = (mine.precision, mine.compiled) == (precision, compiled)
+    return world.together(lambda: mine if same else machine_for(asked, device, world.local_size))
+
+
+def choices_of_a_card(config: TrainConfig, machine: Machine, *, alone: bool) -> list[Choice]:
+    """How a training step runs on a GPU: as one graph or not, and with which arithmetic; nothing on a CPU."""
+    if machine.device != "cuda":
+        return []
+    reason = why_not(config, machine, alone=alone)
+    graph = Choice("CUDA graph", "off" if reason else "the training step", reason or "one launch for all its kernels")
+    found = Choice("convolutions", "cuDNN's fastest", "tried once for each shape")
+    if machine.precision != "fp32":
+        return [graph, found]
+    return [graph, found, Choice("fp32", "TF32 in convolutions", "torch's default; matrix products are in full fp32")]
+
+
+def _first_precision(saved: dict[str, Any]) -> str | None:
+    """The precision that a checkpoint was trained in; None if it is an old one that does not say."""
+    return saved.get("precision") or ("fp16" if saved["scaler"] else None)
+
+
+def _other_precision(saved: dict[str, Any], machine: Machine) -> tuple[str, ...]:
+    before, now = _first_precision(saved), machine.precision
+    if before in (None, now):
+        return ()
+    here = "this card" if machine.device == "cuda" else "this CPU"
+    how = " with scaled gradients" if now == "fp16" else ""
+    return (f"precision: the run began in {before}; {here} trains in {now}{how}",)
+
+
 def _with_first_choices(config: TrainConfig, saved: dict[str, Any]) -> TrainConfig:
-    """The settings with `auto` replaced by what the run began with: compiled or not, decoded or packed pixels."""
-    if config.compile == "auto":
+    """The settings with `auto` replaced by what the run began with, where this machine has it.
+
+    That is precision, compiled or not, decoded or packed pixels.
+    """
+    precision = _first_precision(saved)
+    if config.amp == "auto" and precision is not None and has_precision(precision, config.device):
+        config = replace(config, amp=amp_of(precision))
+    if config.compile == "auto" and not config.sync_norm:  # older versions compiled both together
         config = replace(config, compile="on" if saved["compiled"] else "off")
     if config.input == "auto" and saved["loader"]["pixels"] == "decoded":
         return replace(config, input="files")
-    on_gpu = torch.cuda.is_available() and config.device != "cpu"  # where packed pixels may also be resident
+    on_gpu = uses_gpu(config.device)  # where packed pixels may also be resident
     return config if on_gpu or config.input != "auto" else replace(config, input="packed")
 
 

@@ -100,6 +100,7 @@ class Run:
             "totals": self.totals.summed(self.world).cpu(),
             "settings": to_plain(self.config),
             "compiled": self.plan.machine.compiled,
+            "precision": self.plan.machine.precision,
             "started_from": learner.started_from,
             "classes": list(self.dataset.info.classes),
             "data_fingerprint": self.dataset.info.fingerprint,
@@ -116,7 +117,7 @@ class Run:
             if learner.ema is not None:
                 learner.ema.module.load_state_dict(saved["ema"] or saved["model"])
             load_optimizer(learner.optimizer, saved["optimizer"])
-            learner.train_step.scaler.load_state_dict(saved["scaler"])
+            _load_scale(learner.train_step.scaler, saved["scaler"])
             self.state = RunState(**saved["progress"])
             if self.world.first:  # the sums are those of all processes
                 self.totals.load(saved["totals"])
@@ -157,6 +158,12 @@ class Run:
             quarter_turns=self.config.quarter_turns,
             home=self.home(),
         )
+
+
+def _load_scale(scaler: Any, saved: dict[str, Any]) -> None:
+    """Load the scale of the gradients. A run that changes to fp16 has none yet; one that leaves fp16 needs none."""
+    if scaler.is_enabled() and saved:
+        scaler.load_state_dict(saved)
 
 
 def is_finished(saved: dict[str, Any], config: TrainConfig) -> bool:

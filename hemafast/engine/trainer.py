@@ -8,7 +8,7 @@ import random
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,21 +22,23 @@ from hemafast.engine.build import build_run
 from hemafast.engine.distributed import World, joined, restarts
 from hemafast.engine.journal import Journal, logger
 from hemafast.engine.loop import train_run
-from hemafast.engine.opening import Opened, free_settings, newest_run, open_stopped
+from hemafast.engine.opening import Opened, changed_settings, free_settings, newest_run, open_stopped
 from hemafast.engine.plan import announce, settle
 from hemafast.engine.run import Run, is_finished
 from hemafast.engine.stop import StopFlag
 from hemafast.engine.trackers import open_trackers, refuse_missing
+from hemafast.engine.trial import keep_compile_seconds
 from hemafast.errors import HemafastError
 from hemafast.files import write_text
 from hemafast.progress import SILENT, Progress
 from hemafast.run_folder import COMMAND, CONFIG, MACHINE, locked, make_run_folder
 
-_COMPILER_FLAGS = (
+_FLAGS = (
+    ("torch.backends.cudnn", "benchmark"),
     ("torch._dynamo.config", "fail_on_recompile_limit_hit"),
     ("torch._functorch.config", "force_non_lazy_backward_lowering"),
 )
-"""Flags of torch that compiling.py sets."""
+"""Flags of torch that learner.py and compiling.py set."""
 
 
 def train(
@@ -51,11 +53,12 @@ def train(
     """
     began = time.monotonic() if began is None else began
     config = replace(config, data=config.data.absolute())  # a run is resumed and evaluated from anywhere
-    with joined(config.device) as world:
+    with joined(config.device) as world, ExitStack() as held:
         opened = Opened(config)
         if go_on or restarts():
             folder = world.broadcast(newest_run(config) if world.first else None)
             if folder is not None:
+                held.enter_context(_alone_in(folder, world))
                 opened = open_stopped(folder, free_settings(config), allow_changes=False)
         return _train(opened, world, began, progress)
 
@@ -75,9 +78,19 @@ def resume(
     HemafastError if `folder` is not a run, its data has changed, or a change is not allowed.
     """
     began = time.monotonic() if began is None else began
-    opened = open_stopped(folder, changes or {}, allow_changes=allow_changes)
-    with joined(opened.settings.device) as world:
+    settings = changed_settings(folder, changes or {}, allow_changes=allow_changes)
+    # Nobody else may go on with the run between the moment that its checkpoint is read and its end.
+    with joined(settings.device) as world, _alone_in(folder, world):
+        opened = open_stopped(folder, changes or {}, allow_changes=allow_changes)
         return _train(opened, world, began, progress)
+
+
+@contextmanager
+def _alone_in(folder: Path, world: World) -> Iterator[None]:
+    """Only these processes train in `folder`; collective. Raises HemafastError in all if others already do."""
+    with ExitStack() as held:
+        world.together(lambda: held.enter_context(locked(folder)) if world.first else None)
+        yield
 
 
 def _train(opened: Opened, world: World, began: float, progress: Progress) -> Path | None:
@@ -91,8 +104,8 @@ def _train(opened: Opened, world: World, began: float, progress: Progress) -> Pa
         run = build_run(plan, world, saved, restart_epoch=opened.restart_epoch)
         new = opened.folder or (make_run_folder(plan.settings) if world.first else Path())
         folder = world.broadcast(new)
-        run.state.elapsed += time.monotonic() - began
-        with locked(folder) if world.first else nullcontext():
+        run.state.elapsed += world.highest(time.monotonic() - began)[0]  # one time for all, as rates follow it
+        with nullcontext() if opened.folder else _alone_in(folder, world):  # an opened one is locked already
             _loop(run, folder, opened.changed, began, progress)
     return folder if world.first else None
 
@@ -110,6 +123,8 @@ def _loop(run: Run, folder: Path, changed: Sequence[str], began: float, progress
         for line in changed:
             logger.warning("changed on resume: %s", line)
         train_run(run, folder, journal, flag, began=began)
+        if run.world.first:
+            keep_compile_seconds(run.config, run.plan.machine, run.learner.compiler.compiled)
 
 
 def _journal(run: Run, folder: Path, progress: Progress) -> Journal:
@@ -136,7 +151,7 @@ def _globals_kept() -> Iterator[None]:
     """Restore what a run sets for its process: random generators, flags of the compiler, and the environment."""
     numpy_state, python_state = np.random.get_state(), random.getstate()  # noqa: NPY002
     environment, threads = dict(os.environ), torch.get_num_threads()
-    flags = {flag: _flag(*flag) for flag in _COMPILER_FLAGS}
+    flags = {flag: _flag(*flag) for flag in _FLAGS}
     try:
         with torch.random.fork_rng(devices=[]):
             yield

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,11 +12,12 @@ from pydantic import BaseModel, ConfigDict
 from hemafast.preparation.images.depth import Range
 from hemafast.preparation.scale import ScaleEstimate
 from hemafast.preparation.split import ALL, NO_FOLD, SPLITS, TEST, VAL
+from hemafast.versions import DALI, installed_versions
 
 SCHEMA = 3
 """Version of the format on disk. Raise it when older readers would misread newer files."""
 
-_PACKAGES = ("hemafast", "imagecodecs", "nvidia-dali-cuda120", "pillow", "simplejpeg", "tifffile")
+_PACKAGES = ("hemafast", "imagecodecs", *DALI, "pillow", "simplejpeg", "tifffile")
 
 PREPARE_AGAIN = "Run `hemafast prepare` again."
 """Remedy for files that are missing or changed."""
@@ -226,7 +226,7 @@ def quarantined(manifest: pd.DataFrame) -> list[QuarantinedImage]:
 
 def versions() -> dict[str, str]:
     """Versions of the packages that determine pixels and verdicts."""
-    return {name: version(name) for name in _PACKAGES}
+    return installed_versions(_PACKAGES)
 
 
 def shard_file(split: str, index: int, count: int, *, folder: str = SHARDS, suffix: str = ".txt") -> Path:

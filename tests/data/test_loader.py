@@ -678,6 +678,6 @@ def test_an_argument_that_makes_no_sense_is_refused_by_name_and_value(public, op
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_a_gpu_that_is_missing_is_refused(public):
-    with pytest.raises(HemafastError, match="no GPU"):
+    with pytest.raises(HemafastError, match="no CUDA device"):
         public(device="cuda")
     assert next(iter(public(device="auto")))[0].device.type == "cpu"

@@ -17,8 +17,10 @@ from hemafast.config import CompileMode, TrainConfig, train_config
 from hemafast.engine.average import Average
 from hemafast.engine.captured import WARM_UP, Captured, why_not
 from hemafast.engine.compiling import Compiler
+from hemafast.engine.learner import build_learner
 from hemafast.engine.machine import Machine
 from hemafast.engine.optimizer import build_optimizer
+from hemafast.engine.plan import choices_of_a_card
 from hemafast.engine.step import Totals, TrainStep, seed_batch
 from hemafast.objective import build_loss
 
@@ -265,3 +267,30 @@ def test_only_modes_with_graphs_of_the_compiler_replay():
     assert not Compiler(enabled=False, mode="reduce-overhead").replays
     by_torch = {mode for mode in modes if list_mode_options(mode).get("triton.cudagraphs")}
     assert by_torch == {"reduce-overhead", "max-autotune"}
+
+
+def test_a_run_says_how_a_card_runs_its_step():
+    def said(precision="bf16", **changes):
+        settings = dataclasses.replace(train_config("fast"), **changes)
+        machine = dataclasses.replace(GPU, precision=precision)
+        return {
+            choice.name: (choice.value, choice.reason) for choice in choices_of_a_card(settings, machine, alone=True)
+        }
+
+    assert said()["CUDA graph"] == ("the training step", "one launch for all its kernels")
+    assert said(accumulate=2)["CUDA graph"] == ("off", "an update takes several batches")
+    assert "fp32" not in said()
+    assert said(precision="fp32")["fp32"][0] == "TF32 in convolutions"
+    assert choices_of_a_card(train_config("fast"), CPU, alone=True) == []
+
+
+def test_cudnn_looks_for_its_fastest_algorithms_on_a_gpu_alone(monkeypatch):
+    """No GPU is here: building the learner ends where the network is to be moved to one."""
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
+    settings = dataclasses.replace(train_config("fast"), model="test_resnet", image_size=32, pretrained="no")
+    counts = np.ones(CLASSES, dtype=np.int64)
+    build_learner(settings, CPU, counts, batch_size=4)
+    assert not torch.backends.cudnn.benchmark
+    with pytest.raises((AssertionError, RuntimeError)):
+        build_learner(settings, GPU, counts, batch_size=4)
+    assert torch.backends.cudnn.benchmark

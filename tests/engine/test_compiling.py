@@ -13,7 +13,7 @@ import pytest
 import torch
 from steps import CLASSES, CPU, batch_of
 from torch import nn
-from torch._dynamo.exc import FailOnRecompileLimitHit
+from torch._dynamo.exc import BackendCompilerFailed, FailOnRecompileLimitHit
 from torch._dynamo.utils import counters
 
 from hemafast.engine.compiling import CACHE_VARIABLE, Compiled, Compiler, keep_cache_in, options_of
@@ -216,6 +216,58 @@ def test_a_mode_goes_with_static_shapes_and_a_forced_layout(by_dynamo_alone, mod
 def test_the_log_has_the_seconds_and_whether_they_were_cold():
     assert str(Compiled("training", 41.64, cached=False)).startswith("compiled the training step in 41.6 s (cold")
     assert "warm" in str(Compiled("evaluation", 2.0, cached=True))
+
+
+def test_the_log_names_the_folder_of_the_cache(by_dynamo_alone, monkeypatch, tmp_path, caplog):
+    caplog.set_level("INFO", "hemafast")
+    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path))
+    compiler = Compiler(enabled=True, batch_size=SIZE)
+    compiler.compile(forward_by([1]), "training")(*pixels(SIZE))
+    assert f"from {tmp_path}" in caplog.text
+
+
+def test_seconds_of_compiling_are_told_once_and_by_step(by_dynamo_alone):
+    compiler = Compiler(enabled=True, batch_size=SIZE)
+    run = compiler.compile(forward_by([1]), "training")
+    run(*pixels(SIZE))
+    assert compiler.new_seconds("evaluation") == 0
+    assert compiler.new_seconds("training") == compiler.compiled[0].seconds > 0
+    run(*pixels(SIZE))
+    assert compiler.new_seconds("training") == 0
+
+
+# A backend that fails, as that of a card that Triton does not know
+
+
+@pytest.fixture
+def failing(monkeypatch):
+    """The backend refuses every graph; returns how often it was asked."""
+    torch._dynamo.reset()
+    plain, asked = torch.compile, []
+
+    def refuse(graph, inputs):
+        asked.append(graph)
+        raise RuntimeError("Found an old card, which is too old to be supported")
+
+    monkeypatch.setattr(torch, "compile", lambda function, **_: plain(function, dynamic=False, backend=refuse))
+    yield asked
+    torch._dynamo.reset()
+
+
+def test_a_step_that_may_fail_to_compile_runs_without_and_says_so_once(failing, caplog):
+    compiler = Compiler(enabled=True, batch_size=SIZE, may_fail=True)
+    run = compiler.compile(forward_by([2]), "training")
+    assert [run(*pixels(SIZE))[0].item() for _ in range(3)] == [2, 2, 2]
+    assert len(failing) == 1
+    assert caplog.text.count("the training step cannot be compiled and runs without") == 1
+    assert "too old to be supported" in caplog.text
+    assert (compiler.compiled, compiler.recompiles) == ([], 0)
+
+
+def test_a_step_that_must_be_compiled_and_cannot_is_an_error(failing):
+    run = Compiler(enabled=True, batch_size=SIZE).compile(forward_by([2]), "training")
+    with pytest.raises(BackendCompilerFailed, match="too old"):
+        run(*pixels(SIZE))
 
 
 def test_the_cache_is_beside_the_runs_unless_the_environment_names_a_place(monkeypatch, tmp_path):

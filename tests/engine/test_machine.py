@@ -7,14 +7,19 @@ import os
 import pytest
 import torch
 
+from hemafast import nvidia
 from hemafast.engine import machine as module
 from hemafast.engine.machine import (
     Choice,
+    Room,
+    amp_of,
     choose_input,
     choose_machine,
     cpu_flags,
+    has_precision,
     machine_facts,
     reading,
+    room_of,
     tune_allocator,
 )
 from hemafast.errors import HemafastError
@@ -24,18 +29,20 @@ OLD = frozenset({"sse2", "avx2", "avx512f"})
 
 
 @pytest.fixture
-def without_gpu(monkeypatch):
+def without_gpu(monkeypatch, tmp_path):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(nvidia, "ROOT", tmp_path)
 
 
 @pytest.fixture
 def with_gpu(monkeypatch):
-    """Pretend that there is a GPU of the compute capability that the test sets."""
+    """Pretend that there is a GPU of this compute capability; torch has the kernels `built`."""
 
-    def pretend(*capability):
+    def pretend(*capability, built=("sm_75", "sm_80", "sm_86", "sm_90", "sm_100", "sm_120")):
         monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
         monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a pretended GPU")
+        monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: list(built))
 
     return pretend
 
@@ -129,6 +136,44 @@ def test_an_older_gpu_is_not_asked_for_bf16(with_gpu):
         _choose(amp="bf16")
 
 
+def test_a_card_of_which_torch_has_no_kernels_is_refused_before_training(with_gpu):
+    with_gpu(7, 0)
+    with pytest.raises(HemafastError, match=r"a pretended GPU of compute capability 7\.0; it has sm_75") as caught:
+        _choose()
+    assert "sm_70" in caught.value.remedy
+    assert "--device cpu" in caught.value.remedy
+    assert _choose(device="cpu").device == "cpu"
+
+
+def test_an_older_build_of_torch_runs_an_older_card_in_fp16(with_gpu):
+    with_gpu(7, 0, built=("sm_70", "sm_80"))
+    assert (_choose().precision, _choose().compiled) == ("fp16", True)
+
+
+def test_a_card_that_triton_does_not_know_runs_eagerly(with_gpu):
+    with_gpu(6, 1, built=("sm_60",))
+    machine = _choose()
+    assert not machine.compiled
+    assert "Triton" in next(choice.reason for choice in machine.choices if choice.name == "torch.compile")
+
+
+def test_norms_over_all_processes_are_not_compiled(with_gpu):
+    with_gpu(9, 0)
+    machine = _choose(sync_norm=True)
+    assert not machine.compiled
+    assert "--sync-norm" in next(choice.reason for choice in machine.choices if choice.name == "torch.compile")
+    with pytest.raises(HemafastError, match="--compile on with --sync-norm"):
+        _choose(sync_norm=True, compiled="on")
+
+
+def test_a_card_on_the_bus_without_a_driver_is_named_in_the_reason(without_gpu, tmp_path):
+    device = tmp_path / "sys/bus/pci/devices/0000:01:00.0"
+    device.mkdir(parents=True)
+    (device / "vendor").write_text("0x10de\n")
+    (device / "class").write_text("0x030200\n")
+    assert "no driver" in _choose().choices[0].reason
+
+
 def test_compiling_may_be_asked_for_on_a_cpu(without_gpu):
     assert _choose(compiled="on").compiled
 
@@ -183,7 +228,7 @@ MEBI = 2**20
 
 def _input(asked="auto", *, device="cpu", packed=100, files=40):
     machine = module.Machine(device, "fp32", False, 2, (), {})
-    return choose_input(asked, machine, packed_bytes=packed * MEBI, file_bytes=files * MEBI)
+    return choose_input(asked, machine, room_of(machine), packed_bytes=packed * MEBI, file_bytes=files * MEBI)
 
 
 @pytest.fixture
@@ -223,6 +268,33 @@ def test_an_input_that_is_asked_for_is_taken_and_its_bytes_are_said(with_memory,
     choice = _input(asked)
     assert choice.value == asked
     assert size in choice.reason
+
+
+def test_an_input_for_several_processes_fits_into_the_memory_of_each():
+    rooms = [Room(1000, 250), Room(100, 300), Room(2000, 200)]
+    least = rooms[0].least(rooms)
+    assert least == Room(100, 200)
+    machine = module.Machine("cuda", "bf16", True, 2, (), {})
+    chosen = [choose_input("auto", machine, room, packed_bytes=90, file_bytes=10).value for room in (*rooms, least)]
+    assert chosen == ["resident", "resident", "packed", "files"]
+
+
+@pytest.mark.parametrize(("capability", "has"), [((7, 5), ["fp32", "fp16"]), ((8, 0), ["fp32", "bf16", "fp16"])])
+def test_precisions_of_a_card(with_gpu, capability, has):
+    with_gpu(*capability)
+    assert [name for name in ("fp32", "bf16", "fp16") if has_precision(name, "auto")] == has
+
+
+@pytest.mark.parametrize(("flags", "has"), [(OLD, ["fp32"]), (AMX, ["fp32", "bf16"])])
+def test_precisions_of_a_cpu(without_gpu, monkeypatch, flags, has):
+    _flags(monkeypatch, flags)
+    assert [name for name in ("fp32", "bf16", "fp16") if has_precision(name, "auto")] == has
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_a_precision_has_a_setting_that_asks_for_it(with_gpu, precision):
+    with_gpu(9, 0)
+    assert _choose(amp=amp_of(precision)).precision == precision
 
 
 # Several processes, and decisions that come later

@@ -1,6 +1,7 @@
 """Signals: what a real process does when it is told to stop, once, twice, and by whom."""
 
 import os
+import pty
 import signal
 import subprocess
 import sys
@@ -18,7 +19,14 @@ from hemafast.engine.stop import SIGNALS, SecondSignal, StopFlag, exit_code
 from hemafast.engine.trainer import train
 from hemafast.run_folder import LAST
 
-CODES = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGUSR1: 138}
+CODES = {
+    signal.SIGINT: 130,
+    signal.SIGTERM: 143,
+    signal.SIGUSR1: 138,
+    signal.SIGUSR2: 140,
+    signal.SIGHUP: 129,
+    signal.SIGXCPU: 152,
+}
 
 COMMAND = """
     import os, signal, sys, time
@@ -108,6 +116,51 @@ def test_a_second_signal_ends_the_process_at_once_and_leaves_the_last_checkpoint
     assert process.returncode == CODES[signal.SIGINT]
     (folder,) = config.output.iterdir()
     assert load_last(folder / LAST)["progress"]["epochs_done"] == 1
+
+
+@pytest.mark.slow
+def test_a_terminal_that_is_closed_leaves_a_run_that_can_be_resumed(settings, tmp_path):
+    """Its writes fail from then on, which must not keep the run from saving."""
+    config, (ours, theirs) = settings(epochs=500), pty.openpty()
+
+    in_terminal = (
+        "import fcntl, os, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); os.execv(sys.argv[1], sys.argv[1:])"
+    )
+    command = [
+        sys.executable,
+        "-c",
+        in_terminal,
+        sys.executable,
+        "-m",
+        "hemafast",
+        "train",
+        "--config",
+        str(written(config, tmp_path)),
+    ]
+    streams = dict.fromkeys(("stdin", "stdout", "stderr"), theirs)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, **streams, start_new_session=True, env=environment)
+    os.close(theirs)
+    seen = b""
+    while b"epoch" not in seen:
+        seen += os.read(ours, 4096)
+    os.close(ours)
+    assert process.wait(timeout=60) == CODES[signal.SIGHUP]
+    (folder,) = config.output.iterdir()
+    assert "Stopped by SIGHUP" in (folder / "train.log").read_text(encoding="utf-8")
+    assert load_last(folder / LAST)["progress"]["steps_done"] > 0
+
+
+def test_a_signal_that_the_process_ignores_stays_ignored():
+    """As under nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with StopFlag() as flag:
+            signal.raise_signal(signal.SIGHUP)
+            assert flag.number == 0
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_a_signal_sets_the_flag():

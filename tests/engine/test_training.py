@@ -141,3 +141,20 @@ def test_a_run_under_a_changed_policy_and_sampler_trains_and_is_resumed(settings
         torch.equal(one, other)
         for one, other in zip(load_file(straight / BEST).values(), load_file(stopped / BEST).values(), strict=True)
     )
+
+
+def test_seconds_of_compiling_are_told_apart_from_the_pace(settings, monkeypatch):
+    compiled = torch.compile
+    torch._dynamo.reset()
+    monkeypatch.setattr(torch, "compile", lambda forward, **_: compiled(forward, dynamic=False, backend="eager"))
+    folder = train(settings(compile="on", epochs=2, track=()))
+    rows = {(row["epoch"], row["phase"]): row for row in read_rows(folder)}
+    assert [place for place in rows if "compile_seconds" in rows[place]] == [(1, "train"), (1, "val")]
+    for phase, images in (("train", 47), ("val", 11)):
+        row = rows[1, phase]
+        assert 0 < row["compile_seconds"] < row["seconds"]
+        assert row["images_per_second"] == pytest.approx(images / (row["seconds"] - row["compile_seconds"]))
+    log = (folder / LOG).read_text(encoding="utf-8").splitlines()
+    first, second = (line for line in log if "train loss" in line)
+    assert "s of them compiling" in first
+    assert "compiling" not in second

@@ -11,10 +11,11 @@ from steps import CPU
 
 from hemafast.data.dataset import open_dataset
 from hemafast.engine import trial
+from hemafast.engine.compiling import CACHE_VARIABLE, Compiled
 from hemafast.engine.distributed import World
 from hemafast.engine.machine import Choice
 from hemafast.engine.step import TrainStep
-from hemafast.engine.trial import Answers, choose_batch_size, decide
+from hemafast.engine.trial import Answers, Limits, choose_batch_size, decide, most_images
 from hemafast.errors import HemafastError
 
 GIBI = 2**30
@@ -57,7 +58,7 @@ def decided(config):
 )
 def test_a_cpu_takes_the_batch_size_with_the_most_images_a_second(rates, chosen, tried):
     seconds = Timed(lambda size, compiled: size / rates[size])
-    choice = choose_batch_size("cpu", seconds)
+    choice = choose_batch_size(seconds)
     assert choice.value == chosen
     assert choice.name == "batch size"
     assert [size for size, _ in seconds.asked] == [8, 16, 32, 64, 128][:tried]
@@ -68,14 +69,15 @@ def test_a_cpu_takes_the_batch_size_with_the_most_images_a_second(rates, chosen,
 
 
 class FakeGpu:
-    """A GPU of 80 GiB on which a step over an image takes `mebi` MiB."""
+    """A GPU of 80 GiB. A step takes `mebi` MiB and a millisecond an image, and at least `least` seconds."""
 
-    def __init__(self, monkeypatch, mebi: float) -> None:
-        self.bytes, self.peak, self.asked = mebi * 2**20, 0.0, []
-        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (79 * GIBI, 80 * GIBI))
+    def __init__(self, monkeypatch, mebi: float, least: float = 0.0) -> None:
+        self.bytes, self.least, self.peak, self.asked = mebi * 2**20, least, 0.0, []
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (80 * GIBI, 80 * GIBI))
         monkeypatch.setattr(torch.cuda, "max_memory_reserved", lambda: self.peak)
         monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", self.forget)
         monkeypatch.setattr(torch.cuda, "empty_cache", self.empty)
+        monkeypatch.setattr(trial.gc, "collect", lambda: 0)  # nothing is held here, and it takes a third of a second
         self.cached = 0.0
 
     def forget(self) -> None:
@@ -90,32 +92,108 @@ class FakeGpu:
         self.peak = self.cached
         if self.peak > 80 * GIBI:
             raise torch.OutOfMemoryError
-        return 1.0
+        return max(size / 1000, self.least)
 
 
 @pytest.mark.parametrize(
-    ("mebi", "chosen"),
+    ("mebi", "squares", "chosen"),
     [
-        (50, "1024"),  # 2048 images take more than there is
-        (75, "512"),  # 1024 fit, but take over nine tenths
-        (9000, "8"),
-        (1, "4096"),  # larger ones are not tried
+        (50, 0, "1024"),  # 2048 images take more than there is
+        (75, 0, "512"),  # 1024 fit, but take over nine tenths
+        (50, 30, "512"),  # 1024 fit, but not beside the squares
+        (9000, 0, "8"),
+        (1, 0, "4096"),  # larger ones are not tried
     ],
 )
-def test_a_gpu_takes_the_largest_power_of_two_that_leaves_some_memory(monkeypatch, mebi, chosen):
-    gpu = FakeGpu(monkeypatch, mebi)
-    choice = choose_batch_size("cuda", gpu)
+def test_a_batch_fits_into_the_memory_of_a_gpu_beside_the_squares(monkeypatch, mebi, squares, chosen):
+    gpu = FakeGpu(monkeypatch, mebi, least=100.0)  # the larger the faster
+    choice = choose_batch_size(gpu, Limits(10**6, squares * GIBI))
     assert choice.value == chosen
     assert gpu.asked == [2**power for power in range(3, 3 + len(gpu.asked))]
-    assert int(chosen) in gpu.asked
     assert max(gpu.asked) <= 4096
+
+
+@pytest.mark.parametrize(
+    ("least", "most", "chosen"),
+    [
+        (0.128, 10**6, "128"),  # larger ones are no faster
+        (0.132, 10**6, "128"),  # 3 % slower than the fastest
+        (0.140, 10**6, "256"),  # 9 % slower
+        (0.0, 10**6, "8"),
+        (0.128, 64, "64"),  # the data bounds it
+    ],
+)
+def test_a_gpu_takes_the_knee_of_its_throughput(monkeypatch, least, most, chosen):
+    gpu = FakeGpu(monkeypatch, 1, least)
+    choice = choose_batch_size(gpu, Limits(most))
+    assert choice.value == chosen
+    assert max(gpu.asked) <= most
+    assert f"{chosen}: {int(chosen) / max(int(chosen) / 1000, least):,.0f}" in choice.reason
+
+
+@pytest.mark.parametrize(
+    ("images", "batches", "most"),
+    [(26_000, 1, 1024), (26_000, 8, 128), (26_000, 64, 16), (2_300, 1, 64), (2_560, 1, 128), (47, 1, 8)],
+)
+def test_an_epoch_keeps_twenty_updates(images, batches, most):
+    assert most_images(images, batches) == most
 
 
 @pytest.mark.parametrize("mebi", [10_000, 9500])
 def test_a_network_of_which_nothing_fits_is_refused(monkeypatch, mebi):
     with pytest.raises(HemafastError, match="Not even 8") as caught:
-        choose_batch_size("cuda", FakeGpu(monkeypatch, mebi))
+        choose_batch_size(FakeGpu(monkeypatch, mebi), Limits(10**6))
     assert "--model" in caught.value.remedy
+
+
+@pytest.fixture
+def on_a_card(monkeypatch):
+    """The plan is for a card of 80 GiB that is not there; returns it."""
+    card = dataclasses.replace(CPU, device="cuda", precision="bf16", compiled=True, facts=FACTS | {"gpu": "a card"})
+    monkeypatch.setattr(trial, "machine_for", lambda *_: card)
+    gpu = FakeGpu(monkeypatch, 1, 0.128)
+    monkeypatch.setattr(trial, "_seconds_of", lambda *_: gpu)
+    return gpu
+
+
+def test_on_a_card_the_data_bounds_the_batch_and_resident_squares_count(settings, on_a_card, monkeypatch):
+    limits, choose = [], trial.choose_batch_size
+    monkeypatch.setattr(trial, "choose_batch_size", lambda *asked: limits.append(asked[1]) or choose(*asked))
+    config, choices = decided(settings(batch_size="auto", input="auto"))
+    dataset = open_dataset(config.data)
+    assert limits == [Limits(8, sum(dataset.samples(split, 32).packed.nbytes for split in ("train", "val")))]
+    assert config.batch_size == 8  # of 47 images
+    assert [choice.name for choice in choices] == ["batch size"]
+    config, _ = decided(settings(batch_size="auto", input="files"))
+    assert limits[1:] == [Limits(8, 0)]
+
+
+@pytest.mark.parametrize(
+    ("budget", "growing", "compile"), [(599, (), "off"), (600, (), "auto"), (600, (32,), "off"), (1200, (32,), "auto")]
+)
+def test_a_budget_on_a_card_is_not_eaten_by_compiling(settings, on_a_card, budget, growing, compile):
+    config, (choice,) = decided(settings(compile="auto", time_budget=budget, growing_from=growing, image_size=64))
+    assert config.compile == compile
+    assert (choice.name, choice.value) == ("torch.compile", "off" if compile == "off" else "on")
+    assert "an assumption" in choice.reason
+
+
+def test_the_seconds_of_the_last_run_with_the_same_cache_decide(settings, on_a_card, monkeypatch):
+    monkeypatch.delenv(CACHE_VARIABLE, raising=False)
+    asked = settings(compile="auto", time_budget=100)
+    card = trial.machine_for(asked)
+    trial.keep_compile_seconds(asked, card, [Compiled("training", 6.0, True), Compiled("evaluation", 3.0, True)])
+    config, (choice,) = decided(asked)
+    assert config.compile == "auto"
+    assert "about 9 s (as in the last run)" in choice.reason
+    assert decided(settings(compile="auto", time_budget=100))[0].compile == "off"  # another folder, another cache
+    trial.keep_compile_seconds(asked, card, [Compiled("training", 60.0, False)])
+    assert decided(asked)[0].compile == "off"
+
+
+def test_a_run_without_a_budget_compiles_on_a_card_as_ever(settings, on_a_card):
+    config, choices = decided(settings(compile="auto"))
+    assert (config.compile, choices) == ("auto", ())
 
 
 def test_other_errors_on_a_gpu_come_through(monkeypatch):
@@ -125,7 +203,7 @@ def test_other_errors_on_a_gpu_come_through(monkeypatch):
         raise RuntimeError("CUDA error: device-side assert triggered")
 
     with pytest.raises(RuntimeError, match="device-side"):
-        choose_batch_size("cuda", broken)
+        choose_batch_size(broken, Limits(64))
 
 
 # Answers
@@ -135,8 +213,8 @@ def test_other_errors_on_a_gpu_come_through(monkeypatch):
 def answers(settings):
     def make(**changes):
         facts = changes.pop("facts", FACTS)
-        precision = changes.pop("precision", "fp32")
-        return Answers(dataclasses.replace(CPU, facts=facts, precision=precision), settings(**changes))
+        precision, processes = changes.pop("precision", "fp32"), changes.pop("processes", 1)
+        return Answers(dataclasses.replace(CPU, facts=facts, precision=precision), settings(**changes), processes)
 
     return make
 
@@ -164,6 +242,13 @@ def test_an_answer_is_found_once(answers, store):
         {"facts": FACTS | {"gpu": "a GPU"}},
         {"precision": "bf16"},
         {"model": "test_vit"},
+        {"freeze_stages": 1},
+        {"freeze_norm": True},
+        {"ema": 0.9},
+        {"compile": "on"},
+        {"compile_mode": "max-autotune"},
+        {"input": "files"},
+        {"processes": 2},
         {"image_size": 64},
     ],
 )

@@ -2,6 +2,7 @@
 
 import json
 import signal
+from contextlib import contextmanager
 from typing import get_args
 
 import pytest
@@ -12,12 +13,14 @@ from hemafast.bench.run import run_bench
 from hemafast.bench.settings import Bench, bench_settings
 from hemafast.bench.stations import groups
 from hemafast.config import CompileMode, to_json
+from hemafast.engine import machine
 from hemafast.engine.checkpoint import load_last
 from hemafast.engine.journal import column, read_rows
 from hemafast.engine.step import TrainStep
 from hemafast.engine.trainer import resume, train
 from hemafast.errors import StoppedError
 from hemafast.evaluate.evaluate import evaluate_run
+from hemafast.nvidia import read_card, uses_gpu
 from hemafast.run_folder import BEST, LAST, read_config
 
 pytestmark = [
@@ -111,16 +114,58 @@ def test_a_compiled_run_with_every_default_is_scored(settings):
     assert metrics["pooled"]["log_loss"] == pytest.approx(kept["loss"], rel=0.05)
 
 
-def test_the_largest_batch_that_fits_is_found_and_kept(settings):
+def test_the_knee_of_the_throughput_is_found_and_kept(settings):
     first, again = (trained(settings(batch_size="auto", epochs=1)) for _ in range(2))
     size = read_config(first).batch_size
-    assert size >= 8
-    assert size & (size - 1) == 0
+    assert size == 8  # of 47 images
     assert read_config(again).batch_size == size
     choices = [json.loads((folder / "machine.json").read_text())["choices"] for folder in (first, again)]
     reasons = [{choice["name"]: choice["reason"] for choice in of_run}["batch size"] for of_run in choices]
-    assert reasons[0] == "the largest power of two that fits"
+    assert "within 5 % of the fastest" in reasons[0]
     assert "found before" in reasons[1]
+
+
+def test_a_short_budget_is_not_spent_on_compiling(settings):
+    folder = trained(settings(time_budget=20.0, compile="auto"))
+    choices = json.loads((folder / "machine.json").read_text())["choices"]
+    assert {choice["name"]: choice["value"] for choice in choices}["torch.compile"] == "off"
+
+
+@pytest.fixture
+def older_card(monkeypatch):
+    """`with older_card():` this card, which has bf16, says that it has none."""
+    if torch.cuda.get_device_capability() < (8, 0):
+        pytest.skip("this card has no bf16")
+
+    @contextmanager
+    def pretend():
+        with monkeypatch.context() as patch:
+            patch.setattr(machine, "_fast_precision", lambda device: ("fp16", "as an older card"))
+            yield
+
+    return pretend
+
+
+def test_a_run_goes_on_in_fp16_on_an_older_card(settings, monkeypatch, older_card, caplog):
+    folder = stopped_behind(8, settings(amp="auto"), monkeypatch)
+    assert load_last(folder / LAST)["precision"] == "bf16"
+    with older_card():
+        resume(folder)
+    assert "the run began in bf16; this card trains in fp16 with scaled gradients" in caplog.text
+    assert load_last(folder / LAST)["scaler"]
+
+
+def test_a_run_of_an_older_card_keeps_its_precision_and_scale(settings, monkeypatch, older_card):
+    with older_card():
+        folder = stopped_behind(8, settings(amp="auto"), monkeypatch)
+    resume(folder)
+    state = load_last(folder / LAST)
+    assert (state["precision"], bool(state["scaler"])) == ("fp16", True)
+
+
+def test_torch_has_kernels_for_this_card():
+    assert uses_gpu("auto")
+    assert read_card().supported
 
 
 @pytest.mark.parametrize("amp", ["off", "fp16"])

@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
-import imagecodecs
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
@@ -163,6 +162,8 @@ def _read(image: Any, orientation: int) -> Values:
 
 def _read_deep(data: bytes, chunks: png.Chunks, orientation: int) -> Values:
     """A PNG of these chunks or a JPEG 2000: Pillow keeps 8 bits of deeper colours."""
+    import imagecodecs  # late: training imports this module, and reads no such image
+
     encoded = png.pixels_alone(data, chunks) if chunks else data
     values: Values = imagecodecs.png_decode(encoded) if chunks else imagecodecs.jpeg2k_decode(encoded)
     if values.ndim == 3:
