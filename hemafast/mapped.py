@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hemafast.errors import HemafastError
+from hemafast.printable import printable
 
 RESTORE = (
     "Restore it or run `hemafast prepare` again, then repeat the command. "
@@ -67,8 +68,9 @@ def _watch() -> Any:
         address = ctypes.c_size_t.from_address(information + _FAULT_ADDRESS).value
         for start, (end, path) in tuple(_maps.items()):
             if start <= address < end:
-                name = "".join(letter if letter.isprintable() else "?" for letter in path)
-                os.write(2, f"\nerror: {name} was cut while it was read. {RESTORE}\n".encode(errors="replace"))
+                os.write(
+                    2, f"\nerror: {printable(path)} was cut while it was read. {RESTORE}\n".encode(errors="replace")
+                )
                 os._exit(HemafastError.exit_code)
         libc.sigaction(number, ctypes.byref(before), None)  # not ours: the same instruction raises it again
 

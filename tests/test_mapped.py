@@ -39,7 +39,7 @@ def test_reading_beyond_the_end_of_a_cut_file_is_one_line_and_exit_code_2(tmp_pa
     done = subprocess.run(command, check=False, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (2, "reading\n")
     (line,) = done.stderr.strip().splitlines()
-    assert line.startswith(f"error: {tmp_path}/cut?[31m.npy was cut while it was read. Restore it or run")
+    assert line.startswith(f"error: {tmp_path}/cut\\x1b[31m.npy was cut while it was read. Restore it or run")
 
 
 def test_other_bus_errors_end_the_process_as_they_would_without_us(tmp_path):
