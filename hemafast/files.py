@@ -1,4 +1,8 @@
-"""Complete files: a crash at any moment leaves the old file or the new one."""
+"""Complete files: a crash at any moment leaves the old file or the new one.
+
+No link is followed at a name that hemafast gives to an output: it would lead out of the folder. `write_whole` replaces
+it; `open_in_place` and `make_inside` refuse it.
+"""
 
 from __future__ import annotations
 
@@ -6,18 +10,23 @@ import codecs
 import errno
 import os
 import re
+import shutil
 import tempfile
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from hemafast.errors import HemafastError
 
 if TYPE_CHECKING:
     import pandas as pd
+    from torch import Tensor
+
+FULL = (errno.ENOSPC, errno.EDQUOT)
+"""Error numbers of a disk that is full, and of a quota that is used up."""
 
 TABLES = (".csv", ".tsv", ".xlsx", ".parquet")
 """Suffixes of the tables that `write_table` writes."""
@@ -31,19 +40,63 @@ def write_whole(
 ) -> None:
     """Let `write` fill a file beside `file`, flush it to the disk, then replace `file` with it.
 
-    `before_replace` is called when the new file is on the disk. Raises OSError as `write` does, and `file` then stays
-    unchanged.
+    `before_replace` is called when the new file is on the disk. Raises OSError as `write` does, with the name of
+    `file`, and `file` then stays unchanged.
     """
     part = file.with_name(f".{file.name}.part")
     try:
+        if os.path.lexists(part):  # of a killed process, or a link
+            part.unlink()
+        part.touch(exist_ok=False)
         write(part)
         with part.open("rb") as written:
             os.fsync(written.fileno())
         part.chmod(0o644)  # some writers create private files
         before_replace()
         _replace(part, file)
+    except OSError as error:
+        raise _naming(file, part, error) from error
     finally:
         part.unlink(missing_ok=True)
+
+
+def _naming(file: Path, part: Path, error: OSError) -> OSError:
+    """The error with the name of the file and, on a full disk, how much it needs there."""
+    if error.errno in FULL:
+        needed = max((each.stat().st_size for each in (file, part) if each.exists()), default=0)
+        said = f"{error.strerror}, where it needs at least {needed / 1e6:,.1f} MB"
+        return OSError(error.errno, f"{said}{_free(file.parent, error.errno)}", str(file))
+    if error.errno is None or error.filename is not None:
+        return error
+    return OSError(error.errno, error.strerror, str(file))
+
+
+def _free(folder: Path, number: int | None) -> str:
+    """How much is free on the disk of a folder, for a sentence; nothing where a quota counts instead."""
+    return "" if number == errno.EDQUOT else f" and {shutil.disk_usage(folder).free / 1e6:,.1f} MB are free"
+
+
+def open_in_place(file: Path | str, mode: str, **options: Any) -> IO[Any]:
+    """`open` for a file that is written in place, such as a log. Raises OSError if a link has its name."""
+    return open(file, mode, opener=_open_no_link, **options)
+
+
+def _open_no_link(file: str, flags: int) -> int:
+    try:
+        return os.open(file, flags | os.O_NOFOLLOW, 0o644)
+    except OSError as error:
+        raise _link_error(file) if error.errno == errno.ELOOP else error from None
+
+
+def make_inside(folder: Path) -> None:
+    """Make a folder in one that exists, unless it is there. Raises OSError if a link has its name."""
+    if folder.is_symlink():
+        raise _link_error(folder)
+    folder.mkdir(exist_ok=True)
+
+
+def _link_error(file: Path | str) -> OSError:
+    return OSError(errno.ELOOP, "a symbolic link has this name, and is not followed", str(file))
 
 
 @contextmanager
@@ -78,6 +131,14 @@ def user_cache(environment: Mapping[str, str] = os.environ) -> Path:
 def write_text(file: Path, text: str) -> None:
     """Write UTF-8 text, completely or not at all. Raises OSError."""
     write_whole(file, lambda part: part.write_text(text, encoding="utf-8"))
+
+
+def write_tensors(file: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
+    """Write contiguous tensors as safetensors, completely or not at all. Raises OSError."""
+    from safetensors.torch import save
+
+    # `save_file` would first write a file of a name that it draws, which a kill leaves, and raises no OSError.
+    write_whole(file, lambda part: part.write_bytes(save(tensors, metadata)))
 
 
 def csv_bytes(table: pd.DataFrame, separator: str = ",") -> bytes:

@@ -2,16 +2,21 @@
 
 import errno
 import os
+import resource
+import signal
 import stat
+from contextlib import suppress
 
 import numpy as np
 import openpyxl
 import pandas as pd
 import pytest
+import torch
 from power_cut import PowerCut, moments, power_cut
+from safetensors.torch import load_file
 
 from hemafast.errors import HemafastError
-from hemafast.files import csv_bytes, write_table, write_whole
+from hemafast.files import csv_bytes, write_table, write_tensors, write_whole
 from hemafast.preparation.tables.read import read_table
 
 
@@ -63,6 +68,29 @@ def test_a_disk_that_fails_leaves_the_old_file_and_no_litter(file, call, monkeyp
         write_whole(file, text("new"))
     assert file.read_text(encoding="utf-8") == "old"
     assert list(file.parent.iterdir()) == [file]
+
+
+@pytest.mark.parametrize(
+    ("number", "words"), [(errno.ENOSPC, "at least 2.5 MB and .* MB are free"), (errno.EDQUOT, "at least 2.5 MB: ")]
+)
+def test_a_full_disk_names_the_file_and_what_it_needs(file, number, words):
+    def half(part):
+        part.write_bytes(bytes(2_500_000))
+        raise OSError(number, "full")  # as of a write, which knows no name
+
+    with pytest.raises(OSError, match=words) as caught:
+        write_whole(file, half)
+    assert (caught.value.errno, caught.value.filename) == (number, str(file))
+
+
+def test_an_error_without_a_name_gets_that_of_the_file(file, monkeypatch):
+    def fail(_):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(OSError, match="Input/output") as caught:
+        write_whole(file, text("new"))
+    assert caught.value.filename == str(file)
 
 
 def test_what_makes_room_is_called_when_the_new_file_is_safe_and_the_old_one_still_there(file, monkeypatch):
@@ -156,3 +184,19 @@ def test_a_table_of_another_format_is_refused(tmp_path, name):
     with pytest.raises(HemafastError, match=r"ends in none of \.csv, \.tsv, \.xlsx, \.parquet|is a folder"):
         write_table(tmp_path / name, TABLE)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_process_killed_while_it_writes_tensors_leaves_nothing_that_stays(file):
+    """safetensors itself writes to a name that it draws, which nobody would ever remove."""
+    pid = os.fork()
+    if pid == 0:
+        signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))  # ends the process in the middle of the file
+        with suppress(BaseException):
+            write_tensors(file, {"weight": torch.ones(1000)}, {})
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGXFSZ
+    assert {path.name for path in file.parent.iterdir()} == {file.name, f".{file.name}.part"}
+    write_tensors(file, {"weight": torch.ones(3)}, {"name": "one"})
+    assert load_file(file)["weight"].tolist() == [1, 1, 1]
+    assert list(file.parent.iterdir()) == [file]

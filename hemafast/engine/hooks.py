@@ -10,15 +10,13 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from statistics import median
 
-from safetensors.torch import save_file
-
 from hemafast.data.batch import Batch
 from hemafast.engine.checkpoint import save_best, save_last
 from hemafast.engine.duration import seconds_to_end
 from hemafast.engine.run import Run
 from hemafast.engine.stop import StopFlag, exit_code
 from hemafast.errors import HemafastError, StoppedError
-from hemafast.files import write_table, write_whole
+from hemafast.files import make_inside, write_table, write_tensors
 from hemafast.preparation.split import TRAIN
 from hemafast.run_folder import BEST, LAST, NONFINITE
 
@@ -108,7 +106,7 @@ class NonfiniteCheck:
             return
         state.bad_updates, step = bad
         folder = self._folder / NONFINITE
-        folder.mkdir(exist_ok=True)
+        make_inside(folder)
         epoch, update = divmod(step, run.updates)
         first = update * run.config.accumulate
         for number in range(first, min(first + run.config.accumulate, len(run.train_batches))):
@@ -137,7 +135,7 @@ class NonfiniteCheck:
         file = folder / f"epoch{epoch + 1:03d}-batch{number:05d}-rank{run.world.process.rank}.safetensors"
         tensors = {"images": batch.images.contiguous(), "labels": batch.labels, "rows": batch.rows}
         where = {"epoch": str(epoch + 1), "batch": str(number), "classes": json.dumps(run.dataset.info.classes)}
-        write_whole(file, lambda part: save_file(tensors, part, where))
+        write_tensors(file, tensors, where)
         rows = run.dataset.split(TRAIN).iloc[batch.rows.numpy()]
         write_table(file.with_suffix(".csv"), rows)
 
@@ -164,7 +162,7 @@ class Saver:
             if must:
                 raise HemafastError(
                     f"The checkpoint cannot be written ({error}). The one before it is intact.",
-                    f"Free some space, then run `hemafast train --resume {self._folder}`.",
+                    f"Make room, such as by deleting old runs, then run `hemafast train --resume {self._folder}`.",
                 ) from error
             logger.warning("the checkpoint cannot be written (%s). Training continues, the last one is intact", error)
 

@@ -7,6 +7,7 @@ import logging
 import os
 import re
 import sys
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, redirect_stdout
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from hemafast.config import TrackerName
 from hemafast.errors import HemafastError
+from hemafast.files import make_inside, write_text
 from hemafast.pictures import pixels_of
 from hemafast.run_folder import TENSORBOARD
 
@@ -130,6 +132,8 @@ class _TensorBoard:
 
     def __init__(self, folder: Path, first_epoch: int) -> None:
         self._folder = folder / TENSORBOARD
+        self._hook = threading.excepthook
+        threading.excepthook = self._failed  # `train` puts the one before back
         self._writers = {"": self._writer("", first_epoch)}
 
     def scalars(self, values: Mapping[str, float], *, step: int) -> None:
@@ -149,6 +153,11 @@ class _TensorBoard:
         for writer in self._writers.values():
             writer.close()
 
+    def _failed(self, error: threading.ExceptHookArgs) -> None:
+        """Print no traceback for a thread of TensorBoard: its next call raises the error here."""
+        if not type(error.thread).__module__.startswith("tensorboard."):
+            self._hook(error)
+
     def _flush(self) -> None:
         for writer in self._writers.values():
             writer.flush()
@@ -156,7 +165,9 @@ class _TensorBoard:
     def _writer(self, within: str, first: int) -> Any:
         from torch.utils.tensorboard import SummaryWriter
 
-        return SummaryWriter(str(self._folder / within), purge_step=first)
+        for folder in (self._folder, self._folder / within):
+            make_inside(folder)
+        return SummaryWriter(str(folder), purge_step=first)
 
 
 class _Wandb:
@@ -200,7 +211,7 @@ class _MLflow:
             self._id = mlflow.start_run(run_id=file.read_text(encoding="utf-8").strip()).info.run_id
         else:
             self._id = mlflow.start_run(run_name=folder.name).info.run_id
-            file.write_text(self._id + "\n", encoding="utf-8")
+            write_text(file, self._id + "\n")
             mlflow.log_params(dict(settings))  # only once: MLflow refuses changes, and a resume may extend the run
 
     def scalars(self, values: Mapping[str, float], *, step: int) -> None:

@@ -6,6 +6,7 @@ import json
 import os
 import random
 import sys
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
@@ -148,9 +149,9 @@ def _journal(run: Run, folder: Path, progress: Progress) -> Journal:
 
 @contextmanager
 def _globals_kept() -> Iterator[None]:
-    """Restore what a run sets for its process: random generators, flags of the compiler, and the environment."""
+    """Restore what a run sets for its process: random generators, flags of the compiler, environment, and hook."""
     numpy_state, python_state = np.random.get_state(), random.getstate()  # noqa: NPY002
-    environment, threads = dict(os.environ), torch.get_num_threads()
+    environment, threads, hook = dict(os.environ), torch.get_num_threads(), threading.excepthook
     flags = {flag: _flag(*flag) for flag in _FLAGS}
     try:
         with torch.random.fork_rng(devices=[]):
@@ -159,6 +160,7 @@ def _globals_kept() -> Iterator[None]:
         np.random.set_state(numpy_state)  # noqa: NPY002
         random.setstate(python_state)
         torch.set_num_threads(threads)
+        threading.excepthook = hook
         for (module, name), value in flags.items():
             if module in sys.modules:
                 setattr(sys.modules[module], name, value)

@@ -18,13 +18,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from hemafast.engine.checkpoint import ModelCard
 from hemafast.errors import HemafastError
 from hemafast.evaluate.intervals import wilson
-from hemafast.files import write_whole
+from hemafast.files import write_tensors
 from hemafast.model import Classifier
 from hemafast.run_folder import LIKENESS
 
@@ -268,7 +267,7 @@ def save_likeness(file: Path, card: ModelCard, likeness: Likeness | None) -> Non
         beside.unlink(missing_ok=True)
         return
     tensors = {one.name: getattr(likeness, one.name).contiguous().cpu() for one in fields(likeness)}
-    write_whole(beside, lambda part: save_file(tensors, part, _identity(card)))
+    write_tensors(beside, tensors, _identity(card))
 
 
 def load_likeness(file: Path, card: ModelCard) -> Likeness | None:

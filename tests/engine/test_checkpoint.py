@@ -19,7 +19,6 @@ from power_cut import PowerCut, moments, power_cut
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from hemafast.engine import checkpoint
 from hemafast.engine.checkpoint import (
     Calibration,
     ModelCard,
@@ -110,7 +109,7 @@ def test_a_calibration_of_other_weights_is_ignored_and_said_so(best, other, capl
     [
         (lambda text: "", "EOF"),
         (lambda text: text[:-20], "EOF"),
-        (lambda text: "[" * 100_000, "recursion"),
+        (lambda text: "[" * 100_000, "nests more than"),
         (lambda text: "[]", "object"),
         (lambda text: text.replace('"epoch": 3', '"epoch": "many"'), "epoch"),
         (lambda text: text.replace("1.7", "0"), "temperature"),
@@ -177,12 +176,14 @@ def test_others_may_read_the_files(best, tmp_path):
 def test_a_write_that_fails_leaves_the_old_file_whole_and_no_litter(best, model, monkeypatch, failing):
     before = best.read_bytes()
 
+    write_bytes = Path.write_bytes
+
     def disk_full(*arguments):
         if failing == "writing":
-            Path(arguments[1]).write_bytes(before[:99])
+            write_bytes(arguments[0], before[:99])
         raise OSError(28, "No space left on device")
 
-    target, name = (checkpoint, "save_file") if failing == "writing" else (os, "fsync")
+    target, name = (Path, "write_bytes") if failing == "writing" else (os, "fsync")
     monkeypatch.setattr(target, name, disk_full)
     with pytest.raises(OSError, match="No space left"):
         save_best(best, model, CARD)

@@ -2,7 +2,9 @@
 
 import importlib.util
 import logging
+import shutil
 import sys
+import threading
 from types import SimpleNamespace
 
 import numpy as np
@@ -260,3 +262,15 @@ def test_ctrl_c_within_a_tracker_stops_the_run(folder, wandb):
 
 def test_a_tracker_named_twice_is_opened_once(folder, trackio):
     assert len(open_trackers(["trackio", "trackio"], folder, SETTINGS, first_epoch=1)) == 1
+
+
+def test_a_disk_that_takes_no_events_is_a_warning_and_no_traceback(folder, caplog, capfd, monkeypatch):
+    """TensorBoard writes in a thread, whose error Python would print."""
+    monkeypatch.setattr(threading, "excepthook", threading.__excepthook__)
+    (tracker,) = open_trackers(["tensorboard"], folder, SETTINGS, first_epoch=1)
+    shutil.rmtree(folder / "tb")
+    for epoch in (1, 2, 3):
+        tracker.scalars({"val/loss": 1.0}, step=epoch)
+    tracker.close()
+    assert "tensorboard failed" in caplog.text
+    assert "Traceback" not in capfd.readouterr().err
