@@ -46,7 +46,7 @@ ONE_THREAD = {
 
 ORDER = (
     *("kill", "signals", "disk", "kill", "resume-twice", "clock", "kill", "files", "disk", "kill", "short-write"),
-    *("files", "kill", "restarts", "rank", "kill", "signals", "disk", "kill", "surroundings"),
+    *("files", "surroundings", "kill", "rank", "disk", "kill", "restarts", "signals", "disk", "kill"),
 )
 """One round."""
 ONCE = frozenset({"rank", "surroundings"})

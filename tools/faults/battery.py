@@ -26,7 +26,7 @@ OURS = frozenset({0, 1, 2})
 
 _THREADED = ("onnxruntime", "nvidia.dali.plugin", "torch._inductor.compile_worker")  # start threads when imported
 _TRACEBACK = "Traceback (most recent call last)"
-_VOLATILE = re.compile(r"/\S+/|0x[0-9a-f]+|\d{8}_\d{6}|\b\d+\b")
+_VOLATILE = re.compile(r"(?<!\w)/\S+/|0x[0-9a-f]+|\d{8}_\d{6}|\b\d+\b")
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ NETWORK = (
 """The smallest network, from random weights."""
 
 _TIMES = ("seconds", "waited", "elapsed", "ending", "per_second", "share", "settings")
-_STAMP = re.compile(r"\d{8}_\d{6}|(?<=tfevents\.)[\w.-]+")
+_STAMP = re.compile(r"\d{8}_\d{6}(?=_)|(?<=tfevents\.)[\w.-]+|(?<=\w)-\d+(?=/|$)")  # the last: runs of one second
 _ENDS = ("metrics.json", "predictions.csv", "calibration.json")
 
 
@@ -67,8 +67,8 @@ def fresh_room(job: Job, base: Path, room: Path) -> None:
 
 
 def names(room: Path) -> list[str]:
-    """Names of all files and folders of a room, with moments replaced by a word."""
-    return sorted({_STAMP.sub("TIME", path.relative_to(room).as_posix()) for path in room.rglob("*")})
+    """Names of all files and folders of a room, without the moments in them."""
+    return sorted({_STAMP.sub("", path.relative_to(room).as_posix()) for path in room.rglob("*")})
 
 
 def refuse_torn(room: Path) -> None:
@@ -192,7 +192,7 @@ def _adapted(room: Path) -> Result:
 
 def _swept(room: Path) -> Result:
     with (room / "sweep" / "results_summary.csv").open(newline="", encoding="utf-8") as file:
-        rows = [{name: _STAMP.sub("TIME", value) for name, value in row.items()} for row in csv.DictReader(file)]
+        rows = [{name: _STAMP.sub("", value) for name, value in row.items()} for row in csv.DictReader(file)]
     return _trained(finished_run(room / "sweep" / "baseline")) | {"results_summary.csv": _digest(rows)}
 
 
