@@ -20,6 +20,7 @@ import run_faults
 from faults import native
 from faults.battery import Battery
 from faults.inject import INJECTORS, NEED_LIBRARY
+from faults.jobs import names
 from faults.listed import FAULTS
 from faults.tally import Tally
 
@@ -177,10 +178,24 @@ def test_the_failing_disk_and_the_jumping_clock_do_what_is_asked_of_them(tmp_pat
     }
 
 
+def test_the_same_files_of_other_moments_have_the_same_names(tmp_path):
+    events = "20260102_030405_test_resnet/tb/events.out.tfevents.1.vm.2.0"
+    found = []
+    for run in (events, "20270102_030405_test_resnet-2/.lock.part"):
+        file = tmp_path / str(len(found)) / "runs" / run
+        file.parent.mkdir(parents=True)
+        file.touch()
+        found.append(names(tmp_path / str(len(found))))
+    assert found == [
+        ["runs", "runs/_test_resnet", "runs/_test_resnet/tb", "runs/_test_resnet/tb/events.out.tfevents."],
+        ["runs", "runs/_test_resnet", "runs/_test_resnet/.lock.part"],
+    ]
+
+
 def test_every_fault_of_the_page_has_its_injector_and_its_turn():
-    names = [fault.name for fault in FAULTS]
-    assert names == list(INJECTORS)
-    assert set(run_faults.ORDER) == set(names)
+    listed = [fault.name for fault in FAULTS]
+    assert listed == list(INJECTORS)
+    assert set(run_faults.ORDER) == set(listed)
 
 
 def test_an_unknown_fault_is_refused():

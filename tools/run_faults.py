@@ -134,17 +134,16 @@ def main(
         shutil.rmtree(place, ignore_errors=True)
     console.print(shown(battery.tallies))
     if json_file is not None:
-        write_json(result(battery, time.monotonic() - began, seed), json_file)
+        write_json(result(battery, time.monotonic() - began, minutes, seed), json_file)
     raise typer.Exit(int(any(tally.lost for tally in battery.tallies.values())))
 
 
-def result(battery: Battery, seconds: float, seed: int) -> dict[str, Any]:
+def result(battery: Battery, seconds: float, asked: float, seed: int) -> dict[str, Any]:
     """What is written down: the command, the machine and the counts."""
     from hemafast.engine.machine import machine_facts
 
     return {
-        "command": " ".join(["python", "tools/run_faults.py", *sys.argv[1:]]),
-        "seed": seed,
+        "command": f"python tools/run_faults.py --minutes {asked:g} --seed {seed}",
         "minutes": round(seconds / 60, 1),
         "machine": machine_facts("cpu"),
         "faults": {name: tally.to_json() for name, tally in battery.tallies.items()},

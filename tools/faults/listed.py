@@ -26,7 +26,7 @@ _AGAIN = "Give the same command again; `hemafast train --resume RUN` for a train
 FAULTS = (
     Fault(
         "kill",
-        "The process is killed (SIGKILL, out of memory, a power cut of the machine's host)",
+        "The process is killed (SIGKILL, out of memory)",
         "Files are replaced whole or not at all, so that all that can be read is complete. The next call continues.",
         _AGAIN,
         "SIGKILL at a random moment of prepare, train, save, evaluate, export, adapt and sweep, up to eight times "
@@ -80,7 +80,8 @@ FAULTS = (
     Fault(
         "restarts",
         "A command is started and killed many times in a row (a crash loop of a scheduler)",
-        "Nothing piles up: no file, no folder, no process.",
+        "No half file, temporary file or process stays. A start that had saved nothing yet may leave a run folder "
+        "without a checkpoint.",
         "Give the same command again.",
         "30 starts of train, each killed within a second",
     ),
