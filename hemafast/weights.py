@@ -129,7 +129,7 @@ def _cached_file(hub_id: str) -> Path | None:
 
 
 def is_offline() -> bool:
-    """Whether HF_HUB_OFFLINE, which `hemafast --offline` sets, forbids to ask the hub; read as the hub's library does."""
+    """Whether HF_HUB_OFFLINE, which `hemafast --offline` sets, forbids to ask the hub; its library reads it so."""
     return os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
 
 

@@ -69,9 +69,7 @@ def test_only_pretrained_weights_use_the_network_and_with_offline_nothing_does(t
     assert all("huggingface.co" in line for line in attempts[" ".join(TRAIN)])
 
 
-@pytest.mark.parametrize(
-    ("given", "offline"), [("1", True), ("yes", True), ("0", False), ("", False), ("false", False)]
-)
+@pytest.mark.parametrize(("given", "offline"), [("1", True), ("yes", True), ("0", False), ("", False), ("no", False)])
 def test_the_variable_is_read_as_the_library_of_the_hub_reads_it(monkeypatch, given, offline):
     monkeypatch.setenv("HF_HUB_OFFLINE", given)
     assert weights.is_offline() is offline
