@@ -70,7 +70,7 @@ class Package:
         return self._field("Home-page") or next((lower[label] for label in _HOMES if label in lower), None)
 
     def _field(self, name: str) -> str | None:
-        return self.found.metadata.get(name)
+        return next(iter(self._fields(name)), None)
 
     def _fields(self, name: str) -> list[str]:
         return self.found.metadata.get_all(name) or []
@@ -105,7 +105,7 @@ def project_table() -> dict[str, Any]:
 
 def _gather(lines: Iterable[str], needs: dict[str, set[str]], extras: Iterable[str] = ()) -> set[str]:
     """Names that the requirements ask for; enters into `needs` what each of them needs in turn."""
-    names = set()
+    names: set[str] = set()
     for one in required(lines, extras):
         name = canonicalize_name(one.name)
         names.add(name)
