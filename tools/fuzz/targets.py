@@ -107,7 +107,7 @@ def tables(room: Path) -> Target:
     def read(data: bytes) -> None:
         suffix = {b"PK": ".xlsx", b"PA": ".parquet"}.get(data[:2], ".csv")
         (room / f"labels{suffix}").write_bytes(data)
-        read_labels(room / f"labels{suffix}", {}, ["A/x.png", "A/y.png"])
+        read_labels(room / f"labels{suffix}", {}, {name: (name,) for name in ("A/x.png", "A/y.png")})
 
     cells = st.lists(st.lists(st.one_of(st.text(max_size=12), st.just("A/x.png")), max_size=5), max_size=6)
     free = cells.map(lambda rows: "\n".join(",".join(row) for row in rows).encode("utf-8", "surrogatepass"))
@@ -158,7 +158,7 @@ def manifests(room: Path) -> Target:
     folder = _prepared(room)
     file, info = folder / schema.MANIFEST, json.loads((folder / schema.INFO).read_text(encoding="utf-8"))
     sound = file.read_bytes()
-    rows = pd.read_parquet(file).to_dict("list")
+    rows = {str(name): list(cells) for name, cells in pd.read_parquet(file).items()}
 
     def read(data: bytes) -> None:
         file.write_bytes(data)
@@ -310,7 +310,7 @@ def _edited_tables(rows: dict[str, list[Any]]) -> st.SearchStrategy[bytes]:
             pd.DataFrame(table).to_parquet(stream)
         except Exception:  # a column of mixed types is written as text
             stream = io.BytesIO()
-            pd.DataFrame(table).astype(str).to_parquet(stream)
+            pd.DataFrame({name: [repr(cell) for cell in cells] for name, cells in table.items()}).to_parquet(stream)
         return stream.getvalue()
 
     change = st.tuples(st.integers(0, 40), st.integers(0, 40), st.one_of(VALUES, st.binary(max_size=8)))
