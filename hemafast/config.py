@@ -8,7 +8,6 @@ from __future__ import annotations
 import csv
 import json
 import re
-import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
@@ -20,6 +19,7 @@ from annotated_types import Ge, Gt, Le, Len, Lt
 
 from hemafast.errors import HemafastError
 from hemafast.model_names import refuse_unknown_model
+from hemafast.reading import MOST_SETTINGS_BYTES, read_json, read_toml
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -578,8 +578,7 @@ def read_settings(file: Path) -> dict[str, Any]:
     Raises HemafastError if it is not a JSON or TOML table, or if a field is unknown or out of range.
     """
     try:
-        text = file.read_text(encoding="utf-8")
-        fields = tomllib.loads(text) if file.suffix == ".toml" else json.loads(text)
+        fields = read_toml(file) if file.suffix == ".toml" else read_json(file, MOST_SETTINGS_BYTES)
     except (OSError, ValueError) as error:
         raise HemafastError(f"{file} cannot be read ({error}).", "Give JSON, or TOML in a file named .toml.") from error
     if not isinstance(fields, dict):

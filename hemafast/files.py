@@ -1,4 +1,8 @@
-"""Complete files: a crash at any moment leaves the old file or the new one."""
+"""Complete files: a crash at any moment leaves the old file or the new one.
+
+No link is followed at a name that hemafast gives to an output: it would lead out of the folder. `write_whole` replaces
+it; `open_in_place` and `make_inside` refuse it.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from hemafast.errors import HemafastError
 
@@ -36,6 +40,9 @@ def write_whole(
     """
     part = file.with_name(f".{file.name}.part")
     try:
+        if os.path.lexists(part):  # of a killed process, or a link
+            part.unlink()
+        part.touch(exist_ok=False)
         write(part)
         with part.open("rb") as written:
             os.fsync(written.fileno())
@@ -44,6 +51,29 @@ def write_whole(
         _replace(part, file)
     finally:
         part.unlink(missing_ok=True)
+
+
+def open_in_place(file: Path | str, mode: str, **options: Any) -> IO[Any]:
+    """`open` for a file that is written in place, such as a log. Raises OSError if a link has its name."""
+    return open(file, mode, opener=_open_no_link, **options)
+
+
+def _open_no_link(file: str, flags: int) -> int:
+    try:
+        return os.open(file, flags | os.O_NOFOLLOW, 0o644)
+    except OSError as error:
+        raise _link_error(file) if error.errno == errno.ELOOP else error from None
+
+
+def make_inside(folder: Path) -> None:
+    """Make a folder in one that exists, unless it is there. Raises OSError if a link has its name."""
+    if folder.is_symlink():
+        raise _link_error(folder)
+    folder.mkdir(exist_ok=True)
+
+
+def _link_error(file: Path | str) -> OSError:
+    return OSError(errno.ELOOP, "a symbolic link has this name, and is not followed", str(file))
 
 
 @contextmanager

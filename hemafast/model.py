@@ -143,10 +143,7 @@ def build_model(
     """
     import timm
 
-    if not timm.is_model(name):
-        near = difflib.get_close_matches(name, timm.list_models(), n=3)
-        hint = f"Did you mean {', '.join(near)}?" if near else "`timm.list_models()` lists what there is."
-        raise HemafastError(f"timm has no model {name!r}.", hint)
+    _refuse_unknown(name)
     try:
         rates = {"drop_rate": dropout, "drop_path_rate": drop_path}
         options = {key: rate for key, rate in rates.items() if rate is not None}
@@ -160,6 +157,28 @@ def build_model(
             "Choose another --image-size, --dropout, --drop-path or --model.",
         ) from error
     return model.to(memory_format=torch.channels_last)
+
+
+def tensor_shapes(name: str, classes: int, image_size: int) -> dict[str, tuple[int, ...]]:
+    """Shapes of the tensors in the state dict of `build_model(name, classes, image_size)`, which are not allocated.
+
+    Raises HemafastError if timm has no such model; timm raises anything if it cannot build it.
+    """
+    import timm
+
+    _refuse_unknown(name)
+    with torch.device("meta"):
+        backbone = timm.create_model(name, num_classes=classes, **sized_options(name, image_size))
+    return {f"backbone.{key}": tuple(tensor.shape) for key, tensor in backbone.state_dict().items()}
+
+
+def _refuse_unknown(name: str) -> None:
+    import timm
+
+    if not timm.is_model(name):
+        near = difflib.get_close_matches(name, timm.list_models(), n=3)
+        hint = f"Did you mean {', '.join(near)}?" if near else "`timm.list_models()` lists what there is."
+        raise HemafastError(f"timm has no model {name!r}.", hint)
 
 
 @torch.inference_mode()

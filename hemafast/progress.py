@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from hemafast.printable import printable, printable_lines
+
 
 class Progress:
     """Listens to long work. This one shows nothing; a subclass overrides what it wants to hear of.
@@ -54,7 +56,7 @@ class ProgressBar(Progress):
 
         self.finish()
         name = f"{what}, epoch {facts['epoch']}" if "epoch" in facts else what
-        self._bar = tqdm(desc=name, total=total, unit=f" {unit}", initial=done)
+        self._bar = tqdm(desc=printable(name), total=total, unit=f" {unit}", initial=done)
 
     def advance(self, count: int = 1, **measured: float) -> None:
         """Move the bar."""
@@ -67,7 +69,7 @@ class ProgressBar(Progress):
         """Write a line above the bar."""
         from tqdm.auto import tqdm
 
-        tqdm.write(text)
+        tqdm.write(printable_lines(text))
 
     def finish(self, **results: Any) -> None:
         """Close the bar."""

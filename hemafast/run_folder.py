@@ -6,8 +6,8 @@ Everything here reads small files only; torch is not needed to list a hundred ru
 from __future__ import annotations
 
 import csv
+import errno
 import fcntl
-import json
 import logging
 import os
 import platform
@@ -21,6 +21,7 @@ from typing import Any
 
 from hemafast.config import TrainConfig, checked
 from hemafast.errors import HemafastError
+from hemafast.reading import cause, read_object
 
 CONFIG = "config.json"
 """Settings, as `TrainConfig` takes them; `--config` reads it."""
@@ -125,10 +126,11 @@ def make_run_folder(config: TrainConfig, kind: str | None = None) -> Path:
 def read_config(folder: Path) -> TrainConfig:
     """The settings of the run in `folder`. Raises HemafastError if it is not a run."""
     try:
-        fields = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        fields = read_object(folder / CONFIG)
     except (OSError, ValueError) as error:
         raise HemafastError(
-            f"{folder} is not a run: it holds no readable {CONFIG}.", "Name a folder that `hemafast train` made."
+            f"{folder} is not a run: it holds no readable {CONFIG} ({cause(error)}).",
+            "Name a folder that `hemafast train` made.",
         ) from error
     return checked(TrainConfig, fields)
 
@@ -137,9 +139,9 @@ def read_metrics(folder: Path) -> dict[str, Any]:
     """The scores in `folder`, a run folder or one of its EVALUATIONS. Raises HemafastError if there are none."""
     remedy = f"Run `hemafast evaluate {folder}`."
     try:
-        metrics: dict[str, Any] = json.loads((folder / METRICS).read_text(encoding="utf-8"))
+        metrics = read_object(folder / METRICS)
     except (OSError, ValueError) as error:
-        raise HemafastError(f"{folder} holds no readable {METRICS}.", remedy) from error
+        raise HemafastError(f"{folder} holds no readable {METRICS} ({cause(error)}).", remedy) from error
     if metrics.get("schema") != METRICS_SCHEMA:
         raise HemafastError(f"{folder / METRICS} was not written by this version of hemafast.", remedy)
     return metrics
@@ -148,11 +150,10 @@ def read_metrics(folder: Path) -> dict[str, Any]:
 def read_adaptation(folder: Path) -> dict[str, Any]:
     """What was adapted in the run in `folder`. Raises HemafastError if it was not made by `adapt`."""
     try:
-        result: dict[str, Any] = json.loads((folder / ADAPTATION).read_text(encoding="utf-8"))
+        return read_object(folder / ADAPTATION)
     except (OSError, ValueError) as error:
         remedy = f"Make one with `hemafast adapt {folder} NEWDATA`."
-        raise HemafastError(f"{folder} holds no readable {ADAPTATION}.", remedy) from error
-    return result
+        raise HemafastError(f"{folder} holds no readable {ADAPTATION} ({cause(error)}).", remedy) from error
 
 
 @contextmanager
@@ -162,19 +163,30 @@ def locked(folder: Path) -> Iterator[None]:
     The lock ends with the process that holds it, however that ends. It also holds between hosts that share the folder
     by NFS. On a file system without locks, only a process of this host is noticed, and a warning says so.
     """
-    try:
-        file = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
-    except OSError:  # a folder that cannot be written to: nobody trains in it, and what is written next says so
+    file = _open_lock(folder)
+    if file is None:
         yield
         return
     try:
         _lock(folder, file)
         os.ftruncate(file, 0)
         os.pwrite(file, f"{os.getpid()} {platform.node()} {datetime.now():%Y-%m-%d %H:%M:%S}".encode(), 0)
-        yield
-        os.ftruncate(file, 0)
+        try:
+            yield
+        finally:
+            os.ftruncate(file, 0)
     finally:
         os.close(file)
+
+
+def _open_lock(folder: Path) -> int | None:
+    """None in a folder that cannot be written to: nobody trains in it, and whatever is written next says so."""
+    try:
+        return os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise HemafastError(f"{folder / _LOCK} is a link, which is not followed.", "Remove it.") from error
+        return None
 
 
 def _lock(folder: Path, file: int) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import warnings
 import zipfile
@@ -14,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from hemafast.errors import HemafastError, name_some
 from hemafast.files import damaged_entry
+from hemafast.pickles import refuse_greedy
+from hemafast.reading import read_json
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -119,12 +120,10 @@ def _read_safetensors(file: Path) -> StoredWeights:
 def _read_index(file: Path) -> StoredWeights:
     """All files that a `*.index.json` lists; they lie beside it."""
     try:
-        if file.stat().st_size > _LARGEST_INDEX:
-            raise ValueError("too large for an index")
-        parts = sorted(set(json.loads(file.read_bytes())["weight_map"].values()))
+        parts = sorted(set(read_json(file, _LARGEST_INDEX)["weight_map"].values()))
         if any(Path(part).name != part for part in parts):
             raise ValueError("it lists files in other folders")
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise HemafastError(
             f"{file} is no index of weights files ({first_line(error)}).", "Name the file that holds the tensors."
         ) from error
@@ -171,6 +170,7 @@ def _read_torch(file: Path, *, zipped: bool) -> StoredWeights:
 
     strange: list[str] = []
     try:
+        refuse_greedy(file)
         # A stream, because torch takes a path with the suffix .safetensors for that format.
         with file.open("rb") as stream, warnings.catch_warnings(action="ignore"):
             if zipped:

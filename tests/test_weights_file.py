@@ -191,7 +191,10 @@ BAD = {
     "keras": (b"\x89HDF\r\n\x1a\n" + bytes(99), "Keras"),
     "a server's error": (b'<?xml version="1.0"?><Error><Code>AccessDenied</Code></Error>', "an XML file"),
     "a server's answer": (b"Entry not found\nor so", "a text file, which begins with 'Entry not found'"),
-    "a pickle that is none": (b"\x80\x02" + bytes(range(60, 99)), "cannot be read as weights (Unsupported op"),
+    "a pickle that is none": (
+        b"\x80\x02" + bytes(range(60, 99)),
+        "it holds no pickle that torch",
+    ),
     "gzip": (b"\x1f\x8b\x08" + bytes(99), "gunzip"),
     "settings": (b'{"learning_rate": 0.1}', "no index of weights files"),
     "deep nesting": (b'{"weight_map":' + b"[" * 10**5, "no index of weights files"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -13,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from hemafast.bench.worker import Round
 from hemafast.errors import HemafastError
+from hemafast.reading import cause, read_json
 
 SCHEMA = 2
 FEWEST_ROUNDS = 3
@@ -127,7 +127,7 @@ def read_result(file: Path) -> dict[str, Any]:
     """Read what a bench wrote to `file`. Raises HemafastError if it is unreadable or of another version."""
     remedy = "Name a file that `hemafast bench --json` wrote."
     try:
-        found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        found: dict[str, Any] = read_json(file)
     except OSError as error:
         raise HemafastError(f"{file} cannot be read ({error.strerror}).", remedy) from error
     except ValueError as error:
@@ -137,9 +137,7 @@ def read_result(file: Path) -> dict[str, Any]:
     try:
         BenchFacts.model_validate(found)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        raise HemafastError(f"{file} is not the result of a bench ({where}: {first['msg']}).", remedy) from error
+        raise HemafastError(f"{file} is not the result of a bench ({cause(error)}).", remedy) from error
     return found
 
 

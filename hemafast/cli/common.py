@@ -7,16 +7,18 @@ import io
 import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 from functools import partial
 from glob import has_magic
 from pathlib import Path
 from shutil import get_terminal_size
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.segment import Segment
+from rich.text import Text
 
 from hemafast import __version__, config
 from hemafast.cli.live import LiveProgress
@@ -24,6 +26,7 @@ from hemafast.config import DATA, TrainConfig, option_of
 from hemafast.engine.stop import SecondSignal
 from hemafast.errors import HemafastError
 from hemafast.files import user_cache
+from hemafast.printable import PrintableFormatter, has_commands, printable, printable_lines
 
 app = typer.Typer(
     name="hemafast",
@@ -72,6 +75,7 @@ def main() -> None:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a terminal may lack the letters of a name
     try:
+        _refuse_commands(sys.argv[1:])
         os.environ.setdefault("XDG_CACHE_HOME", str(user_cache()))  # without a home, libraries make a folder named ~
         app()
     except SecondSignal as error:
@@ -92,12 +96,20 @@ def remedy_of(error: OSError) -> str:
         return "Set TMPDIR to a folder that you may write to."
     if error.errno == errno.EROFS:
         return "Use a folder on a disk that can be written to; a run folder can be copied there."
+    if error.errno == errno.ELOOP:
+        return "Remove the link, or name another folder."
     return "Check that it is there, and that you may read or write it."
 
 
 def _exit(message: str, code: int) -> None:
-    wide_console(stderr=True).print(f"error: {' '.join(message.splitlines())}", style="red", soft_wrap=True)
+    wide_console(stderr=True).print(f"error: {printable(' '.join(message.splitlines()))}", style="red", soft_wrap=True)
     sys.exit(code)
+
+
+def _refuse_commands(arguments: Sequence[str]) -> None:
+    """Refuse an argument that commands the terminal: messages about unknown options repeat it as it is."""
+    for argument in filter(has_commands, arguments):
+        raise HemafastError(f"The argument {argument!r} holds control characters.", "Rename what it names.")
 
 
 def _restart_in_utf8() -> None:
@@ -139,6 +151,7 @@ def _root(
 
 def listen(*, verbose: bool, quiet: bool) -> LiveProgress:
     """Send the log to standard error, and return the progress that is shown there."""
+    from rich.highlighter import NullHighlighter
     from rich.logging import RichHandler
 
     console = wide_console(stderr=True, quiet=quiet)
@@ -148,10 +161,12 @@ def listen(*, verbose: bool, quiet: bool) -> LiveProgress:
         show_path=verbose,
         show_time=verbose,
         rich_tracebacks=True,
-        highlighter=None,
+        highlighter=NullHighlighter(),
+        keywords=[],
     )
+    handler.setFormatter(PrintableFormatter("%(message)s"))
     handler.setLevel(level)  # on the handler: train.log hears everything however quiet the terminal is
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler], force=True)
+    logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
     logging.getLogger("hemafast").setLevel(logging.DEBUG)
     return LiveProgress(console)
 
@@ -174,8 +189,21 @@ def refuse_missing_paths(names: Sequence[str]) -> None:
             raise HemafastError(f"There is no {name}.", "Name files, folders, archives, or a quoted glob.")
 
 
+class _SafeConsole(Console):
+    """Prints names from outside as they are: brackets are no markup, and control characters are escaped."""
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        """A string as text."""
+        return super().render_str(printable_lines(text), **options)
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        """The parts of something, of which only rich's own are commands to the terminal."""
+        for part in super().render(renderable, options):
+            yield part if part.control else part._replace(text=printable_lines(part.text))
+
+
 def wide_console(*, stderr: bool = False, quiet: bool = False) -> Console:
     """A console as wide as the terminal; a pipe or a file gets lines unbroken. Text is never read as markup."""
-    plain = partial(Console, stderr=stderr, quiet=quiet, markup=False, emoji=False, highlight=False)
+    plain = partial(_SafeConsole, stderr=stderr, quiet=quiet, markup=False, emoji=False, highlight=False)
     console = plain()
     return console if console.is_terminal else plain(width=_PIPE_WIDTH)

@@ -17,6 +17,7 @@ from hemafast.doctor.finding import Finding, Verdict
 from hemafast.metrics import with_pooled
 from hemafast.preparation.schema import QUARANTINE, Account, DatasetInfo, QuarantinedImage
 from hemafast.preparation.split import WORDS
+from hemafast.printable import printable
 from hemafast.run_folder import RunSummary
 
 if TYPE_CHECKING:
@@ -36,16 +37,16 @@ def _table(
     overflow: Literal["fold", "ellipsis"] = "ellipsis",
     **style: Any,
 ) -> Table:
-    """A table with columns aligned left, then right, then left again. No name is read as markup."""
-    table = Table(title=None if title is None else Text(title), title_justify="left", **style)
+    """A table with columns aligned left, then right, then left again. Names are shown as they are."""
+    table = Table(title=None if title is None else Text(printable(title)), title_justify="left", **style)
     for column in left:
-        table.add_column(Text(column), overflow=overflow)
+        table.add_column(Text(printable(column)), overflow=overflow)
     for column in right:
-        table.add_column(Text(column), justify="right")
+        table.add_column(Text(printable(column)), justify="right")
     for column in last:
-        table.add_column(Text(column))
+        table.add_column(Text(printable(column)))
     for row in rows:
-        table.add_row(*(cell if isinstance(cell, Text) else Text(str(cell)) for cell in row))
+        table.add_row(*(cell if isinstance(cell, Text) else Text(printable(str(cell))) for cell in row))
     return table
 
 

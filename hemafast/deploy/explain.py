@@ -21,7 +21,7 @@ from hemafast.deploy.model import Model, open_model
 from hemafast.deploy.plan import Options, plan_for
 from hemafast.deploy.predict import decoded
 from hemafast.errors import HemafastError, require
-from hemafast.files import write_whole, writing
+from hemafast.files import make_inside, write_whole, writing
 from hemafast.pictures import save, subplots
 from hemafast.preparation.images.image_checks import Pixels
 from hemafast.progress import SILENT, Progress, stage
@@ -107,7 +107,7 @@ def explain(
                 else:
                     figure, *answer = next(seen)
                     with writing(folder):
-                        folder.mkdir(parents=True, exist_ok=True)
+                        make_inside(folder) if output is None else folder.mkdir(parents=True, exist_ok=True)
                         write_whole(file, partial(save, figure))
                     explained.append(Explained(image, "", file, *answer))
                 progress.advance()

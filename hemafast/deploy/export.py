@@ -18,7 +18,7 @@ from hemafast.deploy.formats import KINDS, Agreement, Answer, Deployed, Exported
 from hemafast.deploy.model_card import model_card
 from hemafast.engine.checkpoint import ModelCard, load_best, model_file
 from hemafast.errors import HemafastError
-from hemafast.files import write_text, write_whole, writing
+from hemafast.files import make_inside, write_text, write_whole, writing
 from hemafast.preparation.split import VAL
 from hemafast.run_folder import read_config
 
@@ -65,7 +65,7 @@ def export_run(
     exported = Exported(folder / kind.file, folder / CARD, format, shown, len(content), opset, agreement)
     text = model_card(exported, model, card, file.parent, dataset)
     with writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
+        make_inside(folder) if output is None else folder.mkdir(parents=True, exist_ok=True)
         write_text(exported.card, text)
         write_whole(exported.path, lambda part: part.write_bytes(content))
     return exported

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import zipfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -14,9 +15,11 @@ from torch import Tensor, nn
 
 from hemafast import __version__
 from hemafast.deploy.choices import Format, Layout
-from hemafast.engine.checkpoint import ModelCard
+from hemafast.engine.checkpoint import ModelCard, network_for
 from hemafast.errors import HemafastError, require
 from hemafast.model import Classifier, sized_options
+from hemafast.pickles import plain_entries
+from hemafast.reading import parse_json
 
 INPUT = "images"
 OUTPUTS = ("logits", "probabilities")
@@ -117,7 +120,7 @@ def card_of(metadata: dict[str, str]) -> ModelCard:
     from pydantic import TypeAdapter
 
     said = {
-        field.name: metadata[field.name] if field.type == "str" else json.loads(metadata[field.name])
+        field.name: metadata[field.name] if field.type == "str" else parse_json(metadata[field.name])
         for field in fields(ModelCard)
         if field.name in metadata
     }
@@ -168,10 +171,15 @@ def pack_torch_export(deployed: Deployed, card: ModelCard) -> Packed:
 
 
 def load_torch_export(content: bytes) -> Loaded:
-    """A torch.export archive. torch unpickles parts of it, which can execute code."""
+    """A torch.export archive. torch unpickles parts of it, which can execute code.
+
+    Raises GreedyFileError if it is compressed, so that it could grow to any size.
+    """
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        plain_entries(archive, len(content))
     extra = {METADATA: ""}
     graph = torch.export.load(io.BytesIO(content), extra_files=extra).module()
-    return Loaded(graph, json.loads(extra[METADATA]))
+    return Loaded(graph, parse_json(extra[METADATA]))
 
 
 def pack_safetensors(deployed: Deployed, card: ModelCard) -> Packed:
@@ -187,17 +195,20 @@ def pack_safetensors(deployed: Deployed, card: ModelCard) -> Packed:
 
 
 def load_safetensors(content: bytes) -> Loaded:
-    """The weights in a new timm model, made from nothing but the file."""
-    import timm
+    """The weights in a new network, made from nothing but the file."""
     from safetensors.torch import load
 
+    tensors = load(content)
     length = int.from_bytes(content[:8], "little")  # safetensors itself reads only the metadata of files
-    said: dict[str, str] = json.loads(content[8 : 8 + length]).get("__metadata__", {})
-    backbone = timm.create_model(said["backbone"], **json.loads(said["timm_options"])).eval()
-    backbone.load_state_dict(load(content))
-    mean, std = (tuple(json.loads(said[name])) for name in ("mean", "std"))
-    standardize, turns = (said.get(name) == "true" for name in ("standardize", "quarter_turns"))  # older files: none
-    network = Classifier(backbone, mean, std, standardize=standardize, quarter_turns=turns).eval()
+    said: dict[str, str] = parse_json(content[8 : 8 + length].decode()).get("__metadata__", {})
+    shapes = {f"backbone.{name}": tuple(tensor.shape) for name, tensor in tensors.items()}
+    network = network_for(card_of(said), shapes).eval()
+    network.backbone.load_state_dict(tensors)
+    network.normalise_by(*(tuple(parse_json(said[name])) for name in ("mean", "std")))
+    network.standardize, network.quarter_turns = (
+        said.get(name) == "true"
+        for name in ("standardize", "quarter_turns")  # older files have none
+    )
 
     def run(images: Tensor) -> tuple[Tensor, Tensor]:
         logits = network(images)

@@ -16,12 +16,13 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from hemafast.config import Amp, Device
+from hemafast.deploy import onnx_trial
 from hemafast.deploy.choices import UmPerPixel
 from hemafast.deploy.formats import KINDS, card_of, cause_of
 from hemafast.deploy.inputs import Images, begins_formula, list_inputs, refuse_unwritable
 from hemafast.engine.checkpoint import ModelCard, load_best
 from hemafast.engine.machine import Machine, choose_machine, tune_allocator
-from hemafast.errors import HemafastError
+from hemafast.errors import HemafastError, require
 from hemafast.evaluate.likeness import PARTS, Likeness, colours_of, load_likeness
 from hemafast.fuse_norm import fuse_batch_norms
 from hemafast.model import Classifier
@@ -296,6 +297,8 @@ def _load_export(file: Path) -> tuple[Callable[[Tensor], Tensor], ModelCard]:
     if not file.is_file():
         raise HemafastError(f"There is no {file}.", "Name a run folder, or a model that `hemafast export` wrote.")
     try:
+        if file.suffix == ".onnx":
+            _refuse_greedy_graph(file)
         loaded = _EXPORTS[file.suffix].load(file.read_bytes())
         card = card_of(loaded.metadata)
     except HemafastError:
@@ -304,3 +307,9 @@ def _load_export(file: Path) -> tuple[Callable[[Tensor], Tensor], ModelCard]:
         problem = f"{file} cannot be loaded ({cause_of(error)})."
         raise HemafastError(problem, "Export it again with this version of hemafast.") from error
     return loaded.network or (lambda images: loaded.answer(images)[0]), card
+
+
+def _refuse_greedy_graph(file: Path) -> None:
+    require("export", "onnxruntime")
+    if why := onnx_trial.why_not(file):
+        raise HemafastError(f"{file} cannot be loaded ({why}).", "Export it again, or open the run.")

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import logging
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import torch
 from annotated_types import Ge, Gt, Le, Len
@@ -17,18 +18,19 @@ from safetensors.torch import save_file
 from hemafast.config import STRICT
 from hemafast.errors import HemafastError
 from hemafast.files import damaged_entry, write_text, write_whole
-from hemafast.model import Classifier, build_model
+from hemafast.model import Classifier, build_model, tensor_shapes
+from hemafast.pickles import GreedyFileError, refuse_greedy
 from hemafast.preparation.images.depth import Range
 from hemafast.preparation.images.image_checks import MIN_SIDE
+from hemafast.reading import cause, read_json_text
 from hemafast.run_folder import BEST, CALIBRATION
-
-if TYPE_CHECKING:
-    from pydantic import ValidationError
 
 DRAWN_WARNING = "THE DATA IS DRAWN, NOT PHOTOGRAPHED: no score on it says anything about real blood"
 
 _FORMAT = "hemafast-2"
 _CHANNELS = 3
+Shapes = Mapping[str, tuple[int, ...]]
+"""Shapes of tensors by name."""
 _Level = Annotated[float, Ge(0), Le(255)]
 
 logger = logging.getLogger("hemafast")
@@ -176,18 +178,17 @@ def save_calibration(file: Path, card: ModelCard, calibration: Calibration) -> N
 
 def _with_calibration(file: Path, card: ModelCard) -> ModelCard:
     """The card with the calibration beside `file`, if it was fitted for these weights."""
-    from pydantic import TypeAdapter, ValidationError
+    from pydantic import TypeAdapter
 
     beside = file.with_name(CALIBRATION)
     try:
-        stored = TypeAdapter(_StoredCalibration).validate_json(beside.read_bytes())
+        stored = TypeAdapter(_StoredCalibration).validate_json(read_json_text(beside))
         calibrated = replace(card, calibration=stored.calibration)
     except FileNotFoundError:
         return card
     except (OSError, ValueError) as error:
-        said = _first_of(error) if isinstance(error, ValidationError) else str(error)
         raise HemafastError(
-            f"{beside} cannot be read ({said}).", f"Delete it, then run `hemafast evaluate {file.parent}`."
+            f"{beside} cannot be read ({cause(error)}).", f"Delete it, then run `hemafast evaluate {file.parent}`."
         ) from error
     if (stored.epoch, stored.data_fingerprint) == (card.epoch, card.data_fingerprint):
         return calibrated
@@ -207,18 +208,37 @@ def load_best(file: Path) -> tuple[Classifier, ModelCard]:
     Raises:
         HemafastError: a file is missing, damaged, or was not written by hemafast.
     """
-    tensors, metadata = _read(file)
+    shapes, metadata = _read_header(file)
     card = _card_of(file, metadata)
     try:
-        with torch.random.fork_rng(devices=[]):  # its first weights are drawn, and replaced
-            model = build_model(card.backbone, len(card.classes), card.image_size)
+        model = network_for(card, shapes)
         model.standardize = metadata.get("standardize") == "true"  # older files have none
         model.quarter_turns = card.quarter_turns
-        model.load_state_dict(tensors)
+        model.load_state_dict(_read_tensors(file))
         model.normalise_by(*(_constants(metadata[name]) for name in ("mean", "std")))
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
         raise _cannot_load(file, error) from error
     return model, card
+
+
+def network_for(card: ModelCard, shapes: Shapes) -> Classifier:
+    """A network of random weights for a file of tensors, made only if they are its tensors.
+
+    Args:
+        card: what the network is.
+        shapes: the tensors of the file by their names in the network's state dict.
+
+    Raises:
+        HemafastError: timm has no such model, or cannot build it.
+        ValueError: the tensors are those of another network. Nothing was allocated: a small file cannot name a network
+            that fills the memory.
+    """
+    with torch.random.fork_rng(devices=[]):  # first weights are drawn, and replaced
+        wanted = tensor_shapes(card.backbone, len(card.classes), card.image_size)
+        for name in [*wanted, *shapes]:
+            if wanted.get(name) != shapes.get(name):
+                raise ValueError(f"{name} of {card.backbone} is {wanted.get(name)}, and {shapes.get(name)} in the file")
+        return build_model(card.backbone, len(card.classes), card.image_size)
 
 
 def _constants(text: str) -> tuple[float, ...]:
@@ -236,18 +256,24 @@ def model_file(path: Path) -> Path:
 
 def read_card(file: Path) -> ModelCard:
     """The card with its calibration, without the model. Raises HemafastError as `load_best` does."""
-    return _card_of(file, _read(file)[1])
+    return _card_of(file, _read_header(file)[1])
 
 
-def _read(file: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+def _read_header(file: Path) -> tuple[Shapes, dict[str, str]]:
+    """Shapes of the tensors, and the metadata. safetensors refuses a header that does not fit the file's length."""
     if not file.exists():
         raise HemafastError(f"There is no {file}.", "Wait for the first epoch to end, or name another run.")
     try:
         with safe_open(file, framework="pt") as content:
-            tensors = {name: content.get_tensor(name) for name in content.keys()}  # noqa: SIM118 - not a dict
-            return tensors, dict(content.metadata() or {})
+            shapes = {name: tuple(content.get_slice(name).get_shape()) for name in content.keys()}  # noqa: SIM118
+            return shapes, dict(content.metadata() or {})
     except (SafetensorError, OSError, ValueError, RuntimeError) as error:
         raise _cannot_load(file, error) from error
+
+
+def _read_tensors(file: Path) -> dict[str, torch.Tensor]:
+    with safe_open(file, framework="pt") as content:
+        return {name: content.get_tensor(name) for name in content.keys()}  # noqa: SIM118 - not a dict
 
 
 def _card_of(file: Path, metadata: dict[str, str]) -> ModelCard:
@@ -259,16 +285,10 @@ def _card_of(file: Path, metadata: dict[str, str]) -> ModelCard:
         raise HemafastError(f"{file} is not a hemafast model: it has no card.", "Name a run folder.") from error
     except ValidationError as error:
         raise HemafastError(
-            f"{file} holds a card that this version of hemafast cannot read ({_first_of(error)}).",
+            f"{file} holds a card that this version of hemafast cannot read ({cause(error)}).",
             "Train again, or name another run.",
         ) from error
     return _with_calibration(file, card)
-
-
-def _first_of(error: ValidationError) -> str:
-    """The first error that pydantic found, with its place."""
-    first = error.errors()[0]
-    return ": ".join(filter(None, (".".join(map(str, first["loc"])), first["msg"])))
 
 
 def _cannot_load(file: Path, error: Exception) -> HemafastError:
@@ -314,10 +334,12 @@ def load_last(file: Path) -> dict[str, Any]:
 def _load(file: Path) -> dict[str, Any]:
     remedy = "Start a new run."
     try:
+        refuse_greedy(file, own=True)
         damaged = damaged_entry(file)
         state = torch.load(file, map_location="cpu", weights_only=True) if damaged is None else None
     except Exception as error:  # a damaged or hostile file can raise anything
-        raise HemafastError(f"{file} cannot be read ({type(error).__name__}).", remedy) from error
+        said = f": {error}" if isinstance(error, GreedyFileError) else ""
+        raise HemafastError(f"{file} cannot be read ({type(error).__name__}{said}).", remedy) from error
     if damaged is not None:
         raise HemafastError(f"{file} cannot be read ({damaged} is damaged).", remedy)
     if not isinstance(state, dict) or state.get("format") != _FORMAT:

@@ -18,7 +18,7 @@ from hemafast.engine.duration import seconds_to_end
 from hemafast.engine.run import Run
 from hemafast.engine.stop import StopFlag, exit_code
 from hemafast.errors import HemafastError, StoppedError
-from hemafast.files import write_table, write_whole
+from hemafast.files import make_inside, write_table, write_whole
 from hemafast.preparation.split import TRAIN
 from hemafast.run_folder import BEST, LAST, NONFINITE
 
@@ -108,7 +108,7 @@ class NonfiniteCheck:
             return
         state.bad_updates, step = bad
         folder = self._folder / NONFINITE
-        folder.mkdir(exist_ok=True)
+        make_inside(folder)
         epoch, update = divmod(step, run.updates)
         first = update * run.config.accumulate
         for number in range(first, min(first + run.config.accumulate, len(run.train_batches))):

@@ -10,14 +10,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 from hemafast.engine.state import RunState
 from hemafast.engine.step import Totals
 from hemafast.engine.trackers import LR, Tracker
 from hemafast.errors import HemafastError
-from hemafast.files import write_whole
+from hemafast.files import open_in_place, write_whole, writing
 from hemafast.metrics import Confusion, macro_f1
 from hemafast.pictures import confusion_figure
+from hemafast.printable import PrintableFormatter
 from hemafast.progress import SILENT, Progress
 from hemafast.run_folder import LOG, LOG_TABLE
 
@@ -128,8 +130,9 @@ class Journal:
             tracker.scalars(values, step=epoch)
 
     def _attach_log(self, file: Path, undo: ExitStack) -> None:
-        self._log = _LogFile(file, encoding="utf-8")
-        self._log.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        with writing(file, "Remove it, or start a new run."):
+            self._log = _LogFile(file, encoding="utf-8", errors="backslashreplace")
+        self._log.setFormatter(PrintableFormatter("%(asctime)s %(levelname)s %(message)s"))
         logger.addHandler(self._log)
         undo.callback(self._log.close)
         undo.callback(logger.removeHandler, self._log)
@@ -153,6 +156,9 @@ class Journal:
 
 class _LogFile(logging.FileHandler):
     """A log file that ignores a full disk: no traceback on the terminal, and the run continues."""
+
+    def _open(self) -> Any:
+        return open_in_place(self.baseFilename, self.mode, encoding=self.encoding, errors=self.errors)
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - the name that logging gives it
         pass

@@ -24,7 +24,7 @@ from hemafast.engine.plan import settle
 from hemafast.engine.run import Run
 from hemafast.engine.step import seed_batch, update_plan
 from hemafast.errors import HemafastError
-from hemafast.files import make_folder, writing
+from hemafast.files import make_folder, write_whole, writing
 from hemafast.pictures import DOMAIN_COLOURS, TRAIN_COLOUR, VAL_COLOUR, save, subplots
 from hemafast.progress import SILENT, Progress, stage
 
@@ -112,12 +112,16 @@ def write_curve(curve: RateCurve, folder: Path) -> Path:
     table, picture, figure = folder / "lr_find.csv", folder / "lr_find.png", draw_curve(curve)
     make_folder(folder)
     with writing(folder):
-        with table.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file)
-            writer.writerow(["lr", "loss", "smoothed_loss"])
-            writer.writerows(zip(curve.rates, curve.losses, curve.smoothed, strict=True))
-        save(figure, picture)
+        write_whole(table, lambda part: _write_table(part, curve))
+        write_whole(picture, lambda part: save(figure, part))
     return picture
+
+
+def _write_table(file: Path, curve: RateCurve) -> None:
+    with file.open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(["lr", "loss", "smoothed_loss"])
+        writer.writerows(zip(curve.rates, curve.losses, curve.smoothed, strict=True))
 
 
 def draw_curve(curve: RateCurve) -> Any:

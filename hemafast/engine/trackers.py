@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from hemafast.config import TrackerName
 from hemafast.errors import HemafastError
+from hemafast.files import make_inside, write_text
 from hemafast.pictures import pixels_of
 from hemafast.run_folder import TENSORBOARD
 
@@ -156,7 +157,9 @@ class _TensorBoard:
     def _writer(self, within: str, first: int) -> Any:
         from torch.utils.tensorboard import SummaryWriter
 
-        return SummaryWriter(str(self._folder / within), purge_step=first)
+        for folder in (self._folder, self._folder / within):
+            make_inside(folder)
+        return SummaryWriter(str(folder), purge_step=first)
 
 
 class _Wandb:
@@ -200,7 +203,7 @@ class _MLflow:
             self._id = mlflow.start_run(run_id=file.read_text(encoding="utf-8").strip()).info.run_id
         else:
             self._id = mlflow.start_run(run_name=folder.name).info.run_id
-            file.write_text(self._id + "\n", encoding="utf-8")
+            write_text(file, self._id + "\n")
             mlflow.log_params(dict(settings))  # only once: MLflow refuses changes, and a resume may extend the run
 
     def scalars(self, values: Mapping[str, float], *, step: int) -> None:

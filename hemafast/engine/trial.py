@@ -33,6 +33,7 @@ from hemafast.engine.step import Totals
 from hemafast.errors import HemafastError
 from hemafast.files import user_cache, write_text
 from hemafast.preparation.split import TRAIN, VAL
+from hemafast.reading import read_object
 
 logger = logging.getLogger("hemafast")
 
@@ -305,9 +306,7 @@ class Answers:
 
     def _read(self) -> dict[str, Any]:
         try:
-            known = json.loads(self._file.read_text(encoding="utf-8"))
+            known = read_object(self._file)
         except (OSError, ValueError):
-            return {}
-        if not isinstance(known, dict):
             return {}
         return {key: answers for key, answers in known.items() if isinstance(answers, dict)}

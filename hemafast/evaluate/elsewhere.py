@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from hemafast.errors import HemafastError, name_some
 from hemafast.preparation.split import VAL, WORDS
+from hemafast.reading import read_object
 from hemafast.run_folder import CROSSDOMAIN, EVALUATIONS, read_metrics
 
 _SHOWN = 6  # other laboratories that the line names
@@ -101,7 +101,7 @@ def _left_out(run: Path, own: Metrics) -> str:
 def _read_left_out(file: Path, own: Metrics) -> dict[str, Any] | None:
     """The mean of `hemafast crossdomain` over the domains of this data, if it is there."""
     try:
-        result = json.loads(file.read_text(encoding="utf-8"))
+        result = read_object(file)
         merged = ", classes merged" if result["folding"]["class_map"] else ""
         left_out: dict[str, Any] = result["left_out"] | {"preset": result["settings"]["preset"], "merged": merged}
         fits = result["data"]["fingerprint"] == own["data"]["fingerprint"]

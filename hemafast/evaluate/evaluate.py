@@ -49,7 +49,7 @@ from hemafast.evaluate.metrics import Labels, Probabilities
 from hemafast.evaluate.nucleus_sizes import nuclei_of
 from hemafast.evaluate.predictions import prediction_table
 from hemafast.evaluate.scores import calibrated_scores, score
-from hemafast.files import write_table, write_text, write_whole
+from hemafast.files import make_inside, write_table, write_text, write_whole
 from hemafast.metrics import macro_f1, with_pooled
 from hemafast.model import Classifier
 from hemafast.pictures import confusion_figure, save
@@ -200,7 +200,9 @@ def _write(folder: Path, metrics: Metrics, table: pd.DataFrame) -> None:
         matrix = np.array(scores["confusion"])
         matrices[f"{name}: macro-F1 {macro_f1(matrix):.3f}, {int(matrix.sum())} {images}"] = matrix
     figure = confusion_figure(matrices, metrics["classes"])
-    folder.mkdir(parents=True, exist_ok=True)
+    if folder.parent.name == EVALUATIONS:  # in a run folder, which exists
+        make_inside(folder.parent)
+        make_inside(folder)
     write_table(folder / PREDICTIONS, table)
     write_whole(folder / CONFUSION_PLOT, lambda part: save(figure, part))
     write_text(folder / METRICS, text)

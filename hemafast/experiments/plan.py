@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -15,6 +14,7 @@ from hemafast.errors import HemafastError
 from hemafast.experiments.published import SWEEPS, refuse_unknown_experiments
 from hemafast.experiments.runs import Outcome, Scored, scored_before
 from hemafast.presets import named_preset
+from hemafast.reading import read_json
 
 RESULTS = "results.json"
 
@@ -119,7 +119,7 @@ def scaled(config: TrainConfig, scale: float) -> TrainConfig:
 def _finished_before(output: Path, configs: Mapping[str, TrainConfig], fingerprint: str) -> dict[str, Outcome]:
     """Runs listed in results.json that have exactly these settings and this data."""
     try:
-        rows = json.loads((output / RESULTS).read_text(encoding="utf-8"))["experiments"]
+        rows = read_json(output / RESULTS)["experiments"]
         remembered = {row["experiment"]: (Path(row["run"]).name, row["settings"]) for row in rows if row["run"]}
     except (OSError, ValueError, KeyError, TypeError):
         return {}  # run_all finds finished runs without it

@@ -13,6 +13,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from hemafast.errors import HemafastError
+from hemafast.files import open_in_place
 from hemafast.preparation.schema import is_prepared
 from hemafast.progress import SILENT, Progress, stage
 
@@ -38,6 +39,7 @@ def published_whole(target: Path, key: str, *, progress: Progress = SILENT) -> I
         target.parent.mkdir(parents=True, exist_ok=True)
         with _locked(target):
             staging = target.with_name(f".{target.name}-new-{key}")
+            _drop_links(staging)
             _put_back(target)
             _clear_debris(target, but=staging.name)
             if not log_of(staging).exists():
@@ -106,7 +108,7 @@ def refuse_too_little_room(target: Path, needed: int) -> None:
 def _locked(target: Path) -> Iterator[None]:
     """Hold the lock of `target`. The system releases it when the process ends."""
     path = target.with_name(f".{target.name}.lock")
-    with path.open("a+") as file:
+    with open_in_place(path, "a+") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
@@ -123,8 +125,20 @@ def _old(target: Path) -> Path:
     return target.with_name(f".{target.name}-old")
 
 
+def _drop_links(staging: Path) -> None:
+    """Remove links in what a killed process left: nothing of it may be written elsewhere."""
+    log = log_of(staging)
+    found = [staging, log, log.with_name(f"{log.name}.tmp")]
+    for parent, folders, files in os.walk(staging):
+        found += [Path(parent, name) for name in (*folders, *files)]
+    for path in filter(Path.is_symlink, found):
+        path.unlink()
+
+
 def _put_back(target: Path) -> None:
     old = _old(target)
+    if old.is_symlink():
+        old.unlink()
     if is_prepared(old) and not target.exists():
         old.rename(target)
     shutil.rmtree(old, ignore_errors=True)

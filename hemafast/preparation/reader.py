@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,13 +11,14 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-from pydantic import ValidationError
 
 from hemafast.errors import HemafastError
 from hemafast.preparation import schema
 from hemafast.preparation.images.image_checks import Pixels
+from hemafast.preparation.manifest import parse_manifest
 from hemafast.preparation.pixels import packed_header, packed_name
 from hemafast.preparation.shards import digest
+from hemafast.reading import cause, read_json_text
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,14 +82,14 @@ def read_info(folder: Path) -> schema.DatasetInfo:
         remedy = "Make one with `hemafast prepare`, or name another with --data."
         raise HemafastError(f"{folder} is not a prepared data set.", remedy)
     try:
-        content = path.read_bytes()
+        content = read_json_text(path)
         version = schema.Version.model_validate_json(content).schema_version
         if version != schema.SCHEMA:
             remedy = f"{schema.PREPARE_AGAIN} Runs continue on it if images and split are the same."
             raise HemafastError(f"{path} has format {version}; this hemafast reads format {schema.SCHEMA}.", remedy)
         info = schema.DatasetInfo.model_validate_json(content)
-    except (OSError, ValidationError) as error:
-        raise HemafastError(f"{path} cannot be read or is damaged.", schema.PREPARE_AGAIN) from error
+    except (OSError, ValueError) as error:
+        raise HemafastError(f"{path} cannot be read or is damaged ({cause(error)}).", schema.PREPARE_AGAIN) from error
     if info.seal != seal(info):
         raise HemafastError(f"{path} was changed after it was written.", schema.PREPARE_AGAIN)
     return info
@@ -107,7 +107,7 @@ def packed_files(info: schema.DatasetInfo, images: int, size: int) -> Sequence[t
 
 
 def read_manifest(folder: Path, info: schema.DatasetInfo) -> pd.DataFrame:
-    """Read the manifest, one row per image. Raises HemafastError if it is missing or has changed."""
+    """Read the manifest, one row per image. Raises HemafastError if it is missing, has changed or cannot be right."""
     path = folder / schema.MANIFEST
     try:
         content = path.read_bytes()
@@ -115,7 +115,7 @@ def read_manifest(folder: Path, info: schema.DatasetInfo) -> pd.DataFrame:
         raise HemafastError(f"{path} cannot be read ({error.strerror}).", schema.PREPARE_AGAIN) from error
     if hashlib.sha256(content).hexdigest() != info.files[schema.MANIFEST]:
         raise HemafastError(f"{path} is not the one that {schema.INFO} describes.", schema.PREPARE_AGAIN)
-    return pd.read_parquet(io.BytesIO(content))
+    return parse_manifest(content, path, info)
 
 
 def open_packed(folder: Path, info: schema.DatasetInfo, images: int, size: int) -> PackedPixels:

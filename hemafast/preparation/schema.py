@@ -4,19 +4,23 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import pandas as pd
-from pydantic import BaseModel, ConfigDict
+from annotated_types import Ge, Gt, Le, Len
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError, model_validator
 
+from hemafast.config import PackSize
 from hemafast.preparation.images.depth import Range
 from hemafast.preparation.scale import ScaleEstimate
-from hemafast.preparation.split import ALL, NO_FOLD, SPLITS, TEST, VAL
+from hemafast.preparation.split import ALL, ALL_SPLITS, NO_FOLD, SPLITS, TEST, VAL
+from hemafast.reading import cause
 from hemafast.versions import DALI, installed_versions
 
 SCHEMA = 3
 """Version of the format on disk. Raise it when older readers would misread newer files."""
 
+_MOST_PACKED_FILES = 100_000
 _PACKAGES = ("hemafast", "imagecodecs", *DALI, "pillow", "simplejpeg", "tifffile")
 
 PREPARE_AGAIN = "Run `hemafast prepare` again."
@@ -79,9 +83,56 @@ class QuarantinedImage:
 
 
 class Record(BaseModel):
-    """Base of the records in dataset.json: frozen; unknown keys are refused."""
+    """Base of the records in dataset.json: frozen; unknown keys and infinite numbers are refused."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+def _check_part(name: str) -> str:
+    """`name`, if it can be the name of a file or folder. Raises ValueError."""
+    if name in ("", ".", "..") or "/" in name or "\0" in name:
+        raise ValueError(f"{name!r} cannot be the name of a folder")
+    return name
+
+
+def _check_inside(path: str) -> str:
+    """`path`, if it is relative and stays in its folder. Raises ValueError."""
+    for part in path.split("/"):
+        _check_part(part)
+    return path
+
+
+class _UsedSettings(BaseModel):
+    """The settings of `prepare` that other commands read."""
+
+    model_config = ConfigDict(allow_inf_nan=False)
+
+    seed: int
+    val_fraction: Annotated[float, Ge(0), Le(1)] | None
+    field_of_view: Annotated[float, Gt(0)] | Literal["auto", "whole"]
+    min_side: Annotated[int, Ge(1), Le(1024)]
+    shards: Annotated[int, Ge(1), Le(9999)]
+    groups: Any
+    group_pattern: Any
+
+
+def _check_settings(settings: dict[str, Any]) -> dict[str, Any]:
+    """`settings`, if those that others read are there and in their range. Raises ValueError."""
+    try:
+        _UsedSettings.model_validate(settings)
+    except ValidationError as error:
+        raise ValueError(cause(error)) from error
+    return settings
+
+
+def _check_ranges(ranges: dict[str, Range]) -> dict[str, Range]:
+    for kind, found in ranges.items():
+        if not found.low < found.high:
+            raise ValueError(f"the range of {kind} values is {found.low} to {found.high}")
+    return ranges
+
+
+Count = Annotated[int, Ge(0)]
 
 
 class Version(BaseModel):
@@ -116,14 +167,14 @@ class DomainInfo(Record):
     """One archive and its counts of images and files."""
 
     archive: str
-    um_per_pixel: float | None
+    um_per_pixel: Annotated[float, Gt(0)] | None
     """None if unknown."""
     drawn: bool
     """Whether its cells are drawn rather than photographed."""
-    images: int
-    converted: int
-    quarantined: int
-    ranges: dict[str, Range]
+    images: Count
+    converted: Count
+    quarantined: Count
+    ranges: Annotated[dict[str, Range], AfterValidator(_check_ranges)]
     """What becomes 0 and 255 of values of more than 8 bits, by their kind: integer or float."""
     scale: Scale | None = None
     """None in data sets of older versions, which did not say."""
@@ -143,18 +194,18 @@ class DomainInfo(Record):
 class PassedFiles(Record):
     """Files of one kind that are not taken."""
 
-    files: int
+    files: Count
     examples: tuple[str, ...]
 
 
 class Account(Record):
     """What became of every file of the source: `found` is the sum of all other numbers."""
 
-    found: int
-    train: int
-    val: int
-    test: int
-    quarantined: dict[str, int]
+    found: Count
+    train: Count
+    val: Count
+    test: Count
+    quarantined: dict[str, Count]
     """Images by kind, as in `kinds.QUARANTINED_KINDS`."""
     passed_over: dict[str, PassedFiles]
     """Files that are no images of a class, by what they are."""
@@ -176,24 +227,40 @@ class DatasetInfo(Record):
     """sha256 over what training depends on, by `shards.fingerprint`."""
     inputs: str
     """sha256 over the listing of the archives and the settings. If it changes, the data set is prepared again."""
-    classes: tuple[str, ...]
-    domains: dict[str, DomainInfo]
-    counts: dict[str, dict[str, dict[str, int]]]
+    classes: Annotated[tuple[Annotated[str, Len(1)], ...], Len(1)]
+    domains: dict[Annotated[str, AfterValidator(_check_part)], DomainInfo]
+    counts: dict[str, dict[str, dict[str, Count]]]
     """Images by split, domain and class. There is no test without test images."""
     account: Account
-    pack_sizes: tuple[int, ...]
-    rows_per_file: dict[str, int]
+    pack_sizes: Annotated[tuple[PackSize, ...], Len(1)]
+    rows_per_file: dict[str, Annotated[int, Ge(1)]]
     """Squares in each file but the last, by packed size."""
-    folds: int | None
+    folds: Annotated[int, Ge(2), Le(100)] | None
     notes: tuple[str, ...]
     """Notes for the user about the split, the scale and the lists."""
-    settings: dict[str, Any]
+    settings: Annotated[dict[str, Any], AfterValidator(_check_settings)]
     """Options of `prepare`; files by their sha256."""
     versions: dict[str, str]
-    files: dict[str, str]
+    files: dict[Annotated[str, AfterValidator(_check_inside)], str]
     """sha256 of every file except images and packed pixels, whose hashes are in the manifest."""
     seal: str
     """sha256 over all other fields."""
+
+    @model_validator(mode="after")
+    def _check(self) -> DatasetInfo:
+        """Raise ValueError if fields contradict each other."""
+        if len(set(self.classes)) < len(self.classes):
+            raise ValueError("classes: a name is there twice")
+        if not set(SPLITS) <= set(self.counts) <= set(ALL_SPLITS):
+            raise ValueError(f"counts: the splits are {', '.join(self.counts)}")
+        if MANIFEST not in self.files:
+            raise ValueError(f"files: there is no {MANIFEST}")
+        images = sum(domain.images for domain in self.domains.values())
+        for size in self.pack_sizes:
+            most = self.rows_per_file.get(str(size), 0)
+            if most * _MOST_PACKED_FILES < images or not most:
+                raise ValueError(f"rows_per_file: {most} for {images} images of {size} px")
+        return self
 
     @property
     def drawn(self) -> bool:

@@ -55,15 +55,23 @@ def shard_parts(manifest: pd.DataFrame, folds: int | None, count: int) -> Iterat
             yield name, index, images.iloc[part]
 
 
-def write_shards(
-    folder: Path, manifest: pd.DataFrame, classes: Sequence[str], *, folds: int | None, count: int
-) -> None:
-    """Write file lists in DALI's format: lines of `relative/path label`."""
-    (folder / schema.SHARDS).mkdir(exist_ok=True)
+def shard_lists(
+    manifest: pd.DataFrame, classes: Sequence[str], *, folds: int | None, count: int
+) -> Iterator[tuple[Path, str]]:
+    """The relative path and the text of each file list, in DALI's format: lines of `relative/path label`."""
     index_of = {name: index for index, name in enumerate(classes)}
     for split, index, images in shard_parts(manifest, folds, count):
         lines = [f"{path} {index_of[label]}\n" for path, label in zip(images["path"], images["label"], strict=True)]
-        (folder / schema.shard_file(split, index, count)).write_text("".join(lines), encoding="utf-8")
+        yield schema.shard_file(split, index, count), "".join(lines)
+
+
+def write_shards(
+    folder: Path, manifest: pd.DataFrame, classes: Sequence[str], *, folds: int | None, count: int
+) -> None:
+    """Write the file lists."""
+    (folder / schema.SHARDS).mkdir(exist_ok=True)
+    for file, text in shard_lists(manifest, classes, folds=folds, count=count):
+        (folder / file).write_text(text, encoding="utf-8")
 
 
 def fingerprint(manifest: pd.DataFrame, classes: Sequence[str], pack_sizes: Sequence[int]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ import pandas as pd
 from hemafast.errors import HemafastError
 from hemafast.preparation import schema
 from hemafast.preparation.reader import PackedPixels, open_packed, open_squares, packed_files, read_info, read_manifest
+from hemafast.preparation.shards import shard_lists
 from hemafast.preparation.tables.lists import sha256_of
 from hemafast.preparation.threads import Pool
 from hemafast.preparation.worklog import hash_squares
@@ -62,6 +64,7 @@ def verify(folder: Path, *, progress: Progress = SILENT) -> Verification:
     if any(problem.file == schema.MANIFEST for problem in problems):
         return Verification(0, len(info.files), tuple(problems))
     manifest = read_manifest(folder, info)
+    problems += _verify_lists(folder, info, manifest)
     broken = [*_verify_packed_files(folder, info, len(manifest))]
     packed = [] if broken else [open_packed(folder, info, len(manifest), size) for size in info.pack_sizes]
     problems += broken
@@ -80,6 +83,15 @@ def _compare(path: Path, expected: str) -> str:
     except OSError as error:
         return error.strerror or "it cannot be read"
     return "" if found == expected else f"its sha256 is {found}, not {expected}"
+
+
+def _verify_lists(folder: Path, info: schema.DatasetInfo, manifest: pd.DataFrame) -> Iterator[Problem]:
+    """Whether file lists are those of the manifest; whether they are damaged was seen before."""
+    lists = shard_lists(manifest, info.classes, folds=info.folds, count=info.settings["shards"])
+    for file, text in lists:
+        name = file.as_posix()
+        if info.files.get(name) != hashlib.sha256(text.encode()).hexdigest():
+            yield Problem(name, f"it lists other images than {schema.MANIFEST}")
 
 
 def _verify_packed_files(folder: Path, info: schema.DatasetInfo, images: int) -> Iterator[Problem]:

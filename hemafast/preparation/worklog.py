@@ -20,6 +20,7 @@ from hemafast.preparation.publish import log_of
 from hemafast.preparation.schema import IMAGES, QUARANTINED, QUARANTINED_IMAGES
 from hemafast.preparation.tables.lists import sha256_of
 from hemafast.progress import Progress, stage
+from hemafast.reading import parse_json
 
 Row = dict[str, Any]
 
@@ -54,7 +55,7 @@ def _whole_lines(log: Path) -> list[dict[str, Any]]:
     lines = []
     with suppress(FileNotFoundError, ValueError):  # ValueError: a torn line; what follows is useless
         for text in log.read_text(encoding="utf-8", errors="replace").splitlines():
-            lines.append(json.loads(text))
+            lines.append(parse_json(text))
     return lines
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
@@ -24,6 +23,7 @@ from hemafast.pages import render
 from hemafast.pictures import embedded, embedded_pixels
 from hemafast.preparation.schema import Scale, scale_words
 from hemafast.preparation.split import WORDS
+from hemafast.reading import read_object
 from hemafast.report.compare import changed_settings, difference
 from hemafast.report.gallery import Gallery, listing, open_gallery
 from hemafast.report.plots import plot_curves, plot_reliability, plot_validation
@@ -89,7 +89,7 @@ def read_part(scores: Path, name: str) -> Part:
     run = run_of(scores)
     config, metrics = read_config(run), read_metrics(scores)
     try:
-        machine: dict[str, Any] = json.loads((run / MACHINE).read_text(encoding="utf-8"))
+        machine = read_object(run / MACHINE)
     except (OSError, ValueError) as error:
         raise HemafastError(
             f"{run / MACHINE} cannot be read ({error}).", "A report needs the whole run folder."

@@ -110,7 +110,7 @@ def test_a_calibration_of_other_weights_is_ignored_and_said_so(best, other, capl
     [
         (lambda text: "", "EOF"),
         (lambda text: text[:-20], "EOF"),
-        (lambda text: "[" * 100_000, "recursion"),
+        (lambda text: "[" * 100_000, "nests more than"),
         (lambda text: "[]", "object"),
         (lambda text: text.replace('"epoch": 3', '"epoch": "many"'), "epoch"),
         (lambda text: text.replace("1.7", "0"), "temperature"),

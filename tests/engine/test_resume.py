@@ -108,10 +108,11 @@ def curves(folder: Path) -> dict[str, list[tuple[int, float]]]:
 
 
 def files(folder: Path) -> dict[str, tuple[str, int]]:
+    """Content and time of each file but the lock, which a process that looks into a run holds meanwhile."""
     return {
         str(path.relative_to(folder)): (hashlib.sha256(path.read_bytes()).hexdigest(), path.stat().st_mtime_ns)
         for path in sorted(folder.rglob("*"))
-        if path.is_file()
+        if path.is_file() and path.name != ".lock"
     }
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import math
 import re
 import warnings
@@ -20,6 +19,7 @@ import pandas as pd
 from hemafast.errors import HemafastError
 from hemafast.preparation.images.image_checks import FORMATS
 from hemafast.preparation.sources.safety import suffix_of
+from hemafast.reading import parse_json
 
 MAX_BYTES = 256 * 2**20
 """Bytes of a list, and bytes that an xlsx or parquet file may unpack to."""
@@ -180,8 +180,8 @@ def _is_json(text: str) -> bool:
     if not text.lstrip().startswith(("{", "[")):
         return False
     try:
-        json.loads(text)
-    except (ValueError, RecursionError):
+        parse_json(text)
+    except ValueError:
         return False
     return True
 
