@@ -9,11 +9,12 @@ OUTPUT ?= runs
 PRESET ?= quick
 # Further options of `hemafast train`, such as ARGS="--epochs 10 --seed 7".
 ARGS   ?=
+INPUTS ?= 100000
 
 BIN       := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help install train resume bench test lint format lock release image clean
+.PHONY: help install train resume bench test lint format fuzz lock release image clean
 
 help: ## List what can be made
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
@@ -48,6 +49,9 @@ lint: install ## Linter and type checker
 format: install ## Format the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+fuzz: install ## Search for input that is neither taken nor refused: make fuzz [INPUTS=100000]
+	$(BIN)/python tools/run_fuzz.py --inputs $(INPUTS)
 
 lock: install ## Write the installed versions into constraints.txt, and their hashes into requirements.lock
 	$(BIN)/python -m pip freeze --all --exclude pip --exclude-editable > constraints.txt
