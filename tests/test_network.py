@@ -39,6 +39,9 @@ for command in json.loads(sys.argv.pop()):
 """
 """Runs commands, given as JSON, in one process."""
 
+DEPRECATED = "error::DeprecationWarning,error::PendingDeprecationWarning,error::FutureWarning"
+"""As in pytest itself, what libraries are about to drop is an error, in child processes too."""
+
 TRAIN = ("train", "--model", "test_resnet", "--image-size", "32", "--epochs", "1", "--device", "cpu", "--quiet")
 ONLINE = [
     ("demo", "--images", "120"),
@@ -59,7 +62,7 @@ def test_only_pretrained_weights_use_the_network_and_with_offline_nothing_does(t
     room.mkdir()
     away = {name: text for name, text in os.environ.items() if name != "HF_HUB_OFFLINE"}
     away |= {"PYTHONPATH": f"{tmp_path}:{Path(hf.__file__).parent.parent}", "TRIED": str(tried)}
-    away |= {"OMP_NUM_THREADS": "1", "HF_HOME": str(tmp_path / "hub")}
+    away |= {"OMP_NUM_THREADS": "1", "HF_HOME": str(tmp_path / "hub"), "PYTHONWARNINGS": DEPRECATED}
     command = [sys.executable, "-c", RUN, json.dumps([*ONLINE, *OFFLINE])]
     done = subprocess.run(command, capture_output=True, text=True, env=away, cwd=room, timeout=300, check=False)
     assert done.returncode == 0, done.stderr

@@ -3,6 +3,7 @@
 import json
 import re
 import sys
+import tomllib
 from importlib.metadata import distributions
 from pathlib import Path
 
@@ -185,3 +186,11 @@ def test_continuous_integration_may_only_read_and_runs_pinned_actions():
             assert all(re.fullmatch(r"[\w/-]+@[0-9a-f]{40}", step["uses"]) for step in used)
             checkouts = [step for step in used if step["uses"].startswith("actions/checkout@")]
             assert all(step["with"]["persist-credentials"] is False for step in checkouts)
+
+
+def test_warnings_are_errors_and_no_module_silences_those_of_what_libraries_will_drop():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    assert project["tool"]["pytest"]["ini_options"]["filterwarnings"] == ["error"]
+    all_kinds = re.compile(r"""simplefilter\("ignore"\)|action="ignore"\)|filterwarnings\("ignore"\)""")
+    silent = [file for file in (ROOT / "hemafast").rglob("*.py") if all_kinds.search(file.read_text(encoding="utf-8"))]
+    assert not silent, "name a category"
