@@ -40,7 +40,7 @@ from hemafast.config import AUTO_FIELD_OF_VIEW, PrepareConfig
 from hemafast.engine.machine import machine_facts
 from hemafast.preparation.build import prepare
 from hemafast.preparation.duplicates import find_near
-from hemafast.preparation.pixels import SquareDecoder, centre_windows
+from hemafast.preparation.pixels import centre_windows, cut_window, decode_image
 from hemafast.preparation.sources.containers import read_files
 from hemafast.preparation.sources.gather import Member, gather
 from hemafast.taxonomy import UM_PER_PIXEL
@@ -127,11 +127,13 @@ def _speed(archives: Sequence[Archive], rounds: int, room: Path) -> dict[str, An
     sides = np.minimum([window for archive in archives for window in _windows(archive)], size.min(axis=1))
     windows = centre_windows(size[:, 0], size[:, 1], sides)
     threads = len(os.sched_getaffinity(0))
-    decoder = SquareDecoder((256,), _BATCH, threads)
+    ours = _our_pipeline(threads)
 
     def decode() -> None:
         for start in range(0, len(encoded), _BATCH):
-            decoder.decode(encoded[start : start + _BATCH], windows[start : start + _BATCH])
+            ours.feed_input("encoded", [np.frombuffer(data, np.uint8) for data in encoded[start : start + _BATCH]])
+            ours.feed_input("window", windows[start : start + _BATCH])
+            ours.run()
 
     plain = _plain_pipeline(threads)
 
@@ -190,6 +192,17 @@ def _plain_pipeline(threads: int) -> Any:
         pixels = fn.decoders.image(encoded, device="cpu", output_type=types.RGB)
         pixels = fn.resize(pixels, resize_shorter=256, interp_type=types.INTERP_LINEAR, antialias=True)
         pipeline.set_outputs(fn.crop(pixels, crop=(256, 256)))
+    return pipeline
+
+
+def _our_pipeline(threads: int) -> Any:
+    """DALI's decoder, and the operator that cuts squares in prepare."""
+    from nvidia.dali import Pipeline, fn
+
+    with Pipeline(_BATCH, threads, device_id=None, prefetch_queue_depth=1, exec_dynamic=True) as pipeline:
+        pixels = decode_image(fn.external_source(name="encoded", no_copy=True), "cpu")
+        window = fn.external_source(name="window", ndim=1)
+        pipeline.set_outputs(pixels, cut_window(pixels, window, 256, compiled=True))
     return pipeline
 
 

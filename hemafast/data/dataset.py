@@ -99,6 +99,8 @@ class Dataset:
             domains=images["domain"].to_numpy(dtype=np.str_),
             windows=centre_windows(*(images[name].to_numpy() for name in ("width", "height", "window"))),
             packed=packed.select(images.index.to_numpy()),
+            hashes=tuple(images["pixels_xxh128"]),
+            hashed=tuple(squares.select(images.index.to_numpy()) for squares in self.files.packed.values()),
             sizes=images["bytes"].to_numpy(dtype=np.int64),
             split=name,
             fingerprint=self.info.fingerprint,

@@ -25,7 +25,7 @@ class DaliFeed:
     """Batches from any source and under any policy; DALI works READ_AHEAD batches ahead."""
 
     def __init__(self, images: Images, batches: Iterator[Placed], shape: GraphShape, policy: Policy) -> None:
-        self._device = shape.device
+        self._device, self._images = shape.device, images
         # DALI reads the arrays in place (`no_copy`): they stay here until their batch is delivered.
         self._read: deque[tuple[Placed, Any]] = deque()
         first, second = tee(batches)
@@ -34,10 +34,15 @@ class DaliFeed:
         self._pipeline = build_graph(_reading(images, first, self._read), views, shape, policy)
 
     def next(self) -> Batch:
-        """The next batch, on the graph's device."""
+        """The next batch, on the graph's device. Raises HemafastError for a file that cannot be read any more."""
         import torch
 
-        (images,) = self._pipeline.run(current_stream(self._device))
+        try:
+            (images,) = self._pipeline.run(current_stream(self._device))
+        except RuntimeError:
+            for placed, _ in self._read:  # DALI does not say which batch or image it failed on
+                self._images.examine(placed.rows)
+            raise
         seen = take(images, self._device).permute(0, 3, 1, 2)
         placed, _ = self._read.popleft()
         labels = torch.from_numpy(placed.labels).to(seen.device, non_blocking=True)

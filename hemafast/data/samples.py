@@ -8,8 +8,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from hemafast.preparation.pixels import Windows
+from hemafast.errors import HemafastError
+from hemafast.preparation.pixels import Windows, hash_squares
 from hemafast.preparation.reader import PackedPixels
+from hemafast.preparation.schema import PREPARE_AGAIN
 from hemafast.preparation.webdataset import Members
 
 
@@ -27,6 +29,10 @@ class Samples:
     """(images, 4): the part of each file that the packed square shows."""
     packed: PackedPixels
     """One square uint8 (size, size, 3) per image, memory-mapped."""
+    hashes: tuple[str, ...]
+    """Of each image, over its packed squares of all sizes (`hash_squares`)."""
+    hashed: tuple[PackedPixels, ...]
+    """The packed squares of all sizes."""
     sizes: npt.NDArray[np.int64]
     """Bytes of each encoded file."""
     split: str
@@ -45,9 +51,19 @@ class Samples:
             self,
             paths=tuple(self.paths[row] for row in rows),
             packed=self.packed.select(rows),
+            hashes=tuple(self.hashes[row] for row in rows),
+            hashed=tuple(packed.select(rows) for packed in self.hashed),
             members=lambda: self.members().select(rows),
             **{name: getattr(self, name)[rows] for name in ("labels", "domains", "windows", "sizes")},
         )
+
+    def refuse_changed(self, row: int) -> None:
+        """Raise HemafastError if the packed squares of an image are not those that were prepared."""
+        if hash_squares(packed[row] for packed in self.hashed) != self.hashes[row]:
+            where = " or ".join(packed.place_of(row) for packed in self.hashed)
+            raise HemafastError(
+                f"{where} was overwritten: it is not the picture of {self.paths[row]} that was prepared.", PREPARE_AGAIN
+            )
 
     @property
     def packed_size(self) -> int:

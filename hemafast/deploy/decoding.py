@@ -1,4 +1,7 @@
-"""Read, verify and decode images, and cut squares out of them, exactly as `prepare` does; in batches."""
+"""Read, verify and decode images, and cut squares out of them, exactly as `prepare` does; in batches.
+
+DALI sees pixels only: damaged images may crash its decoders.
+"""
 
 from __future__ import annotations
 
@@ -12,9 +15,17 @@ from hemafast.deploy.crops import Crops
 from hemafast.deploy.depths import NO_DEPTHS, Depths
 from hemafast.deploy.inputs import Image, read_images
 from hemafast.preparation.images.depth import Ranges
-from hemafast.preparation.images.image_checks import MIN_SIDE, Header, Pixels, check_pixels, refuse_shape, verify_image
+from hemafast.preparation.images.image_checks import (
+    MIN_SIDE,
+    Header,
+    Pixels,
+    pixels_of,
+    refuse_one_colour,
+    refuse_shape,
+    verify_image,
+)
 from hemafast.preparation.images.kinds import UnreadableImageError
-from hemafast.preparation.pixels import SquareDecoder, centre_windows, runs_within, shown_side
+from hemafast.preparation.pixels import SquareCutter, centre_windows, runs_within, shown_side
 from hemafast.preparation.threads import Pool, batches
 
 _UNKNOWN = Header(0, 0, "", "")
@@ -42,6 +53,7 @@ class _Reading:
     """Encoded bytes, an array, or the OSError of reading it."""
     error: str = ""
     header: Header = _UNKNOWN
+    pixels: Pixels | None = None
     square: Pixels | None = None
 
 
@@ -61,12 +73,14 @@ def decode_images(
     `depths` says what values of more than 8 bits become. Images with a side below `min_side` px have an error.
     Iterate within `strict_decoders`. Raises HemafastError for a zip that was removed meanwhile.
     """
-    decoder = SquareDecoder((size,), batch_size, threads, encoded=images[0].array is None)
+    cutter = SquareCutter((size,), batch_size, threads)
     contents = enumerate(zip(images, read_images(images), strict=True))
     readings = (_Reading(row, image.name, data) for row, (image, data) in contents)
     for batch in batches(readings, batch_size, lambda one: len(one.data) if isinstance(one.data, bytes) else 0):
         pool.each(lambda one: _verify(one, depths.of(one.row), min_side), batch)
-        _decode([reading for reading in batch if not reading.error], crops, decoder)
+        for run in runs_within([one.header.width * one.header.height for one in batch]):
+            pool.each(_decode, batch[run])
+            _cut(batch[run], crops, cutter)
         yield DecodedBatch(
             rows=tuple(reading.row for reading in batch if reading.square is not None),
             squares=tuple(reading.square for reading in batch if reading.square is not None),
@@ -88,20 +102,27 @@ def _verify(reading: _Reading, ranges: Ranges, min_side: int) -> None:
         reading.error = f"{error.kind}: {error}"
 
 
-def _decode(readings: Sequence[_Reading], crops: Crops, decoder: SquareDecoder) -> None:
-    """Give each reading its square or its error; decodes as many at once as fit into memory."""
-    sizes = [(reading.header.width, reading.header.height) for reading in readings]
-    for run in runs_within([width * height for width, height in sizes]):
-        some, (widths, heights) = readings[run], np.array(sizes[run]).reshape(-1, 2).T
-        shorter = np.minimum(widths, heights)
-        asked = crops.asked([reading.row for reading in some], shorter)
-        sides = np.where(asked > 0, shown_side(asked, shorter), shorter)
-        results = decoder.decode([reading.data for reading in some], centre_windows(widths, heights, sides))
-        for reading, result in zip(some, results, strict=True):
-            try:
-                if isinstance(result, UnreadableImageError):
-                    raise result
-                check_pixels(reading.data, reading.header, result.full)
-                (reading.square,) = result.squares
-            except UnreadableImageError as error:
-                reading.error = f"{error.kind}: {error}"
+def _decode(reading: _Reading) -> None:
+    """Give it its pixels or its error."""
+    if reading.error:
+        return
+    try:
+        if isinstance(reading.data, np.ndarray):
+            refuse_one_colour(reading.data)
+            reading.pixels = reading.data
+        else:
+            reading.pixels = pixels_of(reading.header, reading.data)
+    except UnreadableImageError as error:
+        reading.error = f"{error.kind}: {error}"
+
+
+def _cut(readings: Sequence[_Reading], crops: Crops, cutter: SquareCutter) -> None:
+    """Give each sound reading its square."""
+    sound = [(reading, reading.pixels) for reading in readings if reading.pixels is not None]
+    heights, widths = np.array([pixels.shape[:2] for _, pixels in sound]).reshape(-1, 2).T
+    shorter = np.minimum(widths, heights)
+    asked = crops.asked([reading.row for reading, _ in sound], shorter)
+    sides = np.where(asked > 0, shown_side(asked, shorter), shorter)
+    squares = cutter.cut([pixels for _, pixels in sound], centre_windows(widths, heights, sides))
+    for (reading, _), (square,) in zip(sound, squares, strict=True):
+        reading.square, reading.pixels = square, None

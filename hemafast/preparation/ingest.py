@@ -15,21 +15,22 @@ import pandas as pd
 
 from hemafast.preparation import schema
 from hemafast.preparation.appearance import contrast_of
+from hemafast.preparation.dali_apart import DaliApart, dali_apart
+from hemafast.preparation.dali_reader import BATCH, Reading
 from hemafast.preparation.duplicates import HASHED_SIZE, perceptual_hash, thumbnail, to_hex
 from hemafast.preparation.images.depth import Range
-from hemafast.preparation.images.image_checks import Header, Pixels, check_pixels, strict_decoders, verify_image
+from hemafast.preparation.images.image_checks import Header, Pixels, pixels_of, strict_decoders, verify_image
 from hemafast.preparation.images.kinds import CONVERTED_KINDS, UnreadableImageError
-from hemafast.preparation.pixels import Decoded, SquareDecoder, SquareFiles, centre_windows, runs_within, shown_side
+from hemafast.preparation.pixels import SquareCutter, SquareFiles, centre_windows, hash_squares, runs_within, shown_side
 from hemafast.preparation.plan import Plan
 from hemafast.preparation.publish import log_of
 from hemafast.preparation.ranges import in_stored_order
 from hemafast.preparation.sources.containers import reader_of
 from hemafast.preparation.sources.gather import Member
 from hemafast.preparation.threads import Pool, batches, made_ahead
-from hemafast.preparation.worklog import Row, append_rows, hash_squares, sound_rows
+from hemafast.preparation.worklog import Row, append_rows, sound_rows
 from hemafast.progress import SILENT, Progress
 
-_BATCH = 64  # images in memory at once
 _UNKNOWN = Header(0, 0, "", "")
 
 
@@ -44,7 +45,11 @@ class _Image:
     header: Header = _UNKNOWN
     side: int = 0
     error: UnreadableImageError | None = None
-    decoded: Decoded | None = None
+    by_dali: Reading | None = None
+    """What DALI makes of the bytes that are kept."""
+    pixels: Pixels | None = None
+    squares: tuple[Pixels, ...] = ()
+    """uint8 (size, size, 3) for each packed size."""
     thumbnail: Pixels | None = None
     pixels_xxh128: str = ""
 
@@ -76,17 +81,18 @@ def ingest(
     with ExitStack() as stack:
         squares = [stack.enter_context(SquareFiles(folder / schema.PACKED, size, plan.images)) for size in plan.sizes]
         pool = stack.enter_context(Pool(workers))
-        disk, *stations = (stack.enter_context(ThreadPoolExecutor(1)) for _ in range(3))
+        disk, *stations = (stack.enter_context(ThreadPoolExecutor(1)) for _ in range(4))
         done = sound_rows(folder, squares, pool, progress)
         log = stack.enter_context(log_of(folder).open("a", encoding="utf-8"))
         progress.start("reading images", plan.images, done=len(done))
         stack.callback(progress.finish)
         stack.enter_context(strict_decoders())
         verified = made_ahead(_verified(_read(plan, rows, frozenset(done)), plan, sums, ranges, pool), stations[0])
-        decoded = made_ahead(_decoded(verified, SquareDecoder(plan.sizes, _BATCH, workers)), stations[1])
+        compared = made_ahead(_read_by_dali(verified, dali_apart(workers)), stations[1])
+        decoded = made_ahead(_decoded(compared, SquareCutter(plan.sizes, BATCH, workers), pool), stations[2])
         written_back = disk.submit(_write_back, squares)
         for batch in decoded:
-            pool.each(_check_pixels, batch)
+            pool.each(_describe_squares, batch)
             _keep_squares(batch, squares)
             pool.each(lambda image: _keep_bytes(image, folder), batch)
             fresh = dict(_describe(batch))
@@ -117,7 +123,7 @@ def _verified(
     pool: Pool,
 ) -> Iterator[list[_Image]]:
     """Batches of images, hashed and verified."""
-    for batch in batches(images, _BATCH, lambda image: len(image.data)):
+    for batch in batches(images, BATCH, lambda image: len(image.data)):
         pool.each(lambda image: _verify(image, plan, sums, ranges[image.member.domain]), batch)
         yield batch
 
@@ -144,44 +150,66 @@ def _verify(image: _Image, plan: Plan, sums: Mapping[str, str], ranges: Mapping[
         image.error = error
 
 
-def _decoded(batches: Iterator[list[_Image]], decoder: SquareDecoder) -> Iterator[list[_Image]]:
-    """The same images decoded, in batches that fit the memory; images to quarantine come first."""
+def _read_by_dali(batches: Iterator[list[_Image]], apart: DaliApart) -> Iterator[list[_Image]]:
+    """The same batches, with what DALI makes of the bytes that are kept: training from files will read them by it."""
     for batch in batches:
         sound = [image for image in batch if image.error is None]
-        if len(sound) < len(batch):
-            yield [image for image in batch if image.error is not None]
-        for run in runs_within([image.header.width * image.header.height for image in sound]):
-            images = sound[run]
-            sizes = np.array([(image.header.width, image.header.height, image.side) for image in images]).reshape(-1, 3)
-            results = decoder.decode([image.data for image in images], centre_windows(*sizes.T))
-            for image, result in zip(images, results, strict=True):
-                if isinstance(result, UnreadableImageError):
-                    image.error = result
-                else:
-                    image.decoded = result
-            yield images
+        for image, reading in zip(sound, apart.read([image.data for image in sound]), strict=True):
+            image.by_dali = reading
+        yield batch
 
 
-def _check_pixels(image: _Image) -> None:
-    """Compare the decoded pixels with the reference decoder's, and hash them."""
-    if image.decoded is None:
-        return
-    try:
-        check_pixels(image.data, image.header, image.decoded.full)
-    except UnreadableImageError as error:
-        image.error = error
-        return
-    image.pixels_xxh128 = hash_squares(image.decoded.squares)
-    image.thumbnail = thumbnail(min(image.decoded.squares, key=lambda square: abs(len(square) - HASHED_SIZE)))
+def _decoded(batches: Iterator[list[_Image]], cutter: SquareCutter, pool: Pool) -> Iterator[list[_Image]]:
+    """The same images with their squares, in batches that fit the memory."""
+    for batch in batches:
+        for run in runs_within([image.header.width * image.header.height for image in batch]):
+            pool.each(_decode, batch[run])
+            _cut(batch[run], cutter)
+            yield batch[run]
+
+
+def _cut(batch: Sequence[_Image], cutter: SquareCutter) -> None:
+    """Give each sound image its squares."""
+    sound = [(image, image.pixels) for image in batch if image.pixels is not None]
+    sizes = np.array([(image.header.width, image.header.height, image.side) for image, _ in sound])
+    squares = cutter.cut([pixels for _, pixels in sound], centre_windows(*sizes.reshape(-1, 3).T))
+    for (image, _), own in zip(sound, squares, strict=True):
+        image.squares, image.pixels = own, None
+
+
+def _decode(image: _Image) -> None:
+    """Give it its pixels, or the reason for its quarantine."""
+    if image.error is None:
+        try:
+            pixels = pixels_of(image.header, image.data)
+            _refuse_disagreement(image.by_dali, pixels)
+            image.pixels = pixels
+        except UnreadableImageError as error:
+            image.error = error
+
+
+def _refuse_disagreement(by_dali: Reading | None, pixels: Pixels) -> None:
+    if by_dali is None:
+        raise UnreadableImageError("decoders disagree", "DALI cannot decode it")
+    if by_dali.shape[:2] != pixels.shape[:2]:
+        height, width = by_dali.shape[:2]
+        raise UnreadableImageError("decoders disagree", f"DALI reads an image of {width} x {height} px")
+    if by_dali.pixels_xxh128 and by_dali.pixels_xxh128 != hash_squares([np.ascontiguousarray(pixels)]):
+        raise UnreadableImageError("decoders disagree", "DALI reads other pixels")
+
+
+def _describe_squares(image: _Image) -> None:
+    if image.squares:
+        image.pixels_xxh128 = hash_squares(image.squares)
+        image.thumbnail = thumbnail(min(image.squares, key=lambda square: abs(len(square) - HASHED_SIZE)))
 
 
 def _keep_squares(batch: Sequence[_Image], squares: Sequence[SquareFiles]) -> None:
     """Write the squares of sound images, in one thread: several would wait for each other."""
     for image in batch:
-        if image.error is None and image.decoded is not None:
-            for file, square in zip(squares, image.decoded.squares, strict=True):
-                file.write(image.row, square)
-        image.decoded = None
+        for file, square in zip(squares, image.squares, strict=False):  # an image to quarantine has none
+            file.write(image.row, square)
+        image.squares = ()
 
 
 def _keep_bytes(image: _Image, folder: Path) -> None:

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import xxhash
 
 from hemafast.preparation.images.image_checks import Pixels
-from hemafast.preparation.images.kinds import UnreadableImageError
 
 Node = Any  # nvidia.dali.data_node.DataNode; DALI ships no usable annotations
 Windows = npt.NDArray[np.float32]
@@ -94,64 +94,41 @@ def cut_window(pixels: Node, window: Node, size: int, *, compiled: bool) -> Node
     )
 
 
-@dataclass(frozen=True, slots=True)
-class Decoded:
-    """One image as DALI reads it."""
+class SquareCutter:
+    """Cuts squares of several sizes out of decoded images, with DALI on the CPU."""
 
-    full: Pixels
-    """uint8 (height, width, 3)"""
-    squares: tuple[Pixels, ...]
-    """uint8 (size, size, 3) for each packed size."""
-
-
-class SquareDecoder:
-    """Decodes lists of images with DALI on the CPU, and reports those that it cannot decode.
-
-    Without `encoded`, they are arrays, which only have squares cut out of them.
-    """
-
-    def __init__(self, sizes: Sequence[int], batch_size: int, threads: int, *, encoded: bool = True) -> None:
-        self._sizes, self._batch_size, self._threads, self._encoded = tuple(sizes), batch_size, threads, encoded
-        self._pipeline = self._build()
-
-    def decode(self, encoded: Sequence[bytes | Pixels], windows: Windows) -> list[Decoded | UnreadableImageError]:
-        """Decode at most batch_size images of any size. Returns the pixels of each, or its error.
-
-        The arrays are DALI's memory, which it does not reuse while they are referenced.
-        """
-        if len(encoded) == 0:
-            return []
-        try:
-            return list(self._run(encoded, windows))
-        except RuntimeError as error:
-            # One bad image fails the whole batch and breaks the pipeline: build a new one and decode one by one.
-            self._pipeline = self._build()
-            if len(encoded) == 1:
-                return [UnreadableImageError("decoders disagree", _first_line_of_cause(error))]
-        return [result for row, data in enumerate(encoded) for result in self.decode([data], windows[row : row + 1])]
-
-    def _run(self, encoded: Sequence[bytes | Pixels], windows: Windows) -> list[Decoded]:
-        given = [np.frombuffer(data, np.uint8) if self._encoded else np.ascontiguousarray(data) for data in encoded]
-        self._pipeline.feed_input("encoded", given)
-        self._pipeline.feed_input("window", windows)
-        full, *squares = self._pipeline.run()
-        tensors = [np.asarray(output.as_tensor()) for output in squares]
-        return [
-            Decoded(np.asarray(full.at(index)) if self._encoded else array, tuple(tensor[index] for tensor in tensors))
-            for index, array in enumerate(given)
-        ]
-
-    def _build(self) -> Any:
+    def __init__(self, sizes: Sequence[int], batch_size: int, threads: int) -> None:
         from nvidia.dali import Pipeline, fn
 
         # Dynamic: the caller owns the outputs.
         executor = {"prefetch_queue_depth": 1, "exec_dynamic": True}
-        with Pipeline(self._batch_size, self._threads, device_id=None, **executor) as pipeline:
-            encoded = fn.external_source(name="encoded", no_copy=True, layout=None if self._encoded else "HWC")
+        with Pipeline(batch_size, threads, device_id=None, **executor) as self._pipeline:
+            pixels = fn.external_source(name="pixels", no_copy=True, layout="HWC")
             window = fn.external_source(name="window", ndim=1)
-            full = decode_image(encoded, "cpu") if self._encoded else encoded
-            pipeline.set_outputs(full, *(cut_window(full, window, size, compiled=True) for size in self._sizes))
-        return pipeline
+            self._pipeline.set_outputs(*(cut_window(pixels, window, size, compiled=True) for size in sizes))
+
+    def cut(self, images: Sequence[Pixels], windows: Windows) -> list[tuple[Pixels, ...]]:
+        """The squares of at most batch_size images, uint8 (height, width, 3): (size, size, 3) for each size.
+
+        The arrays are DALI's memory, which it does not reuse while they are referenced.
+        """
+        if not images:
+            return []
+        self._pipeline.feed_input("pixels", [np.ascontiguousarray(image) for image in images])
+        self._pipeline.feed_input("window", windows)
+        tensors = [np.asarray(output.as_tensor()) for output in self._pipeline.run()]
+        return list(zip(*tensors, strict=True))
+
+
+def hash_squares(squares: Iterable[Any]) -> str:
+    """XXH3 (128 bits) over the pixels of squares, one after the other.
+
+    It notices damage as sha256 does, in a tenth of the time. The sha256 of the original bytes guards against forgery.
+    """
+    digest = xxhash.xxh3_128()
+    for square in squares:
+        digest.update(square)
+    return digest.hexdigest()
 
 
 def runs_within(pixels: Sequence[int]) -> list[slice]:
@@ -230,9 +207,3 @@ def packed_header(rows: int, size: int) -> bytes:
     stream, shape = io.BytesIO(), (rows, size, size, 3)
     np.lib.format.write_array_header_1_0(stream, {"descr": "|u1", "fortran_order": False, "shape": shape})
     return stream.getvalue()
-
-
-def _first_line_of_cause(error: RuntimeError) -> str:
-    """DALI's messages are pages long; the cause follows `encountered:`."""
-    lines = str(error).partition("encountered:")[2].strip().splitlines()
-    return f"DALI cannot decode it ({lines[0].strip()})" if lines else "DALI cannot decode it"

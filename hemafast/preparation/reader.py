@@ -13,6 +13,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from hemafast.errors import HemafastError
+from hemafast.mapped import map_file
 from hemafast.preparation import schema
 from hemafast.preparation.images.image_checks import Pixels
 from hemafast.preparation.manifest import parse_manifest
@@ -43,6 +44,11 @@ class PackedPixels:
         """The squares at the positions `rows`."""
         files, within = np.divmod(self.rows[rows], self.rows_per_file)
         return [self.files[file][row] for file, row in zip(files.tolist(), within.tolist(), strict=True)]
+
+    def place_of(self, index: int) -> str:
+        """File and row of a square, in words."""
+        file, within = divmod(int(self.rows[index]), self.rows_per_file)
+        return f"row {within} of {packed_name(self.size, file)}"
 
     @property
     def nbytes(self) -> int:
@@ -136,8 +142,7 @@ def open_squares(path: Path, rows: int, size: int) -> Pixels:
         with path.open("rb") as file:
             sound = file.read(len(header)) == header and path.stat().st_size == len(header) + math.prod(shape)
         if sound:
-            # Indexing a plain array over the map costs a third of indexing a np.memmap.
-            return np.asarray(np.memmap(path, np.uint8, mode="r", offset=len(header), shape=shape))
+            return map_file(path, offset=len(header), shape=shape)
     except OSError as error:
         raise HemafastError(f"{path} cannot be read ({error.strerror}).", schema.PREPARE_AGAIN) from error
     raise HemafastError(f"{path} was cut or changed: it should hold {rows} images of {size} px.", schema.PREPARE_AGAIN)

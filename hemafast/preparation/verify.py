@@ -13,11 +13,11 @@ import pandas as pd
 
 from hemafast.errors import HemafastError
 from hemafast.preparation import schema
+from hemafast.preparation.pixels import hash_squares
 from hemafast.preparation.reader import PackedPixels, open_packed, open_squares, packed_files, read_info, read_manifest
 from hemafast.preparation.shards import shard_lists
 from hemafast.preparation.tables.lists import sha256_of
 from hemafast.preparation.threads import Pool
-from hemafast.preparation.worklog import hash_squares
 from hemafast.progress import SILENT, Progress, stage
 
 

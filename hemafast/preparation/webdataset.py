@@ -39,6 +39,10 @@ class Members:
     sizes: npt.NDArray[np.int64]
     """(n,): bytes."""
 
+    def place(self, row: int) -> tuple[str, int, int]:
+        """Tar, offset and size of one image."""
+        return self.paths[row], int(self.offsets[row]), int(self.sizes[row])
+
     def select(self, rows: npt.NDArray[np.int64]) -> Members:
         """Some of these images, by position."""
         return Members(tuple(self.paths[row] for row in rows), self.offsets[rows], self.sizes[rows])

@@ -19,7 +19,8 @@ from hemafast.data.dataset import open_dataset
 from hemafast.errors import HemafastError
 from hemafast.preparation import pixels
 from hemafast.preparation.build import prepare
-from hemafast.preparation.pixels import SquareDecoder, centre_windows
+from hemafast.preparation.images.image_checks import decode_reference
+from hemafast.preparation.pixels import SquareCutter, centre_windows
 from hemafast.preparation.reader import read_prepared
 from hemafast.preparation.schema import MANIFEST_COLUMNS, SCHEMA
 from hemafast.preparation.verify import verify
@@ -106,8 +107,8 @@ def test_shards_in_turn_are_the_manifest_with_its_labels(prepared, split):
 def decoded(folder: Path, manifest: pd.DataFrame) -> np.ndarray:
     """The squares of some images, decoded anew from their files."""
     windows = centre_windows(*(manifest[name] for name in ("width", "height", "window")))
-    data = [(folder / path).read_bytes() for path in manifest["path"]]
-    return np.stack([found.squares[0] for found in SquareDecoder((64,), 64, 1).decode(data, windows)])
+    pixels = [decode_reference((folder / path).read_bytes()) for path in manifest["path"]]
+    return np.stack([square for (square,) in SquareCutter((64,), 64, 1).cut(pixels, windows)])
 
 
 def test_packed_rows_are_the_decoded_files_in_the_order_of_the_manifest(prepared):

@@ -1,6 +1,7 @@
-"""The door for the bytes of images: verify one strictly, re-encode it if need be, and compare DALI's pixels.
+"""The door for the bytes of images: verify and decode one strictly, re-encode it if need be.
 
-DALI alone is not enough: for a JPEG with flipped bytes it returns wrong pixels and no error.
+DALI does not see them here: for a JPEG with flipped bytes it returns wrong pixels and no error, and some damaged images
+crash it.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from hemafast.preparation.images.depth import Range, Ranges, to_8_bits
 from hemafast.preparation.images.kinds import UnreadableImageError
 from hemafast.preparation.images.picture import Picture, refuse_slide
 from hemafast.preparation.images.reference import naming_damage, open_picture
+from hemafast.preparation.images.seams import refuse_seam
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -65,10 +67,8 @@ class Header:
     """Pillow's name, by content, of the original file."""
     kinds: tuple[str, ...] = ()
     """Keys of CONVERTED_KINDS."""
-    compared: bool = False
-    """Whether DALI's pixels are compared with the reference. Not for plain JPEG: both decoders are libjpeg-turbo."""
     reference: Pixels | None = None
-    """uint8 (height, width, 3) to compare with; None for a large image, which is decoded again."""
+    """uint8 (height, width, 3), upright; None for a large image, which is decoded again."""
 
 
 def verify_image(data: bytes, name: str, ranges: Ranges = _NO_RANGES, min_side: int = MIN_SIDE) -> tuple[Header, bytes]:
@@ -93,16 +93,9 @@ def verify_image(data: bytes, name: str, ranges: Ranges = _NO_RANGES, min_side: 
         picture = open_picture(data)
         refuse_shape(picture.width, picture.height, min_side)
         header = Header(picture.width, picture.height, picture.mode, picture.format, _kinds(picture, name))
-        if picture.format in ("JPEG", "MPO"):
-            # The entropy decoder notices damage, and it always reads every channel. Grey at an eighth of the size
-            # saves what follows it.
-            simplejpeg.decode_jpeg(data, colorspace="GRAY", min_height=1, min_width=1, min_factor=8, strict=True)
-            if picture.plain:
-                return header, data
-        reference = _rgb(picture, ranges)
+        reference = _decode(data, picture, ranges)
         kept = reference if picture.width * picture.height <= _KEPT_PIXELS else None
-        header = replace(header, compared=True, reference=kept)
-        return header, data if picture.plain else _png(reference)
+        return replace(header, reference=kept), data if picture.plain else _png(reference)
 
 
 @contextmanager
@@ -134,6 +127,16 @@ class _RaisingHandler(logging.Handler):
             raise UnreadableImageError("damaged", message)
 
 
+def pixels_of(header: Header, data: bytes) -> Pixels:
+    """The upright pixels of what `verify_image` returned, by the reference decoder: uint8 (height, width, 3).
+
+    Raises UnreadableImageError if they have only one colour.
+    """
+    pixels = decode_reference(data) if header.reference is None else header.reference
+    refuse_one_colour(pixels)
+    return pixels
+
+
 def decode_reference(data: bytes) -> Pixels:
     """The upright pixels of the bytes that `verify_image` returned, by the reference decoder: (height, width, 3)."""
     return _rgb(open_picture(data), _NO_RANGES)
@@ -149,19 +152,10 @@ def refuse_shape(width: int, height: int, min_side: int = MIN_SIDE) -> None:
         raise UnreadableImageError("not a cell", f"{size}: more than {_MAX_RATIO} times as long as wide")
 
 
-def check_pixels(data: bytes, header: Header, pixels: Pixels) -> None:
-    """Check the pixels (height, width, 3) that DALI reads in `data`; both are of `verify_image`, or of an array.
-
-    Raises UnreadableImageError if they differ from those of the reference decoder, or have only one colour.
-    """
-    if pixels.shape != (header.height, header.width, 3):
-        raise UnreadableImageError("decoders disagree", f"DALI reads an image of {pixels.shape}")
-    if header.compared:
-        reference = decode_reference(data) if header.reference is None else header.reference
-        if not np.array_equal(reference, pixels):
-            difference = int(np.abs(reference.astype(np.int16) - pixels).max())
-            raise UnreadableImageError("decoders disagree", f"they differ by up to {difference} of 255")
-    some = pixels[:: max(1, header.height // 8), :: max(1, header.width // 8)]  # nearly always enough
+def refuse_one_colour(pixels: Pixels) -> None:
+    """Raise UnreadableImageError for pixels (height, width, 3) that are all the same."""
+    height, width, _ = pixels.shape
+    some = pixels[:: max(1, height // 8), :: max(1, width // 8)]  # nearly always enough
     if (some == pixels[0, 0]).all() and (pixels == pixels[0, 0]).all():
         raise UnreadableImageError("not a cell", "one colour: there is nothing on it")
 
@@ -173,6 +167,14 @@ def _kinds(picture: Picture, name: str) -> tuple[str, ...]:
         "misnamed": FORMATS.get(PurePosixPath(name).suffix.lower()) != own,
     }
     return (*picture.kinds, *(kind for kind, is_so in found.items() if is_so))
+
+
+def _decode(data: bytes, picture: Picture, ranges: Ranges) -> Pixels:
+    if picture.format not in ("JPEG", "MPO"):
+        return _rgb(picture, ranges)
+    pixels: Pixels = simplejpeg.decode_jpeg(data, strict=True)
+    refuse_seam(pixels)
+    return pixels if picture.plain else _rgb(picture, ranges)
 
 
 def _rgb(picture: Picture, ranges: Ranges) -> Pixels:

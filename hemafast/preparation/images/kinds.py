@@ -19,6 +19,7 @@ QUARANTINED_KINDS = {
     "not an image": "its content is no image in a known format",
     "unreadable form": "an image in a form that hemafast does not read: HEIC, DICOM, PSD ...",
     "damaged": "truncated or corrupt: a decoder failed or warned",
+    "seam": "a JPEG whose colours shift at a block boundary: its bytes were changed, and no decoder warns",
     "checksum": "its sha256 differs from the one in --checksums",
     "several frames": "an animation, or several pages",
     "too large": "a side of 2,000 px or more: a slide or a field of view, not a cell",
