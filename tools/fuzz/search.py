@@ -97,17 +97,31 @@ def _try(target: Target, data: bytes, outcome: Outcome, room: Path) -> None:
     signal.alarm(PATIENCE)
     try:
         target.read(data)
-    except target.refusals:
+    except target.refusals as error:
         outcome.refused += 1
+        if (short := _memory_error_of(error)) is not None:
+            _keep(outcome, f"refused for want of memory, {_place_of(short)}", data)
     except BaseException as error:
-        fault = f"{type(error).__name__} {_place_of(error)}"
-        kept = outcome.failures.get(fault)
-        if kept is None or len(data) < len(kept):
-            outcome.failures[fault] = data
+        _keep(outcome, f"{type(error).__name__} {_place_of(error)}", data)
     finally:
         signal.alarm(0)
     if outcome.inputs % 500 == 0:
         _write(room, outcome)  # for a child that dies
+
+
+def _keep(outcome: Outcome, fault: str, data: bytes) -> None:
+    kept = outcome.failures.get(fault)
+    if kept is None or len(data) < len(kept):
+        outcome.failures[fault] = data
+
+
+def _memory_error_of(error: BaseException | None) -> BaseException | None:
+    """The error among the causes that says that memory ran out: on a larger machine, the reader would have taken it."""
+    while error is not None:
+        if isinstance(error, MemoryError) or "allocate memory" in str(error):
+            return error
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def _place_of(error: BaseException) -> str:

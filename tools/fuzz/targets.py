@@ -44,6 +44,11 @@ _WORDS = (
     *("-1", "nan", "1e999", "a=b", "=", "[red]", "\x1b[31m", "0", "auto", "latest", "10m", "*", "[", "..", "A=x,A=y"),
     *("", "-", "--", "\u202e", "x" * 300),
 )
+_BACKBONES = (
+    *("vit_giant_patch14_224", "convnext_xxlarge", "resnetv2_152x4_bit", "test_vit"),
+    *("hf_hub:a/b", "hf-hub:a/b", "local-dir:.", "local-dir:/etc", "../x", "", "test_resnet.r160_in1k"),
+)
+"""Names that timm takes for giants, for a download or for a folder."""
 
 
 @dataclass(frozen=True)
@@ -214,9 +219,15 @@ def models(room: Path) -> Target:
         file.write_bytes(data)
         open_model(file, device="cpu")
 
+    def carded(changed: dict[str, Any]) -> bytes:
+        return packed(header | {"__metadata__": header["__metadata__"] | {"card": json.dumps(changed)}})
+
+    stored = json.loads(header["__metadata__"]["card"])
+    others = [stored | {"backbone": name} for name in _BACKBONES] + [stored | {"image_size": 8192}]
+    cards = st.one_of(documents([stored]), st.sampled_from(others)).map(carded)
     head = sound[: 8 + size]
     edited = damaged([head]).map(lambda start: start + body)
-    return Target(st.one_of(documents([header]).map(packed), edited, damaged([sound])), read, sound=sound)
+    return Target(st.one_of(cards, documents([header]).map(packed), edited, damaged([sound])), read, sound=sound)
 
 
 def commands(room: Path) -> Target:
