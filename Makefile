@@ -12,11 +12,12 @@ ARGS   ?=
 # Of `make faults`: its minutes, and LONG=1 for a thousand kills.
 MINUTES ?= 25
 LONG    ?=
+INPUTS ?= 100000
 
 BIN       := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help install train resume bench faults test lint format lock image clean
+.PHONY: help install train resume bench faults test lint format fuzz lock release image clean
 
 help: ## List what can be made
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
@@ -55,8 +56,17 @@ format: install ## Format the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-lock: install ## Write the versions that are installed now into constraints.txt
-	$(BIN)/python -m pip freeze --exclude-editable > constraints.txt
+fuzz: install ## Search for input that is neither taken nor refused: make fuzz [INPUTS=100000]
+	$(BIN)/python tools/run_fuzz.py --inputs $(INPUTS)
+
+lock: install ## Write the installed versions into constraints.txt, and their hashes into requirements.lock
+	$(BIN)/python -m pip freeze --all --exclude pip --exclude-editable > constraints.txt
+	$(BIN)/python -m pip install --quiet --dry-run --no-deps --ignore-installed --report $(VENV)/lock.json --requirement constraints.txt
+	$(BIN)/python tools/lock.py $(VENV)/lock.json > requirements.lock
+
+release: install ## Build the wheel and its bill of materials into dist/
+	$(BIN)/python -m pip wheel --no-deps --wheel-dir dist .
+	$(BIN)/python tools/third_party.py > dist/hemafast.cdx.json
 
 image: ## Build the container image
 	docker build --tag hemafast .

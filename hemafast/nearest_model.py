@@ -137,7 +137,7 @@ def _shapes(name: str) -> dict[str, tuple[int, ...]]:
     import torch
 
     try:
-        with warnings.catch_warnings(action="ignore"), torch.device("meta"), _without_values():
+        with warnings.catch_warnings(action="ignore", category=UserWarning), torch.device("meta"), _without_values():
             return {key: tuple(tensor.shape) for key, tensor in body_of(timm.create_model(name)).items()}
     except Exception:  # some models compute with values when they are made
         return {}

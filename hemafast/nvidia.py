@@ -153,7 +153,7 @@ def _torch_finds_one() -> bool:
     import torch
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # an old driver is a warning of torch; here it becomes an error
+        warnings.simplefilter("ignore", UserWarning)  # an old driver is a warning of torch; here it becomes an error
         return torch.cuda.is_available()
 
 
@@ -210,7 +210,7 @@ def _reason() -> str:
 
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+            warnings.simplefilter("ignore", UserWarning)
             torch.cuda.init()  # type: ignore[no-untyped-call]
     except Exception as error:  # torch raises RuntimeError and AssertionError, a broken library anything
         return " ".join(str(error).split()).partition(". ")[0].rstrip(".") or type(error).__name__

@@ -59,7 +59,8 @@ def load_initial_weights(backbone: nn.Module, name: str, *, pretrained: Pretrain
     if pretrained == "yes":
         raise HemafastError(
             f"No pretrained weights for {name}: {why}.",
-            "Connect to the network, give a file with --weights, or train without them with --pretrained no.",
+            "Connect to the network without --offline or HF_HUB_OFFLINE, give a file with --weights, or train without "
+            "them with --pretrained no.",
         )
     return Origin("random", f"RANDOM WEIGHTS, because no pretrained weights are available ({why})")
 
@@ -90,6 +91,8 @@ def _from_hub(backbone: nn.Module, name: str) -> Origin | str:
     if not hub_id:
         return "timm has no weights for it"
     cached = _cached_file(hub_id)
+    if cached is None and is_offline():
+        return "timm's hub is not asked offline"
     if cached is None and not hub_answers(f"{hub_id}/resolve/main/config.json"):
         return "timm's hub cannot be reached"
     options: dict[str, Any] = {"num_classes": backbone.num_classes}
@@ -125,9 +128,14 @@ def _cached_file(hub_id: str) -> Path | None:
     return Path(found) if isinstance(found, str) else None
 
 
+def is_offline() -> bool:
+    """Whether HF_HUB_OFFLINE, which `hemafast --offline` sets, forbids to ask the hub; its library reads it so."""
+    return os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
+
+
 def hub_answers(path: str = "") -> bool:
     """Whether timm's hub answers a HEAD request for `path` within _PROBE_SECONDS, including the look-up of its name."""
-    if os.environ.get("HF_HUB_OFFLINE", "0") not in ("0", ""):
+    if is_offline():
         return False
     address = os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
     answered = threading.Event()

@@ -172,7 +172,7 @@ def _read_torch(file: Path, *, zipped: bool) -> StoredWeights:
     try:
         refuse_greedy(file)
         # A stream, because torch takes a path with the suffix .safetensors for that format.
-        with file.open("rb") as stream, warnings.catch_warnings(action="ignore"):
+        with file.open("rb") as stream, warnings.catch_warnings(action="ignore", category=UserWarning):
             if zipped:
                 strange = sorted(torch.serialization.get_unsafe_globals_in_checkpoint(stream))
                 stream.seek(0)

@@ -455,7 +455,6 @@ def test_hub_is_asked_unless_offline(monkeypatch):
             pass
 
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     with http.server.HTTPServer(("127.0.0.1", 0), Fine) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()

@@ -223,7 +223,7 @@ def test_what_is_no_weights_file_is_refused_in_words_that_help(tmp_path, kind):
     assert caught.value.remedy
 
 
-@pytest.mark.filterwarnings("ignore")
+@pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning")  # of writing one; it is not read
 def test_a_torchscript_program_is_refused(tmp_path):
     with pytest.raises(HemafastError, match="TorchScript"):
         read_weights(_file(tmp_path, _script()))

@@ -4,7 +4,7 @@ python tools/render_readme.py           # write
 python tools/render_readme.py --check   # exit 1 and name the pages that are out of date
 
 A table stands between `<!-- table: NAME -->` and `<!-- end -->`, on any page. The script in benchmarks/ whose function
-`tables` returns NAME makes it, from the files in benchmarks/results or from the code.
+`tables` returns NAME makes it, from the files in benchmarks/results or from the code; scripts in tools/ likewise.
 """
 
 from __future__ import annotations
@@ -24,13 +24,14 @@ from output import Results  # a script beside the package, not a part of it
 
 ROOT = Path(__file__).resolve().parent.parent
 BENCHMARKS = ROOT / "benchmarks"
+TOOLS = ROOT / "tools"
 BLOCK = re.compile(r"^<!-- table: (?P<name>\w+) -->.*?<!-- end -->", flags=re.DOTALL | re.MULTILINE)
 
 
 def all_tables(results: Mapping[str, Any]) -> dict[str, str]:
-    """Every table by name, from the scripts in benchmarks/ with a function `tables` whose results are there."""
+    """Every table by name, from the scripts with a function `tables` whose results are there."""
     found: dict[str, str] = {}
-    for script in sorted(BENCHMARKS.glob("*.py")):
+    for script in sorted([*BENCHMARKS.glob("*.py"), *TOOLS.glob("*.py")]):
         if "\ndef tables(" in script.read_text(encoding="utf-8"):
             with suppress(FileNotFoundError):
                 found |= importlib.import_module(script.stem).tables(results)
@@ -58,7 +59,7 @@ def main() -> int:
         try:
             after = render(before, tables)
         except KeyError as unknown:
-            sys.exit(f"{page} asks for the table {unknown}. No script in benchmarks/ makes it.")
+            sys.exit(f"{page} asks for the table {unknown}. No script in benchmarks/ or tools/ makes it.")
         if before != after and check:
             print(f"{page.relative_to(ROOT)} is out of date. Run: python tools/render_readme.py", file=sys.stderr)
             stale = 1

@@ -125,9 +125,10 @@ def main(
     process.adopt_orphans()
     began = time.monotonic()
     try:
-        battery = Battery(hemafast, place / "rooms", random.Random(seed), began + 60 * minutes)
+        battery = Battery(hemafast, place / "rooms", random.Random(seed))
         battery.tallies = {fault.name: Tally() for fault in listed.FAULTS if not only or fault.name in only}
         battery.build()
+        battery.deadline = time.monotonic() + 60 * minutes
         gc.freeze()  # what stands now is never looked at again, and so stays shared with the forked processes
         inject(battery, only, kills, console)
     finally:

@@ -142,8 +142,14 @@ def _root(
     version: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
     ] = False,
+    offline: Annotated[
+        bool,
+        typer.Option("--offline", help="Use no network, as with HF_HUB_OFFLINE=1: pretrained weights from here only."),
+    ] = False,
 ) -> None:
     """Options of the command as a whole."""
+    if offline:
+        os.environ["HF_HUB_OFFLINE"] = "1"  # before the hub's library is imported; child processes inherit it
 
 
 def listen(*, verbose: bool, quiet: bool) -> LiveProgress:

@@ -128,9 +128,7 @@ def check_weights(packaged: Sequence[str], cached: Sequence[str], answers: bool 
 
 def ask_hub(*, offline: bool) -> bool | None:
     """Whether timm's hub answers; None if offline."""
-    from huggingface_hub.constants import HF_HUB_OFFLINE
-
-    return None if offline or HF_HUB_OFFLINE else weights.hub_answers()
+    return None if offline or weights.is_offline() else weights.hub_answers()
 
 
 def _nearest(folder: Path) -> Path:

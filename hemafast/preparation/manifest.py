@@ -66,7 +66,9 @@ def _read_table(content: bytes, file: Path, info: schema.DatasetInfo) -> pa.Tabl
         _refuse_size(opened.metadata, file, info)
         _refuse_types(opened.schema_arrow, file)
         # Without the metadata of pandas, which could turn columns into an index or into other types.
-        return opened.read(columns=list(schema.MANIFEST_COLUMNS)).replace_schema_metadata(None)
+        table = opened.read(columns=list(schema.MANIFEST_COLUMNS)).replace_schema_metadata(None)
+        table.validate(full=True)  # parquet's reader takes text that is not UTF-8
+        return table
     except HemafastError:
         raise
     except Exception as error:  # a damaged or hostile file can raise anything

@@ -39,12 +39,22 @@ def result_at(loader: float, step: float, whole: float, *, memory: float = 60.0,
     return result | {"headroom": headroom(result)}
 
 
+OLDER: set[int] = set()
+"""Processes below this one when a test began: preparing for another test may have left a reader that waits for work."""
+
+
+@pytest.fixture(autouse=True)
+def _older_processes() -> None:
+    OLDER.clear()
+    OLDER.update(process.pid for process in psutil.Process().children(recursive=True))
+
+
 def children() -> list[psutil.Process]:
-    """Living processes below this one, but for the tracker that Python keeps for all of its own."""
+    """Living processes that the test has left, but for the tracker that Python keeps for all of its own."""
     return [
         process
         for process in psutil.Process().children(recursive=True)
-        if "resource_tracker" not in " ".join(process.cmdline())
+        if process.pid not in OLDER and "resource_tracker" not in " ".join(process.cmdline())
     ]
 
 

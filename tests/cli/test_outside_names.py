@@ -116,8 +116,9 @@ def test_a_source_with_brackets_is_prepared_under_its_names(tmp_path: Path, make
     assert "[bold]x/[i]bad.png" in done.stdout
 
 
-def test_a_log_has_a_line_for_each_record(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_log_has_a_line_for_each_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     logger = logging.getLogger("hemafast.outside")
+    monkeypatch.setattr(logger, "propagate", False)  # pytest's own log cannot send such names to another process
     handler = _LogFile(tmp_path / "train.log", encoding="utf-8", errors="backslashreplace")
     handler.setFormatter(PrintableFormatter("%(levelname)s %(message)s"))
     logger.addHandler(handler)

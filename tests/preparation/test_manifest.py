@@ -149,6 +149,17 @@ def test_what_is_no_parquet_file_is_refused(folder: Path) -> None:
             open_both(folder)
 
 
+def test_text_that_is_no_text_is_refused(folder: Path) -> None:
+    table = parquet.read_table(folder / schema.MANIFEST)
+    place = table.column_names.index("path")
+    raw = pa.array([b"\xf1", *(path.encode() for path in table["path"].to_pylist()[1:])], pa.binary())
+    text = pa.Array.from_buffers(pa.string(), len(raw), raw.buffers())
+    parquet.write_table(table.set_column(place, "path", text), folder / schema.MANIFEST)
+    reseal(folder)
+    with pytest.raises(HemafastError, match=r"manifest\.parquet cannot be read .*UTF8"):
+        open_both(folder)
+
+
 def test_metadata_of_pandas_in_the_manifest_is_not_read(folder: Path) -> None:
     table = parquet.read_table(folder / schema.MANIFEST)
     hostile = {b"pandas": b'{"index_columns":' + b"[" * 200_000}

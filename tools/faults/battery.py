@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import math
 import random
 import re
 import shutil
@@ -49,7 +50,7 @@ class Battery:
     place: Path
     """A folder of its own."""
     random: random.Random
-    deadline: float
+    deadline: float = math.inf
     """A moment of time.monotonic."""
     tallies: dict[str, Tally] = field(default_factory=dict)
     _known: dict[str, Undisturbed] = field(default_factory=dict)

@@ -134,10 +134,10 @@ def _may_be(role: str, values: pd.Series[str]) -> bool:
 
 
 def _without_header(table: pd.DataFrame, chosen: Mapping[str, str], needed: Collection[str]) -> dict[str, str]:
-    """Path and one more role of a table whose columns have no names: the path is what looks like an image."""
+    """The needed roles of a table whose columns have no names, one each: the path is what looks like an image."""
     lacking = [role for role in needed if not chosen[role]]
     plain = [f"column {place}" for place in range(1, len(table.columns) + 1)]
-    if PATH not in lacking or table.columns.tolist() != plain or len(plain) > len(lacking):
+    if PATH not in lacking or table.columns.tolist() != plain or len(plain) != len(lacking):
         return {}
     paths = [name for name in plain if names_image(table[name])]
     others = [name for name in plain if name not in paths]

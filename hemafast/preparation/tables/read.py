@@ -253,7 +253,7 @@ def _readable(file: Path, kind: str) -> Iterator[None]:
     """Turn whatever a damaged or hostile file makes a library raise into a HemafastError that names the file."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of styles and extensions, which do not matter here
+            warnings.simplefilter("ignore", UserWarning)  # of styles and extensions, which do not matter here
             yield
     except HemafastError:
         raise

@@ -355,6 +355,7 @@ BAD_LABELS = {
     "two labels": ("path,label\n1,x\n001.bmp,y\n", "1 and 001.bmp are one image, listed as x and y"),
     "two patients": ("path,label,patient\n1,x,P1\n1,x,P2\n", "x, P1 and x, P2"),
     "no path": ("path,label\n1,x\n,y\n", "line 3: path is empty"),
+    "one image and nothing else": ("A/x.png", "no column path and label"),
     "no image": ("path,label\nq.png,x\n", "lists no image of the archives: q.png"),
     "no labels": ("path,label\n1,\n2,\n", "the column label is empty in all of its 2 lines"),
     "a strange split": ("path,label,split\n1,x,fold7\n", "001.bmp has the split 'fold7'"),
