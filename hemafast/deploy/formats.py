@@ -130,7 +130,7 @@ def card_of(metadata: dict[str, str]) -> ModelCard:
 
 def pack_onnx(deployed: Deployed, card: ModelCard) -> Packed:
     """An ONNX graph with its weights. Raises HemafastError for missing packages and operators without translation."""
-    _require("onnx", "onnxscript", "onnxruntime")
+    require_onnx("onnx", "onnxscript", "onnxruntime")
     from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 
     options: dict[str, Any] = {"input_names": [INPUT], "output_names": OUTPUTS, "verbose": False}
@@ -144,7 +144,7 @@ def pack_onnx(deployed: Deployed, card: ModelCard) -> Packed:
         raise _cannot_export(card, error) from error
 
 
-def _require(*packages: str) -> None:
+def require_onnx(*packages: str) -> None:
     """Import packages of ONNX. ONNX Runtime would send usage data to its maker, and leave a file in TMPDIR."""
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # it reads this when it is imported
     require("export", *packages)
@@ -152,7 +152,7 @@ def _require(*packages: str) -> None:
 
 def load_onnx(content: bytes) -> Loaded:
     """An ONNX graph in ONNX Runtime on the CPU. Raises HemafastError if onnxruntime is not installed."""
-    _require("onnxruntime")
+    require_onnx("onnxruntime")
     import onnxruntime
 
     session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])

@@ -18,11 +18,11 @@ from torch import Tensor
 from hemafast.config import Amp, Device
 from hemafast.deploy import onnx_trial
 from hemafast.deploy.choices import UmPerPixel
-from hemafast.deploy.formats import KINDS, card_of, cause_of
+from hemafast.deploy.formats import KINDS, card_of, cause_of, require_onnx
 from hemafast.deploy.inputs import Images, begins_formula, list_inputs, refuse_unwritable
 from hemafast.engine.checkpoint import ModelCard, load_best
 from hemafast.engine.machine import Machine, choose_machine, tune_allocator
-from hemafast.errors import HemafastError, require
+from hemafast.errors import HemafastError
 from hemafast.evaluate.likeness import PARTS, Likeness, colours_of, load_likeness
 from hemafast.fuse_norm import fuse_batch_norms
 from hemafast.model import Classifier
@@ -310,6 +310,6 @@ def _load_export(file: Path) -> tuple[Callable[[Tensor], Tensor], ModelCard]:
 
 
 def _refuse_greedy_graph(file: Path) -> None:
-    require("export", "onnxruntime")
+    require_onnx("onnxruntime")
     if why := onnx_trial.why_not(file):
         raise HemafastError(f"{file} cannot be loaded ({why}).", "Export it again, or open the run.")
