@@ -167,7 +167,7 @@ def gpu_fast() -> Fields:
 
     Command: `hemafast train --preset gpu_fast`
     Time: not measured on a GPU; 216 updates of 128 images for 2,300 images.
-    Score: not measured; `--batch-size 32 --accumulate 4` makes these updates on a CPU, with batch norm over 32 images.
+    Score: 0.909 (0.884 to 0.933) on a CPU by `--batch-size 32 --accumulate 4`: Acevedo_20, 10 classes, 574 images.
     """
     return {
         **quick(),
