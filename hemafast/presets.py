@@ -147,17 +147,13 @@ def gpu() -> Fields:
     Score: not measured; `--batch-size 32 --accumulate 8` makes these updates on a CPU, with batch norm over 32 images.
     """
     return {
-        "model": "efficientnet_b0",
+        **best(),
         "epochs": 20,
         "batch_size": 256,
-        "policy": "lineage",
+        "growing_from": (),
+        "sampler": "natural",
         "lr": 4e-3,  # of `best`, times the square root of 256 / 64: Malladi et al., arXiv 2205.10287
-        "schedule": "onecycle",
         "warmup": 0.15,
-        "weight_decay": 0.05,
-        "drop_path": 0.1,
-        "label_smoothing": 0.1,
-        "clip_grad": 1.0,
         "ema": 0.99,
     }
 

@@ -45,8 +45,7 @@ class DaliFeed:
             raise
         seen = take(images, self._device).permute(0, 3, 1, 2)
         placed, _ = self._read.popleft()
-        labels = torch.from_numpy(placed.labels).to(seen.device, non_blocking=True)
-        return Batch(seen, labels, rows=torch.from_numpy(placed.rows))
+        return Batch(seen, _moved(placed.labels, seen.device), rows=torch.from_numpy(placed.rows))
 
 
 class GatherFeed:

@@ -165,7 +165,7 @@ class EvalStep:
 class TrainStep:
     """Learns from a batch.
 
-    Where `captures` allows it, the whole of a step is one CUDA graph (`captured.Captured`). So nothing that differs
+    With `capture`, the whole of a step is one CUDA graph (`captured.Captured`). So nothing that differs
     between two steps may be a number of Python in `_learn` or `_update`: it comes in a tensor that `__call__` fills.
     """
 
@@ -225,7 +225,8 @@ class TrainStep:
         if self._guard is not None and self._begins:
             self._guard.remember()
         self._begins = update
-        self._learn(batch, share, totals, sync=update)
+        images, targets = (batch.images, batch.labels) if self._mix is None else self._mix(batch)
+        self._learn(images, targets, batch.labels, share, totals, sync=update)
         if update:
             self._update(totals)
 
@@ -234,17 +235,18 @@ class TrainStep:
         assert self._sums is not None
         if self._guard is not None:
             self._guard.remember()
-        self._learn(Batch(images, labels, labels), 1.0, self._sums, sync=True)
+        self._learn(images, labels, labels, 1.0, self._sums, sync=True)
         self._update(self._sums)
 
-    def _learn(self, batch: Batch, share: float, totals: Totals, *, sync: bool) -> None:
+    def _learn(
+        self, images: Tensor, targets: Tensor, labels: Tensor, share: float, totals: Totals, *, sync: bool
+    ) -> None:
         """Forward and backward pass. Processes exchange gradients with `sync`: once per update, not per batch."""
-        images, targets = (batch.images, batch.labels) if self._mix is None else self._mix(batch)
         with nullcontext() if sync or self._shared is None else self._shared.no_sync():  # type: ignore[operator]
             loss, logits = self._forward(images, targets)
             self.scaler.scale(loss * share).backward()  # type: ignore[no-untyped-call]
         self._finite.logical_and_(loss.detach().isfinite())
-        totals.add(loss.detach().nan_to_num(0, 0, 0), logits.detach(), batch.labels)
+        totals.add(loss.detach().nan_to_num(0, 0, 0), logits.detach(), labels)
 
     def _update(self, totals: Totals) -> None:
         self.scaler.unscale_(self._optimizer)
@@ -288,8 +290,6 @@ class TrainStep:
     def _forget(self) -> None:
         """Drop what a capture that failed left behind: it has computed nothing."""
         self._optimizer.zero_grad(set_to_none=True)
-        if self._static_gradients:
-            self._keep_gradients()
         fresh = torch.amp.GradScaler(self._number.device.type, enabled=self.scaler.is_enabled())
         fresh.load_state_dict(self.scaler.state_dict())
         self.scaler = fresh
