@@ -8,6 +8,7 @@ import logging
 import sys
 import time
 from collections.abc import Callable
+from importlib import metadata as packages
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -22,6 +23,7 @@ from hemafast.deploy.choices import Engine
 from hemafast.deploy.formats import FEATURES, INPUT, INT8, KINDS, card_of, laid_out, require_onnx
 from hemafast.engine.checkpoint import ModelCard
 from hemafast.engine.machine import Choice, Machine
+from hemafast.engine.trial import Answers
 from hemafast.errors import HemafastError, require
 from hemafast.reading import parse_json
 
@@ -127,18 +129,28 @@ def _choose(
     names = [name for name in good if available(name)] if asked == "auto" else [asked]
     quick = {name: _on_tensors(OPENERS[name](content), metadata.get("layout")) for name in names}
     runs: dict[str, Callable[[Tensor], Any]] = {**({TORCH: network} if asked == "auto" else {}), **quick}
-    choice = fastest(runs, card.image_size)
+    choice = _remembered(runs, card, machine)
     lost = f"; int8 lost {said['lost'][choice.value]:.4f} of macro-F1 at export" if choice.value in quick else ""
-    logger.info("engine %s: %s%s", choice.value, choice.reason if asked == "auto" else "as asked for", lost)
+    logger.info("engine %s: %s%s", choice.value, choice.reason, lost)
     return choice.value, quick.get(choice.value)
+
+
+def _remembered(runs: dict[str, Callable[[Tensor], Any]], card: ModelCard, machine: Machine) -> Choice:
+    """The fastest, tried once for a network on this machine."""
+    if len(runs) == 1:
+        return Choice("engine", next(iter(runs)), "as asked for")
+    facts = [machine.facts.get(name, "") for name in ("processor", "cores", "torch")]
+    versions = [f"{name} {packages.version(name)}" for name in runs]
+    network = [card.backbone, f"{card.image_size} px", f"{torch.get_num_threads()} threads"]
+    answers = Answers.about([*facts, *versions, *network, f"turns {card.quarter_turns}"])
+    choice = answers.get("engine", lambda: fastest(runs, card.image_size))
+    return choice if choice.value in runs else fastest(runs, card.image_size)
 
 
 def fastest(
     runs: dict[str, Callable[[Tensor], Any]], image_size: int, clock: Callable[[], float] = time.perf_counter
 ) -> Choice:
     """The fastest of several functions on a batch of noise, by the medians of a few interleaved rounds."""
-    if len(runs) == 1:
-        return Choice("engine", next(iter(runs)), "the only one")
     draw = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (_BATCH, 3, image_size, image_size), dtype=torch.uint8, generator=draw)
     seconds: dict[str, list[float]] = {name: [] for name in runs}

@@ -15,8 +15,8 @@ from hemafast.data.dataset import Dataset, open_dataset
 from hemafast.data.graph import GraphShape
 from hemafast.data.loader import eval_loader
 from hemafast.deploy.choices import Format, Layout
-from hemafast.deploy.formats import KINDS, Agreement, Answer, Deployed, Exported
 from hemafast.deploy.engines import EXPORT
+from hemafast.deploy.formats import KINDS, Agreement, Answer, Deployed, Exported
 from hemafast.deploy.model_card import model_card
 from hemafast.deploy.quantise import pack_int8
 from hemafast.engine.checkpoint import ModelCard, load_best, model_file
@@ -45,7 +45,8 @@ def export_run(
     Args:
         run: a run folder or its `best_model.safetensors`.
         output: folder to write into; None for "export" in the run folder.
-        format: "onnx" or "torch-export" for a graph, "onnx-int8" for a quantised one that may lose 0.005 of macro-F1, "safetensors" for the weights under timm's names.
+        format: "onnx" or "torch-export" for a graph, "onnx-int8" for a quantised one that may lose 0.005 of
+            macro-F1 on the validation images, "safetensors" for the weights under timm's names.
         layout: images that the graph takes, uint8: "nhwc" for (batch, side, side, 3), "nchw" for (batch, 3, side,
             side). The batch may have any size.
 
@@ -53,7 +54,8 @@ def export_run(
         The files, and how the export compares with the model.
 
     Raises:
-        HemafastError: there is no model, it cannot be exported, or the export differs from it; nothing is written.
+        HemafastError: there is no model, it cannot be exported, or the export differs from it (int8: loses too much
+            macro-F1, or the data set is not there); nothing is written.
     """
     file = model_file(Path(run))
     model, card = load_best(file)
@@ -93,7 +95,8 @@ def compare(
 ) -> Agreement:
     """Run a model and its export on batches of uint8 images (n, 3, height, width), each with whether it holds cells.
 
-    Raises HemafastError if a logit differs by more than the tolerance (None for TOLERANCE) or the probabilities do not match the logits.
+    Raises HemafastError if a logit differs by more than the tolerance (None for TOLERANCE) or the
+    probabilities do not match the logits.
     """
     expected, answers, cells = [], [], 0
     for images, real in batches:

@@ -249,7 +249,10 @@ def open_model(path: str | Path, *, device: Device = "auto", amp: Amp = "auto") 
 
 
 def load_models(paths: Sequence[Path], device: Device, amp: Amp, engine: Engine = "torch") -> list[Model]:
-    """The models of `paths`, each once, on one device; predictions come from an engine. Raises HemafastError as `open_model`."""
+    """The models of `paths`, each once, on one device, with the engine of predictions.
+
+    Raises HemafastError as `open_model`, and for an engine that cannot run a model.
+    """
     files = list(dict.fromkeys(map(find_model, paths)))
     machine = _choose_machine(files, device, amp)
     return [_load(file, machine, engine) for file in files]

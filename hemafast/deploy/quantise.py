@@ -6,7 +6,7 @@ import hashlib
 import json
 import logging
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -117,12 +117,20 @@ def quantised(content: bytes, ranges: list[Pixels], spared: int, turns: int = 1)
         plain, ready, done = (Path(room, name) for name in ("plain.onnx", "ready.onnx", "int8.onnx"))
         plain.write_bytes(content)
         quant_pre_process(plain, ready, skip_symbolic_shape=True)
-        nodes = [node.name for node in onnx.load(ready).graph.node if node.op_type == "Conv"]
-        each = max(1, len(nodes) // turns)
-        kept = [name for place, name in enumerate(nodes) if place % each < spared]
+        kept = _in_fp32(onnx.load(ready).graph.node, spared, turns)
         kinds = {"activation_type": QuantType.QUInt8, "weight_type": QuantType.QInt8}  # what VNNI multiplies
         quantize_static(ready, done, Reader(), per_channel=True, nodes_to_exclude=kept, **kinds)
         return done.read_bytes()
+
+
+def _in_fp32(nodes: Sequence[Any], spared: int, turns: int) -> list[str]:
+    """Names of what stays in fp32: normalisation, the first convolutions of each turn, and what makes probabilities."""
+    sums = [place for place, node in enumerate(nodes) if node.op_type in ("Conv", "Gemm", "MatMul")]
+    first, last = (sums[0], sums[-1]) if sums else (0, len(nodes))
+    around = [node.name for place, node in enumerate(nodes) if not first <= place <= last]
+    convolutions = [node.name for node in nodes if node.op_type == "Conv"]
+    each = max(1, len(convolutions) // turns)
+    return around + [name for place, name in enumerate(convolutions) if place % each < spared]
 
 
 def _logits_of(engine: str, graph: bytes, deployed: Deployed) -> Callable[[Pixels], npt.NDArray[np.float32]]:

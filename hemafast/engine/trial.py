@@ -273,6 +273,13 @@ class Answers:
         step = [machine.precision, f"ema {bool(config.ema)}", f"compile {config.compile} {config.compile_mode}"]
         self._key = " | ".join([*facts, *network, *step, f"input {config.input}", f"{processes} processes"])
 
+    @classmethod
+    def about(cls, facts: Sequence[str]) -> Answers:
+        """Answers that depend on other facts than those of training."""
+        answers = cls.__new__(cls)
+        answers._file, answers._key = user_cache() / "hemafast" / "trials.json", " | ".join(facts)
+        return answers
+
     def knows(self, question: str) -> bool:
         """Whether the answer is stored."""
         return self.kept(question) is not None

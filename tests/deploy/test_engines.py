@@ -14,6 +14,7 @@ from hemafast.deploy import engines, quantise
 from hemafast.deploy.engines import available, fastest
 from hemafast.deploy.export import export_run
 from hemafast.deploy.model import load_models
+from hemafast.engine.machine import Choice
 from hemafast.errors import HemafastError
 
 ENGINES = [
@@ -83,6 +84,23 @@ def test_auto_takes_the_faster_by_the_clock_and_says_the_rates(costs, winner):
     assert "64" in choice.reason and "16" in choice.reason
 
 
+def test_the_choice_is_tried_once_a_machine(run, monkeypatch, tmp_path, caplog):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(engines, "_LIMIT", 1.0)
+    tried = []
+
+    def first(runs, image_size):
+        tried.append(sorted(runs))
+        return Choice("engine", "onnxruntime", "made up")
+
+    monkeypatch.setattr(engines, "fastest", first)
+    with caplog.at_level(logging.INFO, "hemafast"):
+        assert [opened(run).engine for _ in range(2)] == ["onnxruntime"] * 2
+    assert len(tried) == 1
+    assert {"torch", "onnxruntime"} <= {*tried[0]}
+    assert "engine onnxruntime: made up (found before" in caplog.text
+
+
 def test_auto_is_torch_without_an_export_and_where_the_score_was_lost(run, tmp_path, monkeypatch, caplog):
     assert opened(write_run(tmp_path / "plain")).engine == "torch"
     monkeypatch.setattr(engines, "_LIMIT", -2.0)
@@ -134,7 +152,7 @@ def test_more_first_convolutions_stay_as_they_are_in_every_turn():
         def forward(self, images):
             return self.net(images.float()) + self.net(images.float().flip(3))
 
-    program = torch.onnx.export(Twice(), (noise(2),), input_names=["images"], verbose=False)
+    program = torch.onnx.export(Twice().eval(), (noise(2),), input_names=["images"], verbose=False)
     batches = [noise(2).numpy()]
     counts = []
     for spared in (0, 1, 2):
