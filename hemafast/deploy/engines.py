@@ -49,7 +49,7 @@ def open_onnxruntime(content: bytes) -> Run:
 
     session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
     names = [session.get_outputs()[0].name, FEATURES]
-    return lambda pixels: tuple(session.run(names, {INPUT: pixels}))  # type: ignore[return-value]
+    return lambda pixels: tuple(session.run(names, {INPUT: pixels}))
 
 
 def open_openvino(content: bytes) -> Run:
