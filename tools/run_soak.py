@@ -15,9 +15,9 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import numpy as np
 import psutil
@@ -30,9 +30,6 @@ from output import JsonFileOrNone, machine_line, print_json, table  # a script b
 from hemafast.config import PrepareConfig, TrainConfig, checked
 from hemafast.progress import Progress
 from hemafast.run_folder import LOG, LOG_TABLE, TENSORBOARD
-
-if TYPE_CHECKING:
-    import psutil._common
 
 FEWEST = 20
 """Epochs that tenths can be compared of."""

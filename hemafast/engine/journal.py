@@ -121,6 +121,7 @@ class Journal:
             figure = confusion_figure({f"epoch {epoch}": confusion}, classes)
             for tracker in self._trackers:
                 tracker.figure("confusion", figure, step=epoch)
+            figure.clear()  # its parts refer to each other, and would wait with all their pixels to be collected
 
     def write(self) -> None:
         """Write the rows that are not on the disk. Raises OSError if it refuses them; the next call tries again."""

@@ -16,6 +16,7 @@ from hemafast.engine.journal import Journal, column, logger, read_rows
 from hemafast.engine.state import RunState
 from hemafast.engine.step import Totals
 from hemafast.errors import HemafastError
+from hemafast.pictures import confusion_figure
 from hemafast.run_folder import LOG, LOG_TABLE
 
 TRAIN = {"loss": 0.1234567890123, "accuracy": 0.5, "f1_macro": 1e-17, "lr": 3e-4, "seconds": 1.0}
@@ -32,7 +33,7 @@ class Recorder:
         self.values.append((step, dict(values)))
 
     def figure(self, name, figure, *, step):
-        self.figures.append((step, name, figure))
+        self.figures.append((step, name, [axis.images[0].get_array() for axis in figure.axes]))
 
     def close(self):
         self.closed = True
@@ -193,7 +194,7 @@ def test_a_run_of_thousands_of_epochs_has_hundreds_of_pictures_and_that_of_its_e
         Journal(tmp_path, epochs=2034, trackers=[tracker]) as journal,
         pytest.MonkeyPatch.context() as patch,
     ):
-        patch.setattr("hemafast.engine.journal.confusion_figure", lambda *_: None)
+        patch.setattr("hemafast.engine.journal.confusion_figure", lambda *_: Mock(axes=[]))
         for epoch in range(1, 2035):
             journal.end_epoch(epoch, {}, confusion=np.eye(2), classes=("a", "b"))
     drawn = [step for step, _, _ in tracker.figures]
@@ -218,10 +219,18 @@ def test_trackers_get_measurements_by_epoch_rates_by_step_and_a_picture(journal_
         end(journal, 1, rows, confusion=np.array([[3, 1], [0, 2]]), lrs={12: 0.25, 11: 0.5})
         assert not tracker.closed
     assert tracker.values == [(11, {"lr": 0.5}), (12, {"lr": 0.25}), (1, {"train/loss": 1.0, "val/f1_macro": 0.5})]
-    ((step, name, figure),) = tracker.figures
+    ((step, name, (shares,)),) = tracker.figures
     assert (step, name) == (1, "confusion")
-    assert np.array_equal(figure.axes[0].images[0].get_array(), [[0.75, 0.25], [0.0, 1.0]])
+    assert np.array_equal(shares, [[0.75, 0.25], [0.0, 1.0]])
     assert tracker.closed
+
+
+def test_a_picture_does_not_wait_in_memory_for_the_collection_of_cycles(journal_of, monkeypatch):
+    figure = confusion_figure({"epoch 1": np.eye(2)}, ("a", "b"))
+    monkeypatch.setattr("hemafast.engine.journal.confusion_figure", lambda *_: figure)
+    with journal_of(1, Recorder()) as journal:
+        end(journal, 1, confusion=np.eye(2))
+    assert figure.axes == []
 
 
 def test_a_long_epoch_has_no_more_than_a_hundred_rates(journal_of):
