@@ -20,7 +20,7 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import cycle
 from pathlib import Path
 from typing import Annotated, Any
@@ -135,16 +135,18 @@ def main(
         shutil.rmtree(place, ignore_errors=True)
     console.print(shown(battery.tallies))
     if json_file is not None:
-        write_json(result(battery, time.monotonic() - began, minutes, seed), json_file)
+        asked = {"minutes": f"{minutes:g}", "kills": kills, "only": only, "seed": str(seed)}
+        write_json(result(battery, time.monotonic() - began, asked), json_file)
     raise typer.Exit(int(any(tally.lost for tally in battery.tallies.values())))
 
 
-def result(battery: Battery, seconds: float, asked: float, seed: int) -> dict[str, Any]:
-    """What is written down: the command, the machine and the counts."""
+def result(battery: Battery, seconds: float, asked: Mapping[str, Any]) -> dict[str, Any]:
+    """What is written down: the command with the options that were `asked` for, the machine and the counts."""
     from hemafast.engine.machine import machine_facts
 
+    given = [(name, one) for name, value in asked.items() for one in (value if isinstance(value, list) else [value])]
     return {
-        "command": f"python tools/run_faults.py --minutes {asked:g} --seed {seed}",
+        "command": " ".join(["python tools/run_faults.py", *(f"--{name} {value}" for name, value in given if value)]),
         "minutes": round(seconds / 60, 1),
         "machine": machine_facts("cpu"),
         "faults": {name: tally.to_json() for name, tally in battery.tallies.items()},
