@@ -42,7 +42,7 @@ bench: install ## Measure this machine beside plain PyTorch
 	$(BIN)/hemafast bench --data '$(SOURCE)/prepared'
 
 faults: install ## Kill commands, fill their disk, damage their files, and count what is lost
-	$(BIN)/python tools/run_faults.py --minutes '$(MINUTES)' $(if $(LONG),--kills 1000) --json '$(OUTPUT)/faults.json' $(ARGS)
+	$(BIN)/python tools/run_faults.py --minutes '$(MINUTES)' $(if $(LONG),--kills 1000 --jobs 2) --json '$(OUTPUT)/faults.json' $(ARGS)
 
 test: install lint ## Linter, type checker, all tests
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
