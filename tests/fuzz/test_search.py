@@ -17,7 +17,7 @@ from fuzz import search
 from fuzz.targets import Target
 from hemafast.errors import HemafastError
 
-search.PATIENCE = 1
+search.PATIENCE, search.BATCH = 1, 20
 
 def refuse(data):
     raise HemafastError("It is bad.", "Make it good.")

@@ -27,6 +27,8 @@ HYPOTHESIS, ATHERIS = "hypothesis", "atheris"
 
 ROOM = 2 * 2**30
 """Bytes of address space that a reader may take on top of what its process has when it begins."""
+BATCH = 250
+"""Inputs after which hypothesis may forget: it keeps all that it has drawn, and models have megabytes."""
 PATIENCE = 20
 """Seconds that a reader may take for one input."""
 
@@ -80,7 +82,12 @@ def _attack(name: str, make: Callable[[Path], Target], inputs: int, seed: int, r
 
 
 def _draw(target: Target, inputs: int, seed: int, outcome: Outcome, room: Path) -> None:
-    """Draw inputs from the target's own strategy."""
+    """Draw inputs from the target's own strategy, a batch at a time."""
+    for before in range(0, inputs, BATCH):
+        _draw_batch(target, min(BATCH, inputs - before), f"{seed}, after {before}", outcome, room)
+
+
+def _draw_batch(target: Target, inputs: int, seed: str, outcome: Outcome, room: Path) -> None:
     from hypothesis import HealthCheck, Phase, Verbosity, given, settings
     from hypothesis import seed as seeded
 
