@@ -75,9 +75,9 @@ def find_near(hashes: Hashes, max_distance: int = MAX_DISTANCE) -> npt.NDArray[n
     from hemafast.preparation.near import near_pairs
 
     ends = np.unique(np.r_[np.arange(0, len(hashes), _BLOCK), len(hashes)]).tolist()
-    contiguous = np.ascontiguousarray(hashes)
+    words = np.ascontiguousarray(hashes.T)
     with Pool(len(os.sched_getaffinity(0))) as pool:
-        found = pool.map(lambda ends: near_pairs(contiguous, *ends, max_distance), pairwise(ends))
+        found = pool.map(lambda ends: near_pairs(words, *ends, max_distance), pairwise(ends))
         return np.concatenate([np.empty((0, 2), dtype=np.int64), *found])
 
 

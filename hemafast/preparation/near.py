@@ -13,6 +13,8 @@ from hemafast.compiled import compiled
 
 Words = npt.NDArray[np.uint64]
 
+_RUN = 256  # images that are compared by half of their bits, before any is looked at
+
 
 @intrinsic
 def _ones(_context: Any, _word: Any) -> Any:
@@ -25,25 +27,29 @@ def _ones(_context: Any, _word: Any) -> Any:
 
 
 @compiled(nogil=True)  # so that threads can share the rows
-def near_pairs(hashes: Words, start: int, stop: int, most: int) -> npt.NDArray[np.int64]:
-    """Pairs (n, 2) of rows, the first in `start` to `stop` and the second after it, that differ in at most `most` bits.
+def near_pairs(words: Words, start: int, stop: int, most: int) -> npt.NDArray[np.int64]:
+    """Pairs (n, 2) of images that differ in at most `most` bits: one in `start` to `stop`, and one after it.
 
-    `hashes` is (images, 4).
+    `words` is (4, images): the hash of an image is a column.
     """
+    a, b, c, d = words[0], words[1], words[2], words[3]
+    images, limit, count = words.shape[1], np.uint64(most), 0
     found = np.empty((64, 2), np.int64)
-    count = 0
     for row in range(start, stop):
-        a, b, c, d = hashes[row, 0], hashes[row, 1], hashes[row, 2], hashes[row, 3]
-        for other in range(row + 1, len(hashes)):
-            bits = _ones(a ^ hashes[other, 0]) + _ones(b ^ hashes[other, 1])
-            if bits > most:
+        for left in range(row + 1, images, _RUN):
+            right = min(left + _RUN, images)
+            suspects = 0
+            for other in range(left, right):  # no branch, so that the processor compares several at once
+                suspects += (_ones(a[row] ^ a[other]) + _ones(b[row] ^ b[other])) <= limit
+            if suspects == 0:
                 continue
-            bits += _ones(c ^ hashes[other, 2]) + _ones(d ^ hashes[other, 3])
-            if bits <= most:
-                if count == len(found):
-                    larger = np.empty((2 * count, 2), np.int64)
-                    larger[:count] = found
-                    found = larger
-                found[count, 0], found[count, 1] = row, other
-                count += 1
+            for other in range(left, right):
+                bits = _ones(a[row] ^ a[other]) + _ones(b[row] ^ b[other])
+                if bits + _ones(c[row] ^ c[other]) + _ones(d[row] ^ d[other]) <= limit:
+                    if count == len(found):
+                        larger = np.empty((2 * count, 2), np.int64)
+                        larger[:count] = found
+                        found = larger
+                    found[count, 0], found[count, 1] = row, other
+                    count += 1
     return found[:count]
