@@ -16,7 +16,6 @@ import io
 import math
 import os
 import shutil
-import sys
 import tempfile
 import zipfile
 from collections.abc import Mapping, Sequence
@@ -186,7 +185,8 @@ def tables(results: Mapping[str, Any]) -> dict[str, str]:
     disturbed = [f"{one['images']:,}" for one in sizes if one["beside_others"]]
     note = (
         f"`{result['command']}`: JPEGs of {SIDE} px of random colours, packed at {PACKED} px, a toy network; "
-        f"one process each, imports included: seconds, then peak of the resident memory. {machine_line(result['machine'])}"
+        "one process each, imports included: seconds, then peak of the resident memory. "
+        f"{machine_line(result['machine'])}"
     )
     warned = [f"Other work ran beside {', '.join(disturbed)} images: their seconds say little, their memory is right."]
     return {"growth": table(header.strip(), rows, note, *(warned if disturbed else []))}
@@ -203,4 +203,4 @@ def _exponent(result: Mapping[str, Any], stage: str) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(typer.run(main))
+    typer.run(main)

@@ -16,14 +16,16 @@ Words = npt.NDArray[np.uint64]
 _RUN = 256  # images that are compared by half of their bits, before any is looked at
 
 
-@intrinsic
-def _ones(_context: Any, _word: Any) -> Any:
+def _count_ones(_context: Any, _word: Any) -> Any:
     """Number of ones in a word: one instruction, for which numba has no name."""
 
     def generate(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
         return builder.ctpop(arguments[0])
 
     return types.uint64(types.uint64), generate
+
+
+_ones: Any = intrinsic(_count_ones)
 
 
 @compiled(nogil=True)  # so that threads can share the rows
@@ -38,7 +40,7 @@ def near_pairs(words: Words, start: int, stop: int, most: int) -> npt.NDArray[np
     for row in range(start, stop):
         for left in range(row + 1, images, _RUN):
             right = min(left + _RUN, images)
-            suspects = 0
+            suspects: Any = 0
             for other in range(left, right):  # no branch, so that the processor compares several at once
                 suspects += (_ones(a[row] ^ a[other]) + _ones(b[row] ^ b[other])) <= limit
             if suspects == 0:

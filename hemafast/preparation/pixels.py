@@ -179,7 +179,7 @@ class SquareFiles:
     def write(self, row: int, square: Pixels | bytes) -> None:
         """Write a square, uint8 (size, size, 3) or its bytes, as row `row`. Raises OSError if the disk is full."""
         file, offset = self._place(row)
-        view = memoryview(square if isinstance(square, bytes) else np.ascontiguousarray(square)).cast("B")
+        view = memoryview(square) if isinstance(square, bytes) else np.ascontiguousarray(square).data.cast("B")
         while view:
             written = os.pwrite(file, view, offset)
             view, offset = view[written:], offset + written
