@@ -119,10 +119,11 @@ def _own(function: str, *paths: Path) -> list[str]:
 
 
 def exponents(sizes: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """For each stage the slope between the two largest sizes, of the logarithms of seconds over images."""
-    if len(sizes) < 2:
+    """For each stage the slope between the two largest undisturbed sizes, of the logarithms of seconds over images."""
+    quiet = [one for one in sizes if not one["beside_others"]]
+    if len(quiet) < 2:
         return {}
-    less, more = sizes[-2:]
+    less, more = quiet[-2:]
     grown = math.log(more["images"] / less["images"])
     return {
         name: math.log(cost["seconds"] / less["stages"][name]["seconds"]) / grown
@@ -188,14 +189,14 @@ def tables(results: Mapping[str, Any]) -> dict[str, str]:
         "one process each, imports included: seconds, then peak of the resident memory. "
         f"{machine_line(result['machine'])}"
     )
-    warned = [f"Other work ran beside {', '.join(disturbed)} images: their seconds say little, their memory is right."]
+    warned = [f"Other work ran beside {', '.join(disturbed)} images: their seconds say nothing, and are not shown."]
     return {"growth": table(header.strip(), rows, note, *(warned if disturbed else []))}
 
 
 def _cost(one: Mapping[str, Any], stage: str) -> str:
     cost = one["stages"][stage]
-    mark = "~" if one["beside_others"] else ""
-    return f"{mark}{cost['seconds']:,.1f} s, {cost['peak_memory_mb']:,.0f} MB"
+    seconds = "" if one["beside_others"] else f"{cost['seconds']:,.1f} s, "
+    return f"{seconds}{cost['peak_memory_mb']:,.0f} MB"
 
 
 def _exponent(result: Mapping[str, Any], stage: str) -> str:
