@@ -19,7 +19,6 @@ from __future__ import annotations
 import io
 import os
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -35,6 +34,7 @@ import numpy as np
 import typer
 from output import JsonFile, machine_line, ranged, table, write_json
 from PIL import Image
+from processes import cost_of
 
 from hemafast.config import AUTO_FIELD_OF_VIEW, PrepareConfig
 from hemafast.engine.machine import machine_facts
@@ -221,8 +221,8 @@ def _growth(archive: Archive, size: int, room: Path) -> dict[str, float]:
     """Seconds and peak memory of preparing images in a process of its own, and seconds of a second call."""
     source = Path(tempfile.mkdtemp(dir=room))
     _write_variants(archive, source / archive.path.name, size)
-    command = ["prepare", "--source", str(source), "--json"]
-    return {"images": size, **_measured(command), "seconds_again": _measured(command)["seconds"]}
+    command = ["-m", "hemafast", "prepare", "--source", str(source), "--json"]
+    return {"images": size, **cost_of(command), "seconds_again": cost_of(command)["seconds"]}
 
 
 def _comparison(images: int) -> dict[str, float]:
@@ -231,34 +231,6 @@ def _comparison(images: int) -> dict[str, float]:
     started = time.perf_counter()
     find_near(hashes)
     return {"images": images, "seconds": time.perf_counter() - started}
-
-
-def _measured(arguments: list[str]) -> dict[str, float]:
-    """Seconds, CPU seconds and the peak of the resident memory of one command."""
-    started, peak = time.perf_counter(), 0
-    process = subprocess.Popen([sys.executable, "-m", "hemafast", *arguments], stdout=subprocess.DEVNULL)
-    while True:
-        peak = max(peak, _peak_kib(process.pid))
-        finished, status, usage = os.wait4(process.pid, os.WNOHANG)
-        if finished:
-            break
-        time.sleep(0.05)
-    if status != 0:
-        sys.exit(f"hemafast {' '.join(arguments)} failed.")
-    return {
-        "seconds": time.perf_counter() - started,
-        "cpu_seconds": usage.ru_utime + usage.ru_stime,
-        "peak_memory_mb": peak / 1024,
-    }
-
-
-def _peak_kib(process: int) -> int:
-    """The high-water mark that the kernel keeps; os.wait4's would count what was there before the command began."""
-    try:
-        status = Path(f"/proc/{process}/status").read_text(encoding="utf-8")
-    except OSError:
-        return 0
-    return next((int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM")), 0)
 
 
 def _write_variants(archive: Archive, path: Path, count: int) -> None:

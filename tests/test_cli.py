@@ -124,7 +124,10 @@ def test_short_forms_say_what_they_are_short_for():
 
 
 def test_preparing_options_are_the_fields_of_the_config():
-    assert parameters_of("prepare").keys() - {"workers", "dry_run"} == config.PrepareConfig.__dataclass_fields__.keys()
+    assert (
+        parameters_of("prepare").keys() - {"workers", "dry_run", "part", "join"}
+        == config.PrepareConfig.__dataclass_fields__.keys()
+    )
 
 
 def test_the_preview_takes_every_change_to_a_policy_that_training_takes():

@@ -7,7 +7,7 @@ import shlex
 from collections.abc import Iterable
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -23,7 +23,11 @@ from hemafast.cli.common import (
 )
 from hemafast.cli.options import Asked, configured
 from hemafast.config import POLICY, PrepareConfig, TrainConfig, checked, option_of, prepared_beside, train_config
-from hemafast.errors import ClassesError, StoppedError
+from hemafast.errors import ClassesError, HemafastError, StoppedError
+
+if TYPE_CHECKING:
+    from hemafast.preparation.build import PreparedPart
+    from hemafast.preparation.parts import Part
 
 _OF_POLICY = [name for name in TrainConfig.__dataclass_fields__ if option_of(TrainConfig, name).group == POLICY]
 
@@ -63,6 +67,11 @@ def prepare(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show what would be taken as what; write nothing.")
     ] = False,
+    part: Annotated[
+        str | None,
+        typer.Option(metavar="K/N", help="Read only this part of the images: a job of an array.", show_default="all"),
+    ] = None,
+    join: Annotated[bool, typer.Option("--join", help="Make the data set of all its parts.")] = False,
     workers: Annotated[int | None, typer.Option(min=1, max=256, help="Threads.", show_default="the cores")] = None,
     as_json: Json = False,
     verbose: Verbose = False,
@@ -73,13 +82,17 @@ def prepare(
     Every image is decoded and checked. Images that cannot be trusted are quarantined with a reason. The result appears
     whole or not at all. A second run changes nothing unless the archives or the settings have changed; after a kill,
     the same command continues.
+
+    Several machines share the work with --part 1/8 to --part 8/8, and --join makes the same data set of it.
     """
+    chosen = _chosen_part(part, join=join, dry_run=dry_run)
     source = asked.get("source", PrepareConfig.source)
     settings = checked(PrepareConfig, {"output": prepared_beside(source), **asked})
     progress = listen(verbose=verbose, quiet=quiet or as_json)
     from hemafast.cli.tables import account_table, dataset_table, plan_tree, quarantine_table
     from hemafast.preparation.account import plan_summary
-    from hemafast.preparation.build import plan_preparation
+    from hemafast.preparation.build import join as join_dataset
+    from hemafast.preparation.build import plan_preparation, prepare_part
     from hemafast.preparation.build import prepare as prepare_dataset
 
     results = wide_console()
@@ -97,8 +110,12 @@ def prepare(
             typer.echo(json.dumps(plan_summary(plan), indent=2))
         _say(f"note: {note}" for note in plan.notes if not as_json)
         return
+    how: dict[str, Any] = {"progress": progress, "workers": workers}
     try:
-        prepared = prepare_dataset(settings, plan, progress=progress, workers=workers)
+        if chosen is not None:
+            _tell_part(prepare_part(settings, chosen, plan, **how), as_json=as_json)
+            return
+        prepared = (join_dataset if join else prepare_dataset)(settings, plan, **how)
     except KeyboardInterrupt as error:
         raise StoppedError("Stopped. What was verified is kept.", "Run the same command to continue.") from error
     if as_json:
@@ -114,6 +131,27 @@ def prepare(
     _say([*(f"note: {note}" for note in prepared.info.notes), f"{prepared.folder}: {written}."])
     if settings.output != PrepareConfig.output:
         _say([f"Train on it with: hemafast train --data {shlex.quote(str(prepared.folder))}"])
+
+
+def _chosen_part(text: str | None, *, join: bool, dry_run: bool) -> Part | None:
+    """The part to read, None for all. Raises HemafastError for options that contradict each other."""
+    from hemafast.preparation.parts import parse_part
+
+    if text is None:
+        return None
+    if join or dry_run:
+        other = "--join" if join else "--dry-run"
+        raise HemafastError(f"--part {text} and {other} contradict each other.", f"Leave out --part or {other}.")
+    return parse_part(text)
+
+
+def _tell_part(read: PreparedPart, *, as_json: bool) -> None:
+    if as_json:
+        said = {"part": str(read.part), "folder": str(read.folder), "images": read.images, "fresh": read.fresh}
+        typer.echo(json.dumps(said, indent=2))
+        return
+    done = f"{read.images} images read" if read.fresh else "there already, nothing read"
+    _say([f"Part {read.part} in {read.folder}: {done}. When all are read: the same command with --join."])
 
 
 def _say(lines: Iterable[str]) -> None:

@@ -41,7 +41,7 @@ def measure_scales(
 
 
 def _sample(plan: Plan, domain: str) -> Sequence[Member]:
-    own = [member for member in in_stored_order(plan.members) if member.domain == domain]
+    own = in_stored_order([member for member in plan.members if member.domain == domain])
     return spread(own, SAMPLE if plan.scale_sources[domain] == "estimated" else _COMPARED)
 
 

@@ -11,7 +11,6 @@ from itertools import groupby
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 
 from hemafast.preparation import schema
 from hemafast.preparation.appearance import contrast_of
@@ -24,7 +23,7 @@ from hemafast.preparation.images.kinds import CONVERTED_KINDS, UnreadableImageEr
 from hemafast.preparation.pixels import SquareCutter, SquareFiles, centre_windows, hash_squares, runs_within, shown_side
 from hemafast.preparation.plan import Plan
 from hemafast.preparation.publish import log_of
-from hemafast.preparation.ranges import in_stored_order
+from hemafast.preparation.ranges import place_of
 from hemafast.preparation.sources.containers import reader_of
 from hemafast.preparation.sources.gather import Member
 from hemafast.preparation.threads import Pool, batches, made_ahead
@@ -64,30 +63,32 @@ def ingest(
     sums: Mapping[str, str],
     ranges: Mapping[str, Mapping[str, Range]],
     folder: Path,
+    rows: range,
     *,
     workers: int,
     progress: Progress = SILENT,
-) -> pd.DataFrame:
-    """Read, verify and decode every image in batches. Store its bytes and packed pixels in `folder`.
+) -> None:
+    """Read, verify and decode the images of some rows in batches. Store their bytes and packed pixels in `folder`.
 
     `sums` holds the sha256 of images, by name; images that are not in it may have any. `ranges` says by domain what
     values of more than 8 bits become. Sound results of an interrupted call are reused.
 
-    Returns one row per image in the order of the manifest, with its columns except split, fold and groups. Raises
-    HemafastError if an archive is damaged, OSError if the disk is full.
+    What is known of each image goes into the log of `folder`, for `worklog.read_rows`. Raises HemafastError if an
+    archive is damaged, OSError if the disk is full.
     """
-    rows = plan.rows()
+    order = plan.order()
     (folder / schema.PACKED).mkdir(exist_ok=True)
     with ExitStack() as stack:
-        squares = [stack.enter_context(SquareFiles(folder / schema.PACKED, size, plan.images)) for size in plan.sizes]
+        squares = [stack.enter_context(SquareFiles(folder / schema.PACKED, size, rows)) for size in plan.sizes]
         pool = stack.enter_context(Pool(workers))
         disk, *stations = (stack.enter_context(ThreadPoolExecutor(1)) for _ in range(4))
         done = sound_rows(folder, squares, pool, progress)
         log = stack.enter_context(log_of(folder).open("a", encoding="utf-8"))
-        progress.start("reading images", plan.images, done=len(done))
+        wanted = [(row, plan.members[order[row]]) for row in rows if row not in done]
+        progress.start("reading images", len(rows), done=len(done))
         stack.callback(progress.finish)
         stack.enter_context(strict_decoders())
-        verified = made_ahead(_verified(_read(plan, rows, frozenset(done)), plan, sums, ranges, pool), stations[0])
+        verified = made_ahead(_verified(_read(wanted), plan, sums, ranges, pool), stations[0])
         compared = made_ahead(_read_by_dali(verified, dali_apart(workers)), stations[1])
         decoded = made_ahead(_decoded(compared, SquareCutter(plan.sizes, BATCH, workers), pool), stations[2])
         written_back = disk.submit(_write_back, squares)
@@ -95,24 +96,21 @@ def ingest(
             pool.each(_describe_squares, batch)
             _keep_squares(batch, squares)
             pool.each(lambda image: _keep_bytes(image, folder), batch)
-            fresh = dict(_describe(batch))
-            append_rows(log, fresh.items())
-            done |= fresh
+            append_rows(log, _describe(batch))
             if written_back.done():
                 written_back.result()
                 written_back = disk.submit(_write_back, squares)
             progress.advance(len(batch))
         written_back.result()
-    return pd.DataFrame([done[row] for row in range(plan.images)])
 
 
-def _read(plan: Plan, rows: Mapping[str, int], done: frozenset[int]) -> Iterator[_Image]:
-    """The images that are not `done` yet, in the order in which their archives hold them."""
-    wanted = [member for member in plan.members if rows[member.name] not in done]
-    for container, members in groupby(in_stored_order(wanted), key=lambda one: one.entry.container):
+def _read(wanted: Sequence[tuple[int, Member]]) -> Iterator[_Image]:
+    """The images of some rows, in the order in which their archives hold them."""
+    stored = sorted(wanted, key=lambda one: place_of(one[1]))
+    for container, images in groupby(stored, key=lambda one: one[1].entry.container):
         with reader_of(container) as read:
-            for member in members:
-                yield _Image(rows[member.name], member, read(member.entry))
+            for row, member in images:
+                yield _Image(row, member, read(member.entry))
 
 
 def _verified(

@@ -145,21 +145,29 @@ def runs_within(pixels: Sequence[int]) -> list[slice]:
 class SquareFiles:
     """Packed squares of one size in .npy files of at most MAX_PACKED_BYTES, written in any order by any thread.
 
+    They are those of the rows `rows` of the manifest, all of them or a stretch.
+
     Rows that were never written are zero. The files are not memory-mapped for writing, because the pages of a map
     count as memory of the process.
     """
 
-    def __init__(self, folder: Path, size: int, rows: int) -> None:
+    def __init__(self, folder: Path, size: int, rows: range, *, there: bool = False) -> None:
+        """With `there`, open finished files for reading. Raises ValueError if one has another header or length."""
         self._square_bytes = 3 * size * size
         self._rows_per_file = rows_per_file(size)
+        self._first = rows.start
         self._files: list[tuple[int, int]] = []  # descriptor, length of the header
-        for index, start in enumerate(range(0, rows, self._rows_per_file)):
-            rows_here = min(self._rows_per_file, rows - start)
+        for index, start in enumerate(range(0, len(rows), self._rows_per_file)):
+            rows_here = min(self._rows_per_file, len(rows) - start)
             header = packed_header(rows_here, size)
-            file = os.open(folder / packed_name(size, index), os.O_RDWR | os.O_CREAT, 0o644)
+            name, length = packed_name(size, index), len(header) + self._square_bytes * rows_here
+            file = os.open(folder / name, os.O_RDONLY if there else os.O_RDWR | os.O_CREAT, 0o644)
             self._files.append((file, len(header)))
-            os.pwrite(file, header, 0)
-            os.ftruncate(file, len(header) + self._square_bytes * rows_here)
+            if not there:
+                os.pwrite(file, header, 0)
+                os.ftruncate(file, length)
+            elif os.fstat(file).st_size != length or os.pread(file, len(header), 0) != header:
+                raise ValueError(f"{name} has another length or header")
 
     def __enter__(self) -> SquareFiles:
         return self
@@ -168,10 +176,10 @@ class SquareFiles:
         for file, _header_size in self._files:
             os.close(file)
 
-    def write(self, row: int, square: Pixels) -> None:
-        """Write a square, uint8 (size, size, 3), as row `row`. Raises OSError if the disk is full."""
+    def write(self, row: int, square: Pixels | bytes) -> None:
+        """Write a square, uint8 (size, size, 3) or its bytes, as row `row`. Raises OSError if the disk is full."""
         file, offset = self._place(row)
-        view = np.ascontiguousarray(square).data.cast("B")
+        view = memoryview(square) if isinstance(square, bytes) else np.ascontiguousarray(square).data.cast("B")
         while view:
             written = os.pwrite(file, view, offset)
             view, offset = view[written:], offset + written
@@ -187,7 +195,7 @@ class SquareFiles:
         return os.pread(file, self._square_bytes, offset)
 
     def _place(self, row: int) -> tuple[int, int]:
-        index, within = divmod(row, self._rows_per_file)
+        index, within = divmod(row - self._first, self._rows_per_file)
         file, header_bytes = self._files[index]
         return file, header_bytes + within * self._square_bytes
 

@@ -7,13 +7,15 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
+import numpy as np
+import numpy.typing as npt
 import pandas as pd
 
 from hemafast.config import AUTO_FIELD_OF_VIEW, PrepareConfig, to_plain
 from hemafast.errors import HemafastError
 from hemafast.preparation import schema
 from hemafast.preparation.scale import METHOD, ScaleEstimate
-from hemafast.preparation.shards import digest
+from hemafast.preparation.shards import Streamed, digest
 from hemafast.preparation.sources.gather import Domain, Member, gather
 from hemafast.preparation.sources.survey import PassedOver
 from hemafast.preparation.split import TRAIN, fair_order
@@ -81,11 +83,10 @@ class Plan:
         own = self.windows_by_side.get(domain, {})
         return own.get(shorter_side, self.windows.get(domain, shorter_side))
 
-    def rows(self) -> dict[str, int]:
-        """The row of each image in the manifest and the packed pixels, by name."""
-        names = [(member.domain, member.label, member.name) for member in self.members]
-        images = pd.DataFrame(names, columns=["domain", "label", "path"])
-        return {name: row for row, name in enumerate(images["path"].to_numpy()[fair_order(images)])}
+    def order(self) -> npt.NDArray[np.int64]:
+        """(images,): for each row of the manifest and of the packed pixels, the position of its image in `members`."""
+        names = ((member.domain, member.label, member.name) for member in self.members)
+        return fair_order(pd.DataFrame.from_records(names, columns=["domain", "label", "path"]))
 
     def needed_bytes(self, copies: int) -> int:
         """Bytes of `copies` copies of the original files, and of the packed squares."""
@@ -97,13 +98,13 @@ class Plan:
         names = [name for name, source in self.scale_sources.items() if source == "estimated"]
         return [METHOD, names] if names else []
 
-    def _listing(self) -> list[Any]:
+    def _listing(self) -> Streamed:
         drawn = [[name, domain.drawn] for name, domain in self.domains.items()]
-        images = [
+        images = (
             [one.domain, one.label, one.file, one.split, one.group, one.source, one.entry.size, one.entry.stamp]
             for one in self.members
-        ]
-        return [drawn, images, [[one.kind, one.name] for one in self.passed]]
+        )
+        return Streamed((drawn, Streamed(images), [[one.kind, one.name] for one in self.passed]))
 
 
 def make_plan(config: PrepareConfig, progress: Progress = SILENT) -> Plan:

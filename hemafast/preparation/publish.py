@@ -24,6 +24,34 @@ _NO_SUCH_CALL = {errno.ENOSYS, errno.EINVAL, errno.ENOTSUP}
 
 
 @contextmanager
+def _disk_errors(target: Path) -> Iterator[None]:
+    """Turn errors of the disk into errors that name `target` and a remedy."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in FULL:
+            raise HemafastError(f"The disk of {target} is full.", _MAKE_ROOM) from error
+        remedy = "Make its folder writable, or name another --output."
+        raise HemafastError(f"{target} cannot be written ({error}).", remedy) from error
+
+
+@contextmanager
+def kept_beside(folder: Path) -> Iterator[Path]:
+    """Yield `folder`, made if it is missing, for one process at a time; whatever happens, it and its work log stay.
+
+    Raises HemafastError if another process works in it, or if the disk is full.
+    """
+    with _disk_errors(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with locked(folder):
+            drop_links(folder)
+            if not log_of(folder).exists():
+                shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir(exist_ok=True)
+            yield folder
+
+
+@contextmanager
 def published_whole(target: Path, key: str, *, progress: Progress = SILENT) -> Iterator[Path]:
     """Yield a folder beside `target` that replaces `target` when the block succeeds.
 
@@ -35,11 +63,11 @@ def published_whole(target: Path, key: str, *, progress: Progress = SILENT) -> I
     """
     target = target.resolve()
     refuse_foreign(target)
-    try:
+    with _disk_errors(target):
         target.parent.mkdir(parents=True, exist_ok=True)
-        with _locked(target):
+        with locked(target):
             staging = target.with_name(f".{target.name}-new-{key}")
-            _drop_links(staging)
+            drop_links(staging)
             _put_back(target)
             _clear_debris(target, but=staging.name)
             if not log_of(staging).exists():
@@ -48,7 +76,7 @@ def published_whole(target: Path, key: str, *, progress: Progress = SILENT) -> I
             try:
                 yield staging
                 with stage(progress, "writing to disk"):
-                    _sync(staging)
+                    sync(staging)
                 # The log goes first: after the swap, the older data set has the name of the staging folder.
                 log_of(staging).unlink(missing_ok=True)
                 _swap(staging, target)
@@ -56,11 +84,6 @@ def published_whole(target: Path, key: str, *, progress: Progress = SILENT) -> I
                 _clear_debris(target)
                 raise
             _clear_debris(target)
-    except OSError as error:
-        if error.errno in FULL:
-            raise HemafastError(f"The disk of {target} is full.", _MAKE_ROOM) from error
-        remedy = "Make its folder writable, or name another --output."
-        raise HemafastError(f"{target} cannot be written ({error}).", remedy) from error
 
 
 def log_of(folder: Path) -> Path:
@@ -70,7 +93,7 @@ def log_of(folder: Path) -> Path:
 
 def is_work_file(name: str) -> bool:
     """Whether a name is that of a lock or of unfinished work beside a data set."""
-    return bool(re.fullmatch(r"\..+(\.lock|-old|-new-[0-9a-f]{16}(\.jsonl(\.tmp)?)?)", name))
+    return bool(re.fullmatch(r"\..+(\.lock|-old|-(new|part-\d+-of-\d+)-[0-9a-f]{16}(\.jsonl(\.tmp)?)?)", name))
 
 
 def recover(target: Path) -> None:
@@ -80,7 +103,7 @@ def recover(target: Path) -> None:
     """
     target = target.resolve()
     if _old(target).exists():
-        with suppress(HemafastError, OSError), _locked(target):
+        with suppress(HemafastError, OSError), locked(target):
             _put_back(target)
 
 
@@ -105,9 +128,12 @@ def refuse_too_little_room(target: Path, needed: int) -> None:
 
 
 @contextmanager
-def _locked(target: Path) -> Iterator[None]:
-    """Hold the lock of `target`. The system releases it when the process ends."""
-    path = target.with_name(f".{target.name}.lock")
+def locked(target: Path) -> Iterator[None]:
+    """Hold the lock of `target`, a file beside it. The system releases it when the process ends.
+
+    Raises HemafastError if another process holds it.
+    """
+    path = lock_of(target)
     with open_in_place(path, "a+") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -121,11 +147,16 @@ def _locked(target: Path) -> Iterator[None]:
         yield
 
 
+def lock_of(target: Path) -> Path:
+    """The lock file of a folder: hidden, beside it."""
+    return target.with_name(f".{target.name.removeprefix('.')}.lock")
+
+
 def _old(target: Path) -> Path:
     return target.with_name(f".{target.name}-old")
 
 
-def _drop_links(staging: Path) -> None:
+def drop_links(staging: Path) -> None:
     """Remove links in what a killed process left: nothing of it may be written elsewhere."""
     log = log_of(staging)
     found = [staging, log, log.with_name(f"{log.name}.tmp")]
@@ -156,7 +187,7 @@ def _clear_debris(target: Path, but: str = "") -> None:
             path.unlink(missing_ok=True)
 
 
-def _sync(folder: Path) -> None:
+def sync(folder: Path) -> None:
     """Wait until everything in `folder` is on the disk, so that no rename reaches the disk before the files."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
@@ -176,7 +207,7 @@ def _swap(staging: Path, target: Path) -> None:
     else:
         target.rename(old)
         staging.rename(target)
-    _sync(target.parent)
+    sync(target.parent)
 
 
 def _exchanged(first: Path, second: Path) -> bool:

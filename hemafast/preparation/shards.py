@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -77,9 +78,39 @@ def write_shards(
 def fingerprint(manifest: pd.DataFrame, classes: Sequence[str], pack_sizes: Sequence[int]) -> str:
     """sha256 over what training depends on: classes, packed sizes, and the images in order."""
     columns = ["path", "label", "domain", "split", "fold", "window", "sha256", "pixels_xxh128", "verdict"]
-    return digest([list(classes), list(pack_sizes), manifest[columns].to_numpy().tolist()])
+    rows = manifest[columns].itertuples(index=False, name=None)
+    return digest([list(classes), list(pack_sizes), Streamed(map(list, rows))])
 
 
 def digest(content: Any) -> str:
-    """sha256 over the JSON form of `content`."""
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    """sha256 over the JSON form of `content`.
+
+    In a list, a `Streamed` counts as the list of its items, of which few are in memory at once.
+    """
+    hashed = hashlib.sha256()
+    for text in _json_pieces(content):
+        hashed.update(text.encode())
+    return hashed.hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class Streamed:
+    """Items of a list for `digest`, made one by one."""
+
+    items: Iterable[Any]
+
+
+def _json_pieces(content: Any) -> Iterator[str]:
+    """The text of `json.dumps(content, sort_keys=True)`."""
+    if not isinstance(content, list | tuple | Streamed):
+        yield json.dumps(content, sort_keys=True)
+        return
+    before = "["
+    for item in content.items if isinstance(content, Streamed) else content:
+        yield before
+        if isinstance(item, Streamed):
+            yield from _json_pieces(item)
+        else:
+            yield json.dumps(item, sort_keys=True)
+        before = ", "
+    yield "]" if before == ", " else "[]"

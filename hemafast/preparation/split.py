@@ -150,4 +150,4 @@ def fair_order(images: pd.DataFrame) -> np.ndarray[tuple[int], np.dtype[np.int64
     place = rank.groupby([images["domain"], images["label"]]).rank(method="first") - 1
     offset = strata["path"].transform("min").map(lambda name: int(draw("offset", name)[:8], 16) / 2**32)
     position = (place + offset) / strata["path"].transform("size")
-    return np.lexsort((rank.to_numpy(dtype=str), position.to_numpy()))
+    return np.lexsort((rank.to_numpy(dtype="S64"), position.to_numpy()))

@@ -1,46 +1,58 @@
-"""A log of the images that an interrupted preparation has finished, so that the next call need not read them again.
+"""A log of the images that a preparation has read: an interrupted one need not read them again.
 
 Each row of the manifest becomes a line of JSON once the image and its squares are written. A kill may tear a line, and
-a power cut may lose the files that a line describes: `sound_rows` checks both.
+a power cut may lose the files that a line describes: `sound_rows` checks both. Rows stay in the log, not in the memory,
+until `read_rows` makes a table of them.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Executor
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, TextIO
 
+import numpy as np
+import pandas as pd
+
 from hemafast.preparation.pixels import SquareFiles, hash_squares
 from hemafast.preparation.publish import log_of
-from hemafast.preparation.schema import IMAGES, QUARANTINED, QUARANTINED_IMAGES
+from hemafast.preparation.schema import IMAGES, MANIFEST_COLUMNS, QUARANTINED, QUARANTINED_IMAGES
 from hemafast.preparation.tables.lists import sha256_of
+from hemafast.preparation.threads import batches
 from hemafast.progress import Progress, stage
 from hemafast.reading import parse_json
 
 Row = dict[str, Any]
 
+_AT_ONCE = 4096  # lines
 
-def sound_rows(folder: Path, squares: Sequence[SquareFiles], pool: Executor, progress: Progress) -> dict[int, Row]:
-    """Rows of an interrupted preparation by number, if their files and squares are unchanged.
+_SELECTED = {"split", "fold", "duplicate_group", "group"}
+"""Columns of the manifest that need all images; `selection.select_images` fills them in."""
+LOGGED = {name: kind for name, kind in MANIFEST_COLUMNS.items() if name not in _SELECTED}
+LOGGED |= {"ready_split": "str", "listed_group": "str"}
+"""Columns of a row of the log, and their types."""
+
+
+def sound_rows(folder: Path, squares: Sequence[SquareFiles], pool: Executor, progress: Progress) -> set[int]:
+    """Numbers of the rows of an interrupted preparation whose files and squares are unchanged.
 
     Drops all other rows from the log of `folder`, or begins one.
     """
-    log, rows = log_of(folder), dict[int, Row]()
-    if lines := _whole_lines(log):
-        with stage(progress, "hashing images read before", len(lines)):
-            sound = pool.map(lambda line: _is_sound(folder, line["number"], line["row"], squares), lines)
-            for line, is_sound in zip(lines, sound, strict=True):
-                if is_sound:
-                    rows[line["number"]] = line["row"]
-                progress.advance()
+    log, sound = log_of(folder), set[int]()
     fresh = log.with_name(f"{log.name}.tmp")
     with fresh.open("w", encoding="utf-8") as file:
-        append_rows(file, rows.items())
+        if total := sum(1 for _ in _whole_lines(log)):
+            with stage(progress, "hashing images read before", total):
+                for lines in batches(_whole_lines(log), _AT_ONCE, lambda _: 0):
+                    kept = [line for line in _sound(lines, folder, squares, pool) if line["number"] not in sound]
+                    append_rows(file, ((line["number"], line["row"]) for line in kept))
+                    sound |= {line["number"] for line in kept}
+                    progress.advance(len(lines))
     fresh.replace(log)
-    return rows
+    return sound
 
 
 def append_rows(log: TextIO, rows: Iterable[tuple[int, Row]]) -> None:
@@ -49,12 +61,31 @@ def append_rows(log: TextIO, rows: Iterable[tuple[int, Row]]) -> None:
     log.flush()
 
 
-def _whole_lines(log: Path) -> list[dict[str, Any]]:
-    lines = []
-    with suppress(FileNotFoundError, ValueError):  # ValueError: a torn line; what follows is useless
-        for text in log.read_text(encoding="utf-8", errors="replace").splitlines():
-            lines.append(parse_json(text))
-    return lines
+def read_rows(log: Path) -> pd.DataFrame:
+    """The rows of a finished log, with the columns LOGGED, by their numbers.
+
+    Raises KeyError, TypeError or ValueError for a row that no preparation can have written.
+    """
+    parts = [pd.DataFrame(columns=list(LOGGED)).astype(LOGGED)]
+    for lines in batches(_whole_lines(log), _AT_ONCE, lambda _: 0):
+        numbers = np.array([line["number"] for line in lines], dtype=np.int64)
+        part = pd.DataFrame([line["row"] for line in lines], index=numbers)
+        parts.append(part[list(LOGGED)].astype(LOGGED))
+    return pd.concat(parts[1:] or parts).sort_index()
+
+
+def _whole_lines(log: Path) -> Iterator[dict[str, Any]]:
+    if not log.exists():
+        return
+    with log.open(encoding="utf-8", errors="replace") as file, suppress(ValueError):  # torn; what follows is useless
+        yield from map(parse_json, file)
+
+
+def _sound(
+    lines: Sequence[dict[str, Any]], folder: Path, squares: Sequence[SquareFiles], pool: Executor
+) -> Iterator[dict[str, Any]]:
+    sound = pool.map(lambda line: _is_sound(folder, line["number"], line["row"], squares), lines)
+    return (line for line, is_sound in zip(lines, sound, strict=True) if is_sound)
 
 
 def _is_sound(folder: Path, number: int, row: Row, squares: Sequence[SquareFiles]) -> bool:

@@ -100,7 +100,7 @@ def test_a_kill_while_folders_change_places_mixes_nothing(target, monkeypatch):
         (folder / MARKER).write_text("new")
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
             patch.setattr(Path, "rename", _interrupt)
-            publish._sync(folder)
+            publish.sync(folder)
             log_of(folder).unlink()
             publish._swap(folder, target)
         assert (folder / MARKER).read_text() == "old"

@@ -1,0 +1,207 @@
+"""What each station costs with ever more images: seconds and peak memory, each in a process of its own.
+
+    python benchmarks/growth.py --json benchmarks/results/growth.json --plot benchmarks/results/growth.png
+
+The images are fields of random colours of 48 px, made on the spot: what grows here is their number, so their pixels
+cost little. A million need 12 GB in --room, half an hour to make and prepare, and more to train on. An existing result
+is added to, one size after the other, so an interrupted call loses one size.
+
+Seconds are those of whole processes, imports included. `exponent` is the slope of log seconds over log images between
+the two largest sizes: 1 is in proportion, 2 is quadratic.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import os
+import shutil
+import tempfile
+import zipfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+from output import JsonFileAddedTo, before, machine_line, table, write_json
+from processes import cost_of
+
+from hemafast.config import train_config
+from hemafast.progress import Progress
+
+SIZES = (3_000, 30_000, 300_000, 1_000_000)
+CLASSES = ("basophil", "eosinophil", "lymphocyte", "monocyte", "neutrophil")
+SIDE, FIELDS = 48, 8
+"""px of an image, and fields of colour along its side."""
+PACKED = 32
+STAGES = ("prepare", "prepare again", "open", "first step", "epoch", "evaluate", "report")
+
+
+def write_images(path: Path, images: int) -> None:
+    """A zip of JPEGs, in class folders. Each has a colour of its own in each field, so that no two are alike."""
+    from PIL import Image
+
+    colours = np.random.default_rng(0)
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as file:
+        for number in range(images):
+            fields = colours.integers(60, 256, (FIELDS, FIELDS, 3), dtype=np.uint8)
+            encoded = io.BytesIO()
+            Image.fromarray(np.kron(fields, _ENLARGE)).save(encoded, "JPEG")
+            file.writestr(f"{CLASSES[number % len(CLASSES)]}/{number:07d}.jpg", encoded.getvalue())
+
+
+_ENLARGE = np.ones((SIDE // FIELDS, SIDE // FIELDS, 1), dtype=np.uint8)
+
+
+def open_once(data: str) -> None:
+    """Open a data set and its training images, as training does."""
+    from hemafast.data.dataset import open_dataset
+
+    open_dataset(Path(data)).samples("train", PACKED)
+
+
+def train_epoch(data: str, runs: str, progress: Progress | None = None) -> None:
+    """An epoch of a toy network, with its validation."""
+    from hemafast.engine import trainer
+
+    toy: dict[str, Any] = {"model": "test_resnet", "pretrained": "no", "image_size": PACKED, "policy": "basic"}
+    where = {"data": Path(data), "output": Path(runs)}
+    settings = train_config("quick", **toy, **where, epochs=1, batch_size=256, device="cpu", compile="off")
+    trainer.train(settings, progress=progress or Progress())
+
+
+def train_step(data: str, runs: str) -> None:
+    """The same until its first step is done."""
+    train_epoch(data, runs, _UntilFirstStep())
+
+
+class _UntilFirstStep(Progress):
+    """Ends the process when the first images have trained."""
+
+    _training = False
+
+    def start(self, what: str, total: int | None = None, *, unit: str = "images", done: int = 0, **facts: Any) -> None:
+        """Notice where training begins."""
+        self._training = "epoch" in facts
+
+    def advance(self, count: int = 1, **measured: float) -> None:
+        """End the process there."""
+        if self._training:
+            os._exit(0)
+
+
+def grow(images: int, room: Path) -> dict[str, Any]:
+    """What each stage costs for so many images."""
+    source = room / "source"
+    source.mkdir()
+    write_images(source / "Random.zip", images)
+    data, runs, stages = source / "prepared", room / "runs", {}
+    prepare = ["-m", "hemafast", "prepare", "--source", str(source), "--classes", "from-data", "--json"]
+    prepare += ["--field-of-view", "whole", "--um-per-pixel", "Random=unknown", "--pack-size", str(PACKED)]
+    stages["prepare"], stages["prepare again"] = cost_of(prepare), cost_of(prepare)
+    stages["open"] = cost_of(_own("open_once", data))
+    stages["first step"] = cost_of(_own("train_step", data, room / "cut"))
+    stages["epoch"] = cost_of(_own("train_epoch", data, runs))
+    (run,) = (path for path in runs.iterdir() if (path / "config.json").is_file())
+    stages["evaluate"] = cost_of(["-m", "hemafast", "evaluate", str(run), "--json"])
+    stages["report"] = cost_of(["-m", "hemafast", "report", str(run), "--json"])
+    for name, cost in stages.items():
+        typer.echo(f"{images:,} {name}: {cost['seconds']:.1f} s, {cost['peak_memory_mb']:,.0f} MB", err=True)
+    return {"images": images, "stages": stages}
+
+
+def _own(function: str, *paths: Path) -> list[str]:
+    """Arguments of Python that call a function of this file."""
+    here = str(Path(__file__).resolve().parent)
+    code = f"import sys; sys.path.insert(0, {here!r}); import growth; growth.{function}(*sys.argv[1:])"
+    return ["-c", code, *map(str, paths)]
+
+
+def exponents(sizes: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """For each stage the slope between the two largest undisturbed sizes, of the logarithms of seconds over images."""
+    quiet = [one for one in sizes if not one["beside_others"]]
+    if len(quiet) < 2:
+        return {}
+    less, more = quiet[-2:]
+    grown = math.log(more["images"] / less["images"])
+    return {
+        name: math.log(cost["seconds"] / less["stages"][name]["seconds"]) / grown
+        for name, cost in more["stages"].items()
+    }
+
+
+def draw(sizes: Sequence[Mapping[str, Any]], file: Path) -> None:
+    """Seconds and peak memory of each stage over the number of images, logarithmic."""
+    from hemafast.pictures import DOMAIN_COLOURS, save, subplots
+
+    figure, panels = subplots(2, width=4.8, height=3.5, columns=2)
+    images = [one["images"] for one in sizes]
+    labels = {"seconds": "seconds", "peak_memory_mb": "peak memory, MB"}
+    for panel, (key, label) in zip(panels, labels.items(), strict=True):
+        for number, name in enumerate(STAGES):
+            values = [one["stages"][name][key] for one in sizes]
+            panel.plot(images, values, "o-", ms=4, color=DOMAIN_COLOURS[number % len(DOMAIN_COLOURS)], label=name)
+        panel.set(xscale="log", yscale="log", xlabel="images", ylabel=label)
+        panel.grid(alpha=0.3)
+    panels[0].legend(fontsize=7)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    save(figure, file)
+
+
+def main(
+    json_file: JsonFileAddedTo,
+    plot: Annotated[Path | None, typer.Option(help="Draw it to this PNG.")] = None,
+    images: Annotated[list[int] | None, typer.Option(help="A size; may be repeated.", show_default="all four")] = None,
+    room: Annotated[
+        Path | None, typer.Option(help="Folder for data and runs, which are deleted.", show_default="the temporary one")
+    ] = None,
+    beside_others: Annotated[bool, typer.Option(help="Other work runs here: say that seconds mean nothing.")] = False,
+) -> None:
+    """Measure sizes that are not in the result yet, the smallest first."""
+    from hemafast.engine.machine import choose_machine
+
+    facts = choose_machine(device="cpu", amp="off", compiled="off").facts
+    result = before(json_file, facts) or {"command": "python benchmarks/growth.py", "machine": facts, "sizes": []}
+    there = {one["images"] for one in result["sizes"]}
+    for size in sorted(set(images or SIZES) - there):
+        folder = Path(tempfile.mkdtemp(dir=room, prefix="growth-"))
+        try:
+            result["sizes"].append({**grow(size, folder), "beside_others": beside_others})
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+        result["sizes"].sort(key=lambda one: one["images"])
+        result["exponents"] = exponents(result["sizes"])
+        write_json(result, json_file)
+    if plot is not None:
+        draw(result["sizes"], plot)
+
+
+def tables(results: Mapping[str, Any]) -> dict[str, str]:
+    """Seconds and peak memory of each stage by number of images."""
+    result = results["growth"]
+    sizes = result["sizes"]
+    rows = [[name, *(_cost(one, name) for one in sizes), _exponent(result, name)] for name in STAGES]
+    header = " | ".join(["", *(f"{one['images']:,} images" for one in sizes), "exponent"])
+    disturbed = [f"{one['images']:,}" for one in sizes if one["beside_others"]]
+    note = (
+        f"`{result['command']}`: JPEGs of {SIDE} px of random colours, packed at {PACKED} px, a toy network; "
+        "one process each, imports included: seconds, then peak of the resident memory. "
+        f"{machine_line(result['machine'])}"
+    )
+    warned = [f"Other work ran beside {', '.join(disturbed)} images: their seconds say nothing, and are not shown."]
+    return {"growth": table(header.strip(), rows, note, *(warned if disturbed else []))}
+
+
+def _cost(one: Mapping[str, Any], stage: str) -> str:
+    cost = one["stages"][stage]
+    seconds = "" if one["beside_others"] else f"{cost['seconds']:,.1f} s, "
+    return f"{seconds}{cost['peak_memory_mb']:,.0f} MB"
+
+
+def _exponent(result: Mapping[str, Any], stage: str) -> str:
+    return f"{result['exponents'][stage]:.2f}" if result["exponents"] else ""
+
+
+if __name__ == "__main__":
+    typer.run(main)
