@@ -14,6 +14,7 @@ from hemafast.data.batch import Batch
 from hemafast.engine.checkpoint import save_best, save_last
 from hemafast.engine.duration import seconds_to_end
 from hemafast.engine.run import Run
+from hemafast.engine.starting import Starting
 from hemafast.engine.stop import StopFlag, exit_code
 from hemafast.errors import HemafastError, StoppedError
 from hemafast.files import make_inside, write_table, write_tensors
@@ -29,11 +30,11 @@ _RECENT = 9  # number of updates whose pace predicts the next ones
 class Clock:
     """Counts the seconds of an epoch (training, waiting for data) and of the run, and predicts its end."""
 
-    def __init__(self, run: Run, began: float) -> None:
-        self._run, self._began = run, began
+    def __init__(self, run: Run, starting: Starting) -> None:
+        self._run, self._start = run, starting
         self._looked = time.monotonic()
         # CPU seconds, because a cold disk is slow only once. This thread may also have worked before the run.
-        self._starting = min(time.thread_time(), self._looked - began)
+        self._starting = min(time.thread_time(), self._looked - starting.began)
         self._paces: list[float] = []  # seconds per image, by update, since images grew
         self._since = time.perf_counter()
         self._stepped = False
@@ -43,6 +44,8 @@ class Clock:
         state = self._run.state
         self._since = asked = time.perf_counter()
         for batch in batches:
+            if not self._stepped:
+                self._start.done("first batch")
             state.waited += time.perf_counter() - asked
             yield batch
             self.pause()
@@ -59,7 +62,8 @@ class Clock:
         """Log the time of the first step."""
         if not self._stepped:
             self._stepped = True
-            logger.info("first step %.1f s after the start", time.monotonic() - self._began)
+            self._start.done("first step")
+            logger.info("first step %.1f s after the start: %s", self._start.seconds, self._start.told())
 
     def grown(self) -> None:
         """Forget the pace, because images are larger from now on."""
