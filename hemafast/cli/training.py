@@ -18,7 +18,10 @@ from hemafast.errors import HemafastError
 from hemafast.files import make_folder
 from hemafast.run_folder import find_run, read_config, summaries
 
-STARTING = "starting: libraries, data and network take some 5 s, and up to 20 s from a cold disk"
+STARTING = (
+    "starting: libraries, data and network take some 5 s, up to 20 s from a cold disk, and 30 s more where the kernels "
+    "of the augmentation are compiled, once for each installation"
+)
 """Said before the libraries are imported, which prints nothing."""
 
 _TRIED = ("preset", "data", "model", "batch_size", "image_size")

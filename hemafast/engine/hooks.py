@@ -13,6 +13,7 @@ from statistics import median
 from hemafast.data.batch import Batch
 from hemafast.engine.checkpoint import save_best, save_last
 from hemafast.engine.duration import seconds_to_end
+from hemafast.engine.load import Load
 from hemafast.engine.run import Run
 from hemafast.engine.starting import Starting
 from hemafast.engine.stop import StopFlag, exit_code
@@ -24,6 +25,7 @@ from hemafast.run_folder import BEST, LAST, NONFINITE
 logger = logging.getLogger("hemafast")
 
 _SAVE = 1  # a vote of the processes; higher ones are signals, by their number above this
+_CROWDED = 0.3  # of the wanted time; threads of one run wait for each other too, though less than this
 _RECENT = 9  # number of updates whose pace predicts the next ones
 
 
@@ -37,7 +39,8 @@ class Clock:
         self._starting = min(time.thread_time(), self._looked - starting.began)
         self._paces: list[float] = []  # seconds per image, by update, since images grew
         self._since = time.perf_counter()
-        self._stepped = False
+        self._stepped = self._told = False
+        self._load = Load.now()
 
     def timed(self, batches: Iterable[Batch]) -> Iterator[Batch]:
         """The batches. The time until each one arrives counts as waiting, all time counts as training."""
@@ -64,6 +67,14 @@ class Clock:
             self._stepped = True
             self._start.done("first step")
             logger.info("first step %.1f s after the start: %s", self._start.seconds, self._start.told())
+
+    def trained(self) -> None:
+        """Say once if this process waited for a core for much of the last epoch."""
+        load, before = Load.now(), self._load
+        self._load = load
+        if not self._told and (share := load.others_since(before)) > _CROWDED:
+            self._told = True
+            logger.info("waited for a core for %.0f %% of the processor time: other programs or a quota", 100 * share)
 
     def grown(self) -> None:
         """Forget the pace, because images are larger from now on."""

@@ -13,8 +13,8 @@ from hemafast.data.batch import Batch
 from hemafast.engine.hooks import Clock, NonfiniteCheck, Saver, Stops
 from hemafast.engine.journal import Journal
 from hemafast.engine.run import Run
-from hemafast.engine.step import seed_batch, update_plan
 from hemafast.engine.starting import Starting
+from hemafast.engine.step import seed_batch, update_plan
 from hemafast.engine.stop import StopFlag
 from hemafast.engine.validate import Outcome, validate
 from hemafast.errors import HemafastError
@@ -62,6 +62,7 @@ def train_run(run: Run, folder: Path, journal: Journal, flag: StopFlag, starting
             if run.duration.over(state):
                 break
         clock.pause()
+        clock.trained()
         check_finite(learner.train_step.bad.read())
         rows = {"train": _train_row(run)}
         outcome, rows["val"] = _validate(run, journal, stops, clock)

@@ -333,3 +333,18 @@ def test_a_later_decision_takes_the_place_of_the_earlier_one_of_its_name(without
     assert [choice.name for choice in decided.choices] == [*names, "batch size"]
     assert decided.choices[names.index("torch.compile")] == compiler
     assert [choice.name for choice in machine.choices] == names  # a machine does not change
+
+
+@pytest.mark.parametrize(("granted", "asked", "threads"), [(1, None, 1), (1, "2", 2), (64, None, 2)])
+def test_torch_has_no_more_threads_than_a_quota_grants(monkeypatch, granted, asked, threads):
+    monkeypatch.setattr("hemafast.engine.machine.cores", lambda: granted)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if asked:
+        monkeypatch.setenv("OMP_NUM_THREADS", asked)
+    torch.set_num_threads(2)
+    try:
+        chosen = next(choice for choice in _choose().choices if choice.name == "torch threads")
+        assert (torch.get_num_threads(), chosen.value) == (threads, str(threads))
+        assert ("quota" in chosen.reason) is (threads == 1)
+    finally:
+        torch.set_num_threads(1)

@@ -162,7 +162,9 @@ def on_a_card(monkeypatch):
 
 def test_on_a_card_the_data_bounds_the_batch_and_resident_squares_count(settings, on_a_card, monkeypatch):
     limits, choose = [], trial.choose_batch_size
-    monkeypatch.setattr(trial, "choose_batch_size", lambda *asked, **more: limits.append(asked[1]) or choose(*asked, **more))
+    monkeypatch.setattr(
+        trial, "choose_batch_size", lambda *asked, **more: limits.append(asked[1]) or choose(*asked, **more)
+    )
     config, choices = decided(settings(batch_size="auto", input="auto"))
     dataset = open_dataset(config.data)
     assert limits == [Limits(8, sum(dataset.samples(split, 32).packed.nbytes for split in ("train", "val")))]
