@@ -25,12 +25,13 @@ import numpy as np
 import pandas as pd
 import typer
 from output import JsonFileAddedTo, before, machine_line, table, write_json
-from time_to_score import SIDES, class_folders, prepare_real, run_reference
+from time_to_score import REFERENCE, class_folders, prepare_real, run_loop
 
 from hemafast.engine.machine import choose_machine
 from hemafast.evaluate.intervals import interval, resample
 from hemafast.evaluate.metrics import confusions, count_scores
 
+SIDES = ("hemafast", "reference")
 BUDGETS = {"Acevedo_20": 900.0, "Matek_19": 120.0}
 """Seconds that each side has. Few images need few of them: the smaller archive is seen as often as the larger."""
 
@@ -57,7 +58,7 @@ def run_ours(
 def best_within(folders: Path, model: str, seed: int, seconds: float) -> Answers:
     """Train with the reference's loop; return the predictions of the best epoch that ended within `seconds`."""
     file = folders / "answers.json"
-    run_reference(folders, model, seed, seconds, target=1.0, answers=file)
+    run_loop(REFERENCE, folders, model=model, seed=seed, seconds=seconds, target=1.0, answers=file)
     epochs: list[dict[str, Any]] = json.loads(file.read_text(encoding="utf-8"))
     file.unlink()
     within = [epoch for epoch in epochs if epoch["seconds"] <= seconds]

@@ -1,15 +1,16 @@
-"""Seconds until a macro-F1 is reached: `hemafast train --preset fast` beside the reference pipeline's loop.
+"""Seconds until a macro-F1 is reached: `hemafast train --preset fast` beside loops that others write.
 
     python benchmarks/time_to_score.py --source DIR_WITH_THE_ARCHIVES --json benchmarks/results/time_to_score.json \
         --plot benchmarks/results/time_to_score.png
 
-Both sides see the split that `hemafast prepare` made, start from the same weights of the same network, and are scored
+All sides see the split that `hemafast prepare` made, start from the same weights of the same network, and are scored
 on the same validation images without augmentation, after each epoch. Seconds count from the start of the process,
-imports included; preparation is reported separately. A reference run ends at the last threshold, or when its time
-is over; the result marks the thresholds that it has not reached. Seeds take turns between the sides. The result is
-written after each run, and a second call with more seeds adds to it, on the same processor.
+imports included; preparation is reported separately. The loop of the reference ends at the last threshold, or when its
+time is over, the others with their schedules; the result marks the thresholds that a side has not reached. Seeds take
+turns between the sides. The result is written after each run, and a second call with more seeds or sides adds to it,
+on the same processor.
 
-`reference.py` is the other side, and says what it is. With `--reference-seconds 0` only our side runs.
+`timm_loop.py`, `fastai_loop.py` and `reference.py` are the other sides, and say what they are.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from statistics import median
@@ -32,18 +34,36 @@ from typing import Annotated, Any
 import pandas as pd
 import typer
 from output import JsonFileAddedTo, before, machine_line, table, write_json
+from peers import PeerUnavailable, peer_python
 
 from hemafast.config import train_config
 from hemafast.data.dataset import Dataset, open_dataset
 from hemafast.engine.machine import choose_machine
 from hemafast.run_folder import LOG
+from hemafast.weights import load_initial_weights
 
 THRESHOLDS = (0.60, 0.70, 0.75, 0.80, 0.85)
-SIDES = ("hemafast", "reference")
+OURS = "hemafast"
 _LINE = re.compile(r"^(\S+ \S+) INFO epoch \d+.*val macro-F1 ([\d.]+)", flags=re.MULTILINE)
 
 Point = dict[str, float]
 """`seconds` from the start of the process, and the `f1_macro` of the validation that ended then."""
+
+
+@dataclass(frozen=True)
+class Loop:
+    """A script beside this one that trains on class folders, and the peer in whose environment it runs."""
+
+    script: str
+    peer: str | None = None
+
+    def python(self) -> str:
+        """Its interpreter. Raises PeerUnavailable."""
+        return str(peer_python(self.peer)) if self.peer else sys.executable
+
+
+REFERENCE = Loop("reference.py")
+LOOPS = {"timm loop": Loop("timm_loop.py"), "fastai": Loop("fastai_loop.py", peer="fastai"), "reference": REFERENCE}
 
 
 def class_folders(prepared: Path, domain: str, folder: Path) -> None:
@@ -68,18 +88,15 @@ def run_ours(command: list[str], output: Path) -> list[Point]:
     return [{"seconds": end - started, "f1_macro": float(f1)} for end, (_, f1) in zip(ends, told, strict=True)]
 
 
-def run_reference(
-    folders: Path, model: str, seed: int, seconds: float, *, target: float = THRESHOLDS[-1], answers: Path | None = None
-) -> list[Point]:
-    """Train with the reference's loop until the target or the end of its time; `answers` gets those of each epoch."""
+def run_loop(loop: Loop, folders: Path, **asked: Any) -> list[Point]:
+    """Train with a loop on `folders`/train; `asked` are its options. Raises PeerUnavailable."""
     points = folders / "points.json"
-    command = [sys.executable, str(Path(__file__).with_name("reference.py")), "--json", str(points)]
-    for split in ("train", "val"):
-        command += [f"--{split}", str(folders / split)]
-    asked: dict[str, Any] = {"--model": model, "--seed": seed, "--seconds": seconds, "--target": target}
-    if answers is not None:
-        asked["--answers"] = answers
-    subprocess.run([*command, *map(str, sum(asked.items(), ()))], check=True, capture_output=True)
+    command = [loop.python(), str(Path(__file__).with_name(loop.script)), "--json", str(points)]
+    for name, value in {"train": folders / "train", "val": folders / "val", **asked}.items():
+        command += [f"--{name}", str(value)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        sys.exit(f"{loop.script} failed: {done.stderr}")
     found: list[Point] = json.loads(points.read_text(encoding="utf-8"))
     points.unlink()
     return found
@@ -103,41 +120,44 @@ def biggest_fall(points: list[Point]) -> float:
     )
 
 
-def summary(runs: dict[str, list[list[Point]]], preparation: dict[str, float]) -> dict[str, Any]:
-    """For each threshold, the median seconds of each side's seeds, and how many times longer the reference takes.
+def summary(runs: Mapping[str, list[list[Point]]], preparation: Mapping[str, float]) -> dict[str, Any]:
+    """For each threshold, the median seconds of each side's seeds, and how many times longer than ours it takes.
 
     A seed that has not reached a threshold counts as longer than any that has; where the median is such a seed, the
-    ratio is a bound from below by the time that the seeds were given.
+    ratio is a bound from below by the time that the seeds took.
     """
+    ran = {side: seeds for side, seeds in runs.items() if seeds}
     table: dict[str, Any] = {}
     for threshold in THRESHOLDS:
-        row: dict[str, Any] = {}
-        for side, seeds in runs.items():
-            if not seeds:
-                continue
-            times = [reached(points, threshold) for points in seeds]
-            middle = median(math.inf if seconds is None else seconds for seconds in times)
-            row[side] = {
-                "seconds": times,
-                "median": middle if math.isfinite(middle) else None,
-                "at_least": min(points[-1]["seconds"] for points in seeds if reached(points, threshold) is None)
-                if not math.isfinite(middle)
-                else None,
-            }
-        if len(row) == len(SIDES) and row["hemafast"]["median"] is not None:
-            ours, theirs = row["hemafast"]["median"], row["reference"]["median"] or row["reference"]["at_least"]
-            row["ratio"] = theirs / ours
-            row["ratio_with_preparation"] = (theirs + preparation["reference"]) / (ours + preparation["hemafast"])
-            row["ratio_is_bound"] = row["reference"]["median"] is None
+        row = {side: _seconds_to(threshold, seeds) for side, seeds in ran.items()}
+        ours = row[OURS]["median"] if OURS in row else None
+        for side, found in row.items():
+            if side != OURS and ours is not None:
+                theirs = found["median"] or found["at_least"]
+                found["ratio"] = theirs / ours
+                found["ratio_with_preparation"] = (theirs + preparation["others"]) / (ours + preparation[OURS])
         table[f"{threshold:.2f}"] = row
     return table
 
 
+def _seconds_to(threshold: float, seeds: list[list[Point]]) -> dict[str, Any]:
+    times = [reached(points, threshold) for points in seeds]
+    middle = median(math.inf if seconds is None else seconds for seconds in times)
+    if math.isfinite(middle):
+        return {"seconds": times, "median": middle, "at_least": None}
+    missed = [points[-1]["seconds"] for points, seconds in zip(seeds, times, strict=True) if seconds is None]
+    return {"seconds": times, "median": None, "at_least": min(missed)}
+
+
 def sum_up(result: dict[str, Any]) -> None:
     """Put what the runs come to into the result."""
-    points = {side: [run["points"] for run in runs] for side, runs in result["runs"].items()}
+    points = _points(result)
     result["thresholds"] = summary(points, result["preparation_seconds"])
     result["biggest_fall"] = {side: [biggest_fall(one) for one in seeds] for side, seeds in points.items()}
+
+
+def _points(result: Mapping[str, Any]) -> dict[str, list[list[Point]]]:
+    return {side: [run["points"] for run in runs] for side, runs in result["runs"].items()}
 
 
 def plot(result: dict[str, Any], file: Path) -> None:
@@ -145,7 +165,7 @@ def plot(result: dict[str, Any], file: Path) -> None:
     import matplotlib.pyplot as plt
     from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
-    colours = {"hemafast": "#c1121f", "reference": "#3d5a80"}
+    colours = {OURS: "#c1121f", "timm loop": "#e09f3e", "fastai": "#588157", "reference": "#3d5a80"}
     figure, axes = plt.subplots(figsize=(8, 4.5), layout="constrained")
     for side, runs in result["runs"].items():
         for number, run in enumerate(runs):
@@ -192,13 +212,23 @@ def unpack(archive: Path, folder: Path) -> float:
 
 
 def lay_out(source: Path, domain: str, group_pattern: str | None, folder: Path) -> dict[str, float]:
-    """Put what each side reads into `folder`: `prepared`, and class folders. Seconds that it takes by side."""
+    """Put what each side reads into `folder`: `prepared`, and class folders. Seconds that it takes us and others."""
     seconds = {
-        "hemafast": prepare(source, folder / "prepared", group_pattern),
-        "reference": unpack(source / f"{domain}.zip", folder / "unpacked"),
+        OURS: prepare(source, folder / "prepared", group_pattern),
+        "others": unpack(source / f"{domain}.zip", folder / "unpacked"),
     }
     class_folders(folder / "prepared", domain, folder)
     return seconds
+
+
+def write_weights(model: str, file: Path) -> None:
+    """The first weights of all sides, as a file that timm reads."""
+    import timm
+    import torch
+
+    network = timm.create_model(model)
+    load_initial_weights(network, model, pretrained="yes", file=None)
+    torch.save(network.state_dict(), file)
 
 
 def conditions(prepared: Path, domain: str, preset: str, seeds: int) -> dict[str, Any]:
@@ -217,96 +247,103 @@ def conditions(prepared: Path, domain: str, preset: str, seeds: int) -> dict[str
     }
 
 
+def run_side(side: str, seed: int, folder: Path, result: Mapping[str, Any], reference_seconds: float) -> list[Point]:
+    """Train once. Raises PeerUnavailable."""
+    if side == OURS:
+        command = [*result["ours"].split(), "--data", str(folder / "prepared"), "--seed", str(seed)]
+        return run_ours(command, folder / f"runs-{seed}")
+    asked: dict[str, Any] = {"model": result["model"], "seed": seed}
+    if side == "reference":
+        asked |= {"seconds": reference_seconds, "target": THRESHOLDS[-1]}
+    else:
+        asked["weights"] = folder / "weights.pth"
+    return run_loop(LOOPS[side], folder, **asked)
+
+
 def main(
     source: Annotated[Path, typer.Option(help="Folder with real archives.")],
     json_file: JsonFileAddedTo,
     plot_file: Annotated[Path | None, typer.Option("--plot", help="Draw macro-F1 against seconds to this PNG.")] = None,
     domain: Annotated[str, typer.Option(help="Domain to train on, and name of its archive.")] = "Acevedo_20",
     preset: Annotated[str, typer.Option(help="Our side's.")] = "fast",
+    sides: Annotated[str, typer.Option(help="Who runs, with commas between.")] = ",".join((OURS, *LOOPS)),
     seeds: Annotated[int, typer.Option(min=1, help="How many runs each side has in the end.")] = 3,
-    reference_seconds: Annotated[float, typer.Option(help="Time that a run of the reference is given.")] = 1800.0,
+    reference_seconds: Annotated[float, typer.Option(help="Time that a run of the reference is given.")] = 1000.0,
     group_pattern: Annotated[str | None, typer.Option(help="As for `hemafast prepare`.")] = None,
 ) -> None:
     """Race to each threshold; with the archives of 3,000 images an hour or more on two cores."""
+    chosen = sides.split(",")
+    if unknown := set(chosen) - {OURS, *LOOPS}:
+        raise typer.BadParameter(f"There is no side {min(unknown)!r}; there are {', '.join((OURS, *LOOPS))}.")
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         preparation = lay_out(source, domain, group_pattern, folder)
         result = conditions(folder / "prepared", domain, preset, seeds)
-        result |= {"preparation_seconds": preparation, "runs": {side: [] for side in SIDES}}
-        result["runs"] |= before(json_file, result["machine"]).get("runs", {})
-        for seed in range(seeds):
-            for side, runs in result["runs"].items():
-                if seed < len(runs) or (side == "reference" and not reference_seconds):
-                    continue
-                if side == "hemafast":
-                    command = [*result["ours"].split(), "--data", str(folder / "prepared"), "--seed", str(seed)]
-                    runs.append({"seed": seed, "points": run_ours(command, folder / f"runs-{seed}")})
-                else:
-                    points = run_reference(folder, result["model"], seed, reference_seconds)
-                    runs.append({"seed": seed, "given_seconds": reference_seconds, "points": points})
-                typer.echo(f"{side}, seed {seed}: {runs[-1]['points']}", err=True)
-                sum_up(result)
-                write_json(result, json_file)
+        write_weights(result["model"], folder / "weights.pth")
+        earlier = before(json_file, result["machine"]).get("runs", {})
+        runs = {side: earlier.get(side, []) for side in (OURS, *LOOPS)}
+        result |= {"preparation_seconds": preparation, "runs": runs}
+        for seed, side in itertools.product(range(seeds), chosen):
+            if seed < len(runs[side]):
+                continue
+            try:
+                points = run_side(side, seed, folder, result, reference_seconds)
+            except PeerUnavailable as error:
+                typer.echo(f"{error}; the race goes on without it", err=True)
+                continue
+            runs[side].append({"seed": seed, "points": points})
+            typer.echo(f"{side}, seed {seed}: {points}", err=True)
+            sum_up(result)
+            write_json(result, json_file)
     if plot_file is not None:
         plot(result, plot_file)
 
 
 def tables(results: Mapping[str, Any]) -> dict[str, str]:
-    """Seconds to each macro-F1 of both sides, on two processors."""
+    """Seconds to each macro-F1 of all sides, on two processors."""
     return {name: _table(results[name]) for name in ("time_to_score", "time_to_score_avx2")}
 
 
 def _table(result: Mapping[str, Any]) -> str:
     preparation, images = result["preparation_seconds"], result["images"]
-    ours, theirs = (result["runs"][side] for side in SIDES)
-    rows = [
-        [
-            bar,
-            *(_seconds(row[side]) for side in SIDES),
-            _ratio(row, "ratio"),
-            _ratio(row, "ratio_with_preparation"),
-        ]
-        for bar, row in result["thresholds"].items()
-    ]
-    epochs = [_epoch_seconds(runs) for runs in (ours, theirs)]
+    points = {side: seeds for side, seeds in _points(result).items() if seeds}
+    thresholds = summary(points, preparation)
+    rows = [[bar, *(_cell(row[side]) for side in points)] for bar, row in thresholds.items()]
+    falls = ", ".join(f"{biggest_fall(seed):.3f}" for seed in points[OURS])
+    ends = "; ".join(f"{_ends(seeds)} ({side})" for side, seeds in points.items())
+    epochs = ", ".join(f"{_epoch_seconds(seeds):.0f} s ({side})" for side, seeds in points.items())
     note = (
-        f"`{result['command']}`: `{result['ours']}` beside the reference's loop, {result['model']} from the same "
+        f"Seconds, median (each seed), and how many times as long as hemafast; in brackets with preparation. "
+        f"`{result['command']}`: `{result['ours']}` beside loops that others write, {result['model']} from the same "
         f"ImageNet weights, {images['train']:,} training and {images['val']} validation images of "
-        f"{result['domain']}, {result['classes']} classes, {len(ours)} seeds, alternating, median (each seed). "
-        f"Seconds count from the start of the process. Preparation took {preparation['hemafast']:.0f} s, unpacking for "
-        f"the reference {preparation['reference']:.1f} s. Runs end at {_ends(ours)} (hemafast) and {_ends(theirs)} "
-        f"(reference). An epoch with its validation takes {epochs[0]:.0f} s (hemafast) and {epochs[1]:.0f} s "
-        f"(reference), {epochs[1] / epochs[0]:.1f} times as long. The rest of each ratio comes from needing fewer "
-        "epochs. After the first third, the largest drop of our macro-F1 between two validations is "
-        f"{', '.join(f'{fall:.3f}' for fall in result['biggest_fall']['hemafast'])} (each seed). "
+        f"{result['domain']}, {result['classes']} classes, {len(points[OURS])} seeds, alternating. "
+        f"Seconds count from the start of the process. Preparation took {preparation[OURS]:.0f} s, unpacking for "
+        f"the others {preparation['others']:.1f} s. Runs end at {ends}. An epoch with its validation takes {epochs}. "
+        f"After the first third, the largest drop of our macro-F1 between two validations is {falls} (each seed). "
         f"{machine_line(result['machine'])}"
     )
-    header = "macro-F1 | hemafast, seconds | reference, seconds | reference / hemafast | with preparation"
-    return table(header, rows, note)
+    return table(" | ".join(["macro-F1", *points]), rows, note)
 
 
-def _ends(runs: list[dict[str, Any]]) -> str:
-    last = [run["points"][-1] for run in runs]
-    return " / ".join(f"{point['f1_macro']:.3f} at {point['seconds']:.0f} s" for point in last)
+def _ends(seeds: list[list[Point]]) -> str:
+    return " / ".join(f"{points[-1]['f1_macro']:.3f} at {points[-1]['seconds']:.0f} s" for points in seeds)
 
 
-def _epoch_seconds(runs: list[dict[str, Any]]) -> float:
+def _epoch_seconds(seeds: list[list[Point]]) -> float:
     """Median seconds from one validation to the next, without the start of the process."""
-    pairs = (pair for run in runs for pair in itertools.pairwise(run["points"]))
+    pairs = (pair for points in seeds for pair in itertools.pairwise(points))
     return median(float(after["seconds"] - before["seconds"]) for before, after in pairs)
 
 
-def _seconds(side: Mapping[str, Any]) -> str:
-    each = " / ".join("-" if seconds is None else f"{seconds:.0f}" for seconds in side["seconds"])
-    if side["median"] is None:
-        return f"not within {side['at_least']:.0f} ({each})"
-    return f"**{side['median']:.0f}** ({each})"
-
-
-def _ratio(row: Mapping[str, Any], name: str) -> str:
-    if name not in row:
-        return ""
-    return f"{'more than ' if row['ratio_is_bound'] else ''}**{row[name]:.1f}x**"
+def _cell(found: Mapping[str, Any]) -> str:
+    each = " / ".join("-" if seconds is None else f"{seconds:.0f}" for seconds in found["seconds"])
+    if found["median"] is None:
+        text, more = f"not within {found['at_least']:.0f}", "more than "
+    else:
+        text, more = f"**{found['median']:.0f}** ({each})", ""
+    if "ratio" not in found:
+        return text
+    return f"{text}, {more}**{found['ratio']:.1f}x** ({found['ratio_with_preparation']:.1f}x)"
 
 
 if __name__ == "__main__":

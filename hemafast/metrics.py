@@ -24,7 +24,11 @@ def per_class_f1(confusion: Counts) -> npt.NDArray[np.float64]:
     their true class.
     """
     hits = np.diagonal(confusion, axis1=-2, axis2=-1).astype(np.float64)
-    actual, predicted = confusion.sum(axis=-1), confusion.sum(axis=-2)
+    return f1_of(hits, confusion.sum(axis=-1), confusion.sum(axis=-2))
+
+
+def f1_of(hits: Counts, actual: Counts, predicted: Counts) -> npt.NDArray[np.float64]:
+    """`per_class_f1` from images of each class (..., classes): predicted right, all, and all predicted as it."""
     f1: npt.NDArray[np.float64] = 2 * hits / np.maximum(actual + predicted, 1)
     return np.where(actual > 0, f1, np.nan)
 

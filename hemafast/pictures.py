@@ -20,6 +20,7 @@ DOMAIN_COLOURS = ("#009E73", "#CC79A7", "#56B4E9", "#E69F00")
 
 _DPI = 110
 _LONGEST = 28  # letters of a name in a picture
+_MOST_CLASSES = 40  # named on an axis, and with numbers
 
 
 def subplots(count: int, *, width: float, height: float, columns: int) -> tuple[Any, list[Any]]:
@@ -65,7 +66,8 @@ def pixels_of(figure: Any) -> npt.NDArray[np.uint8]:
 def confusion_figure(confusions: Mapping[str, Confusion], classes: Sequence[str]) -> Any:
     """A figure of confusion matrices (classes, classes) by title, two in a row.
 
-    Shades are shares of the true class, numbers are images.
+    Shades are shares of the true class, numbers are images. Of more classes than there is room for, some are named, and
+    there are no numbers.
     """
     figure, axes = subplots(len(confusions), width=6.2, height=6.0, columns=2)
     for axis, (title, confusion) in zip(axes, confusions.items(), strict=True):
@@ -77,11 +79,14 @@ def confusion_figure(confusions: Mapping[str, Confusion], classes: Sequence[str]
 def _draw_confusion(axis: Any, confusion: Confusion, classes: Sequence[str]) -> None:
     shares = confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)
     axis.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    ticks = range(len(classes))
+    step = -(-len(classes) // _MOST_CLASSES)
+    ticks, names = range(0, len(classes), step), list(classes)[::step]
     # parse_math=False: a dollar sign in a user's name is not a formula.
-    axis.set_xticks(ticks, classes, rotation=45, ha="right", rotation_mode="anchor", fontsize=8, parse_math=False)
-    axis.set_yticks(ticks, classes, fontsize=8, parse_math=False)
+    axis.set_xticks(ticks, names, rotation=45, ha="right", rotation_mode="anchor", fontsize=8, parse_math=False)
+    axis.set_yticks(ticks, names, fontsize=8, parse_math=False)
     axis.set(xlabel="predicted", ylabel="true")
+    if step > 1:
+        return
     for row, column in zip(*np.nonzero(confusion), strict=True):
         colour = "white" if shares[row, column] > 0.5 else "black"
         axis.text(column, row, confusion[row, column], ha="center", va="center", fontsize=8, color=colour)

@@ -9,12 +9,12 @@ import numpy as np
 import numpy.typing as npt
 
 from hemafast.evaluate.intervals import interval, plain, wilson, with_intervals
-from hemafast.evaluate.metrics import Scores, count_scores
+from hemafast.evaluate.metrics import Confusions, count_scores
 from hemafast.taxonomy import BLAST, LINEAGES, MATURATION
 
 
-def lineage_scores(matrices: Scores, classes: Sequence[str]) -> dict[str, Any] | None:
-    """Confusion and scores between lineages, from confusion matrices (1 + resamples, classes, classes).
+def lineage_scores(confusion: Confusions, classes: Sequence[str]) -> dict[str, Any] | None:
+    """Confusion and scores between lineages, from the confusion of the images and of each resample.
 
     None if a class belongs to no known lineage.
     """
@@ -22,37 +22,37 @@ def lineage_scores(matrices: Scores, classes: Sequence[str]) -> dict[str, Any] |
     if not set(classes) <= set(lineage_of):
         return None
     names = [lineage for lineage in LINEAGES if lineage in {lineage_of[label] for label in classes}]
-    belongs = np.array([[lineage_of[label] == name for label in classes] for name in names], dtype=np.float64)
-    folded = belongs @ matrices @ belongs.T
+    folded = confusion.folded(np.array([names.index(lineage_of[label]) for label in classes]), len(names))
     scores = {name: values for name, values in count_scores(folded).items() if name in ("accuracy", "macro_f1")}
     return {
         "names": names,
-        "confusion": folded[0].astype(int).tolist(),
+        "confusion": folded.first().tolist(),
         **with_intervals(scores),
     }
 
 
-def maturation_scores(matrices: Scores, classes: Sequence[str]) -> dict[str, Any] | None:
-    """How far off the answers to maturing neutrophils are, from matrices (1 + resamples, classes, classes).
+def maturation_scores(confusion: Confusions, classes: Sequence[str]) -> dict[str, Any] | None:
+    """How far off the answers to maturing neutrophils are, from the confusion of the images and of each resample.
 
     `distance` is the mean number of stages between the true and the predicted stage. An answer outside the series
     counts as the longest distance within it. None if a stage is missing from the classes, or has no images at all.
     """
     if not set(MATURATION) <= set(classes):
         return None
-    places = [classes.index(stage) for stage in MATURATION]
-    rows = matrices[:, places, :]
-    images = rows.sum(axis=(1, 2))
+    stages = np.array([label in MATURATION for label in classes])
+    cells = confusion.among(stages)
+    images = cells.counts.sum(axis=1)
     if not images[0]:
         return None
-    steps = maturation_steps(classes)
-    distance = np.where(images > 0, (rows * steps).sum(axis=(1, 2)) / np.maximum(images, 1), np.nan)
-    outside = np.array([label not in MATURATION for label in classes])
+    stage_of = np.array([MATURATION.index(label) if label in MATURATION else -1 for label in classes])
+    steps = maturation_steps(classes)[stage_of[cells.actual], cells.predicted]
+    distance = np.where(images > 0, cells.counts @ steps / np.maximum(images, 1), np.nan)
+    within = stages[cells.predicted]
     counts = {
-        "exact": rows[0][steps == 0].sum(),
-        "neighbour": rows[0][steps == 1].sum(),
-        "far": rows[0][:, ~outside][steps[:, ~outside] > 1].sum(),
-        "outside": rows[0][:, outside].sum(),
+        "exact": cells.counts[0][steps == 0].sum(),
+        "neighbour": cells.counts[0][steps == 1].sum(),
+        "far": cells.counts[0][within & (steps > 1)].sum(),
+        "outside": cells.counts[0][~within].sum(),
     }
     return {
         "stages": list(MATURATION),

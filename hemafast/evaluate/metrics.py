@@ -7,13 +7,14 @@ images themselves. Definitions are scikit-learn's. Means over classes leave out 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from hemafast.evaluate.intervals import RESAMPLES, Weights, resample
-from hemafast.metrics import per_class_f1
+from hemafast.metrics import f1_of
 
 Labels = npt.NDArray[np.int64]
 Probabilities = npt.NDArray[np.floating[Any]]
@@ -25,18 +26,61 @@ BINS = 15
 _LEAST = float(np.finfo(np.float64).eps)  # scikit-learn's log loss clips probabilities here
 
 
-def confusions(labels: Labels, predicted: Labels, weights: Weights, classes: int) -> Scores:
-    """Confusion matrices (k, classes, classes) of class indices (images,) and (images,): rows are true classes."""
-    cells = _sum_by(labels * classes + predicted, weights, classes * classes)
-    return cells.T.reshape(-1, classes, classes)
+@dataclass(frozen=True, slots=True)
+class Confusions:
+    """Confusion matrices of k resamples, by the cells that hold images: of a thousand classes, few of a million do."""
+
+    actual: Labels
+    """(cells,): the true class of a cell."""
+    predicted: Labels
+    """(cells,): what its images were taken for."""
+    counts: Scores
+    """(k, cells): its images."""
+    classes: int
+
+    def of_actual(self) -> Scores:
+        """Images by true class, (k, classes)."""
+        return self._by(self.actual, self.counts)
+
+    def of_predicted(self) -> Scores:
+        """Images by predicted class, (k, classes)."""
+        return self._by(self.predicted, self.counts)
+
+    def hits(self) -> Scores:
+        """Images predicted right by class, (k, classes)."""
+        right = self.actual == self.predicted
+        return self._by(self.actual[right], self.counts[:, right])
+
+    def first(self) -> Labels:
+        """The whole matrix (classes, classes) of the first column of weights: rows are true classes."""
+        matrix = np.zeros((self.classes, self.classes), np.int64)
+        np.add.at(matrix, (self.actual, self.predicted), self.counts[0].astype(np.int64))
+        return matrix
+
+    def folded(self, group_of: Labels, groups: int) -> Confusions:
+        """The same between groups of classes; `group_of` (classes,) names the group of each."""
+        return Confusions(group_of[self.actual], group_of[self.predicted], self.counts, groups)
+
+    def among(self, kept: npt.NDArray[np.bool_]) -> Confusions:
+        """The images of the kept classes (classes,), whatever they were taken for."""
+        cells = kept[self.actual]
+        return Confusions(self.actual[cells], self.predicted[cells], self.counts[:, cells], self.classes)
+
+    def _by(self, classes: Labels, counts: Scores) -> Scores:
+        return _sum_by(classes, counts.T, self.classes).T
 
 
-def count_scores(matrices: Scores) -> dict[str, Scores]:
-    """Scores (k,) that depend on confusion matrices (k, classes, classes) alone."""
-    actual, predicted = matrices.sum(axis=2), matrices.sum(axis=1)
-    images, hits = actual.sum(axis=1), np.trace(matrices, axis1=1, axis2=2)
-    recall = _divide(np.diagonal(matrices, axis1=1, axis2=2), actual)
-    f1 = per_class_f1(matrices)
+def confusions(labels: Labels, predicted: Labels, weights: Weights, classes: int) -> Confusions:
+    """Confusion matrices of class indices (images,) and (images,)."""
+    cells, cell_of = np.unique(labels * classes + predicted, return_inverse=True)
+    return Confusions(cells // classes, cells % classes, _sum_by(cell_of, weights, len(cells)).T, classes)
+
+
+def count_scores(confusion: Confusions) -> dict[str, Scores]:
+    """Scores (k,) that depend on confusion matrices alone."""
+    right, actual, predicted = confusion.hits(), confusion.of_actual(), confusion.of_predicted()
+    images, hits = actual.sum(axis=1), right.sum(axis=1)
+    recall, f1 = _divide(right, actual), f1_of(right, actual, predicted)
     chance = (actual * predicted).sum(axis=1)
     spread = np.sqrt((images**2 - (predicted**2).sum(axis=1)) * (images**2 - (actual**2).sum(axis=1)))
     accuracy = _divide(hits, images)
@@ -79,21 +123,21 @@ Calculate = Callable[[Labels, Probabilities, Weights], dict[str, Scores]]
 
 
 def all_scores(labels: Labels, probabilities: Probabilities, weights: Weights) -> dict[str, Scores]:
-    """Every score by name: (k,) each, `confusion` (k, classes, classes), and of each class (k, classes).
+    """Every score by name: (k,) each, `confusion` (k, cells) as in Confusions, and of each class (k, classes).
 
     Recall and F1 of a class without images are nan, and so is the precision of a class that is never predicted.
     """
-    matrices = confusions(labels, probabilities.argmax(axis=1), weights, probabilities.shape[1])
-    hits, actual = np.diagonal(matrices, axis1=1, axis2=2), matrices.sum(axis=2)
+    confusion = confusions(labels, probabilities.argmax(axis=1), weights, probabilities.shape[1])
+    hits, actual, predicted = confusion.hits(), confusion.of_actual(), confusion.of_predicted()
     areas = auroc(labels, probabilities, weights)
     return {
-        **count_scores(matrices),
+        **count_scores(confusion),
         **probability_scores(labels, probabilities, weights),
         "auroc": _mean(np.where(actual > 0, areas, np.nan)),
-        "confusion": matrices,
-        "class_precision": _divide(hits, matrices.sum(axis=1)),
+        "confusion": confusion.counts,
+        "class_precision": _divide(hits, predicted),
         "class_recall": _divide(hits, actual),
-        "class_f1": per_class_f1(matrices),
+        "class_f1": f1_of(hits, actual, predicted),
         "class_auroc": areas,
     }
 
@@ -138,7 +182,7 @@ def _area(positive: npt.NDArray[np.bool_], scores: Probabilities, weights: Weigh
     return _divide(pairs, weights[positive].sum(axis=0, dtype=np.float64) * sums[-1])
 
 
-def _sum_by(groups: Labels, weights: Weights, count: int) -> Scores:
+def _sum_by(groups: Labels, weights: Weights | Scores, count: int) -> Scores:
     """(count, k): the weights (images, k) added up by group (images,)."""
     from scipy.sparse import csr_array
 

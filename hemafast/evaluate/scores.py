@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from hemafast.evaluate.metrics import (
     all_scores,
     bins_of,
     bootstrapped,
+    confusions,
     probability_scores,
 )
 
@@ -39,6 +41,8 @@ def score(
         classes that have images: `classes` is their number, `absent` names the others.
     """
     found = bootstrapped(all_scores, labels, probabilities, resamples=resamples, seed=seed)
+    cells = confusions(labels, probabilities.argmax(axis=1), np.ones((len(labels), 1), np.float32), len(classes))
+    confusion = replace(cells, counts=found["confusion"])
     images = np.bincount(labels, minlength=len(classes))
     return {
         **with_intervals({name: values for name, values in found.items() if values.ndim == 1}),
@@ -46,10 +50,10 @@ def score(
         "classes": int((images > 0).sum()),
         "absent": [name for name, count in zip(classes, images, strict=True) if not count],
         "per_class": _per_class(found, classes, images),
-        "confusion": found["confusion"][0].astype(int).tolist(),
+        "confusion": confusion.first().tolist(),
         "reliability": reliability(labels, probabilities),
-        "lineage": lineage_scores(found["confusion"], classes),
-        "maturation": maturation_scores(found["confusion"], classes),
+        "lineage": lineage_scores(confusion, classes),
+        "maturation": maturation_scores(confusion, classes),
     }
 
 

@@ -15,8 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from hemafast.data.samples import Samples
-from hemafast.evaluate.metrics import count_scores
-from hemafast.experiments.resampled import Estimate, Labels, Matrices, Scores, estimate, resampled_confusions
+from hemafast.evaluate.metrics import Confusions, count_scores
+from hemafast.experiments.resampled import Estimate, Labels, Scores, estimate, resampled_confusions
 
 Mask = npt.NDArray[np.bool_]
 
@@ -124,22 +124,24 @@ def score_matrix(
     for test in tested:
         rows = np.isin(images.domains, test.domains) & (labels >= 0)
         asked = {name: calls[rows] for name, calls in answers.items()}
-        matrices = resampled_confusions(labels[rows], asked, len(classes))
+        confusion = resampled_confusions(labels[rows], asked, len(classes))
         present = np.bincount(labels[rows], minlength=len(classes)) > 0
-        for name, mine in matrices.items():
+        for name, mine in confusion.items():
             shared, drop = present & known[name], None
-            if test.name != name and test.name in matrices:
-                drop = _drop(matrices[test.name], mine, shared & known[test.name], classes)
+            if test.name != name and test.name in confusion:
+                drop = _drop(confusion[test.name], mine, shared & known[test.name], classes)
             resampled[name, test.name] = _macro_f1(mine, shared)
             cells.append(Cell(name, test.name, _score(mine, shared, classes), _score(mine, present, classes), drop))
     return Matrix(tuple(cells), resampled)
 
 
-def _score(matrices: Matrices, kept: Mask, classes: Sequence[str]) -> Score:
-    return Score(estimate(_macro_f1(matrices, kept)), int(matrices[0][kept].sum()), _names(kept, classes))
+def _score(confusion: Confusions, kept: Mask, classes: Sequence[str]) -> Score:
+    return Score(
+        estimate(_macro_f1(confusion, kept)), int(confusion.among(kept).counts[0].sum()), _names(kept, classes)
+    )
 
 
-def _drop(own: Matrices, other: Matrices, kept: Mask, classes: Sequence[str]) -> Drop:
+def _drop(own: Confusions, other: Confusions, kept: Mask, classes: Sequence[str]) -> Drop:
     before, after = _macro_f1(own, kept), _macro_f1(other, kept)
     return Drop(
         in_domain=estimate(before).value,
@@ -149,9 +151,9 @@ def _drop(own: Matrices, other: Matrices, kept: Mask, classes: Sequence[str]) ->
     )
 
 
-def _macro_f1(matrices: Matrices, kept: Mask) -> Scores:
-    """Macro-F1 over the images of the kept classes: the rows of the others are emptied."""
-    return count_scores(matrices * kept[:, None])["macro_f1"]
+def _macro_f1(confusion: Confusions, kept: Mask) -> Scores:
+    """Macro-F1 over the images of the kept classes."""
+    return count_scores(confusion.among(kept))["macro_f1"]
 
 
 def _names(kept: Mask, classes: Sequence[str]) -> tuple[str, ...]:

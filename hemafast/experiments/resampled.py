@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 
 from hemafast.evaluate.intervals import interval, plain, resample
-from hemafast.evaluate.metrics import confusions
+from hemafast.evaluate.metrics import Confusions, confusions
 
 Labels = npt.NDArray[np.int64]
 Scores = npt.NDArray[np.float64]
 """(1 + resamples,): of the images, then of each resample."""
-Matrices = npt.NDArray[np.float64]
-"""(1 + resamples, classes, classes): confusion matrices in that order."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,10 +30,10 @@ def estimate(scores: Scores) -> Estimate:
     return Estimate(plain(scores[0]), (low, high))
 
 
-def resampled_confusions(labels: Labels, answers: Mapping[str, Labels], classes: int) -> dict[str, Matrices]:
+def resampled_confusions(labels: Labels, answers: Mapping[str, Labels], classes: int) -> dict[str, Confusions]:
     """Confusion matrices of each of `answers` (images,) against `labels` (images,), all over the same resamples."""
-    parts: dict[str, list[Matrices]] = {name: [] for name in answers}
+    parts: dict[str, list[Confusions]] = {name: [] for name in answers}
     for weights in resample(len(labels)):
         for name, predicted in answers.items():
             parts[name].append(confusions(labels, predicted, weights, classes))
-    return {name: np.concatenate(part) for name, part in parts.items()}
+    return {name: replace(part[0], counts=np.concatenate([one.counts for one in part])) for name, part in parts.items()}

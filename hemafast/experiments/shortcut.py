@@ -181,9 +181,9 @@ def _learned(features: Features, labels: Labels, asked: Features) -> Labels:
 
 def _guesses(labels: Labels, answers: Mapping[str, Labels], classes: int) -> Guesses:
     found = {}
-    for name, matrices in resampled_confusions(labels, answers, classes).items():
-        scores = count_scores(matrices)
-        chance = 1 / (matrices.sum(axis=2) > 0).sum(axis=1)
+    for name, confusion in resampled_confusions(labels, answers, classes).items():
+        scores = count_scores(confusion)
+        chance = 1 / (confusion.of_actual() > 0).sum(axis=1)
         found[name] = Guess(
             accuracy=estimate(scores["accuracy"]),
             balanced_accuracy=estimate(scores["balanced_accuracy"]),

@@ -5,6 +5,7 @@ import pytest
 from sklearn import metrics as reference
 
 from hemafast.evaluate.lineage import blast_scores, lineage_scores, maturation_scores, maturation_steps
+from hemafast.evaluate.metrics import confusions
 from hemafast.evaluate.scores import score, selective
 from hemafast.taxonomy import CHALLENGE_CLASSES, LINEAGES, MATURATION
 
@@ -12,11 +13,9 @@ INDEX = {name: index for index, name in enumerate(CHALLENGE_CLASSES)}
 
 
 def matrix_of(*pairs):
-    """(1, 11, 11) of pairs of true and answered class."""
-    counted = np.zeros((1, 11, 11))
-    for true, answered in pairs:
-        counted[0, INDEX[true], INDEX[answered]] += 1
-    return counted
+    """Confusion of pairs of true and answered class."""
+    true, answered = np.array([[INDEX[name] for name in pair] for pair in pairs]).T
+    return confusions(true, answered, np.ones((len(pairs), 1), np.float32), 11)
 
 
 def test_every_class_of_the_challenge_has_one_lineage():
@@ -72,9 +71,9 @@ def test_steps_do_not_depend_on_the_order_of_the_classes():
 
 
 def test_other_classes_have_neither_lineage_nor_stages_nor_blasts():
-    matrices = np.ones((1, 2, 2))
-    assert lineage_scores(matrices, ("cat", "dog")) is None
-    assert maturation_scores(matrices, ("cat", "dog")) is None
+    found = confusions(np.array([0, 1]), np.array([1, 1]), np.ones((2, 1), np.float32), 2)
+    assert lineage_scores(found, ("cat", "dog")) is None
+    assert maturation_scores(found, ("cat", "dog")) is None
     assert blast_scores(np.zeros(1, np.int64), np.ones((1, 2)), ("cat", "dog"), 0.5, np.ones(1, bool)) is None
 
 

@@ -52,9 +52,9 @@ def test_scores_are_those_of_scikit_learn(seed, present):
         "log_loss": reference.log_loss(labels, probabilities, labels=range(CLASSES)),
     }
     assert {name: found[name] for name in expected} == pytest.approx(expected)
-    np.testing.assert_array_equal(
-        found["confusion"], reference.confusion_matrix(labels, predicted, labels=range(CLASSES))
-    )
+    matrix = confusions(labels, predicted, once(300), CLASSES).first()
+    np.testing.assert_array_equal(matrix, reference.confusion_matrix(labels, predicted, labels=range(CLASSES)))
+    assert score(labels, probabilities, NAMES, resamples=2)["confusion"] == matrix.tolist()
 
 
 @pytest.mark.parametrize(("seed", "present"), CASES)
@@ -125,6 +125,8 @@ def test_an_image_that_is_drawn_twice_counts_as_two():
     weights = np.bincount(drawn, minlength=80).astype(np.float32)[:, None]
     weighted = all_scores(labels, probabilities, weights)
     repeated = all_scores(labels[drawn], probabilities[drawn], once(80))
+    cells = weighted["confusion"] > 0  # those of images that were not drawn are empty
+    np.testing.assert_array_equal(weighted.pop("confusion")[cells], repeated.pop("confusion")[0])
     for name, values in weighted.items():
         np.testing.assert_allclose(values, repeated[name], rtol=1e-5, err_msg=name)
 
@@ -185,7 +187,20 @@ def test_of_few_images_or_none_there_are_scores_without_warnings(images):
 def test_confusions_of_resamples_are_counts():
     labels, probabilities = answers(0, images=40)
     weights = next(resample(40, resamples=10))
-    matrices = confusions(labels, probabilities.argmax(axis=1), weights, CLASSES)
-    assert matrices.shape == (11, CLASSES, CLASSES)
-    assert (matrices.sum(axis=(1, 2)) == 40).all()
-    assert (matrices == matrices.round()).all()
+    found = confusions(labels, probabilities.argmax(axis=1), weights, CLASSES)
+    assert (found.counts.sum(axis=1) == 40).all()
+    assert (found.counts == found.counts.round()).all()
+    assert (found.of_actual() == weights_by(labels, weights)).all()
+    kept = np.array([True, False, True, False, True, False])
+    assert (found.among(kept).of_actual() == kept * found.of_actual()).all()
+
+
+def weights_by(labels, weights):
+    return np.stack([weights[labels == index].sum(axis=0) for index in range(CLASSES)], axis=1)
+
+
+def test_a_thousand_classes_take_the_memory_of_their_images():
+    labels = np.arange(2000) % 1000
+    found = confusions(labels, (labels * 7) % 1000, next(resample(2000, resamples=10)), 1000)
+    assert found.counts.shape == (11, 1000)
+    assert found.folded(labels[:1000] % 3, 3).first().sum() == 2000
