@@ -20,6 +20,10 @@ def doctor(
     output: Annotated[Path, typer.Option(help="Folder for runs.")] = TrainConfig.output,
     device: Device = "auto",
     offline: Annotated[bool, typer.Option("--offline", help="Do not ask whether timm's hub answers.")] = False,
+    forget: Annotated[
+        bool,
+        typer.Option("--forget", help="Only delete what trials have found on this machine, so that runs try again."),
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for a bug report on standard output.")] = False,
     verbose: Verbose = False,
     quiet: Quiet = False,
@@ -29,6 +33,11 @@ def doctor(
     Green is fine, yellow works but costs time or may fail later, red does not work (exit code 1). Takes about ten
     seconds. Writes 32 MiB to each folder to measure its disk, and removes them.
     """
+    if forget:
+        from hemafast.engine.answers import answers_file, forget_answers
+
+        wide_console().print(f"forgot the answers of {forget_answers()} trials, kept in {answers_file()}")
+        return
     from hemafast.cli.tables import doctor_table
     from hemafast.doctor import diagnose, report
     from hemafast.doctor.finding import Verdict, worst

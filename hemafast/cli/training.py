@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -16,6 +17,12 @@ from hemafast.config import TrainConfig, train_config
 from hemafast.errors import HemafastError
 from hemafast.files import make_folder
 from hemafast.run_folder import find_run, read_config, summaries
+
+STARTING = (
+    "starting: libraries, data and network take some 5 s, up to 20 s from a cold disk, and 30 s more where the kernels "
+    "of the augmentation are compiled, once for each installation"
+)
+"""Said before the libraries are imported, which prints nothing."""
 
 _TRIED = ("preset", "data", "model", "batch_size", "image_size")
 
@@ -64,6 +71,7 @@ def train(
     if resume in (None, "auto"):
         settings = train_config(asked.pop("preset", None), config_file, **asked)
         refuse_missing_data(settings.data)
+        logging.getLogger("hemafast").info(STARTING)
         from hemafast.engine import trainer
 
         folder = trainer.train(settings, go_on=resume == "auto", began=began, progress=progress)
@@ -71,6 +79,7 @@ def train(
         if "preset" in asked or config_file:
             raise HemafastError("A resumed run already has its settings.", "Leave out --preset and --config.")
         named = find_run(str(resume))
+        logging.getLogger("hemafast").info(STARTING)
         from hemafast.engine import trainer
 
         folder = trainer.resume(named, asked, allow_changes=allow_changes, began=began, progress=progress)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from hemafast.cores import cores
 from hemafast.data import operators
 from hemafast.data.augment import Policy
 from hemafast.data.geometry import window_side
@@ -66,7 +66,7 @@ class GraphShape:
 
 def default_threads(processes: int = 1, source: Source = "packed") -> int:
     """Threads of the pipeline: the share of the cores of one of several processes; to read squares, at most 8."""
-    share = max(len(os.sched_getaffinity(0)) // processes, 1)
+    share = max(cores() // processes, 1)
     return share if source in ENCODED else min(share, 8)
 
 

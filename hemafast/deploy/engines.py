@@ -21,9 +21,9 @@ from torch import Tensor
 from hemafast.deploy import onnx_trial
 from hemafast.deploy.choices import Engine
 from hemafast.deploy.formats import FEATURES, INPUT, INT8, KINDS, card_of, laid_out, require_onnx
+from hemafast.engine.answers import Answers
 from hemafast.engine.checkpoint import ModelCard
 from hemafast.engine.machine import Choice, Machine
-from hemafast.engine.trial import Answers
 from hemafast.errors import HemafastError, require
 from hemafast.reading import parse_json
 
@@ -36,8 +36,10 @@ Torch = Callable[[Tensor], Any]
 TORCH = "torch"
 EXPORT = "export"
 """The folder within a run that exports are written into."""
+MOST_LOST = 0.005
+"""Macro-F1 on the validation images that an int8 graph may lose: at export, and when it is used, as it may come from
+elsewhere."""
 _BATCH, _ROUNDS = 64, 3
-_LIMIT = 0.005  # as at export: a file may come from elsewhere
 
 logger = logging.getLogger("hemafast")
 
@@ -122,9 +124,9 @@ def _choose(
         raise HemafastError(f"--engine {asked} runs on a CPU, not on {machine.device}.", "Leave --engine at auto.")
     content, metadata = _opened(graph)
     said = _measured(graph, metadata, file, card)
-    good = [name for name, lost in said["lost"].items() if name in OPENERS and lost <= _LIMIT]
+    good = [name for name, lost in said["lost"].items() if name in OPENERS and lost <= MOST_LOST]
     if asked != "auto" and asked not in good:
-        problem = f"{graph} was not measured in {asked}, or lost more than {_LIMIT} of macro-F1 there."
+        problem = f"{graph} was not measured in {asked}, or lost more than {MOST_LOST} of macro-F1 there."
         raise HemafastError(problem, "Leave --engine at auto, or export it again where the package is installed.")
     names = [name for name in good if available(name)] if asked == "auto" else [asked]
     quick = {name: _on_tensors(OPENERS[name](content), metadata.get("layout")) for name in names}
@@ -143,7 +145,7 @@ def _remembered(runs: dict[str, Callable[[Tensor], Any]], card: ModelCard, machi
     versions = [f"{name} {packages.version(name)}" for name in runs]
     network = [card.backbone, f"{card.image_size} px", f"{torch.get_num_threads()} threads"]
     answers = Answers.about([*facts, *versions, *network, f"turns {card.quarter_turns}"])
-    choice = answers.get("engine", lambda: fastest(runs, card.image_size))
+    choice = answers.get("engine", lambda: (fastest(runs, card.image_size), 0.0))
     return choice if choice.value in runs else fastest(runs, card.image_size)
 
 

@@ -18,15 +18,12 @@ import torch
 from hemafast.data.dataset import Dataset
 from hemafast.data.graph import GraphShape
 from hemafast.data.loader import eval_loader
-from hemafast.deploy.engines import OPENERS, available
+from hemafast.deploy.engines import MOST_LOST, OPENERS, available
 from hemafast.deploy.formats import INPUT, INT8, Deployed, Packed, laid_out, pack_onnx
 from hemafast.engine.checkpoint import ModelCard
 from hemafast.errors import HemafastError
 from hemafast.metrics import macro_f1
 from hemafast.preparation.split import TRAIN, VAL
-
-MOST_LOST = 0.005
-"""Macro-F1 on the validation images that an int8 graph may lose."""
 
 _CALIBRATION = 256  # training images; twice as many change the ranges by little
 _BATCH, _SMALL_BATCH = 64, 8

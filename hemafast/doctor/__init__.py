@@ -22,6 +22,7 @@ from typing import Any
 
 from hemafast import __version__, nvidia, weights
 from hemafast.config import Device
+from hemafast.cores import cores
 from hemafast.doctor import gpu, installation, resources, storage
 from hemafast.doctor.finding import Finding, Verdict, worst, yellow
 from hemafast.engine.machine import choose_machine, cpu_flags, tune_allocator
@@ -80,7 +81,7 @@ def _checks(
         "processor": lambda: resources.check_processor(cpu_flags(), platform.machine(), machine()),
         "cores": lambda: resources.check_cores(
             len(os.sched_getaffinity(0)),
-            resources.cores_by_quota(),
+            cores(),
             int(resources.choice(machine(), "torch threads").value),
         ),
         "memory": lambda: resources.check_memory(resources.memory_available(), resources.memory_limit()),

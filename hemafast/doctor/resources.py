@@ -138,13 +138,6 @@ def choice(machine: Machine, name: str) -> Choice:
     return next(made for made in machine.choices if made.name == name)
 
 
-def cores_by_quota() -> int:
-    """Cores that the control group's quota grants; all without a quota."""
-    import joblib  # type: ignore[import-untyped] # it reads the quotas of control groups, and the affinity
-
-    return int(joblib.cpu_count())
-
-
 def memory_available() -> int:
     """Bytes that can be allocated without swapping."""
     import psutil

@@ -14,7 +14,9 @@ from hemafast.data.batch import Batch
 from hemafast.engine.checkpoint import model_bytes, save_last
 from hemafast.engine.duration import seconds_to_end
 from hemafast.engine.journal import Journal
+from hemafast.engine.load import Load
 from hemafast.engine.run import Run
+from hemafast.engine.starting import Starting
 from hemafast.engine.stop import StopFlag, exit_code
 from hemafast.errors import HemafastError, StoppedError
 from hemafast.files import make_inside, write_bytes, write_table, write_tensors
@@ -24,26 +26,30 @@ from hemafast.run_folder import BEST, LAST, NONFINITE
 logger = logging.getLogger("hemafast")
 
 _SAVE = 1  # a vote of the processes; higher ones are signals, by their number above this
+_CROWDED = 0.3  # of the wanted time; threads of one run wait for each other too, though less than this
 _RECENT = 9  # number of updates whose pace predicts the next ones
 
 
 class Clock:
     """Counts the seconds of an epoch (training, waiting for data) and of the run, and predicts its end."""
 
-    def __init__(self, run: Run, began: float) -> None:
-        self._run, self._began = run, began
+    def __init__(self, run: Run, starting: Starting) -> None:
+        self._run, self._start = run, starting
         self._looked = time.monotonic()
         # CPU seconds, because a cold disk is slow only once. This thread may also have worked before the run.
-        self._starting = min(time.thread_time(), self._looked - began)
+        self._starting = min(time.thread_time(), self._looked - starting.began)
         self._paces: list[float] = []  # seconds per image, by update, since images grew
         self._since = time.perf_counter()
-        self._stepped = False
+        self._stepped = self._told = False
+        self._load = Load.now()
 
     def timed(self, batches: Iterable[Batch]) -> Iterator[Batch]:
         """The batches. The time until each one arrives counts as waiting, all time counts as training."""
         state = self._run.state
         self._since = asked = time.perf_counter()
         for batch in batches:
+            if not self._stepped:
+                self._start.done("first batch")
             state.waited += time.perf_counter() - asked
             yield batch
             self.pause()
@@ -60,7 +66,16 @@ class Clock:
         """Log the time of the first step."""
         if not self._stepped:
             self._stepped = True
-            logger.info("first step %.1f s after the start", time.monotonic() - self._began)
+            self._start.done("first step")
+            logger.info("first step %.1f s after the start: %s", self._start.seconds, self._start.told())
+
+    def trained(self) -> None:
+        """Say once if this process waited for a core for much of the last epoch."""
+        load, before = Load.now(), self._load
+        self._load = load
+        if not self._told and (share := load.others_since(before)) > _CROWDED:
+            self._told = True
+            logger.info("waited for a core for %.0f %% of the processor time: other programs or a quota", 100 * share)
 
     def grown(self) -> None:
         """Forget the pace, because images are larger from now on."""

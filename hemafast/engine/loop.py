@@ -13,6 +13,7 @@ from hemafast.data.batch import Batch
 from hemafast.engine.hooks import Clock, NonfiniteCheck, Saver, Stops
 from hemafast.engine.journal import Journal
 from hemafast.engine.run import Run
+from hemafast.engine.starting import Starting
 from hemafast.engine.step import seed_batch, update_plan
 from hemafast.engine.stop import StopFlag
 from hemafast.engine.validate import Outcome, validate
@@ -27,16 +28,17 @@ COMPILE_SECONDS = "compile_seconds"
 _LEAST = 1e-3  # seconds; a run resumed within an epoch may have compiled longer than it trained since
 
 
-def train_run(run: Run, folder: Path, journal: Journal, flag: StopFlag, *, began: float) -> None:
-    """Train from the present state of the run to its end. It began at `began`, a moment of time.monotonic."""
+def train_run(run: Run, folder: Path, journal: Journal, flag: StopFlag, starting: Starting) -> None:
+    """Train from the present state of the run to its end. `starting` takes the time of its start."""
     state, learner, config, process = run.state, run.learner, run.config, run.world.process
-    clock, check_finite = Clock(run, began), NonfiniteCheck(run, folder)
+    clock, check_finite = Clock(run, starting), NonfiniteCheck(run, folder)
     saver = Saver(run, folder, clock, check_finite, journal)
     stops = Stops(run, folder, flag, saver, clock)
     sizes = run.train_batches.sizes
     plan = update_plan(sizes, config.accumulate, process.world_size)
     if state.steps_done == 0:
         saver.save(must=True)  # so that a run stopped at its first step can be resumed too
+        starting.done("checkpoint")
     while not run.over:
         epoch, images, rates = state.epochs_done + 1, 0, {}
         first = _first_batch(run)
@@ -60,6 +62,7 @@ def train_run(run: Run, folder: Path, journal: Journal, flag: StopFlag, *, began
             if run.duration.over(state):
                 break
         clock.pause()
+        clock.trained()
         check_finite(learner.train_step.bad.read())
         rows = {"train": _train_row(run)}
         outcome, rows["val"] = _validate(run, journal, stops, clock)

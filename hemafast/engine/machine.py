@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 from hemafast.config import Amp, Compile, Device, Input, TrainConfig
+from hemafast.cores import cores
 from hemafast.data.graph import Source, default_threads
 from hemafast.errors import HemafastError
 from hemafast.nvidia import card_on_bus, uses_gpu
@@ -105,17 +106,13 @@ def choose_machine(
 
     Raises HemafastError if this machine cannot do what was asked for.
     """
-    import torch
-
     on = _choose_device(device)
     precision = _choose_precision(on.value, amp)
     compiler = _choose_compiler(on.value, compiled, sync_norm=sync_norm)
     gradients = _choose_gradients(on.value, precision.value, compiled=compiler.value == "on")
     loader = _choose_loader_threads(threads, processes)
     layout = Choice("layout", "channels_last", "convolutions read NHWC from the loader without a copy")
-    # Not set here: torch counts the cores it may use, and users change that with OMP_NUM_THREADS.
-    threads_of_torch = Choice("torch threads", str(torch.get_num_threads()), "the count of torch, or OMP_NUM_THREADS")
-    chosen = (on, precision, layout, compiler, gradients, threads_of_torch, loader)
+    chosen = (on, precision, layout, compiler, gradients, _choose_torch_threads(), loader)
     return Machine(
         device=on.value,
         precision=precision.value,  # type: ignore[arg-type] # _choose_precision yields nothing else
@@ -205,11 +202,22 @@ def cpu_flags() -> frozenset[str]:
 
 
 def _choose_loader_threads(asked: int | None, processes: int, source: Source = "packed") -> Choice:
-    name, cores = "loader threads", len(os.sched_getaffinity(0))
+    name = "loader threads"
     if asked:
         return Choice(name, str(asked), "as asked for")
     shared = f", shared by {processes} processes" if processes > 1 else ""
-    return Choice(name, str(default_threads(processes, source)), f"{cores} cores are available{shared}")
+    return Choice(name, str(default_threads(processes, source)), f"{cores()} cores are available{shared}")
+
+
+def _choose_torch_threads() -> Choice:
+    """torch counts the cores it may use, but knows no quota; users change the count with OMP_NUM_THREADS."""
+    import torch
+
+    name, granted = "torch threads", cores()
+    if granted < torch.get_num_threads() and "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(granted)
+        return Choice(name, str(granted), "a quota grants no more cores")
+    return Choice(name, str(torch.get_num_threads()), "the count of torch, or OMP_NUM_THREADS")
 
 
 def _choose_device(asked: Device) -> Choice:

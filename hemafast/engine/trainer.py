@@ -26,6 +26,7 @@ from hemafast.engine.loop import train_run
 from hemafast.engine.opening import Opened, changed_settings, free_settings, newest_run, open_stopped
 from hemafast.engine.plan import announce, settle
 from hemafast.engine.run import Run, is_finished
+from hemafast.engine.starting import Starting
 from hemafast.engine.stop import StopFlag
 from hemafast.engine.trackers import open_trackers, refuse_missing
 from hemafast.engine.trial import keep_compile_seconds
@@ -52,7 +53,8 @@ def train(
     process that writes it, None in the others. Raises HemafastError before anything is written if settings, machine or
     data do not fit, and StoppedError after a signal.
     """
-    began = time.monotonic() if began is None else began
+    starting = Starting(time.monotonic() if began is None else began)
+    starting.done("imports")
     config = replace(config, data=config.data.absolute())  # a run is resumed and evaluated from anywhere
     with joined(config.device) as world, ExitStack() as held:
         opened = Opened(config)
@@ -61,7 +63,7 @@ def train(
             if folder is not None:
                 held.enter_context(_alone_in(folder, world))
                 opened = open_stopped(folder, free_settings(config), allow_changes=False)
-        return _train(opened, world, began, progress)
+        return _train(opened, world, starting, progress)
 
 
 def resume(
@@ -78,12 +80,13 @@ def resume(
     again. A time budget continues from `began`, and the time used before counts. Returns as `train` does. Raises
     HemafastError if `folder` is not a run, its data has changed, or a change is not allowed.
     """
-    began = time.monotonic() if began is None else began
+    starting = Starting(time.monotonic() if began is None else began)
+    starting.done("imports")
     settings = changed_settings(folder, changes or {}, allow_changes=allow_changes)
     # Nobody else may go on with the run between the moment that its checkpoint is read and its end.
     with joined(settings.device) as world, _alone_in(folder, world):
         opened = open_stopped(folder, changes or {}, allow_changes=allow_changes)
-        return _train(opened, world, began, progress)
+        return _train(opened, world, starting, progress)
 
 
 @contextmanager
@@ -94,7 +97,7 @@ def _alone_in(folder: Path, world: World) -> Iterator[None]:
         yield
 
 
-def _train(opened: Opened, world: World, began: float, progress: Progress) -> Path | None:
+def _train(opened: Opened, world: World, starting: Starting, progress: Progress) -> Path | None:
     settings, saved = opened.settings, opened.saved
     if saved is not None and is_finished(saved["progress"], settings):
         logger.info("%s is finished; to extend it, raise --epochs or --time-budget", opened.folder)
@@ -102,16 +105,18 @@ def _train(opened: Opened, world: World, began: float, progress: Progress) -> Pa
     refuse_missing(settings.track)
     with _globals_kept():
         plan = settle(settings, world, saved)
+        starting.done("data and choices")
         run = build_run(plan, world, saved, restart_epoch=opened.restart_epoch)
+        starting.done("network")
         new = opened.folder or (make_run_folder(plan.settings) if world.first else Path())
         folder = world.broadcast(new)
-        run.state.elapsed += world.highest(time.monotonic() - began)[0]  # one time for all, as rates follow it
+        run.state.elapsed += world.highest(time.monotonic() - starting.began)[0]  # one time for all, as rates follow it
         with nullcontext() if opened.folder else _alone_in(folder, world):  # an opened one is locked already
-            _loop(run, folder, opened.changed, began, progress)
+            _loop(run, folder, opened.changed, starting, progress)
     return folder if world.first else None
 
 
-def _loop(run: Run, folder: Path, changed: Sequence[str], began: float, progress: Progress) -> None:
+def _loop(run: Run, folder: Path, changed: Sequence[str], starting: Starting, progress: Progress) -> None:
     """Write down settings and plan, then train to the end."""
     if run.world.first:
         write_text(folder / CONFIG, to_json(run.config))
@@ -123,7 +128,8 @@ def _loop(run: Run, folder: Path, changed: Sequence[str], began: float, progress
         announce(run.plan, run.learner.started_from)
         for line in changed:
             logger.warning("changed on resume: %s", line)
-        train_run(run, folder, journal, flag, began=began)
+        starting.done("run folder")
+        train_run(run, folder, journal, flag, starting)
         if run.world.first:
             keep_compile_seconds(run.config, run.plan.machine, run.learner.compiler.compiled)
 

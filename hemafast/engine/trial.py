@@ -1,4 +1,7 @@
-"""Short trials of the training step, to choose batch size, precision and compiling. Answers are kept per machine.
+"""Short trials of the training step, to choose batch size and precision. Answers are kept per machine.
+
+A trial says what it tries and for how long at most, and it never takes more than a share of a time budget. Compiling is
+not tried: on a CPU it lost wherever it was measured and takes minutes, and on a GPU it wins.
 
 What is chosen for a GPU has not run on one: tests give seconds and memory by arithmetic.
 """
@@ -6,16 +9,13 @@ What is chosen for a GPU has not run on one: tests give seconds and memory by ar
 from __future__ import annotations
 
 import gc
-import json
 import logging
-import os
-import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import count, islice
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +24,7 @@ import torch
 from hemafast.config import Amp, TrainConfig
 from hemafast.data.batch import Batch
 from hemafast.data.dataset import Dataset
+from hemafast.engine.answers import Answers
 from hemafast.engine.captured import WARM_UP
 from hemafast.engine.compiling import Compiled, cache_in
 from hemafast.engine.distributed import World
@@ -31,9 +32,7 @@ from hemafast.engine.learner import build_learner
 from hemafast.engine.machine import Choice, Machine, choose_input, machine_for, room_of
 from hemafast.engine.step import Totals
 from hemafast.errors import HemafastError
-from hemafast.files import user_cache, write_text
 from hemafast.preparation.split import TRAIN, VAL
-from hemafast.reading import read_object
 
 logger = logging.getLogger("hemafast")
 
@@ -52,19 +51,22 @@ _COMPILING = 60.0  # seconds for each image size from a cold cache; an assumptio
 _CLEARLY = 0.9  # of the seconds of fp32: bf16 must be clearly faster, because it loses digits and a trial is short
 _SMALL_BATCH = 16  # large enough to compare precisions
 _SMALLEST_GPU_BATCH = 8
-_GLANCE = 4  # images in the step that predicts the length of a run; few, because every run on a CPU waits for it
-_WORTH_SECONDS = 3600.0  # of a run: compiling for a trial takes minutes, which a shorter run does not win back
+_UNASKED, _ASKED = 20.0, 120.0  # seconds of a trial at most: of one that nobody asked for, and of --batch-size auto
+_OF_BUDGET = 0.05  # of a time budget, for a trial at most
+_LEAST_SECONDS = 2.0  # a shorter trial tells nothing
+_USUAL_BATCH = TrainConfig.batch_size
 
 Counts = npt.NDArray[np.int64]
 """Training images per class."""
-Seconds = Callable[[int, bool], float]
-"""Seconds of a step, by number of images and whether it is compiled."""
+Seconds = Callable[[int], float]
+"""Seconds of a step, by number of images."""
 
 
 def decide(config: TrainConfig, dataset: Dataset, world: World) -> tuple[TrainConfig, tuple[Choice, ...]]:
-    """Replace each `auto` that a short trial can answer: batch size, and on a CPU precision and compiling.
+    """Replace each `auto` that a short trial or an earlier run can answer.
 
-    The first process tries, and all take its answer. Raises HemafastError if not even the smallest batch fits.
+    That is the batch size, on a CPU the precision, and on a GPU compiling under a time budget. The first process tries,
+    and all take its answer. Raises HemafastError if not even the smallest batch fits.
     """
     answer = world.broadcast(world.together(lambda: _decide(config, dataset, world) if world.first else None))
     assert answer is not None
@@ -79,22 +81,27 @@ def _decide(config: TrainConfig, dataset: Dataset, world: World) -> tuple[TrainC
         choices.append(_within_budget(config, machine, config.time_budget))
         if choices[-1].value == "off":
             config, machine = replace(config, compile="off"), replace(machine, compiled=False)
-    tried = config if world.alone else replace(config, capture="off")  # as a run of several processes
-    seconds = _seconds_of(tried, machine, counts)
-    answers = Answers(machine, config, processes)
     if config.batch_size == "auto":
         most = most_images(int(counts.sum()), processes * config.accumulate)
         limits = Limits(most, _squares(config, machine, dataset)) if machine.device == "cuda" else None
-        question = f"batch size up to {most}" if limits else "batch size"
-        choice = answers.get(question, lambda: choose_batch_size(seconds, limits))
-        choices.append(replace(choice, name="batch size"))
-        config = replace(config, batch_size=int(choice.value))
-    if config.compile == "auto" and machine.device == "cpu":
-        size = int(config.batch_size)
-        steps = int(counts.sum()) * config.epochs // (processes * size)
-        choices.append(_choose_compiling(answers, size, steps, seconds, budget=config.time_budget))
-        config = replace(config, compile="on" if choices[-1].value == "on" else "off")
+        tried = config if world.alone else replace(config, capture="off")  # as a run of several processes
+        trial = Trial(tried, machine, counts, _ASKED)
+        choices.append(_batch_size(trial, Answers(machine, config, processes), limits))
+        config = replace(config, batch_size=int(choices[-1].value))
     return config, tuple(choices)
+
+
+def _batch_size(trial: Trial, answers: Answers, limits: Limits | None) -> Choice:
+    name = "batch size"
+    question = f"{name} up to {limits.most}" if limits else name
+    if trial.allowed < _LEAST_SECONDS and answers.kept(question) is None:
+        return Choice(name, str(_USUAL_BATCH), "the usual one: the time budget is too short for a trial")
+
+    def find() -> tuple[Choice, float]:
+        trial.begin("batch sizes")
+        return choose_batch_size(trial, limits, over=trial.over), trial.spread
+
+    return replace(answers.get(question, find), name=name)
 
 
 def decide_precision(config: TrainConfig, counts: Counts, *, processes: int = 1) -> tuple[TrainConfig, list[Choice]]:
@@ -105,18 +112,31 @@ def decide_precision(config: TrainConfig, counts: Counts, *, processes: int = 1)
     machine = machine_for(config, config.device, processes)
     if config.amp != "auto" or (machine.device, machine.precision) != ("cpu", "bf16"):
         return config, []
-
-    def seconds(amp: Amp) -> float:
-        asked = replace(config, amp=amp, compile="off")
-        return _seconds_of(asked, machine_for(asked, asked.device, processes), counts)(_SMALL_BATCH, False)
-
-    def faster() -> Choice:
-        fp32, bf16 = seconds("off"), seconds("bf16")
-        value = "bf16" if bf16 < _CLEARLY * fp32 else "fp32"
-        return Choice("precision", value, f"a trial step took {fp32:.2f} s in fp32 and {bf16:.2f} s in bf16")
-
-    choice = Answers(machine, config).get("precision", faster)
+    answers = Answers(machine, config)
+    fp32, bf16 = (_trial_of(config, amp, counts, processes) for amp in ("off", "bf16"))
+    if fp32.allowed < _LEAST_SECONDS and answers.kept("precision") is None:
+        choice = Choice("precision", "fp32", "the time budget is too short for a trial of bf16")
+    else:
+        choice = answers.get("precision", lambda: _faster(fp32, bf16))
     return replace(config, amp="bf16" if choice.value == "bf16" else "off"), [choice]
+
+
+def _trial_of(config: TrainConfig, amp: Amp, counts: Counts, processes: int) -> Trial:
+    asked = replace(config, amp=amp, compile="off")
+    return Trial(asked, machine_for(asked, asked.device, processes), counts, _UNASKED)
+
+
+def _faster(fp32: Trial, bf16: Trial) -> tuple[Choice, float]:
+    """Whether bf16 is clearly faster than fp32, and the spread of the steps."""
+    fp32.begin("fp32 and bf16")
+    usual = fp32(_SMALL_BATCH)
+    if fp32.over():
+        return Choice("precision", "fp32", f"a trial step took {usual:.1f} s, so bf16 was not tried"), fp32.spread
+    bf16.until = fp32.until
+    other = bf16(_SMALL_BATCH)
+    value = "bf16" if other < _CLEARLY * usual else "fp32"
+    reason = f"a trial step took {usual:.2f} s in fp32 and {other:.2f} s in bf16"
+    return Choice("precision", value, reason), max(fp32.spread, bf16.spread)
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,52 +155,36 @@ def most_images(images: int, batches: int) -> int:
     return 1 << bound.bit_length() - 1
 
 
-def choose_batch_size(seconds: Seconds, limits: Limits | None = None) -> Choice:
+def choose_batch_size(
+    seconds: Seconds, limits: Limits | None = None, *, over: Callable[[], bool] = lambda: False
+) -> Choice:
     """The batch size with the most images per second on a CPU; on a GPU, with `limits`, the knee of its throughput.
 
-    The knee is the smallest power of two within 5 % of the most images per second of those that fit.
+    The knee is the smallest power of two within 5 % of the most images per second of those that fit. Larger ones are
+    not tried once the time of the trial is `over`.
     """
     name = "batch size"
     if limits is not None:
-        return _at_the_knee(name, seconds, limits)
+        return _at_the_knee(name, seconds, limits, over)
     rates: dict[int, float] = {}
     for size in _CPU_BATCHES:
-        rates[size] = size / seconds(size, False)
-        if rates[size] < 0.9 * max(rates.values()):
+        rates[size] = size / seconds(size)
+        if rates[size] < 0.9 * max(rates.values()) or over():
             break  # larger ones are even slower, because the working set no longer fits the cache
     fastest = max(rates, key=lambda size: rates[size])
     tried = ", ".join(f"{size}: {rate:,.1f}" for size, rate in rates.items())
     return Choice(name, str(fastest), f"the fastest in a trial; images/s by batch size: {tried}")
 
 
-def _choose_compiling(
-    answers: Answers, size: int, steps: int, seconds: Seconds, *, budget: float | None = None
-) -> Choice:
-    name, question = "torch.compile", f"torch.compile at batch {size}"
-    if not answers.knows(question):
-        if shutil.which(os.environ.get("CXX", "g++")) is None:
-            return Choice(name, "off", "compiling for a CPU needs g++, which is not installed")
-        glance = min(size, _GLANCE)
-        expected = budget or steps * size / glance * seconds(glance, False)
-        if expected < _WORTH_SECONDS:
-            minutes = f"about {expected / 60:,.0f} minutes of steps"
-            return Choice(name, "off", f"{minutes} are too short for a trial of compiling to pay off")
-
-    def faster() -> Choice:
-        eager, compiled = seconds(size, False), seconds(size, True)
-        value = "on" if compiled < eager else "off"
-        return Choice(name, value, f"a trial step took {eager:.2f} s uncompiled and {compiled:.2f} s compiled")
-
-    return replace(answers.get(question, faster), name=name)
-
-
-def _at_the_knee(name: str, seconds: Seconds, limits: Limits) -> Choice:
+def _at_the_knee(name: str, seconds: Seconds, limits: Limits, over: Callable[[], bool]) -> Choice:
     rates, size = dict[int, float](), _SMALLEST_GPU_BATCH
     while size <= min(limits.most, _LARGEST_GPU_BATCH):
         took = _seconds_if_it_fits(size, seconds, limits.squares)
         if took is None:
             break
         rates[size], size = size / took, 2 * size
+        if over():
+            break
     if not rates:
         raise HemafastError(
             f"Not even {_SMALLEST_GPU_BATCH} images fit on the GPU.", "Choose a smaller --model or --image-size."
@@ -196,7 +200,7 @@ def _seconds_if_it_fits(size: int, seconds: Seconds, squares: int) -> float | No
     free, _ = torch.cuda.mem_get_info()
     torch.cuda.reset_peak_memory_stats()
     try:
-        took = seconds(size, False)
+        took = seconds(size)
     except torch.OutOfMemoryError:
         return None
     finally:
@@ -235,85 +239,56 @@ def _compiling_in(output: Path) -> str:
     return f"seconds of torch.compile with the cache {cache_in(output)}"
 
 
-def _seconds_of(config: TrainConfig, machine: Machine, counts: Counts) -> Seconds:
-    """A function that times training steps of `config` on random pixels: the median of the last ones.
+class Trial:
+    """Times training steps of `config` on random pixels, for `most` seconds and a share of a time budget at most.
 
     On a GPU, the first steps warm up and are captured, as in a run, so that launches do not count.
     """
-    warm_up, rounds = (1 + WARM_UP, _GPU_ROUNDS) if machine.device == "cuda" else (1, _ROUNDS)
 
-    def seconds(size: int, compiled: bool) -> float:
-        on = replace(machine, compiled=compiled, own_gradients=machine.own_gradients and not compiled)
+    def __init__(self, config: TrainConfig, machine: Machine, counts: Counts, most: float) -> None:
+        self._config, self._machine, self._counts = config, machine, counts
+        self.allowed = most if config.time_budget is None else min(most, _OF_BUDGET * config.time_budget)
+        """Seconds."""
+        self.until = float("inf")
+        """Its end, a moment of time.monotonic. A step that has begun is waited for."""
+        self.spread = 0.0
+        """Of the steps of one size: the range as a share of the median; the largest so far."""
+
+    def begin(self, what: str) -> None:
+        """Say what is tried, and count from now."""
+        logger.info("trying %s, for at most %.0f s", what, self.allowed)
+        self.until = time.monotonic() + self.allowed
+
+    def over(self) -> bool:
+        """Whether the time is up."""
+        return time.monotonic() >= self.until
+
+    def __call__(self, size: int) -> float:
+        """Seconds of a step of `size` images: the median of the last ones."""
+        on_card = self._machine.device == "cuda"
+        warm_up, rounds = (1 + WARM_UP, _GPU_ROUNDS) if on_card else (1, _ROUNDS)
+        times: list[float] = []
+        for seconds in islice(self._steps(size), warm_up + rounds):
+            times.append(seconds)
+            if self.over():
+                break
+        gc.collect()
+        counted = times[warm_up:] or times[-1:]
+        self.spread = max(self.spread, (max(counted) - min(counted)) / median(counted))
+        return median(counted)
+
+    def _steps(self, size: int) -> Iterator[float]:
+        """Train without end, and yield the seconds of each step."""
+        config, device, classes = self._config, self._machine.device, len(self._counts)
+        on = replace(self._machine, compiled=False)
         # Random weights, because their values do not affect the time.
-        learner = build_learner(config, on, counts, batch_size=size, started_from="random weights, for a trial")
-        totals, side = Totals(len(counts), on.device), config.image_size
-        images = torch.randint(0, 256, (size, side, side, 3), dtype=torch.uint8, device=on.device)
-        labels = torch.arange(size, device=on.device) % len(counts)
+        learner = build_learner(config, on, self._counts, batch_size=size, started_from="random weights, for a trial")
+        totals, side = Totals(classes, device), config.image_size
+        images = torch.randint(0, 256, (size, side, side, 3), dtype=torch.uint8, device=device)
+        labels = torch.arange(size, device=device) % classes
         batch = Batch(images.permute(0, 3, 1, 2), labels, torch.arange(size))
-        times = []
-        for step in range(warm_up + rounds):
+        for step in count():
             started = time.perf_counter()
             learner.train_step(batch, 1e-4, totals, step=step)
             totals.read()  # waits for the device
-            times.append(time.perf_counter() - started)
-        del learner, images, batch
-        gc.collect()
-        return median(times[warm_up:])
-
-    return seconds
-
-
-class Answers:
-    """Results of trials in the user's cache folder, by machine, versions, and what decides the cost of a step."""
-
-    def __init__(self, machine: Machine, config: TrainConfig, processes: int = 1) -> None:
-        self._file = user_cache() / "hemafast" / "trials.json"
-        facts = [machine.facts.get(name, "") for name in ("processor", "cores", "gpu", "torch", "timm")]
-        network = [config.model, f"{config.image_size} px", f"freeze {config.freeze_stages} {config.freeze_norm}"]
-        step = [machine.precision, f"ema {bool(config.ema)}", f"compile {config.compile} {config.compile_mode}"]
-        self._key = " | ".join([*facts, *network, *step, f"input {config.input}", f"{processes} processes"])
-
-    @classmethod
-    def about(cls, facts: Sequence[str]) -> Answers:
-        """Answers that depend on other facts than those of training."""
-        answers = cls.__new__(cls)
-        answers._file, answers._key = user_cache() / "hemafast" / "trials.json", " | ".join(facts)
-        return answers
-
-    def knows(self, question: str) -> bool:
-        """Whether the answer is stored."""
-        return self.kept(question) is not None
-
-    def get(self, question: str, find: Callable[[], Choice]) -> Choice:
-        """The stored answer, or else the answer of `find`, which is then stored."""
-        kept = self.kept(question)
-        if kept is not None:
-            return replace(kept, reason=f"{kept.reason} (found before, in {self._file})")
-        choice = find()
-        self.keep(question, choice)
-        return choice
-
-    def keep(self, question: str, choice: Choice) -> None:
-        """Store an answer."""
-        known = self._read()
-        known.setdefault(self._key, {})[question] = {"value": choice.value, "reason": choice.reason}
-        try:
-            self._file.parent.mkdir(parents=True, exist_ok=True)
-            write_text(self._file, json.dumps(known, indent=2))
-        except OSError as error:
-            logger.warning("the result of the trial cannot be kept (%s). The next run tries again", error)
-
-    def kept(self, question: str) -> Choice | None:
-        """The stored answer, or None."""
-        try:
-            kept = self._read()[self._key][question]
-            return Choice(question, str(kept["value"]), str(kept["reason"]))
-        except (KeyError, TypeError):  # not stored, or not written by us
-            return None
-
-    def _read(self) -> dict[str, Any]:
-        try:
-            known = read_object(self._file)
-        except (OSError, ValueError):
-            return {}
-        return {key: answers for key, answers in known.items() if isinstance(answers, dict)}
+            yield time.perf_counter() - started

@@ -2,12 +2,12 @@
 
 import dataclasses
 import json
-import os
 
 import pytest
 import torch
 
 from hemafast import nvidia
+from hemafast.cores import cores
 from hemafast.engine import machine as module
 from hemafast.engine.machine import (
     Choice,
@@ -180,7 +180,7 @@ def test_compiling_may_be_asked_for_on_a_cpu(without_gpu):
 
 def test_loader_threads_are_as_asked_for_or_as_many_as_cores(without_gpu):
     assert _choose(threads=3).loader_threads == 3
-    assert _choose().loader_threads == min(len(os.sched_getaffinity(0)), 8)
+    assert _choose().loader_threads == min(cores(), 8)
 
 
 def test_a_machine_is_plain_data(without_gpu):
@@ -302,7 +302,8 @@ def test_a_precision_has_a_setting_that_asks_for_it(with_gpu, precision):
 
 @pytest.mark.parametrize(("cores", "processes", "threads"), [(8, 1, 8), (64, 1, 8), (8, 2, 4), (64, 4, 8), (2, 4, 1)])
 def test_processes_share_the_cores_among_their_loaders(without_gpu, monkeypatch, cores, processes, threads):
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)))
+    for place in ("hemafast.data.graph", "hemafast.engine.machine"):
+        monkeypatch.setattr(f"{place}.cores", lambda: cores)
     machine = _choose(processes=processes)
     assert machine.loader_threads == threads
     reason = machine.choices[-1].reason
@@ -315,7 +316,7 @@ def test_processes_share_the_cores_among_their_loaders(without_gpu, monkeypatch,
     [("packed", None, 8), ("resident", None, 8), ("files", None, 16), ("webdataset", None, 16), ("files", 3, 3)],
 )
 def test_decoding_takes_all_cores_of_a_process(without_gpu, monkeypatch, source, asked, threads):
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(32)))
+    monkeypatch.setattr("hemafast.data.graph.cores", lambda: 32)
     machine = reading(_choose(), Choice("input", source, "as asked for"), threads=asked, processes=2)
     assert machine.loader_threads == threads
     assert {choice.name: choice.value for choice in machine.choices}["loader threads"] == str(threads)
@@ -333,3 +334,18 @@ def test_a_later_decision_takes_the_place_of_the_earlier_one_of_its_name(without
     assert [choice.name for choice in decided.choices] == [*names, "batch size"]
     assert decided.choices[names.index("torch.compile")] == compiler
     assert [choice.name for choice in machine.choices] == names  # a machine does not change
+
+
+@pytest.mark.parametrize(("granted", "asked", "threads"), [(1, None, 1), (1, "2", 2), (64, None, 2)])
+def test_torch_has_no_more_threads_than_a_quota_grants(monkeypatch, granted, asked, threads):
+    monkeypatch.setattr("hemafast.engine.machine.cores", lambda: granted)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if asked:
+        monkeypatch.setenv("OMP_NUM_THREADS", asked)
+    torch.set_num_threads(2)
+    try:
+        chosen = next(choice for choice in _choose().choices if choice.name == "torch threads")
+        assert (torch.get_num_threads(), chosen.value) == (threads, str(threads))
+        assert ("quota" in chosen.reason) is (threads == 1)
+    finally:
+        torch.set_num_threads(1)

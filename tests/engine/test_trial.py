@@ -9,13 +9,16 @@ import pytest
 import torch
 from steps import CPU
 
+from hemafast.config import TrainConfig
 from hemafast.data.dataset import open_dataset
 from hemafast.engine import trial
+from hemafast.engine.answers import Answers, forget_answers
 from hemafast.engine.compiling import CACHE_VARIABLE, Compiled
 from hemafast.engine.distributed import World
+from hemafast.engine.load import Load
 from hemafast.engine.machine import Choice
 from hemafast.engine.step import TrainStep
-from hemafast.engine.trial import Answers, Limits, choose_batch_size, decide, most_images
+from hemafast.engine.trial import Limits, Trial, choose_batch_size, decide, most_images
 from hemafast.errors import HemafastError
 
 GIBI = 2**30
@@ -24,20 +27,21 @@ FACTS = {"processor": "A CPU", "cores": "2", "torch": "2", "timm": "1"}
 
 @pytest.fixture(autouse=True)
 def store(monkeypatch, tmp_path) -> Path:
-    """Where answers are kept."""
+    """Where answers are kept. The machine is quiet."""
+    monkeypatch.setattr(Load, "now", Load)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     return tmp_path / "cache" / "hemafast" / "trials.json"
 
 
 class Timed:
-    """Seconds of a step, from a table or function of the batch size and whether it is compiled; notes what is asked."""
+    """Seconds of a step, from a function of the batch size; notes what is asked."""
 
     def __init__(self, seconds) -> None:
         self.seconds, self.asked = seconds, []
 
-    def __call__(self, size, compiled):
-        self.asked.append((size, compiled))
-        return self.seconds(size, compiled)
+    def __call__(self, size):
+        self.asked.append(size)
+        return self.seconds(size)
 
 
 def decided(config):
@@ -57,11 +61,11 @@ def decided(config):
     ],
 )
 def test_a_cpu_takes_the_batch_size_with_the_most_images_a_second(rates, chosen, tried):
-    seconds = Timed(lambda size, compiled: size / rates[size])
+    seconds = Timed(lambda size: size / rates[size])
     choice = choose_batch_size(seconds)
     assert choice.value == chosen
     assert choice.name == "batch size"
-    assert [size for size, _ in seconds.asked] == [8, 16, 32, 64, 128][:tried]
+    assert seconds.asked == [8, 16, 32, 64, 128][:tried]
     assert f"{chosen}: {rates[int(chosen)]:.1f}" in choice.reason
 
 
@@ -86,7 +90,7 @@ class FakeGpu:
     def empty(self) -> None:
         self.cached = 0.0
 
-    def __call__(self, size, compiled):
+    def __call__(self, size):
         self.asked.append(size)
         self.cached += size * self.bytes  # torch keeps what is freed, and it is too small for the next size
         self.peak = self.cached
@@ -152,13 +156,15 @@ def on_a_card(monkeypatch):
     card = dataclasses.replace(CPU, device="cuda", precision="bf16", compiled=True, facts=FACTS | {"gpu": "a card"})
     monkeypatch.setattr(trial, "machine_for", lambda *_: card)
     gpu = FakeGpu(monkeypatch, 1, 0.128)
-    monkeypatch.setattr(trial, "_seconds_of", lambda *_: gpu)
+    monkeypatch.setattr(Trial, "__call__", lambda _, size: gpu(size))
     return gpu
 
 
 def test_on_a_card_the_data_bounds_the_batch_and_resident_squares_count(settings, on_a_card, monkeypatch):
     limits, choose = [], trial.choose_batch_size
-    monkeypatch.setattr(trial, "choose_batch_size", lambda *asked: limits.append(asked[1]) or choose(*asked))
+    monkeypatch.setattr(
+        trial, "choose_batch_size", lambda *asked, **more: limits.append(asked[1]) or choose(*asked, **more)
+    )
     config, choices = decided(settings(batch_size="auto", input="auto"))
     dataset = open_dataset(config.data)
     assert limits == [Limits(8, sum(dataset.samples(split, 32).packed.nbytes for split in ("train", "val")))]
@@ -199,7 +205,7 @@ def test_a_run_without_a_budget_compiles_on_a_card_as_ever(settings, on_a_card):
 def test_other_errors_on_a_gpu_come_through(monkeypatch):
     FakeGpu(monkeypatch, 1)
 
-    def broken(size, compiled):
+    def broken(size):
         raise RuntimeError("CUDA error: device-side assert triggered")
 
     with pytest.raises(RuntimeError, match="device-side"):
@@ -219,16 +225,19 @@ def answers(settings):
     return make
 
 
-def never() -> Choice:
+def found(*choice: str, spread: float = 0.0) -> tuple[Choice, float]:
+    return Choice(*choice), spread
+
+
+def never() -> tuple[Choice, float]:
     raise AssertionError("asked again")
 
 
 def test_an_answer_is_found_once(answers, store):
-    assert not answers().knows("size")
-    first = answers().get("size", lambda: Choice("size", "64", "the fastest"))
+    assert answers().kept("size") is None
+    first = answers().get("size", lambda: found("size", "64", "the fastest"))
     assert (first.value, first.reason) == ("64", "the fastest")
     again = answers().get("size", never)
-    assert answers().knows("size")
     assert (again.name, again.value) == ("size", "64")
     assert again.reason.startswith("the fastest (found before, in ")
     assert str(store) in again.reason
@@ -253,8 +262,8 @@ def test_an_answer_is_found_once(answers, store):
     ],
 )
 def test_an_answer_is_of_its_machine_and_network_alone(answers, other):
-    answers().get("size", lambda: Choice("size", "64", "here"))
-    assert answers(**other).get("size", lambda: Choice("size", "8", "there")).value == "8"
+    answers().get("size", lambda: found("size", "64", "here"))
+    assert answers(**other).get("size", lambda: found("size", "8", "there")).value == "8"
     assert answers().get("size", never).value == "64"  # and the other is kept beside it
     assert answers(**other).get("size", never).value == "8"
 
@@ -265,8 +274,8 @@ def test_an_answer_is_of_its_machine_and_network_alone(answers, other):
 def test_a_store_that_cannot_be_read_is_written_anew(answers, store, content):
     store.parent.mkdir(parents=True)
     store.write_bytes(content.replace(b"KEY", answers()._key.encode()))
-    assert not answers().knows("size")
-    assert answers().get("size", lambda: Choice("size", "64", "")).value == "64"
+    assert answers().kept("size") is None
+    assert answers().get("size", lambda: found("size", "64", "")).value == "64"
     assert answers().get("size", never).value == "64"
 
 
@@ -274,14 +283,34 @@ def test_a_store_that_cannot_be_read_is_written_anew(answers, store, content):
 def test_an_answer_that_is_not_whole_is_found_again(answers, store, entry):
     store.parent.mkdir(parents=True)
     store.write_text(json.dumps({answers()._key: {"size": entry}}))
-    assert answers().get("size", lambda: Choice("size", "32", "")).value == "32"
+    assert answers().get("size", lambda: found("size", "32", "")).value == "32"
     assert answers().get("size", never).value == "32"
+
+
+@pytest.mark.parametrize(("waited", "spread"), [(30, 0.0), (0, 0.6)])
+def test_an_answer_of_a_busy_machine_is_found_again(answers, store, monkeypatch, caplog, waited, spread):
+    loads = iter([Load(), Load(ran=70, waited=waited), Load(), Load(ran=100)])
+    monkeypatch.setattr(Load, "now", lambda: next(loads))
+    assert answers().get("size", lambda: found("size", "8", "beside others", spread=spread)).value == "8"
+    assert "The next run tries again" in caplog.text
+    (entries,) = json.loads(store.read_text()).values()
+    assert (entries["size"]["load"], entries["size"]["spread"]) == (waited / 100, spread)
+    assert answers().get("size", lambda: found("size", "64", "alone", spread=0.1)).value == "64"
+    assert answers().get("size", never).value == "64"
+
+
+def test_answers_are_forgotten_when_asked(answers, store):
+    assert forget_answers() == 0
+    answers().get("size", lambda: found("size", "64", ""))
+    assert forget_answers() == 1
+    assert not store.exists()
+    assert answers().kept("size") is None
 
 
 def test_a_place_that_cannot_be_written_is_a_warning(answers, store, caplog):
     store.parent.parent.mkdir(parents=True)
     store.parent.write_text("a file where a folder should be")
-    assert answers().get("size", lambda: Choice("size", "64", "")).value == "64"
+    assert answers().get("size", lambda: found("size", "64", "")).value == "64"
     assert "cannot be kept" in caplog.text
 
 
@@ -294,15 +323,14 @@ def timed(monkeypatch):
 
     def make(seconds):
         measured = Timed(seconds)
-        monkeypatch.setattr(trial, "_seconds_of", lambda *_: measured)
-        monkeypatch.setattr(trial.shutil, "which", lambda name: f"/usr/bin/{name}")
+        monkeypatch.setattr(Trial, "__call__", lambda _, size: measured(size))
         return measured
 
     return make
 
 
 def test_numbers_come_in_the_place_of_auto_and_the_next_run_asks_no_more(settings, timed):
-    seconds = timed(lambda size, compiled: 1.0 + abs(size - 32) / 8)
+    seconds = timed(lambda size: 1.0 + abs(size - 32) / 8)
     config, choices = decided(settings(batch_size="auto", compile="off"))
     assert config.batch_size == 32
     assert [choice.name for choice in choices] == ["batch size"]
@@ -314,7 +342,7 @@ def test_numbers_come_in_the_place_of_auto_and_the_next_run_asks_no_more(setting
 
 
 def test_what_was_asked_for_is_not_tried(settings, timed):
-    seconds = timed(lambda size, compiled: 1.0)
+    seconds = timed(lambda size: 1.0)
     asked = settings(batch_size=8, compile="off")
     assert decided(asked) == (asked, ())
     assert seconds.asked == []
@@ -327,15 +355,12 @@ def with_bf16(monkeypatch):
     def make(**seconds):
         asked = []
 
-        def seconds_of(config, machine, classes):
-            def timed(size, compiled):
-                asked.append((machine.precision, config.amp))
-                return seconds[config.amp]
-
-            return timed
+        def timed(self, size):
+            asked.append((self._machine.precision, self._config.amp))
+            return seconds[self._config.amp]
 
         monkeypatch.setattr("hemafast.engine.machine.cpu_flags", lambda: frozenset({"avx512_bf16"}))
-        monkeypatch.setattr(trial, "_seconds_of", seconds_of)
+        monkeypatch.setattr(Trial, "__call__", timed)
         return asked
 
     return make
@@ -368,44 +393,52 @@ def test_a_cpu_without_bf16_tries_no_precision(settings, with_bf16, monkeypatch)
     assert (config.amp, choices, asked) == ("auto", (), [])
 
 
-def test_a_short_run_does_not_try_compiling(settings, timed):
-    seconds = timed(lambda size, compiled: 0.01)
-    config, (choice,) = decided(settings(compile="auto"))
-    assert config.compile == "off"
-    assert (choice.name, choice.value) == ("torch.compile", "off")
-    assert "too short" in choice.reason
-    assert seconds.asked == [(4, False)]  # a glance at half a batch: the run is waiting
-
-
-def test_a_run_on_a_short_budget_tries_no_compiling_however_many_epochs_it_names(settings, timed):
-    seconds = timed(lambda size, compiled: 100.0)
-    config, (choice,) = decided(settings(compile="auto", epochs=20, time_budget=900))
-    assert config.compile == "off"
-    assert "15 minutes" in choice.reason
-    assert seconds.asked == []
-    decided(settings(compile="auto", epochs=20, time_budget=7200))
-    assert (8, True) in seconds.asked
-
-
-@pytest.mark.parametrize(("compiled_takes", "value"), [(50.0, "on"), (150.0, "off")])
-def test_a_long_run_takes_the_faster_form_and_asks_once(settings, timed, compiled_takes, value):
-    seconds = timed(lambda size, compiled: compiled_takes if compiled else 100.0)  # 5 updates an epoch, 20 epochs
-    config, (choice,) = decided(settings(compile="auto", epochs=20))
-    assert config.compile == value
-    assert (choice.name, choice.value) == ("torch.compile", value)
-    assert (8, True) in seconds.asked
-    seconds.asked.clear()
-    assert decided(settings(compile="auto", epochs=20))[0].compile == value
+def test_a_cpu_never_tries_compiling(settings, timed):
+    seconds = timed(lambda size: 1e6)
+    asked = settings(compile="auto", epochs=20)
+    assert decided(asked) == (asked, ())  # which choose_machine answers with off
     assert seconds.asked == []
 
 
-def test_without_a_compiler_nothing_is_tried(settings, timed, monkeypatch):
-    seconds = timed(lambda size, compiled: 1e6)
-    monkeypatch.setattr(trial.shutil, "which", lambda name: None)
-    config, (choice,) = decided(settings(compile="auto"))
-    assert config.compile == "off"
-    assert "g++" in choice.reason
-    assert seconds.asked == []
+@pytest.mark.parametrize(("budget", "allowed"), [(None, 20.0), (3600, 20.0), (100, 5.0)])
+def test_a_trial_never_takes_more_than_a_share_of_a_budget(settings, budget, allowed):
+    assert Trial(settings(time_budget=budget), CPU, np.full(5, 10), 20.0).allowed == allowed
+
+
+def test_a_budget_too_short_for_a_trial_gets_the_usual_batch_and_fp32(settings, with_bf16):
+    asked = with_bf16()
+    config, choices = decided(settings(amp="auto", batch_size="auto", compile="off", time_budget=30))
+    assert (config.amp, config.batch_size, asked) == ("off", 32, [])
+    assert all("too short for a trial" in choice.reason for choice in choices)
+
+
+def test_a_trial_ends_when_its_time_is_up_and_says_before_how_long_it_takes(settings, caplog):
+    trial = Trial(settings(image_size=32), CPU, np.full(5, 10), 0.0)
+    with caplog.at_level("INFO", "hemafast"):
+        trial.begin("batch sizes")
+    assert "trying batch sizes, for at most 0 s" in caplog.text
+    assert 0 < trial(4) < 60  # one step, the first
+    assert trial.spread == 0
+    assert trial.over()
+
+
+def test_larger_batches_are_not_tried_when_the_time_is_up(monkeypatch):
+    seconds = Timed(lambda size: 1.0)
+    assert choose_batch_size(seconds, over=lambda: len(seconds.asked) == 2).value == "16"
+    assert seconds.asked == [8, 16]
+    gpu = FakeGpu(monkeypatch, 1, least=100.0)
+    assert choose_batch_size(gpu, Limits(10**6), over=lambda: len(gpu.asked) == 2).value == "16"
+
+
+def test_bf16_is_not_tried_when_fp32_took_all_the_time():
+    class Slow(Trial):
+        def __call__(self, size):
+            self.until = 0.0
+            return 30.0
+
+    fp32 = Slow(TrainConfig(), CPU, np.full(5, 10), 20.0)
+    choice, _ = trial._faster(fp32, None)
+    assert (choice.value, choice.reason) == ("fp32", "a trial step took 30.0 s, so bf16 was not tried")
 
 
 def test_a_trial_times_the_steps_of_a_run(settings, monkeypatch):
@@ -416,6 +449,6 @@ def test_a_trial_times_the_steps_of_a_run(settings, monkeypatch):
         step(self, batch, lr, totals, **named)
 
     monkeypatch.setattr(TrainStep, "__call__", spy)
-    assert 0 < trial._seconds_of(settings(image_size=32), CPU, np.full(5, 10))(4, False) < 60
+    assert 0 < Trial(settings(image_size=32), CPU, np.full(5, 10), 20.0)(4) < 60
     assert set(seen) == {((4, 3, 32, 32), torch.uint8)}
     assert len(seen) > 1  # the first is not what a step takes

@@ -1,0 +1,209 @@
+"""The training step of `--preset fast` beside busy neighbours and under a quota, against its fair share.
+
+    python benchmarks/busy.py --json benchmarks/results/busy.json
+
+Each setting of the OpenMP runtime trains in a process of its own, on random pixels; neighbours are processes that count
+on one core each. Settings take turns within a round, so that a slow minute falls on all. A process of as many threads
+as cores beside n neighbours has a fair share of cores / (cores + n) of the quiet rate; under a quota of q cores,
+q / cores. Run it on a quiet machine: with other work, nothing is as it says. The quota needs a control group of the
+processor that this user may make (as root); without one, its rows are missing and the result says why.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from output import JsonFile, machine_line, ranged, table, write_json
+
+from hemafast.bench.result import spread
+
+SETTINGS: dict[str, dict[str, str]] = {
+    "as it is": {},
+    "no waiting spin": {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0"},
+    "spin of 1,000": {"GOMP_SPINCOUNT": "1000"},
+    "spin of 10,000": {"GOMP_SPINCOUNT": "10000"},
+    "spin of 50,000": {"GOMP_SPINCOUNT": "50000"},
+    "one thread": {"OMP_NUM_THREADS": "1"},
+}
+"""Variables of the environment. libgomp, which torch uses, reads them once, when it is loaded."""
+
+CORES = len(os.sched_getaffinity(0))
+NEIGHBOURS = (0, 1, 2, 3)
+QUOTA = 1.5
+_PERIOD = 100_000  # microseconds, the kernel's own
+_V1, _V2 = Path("/sys/fs/cgroup/cpu"), Path("/sys/fs/cgroup")
+_COUNT = "while True: pass"
+
+
+def fair(situation: str) -> float:
+    """The fair share of the quiet rate in a situation."""
+    if situation == "quota":
+        return QUOTA / CORES
+    return CORES / (CORES + int(situation.split(maxsplit=1)[0]))
+
+
+@contextmanager
+def neighbours(count: int) -> Iterator[None]:
+    """So many processes that use all of a core each."""
+    started = [subprocess.Popen([sys.executable, "-c", _COUNT]) for _ in range(count)]
+    try:
+        yield
+    finally:
+        for process in started:
+            process.kill()
+            process.wait()
+
+
+@contextmanager
+def quota(pid: int) -> Iterator[None]:
+    """A process in a control group (version 1 or 2) with QUOTA cores. Raises OSError if none can be made."""
+    old = (_V1 / "cpu.cfs_quota_us").exists()
+    top = _V1 if old else _V2
+    group = top / f"busy-{os.getpid()}"
+    group.mkdir()
+    try:
+        file, text = ("cpu.cfs_quota_us", f"{QUOTA * _PERIOD:.0f}") if old else ("cpu.max", f"{QUOTA * _PERIOD:.0f}")
+        (group / file).write_text(text, encoding="ascii")
+        (group / "cgroup.procs").write_text(str(pid), encoding="ascii")
+        yield
+    finally:
+        (top / "cgroup.procs").write_text(str(pid), encoding="ascii")
+        group.rmdir()
+
+
+class Worker:
+    """A process that trains as a setting says, when it is asked to."""
+
+    def __init__(self, variables: dict[str, str]) -> None:
+        command = [sys.executable, __file__, "--train"]
+        pipe = subprocess.PIPE
+        self._process = subprocess.Popen(command, env=os.environ | variables, stdin=pipe, stdout=pipe, text=True)
+        self._answer()
+        self.pid = self._process.pid
+
+    def __enter__(self) -> Worker:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.kill()
+        self._process.communicate()
+
+    def _answer(self) -> str:
+        assert self._process.stdout is not None
+        return self._process.stdout.readline()
+
+    def rate(self, seconds: float) -> float:
+        """Images per second over so many seconds."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(f"{seconds}\n")
+        self._process.stdin.flush()
+        return float(self._answer())
+
+
+def serve() -> None:
+    """Be the worker: train for as many seconds as each line of standard input says, and answer with images/s."""
+    import numpy as np
+    import torch
+
+    from hemafast.config import train_config
+    from hemafast.data.batch import Batch
+    from hemafast.engine.learner import build_learner
+    from hemafast.engine.machine import machine_for
+    from hemafast.engine.step import Totals
+
+    config = train_config("fast", amp="off", compile="off")
+    machine, size = machine_for(config, "cpu"), 32
+    counts = np.full(11, 200)
+    learner = build_learner(config, machine, counts, batch_size=size, started_from="random weights")
+    learner.model.train()
+    pixels = torch.randint(0, 256, (size, config.image_size, config.image_size, 3), dtype=torch.uint8)
+    batch = Batch(pixels.permute(0, 3, 1, 2), torch.arange(size) % 11, torch.arange(size))
+    totals = Totals(11, "cpu")
+    for _ in range(3):
+        learner.train_step(batch, 1e-4, totals, step=0)
+    print("ready", flush=True)
+    for line in sys.stdin:
+        steps, began = 0, time.perf_counter()
+        while (passed := time.perf_counter() - began) < float(line):
+            learner.train_step(batch, 1e-4, totals, step=0)
+            steps += 1
+        print(steps * size / passed, flush=True)
+
+
+@contextmanager
+def situation(name: str, worker: Worker) -> Iterator[None]:
+    """Neighbours, or a quota for the worker."""
+    with quota(worker.pid) if name == "quota" else neighbours(int(name.split(maxsplit=1)[0])):
+        yield
+
+
+def measure(seconds: float, rounds: int) -> dict[str, dict[str, list[float]]]:
+    """Images per second of each setting by situation, in rounds in which the settings take turns."""
+    situations = [*(f"{count} neighbours" for count in NEIGHBOURS), "quota"]
+    found: dict[str, dict[str, list[float]]] = {name: {} for name in SETTINGS}
+    with ExitStack() as held:
+        workers = {name: held.enter_context(Worker(variables)) for name, variables in SETTINGS.items()}
+        for _ in range(rounds):
+            for one in situations:
+                for name, worker in workers.items():
+                    try:
+                        with situation(one, worker):
+                            found[name].setdefault(one, []).append(worker.rate(seconds))
+                    except OSError as error:
+                        print(f"{one} of {name}: not measured ({error})", file=sys.stderr)
+    return found
+
+
+def judged(rates: dict[str, dict[str, list[float]]]) -> dict[str, dict[str, Any]]:
+    """Rates and their shares of what is fair, by setting and situation; a round is compared with its own quiet rate."""
+    quiet = rates["as it is"]["0 neighbours"]
+    return {
+        name: {
+            one: {
+                "images_per_second": spread(values),
+                "share": spread([value / (fair(one) * own) for value, own in zip(values, quiet, strict=True)]),
+            }
+            for one, values in situations.items()
+        }
+        for name, situations in rates.items()
+    }
+
+
+def _cell(measured: Any) -> str:
+    return f"{ranged(measured['images_per_second'])}, {measured['share']['median']:.2f}"
+
+
+def tables(results: Any) -> dict[str, str]:
+    """The table of this script: images per second, and the share of what is fair."""
+    result = results["busy"]
+    situations = list(result["settings"]["as it is"])
+    rows = [[name, *(_cell(rates[one]) for one in situations)] for name, rates in result["settings"].items()]
+    note = "Images per second, and the share of the fair rate (median)."
+    return {"busy": table(f"setting | {' | '.join(situations)}", rows, note, machine_line(result["machine"]))}
+
+
+def main(
+    json_file: JsonFile = Path("benchmarks/results/busy.json"),
+    rounds: Annotated[int, typer.Option(help="How often each setting is measured.")] = 5,
+    seconds: Annotated[float, typer.Option(help="Of each measurement.")] = 10.0,
+    train: Annotated[bool, typer.Option("--train", hidden=True)] = False,
+) -> None:
+    """Measure all settings in all situations."""
+    if train:
+        serve()
+        return
+    from hemafast.engine.machine import machine_facts
+
+    write_json({"machine": machine_facts("cpu"), "settings": judged(measure(seconds, rounds))}, json_file)
+
+
+if __name__ == "__main__":
+    typer.run(main)

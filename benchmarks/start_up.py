@@ -1,0 +1,94 @@
+"""Seconds from the command to the first step of training, by part, with warm and with cold caches.
+
+    python benchmarks/start_up.py --data PREPARED --json benchmarks/results/start_up.json
+
+Each run is `hemafast train` in a process of its own, stopped after its first step, which the log tells with its parts.
+Warm: an uncounted run came before. Cold: the kernel's caches of files are dropped before each run (as root, else these
+rows are missing), and numba's and the answers of trials stay, as after a restart of the machine. Run it on a quiet
+machine.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from output import JsonFile, machine_line, ranged, table, write_json
+
+from hemafast.bench.result import spread
+from hemafast.engine.machine import machine_facts
+
+FIRST_STEP = re.compile(r"first step (?P<all>[\d.]+) s after the start: (?P<parts>.*)")
+PART = re.compile(r"(?P<name>[a-z ]+) (?P<seconds>[\d.]+)")
+_CACHES = Path("/proc/sys/vm/drop_caches")
+
+
+def parts_of(line: str) -> dict[str, float] | None:
+    """Seconds by part and `in all`, from a line of the log; None if it tells something else."""
+    found = FIRST_STEP.search(line)
+    if found is None:
+        return None
+    parts = {part["name"].strip(): float(part["seconds"]) for part in PART.finditer(found["parts"])}
+    return parts | {"in all": float(found["all"])}
+
+
+def start(data: Path, preset: str) -> dict[str, float]:
+    """Start a training, and stop it after its first step. Ends the process if there was none."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-m", "hemafast", "train", "--preset", preset, "--data", str(data)]
+        wide = os.environ | {"COLUMNS": "400"}  # so that a line of the log is one line
+        run = subprocess.Popen([*command, "--output", folder], stderr=subprocess.PIPE, text=True, env=wide)
+        assert run.stderr is not None
+        parts = next((found for line in run.stderr if (found := parts_of(line))), None)
+        run.send_signal(signal.SIGTERM)
+        run.communicate()
+        if parts is None:
+            sys.exit(f"no first step; exit code {run.returncode}")
+        return parts
+
+
+def drop_caches() -> bool:
+    """Drop what the kernel keeps of files; False without the right to."""
+    os.sync()
+    try:
+        _CACHES.write_text("3\n", encoding="ascii")
+    except OSError:
+        return False
+    return True
+
+
+def tables(results: Any) -> dict[str, str]:
+    """The table of this script."""
+    result = results["start_up"]
+    names = list(result["seconds"]["warm"])
+    rows = [[name, *(ranged(parts[name]) for parts in result["seconds"].values())] for name in names]
+    note = f"Seconds of `hemafast train --preset {result['preset']}`: median, and range."
+    return {"start_up": table(f"part | {' | '.join(result['seconds'])}", rows, note, machine_line(result["machine"]))}
+
+
+def main(
+    data: Annotated[Path, typer.Option(help="Prepared data set.")],
+    json_file: JsonFile = Path("benchmarks/results/start_up.json"),
+    preset: Annotated[str, typer.Option(help="What is trained.")] = "fast",
+    runs: Annotated[int, typer.Option(help="Warm ones, and cold ones.")] = 5,
+) -> None:
+    """Measure starts."""
+    start(data, preset)
+    measured = {"warm": [start(data, preset) for _ in range(runs)]}
+    if drop_caches():
+        measured["cold"] = [start(data, preset) for _ in range(runs) if drop_caches()]
+    seconds = {
+        name: {part: spread([one[part] for one in found]) for part in found[0]} for name, found in measured.items()
+    }
+    write_json({"machine": machine_facts("cpu"), "preset": preset, "seconds": seconds}, json_file)
+
+
+if __name__ == "__main__":
+    typer.run(main)

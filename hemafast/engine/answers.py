@@ -1,0 +1,104 @@
+"""What short trials have found on this machine, kept in the user's cache folder."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from hemafast.config import TrainConfig
+from hemafast.engine.load import Load
+from hemafast.engine.machine import Choice, Machine
+from hemafast.files import user_cache, write_text
+from hemafast.reading import read_object
+
+logger = logging.getLogger("hemafast")
+
+BUSY = 0.15
+"""Share of its processor time that a trial may have waited for others. Beyond, its answer holds for one run only."""
+
+_STEADY = 0.5  # of the median: steps that differ by more were disturbed, though the scheduler may not tell
+
+
+def answers_file() -> Path:
+    """Where the answers of this user are."""
+    return user_cache() / "hemafast" / "trials.json"
+
+
+def forget_answers() -> int:
+    """Delete all answers, so that the next runs try again. Returns how many there were."""
+    file = answers_file()
+    known = sum(map(len, _read(file).values()))
+    file.unlink(missing_ok=True)
+    return known
+
+
+class Answers:
+    """Results of trials, by machine, versions, and what decides the cost of a step."""
+
+    def __init__(self, machine: Machine, config: TrainConfig, processes: int = 1) -> None:
+        self._file = answers_file()
+        facts = [machine.facts.get(name, "") for name in ("processor", "cores", "gpu", "torch", "timm")]
+        network = [config.model, f"{config.image_size} px", f"freeze {config.freeze_stages} {config.freeze_norm}"]
+        step = [machine.precision, f"ema {bool(config.ema)}", f"compile {config.compile} {config.compile_mode}"]
+        self._key = " | ".join([*facts, *network, *step, f"input {config.input}", f"{processes} processes"])
+
+    @classmethod
+    def about(cls, facts: Sequence[str]) -> Answers:
+        """Answers that depend on other facts than those of training."""
+        answers = cls.__new__(cls)
+        answers._file, answers._key = answers_file(), " | ".join(facts)
+        return answers
+
+    def get(self, question: str, find: Callable[[], tuple[Choice, float]]) -> Choice:
+        """The stored answer, or else that of `find`, with the spread of its times as a share of their median.
+
+        An answer found on a busy machine or from times that differ is not trusted: the next run tries again.
+        """
+        kept = self.kept(question)
+        if kept is not None:
+            return replace(kept, reason=f"{kept.reason} (found before, in {self._file})")
+        before = Load.now()
+        choice, spread = find()
+        self.keep(question, choice, load=Load.now().others_since(before), spread=spread)
+        return choice
+
+    def keep(self, question: str, choice: Choice, *, load: float = 0.0, spread: float = 0.0) -> None:
+        """Store an answer with the load of the machine (`Load.others_since`) and the spread of what was measured."""
+        known = _read(self._file)
+        entry = {"value": choice.value, "reason": choice.reason, "load": round(load, 3), "spread": round(spread, 3)}
+        known.setdefault(self._key, {})[question] = entry
+        if not _trusted(entry):
+            logger.warning(
+                "the trial of %s was disturbed: others had the processor for %.0f %% of its time, and its steps differ "
+                "by %.0f %%. The next run tries again",
+                *(choice.name, 100 * load, 100 * spread),
+            )
+        try:
+            self._file.parent.mkdir(parents=True, exist_ok=True)
+            write_text(self._file, json.dumps(known, indent=2))
+        except OSError as error:
+            logger.warning("the result of the trial cannot be kept (%s). The next run tries again", error)
+
+    def kept(self, question: str) -> Choice | None:
+        """The stored answer; None if there is none that can be trusted."""
+        try:
+            kept = _read(self._file)[self._key][question]
+            return Choice(question, str(kept["value"]), str(kept["reason"])) if _trusted(kept) else None
+        except (KeyError, TypeError, ValueError):  # not stored, or not written by this version
+            return None
+
+
+def _trusted(entry: dict[str, Any]) -> bool:
+    return float(entry["load"]) <= BUSY and float(entry["spread"]) <= _STEADY
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        known = read_object(file)
+    except (OSError, ValueError):
+        return {}
+    return {key: answers for key, answers in known.items() if isinstance(answers, dict)}
