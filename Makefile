@@ -17,7 +17,7 @@ INPUTS ?= 100000
 BIN       := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help install train resume bench faults test lint format fuzz lock release image clean
+.PHONY: help install train resume bench faults test lint format fuzz soak lock release image clean
 
 help: ## List what can be made
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
@@ -42,7 +42,7 @@ bench: install ## Measure this machine beside plain PyTorch
 	$(BIN)/hemafast bench --data '$(SOURCE)/prepared'
 
 faults: install ## Kill commands, fill their disk, damage their files, and count what is lost
-	$(BIN)/python tools/run_faults.py --minutes '$(MINUTES)' $(if $(LONG),--kills 1000) --json '$(OUTPUT)/faults.json' $(ARGS)
+	$(BIN)/python tools/run_faults.py --minutes '$(MINUTES)' $(if $(LONG),--kills 1000 --jobs 2) --json '$(OUTPUT)/faults.json' $(ARGS)
 
 test: install lint ## Linter, type checker, all tests
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
@@ -58,6 +58,9 @@ format: install ## Format the code
 
 fuzz: install ## Search for input that is neither taken nor refused: make fuzz [INPUTS=100000]
 	$(BIN)/python tools/run_fuzz.py --inputs $(INPUTS)
+
+soak: install ## Train 2,000 short epochs, and see whether memory, files, threads or their time grow: make soak [EPOCHS=2000]
+	$(BIN)/python tools/run_soak.py --epochs '$(or $(EPOCHS),2000)' --json '$(OUTPUT)/soak.json' --plot '$(OUTPUT)/soak.png'
 
 lock: install ## Write the installed versions into constraints.txt, and their hashes into requirements.lock
 	$(BIN)/python -m pip freeze --all --exclude pip --exclude-editable > constraints.txt

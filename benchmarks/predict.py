@@ -93,6 +93,47 @@ def make_sides(
     }, count
 
 
+def engines_of(run: Path, archive: Path, images: int, rounds: int) -> dict[str, Any]:
+    """Images a second from a folder, and milliseconds a batch of 1 and of 64, by engine that can run `run` here."""
+    import torch
+
+    from hemafast.deploy.engines import OPENERS, TORCH, available
+    from hemafast.deploy.plan import Options, make_plan
+    from hemafast.deploy.predict import classify
+
+    names: list[Any] = [TORCH, *(name for name in OPENERS if available(name))]
+    with tempfile.TemporaryDirectory() as room:
+        paths, count = copy_some(archive, Path(room), images)
+        plans = {
+            name: make_plan([run], [str(paths["files"])], Options(device="cpu", amp="off", engine=name))
+            for name in names
+        }
+        rates: dict[str, list[float]] = {name: [] for name in names}
+        waits: dict[str, dict[int, list[float]]] = {name: {1: [], 64: []} for name in names}
+        for number in range(1 + rounds):
+            for name, plan in plans.items():
+                rate, _ = measured(lambda plan=plan: len(classify(plan).table))  # type: ignore[misc]
+                model = plan.models[0]
+                side = model.card.image_size
+                for size, times in waits[name].items():
+                    batch = torch.randint(0, 256, (size, side, side, 3), dtype=torch.uint8).permute(0, 3, 1, 2)
+                    started = time.perf_counter()
+                    model.logits(batch)
+                    if number:  # the first is the warm-up
+                        times.append(1000 * (time.perf_counter() - started))
+                if number:
+                    rates[name].append(rate)
+    return {
+        "machine": machine_facts("cpu"),
+        "images": count,
+        "rounds": rounds,
+        "images_per_second": {name: spread(found) for name, found in rates.items()},
+        "milliseconds": {
+            name: {str(size): spread(times) for size, times in sizes.items()} for name, sizes in waits.items()
+        },
+    }
+
+
 def main(
     archive: Annotated[Path, typer.Option(help="Zip of real images, named after its domain.")],
     json_file: JsonFileOrNone = None,
@@ -101,9 +142,15 @@ def main(
     batch_size: Annotated[int, typer.Option(help="Images at once.")] = 64,
     images: Annotated[int, typer.Option(help="How many to classify in a round.")] = 1024,
     rounds: Annotated[int, typer.Option(min=3, help="How often all is measured.")] = 5,
+    run: Annotated[
+        Path | None, typer.Option(help="Run with an int8 export: measure its engines instead of the network.")
+    ] = None,
 ) -> None:
     """Measure all sides, interleaved; about four minutes on two cores."""
     tune_allocator()
+    if run is not None:
+        print_json(engines_of(run, archive, images, rounds), json_file)
+        return
     with tempfile.TemporaryDirectory() as room:
         file = Path(room, "model.safetensors")
         write_model(file, model, image_size)

@@ -133,12 +133,17 @@ def write_text(file: Path, text: str) -> None:
     write_whole(file, lambda part: part.write_text(text, encoding="utf-8"))
 
 
+def write_bytes(file: Path, content: bytes) -> None:
+    """Write a file, completely or not at all. Raises OSError."""
+    write_whole(file, lambda part: part.write_bytes(content))
+
+
 def write_tensors(file: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
     """Write contiguous tensors as safetensors, completely or not at all. Raises OSError."""
     from safetensors.torch import save
 
     # `save_file` would first write a file of a name that it draws, which a kill leaves, and raises no OSError.
-    write_whole(file, lambda part: part.write_bytes(save(tensors, metadata)))
+    write_bytes(file, save(tensors, metadata))
 
 
 def csv_bytes(table: pd.DataFrame, separator: str = ",") -> bytes:

@@ -233,6 +233,34 @@ def test_the_battery_ends_in_time_and_its_long_form_after_enough_kills(battery, 
     assert battery.tally("signals").injected == others
 
 
+def test_batteries_at_once_share_the_kills_and_their_counts_are_added(monkeypatch):
+    asked = []
+
+    class Run:
+        def __init__(self, command, **_):
+            options = dict(zip(command[2::2], command[3::2], strict=True))
+            asked.append((options["--kills"], options["--seed"], options["--only"]))
+            tally = Tally()
+            tally.add("train", ["torn"] if options["--seed"] == "8" else [], int(options["--kills"]))
+            Path(options["--json"]).write_text(json.dumps({"faults": {"kill": tally.to_json()}}), encoding="utf-8")
+
+        def wait(self):
+            pass
+
+    monkeypatch.setattr(run_faults.subprocess, "Popen", Run)
+    found = run_faults.side_by_side(2, {"minutes": "5", "kills": 999, "only": ["kill"], "seed": 7})
+    assert asked == [("500", "7", "kill"), ("500", "8", "kill")]
+    assert (found["kill"].injected, found["kill"].lost) == (1000, 500)
+    assert found["kill"].reasons == {"train: torn": 1}
+    assert found["kill"].details == {"train": 1000}
+
+
+def test_what_is_written_down_names_the_options_that_were_given():
+    asked = {"minutes": "5", "kills": 0, "only": ["disk", "kill"], "seed": 0, "jobs": 0}
+    command = run_faults.result({}, 60.0, asked)["command"]
+    assert command == "python tools/run_faults.py --minutes 5 --only disk --only kill --seed 0"
+
+
 def test_what_needs_a_compiler_is_skipped_with_its_reason(battery, monkeypatch, capsys):
     monkeypatch.setattr(native, "is_loaded", lambda: False)
     run_faults.inject(battery, ("disk", "signals"), 0, Console(quiet=True))

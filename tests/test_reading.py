@@ -1,5 +1,6 @@
 """JSON and TOML of unknown origin: bounded before they are parsed, in one place for the whole package."""
 
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -34,6 +35,19 @@ def test_no_module_parses_a_file_without_the_reader() -> None:
     package = Path(hemafast.__file__).parent
     files = {file.relative_to(package).as_posix(): file.read_text(encoding="utf-8") for file in package.rglob("*.py")}
     assert {name for name, text in files.items() if _PARSERS.search(text)} == set(_OWN_TEXT)
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("read", [reading.read_json, reading.read_json_text, reading.read_toml])
+def test_a_pipe_a_device_and_a_folder_are_errors_and_never_waited_for(
+    tmp_path: Path, read: Callable[[Path], Any]
+) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for file in (tmp_path / "pipe", Path("/dev/zero")):
+        with pytest.raises(ValueError, match="no regular file"):
+            read(file)
+    with pytest.raises(IsADirectoryError):
+        read(tmp_path)
 
 
 @pytest.mark.parametrize("text", [DEEP_LISTS, DEEP_OBJECTS, DEEP_LISTS[:LEVELS]])

@@ -2,7 +2,7 @@
 
 python tools/run_faults.py                    # all kinds, for 25 minutes
 python tools/run_faults.py --minutes 5
-python tools/run_faults.py --kills 1000       # goes on until so many processes were killed
+python tools/run_faults.py --kills 1000 --jobs 2    # two at once; goes on until so many processes were killed
 python tools/run_faults.py --only disk --seed 7
 
 The commands run on small drawn archives, in processes that are forked from this one: it has imported torch and DALI,
@@ -14,13 +14,15 @@ bit for bit, no other file, and no process. Exits with 1 if anything was lost.
 from __future__ import annotations
 
 import gc
+import json
 import os
 import random
 import shutil
+import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import cycle
 from pathlib import Path
 from typing import Annotated, Any
@@ -108,46 +110,76 @@ def shown(tallies: dict[str, Tally]) -> Table:
     return table
 
 
+def side_by_side(jobs: int, options: Mapping[str, Any]) -> dict[str, Tally]:
+    """The counts of several batteries at once, which share the kills that are asked for and differ in their seeds."""
+    with tempfile.TemporaryDirectory(prefix="faults-") as folder:
+        files = [Path(folder, f"{number}.json") for number in range(jobs)]
+        shared = {**options, "kills": -(-options["kills"] // jobs)}
+        running = [
+            subprocess.Popen([sys.executable, __file__, *_options(own)], stdout=subprocess.DEVNULL)
+            for number, file in enumerate(files)
+            for own in ({**shared, "seed": options["seed"] + number, "json": file},)
+        ]
+        for one in running:
+            one.wait()
+        parts = [json.loads(file.read_text(encoding="utf-8"))["faults"] for file in files]
+    return {name: Tally.of([part[name] for part in parts]) for name in parts[0]}
+
+
+def _options(asked: Mapping[str, Any]) -> list[str]:
+    """Options as words of a command line."""
+    given = [(name, one) for name, value in asked.items() for one in (value if isinstance(value, list) else [value])]
+    return [word for name, value in given for word in (f"--{name}", f"{value}")]
+
+
 @app.command()
 def main(
     minutes: Annotated[float, typer.Option(help="Minutes in which faults are injected.", min=0)] = 25,
     kills: Annotated[int, typer.Option(help="Go on until so many processes were killed.", min=0)] = 0,
     only: Annotated[list[str], typer.Option(help="Inject this kind only; may be repeated.")] = [],  # noqa: B006
     seed: Annotated[int, typer.Option(help="Seed of the moments and forms.")] = 0,
+    jobs: Annotated[int, typer.Option(help="Batteries at once; each keeps one core busy.", min=1)] = 1,
     json_file: Annotated[Path | None, typer.Option("--json", help="Where to write the counts.")] = None,
 ) -> None:
     """Inject faults, print what was injected, survived and lost, and exit with 1 if anything was lost."""
+    asked = {"minutes": f"{minutes:g}", "kills": kills, "only": only, "seed": seed}
+    console, began = Console(), time.monotonic()
+    tallies = one_battery(minutes, kills, only, seed) if jobs == 1 else side_by_side(jobs, asked)
+    console.print(shown(tallies))
+    if json_file is not None:
+        write_json(result(tallies, time.monotonic() - began, {**asked, "jobs": jobs * (jobs > 1)}), json_file)
+    raise typer.Exit(int(any(tally.lost for tally in tallies.values())))
+
+
+def one_battery(minutes: float, kills: int, only: Sequence[str], seed: int) -> dict[str, Tally]:
+    """The counts of one battery, in this process and those that are forked from it."""
     place = Path(os.environ.get("FAULTS_PLACE") or tempfile.mkdtemp(prefix="faults-"))
     started_anew(place)
     from hemafast.cli import main as hemafast
 
-    console = Console()
     process.adopt_orphans()
-    began = time.monotonic()
     try:
         battery = Battery(hemafast, place / "rooms", random.Random(seed))
         battery.tallies = {fault.name: Tally() for fault in listed.FAULTS if not only or fault.name in only}
         battery.build()
         battery.deadline = time.monotonic() + 60 * minutes
         gc.freeze()  # what stands now is never looked at again, and so stays shared with the forked processes
-        inject(battery, only, kills, console)
+        inject(battery, only, kills, Console(stderr=True))
     finally:
         shutil.rmtree(place, ignore_errors=True)
-    console.print(shown(battery.tallies))
-    if json_file is not None:
-        write_json(result(battery, time.monotonic() - began, minutes, seed), json_file)
-    raise typer.Exit(int(any(tally.lost for tally in battery.tallies.values())))
+    return battery.tallies
 
 
-def result(battery: Battery, seconds: float, asked: float, seed: int) -> dict[str, Any]:
-    """What is written down: the command, the machine and the counts."""
+def result(tallies: Mapping[str, Tally], seconds: float, asked: Mapping[str, Any]) -> dict[str, Any]:
+    """What is written down: the command with the options that were `asked` for, the machine and the counts."""
     from hemafast.engine.machine import machine_facts
 
+    given = {name: value for name, value in asked.items() if value or name == "seed"}
     return {
-        "command": f"python tools/run_faults.py --minutes {asked:g} --seed {seed}",
+        "command": " ".join(["python tools/run_faults.py", *_options(given)]),
         "minutes": round(seconds / 60, 1),
         "machine": machine_facts("cpu"),
-        "faults": {name: tally.to_json() for name, tally in battery.tallies.items()},
+        "faults": {name: tally.to_json() for name, tally in tallies.items()},
     }
 
 

@@ -11,7 +11,7 @@ import typer
 
 from hemafast.cli.common import Amp, Json, Quiet, Verbose, app, listen, refuse_missing_paths, wide_console
 from hemafast.cli.new_images import Taken, takes_images, whole_or_nothing
-from hemafast.deploy.choices import Format, Layout, Method
+from hemafast.deploy.choices import Engine, Format, Layout, Method
 from hemafast.run_folder import LATEST, find_run
 
 Model = Annotated[str, typer.Argument(metavar="RUN", help="Run folder, latest, or the file of a model.")]
@@ -51,6 +51,9 @@ def predict(
     ] = False,
     batch_size: Annotated[int, typer.Option(help="Batch size.")] = 64,
     amp: Amp = "auto",
+    engine: Annotated[
+        Engine, typer.Option(help="What computes on a CPU; auto takes the faster of torch and the run's int8 export.")
+    ] = "auto",
     *,
     taken: Taken,
 ) -> None:
@@ -74,6 +77,7 @@ def predict(
         batch_size=batch_size,
         device=taken.device,
         amp=amp,
+        engine=engine,
     )
     with whole_or_nothing():
         done = predict_to(output, named, runs or (), options, submission=submission, progress=taken.progress)
@@ -88,7 +92,8 @@ def predict(
 def export(
     run: Model,
     format: Annotated[
-        Format, typer.Option(help="A graph for ONNX or torch.export, or the weights under timm's names.")
+        Format,
+        typer.Option(help="A graph for ONNX (int8 is faster) or torch.export, or the weights under timm's names."),
     ] = "onnx",
     layout: Annotated[
         Layout, typer.Option(help="Layout of a graph's images: channels last, as decoders give them, or first.")

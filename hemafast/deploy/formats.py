@@ -24,6 +24,10 @@ from hemafast.reading import parse_json
 
 INPUT = "images"
 OUTPUTS = ("logits", "probabilities")
+FEATURES = "features"
+"""A further output of int8 graphs: what likeness is told by."""
+INT8 = "int8"
+"""The entry of the metadata of an int8 graph that says what was measured of it, as JSON."""
 METADATA = "metadata.json"
 """The file within a torch.export archive that holds the metadata."""
 
@@ -48,20 +52,24 @@ class Loaded:
 
     def answer(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Logits and probabilities (n, classes) of uint8 images (n, 3, height, width)."""
-        return self.run(_laid_out(images, self.metadata.get("layout")))
+        return self.run(laid_out(images, self.metadata.get("layout")))
 
 
 class Deployed(nn.Module):
     """A classifier to export: uint8 images of one layout in, logits and calibrated probabilities out."""
 
-    def __init__(self, model: Classifier, layout: Layout, temperature: float) -> None:
+    def __init__(self, model: Classifier, layout: Layout, temperature: float, *, features: bool = False) -> None:
         super().__init__()
-        self.model, self.layout, self.temperature = model, layout, temperature
+        self.model, self.layout, self.temperature, self.features = model, layout, temperature, features
 
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits and probabilities, float (n, classes), of uint8 (n, height, width, 3) or (n, 3, height, width)."""
-        logits = self.model(images.permute(0, 3, 1, 2) if self.layout == "nhwc" else images)
-        return logits, torch.softmax(logits / self.temperature, dim=1)
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        """Logits and probabilities, float (n, classes), of uint8 (n, height, width, 3) or (n, 3, height, width).
+
+        With `features`, float (n, d) too.
+        """
+        pixels = images.permute(0, 3, 1, 2) if self.layout == "nhwc" else images
+        logits, *more = self.model.answers(pixels) if self.features else (self.model(pixels),)
+        return (logits, torch.softmax(logits / self.temperature, dim=1), *more)
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +141,8 @@ def pack_onnx(deployed: Deployed, card: ModelCard) -> Packed:
     require_onnx("onnx", "onnxscript", "onnxruntime")
     from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 
-    options: dict[str, Any] = {"input_names": [INPUT], "output_names": OUTPUTS, "verbose": False}
+    names = [*OUTPUTS, FEATURES] if deployed.features else OUTPUTS
+    options: dict[str, Any] = {"input_names": [INPUT], "output_names": names, "verbose": False}
     options["dynamic_shapes"] = {INPUT: {0: "batch"}}
     try:
         program: Any = torch.onnx.export(deployed, (_example(deployed, card),), **options)
@@ -226,10 +235,10 @@ def load_safetensors(content: bytes) -> Loaded:
 
 def _example(deployed: Deployed, card: ModelCard) -> Tensor:
     side = card.image_size
-    return _laid_out(torch.zeros(_TRACED_BATCH, 3, side, side, dtype=torch.uint8), deployed.layout)
+    return laid_out(torch.zeros(_TRACED_BATCH, 3, side, side, dtype=torch.uint8), deployed.layout)
 
 
-def _laid_out(images: Tensor, layout: str | None) -> Tensor:
+def laid_out(images: Tensor, layout: str | None) -> Tensor:
     """uint8 (n, 3, height, width) in the layout that a graph takes."""
     return (images.permute(0, 2, 3, 1) if layout == "nhwc" else images).contiguous()
 
@@ -256,5 +265,6 @@ class Kind:
 KINDS: dict[Format, Kind] = {
     "safetensors": Kind("model.safetensors", pack_safetensors, load_safetensors),
     "onnx": Kind("model.onnx", pack_onnx, load_onnx),
+    "onnx-int8": Kind("model.int8.onnx", pack_onnx, load_onnx),  # quantised by `hemafast.deploy.quantise`
     "torch-export": Kind("model.pt2", pack_torch_export, load_torch_export),
 }

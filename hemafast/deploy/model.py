@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,7 +17,8 @@ from torch import Tensor
 
 from hemafast.config import Amp, Device
 from hemafast.deploy import onnx_trial
-from hemafast.deploy.choices import UmPerPixel
+from hemafast.deploy.choices import Engine, UmPerPixel
+from hemafast.deploy.engines import TORCH, Quick, choose_engine
 from hemafast.deploy.formats import KINDS, card_of, cause_of, require_onnx
 from hemafast.deploy.inputs import Images, begins_formula, list_inputs, refuse_unwritable
 from hemafast.engine.checkpoint import ModelCard, load_best
@@ -48,6 +49,8 @@ class Model:
         card: classes, image size, field of view, calibration and origin.
         machine: device, precision and threads that it runs with.
         likeness: tells images unlike the training set; None for an export, and before the run was evaluated.
+        engine: what computes predictions.
+        quick: logits and features by an engine other than torch; None for torch.
     """
 
     file: Path
@@ -55,6 +58,8 @@ class Model:
     machine: Machine
     _logits_of: Callable[[Tensor], Tensor]
     likeness: Likeness | None = None
+    engine: str = TORCH
+    quick: Quick | None = None
 
     def __repr__(self) -> str:
         return f"Model({str(self.file)!r}, {self.card.backbone}, {len(self.classes)} classes, {self.machine.device})"
@@ -169,6 +174,8 @@ class Model:
 
     def logits(self, images: Tensor) -> Tensor:
         """Logits, float32 (n, classes), of uint8 (n, 3, image_size, image_size) on the model's device."""
+        if self.quick is not None:
+            return self.quick(images)[0]
         return self._run(lambda seen: (self._logits_of(seen),), images)[0]
 
     def probabilities(self, images: Tensor, *, tta: bool = False) -> Tensor:
@@ -195,7 +202,7 @@ class Model:
         """Logits and likeness."""
         if self.likeness is None:
             return self.logits(images), images.new_full((len(images), len(PARTS)), math.nan, dtype=torch.float32)
-        logits, features = self._run(self.network.answers, images)
+        logits, features = self.quick(images) if self.quick else self._run(self.network.answers, images)
         return logits, self.likeness(colours_of(images), features)
 
     def features(self, images: Tensor) -> Tensor:
@@ -241,11 +248,14 @@ def open_model(path: str | Path, *, device: Device = "auto", amp: Amp = "auto") 
     return model
 
 
-def load_models(paths: Sequence[Path], device: Device, amp: Amp) -> list[Model]:
-    """The models of `paths`, each once, on one device. Raises HemafastError as `open_model`."""
+def load_models(paths: Sequence[Path], device: Device, amp: Amp, engine: Engine = "torch") -> list[Model]:
+    """The models of `paths`, each once, on one device, with the engine of predictions.
+
+    Raises HemafastError as `open_model`, and for an engine that cannot run a model.
+    """
     files = list(dict.fromkeys(map(find_model, paths)))
     machine = _choose_machine(files, device, amp)
-    return [_load(file, machine) for file in files]
+    return [_load(file, machine, engine) for file in files]
 
 
 def find_model(path: Path) -> Path:
@@ -267,8 +277,9 @@ def _choose_machine(files: Sequence[Path], device: Device, amp: Amp) -> Machine:
     return choose_machine(device="cpu" if graphs else device, amp=amp, compiled="off", allocator=tune_allocator())
 
 
-def _load(file: Path, machine: Machine) -> Model:
-    if file.suffix == ".safetensors" and not _is_exported(file):
+def _load(file: Path, machine: Machine, engine: Engine) -> Model:
+    is_run_model = file.suffix == ".safetensors" and not _is_exported(file)
+    if is_run_model:
         logits_of: Callable[[Tensor], Tensor]
         logits_of, card = load_best(file)
     else:
@@ -282,7 +293,9 @@ def _load(file: Path, machine: Machine) -> Model:
         refuse_unwritable(name)
         if begins_formula(name):
             raise HemafastError(f"{file}: a spreadsheet would take the class {name!r} for a formula.", "Rename it.")
-    return Model(file, card, machine, logits_of, likeness and likeness.to(machine.device))
+    model = Model(file, card, machine, logits_of, likeness and likeness.to(machine.device))
+    name, quick = choose_engine(file, card, model.logits, machine, engine if is_run_model else "torch")
+    return replace(model, engine=name, quick=quick)
 
 
 def _is_exported(file: Path) -> bool:

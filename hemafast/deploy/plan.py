@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hemafast.config import Amp, Device
-from hemafast.deploy.choices import UmPerPixel
+from hemafast.deploy.choices import Engine, UmPerPixel
 from hemafast.deploy.crops import Crops, choose_crops
 from hemafast.deploy.depths import Depths, choose_depths
 from hemafast.deploy.inputs import Image, list_images
@@ -48,6 +48,8 @@ class Options:
     device: Device = "auto"
     amp: Amp = "auto"
     """Autocast precision; `auto` is fp32 on a CPU."""
+    engine: Engine = "auto"
+    """What computes on a CPU; `auto` tries the int8 graph of the run, if there is one, beside torch."""
 
     def __post_init__(self) -> None:
         for name, (least, most) in _RANGES.items():
@@ -121,7 +123,7 @@ def make_plan(models: Sequence[Path], paths: Sequence[str], options: Options) ->
         raise HemafastError("No images are named.", "Name files, folders, archives, or a quoted glob.")
     if not models:
         raise HemafastError("No model is named.", "Name a run folder, or a file that ends in .safetensors.")
-    loaded = load_models(models, options.device, options.amp)
+    loaded = load_models(models, options.device, options.amp, options.engine)
     first = loaded[0]
     for other in loaded:
         if other.classes != first.classes:

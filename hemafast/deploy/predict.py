@@ -70,6 +70,7 @@ class Predictions:
             "likeness": self.likeness,
             "device": self.plan.machine.device,
             "precision": self.plan.machine.precision,
+            "engines": [model.engine for model in self.plan.models],
             "seconds": self.seconds,
             "images_per_second": len(self.table) / self.seconds,
         }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -45,6 +45,13 @@ class Answers:
         network = [config.model, f"{config.image_size} px", f"freeze {config.freeze_stages} {config.freeze_norm}"]
         step = [machine.precision, f"ema {bool(config.ema)}", f"compile {config.compile} {config.compile_mode}"]
         self._key = " | ".join([*facts, *network, *step, f"input {config.input}", f"{processes} processes"])
+
+    @classmethod
+    def about(cls, facts: Sequence[str]) -> Answers:
+        """Answers that depend on other facts than those of training."""
+        answers = cls.__new__(cls)
+        answers._file, answers._key = answers_file(), " | ".join(facts)
+        return answers
 
     def get(self, question: str, find: Callable[[], tuple[Choice, float]]) -> Choice:
         """The stored answer, or else that of `find`, with the spread of its times as a share of their median.

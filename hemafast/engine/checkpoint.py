@@ -13,10 +13,11 @@ from typing import Annotated, Any
 import torch
 from annotated_types import Ge, Gt, Le, Len
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as save_tensors
 
 from hemafast.config import STRICT
 from hemafast.errors import HemafastError
-from hemafast.files import damaged_entry, write_tensors, write_text, write_whole
+from hemafast.files import damaged_entry, write_bytes, write_text, write_whole
 from hemafast.model import Classifier, build_model, tensor_shapes
 from hemafast.pickles import GreedyFileError, refuse_greedy
 from hemafast.preparation.images.depth import Range
@@ -156,10 +157,15 @@ class ModelCard:
 
 def save_best(file: Path, model: Classifier, card: ModelCard) -> None:
     """Write weights and card, completely or not at all. Raises OSError if the disk is full."""
+    write_bytes(file, model_bytes(model, card))
+
+
+def model_bytes(model: Classifier, card: ModelCard) -> bytes:
+    """Weights and card, as the content of a model file."""
     tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
     metadata = {"format": "pt", "card": json.dumps(asdict(card)), "mean": str(model.mean), "std": str(model.std)}
     metadata["standardize"] = json.dumps(model.standardize)
-    write_tensors(file, tensors, metadata)
+    return save_tensors(tensors, metadata)
 
 
 def save_calibration(file: Path, card: ModelCard, calibration: Calibration) -> None:

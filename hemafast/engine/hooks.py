@@ -11,14 +11,15 @@ from pathlib import Path
 from statistics import median
 
 from hemafast.data.batch import Batch
-from hemafast.engine.checkpoint import save_best, save_last
+from hemafast.engine.checkpoint import model_bytes, save_last
 from hemafast.engine.duration import seconds_to_end
+from hemafast.engine.journal import Journal
 from hemafast.engine.load import Load
 from hemafast.engine.run import Run
 from hemafast.engine.starting import Starting
 from hemafast.engine.stop import StopFlag, exit_code
 from hemafast.errors import HemafastError, StoppedError
-from hemafast.files import make_inside, write_table, write_tensors
+from hemafast.files import make_inside, write_bytes, write_table, write_tensors
 from hemafast.preparation.split import TRAIN
 from hemafast.run_folder import BEST, LAST, NONFINITE
 
@@ -156,14 +157,19 @@ class NonfiniteCheck:
 
 
 class Saver:
-    """Writes the checkpoint and the best model of a run."""
+    """Writes the best model, the rows of the log, and the checkpoint of a run.
 
-    def __init__(self, run: Run, folder: Path, clock: Clock, check: NonfiniteCheck) -> None:
-        self._run, self._folder, self._clock, self._check = run, folder, clock, check
+    The checkpoint is written last, and only if the others were: a resumed run repeats all that is behind it, so that it
+    ends with the same model and rows, whatever the disk refused in between.
+    """
+
+    def __init__(self, run: Run, folder: Path, clock: Clock, check: NonfiniteCheck, journal: Journal) -> None:
+        self._run, self._folder, self._clock, self._check, self._journal = run, folder, clock, check, journal
+        self._best = b""
         self.saved = time.monotonic()
 
     def save(self, *, must: bool = False) -> None:
-        """Write a checkpoint. If the disk refuses it, raise HemafastError if it `must` be written, else warn."""
+        """Write a checkpoint. If the disk refuses a file, raise HemafastError if it `must` be written, else warn."""
         run = self._run
         self._check(run.learner.train_step.bad.read())
         self._clock.look()
@@ -172,24 +178,27 @@ class Saver:
         if not run.world.first:
             return
         try:
+            self._write_best()
+            self._journal.write()
             save_last(self._folder / LAST, state, keep=run.config.keep)
         except OSError as error:
             if must:
                 raise HemafastError(
-                    f"The checkpoint cannot be written ({error}). The one before it is intact.",
+                    f"The run cannot be saved ({error}). The checkpoint before is intact.",
                     f"Make room, such as by deleting old runs, then run `hemafast train --resume {self._folder}`.",
                 ) from error
-            logger.warning("the checkpoint cannot be written (%s). Training continues, the last one is intact", error)
+            said = "the run cannot be saved (%s). Training continues, and the checkpoint before is intact"
+            logger.warning(said, error)
 
-    def save_best(self) -> bool:
-        """Write the present model as the best one; False if the disk refuses it."""
-        try:
-            if self._run.world.first:
-                save_best(self._folder / BEST, self._run.learner.scored_model, self._run.model_card())
-        except OSError as error:
-            logger.warning("the best model cannot be written (%s). The last one is kept", error)
-            return False
-        return True
+    def hold_best(self) -> None:
+        """Hold the present model as the best one until `save` can write it."""
+        if self._run.world.first:
+            self._best = model_bytes(self._run.learner.scored_model, self._run.model_card())
+
+    def _write_best(self) -> None:
+        if self._best:
+            write_bytes(self._folder / BEST, self._best)
+            self._best = b""
 
 
 class Stops:

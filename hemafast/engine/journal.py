@@ -6,7 +6,7 @@ import csv
 import io
 import logging
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import TracebackType
@@ -16,7 +16,7 @@ from hemafast.engine.state import RunState
 from hemafast.engine.step import Totals
 from hemafast.engine.trackers import LR, Tracker
 from hemafast.errors import HemafastError
-from hemafast.files import open_in_place, write_whole, writing
+from hemafast.files import open_in_place, write_text, writing
 from hemafast.metrics import Confusion, macro_f1
 from hemafast.pictures import confusion_figure
 from hemafast.printable import PrintableFormatter
@@ -28,6 +28,7 @@ Row = dict[str, float | str]
 
 _FIRST = ("epoch", "phase", "loss", "accuracy", "f1_macro")
 _MOST_RATES = 100  # points per epoch of the learning rate curve
+_DRAWN_DIGITS = 2  # a picture of each epoch whose number has no more digits in front of zeros
 
 logger = logging.getLogger("hemafast")
 
@@ -51,7 +52,8 @@ class Journal:
         `epochs`, or in `seconds`. Raises HemafastError if training_log.csv is damaged before its last row.
         """
         self._folder, self._first_epoch = folder, first_epoch
-        self._rows, self._torn = _read(folder / LOG_TABLE) if folder else ([], False)
+        self._before, self._torn = _read(folder / LOG_TABLE) if folder else ([], False)
+        self._table, self._written = _Table(), True
         self._trackers = list(trackers)
         self._progress, self._epochs = progress, epochs
         self._ends = None if seconds is None else time.monotonic() + seconds
@@ -65,10 +67,10 @@ class Journal:
                 logger.setLevel(logging.WARNING)
             else:
                 self._attach_log(self._folder / LOG, undo)
-                self._forget_later_epochs(self._folder / LOG_TABLE)
+            before = self._forget_later_epochs()
             for tracker in self._trackers:
                 undo.callback(tracker.close)
-            for epoch, measured in _by_epoch(self._rows).items():
+            for epoch, measured in _by_epoch(before).items():
                 self._progress.finish(epoch=epoch, rows=measured)
             undo.callback(self._progress.finish)
             self._closing = undo.pop_all()
@@ -106,20 +108,30 @@ class Journal:
     ) -> None:
         """Record an epoch: measurements by phase ("train", "val") and name, and the confusion matrix of validation.
 
-        `lrs` are learning rates by optimizer step. If the disk is full, this warns, and the next epoch writes the rows.
+        `lrs` are learning rates by optimizer step. `write` puts the rows on the disk.
         """
         measured = {phase: {name: float(value) for name, value in values.items()} for phase, values in rows.items()}
-        self._rows += [{"epoch": epoch, "phase": phase, **values} for phase, values in measured.items()]
-        if self._folder is not None:
-            self._write(self._folder / LOG_TABLE)
+        self._table.add([{"epoch": epoch, "phase": phase, **values} for phase, values in measured.items()])
+        self._written = False
         self._progress.finish(epoch=epoch, rows=measured)
         if not self._trackers:
             return
         self._track(epoch, measured, lrs)
-        if confusion is not None:
+        if confusion is not None and self._draws(epoch):
             figure = confusion_figure({f"epoch {epoch}": confusion}, classes)
             for tracker in self._trackers:
                 tracker.figure("confusion", figure, step=epoch)
+            figure.clear()  # its parts refer to each other, and would wait with all their pixels to be collected
+
+    def write(self) -> None:
+        """Write the rows that are not on the disk. Raises OSError if it refuses them; the next call tries again."""
+        if self._folder is not None and not self._written:
+            write_text(self._folder / LOG_TABLE, self._table.text)
+            self._written = True
+
+    def _draws(self, epoch: int) -> bool:
+        """Whether trackers get a picture: of 99 epochs, then of ever fewer, as each takes 40 kB; and of the last."""
+        return epoch == self._epochs or epoch % 10 ** max(len(str(epoch)) - _DRAWN_DIGITS, 0) == 0
 
     def _track(self, epoch: int, measured: Mapping[str, Mapping[str, float]], lrs: Mapping[int, float]) -> None:
         values = {f"{phase}/{name}": value for phase, of in measured.items() for name, value in of.items()}
@@ -139,19 +151,44 @@ class Journal:
         if logger.getEffectiveLevel() > logging.INFO:
             logger.setLevel(logging.INFO)  # the file gets everything, even if the terminal shows nothing
 
-    def _forget_later_epochs(self, file: Path) -> None:
-        kept = [row for row in self._rows if int(row["epoch"]) < self._first_epoch]
+    def _forget_later_epochs(self) -> list[Row]:
+        """Drop rows of epochs that will be trained again; returns the others."""
+        kept = [row for row in self._before if int(row["epoch"]) < self._first_epoch]
         if self._torn:
-            logger.warning("%s ended in half a row, which is left out", file)
-        if self._torn or len(kept) < len(self._rows):
-            self._rows = kept
-            self._write(file)
-
-    def _write(self, file: Path) -> None:
+            logger.warning("%s ended in half a row, which is left out", LOG_TABLE)
+        self._table, self._written = _Table(kept), not self._torn and len(kept) == len(self._before)
+        self._before = []
         try:
-            write_whole(file, lambda part: _write_rows(part, self._rows))
+            self.write()
         except OSError as error:
-            logger.warning("%s cannot be written (%s). Its rows are written after the next epoch", file, error)
+            logger.warning("%s cannot be written (%s). It is written with the next checkpoint", LOG_TABLE, error)
+        return kept
+
+
+class _Table:
+    """The text of training_log.csv: rows of thousands of epochs as dicts would take twenty times the memory."""
+
+    def __init__(self, rows: Sequence[Row] = ()) -> None:
+        self._begin(rows, _FIRST)
+
+    @property
+    def text(self) -> str:
+        """All lines, with a header."""
+        return self._stream.getvalue()
+
+    def add(self, rows: Sequence[Row]) -> None:
+        """Add rows. A column that was not there before is empty in the rows before."""
+        if all(name in self._names for row in rows for name in row):
+            self._writer.writerows(rows)
+        else:
+            self._begin([*_parsed(self.text), *rows], self._names)
+
+    def _begin(self, rows: Sequence[Row], names: Iterable[str]) -> None:
+        self._names = dict.fromkeys([*names, *(name for row in rows for name in row)])
+        self._stream = io.StringIO(newline="")
+        self._writer = csv.DictWriter(self._stream, list(self._names), lineterminator="\n")
+        self._writer.writeheader()
+        self._writer.writerows(rows)
 
 
 class _LogFile(logging.FileHandler):
@@ -211,14 +248,6 @@ def _parsed(text: str) -> Iterator[Row]:
         row = dict(zip(header, cells, strict=True))
         measured = {name: float(cell) for name, cell in row.items() if cell and name not in ("epoch", "phase")}
         yield {"epoch": int(row["epoch"]), "phase": row["phase"], **measured}
-
-
-def _write_rows(file: Path, rows: Sequence[Row]) -> None:
-    names = dict.fromkeys([*_FIRST, *(name for row in rows for name in row)])
-    with file.open("w", newline="", encoding="utf-8") as stream:
-        writer = csv.DictWriter(stream, list(names), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
 
 
 def _by_epoch(rows: Sequence[Row]) -> dict[int, dict[str, dict[str, float]]]:

@@ -32,7 +32,7 @@ def train_run(run: Run, folder: Path, journal: Journal, flag: StopFlag, starting
     """Train from the present state of the run to its end. `starting` takes the time of its start."""
     state, learner, config, process = run.state, run.learner, run.config, run.world.process
     clock, check_finite = Clock(run, starting), NonfiniteCheck(run, folder)
-    saver = Saver(run, folder, clock, check_finite)
+    saver = Saver(run, folder, clock, check_finite, journal)
     stops = Stops(run, folder, flag, saver, clock)
     sizes = run.train_batches.sizes
     plan = update_plan(sizes, config.accumulate, process.world_size)
@@ -68,13 +68,14 @@ def train_run(run: Run, folder: Path, journal: Journal, flag: StopFlag, starting
         outcome, rows["val"] = _validate(run, journal, stops, clock)
         _refuse_not_finite(outcome.loss, epoch)  # the last update may have ruined the weights
         state.epochs_done, state.steps_validated = epoch, state.steps_done
-        if rows["val"]["f1_macro"] > state.best_f1 and saver.save_best():
+        if rows["val"]["f1_macro"] > state.best_f1:
+            saver.hold_best()
             state.best_f1, state.best_epoch = rows["val"]["f1_macro"], epoch
         lrs = _rates_of(run, epoch, rates)
         journal.end_epoch(epoch, rows, confusion=outcome.pooled, classes=run.dataset.info.classes, lrs=lrs)
         logger.info(_epoch_line(run, epoch, rows))
         run.begin_epoch()
-        saver.save()
+        saver.save(must=run.over)
     logger.info("best epoch %d: macro-F1 %.4f on the validation set", state.best_epoch, state.best_f1)
 
 

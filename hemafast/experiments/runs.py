@@ -23,7 +23,7 @@ from hemafast.evaluate.evaluate import Metrics, evaluate_run
 from hemafast.files import csv_bytes, write_whole, writing
 from hemafast.progress import SILENT, Progress
 from hemafast.report.page import write_report
-from hemafast.run_folder import BEST, PREDICTIONS, read_metrics
+from hemafast.run_folder import BEST, PREDICTIONS, REPORT, read_metrics
 
 logger = logging.getLogger("hemafast")
 
@@ -107,12 +107,13 @@ def _outcome(name: str, config: TrainConfig, progress: Progress) -> Outcome:
 def _train_and_score(config: TrainConfig, progress: Progress) -> Scored:
     folder = train(config, go_on=True, progress=progress)
     assert folder is not None  # None only in processes that torchrun started
-    before = scored_before(folder, open_dataset(config.data).info.fingerprint)
-    if before is not None:
-        return before
-    evaluate_run(folder, device=config.device)
-    write_report(folder)
-    return Scored(folder, read_metrics(folder))
+    scored = scored_before(folder, open_dataset(config.data).info.fingerprint)
+    if scored is None:
+        evaluate_run(folder, device=config.device)
+        (folder / REPORT).unlink(missing_ok=True)  # it is of scores before
+    if not (folder / REPORT).is_file():  # a disk may have refused it after the scores were written
+        write_report(folder)
+    return scored or Scored(folder, read_metrics(folder))
 
 
 def _free_memory() -> None:

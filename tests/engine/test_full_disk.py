@@ -9,13 +9,13 @@ from itertools import count
 
 import pytest
 
+from hemafast import files
 from hemafast.config import to_json
 from hemafast.engine import hooks
-from hemafast.engine.checkpoint import load_best, load_last, save_last
-from hemafast.engine.journal import column, read_rows
+from hemafast.engine.checkpoint import load_last, save_last
 from hemafast.engine.trainer import resume, train
 from hemafast.errors import HemafastError, StoppedError
-from hemafast.run_folder import BEST, LAST
+from hemafast.run_folder import BEST, LAST, LOG_TABLE
 
 SCRIPT = """
     import resource, signal
@@ -72,9 +72,9 @@ def test_a_checkpoint_that_finds_no_room_is_a_warning_and_the_one_before_is_whol
     seen = []
     config = settings(epochs=2)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(hooks.Saver, "save_best", lambda self: seen.append(load_last(self._folder / LAST)) or True)
+        patch.setattr(hooks.Saver, "hold_best", lambda self: seen.append(load_last(self._folder / LAST)))
         folder = train(config)
-    assert "cannot be written (No space left on device" in caplog.text.replace("[Errno 28] ", "")
+    assert "cannot be saved (No space left on device" in caplog.text.replace("[Errno 28] ", "")
     assert [state["progress"]["epochs_done"] for state in seen] == [0, 0]  # epoch 1 was not saved
     assert load_last(folder / LAST)["progress"]["epochs_done"] == 2
     assert litter(folder) == []
@@ -82,7 +82,7 @@ def test_a_checkpoint_that_finds_no_room_is_a_warning_and_the_one_before_is_whol
 
 def test_a_start_that_finds_no_room_is_refused(settings, full):
     full(1)
-    with pytest.raises(HemafastError, match=r"cannot be written.*--resume") as error:
+    with pytest.raises(HemafastError, match=r"cannot be saved.*--resume") as error:
         train(settings())
     assert error.value.exit_code == 2
 
@@ -90,7 +90,7 @@ def test_a_start_that_finds_no_room_is_refused(settings, full):
 def test_a_stop_that_finds_no_room_says_so_and_keeps_what_was_saved(settings, full, signal_at, assert_equal_runs):
     full(3)
     config = settings(epochs=3)
-    with signal_at(8), pytest.raises(HemafastError, match="The one before it is intact") as error:
+    with signal_at(8), pytest.raises(HemafastError, match="The checkpoint before is intact") as error:
         train(config)
     assert not isinstance(error.value, StoppedError)
     (folder,) = config.output.iterdir()
@@ -100,19 +100,47 @@ def test_a_stop_that_finds_no_room_says_so_and_keeps_what_was_saved(settings, fu
     assert_equal_runs(folder, train(settings(epochs=3)))
 
 
-def test_a_best_model_that_finds_no_room_is_a_warning_and_a_later_one_takes_its_place(settings, monkeypatch, caplog):
-    calls, save = count(1), hooks.save_best
+@pytest.fixture
+def refused(monkeypatch):
+    """`refused(name, *calls)`: these writes of the file of this name find the disk full, counted from 1."""
 
-    def save_or_not(*arguments):
-        if next(calls) == 1:
-            no_space(None)
-        save(*arguments)
+    def make(name: str, *calls: int) -> None:
+        numbers, replace = count(1), files._replace
 
-    monkeypatch.setattr(hooks, "save_best", save_or_not)
-    folder = train(settings(epochs=3))
-    assert "the best model cannot be written" in caplog.text
-    scores = column(read_rows(folder), "val", "f1_macro")
-    assert load_best(folder / BEST)[1].epoch == 2 + scores[1:].index(max(scores[1:]))
+        def replace_or_not(part, target):
+            if target.name == name and next(numbers) in calls:
+                no_space(None)
+            replace(part, target)
+
+        monkeypatch.setattr(files, "_replace", replace_or_not)
+
+    return make
+
+
+@pytest.mark.parametrize("name", [BEST, LOG_TABLE])
+def test_what_found_no_room_is_written_later_and_the_run_ends_as_without_a_fault(
+    settings, refused, caplog, assert_equal_runs, name
+):
+    undisturbed = train(settings(epochs=2))
+    refused(name, 1)
+    folder = train(settings(epochs=2))
+    assert name in caplog.text
+    assert "Training continues" in caplog.text
+    assert_equal_runs(folder, undisturbed)
+
+
+@pytest.mark.parametrize("name", [LOG_TABLE, LAST])
+def test_what_finds_no_room_at_the_end_is_an_error_and_the_run_can_be_finished(
+    settings, refused, assert_equal_runs, name
+):
+    undisturbed = train(settings(epochs=1))
+    refused(name, 1 if name == LOG_TABLE else 2)  # the first checkpoint is that of the start
+    config = settings(epochs=1)
+    with pytest.raises(HemafastError, match=rf"cannot be saved.*{name}.*--resume"):
+        train(config)
+    (folder,) = config.output.iterdir()
+    assert load_last(folder / LAST)["progress"]["epochs_done"] == 0  # never ahead of the rows
+    assert_equal_runs(resume(folder), undisturbed)
 
 
 @pytest.mark.slow
@@ -131,7 +159,8 @@ def test_a_file_that_may_grow_no_further_leaves_the_checkpoint_before(settings, 
     )
     assert done.returncode == 0, done.stderr
     (folder,) = config.output.iterdir()
-    assert "Training continues, the last one is intact" in (folder / "train.log").read_text(encoding="utf-8")
+    log = (folder / "train.log").read_text(encoding="utf-8")
+    assert "Training continues, and the checkpoint before is intact" in log
     assert load_last(folder / LAST)["progress"]["epochs_done"] == 2
     assert load_last(folder / f"{LAST}.1")["progress"]["epochs_done"] == 0
     assert litter(folder) == []

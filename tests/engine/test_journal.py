@@ -4,6 +4,8 @@ import errno
 import io
 import logging
 import os
+from contextlib import ExitStack
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -14,6 +16,7 @@ from hemafast.engine.journal import Journal, column, logger, read_rows
 from hemafast.engine.state import RunState
 from hemafast.engine.step import Totals
 from hemafast.errors import HemafastError
+from hemafast.pictures import confusion_figure
 from hemafast.run_folder import LOG, LOG_TABLE
 
 TRAIN = {"loss": 0.1234567890123, "accuracy": 0.5, "f1_macro": 1e-17, "lr": 3e-4, "seconds": 1.0}
@@ -30,7 +33,7 @@ class Recorder:
         self.values.append((step, dict(values)))
 
     def figure(self, name, figure, *, step):
-        self.figures.append((step, name, figure))
+        self.figures.append((step, name, [axis.images[0].get_array() for axis in figure.axes]))
 
     def close(self):
         self.closed = True
@@ -49,6 +52,7 @@ def journal_of(tmp_path):
 def end(journal, epoch, rows=None, **more):
     rows = {"train": {"loss": 1.0 * epoch}} if rows is None else rows
     journal.end_epoch(epoch, rows, **{"confusion": None, "classes": ("a", "b")} | more)
+    journal.write()
 
 
 def losses(folder):
@@ -143,7 +147,7 @@ def test_a_run_without_a_log_has_no_rows(tmp_path):
     assert read_rows(tmp_path / "missing") == []
 
 
-def test_a_full_disk_is_a_warning_and_the_rows_are_written_later(tmp_path, journal_of, monkeypatch):
+def test_rows_that_a_full_disk_refuses_are_written_with_the_next(tmp_path, journal_of, monkeypatch):
     def full(_):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
@@ -151,12 +155,50 @@ def test_a_full_disk_is_a_warning_and_the_rows_are_written_later(tmp_path, journ
         end(journal, 1)
         with monkeypatch.context() as patch:
             patch.setattr(os, "fsync", full)
-            end(journal, 2)
+            with pytest.raises(OSError, match="No space left"):
+                end(journal, 2)
         assert losses(tmp_path) == [(1, 1.0)]
         end(journal, 3)
     assert losses(tmp_path) == [(1, 1.0), (2, 2.0), (3, 3.0)]
-    assert "No space left" in (tmp_path / LOG).read_text(encoding="utf-8")
     assert {path.name for path in tmp_path.iterdir()} == {LOG_TABLE, LOG}
+
+
+def test_a_row_costs_its_own_text_and_not_that_of_those_before(journal_of, monkeypatch):
+    parsed = []
+    with journal_of() as journal:
+        end(journal, 1, {"train": TRAIN, "val": VAL})
+        monkeypatch.setattr("hemafast.engine.journal._parsed", parsed.append)
+        for epoch in range(2, 30):
+            end(journal, epoch, {"train": TRAIN, "val": VAL})
+    assert parsed == []
+
+
+def test_later_rows_that_a_full_disk_keeps_are_dropped_with_the_next(tmp_path, journal_of, monkeypatch):
+    with journal_of() as journal:
+        for epoch in (1, 2):
+            end(journal, epoch)
+    stack = ExitStack()
+    with monkeypatch.context() as patch:
+        patch.setattr("hemafast.engine.journal.write_text", Mock(side_effect=OSError(errno.ENOSPC, "No space left")))
+        journal = stack.enter_context(journal_of(2))
+        assert losses(tmp_path) == [(1, 1.0), (2, 2.0)]
+    journal.write()
+    stack.close()
+    assert losses(tmp_path) == [(1, 1.0)]
+    assert "No space left" in (tmp_path / LOG).read_text(encoding="utf-8")
+
+
+def test_a_run_of_thousands_of_epochs_has_hundreds_of_pictures_and_that_of_its_end(tmp_path):
+    tracker = Recorder()
+    with (
+        Journal(tmp_path, epochs=2034, trackers=[tracker]) as journal,
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        patch.setattr("hemafast.engine.journal.confusion_figure", lambda *_: Mock(axes=[]))
+        for epoch in range(1, 2035):
+            journal.end_epoch(epoch, {}, confusion=np.eye(2), classes=("a", "b"))
+    drawn = [step for step, _, _ in tracker.figures]
+    assert drawn == [*range(1, 100), *range(100, 1000, 10), *range(1000, 2001, 100), 2034]
 
 
 def test_a_log_on_a_full_disk_neither_stops_the_run_nor_fills_the_terminal(tmp_path, journal_of, capfd):
@@ -177,10 +219,18 @@ def test_trackers_get_measurements_by_epoch_rates_by_step_and_a_picture(journal_
         end(journal, 1, rows, confusion=np.array([[3, 1], [0, 2]]), lrs={12: 0.25, 11: 0.5})
         assert not tracker.closed
     assert tracker.values == [(11, {"lr": 0.5}), (12, {"lr": 0.25}), (1, {"train/loss": 1.0, "val/f1_macro": 0.5})]
-    ((step, name, figure),) = tracker.figures
+    ((step, name, (shares,)),) = tracker.figures
     assert (step, name) == (1, "confusion")
-    assert np.array_equal(figure.axes[0].images[0].get_array(), [[0.75, 0.25], [0.0, 1.0]])
+    assert np.array_equal(shares, [[0.75, 0.25], [0.0, 1.0]])
     assert tracker.closed
+
+
+def test_a_picture_does_not_wait_in_memory_for_the_collection_of_cycles(journal_of, monkeypatch):
+    figure = confusion_figure({"epoch 1": np.eye(2)}, ("a", "b"))
+    monkeypatch.setattr("hemafast.engine.journal.confusion_figure", lambda *_: figure)
+    with journal_of(1, Recorder()) as journal:
+        end(journal, 1, confusion=np.eye(2))
+    assert figure.axes == []
 
 
 def test_a_long_epoch_has_no_more_than_a_hundred_rates(journal_of):

@@ -302,8 +302,8 @@ def test_a_precision_has_a_setting_that_asks_for_it(with_gpu, precision):
 
 @pytest.mark.parametrize(("cores", "processes", "threads"), [(8, 1, 8), (64, 1, 8), (8, 2, 4), (64, 4, 8), (2, 4, 1)])
 def test_processes_share_the_cores_among_their_loaders(without_gpu, monkeypatch, cores, processes, threads):
-    for module in ("hemafast.data.graph", "hemafast.engine.machine"):
-        monkeypatch.setattr(f"{module}.cores", lambda: cores)
+    for place in ("hemafast.data.graph", "hemafast.engine.machine"):
+        monkeypatch.setattr(f"{place}.cores", lambda: cores)
     machine = _choose(processes=processes)
     assert machine.loader_threads == threads
     reason = machine.choices[-1].reason

@@ -182,7 +182,7 @@ def test_a_stop_within_validation_loses_nothing(settings, straight, assert_equal
 
 @pytest.mark.parametrize(
     ("place", "name", "call"),
-    [(hooks, "save_best", 1), (Journal, "end_epoch", 2), (hooks, "save_last", 3)],
+    [(hooks, "model_bytes", 1), (Journal, "end_epoch", 2), (hooks, "save_last", 3)],
     ids=["before the best model", "before the row of epoch 2", "between the row and the checkpoint of epoch 2"],
 )
 def test_a_crash_behind_validation_loses_nothing(settings, tracked, assert_equal_runs, place, name, call):

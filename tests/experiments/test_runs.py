@@ -1,6 +1,7 @@
 """Several runs in one call: found, gone on with, scored, or failed and said."""
 
 import signal
+from unittest.mock import Mock
 
 import pytest
 
@@ -27,9 +28,13 @@ def test_a_run_is_trained_and_scored_and_then_found(config, dataset, updates, ev
     assert scored_before(outcome.folder, "other data") is None
 
 
-def test_every_run_has_its_page(config):
+def test_every_run_has_its_page_though_the_call_before_could_not_write_it(config, evaluations):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("hemafast.experiments.runs.write_report", Mock(side_effect=HemafastError("full", "make room")))
+        assert list(run_all({"one": config})) == [("one", Failed("full make room"))]
     ((_, outcome),) = run_all({"one": config})
     assert (outcome.folder / "report.html").is_file()
+    assert len(evaluations) == 1
 
 
 def test_a_run_that_lost_its_scores_is_scored_again(config, updates, evaluations):

@@ -1,5 +1,6 @@
 """Hostile input is taken or refused in words by all that reads users' files; the search sees whatever else happens."""
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -16,7 +17,7 @@ from fuzz import search
 from fuzz.targets import Target
 from hemafast.errors import HemafastError
 
-search.PATIENCE = 1
+search.PATIENCE, search.BATCH = 1, 20
 
 def refuse(data):
     raise HemafastError("It is bad.", "Make it good.")
@@ -80,6 +81,16 @@ def test_hostile_input_is_taken_or_refused(tmp_path):
     assert done.returncode == 0
     assert found["inputs"] >= 200
     assert all(one["refused"] for name, one in found["targets"].items() if name != "commands")
+
+
+def test_atheris_is_named_where_it_is_not_installed_and_searches_where_it_is():
+    done = _run(str(ROOT / "tools" / "run_fuzz.py"), "--inputs", "60", "--engine", "atheris", "--only", "tables")
+    if importlib.util.find_spec("atheris") is None:
+        assert "pip install atheris" in done.stderr
+        return
+    found = json.loads(done.stdout)
+    assert (done.returncode, found["inputs"], found["failures"]) == (0, 60, [])
+    assert 0 < found["targets"]["tables"]["refused"] < 60
 
 
 def test_inputs_that_failed_once_are_read_first():

@@ -44,8 +44,9 @@ FAULTS = (
     Fault(
         "disk",
         "The disk is full, a quota is used up, or the disk fails (ENOSPC, EDQUOT, EIO)",
-        "One line names the file. What was written before stays whole, and half a file is removed. A training goes on "
-        "while it can.",
+        "One line names the file. What was written before stays whole, and half a file is removed. A training goes on: "
+        "its checkpoint is written only after the best model and the rows of the log, and all are tried again at the "
+        "next save. What is not written at the end is an error.",
         "Make room, or name another `--output`. Then give the same command again.",
         "a write, fsync, rename or opening of a file that fails, once or from then on, in any of these commands",
     ),

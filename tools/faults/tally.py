@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -33,6 +33,17 @@ class Tally:
         if problems and count:
             self.lost += count
             self.reasons.update(f"{what}: {problem}" for problem in problems)
+
+    @classmethod
+    def of(cls, parts: Sequence[Mapping[str, Any]]) -> Tally:
+        """The sum of counts, as `to_json` writes them."""
+        found = cls(skipped=next((part["skipped"] for part in parts if "skipped" in part), ""))
+        for part in parts:
+            found.injected += part["injected"]
+            found.lost += part["lost"]
+            found.reasons.update(part["reasons"])
+            found.details.update(part["details"])
+        return found
 
     def to_json(self) -> dict[str, Any]:
         """As it is written down."""

@@ -12,6 +12,7 @@ import time
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,13 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 CORPUS = ROOT / "tests" / "fuzz" / "corpus"
 """Inputs that failed once, in a folder per target. They are read before anything is searched."""
 
+HYPOTHESIS, ATHERIS = "hypothesis", "atheris"
+"""Engines: one draws inputs that nearly fit, the other changes inputs that reach new lines of Python."""
+
 ROOM = 2 * 2**30
 """Bytes of address space that a reader may take on top of what its process has when it begins."""
+BATCH = 250
+"""Inputs after which hypothesis may forget: it keeps all that it has drawn, and models have megabytes."""
 PATIENCE = 20
 """Seconds that a reader may take for one input."""
 
@@ -38,14 +44,16 @@ class Outcome:
     """The shortest input by fault: the kind of the error, and where hemafast was."""
 
 
-def search(name: str, make: Callable[[Path], Target], inputs: int, seed: int) -> Outcome:
+def search(name: str, make: Callable[[Path], Target], inputs: int, seed: int, engine: str = HYPOTHESIS) -> Outcome:
     """Give a target the corpus, then `inputs` inputs, in a child process.
 
     A child that a signal ends counts as a fault; what it read last is the input.
     """
     with tempfile.TemporaryDirectory(prefix="fuzz-") as folder:
         room = Path(folder)
-        child = multiprocessing.get_context("fork").Process(target=_attack, args=(name, make, inputs, seed, room))
+        child = multiprocessing.get_context("fork").Process(
+            target=_attack, args=(name, make, inputs, seed, room, engine)
+        )
         began = time.monotonic()
         child.start()
         child.join()
@@ -58,10 +66,7 @@ def search(name: str, make: Callable[[Path], Target], inputs: int, seed: int) ->
         return outcome
 
 
-def _attack(name: str, make: Callable[[Path], Target], inputs: int, seed: int, room: Path) -> None:
-    from hypothesis import HealthCheck, Phase, Verbosity, given, settings
-    from hypothesis import seed as seeded
-
+def _attack(name: str, make: Callable[[Path], Target], inputs: int, seed: int, room: Path, engine: str) -> None:
     inner, outcome = room / "room", Outcome()
     inner.mkdir()
     _quiet(room)
@@ -72,10 +77,23 @@ def _attack(name: str, make: Callable[[Path], Target], inputs: int, seed: int, r
     signal.signal(signal.SIGALRM, _too_slow)
     for known in sorted((CORPUS / name).glob("*")):
         _try(target, known.read_bytes(), outcome, room)
+    _ENGINES[engine](target, max(1, inputs - outcome.inputs), seed, outcome, room)
+    _write(room, outcome)
+
+
+def _draw(target: Target, inputs: int, seed: int, outcome: Outcome, room: Path) -> None:
+    """Draw inputs from the target's own strategy, a batch at a time."""
+    for before in range(0, inputs, BATCH):
+        _draw_batch(target, min(BATCH, inputs - before), f"{seed}, after {before}", outcome, room)
+
+
+def _draw_batch(target: Target, inputs: int, seed: str, outcome: Outcome, room: Path) -> None:
+    from hypothesis import HealthCheck, Phase, Verbosity, given, settings
+    from hypothesis import seed as seeded
 
     @seeded(seed)
     @settings(
-        max_examples=max(1, inputs - outcome.inputs),
+        max_examples=inputs,
         deadline=None,
         database=None,
         phases=[Phase.generate],
@@ -87,7 +105,27 @@ def _attack(name: str, make: Callable[[Path], Target], inputs: int, seed: int, r
         _try(target, data, outcome, room)
 
     attack()
-    _write(room, outcome)
+
+
+def _change(target: Target, inputs: int, seed: int, outcome: Outcome, room: Path) -> None:
+    """Change an input that the target takes, and go on with what reaches new lines of Python. Ends the process."""
+    import atheris
+
+    left, seeds = count(inputs - 1, -1), room / "seeds"
+    seeds.mkdir()
+    (seeds / "sound").write_bytes(target.sound or b"")
+
+    def attack(data: bytes) -> None:
+        _try(target, data, outcome, room)
+        if next(left) == 0:
+            _write(room, outcome)
+            os._exit(0)  # libFuzzer takes any other end for a crash
+
+    atheris.Setup(["fuzz", f"-seed={seed}", "-timeout=0", "-rss_limit_mb=0", str(seeds)], attack)
+    atheris.Fuzz()
+
+
+_ENGINES = {HYPOTHESIS: _draw, ATHERIS: _change}
 
 
 def _try(target: Target, data: bytes, outcome: Outcome, room: Path) -> None:

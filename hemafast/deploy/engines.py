@@ -1,0 +1,200 @@
+"""Programs that run the int8 graph of a run in place of its network, and the choice of the fastest here."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import logging
+import sys
+import time
+from collections.abc import Callable
+from importlib import metadata as packages
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from hemafast.deploy import onnx_trial
+from hemafast.deploy.choices import Engine
+from hemafast.deploy.formats import FEATURES, INPUT, INT8, KINDS, card_of, laid_out, require_onnx
+from hemafast.engine.answers import Answers
+from hemafast.engine.checkpoint import ModelCard
+from hemafast.engine.machine import Choice, Machine
+from hemafast.errors import HemafastError, require
+from hemafast.reading import parse_json
+
+Quick = Callable[[Tensor], tuple[Tensor, Tensor]]
+"""From uint8 (n, 3, height, width) to logits (n, classes) and features (n, d), float32."""
+Run = Callable[[npt.NDArray[np.uint8]], tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]]
+"""The same on arrays in the layout of a graph."""
+Torch = Callable[[Tensor], Any]
+
+TORCH = "torch"
+EXPORT = "export"
+"""The folder within a run that exports are written into."""
+_BATCH, _ROUNDS = 64, 3
+_LIMIT = 0.005  # as at export: a file may come from elsewhere
+
+logger = logging.getLogger("hemafast")
+
+
+def open_onnxruntime(content: bytes) -> Run:
+    """A graph in ONNX Runtime on the CPU. Raises HemafastError if onnxruntime is not installed."""
+    require_onnx("onnxruntime")
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+    names = [session.get_outputs()[0].name, FEATURES]
+    return lambda pixels: tuple(session.run(names, {INPUT: pixels}))
+
+
+def open_openvino(content: bytes) -> Run:
+    """A graph in OpenVINO on the CPU. Raises HemafastError if openvino is not installed."""
+    require_openvino()
+    import openvino
+
+    core = openvino.Core()
+    options = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": torch.get_num_threads()}
+    model = core.compile_model(core.read_model(content, b""), "CPU", options)  # not bf16 where int8 is not
+    request = model.create_infer_request()
+    first, features = model.output(0), model.output(FEATURES)
+
+    def run(pixels: npt.NDArray[np.uint8]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+        found = request.infer({INPUT: pixels})
+        return found[first].copy(), found[features].copy()
+
+    return run
+
+
+def require_openvino() -> None:
+    """Import openvino. It would send usage data to its maker when it is imported, so that its sender is kept away."""
+    if "openvino" not in sys.modules:
+        sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type] # then it takes a stub of its own
+    require("openvino", "openvino")
+
+
+OPENERS: dict[str, Callable[[bytes], Run]] = {"onnxruntime": open_onnxruntime, "openvino": open_openvino}
+
+
+def available(engine: str) -> bool:
+    """Whether the package of an engine is installed."""
+    try:
+        return importlib.util.find_spec(engine) is not None
+    except ValueError:  # it is kept away
+        return False
+
+
+def choose_engine(
+    file: Path, card: ModelCard, network: Torch, machine: Machine, asked: Engine
+) -> tuple[str, Quick | None]:
+    """What runs a model: its name, and the function unless it is torch.
+
+    Args:
+        file: of the model; the graph lies in the folder EXPORT beside it.
+        card: of the model.
+        network: the model in torch.
+        machine: where torch runs it.
+        asked: an engine, or "auto" for the fastest of those that lost no score at the export.
+
+    Raises:
+        HemafastError: an engine is asked for that cannot run this model.
+    """
+    graph = file.parent / EXPORT / KINDS["onnx-int8"].file
+    if asked == TORCH or (asked == "auto" and (machine.device != "cpu" or not graph.is_file())):
+        return TORCH, None
+    try:
+        return _choose(graph, file, card, network, machine, asked)
+    except HemafastError as error:
+        if asked != "auto":
+            raise
+        logger.warning("torch predicts: %s", error)
+        return TORCH, None
+
+
+def _choose(
+    graph: Path, file: Path, card: ModelCard, network: Torch, machine: Machine, asked: Engine
+) -> tuple[str, Quick | None]:
+    if machine.device != "cpu":
+        raise HemafastError(f"--engine {asked} runs on a CPU, not on {machine.device}.", "Leave --engine at auto.")
+    content, metadata = _opened(graph)
+    said = _measured(graph, metadata, file, card)
+    good = [name for name, lost in said["lost"].items() if name in OPENERS and lost <= _LIMIT]
+    if asked != "auto" and asked not in good:
+        problem = f"{graph} was not measured in {asked}, or lost more than {_LIMIT} of macro-F1 there."
+        raise HemafastError(problem, "Leave --engine at auto, or export it again where the package is installed.")
+    names = [name for name in good if available(name)] if asked == "auto" else [asked]
+    quick = {name: _on_tensors(OPENERS[name](content), metadata.get("layout")) for name in names}
+    runs: dict[str, Callable[[Tensor], Any]] = {**({TORCH: network} if asked == "auto" else {}), **quick}
+    choice = _remembered(runs, card, machine)
+    lost = f"; int8 lost {said['lost'][choice.value]:.4f} of macro-F1 at export" if choice.value in quick else ""
+    logger.info("engine %s: %s%s", choice.value, choice.reason, lost)
+    return choice.value, quick.get(choice.value)
+
+
+def _remembered(runs: dict[str, Callable[[Tensor], Any]], card: ModelCard, machine: Machine) -> Choice:
+    """The fastest, tried once for a network on this machine."""
+    if len(runs) == 1:
+        return Choice("engine", next(iter(runs)), "as asked for")
+    facts = [machine.facts.get(name, "") for name in ("processor", "cores", "torch")]
+    versions = [f"{name} {packages.version(name)}" for name in runs]
+    network = [card.backbone, f"{card.image_size} px", f"{torch.get_num_threads()} threads"]
+    answers = Answers.about([*facts, *versions, *network, f"turns {card.quarter_turns}"])
+    choice = answers.get("engine", lambda: (fastest(runs, card.image_size), 0.0))
+    return choice if choice.value in runs else fastest(runs, card.image_size)
+
+
+def fastest(
+    runs: dict[str, Callable[[Tensor], Any]], image_size: int, clock: Callable[[], float] = time.perf_counter
+) -> Choice:
+    """The fastest of several functions on a batch of noise, by the medians of a few interleaved rounds."""
+    draw = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (_BATCH, 3, image_size, image_size), dtype=torch.uint8, generator=draw)
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    for number in range(1 + _ROUNDS):
+        for name, run in runs.items():
+            started = clock()
+            run(images)
+            if number:  # the first warms up
+                seconds[name].append(clock() - started)
+            else:
+                clock()
+    rates = {name: _BATCH / median(times) for name, times in seconds.items()}
+    tried = ", ".join(f"{name} {rate:,.0f}" for name, rate in rates.items())
+    return Choice("engine", max(rates, key=lambda name: rates[name]), f"the fastest in a trial; images/s: {tried}")
+
+
+def _opened(graph: Path) -> tuple[bytes, dict[str, str]]:
+    """Content and metadata of a graph of unknown origin."""
+    if not graph.is_file():
+        run = graph.parent.parent
+        raise HemafastError(f"There is no {graph}.", f"Run `hemafast export {run} --format onnx-int8`.")
+    require_onnx("onnxruntime")
+    if why := onnx_trial.why_not(graph):
+        raise HemafastError(f"{graph} cannot be loaded ({why}).", "Export it again, or use --engine torch.")
+    content = graph.read_bytes()
+    return content, KINDS["onnx-int8"].load(content).metadata
+
+
+def _measured(graph: Path, metadata: dict[str, str], file: Path, card: ModelCard) -> dict[str, Any]:
+    """What was measured at the export. Raises HemafastError unless it was made of these weights."""
+    try:
+        said: dict[str, Any] = parse_json(metadata[INT8])
+        lost = {str(name): float(value) for name, value in said["lost"].items()}
+        weights, classes = said["weights"], card_of(metadata).classes
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise HemafastError(f"{graph} does not say what was measured ({error}).", "Export it again.") from error
+    if weights != hashlib.sha256(file.read_bytes()).hexdigest() or classes != card.classes:
+        raise HemafastError(f"{graph} was made of other weights than {file}.", "Export it again.")
+    return {**said, "lost": lost}
+
+
+def _on_tensors(run: Run, layout: str | None) -> Quick:
+    def quick(images: Tensor) -> tuple[Tensor, Tensor]:
+        logits, features = run(laid_out(images, layout).numpy())
+        return torch.from_numpy(logits), torch.from_numpy(features)
+
+    return quick

@@ -1,0 +1,166 @@
+"""int8 exports: made of training images, held to the model's score, and run by the faster engine."""
+
+import json
+import logging
+import sys
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from exported import noise, write_run, write_run_on
+
+from hemafast.deploy import engines, quantise
+from hemafast.deploy.engines import available, fastest
+from hemafast.deploy.export import export_run
+from hemafast.deploy.model import load_models
+from hemafast.engine.load import Load
+from hemafast.engine.machine import Choice
+from hemafast.errors import HemafastError
+
+ENGINES = [
+    "onnxruntime",
+    pytest.param("openvino", marks=pytest.mark.skipif(not available("openvino"), reason="openvino is not installed")),
+]
+
+
+@pytest.fixture(scope="module")
+def run(dataset, tmp_path_factory):
+    """A run with an int8 export, of which any score is accepted; read it, never change it."""
+    folder = write_run_on(dataset, tmp_path_factory.mktemp("int8") / "run")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(quantise, "MOST_LOST", 1.0)
+        export_run(folder, format="onnx-int8")
+    return folder
+
+
+def opened(run, engine="auto"):
+    (model,) = load_models([run], "cpu", "auto", engine)
+    return model
+
+
+def said(run):
+    graph = onnx.load(run / "export" / "model.int8.onnx")
+    return graph, json.loads({entry.key: entry.value for entry in graph.metadata_props}["int8"])
+
+
+def test_the_graph_is_int8_and_says_what_it_lost_on_how_many_images(run, dataset):
+    graph, measured = said(run)
+    assert any(node.op_type == "DequantizeLinear" for node in graph.graph.node)
+    assert measured["images"] == len(dataset.split("val"))
+    assert measured["lost"]["onnxruntime"] <= 1
+    assert (run / "export" / "MODEL_CARD.md").is_file()
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_an_engine_answers_nearly_as_torch_does(run, monkeypatch, engine):
+    monkeypatch.setattr(engines, "_LIMIT", 1.0)
+    quick, plain, images = opened(run, engine), opened(run, "torch"), noise(6)
+    assert (quick.engine, plain.engine) == (engine, "torch")
+    theirs, ours = quick.logits(images), plain.logits(images)
+    assert 0 < (theirs - ours).abs().max() < 0.2 * ours.abs().max()
+    assert quick.quick(images)[1].shape == plain.features(images).shape
+
+
+def test_an_export_that_loses_too_much_is_refused_and_nothing_is_written(dataset, tmp_path, monkeypatch):
+    folder = write_run_on(dataset, tmp_path / "run")
+    monkeypatch.setattr(quantise, "MOST_LOST", -2.0)
+    monkeypatch.setattr(quantise, "_SPARED", (2,))
+    with pytest.raises(HemafastError, match=r"loses .* of macro-F1 .* is allowed"):
+        export_run(folder, format="onnx-int8")
+    assert not (folder / "export").exists()
+
+
+def test_without_its_data_set_a_run_has_no_int8_export(tmp_path):
+    with pytest.raises(HemafastError, match="with images of its data set"):
+        export_run(write_run(tmp_path / "run"), format="onnx-int8")
+
+
+@pytest.mark.parametrize(("costs", "winner"), [((4.0, 1.0), "b"), ((1.0, 4.0), "a")])
+def test_auto_takes_the_faster_by_the_clock_and_says_the_rates(costs, winner):
+    now = [0.0]
+    spend = [lambda _, cost=cost: now.__setitem__(0, now[0] + cost) for cost in costs]
+    choice = fastest(dict(zip("ab", spend, strict=True)), 32, lambda: now[0])
+    assert choice.value == winner
+    assert "64" in choice.reason and "16" in choice.reason
+
+
+def test_the_choice_is_tried_once_a_machine(run, monkeypatch, tmp_path, caplog):
+    monkeypatch.setattr("hemafast.engine.load.Load.now", Load)  # a quiet machine
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(engines, "_LIMIT", 1.0)
+    tried = []
+
+    def first(runs, image_size):
+        tried.append(sorted(runs))
+        return Choice("engine", "onnxruntime", "made up")
+
+    monkeypatch.setattr(engines, "fastest", first)
+    with caplog.at_level(logging.INFO, "hemafast"):
+        assert [opened(run).engine for _ in range(2)] == ["onnxruntime"] * 2
+    assert len(tried) == 1
+    assert {"torch", "onnxruntime"} <= {*tried[0]}
+    assert "engine onnxruntime: made up (found before" in caplog.text
+
+
+def test_auto_is_torch_without_an_export_and_where_the_score_was_lost(run, tmp_path, monkeypatch, caplog):
+    assert opened(write_run(tmp_path / "plain")).engine == "torch"
+    monkeypatch.setattr(engines, "_LIMIT", -2.0)
+    with caplog.at_level(logging.INFO, "hemafast"):
+        assert opened(run).engine == "torch"
+    with pytest.raises(HemafastError, match="was not measured in onnxruntime, or lost more"):
+        opened(run, "onnxruntime")
+
+
+def test_a_graph_of_other_weights_is_not_used(run, tmp_path, caplog):
+    other = write_run(tmp_path / "other")
+    (other / "export").mkdir()
+    (other / "export" / "model.int8.onnx").write_bytes((run / "export" / "model.int8.onnx").read_bytes())
+    assert opened(other).engine == "torch"
+    assert "made of other weights" in caplog.text
+    with pytest.raises(HemafastError, match="made of other weights"):
+        opened(other, "onnxruntime")
+
+
+def test_a_damaged_graph_is_refused_by_name(tmp_path):
+    other = write_run(tmp_path / "other")
+    (other / "export").mkdir()
+    (other / "export" / "model.int8.onnx").write_bytes(b"\x08\x09 no graph")
+    with pytest.raises(HemafastError, match=r"model\.int8\.onnx cannot be loaded"):
+        opened(other, "onnxruntime")
+    assert opened(other).engine == "torch"
+
+
+def test_a_missing_engine_is_named_with_its_extra(run, monkeypatch):
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    with pytest.raises(HemafastError, match=r"hemafast\[openvino\]"):
+        engines.open_openvino(b"")
+
+
+def test_an_engine_that_is_asked_for_without_an_export_says_how_to_make_one(tmp_path):
+    with pytest.raises(HemafastError, match="--format onnx-int8"):
+        opened(write_run(tmp_path / "run"), "onnxruntime")
+
+
+def test_more_first_convolutions_stay_as_they_are_in_every_turn():
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.ReLU(), torch.nn.Conv2d(4, 4, 3)).eval()
+
+    class Twice(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = net
+
+        def forward(self, images):
+            return self.net(images.float()) + self.net(images.float().flip(3))
+
+    program = torch.onnx.export(Twice().eval(), (noise(2),), input_names=["images"], verbose=False)
+    batches = [noise(2).numpy()]
+    counts = []
+    for spared in (0, 1, 2):
+        graph = onnx.load_from_string(
+            quantise.quantised(program.model_proto.SerializeToString(), batches, spared, turns=2)
+        )
+        made = {name for node in graph.graph.node if node.op_type == "DequantizeLinear" for name in node.output}
+        counts.append(sum(np.isin(node.input[1], [*made]) for node in graph.graph.node if node.op_type == "Conv"))
+    assert counts == [4, 2, 0]
