@@ -14,6 +14,7 @@ from hemafast.deploy import engines, quantise
 from hemafast.deploy.engines import available, fastest
 from hemafast.deploy.export import export_run
 from hemafast.deploy.model import load_models
+from hemafast.engine.load import Load
 from hemafast.engine.machine import Choice
 from hemafast.errors import HemafastError
 
@@ -85,6 +86,7 @@ def test_auto_takes_the_faster_by_the_clock_and_says_the_rates(costs, winner):
 
 
 def test_the_choice_is_tried_once_a_machine(run, monkeypatch, tmp_path, caplog):
+    monkeypatch.setattr("hemafast.engine.load.Load.now", Load)  # a quiet machine
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(engines, "_LIMIT", 1.0)
     tried = []
