@@ -53,7 +53,7 @@ def _cache_of_its_own(monkeypatch, tmp_path_factory):
 
 def assert_is_one_line_error(result, *words, code=2):
     assert result.returncode == code
-    lines = result.stderr.strip().splitlines()
+    lines = [line for line in result.stderr.strip().splitlines() if not line.startswith("INFO     trying ")]  # a trial
     assert len(lines) == 1, result.stderr
     assert lines[0].startswith("error: ")
     for word in words:

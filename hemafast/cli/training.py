@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import sys
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -22,7 +24,7 @@ STARTING = (
     "starting: libraries, data and network take some 5 s, up to 20 s from a cold disk, and 30 s more where the kernels "
     "of the augmentation are compiled, once for each installation"
 )
-"""Said before the libraries are imported, which prints nothing."""
+"""Said to who watches a terminal, before the libraries are imported, which prints nothing."""
 
 _TRIED = ("preset", "data", "model", "batch_size", "image_size")
 
@@ -71,7 +73,7 @@ def train(
     if resume in (None, "auto"):
         settings = train_config(asked.pop("preset", None), config_file, **asked)
         refuse_missing_data(settings.data)
-        logging.getLogger("hemafast").info(STARTING)
+        _say_that_it_starts()
         from hemafast.engine import trainer
 
         folder = trainer.train(settings, go_on=resume == "auto", began=began, progress=progress)
@@ -79,7 +81,7 @@ def train(
         if "preset" in asked or config_file:
             raise HemafastError("A resumed run already has its settings.", "Leave out --preset and --config.")
         named = find_run(str(resume))
-        logging.getLogger("hemafast").info(STARTING)
+        _say_that_it_starts()
         from hemafast.engine import trainer
 
         folder = trainer.resume(named, asked, allow_changes=allow_changes, began=began, progress=progress)
@@ -139,6 +141,11 @@ def runs(
         wide_console().print(run_table(found))
     else:
         wide_console().print(f"{output} holds no runs. Start one with `hemafast train`.")
+
+
+def _say_that_it_starts() -> None:
+    if sys.stderr.isatty() and not int(os.environ.get("RANK") or 0):  # of the processes of torchrun, the first
+        logging.getLogger("hemafast").info(STARTING)
 
 
 def _start_of_process() -> float:

@@ -128,7 +128,7 @@ def _loop(run: Run, folder: Path, changed: Sequence[str], starting: Starting, pr
         announce(run.plan, run.learner.started_from)
         for line in changed:
             logger.warning("changed on resume: %s", line)
-        starting.done("run folder")
+        starting.done("settings")
         train_run(run, folder, journal, flag, starting)
         if run.world.first:
             keep_compile_seconds(run.config, run.plan.machine, run.learner.compiler.compiled)

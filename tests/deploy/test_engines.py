@@ -54,7 +54,7 @@ def test_the_graph_is_int8_and_says_what_it_lost_on_how_many_images(run, dataset
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_an_engine_answers_nearly_as_torch_does(run, monkeypatch, engine):
-    monkeypatch.setattr(engines, "_LIMIT", 1.0)
+    monkeypatch.setattr(engines, "MOST_LOST", 1.0)
     quick, plain, images = opened(run, engine), opened(run, "torch"), noise(6)
     assert (quick.engine, plain.engine) == (engine, "torch")
     theirs, ours = quick.logits(images), plain.logits(images)
@@ -88,7 +88,7 @@ def test_auto_takes_the_faster_by_the_clock_and_says_the_rates(costs, winner):
 def test_the_choice_is_tried_once_a_machine(run, monkeypatch, tmp_path, caplog):
     monkeypatch.setattr("hemafast.engine.load.Load.now", Load)  # a quiet machine
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(engines, "_LIMIT", 1.0)
+    monkeypatch.setattr(engines, "MOST_LOST", 1.0)
     tried = []
 
     def first(runs, image_size):
@@ -105,7 +105,7 @@ def test_the_choice_is_tried_once_a_machine(run, monkeypatch, tmp_path, caplog):
 
 def test_auto_is_torch_without_an_export_and_where_the_score_was_lost(run, tmp_path, monkeypatch, caplog):
     assert opened(write_run(tmp_path / "plain")).engine == "torch"
-    monkeypatch.setattr(engines, "_LIMIT", -2.0)
+    monkeypatch.setattr(engines, "MOST_LOST", -2.0)
     with caplog.at_level(logging.INFO, "hemafast"):
         assert opened(run).engine == "torch"
     with pytest.raises(HemafastError, match="was not measured in onnxruntime, or lost more"):
