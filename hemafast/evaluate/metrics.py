@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -26,7 +27,7 @@ BINS = 15
 _LEAST = float(np.finfo(np.float64).eps)  # scikit-learn's log loss clips probabilities here
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)  # without slots, so that sums are kept
 class Confusions:
     """Confusion matrices of k resamples, by the cells that hold images: of a thousand classes, few of a million do."""
 
@@ -38,14 +39,17 @@ class Confusions:
     """(k, cells): its images."""
     classes: int
 
+    @cached_property
     def of_actual(self) -> Scores:
         """Images by true class, (k, classes)."""
         return self._by(self.actual, self.counts)
 
+    @cached_property
     def of_predicted(self) -> Scores:
         """Images by predicted class, (k, classes)."""
         return self._by(self.predicted, self.counts)
 
+    @cached_property
     def hits(self) -> Scores:
         """Images predicted right by class, (k, classes)."""
         right = self.actual == self.predicted
@@ -78,7 +82,7 @@ def confusions(labels: Labels, predicted: Labels, weights: Weights, classes: int
 
 def count_scores(confusion: Confusions) -> dict[str, Scores]:
     """Scores (k,) that depend on confusion matrices alone."""
-    right, actual, predicted = confusion.hits(), confusion.of_actual(), confusion.of_predicted()
+    right, actual, predicted = confusion.hits, confusion.of_actual, confusion.of_predicted
     images, hits = actual.sum(axis=1), right.sum(axis=1)
     recall, f1 = _divide(right, actual), f1_of(right, actual, predicted)
     chance = (actual * predicted).sum(axis=1)
@@ -128,7 +132,7 @@ def all_scores(labels: Labels, probabilities: Probabilities, weights: Weights) -
     Recall and F1 of a class without images are nan, and so is the precision of a class that is never predicted.
     """
     confusion = confusions(labels, probabilities.argmax(axis=1), weights, probabilities.shape[1])
-    hits, actual, predicted = confusion.hits(), confusion.of_actual(), confusion.of_predicted()
+    hits, actual, predicted = confusion.hits, confusion.of_actual, confusion.of_predicted
     areas = auroc(labels, probabilities, weights)
     return {
         **count_scores(confusion),

@@ -183,7 +183,7 @@ def _guesses(labels: Labels, answers: Mapping[str, Labels], classes: int) -> Gue
     found = {}
     for name, confusion in resampled_confusions(labels, answers, classes).items():
         scores = count_scores(confusion)
-        chance = 1 / (confusion.of_actual() > 0).sum(axis=1)
+        chance = 1 / (confusion.of_actual > 0).sum(axis=1)
         found[name] = Guess(
             accuracy=estimate(scores["accuracy"]),
             balanced_accuracy=estimate(scores["balanced_accuracy"]),

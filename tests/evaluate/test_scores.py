@@ -190,9 +190,9 @@ def test_confusions_of_resamples_are_counts():
     found = confusions(labels, probabilities.argmax(axis=1), weights, CLASSES)
     assert (found.counts.sum(axis=1) == 40).all()
     assert (found.counts == found.counts.round()).all()
-    assert (found.of_actual() == weights_by(labels, weights)).all()
+    assert (found.of_actual == weights_by(labels, weights)).all()
     kept = np.array([True, False, True, False, True, False])
-    assert (found.among(kept).of_actual() == kept * found.of_actual()).all()
+    assert (found.among(kept).of_actual == kept * found.of_actual).all()
 
 
 def weights_by(labels, weights):
