@@ -72,27 +72,20 @@ def main(
     epochs: Annotated[int | None, typer.Option(help="Fewer epochs, to try the script.")] = None,
 ) -> None:
     """Prepare, train, evaluate everywhere, and write the result after each run."""
-    home = hf.prepare(source / f"{HOME}.zip", work / "data" / HOME)
-    labs = {
-        name: hf.prepare(source / f"{name}.zip", work / "data" / name, **lab.prepared_by)
-        for name, lab in LABS.items()
-        if (source / f"{name}.zip").is_file()
-    }
-    if any(data.info.drawn for data in (home, *labs.values())):
-        sys.exit(f"{source} holds drawn cells; no score on them is worth keeping.")
+    home, labs = prepared(source, work / "data")
     changes = {} if epochs is None else {"epochs": epochs}
     result: dict[str, Any] = {
         "command": shlex.join(["python", "benchmarks/another_lab.py", *_options(preset, seed, epochs)]),
         "machine": machine_facts("cpu"),
         "hemafast": hf.__version__,
-        "data": {name: _described(name, data) for name, data in {HOME: home, **labs}.items()},
+        "data": described(home, labs),
         "presets": {},
     }
     for name in preset:
         runs: list[dict[str, Any]] = []
         for number in seed:
-            runs.append(_everywhere(trained(home, work / "runs", name, number, **changes), labs))
-            result["presets"][name] = {"runs": runs, "means": _means(runs)}
+            runs.append(everywhere(trained(home, work / "runs", name, number, **changes), labs))
+            result["presets"][name] = {"runs": runs, "means": means(runs)}
             write_json(result, json_file)
 
 
@@ -102,8 +95,25 @@ def _options(presets: Sequence[str], seeds: Sequence[int], epochs: int | None) -
     return words + ([] if epochs is None else ["--epochs", str(epochs)])
 
 
-def _described(name: str, data: hf.Dataset) -> dict[str, Any]:
-    lab = LABS.get(name, Lab())
+def prepared(source: Path, folder: Path) -> tuple[hf.Dataset, dict[str, hf.Dataset]]:
+    """Home and the other laboratories by name, as far as `source` holds them, prepared in `folder` unless they are."""
+    home = hf.prepare(source / f"{HOME}.zip", folder / HOME)
+    labs = {
+        name: hf.prepare(source / f"{name}.zip", folder / name, **lab.prepared_by)
+        for name, lab in LABS.items()
+        if (source / f"{name}.zip").is_file()
+    }
+    if any(data.info.drawn for data in (home, *labs.values())):
+        sys.exit(f"{source} holds drawn cells; no score on them is worth keeping.")
+    return home, labs
+
+
+def described(home: hf.Dataset, labs: Mapping[str, hf.Dataset]) -> dict[str, dict[str, Any]]:
+    """What a result says of its data, by laboratory."""
+    return {name: _described(LABS.get(name, Lab()), data) for name, data in {HOME: home, **labs}.items()}
+
+
+def _described(lab: Lab, data: hf.Dataset) -> dict[str, Any]:
     return {
         "fingerprint": data.info.fingerprint,
         "um_per_pixel": {domain: found.um_per_pixel for domain, found in data.info.domains.items()},
@@ -112,7 +122,7 @@ def _described(name: str, data: hf.Dataset) -> dict[str, Any]:
     }
 
 
-def _everywhere(run: hf.TrainedRun, labs: Mapping[str, hf.Dataset]) -> dict[str, Any]:
+def everywhere(run: hf.TrainedRun, labs: Mapping[str, hf.Dataset]) -> dict[str, Any]:
     """The scores of one run at home, on validation images, and on all images of the other laboratories."""
     own = run.metrics
     scores = {HOME: scored(own, SCORE)}
@@ -129,7 +139,7 @@ def _everywhere(run: hf.TrainedRun, labs: Mapping[str, hf.Dataset]) -> dict[str,
     }
 
 
-def _means(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def means(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """By laboratory, the mean over seeds and its extremes; and the mean over the unseen laboratories of each seed."""
     by_lab = {name: [run["scores"][name][SCORE] for run in runs] for name in runs[0]["scores"]}
     unseen = [mean(scores) for scores in zip(*(by_lab[name] for name in by_lab if name != HOME), strict=True)]
@@ -144,23 +154,25 @@ def tables(results: Mapping[str, Any]) -> dict[str, str]:
     """Macro-F1 of each preset at home, in each laboratory, and on the mean of the unseen ones."""
     result = results["another_lab"]
     names = [*result["data"], "unseen"]
-    rows = [[preset, *(_cell(found["means"][name]) for name in names)] for preset, found in result["presets"].items()]
+    rows = [[preset, *(cell(found["means"][name]) for name in names)] for preset, found in result["presets"].items()]
     first = next(iter(result["presets"].values()))["runs"]
     counts = (
         f"{name} {len(one['classes'])} classes, {one['images']:,} images" for name, one in first[0]["scores"].items()
     )
     note = (
-        f"Macro-F1, {_seeds(len(first))}; unseen: mean over the laboratories that the model has "
+        f"Macro-F1, {of_seeds(len(first))}; unseen: mean over the laboratories that the model has "
         f"never seen. {'; '.join(counts)}. `{result['command']}`. {machine_line(result['machine'])}"
     )
     return {"another_lab": table(" | ".join(["preset", f"{HOME}, at home", *names[1:]]), rows, note)}
 
 
-def _seeds(count: int) -> str:
+def of_seeds(count: int) -> str:
+    """What a cell is of, for the note below a table."""
     return "one seed" if count == 1 else f"mean of {count} seeds (least to most)"
 
 
-def _cell(found: Mapping[str, float]) -> str:
+def cell(found: Mapping[str, float]) -> str:
+    """A mean with its extremes."""
     least, most = found["min"], found["max"]
     return f"**{found['mean']:.3f}**" + (f" ({least:.3f} to {most:.3f})" if least < most else "")
 

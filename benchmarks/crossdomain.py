@@ -1,6 +1,8 @@
 """`hemafast crossdomain` on real archives: prepare, train on each domain, on all but one and on all, test on each.
 
-    python benchmarks/crossdomain.py --source DIR_WITH_THE_ARCHIVES --json benchmarks/results/crossdomain.json
+    python benchmarks/crossdomain.py --source DIR_WITH_THE_ARCHIVES --json benchmarks/results/crossdomain.json \
+        --prepare "--labels 'Class Labels of Dataset 1.csv' --class-map Neutrophil=neutrophil_segmented,..." \
+        --class-map neutrophil_banded=neutrophil_segmented
 
 Writes machine, versions, command, seconds and everything that the command found. Refuses drawn archives.
 """
@@ -25,14 +27,15 @@ def main(
     source: Annotated[Path, typer.Option(help="Folder with real archives.")],
     json_file: JsonFile,
     preset: Annotated[str, typer.Option(help="Preset to train with.")] = "quick",
-    group_pattern: Annotated[str | None, typer.Option(help="As for `hemafast prepare`.")] = None,
+    prepare: Annotated[str, typer.Option(help="Options of `hemafast prepare`, as one word.")] = "",
+    class_map: Annotated[str, typer.Option(help="As for `hemafast crossdomain`.")] = "",
 ) -> None:
     """Prepare and train in a temporary folder, and write the result."""
-    groups = ["--group-pattern", group_pattern] if group_pattern else []
+    options, merged = shlex.split(prepare), ["--class-map", class_map] if class_map else []
     with tempfile.TemporaryDirectory() as folder:
         prepared, runs = Path(folder, "prepared"), Path(folder, "runs")
-        run_hemafast(["prepare", "--source", str(source), "--output", str(prepared), "--json", *groups])
-        asked = ["crossdomain", "--preset", preset, "--data", str(prepared), "--output", str(runs), "--json"]
+        run_hemafast(["prepare", "--source", str(source), "--output", str(prepared), "--json", *options])
+        asked = ["crossdomain", "--preset", preset, *merged, "--data", str(prepared), "--output", str(runs), "--json"]
         found, seconds = run_hemafast(asked)
     if found["data"]["drawn"]:
         sys.exit(f"{source} holds drawn cells; no score on them is worth keeping.")
@@ -40,8 +43,8 @@ def main(
     for row in found["trained"]:
         del row["run"]
     result = {
-        "prepared_by": shlex.join(["hemafast", "prepare", *groups]),
-        "command": f"hemafast crossdomain --preset {preset}",
+        "prepared_by": shlex.join(["hemafast", "prepare", *options]),
+        "command": shlex.join(["hemafast", "crossdomain", "--preset", preset, *merged]),
         "machine": machine_facts("cpu"),
         "command_seconds": seconds,
         "found": found,

@@ -27,6 +27,6 @@ def test_the_mean_over_unseen_laboratories_leaves_home_out():
     def run(home, one, two):
         return {"scores": {"Acevedo_20": {"macro_f1": home}, "A": {"macro_f1": one}, "B": {"macro_f1": two}}}
 
-    means = another_lab._means([run(0.9, 0.2, 0.4), run(0.8, 0.4, 0.6)])
+    means = another_lab.means([run(0.9, 0.2, 0.4), run(0.8, 0.4, 0.6)])
     assert means["unseen"] == pytest.approx({"mean": 0.4, "min": 0.3, "max": 0.5})
     assert means["Acevedo_20"] == pytest.approx({"mean": 0.85, "min": 0.8, "max": 0.9})

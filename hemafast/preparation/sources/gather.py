@@ -91,22 +91,26 @@ def gather(config: PrepareConfig, progress: Progress = SILENT) -> Gathered:
     trees = find_trees(config.source, config.output, knows=knows, labelled=labelled, progress=progress)
     labels, sha256 = _read_labels(trees, config)
     passed = [replace(one, name=f"{tree.name}/{one.name}") for tree in trees for one in tree.passed]
-    notes = [*(note for tree in trees for note in tree.notes), *(labels.notes if labels else ())]
-    notes += _closed_note(passed)
+    listed = frozenset(labels.label if labels else ())
     members: list[Member] = []
+    more: list[str] = []
+    of_folders: set[str] = set()
     for tree in trees:
-        found, more = _of_folders(tree, knows, resplit=config.resplit, labelled=bool(labels and labels.label))
+        found, said = _of_tree(tree, listed, knows, resplit=config.resplit)
         members += found
-        notes += [f"{tree.name}: {note}" for note in more]
+        more += [f"{tree.name}: {note}" for note in said]
+        of_folders |= {one.source for one in found if one.label}
+    notes = [*(note for tree in trees for note in tree.notes), *(labels.notes(of_folders) if labels else ())]
+    notes += [*_closed_note(passed), *more]
     members = _apart(members)
     if labels is not None:
         members = [_of_table(member, labels, config) for member in members]
-    members, lost = _without_class(members, NOT_LISTED if labels and labels.label else NO_CLASS)
+    members, lost = _without_class(members, NOT_LISTED if labels else NO_CLASS)
     passed += lost
     if not members:
         raise _nothing(config, trees, passed)
-    members, lost, more = _in_classes(members, class_map, config, trees)
-    passed, notes = passed + lost, [*notes, *more, *(_contradictions(members) if labels and labels.label else ())]
+    members, lost, renamed = _in_classes(members, class_map, config, trees)
+    passed, notes = passed + lost, [*notes, *renamed, *(_contradictions(members) if labels else ())]
     scales = labels.um_per_pixel if labels else {}
     return Gathered(tuple(_unique(members)), _domains_of(members, trees), tuple(passed), tuple(notes), scales, sha256)
 
@@ -203,6 +207,24 @@ def _knower(class_map: Mapping[str, str]) -> Callable[[str], bool]:
     return lambda name: is_known(name) or fold(name) in mapped
 
 
+def _of_tree(
+    tree: Tree, listed: Collection[str], knows: Callable[[str], bool], *, resplit: bool
+) -> tuple[list[Member], Sequence[str]]:
+    """The images of a tree. A table of labels (`listed`: its images) leaves their classes to the table.
+
+    A tree that the table is silent about, and whose folders all have names of classes, is another laboratory beside
+    the table's: its folders say the classes.
+    """
+    members, notes = _of_folders(tree, knows, resplit=resplit, labelled=bool(listed))
+    if not listed or any(one.source in listed for one in members):
+        return members, notes
+    others, more = _of_folders(tree, knows, resplit=resplit, labelled=False)
+    classes = {one.label for one in others} - {""}
+    if not classes or not all(map(knows, classes)):
+        return members, notes
+    return others, (*more, "no image is in the labels; the folders say the classes")
+
+
 def _of_folders(
     tree: Tree, knows: Callable[[str], bool], *, resplit: bool, labelled: bool
 ) -> tuple[list[Member], Sequence[str]]:
@@ -254,7 +276,7 @@ def _of_table(member: Member, labels: lists.Labels, config: PrepareConfig) -> Me
     key = member.source
     return replace(
         member,
-        label=labels.label.get(key, "") if labels.label else member.label,
+        label=labels.label.get(key, member.label),
         domain=labels.domain.get(key, member.domain),
         split="" if config.resplit else labels.split.get(key, member.split),
         group=labels.group.get(key, member.group),

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -48,14 +48,15 @@ class Labels:
     """By domain: the one in the table, or else the first part of the key."""
     columns: dict[str, str]
     """The column of each role."""
-    missing: tuple[str, ...]
-    """Listed paths that are no image."""
-    unlisted: tuple[str, ...]
-    """Keys of the images that the table gives no label."""
-    twice: tuple[str, ...]
-    """Keys of the images that the table lists more than once, in the same way."""
-    notes: tuple[str, ...]
-    """The columns that were read, and what is missing, unlisted or listed twice, in sentences."""
+    fit: Resolved[_Row]
+    """How the table and the images fit together."""
+    said: tuple[str, ...]
+    """The columns that were read, and lines without a label, in sentences."""
+
+    def notes(self, ignored: Collection[str] = ()) -> tuple[str, ...]:
+        """What was read, and what is missing, unlisted or listed twice, in sentences; unlisted images but for `ignored`."""
+        unlisted = tuple(key for key in self.fit.unlisted if key not in ignored)
+        return (*self.said, *replace(self.fit, unlisted=unlisted).notes())
 
 
 class _Row(NamedTuple):
@@ -105,10 +106,8 @@ def read_labels(file: Path, columns: Mapping[str, str], images: Images) -> Label
         domain={key: row.domain for key, row in rows.items() if row.domain},
         um_per_pixel=_scales(file, rows),
         columns=chosen,
-        missing=found.missing,
-        unlisted=found.unlisted,
-        twice=found.twice,
-        notes=(_said(file, chosen), *_blank_note(file, blank), *found.notes()),
+        fit=found,
+        said=(_said(file, chosen), *_blank_note(file, blank)),
     )
 
 

@@ -253,6 +253,25 @@ def test_a_table_overrides_the_folders_and_images_that_it_lacks_are_named(tmp_pa
     assert _named(found, NOT_LISTED) == ["Lab/3.png"]
 
 
+def test_laboratories_beside_that_of_a_table_keep_the_classes_of_their_folders(tmp_path, encode):
+    pack(tmp_path / "source" / "Table.zip", _images(encode, "1.png", "2.png"))
+    pack(tmp_path / "source" / "Folders.zip", _images(encode, "basophil/3.png", "monocyte/4.png", "5.png"))
+    pack(tmp_path / "source" / "Other.zip", _images(encode, "pictures/6.png"))
+    table = tmp_path / "labels.csv"
+    table.write_text("path,label\n1.png,eosinophil\n", encoding="utf-8")
+    found = _gathered(tmp_path / "source", labels=table)
+    assert [one.name for one in found.members] == [
+        "Folders/basophil/3.png",
+        "Folders/monocyte/4.png",
+        "Table/eosinophil/1.png",
+    ]
+    assert _named(found, NOT_LISTED) == ["Folders/5.png", "Other/pictures/6.png", "Table/2.png"]
+    assert found.notes[-2:] == (
+        "3 images are not in labels.csv: Folders/5.png, Other/pictures/6.png, Table/2.png",
+        "Folders: no image is in the labels; the folders say the classes",
+    )
+
+
 def test_a_class_that_cannot_be_a_folder_is_refused(tmp_path, encode):
     pack(tmp_path / "source" / "Lab", _images(encode, "1.png"))
     (tmp_path / "labels.csv").write_text("path,label\n1.png,band/stab\n", encoding="utf-8")

@@ -325,8 +325,8 @@ def test_labels_are_read_with_all_that_the_table_says(tmp_path):
     assert found.group == {one: "7", two: "7"}
     assert found.domain == {one: "Lyon", two: "Lyon", ten: "Graz"}
     assert found.um_per_pixel == {"Lyon": 0.1, "Graz": 0.25}
-    assert (found.missing, found.unlisted, found.twice) == (("999",), ("Tecom/100.bmp",), (ten,))
-    assert found.notes == (
+    assert (found.fit.missing, found.fit.unlisted, found.fit.twice) == (("999",), ("Tecom/100.bmp",), (ten,))
+    assert found.notes() == (
         "table.csv: path is in the column 'Image', label is in the column 'Class', split is in the column 'Split', "
         "group is in the column 'Patient', domain is in the column 'Lab', um_per_pixel is in the column 'um/px'",
         "1 line has no label in table.csv: 100",
