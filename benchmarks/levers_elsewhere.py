@@ -1,7 +1,7 @@
-"""The effect of each step of `--preset fast` in other laboratories: the race of `another_lab.py`, one step changed at a time.
+"""The effect of each step of `--preset fast` elsewhere: the race of `another_lab.py`, one step changed at a time.
 
-    python benchmarks/levers_elsewhere.py --source DIR_WITH_THE_ARCHIVES --json benchmarks/results/levers_elsewhere.json \
-        --known benchmarks/results/another_lab.json
+    python benchmarks/levers_elsewhere.py --source DIR_WITH_THE_ARCHIVES --known benchmarks/results/another_lab.json \
+        --json benchmarks/results/levers_elsewhere.json
 
 Every side trains on the same cells of Acevedo_20 for a fixed number of epochs, so the scores do not depend on what else
 the machine does. Gains are of pairs of one seed. The result is written after each run, and a later call with the same
@@ -16,6 +16,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from itertools import product
 from pathlib import Path
 from statistics import mean
 from typing import Annotated, Any
@@ -114,11 +115,10 @@ def main(
     }
     for of in preset if known else ():
         result["presets"].setdefault(of, {}).setdefault(AS_IT_IS, _known(known, of, result["data"]))
-    for number in seed:
-        for of, name in ((of, name) for of in preset for name in RACES[of]):
-            found = result["presets"].setdefault(of, {}).setdefault(name, {})
-            if str(number) in found or (lever and name not in (AS_IT_IS, *lever)):
-                continue
+    chosen = [(of, name) for of in preset for name in RACES[of] if not lever or name in (AS_IT_IS, *lever)]
+    for number, (of, name) in product(seed, chosen):
+        found = result["presets"].setdefault(of, {}).setdefault(name, {})
+        if str(number) not in found:
             folder = work / "runs" / of / name.replace(" ", "_")
             found[str(number)] = _raced(RACES[of][name], home, labs, folder, number, epochs)
             typer.echo(f"{of}, {name}, seed {number}: {found[str(number)]['scores']}", err=True)
@@ -147,35 +147,34 @@ def _words(presets: list[str], seeds: list[int]) -> list[str]:
 
 
 def tables(results: Mapping[str, Any]) -> dict[str, str]:
-    """Of each preset and lever the macro-F1 everywhere, and what it gains in unseen laboratories by pairs of one seed."""
+    """Of each preset and lever the macro-F1 everywhere, and the gain in unseen laboratories by pairs of one seed."""
     result = results["levers_elsewhere"]
-    header = " | ".join([f"{HOME}, at home", *(name for name in result["data"] if name != HOME), "unseen", "gain", "in"])
-    return {
-        f"levers_elsewhere_{of}": table(
-            f"`{of}` | {header}",
-            [_row(name, list(result["data"]), runs, levers[AS_IT_IS]) for name, runs in levers.items()],
-            f"Macro-F1, {of_seeds(len(levers[AS_IT_IS]))}. Gain: of the mean over the unseen laboratories, beside the run of the "
-            f"same seed without the change; in: how many of the laboratories gain. `{result['command']}`. "
-            f"{machine_line(result['machine'])}",
-        )
-        for of, levers in result["presets"].items()
-    }
+    return {f"levers_elsewhere_{of}": _table(of, levers, result) for of, levers in result["presets"].items()}
+
+
+def _table(preset: str, levers: Mapping[str, Any], result: Mapping[str, Any]) -> str:
+    labs, plain = list(result["data"]), levers[AS_IT_IS]
+    elsewhere = [name for name in labs if name != HOME]
+    note = (
+        f"Macro-F1, {of_seeds(len(plain))}. Gain: of the mean over the unseen laboratories, beside the run of the same "
+        f"seed without the change; in: how many of the laboratories gain. `{result['command']}`. "
+        f"{machine_line(result['machine'])}"
+    )
+    header = " | ".join([f"`{preset}`", f"{HOME}, at home", *elsewhere, "unseen", "gain", "in"])
+    return table(header, [_row(name, elsewhere, runs, plain) for name, runs in levers.items()], note)
 
 
 def _row(name: str, labs: list[str], runs: Mapping[str, Any], plain: Mapping[str, Any]) -> list[str]:
     found = means(list(runs.values()))
-    row = [name, *(cell(found[lab]) for lab in (*labs, "unseen"))]
+    row = [name, *(cell(found[lab]) for lab in (HOME, *labs, "unseen"))]
     if runs is plain:
         return [*row, "", ""]
-    pairs = [seed for seed in runs if seed in plain]
-    gains = {lab: [_score(runs, seed, lab) - _score(plain, seed, lab) for seed in pairs] for lab in labs if lab != HOME}
-    each = [mean(of_seed) for of_seed in zip(*gains.values(), strict=True)]
+    pairs = [(runs[seed]["scores"], plain[seed]["scores"]) for seed in runs if seed in plain]
+    gains = [[after[lab][SCORE] - before[lab][SCORE] for lab in labs] for after, before in pairs]
+    each = [mean(of_seed) for of_seed in gains]
     spread = f" ({min(each):+.3f} to {max(each):+.3f})" if len(each) > 1 else ""
-    return [*row, f"{mean(each):+.3f}{spread}", f"{sum(mean(of_lab) > 0 for of_lab in gains.values())} of {len(gains)}"]
-
-
-def _score(runs: Mapping[str, Any], seed: str, lab: str) -> float:
-    return float(runs[seed]["scores"][lab][SCORE])
+    better = sum(mean(of_lab) > 0 for of_lab in zip(*gains, strict=True))
+    return [*row, f"{mean(each):+.3f}{spread}", f"{better} of {len(labs)}"]
 
 
 if __name__ == "__main__":

@@ -54,7 +54,7 @@ class Labels:
     """The columns that were read, and lines without a label, in sentences."""
 
     def notes(self, ignored: Collection[str] = ()) -> tuple[str, ...]:
-        """What was read, and what is missing, unlisted or listed twice, in sentences; unlisted images but for `ignored`."""
+        """What was read, and what is missing, unlisted (but for `ignored`) or listed twice, in sentences."""
         unlisted = tuple(key for key in self.fit.unlisted if key not in ignored)
         return (*self.said, *replace(self.fit, unlisted=unlisted).notes())
 
