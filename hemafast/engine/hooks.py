@@ -182,13 +182,25 @@ class Saver:
             self._journal.write()
             save_last(self._folder / LAST, state, keep=run.config.keep)
         except OSError as error:
+            lost, remedy = self._lost(error)
             if must:
-                raise HemafastError(
-                    f"The run cannot be saved ({error}). The checkpoint before is intact.",
-                    f"Make room, such as by deleting old runs, then run `hemafast train --resume {self._folder}`.",
-                ) from error
-            said = "the run cannot be saved (%s). Training continues, and the checkpoint before is intact"
-            logger.warning(said, error)
+                raise HemafastError(lost, f"{remedy}, then {self._again()}.") from error
+            logger.warning("%s Training continues. %s, and the next checkpoint will be kept", lost, remedy)
+
+    def _lost(self, error: OSError) -> tuple[str, str]:
+        """What to say of a checkpoint that was not written, and how to help."""
+        if not self._folder.is_dir():
+            return f"The run cannot be saved: {self._folder} was removed or moved.", "Move it back"
+        intact = "The checkpoint before is intact." if self._resumable else "There is no checkpoint yet."
+        return f"The run cannot be saved ({error}). {intact}", "Make room, such as by deleting old runs"
+
+    @property
+    def _resumable(self) -> bool:
+        """Whether there is a checkpoint, or was one in a folder that is gone."""
+        return (self._folder / LAST).exists() or not self._folder.is_dir()
+
+    def _again(self) -> str:
+        return f"run `hemafast train --resume {self._folder}`" if self._resumable else "start it again"
 
     def hold_best(self) -> None:
         """Hold the present model as the best one until `save` can write it."""

@@ -82,7 +82,7 @@ def test_a_checkpoint_that_finds_no_room_is_a_warning_and_the_one_before_is_whol
 
 def test_a_start_that_finds_no_room_is_refused(settings, full):
     full(1)
-    with pytest.raises(HemafastError, match=r"cannot be saved.*--resume") as error:
+    with pytest.raises(HemafastError, match=r"cannot be saved.*no checkpoint yet.*start it again") as error:
         train(settings())
     assert error.value.exit_code == 2
 
@@ -98,6 +98,24 @@ def test_a_stop_that_finds_no_room_says_so_and_keeps_what_was_saved(settings, fu
     assert litter(folder) == []
     resume(folder)
     assert_equal_runs(folder, train(settings(epochs=3)))
+
+
+def test_a_run_folder_that_was_moved_is_named_and_resumes_when_it_is_back(
+    settings, monkeypatch, tmp_path, assert_equal_runs
+):
+    config, calls, write = settings(epochs=1), count(1), hooks.Saver._write_best
+
+    def moved(self):
+        if next(calls) == 2:  # the first checkpoint is that of the start
+            self._folder.rename(tmp_path / "aside")
+        write(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(hooks.Saver, "_write_best", moved)
+        with pytest.raises(HemafastError, match=r"was removed or moved\. Move it back.*--resume") as error:
+            train(config)
+    folder = (tmp_path / "aside").rename(error.value.remedy.rpartition(" ")[2].strip("`."))
+    assert_equal_runs(resume(folder), train(settings(epochs=1)))
 
 
 @pytest.fixture
@@ -160,7 +178,7 @@ def test_a_file_that_may_grow_no_further_leaves_the_checkpoint_before(settings, 
     assert done.returncode == 0, done.stderr
     (folder,) = config.output.iterdir()
     log = (folder / "train.log").read_text(encoding="utf-8")
-    assert "Training continues, and the checkpoint before is intact" in log
+    assert "The checkpoint before is intact. Training continues" in log
     assert load_last(folder / LAST)["progress"]["epochs_done"] == 2
     assert load_last(folder / f"{LAST}.1")["progress"]["epochs_done"] == 0
     assert litter(folder) == []
