@@ -113,8 +113,9 @@ def main(
         "data": described(home, labs),
         "presets": before(json_file, machine).get("presets", {}),
     }
-    for of in preset if known else ():
-        result["presets"].setdefault(of, {}).setdefault(AS_IT_IS, _known(known, of, result["data"]))
+    if known is not None:
+        for of in preset:
+            result["presets"].setdefault(of, {}).setdefault(AS_IT_IS, _known(known, of, result["data"]))
     chosen = [(of, name) for of in preset for name in RACES[of] if not lever or name in (AS_IT_IS, *lever)]
     for number, (of, name) in product(seed, chosen):
         found = result["presets"].setdefault(of, {}).setdefault(name, {})

@@ -184,7 +184,7 @@ def _labels_of(listed: Sequence[Image], asked: Asked, classes: Sequence[str]) ->
         labels, groups = _of_folders(names, classes)
     elif isinstance(given, str | Path):
         found = lists.read_labels(Path(given), asked.columns or {}, {name: (name,) for name in names})
-        for note in found.notes:
+        for note in found.notes():
             logger.info("%s", note)
         labels = [found.label.get(name, "") for name in names]
         groups = [found.group.get(name, name) for name in names]
