@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from hemafast.data.dataset import Dataset
     from hemafast.deploy.choices import UmPerPixel
     from hemafast.deploy.inputs import Images
+    from hemafast.deploy.labels import Given as Labels
     from hemafast.deploy.model import Model
-    from hemafast.transfer.cells import Given as Labels
 
 
 def prepare(

@@ -34,6 +34,7 @@ COMMANDS = (
     "report",
     "predict",
     "adapt",
+    "embed",
     "export",
     "explain",
     "crossdomain",

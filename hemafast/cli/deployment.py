@@ -1,4 +1,4 @@
-"""What a trained model is for: predict, export, explain."""
+"""What a trained model is for: predict, embed, export, explain."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ import typer
 
 from hemafast.cli.common import Amp, Json, Quiet, Verbose, app, listen, refuse_missing_paths, wide_console
 from hemafast.cli.new_images import Taken, takes_images, whole_or_nothing
+from hemafast.cli.options import Asked, configured
+from hemafast.config import PrepareConfig
 from hemafast.deploy.choices import Engine, Format, Layout, Method
 from hemafast.run_folder import LATEST, find_run
 
@@ -83,6 +85,56 @@ def predict(
         done = predict_to(output, named, runs or (), options, submission=submission, progress=taken.progress)
     taken.tell({"output": str(output), **done.summary()}, [*done.lines(), str(output)])
     if done.failed:
+        raise typer.Exit(1)
+
+
+@app.command(
+    epilog="Examples: `hemafast embed latest cells/`, `hemafast embed latest cells/ --labels own --map map.html`, "
+    "`hemafast embed runs/NAME more.zip --labels labels.csv --output features.npz`"
+)
+@configured(PrepareConfig, fields=("class_map", "columns", "groups"))
+@takes_images
+def embed(
+    asked: Asked,
+    run: Model,
+    images: Images,
+    output: Annotated[Path, typer.Option(help="Table of features to write: .parquet or .npz.")] = Path(
+        "embeddings.parquet"
+    ),
+    labels: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE|own",
+            help="Labels: a table of path and label; or own, for class folders. They are compared with the features.",
+            show_default="none",
+        ),
+    ] = None,
+    map: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Page with a map of the cells by UMAP.", show_default="none"),
+    ] = None,
+    batch_size: Annotated[int, typer.Option(help="Batch size.")] = 64,
+    *,
+    taken: Taken,
+) -> None:
+    """Write the features that a run's best model sees in images, one row per image, with its answers beside them.
+
+    With labels, nearest neighbours and a linear probe say how well the features tell the classes, by cross-validation
+    with patients apart. The map shows the cell under the pointer, and saves a region as a table.
+    """
+    folder = find_run(run)
+    refuse_missing_paths(images)
+    from hemafast.deploy.plan import Options
+    from hemafast.report.embedding import Named, embed_to
+
+    named = Named(labels=labels, **asked)
+    options = Options(
+        um_per_pixel=taken.um_per_pixel, bit_depth=taken.bit_depth, batch_size=batch_size, device=taken.device
+    )
+    with whole_or_nothing():
+        done = embed_to(output, folder, images, named, options, page=map, progress=taken.progress)
+    taken.tell(done.to_plain(), done.lines())
+    if done.unreadable:
         raise typer.Exit(1)
 
 

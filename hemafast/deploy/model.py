@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -28,7 +27,7 @@ from hemafast.evaluate.likeness import PARTS, Likeness, colours_of, load_likenes
 from hemafast.fuse_norm import fuse_batch_norms
 from hemafast.model import Classifier
 from hemafast.nvidia import uses_gpu
-from hemafast.progress import SILENT, Progress, stage
+from hemafast.progress import SILENT, Progress
 from hemafast.run_folder import BEST
 
 if TYPE_CHECKING:
@@ -36,8 +35,6 @@ if TYPE_CHECKING:
 
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 _EXPORTS = {Path(kind.file).suffix: kind for kind in KINDS.values()}
-
-logger = logging.getLogger("hemafast")
 
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
@@ -154,23 +151,11 @@ class Model:
         Raises:
             HemafastError: as `predict`, and if the model is an exported graph.
         """
-        from hemafast.deploy.eval_graph import EvalGraph
-        from hemafast.deploy.plan import Options, plan_for
-        from hemafast.deploy.predict import infer
+        from hemafast.deploy.embed import embed_images
+        from hemafast.deploy.plan import Options
 
-        _ = self.network  # refuses graphs before anything is read
         options = Options(um_per_pixel=um_per_pixel, bit_depth=bit_depth, batch_size=batch_size)
-        plan = plan_for([self], list_inputs(images), options)
-        (group,) = plan.groups
-        graph = EvalGraph(self.card, self.machine, batch_size)
-        errors: dict[int, str] = {}
-        with stage(progress, "embedding", len(plan.images)):
-            found = infer(plan, group, lambda squares: self.features(graph(squares)), errors, progress)
-        if errors:
-            row, error = min(errors.items())
-            first = f"{plan.images[row].name}: {error}"
-            logger.warning("%d of %d images cannot be read; the first is %s", len(errors), len(found), first)
-        return found
+        return embed_images(self, list_inputs(images), options, progress=progress).features
 
     def logits(self, images: Tensor) -> Tensor:
         """Logits, float32 (n, classes), of uint8 (n, 3, image_size, image_size) on the model's device."""
@@ -204,6 +189,17 @@ class Model:
             return self.logits(images), images.new_full((len(images), len(PARTS)), math.nan, dtype=torch.float32)
         logits, features = self.quick(images) if self.quick else self._run(self.network.answers, images)
         return logits, self.likeness(colours_of(images), features)
+
+    def described(self, images: Tensor) -> Tensor:
+        """Calibrated probabilities, the likeness as a whole and the features side by side, from one pass: float32.
+
+        `images` are uint8 (n, 3, image_size, image_size) on the model's device; the result is (n, classes + 1 + d).
+        """
+        logits, features = self._run(self.network.answers, images)
+        likeness = logits.new_full((len(logits), 1), math.nan)
+        if self.likeness is not None:
+            likeness = self.likeness(colours_of(images), features)[:, :1]
+        return torch.cat([(logits / self.card.temperature).softmax(dim=1), likeness, features], dim=1)
 
     def features(self, images: Tensor) -> Tensor:
         """Features, float32 (n, d), of uint8 (n, 3, image_size, image_size) on the model's device."""

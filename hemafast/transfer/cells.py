@@ -20,29 +20,20 @@ from hemafast.data.samples import Samples
 from hemafast.deploy.choices import UmPerPixel
 from hemafast.deploy.eval_graph import EvalGraph
 from hemafast.deploy.inputs import Image, Images, list_inputs, read_images
+from hemafast.deploy.labels import Given, read_told
 from hemafast.deploy.model import Model
 from hemafast.deploy.plan import Options, plan_for
 from hemafast.deploy.predict import decoded
 from hemafast.errors import HemafastError, name_some
-from hemafast.preparation.sources.class_names import is_known
-from hemafast.preparation.sources.layout import read_layout
-from hemafast.preparation.sources.names import fold
 from hemafast.preparation.split import TRAIN
-from hemafast.preparation.tables import lists
-from hemafast.preparation.tables.columns import GROUP
 from hemafast.progress import Progress, stage
 
-OWN = "own"
-"""In place of a table of labels: the class folders, or the training rows of a prepared data set."""
 MOST = 4096
 """Images that are read; of more without labels, some are drawn."""
 
 _BATCH = 64
 
 logger = logging.getLogger("hemafast")
-
-Given = str | Path | Sequence[str] | None
-"""Labels as a user gives them: a table, OWN, one text for each array ("" for none), or None."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -124,7 +115,8 @@ def read_cells(model: Model, images: Images, asked: Asked, classes: Sequence[str
     logged and left out. Raises HemafastError if there are none, or if labels or groups do not fit them.
     """
     listed = list_inputs(images)
-    labels, groups = _labels_of(listed, asked, classes)
+    names = [image.name for image in listed]
+    labels, groups, _ = read_told(names, asked.labels, columns=asked.columns, groups=asked.groups, classes=classes)
     chosen = _drawn(np.array([bool(label) for label in labels]))
     plan = plan_for(
         [model],
@@ -145,7 +137,7 @@ def read_cells(model: Model, images: Images, asked: Asked, classes: Sequence[str
     _tell(errors, plan.images)
     kept = chosen[rows]
     return Cells(
-        names=tuple(listed[row].name for row in kept),
+        names=tuple(names[row] for row in kept),
         pixels=torch.cat(parts),
         labels=tuple(labels[row] for row in kept),
         groups=tuple(groups[row] for row in kept),
@@ -173,44 +165,6 @@ def _tell(errors: Mapping[int, str], images: Sequence[Image]) -> None:
             f"None of the {len(images)} images can be read; the first is {first}.", "Name other images."
         )
     logger.warning("%d of %d images cannot be read and are left out; the first is %s", len(errors), len(images), first)
-
-
-def _labels_of(listed: Sequence[Image], asked: Asked, classes: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Label ("" for none) and group of each image."""
-    names = [image.name for image in listed]
-    labels, groups = [""] * len(names), list(names)
-    given = asked.labels
-    if given == OWN:
-        labels, groups = _of_folders(names, classes)
-    elif isinstance(given, str | Path):
-        found = lists.read_labels(Path(given), asked.columns or {}, {name: (name,) for name in names})
-        for note in found.notes():
-            logger.info("%s", note)
-        labels = [found.label.get(name, "") for name in names]
-        groups = [found.group.get(name, name) for name in names]
-    elif given is not None:
-        labels = _of_sequence(given, len(names))
-    if asked.groups is not None:
-        table = lists.resolve_values(asked.groups, GROUP, {name: (name,) for name in names})
-        groups = [table.values.get(name, group) for name, group in zip(names, groups, strict=True)]
-    return labels, groups
-
-
-def _of_folders(names: Sequence[str], classes: Sequence[str]) -> tuple[list[str], list[str]]:
-    known = {fold(name) for name in classes}
-    layout = read_layout(names, lambda name: is_known(name) or fold(name) in known, resplit=True, labelled=False)
-    places = layout.places
-    if not any(place.label for place in places):
-        remedy = "Put images into a folder per class, as basophil/BA_1.jpg, or name a table with --labels."
-        raise HemafastError(f"None of the {len(names)} images is in a class folder, as {names[0]}.", remedy)
-    return [one.label for one in places], [one.group or name for one, name in zip(places, names, strict=True)]
-
-
-def _of_sequence(given: Sequence[str], images: int) -> list[str]:
-    labels = ["" if label is None else str(label) for label in given]
-    if len(labels) != images:
-        raise HemafastError(f"There are {len(labels)} labels for {images} images.", 'Give one for each, "" for none.')
-    return labels
 
 
 def refuse_own_images(cells: Cells, dataset: Dataset | None) -> None:

@@ -1,36 +1,13 @@
 """The page in a real browser: clicked, filtered, narrow, printed."""
 
-import contextlib
-
 import pytest
-from page import BROWSER, needs_browser
+from page import needs_browser
 
 from hemafast.evaluate.evaluate import evaluate_run
 from hemafast.report.page import write_report
 from hemafast.run_folder import read_metrics
 
 pytestmark = [needs_browser, pytest.mark.slow]
-
-
-@pytest.fixture(scope="module")
-def open_page():
-    """`open_page(file, width=1200)`: the page and what it complained of, without a network."""
-    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    with contextlib.ExitStack() as stack:
-        playwright = stack.enter_context(sync_api.sync_playwright())
-        browser = playwright.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
-        stack.callback(browser.close)
-
-        def load(file, width=1200):
-            page = browser.new_page(viewport={"width": width, "height": 900}, offline=True)
-            complaints = []
-            page.on("console", lambda message: complaints.append(message.text))
-            page.on("pageerror", lambda error: complaints.append(str(error)))
-            page.on("request", lambda request: complaints.append(request.url) if "data:" not in request.url else None)
-            page.goto(file.as_uri())
-            return page, complaints[1:]  # the first request is the page itself
-
-        yield load
 
 
 def confusion_of(scored, name):

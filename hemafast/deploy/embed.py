@@ -1,0 +1,185 @@
+"""Features of images beside what the model answers, from one pass; written as one table."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import torch
+
+from hemafast.deploy.eval_graph import EvalGraph
+from hemafast.deploy.inputs import Image
+from hemafast.deploy.labels import Told
+from hemafast.deploy.model import Model
+from hemafast.deploy.plan import Options, plan_for
+from hemafast.deploy.predict import decoded
+from hemafast.errors import HemafastError
+from hemafast.files import write_whole
+from hemafast.preparation.images.image_checks import Pixels
+from hemafast.preparation.sources.names import fold
+from hemafast.progress import SILENT, Progress, stage
+
+FEATURES = "features"
+"""Column, or array, of the features."""
+FORMATS = (".npz", ".parquet")
+"""Suffixes of the files that `write_embeddings` writes."""
+
+logger = logging.getLogger("hemafast")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Embeddings:
+    """Images as a model sees them."""
+
+    table: pd.DataFrame
+    """One row per image: image, error (empty if it could be read), predicted, confidence (0 to 1), likeness (as
+    `Model.predict` has it)."""
+    features: npt.NDArray[np.float32]
+    """(n, d): what the network's last layer classifies; nan for unreadable images."""
+    tiles: npt.NDArray[np.uint8]
+    """(n, side, side, 3): small pictures; black for unreadable images. Side is 0 if none are asked for."""
+
+    @property
+    def readable(self) -> npt.NDArray[np.bool_]:
+        """(n,)."""
+        return np.asarray(self.table["error"] == "")
+
+    def of_readable(self) -> Embeddings:
+        """Those images alone that could be read."""
+        kept = self.readable
+        return Embeddings(self.table[kept].reset_index(drop=True), self.features[kept], self.tiles[kept])
+
+    def told(self, told: Told) -> Embeddings:
+        """With the columns label, group and domain behind image."""
+        table = self.table.copy()
+        for place, (name, values) in enumerate(zip(("label", "group", "domain"), told, strict=True), start=1):
+            table.insert(place, name, values)
+        return replace(self, table=table)
+
+
+def named_as(classes: Sequence[str], labels: Sequence[str], class_map: Mapping[str, str]) -> list[str]:
+    """Labels under the names of `classes`, in any case, after the class map; others stay as they are."""
+    known = {fold(name): name for name in classes}
+    mapped = {fold(old): new for old, new in class_map.items()}
+    meant = [mapped.get(fold(label), label) for label in labels]
+    return [known.get(fold(name), name) for name in meant]
+
+
+def embed_images(
+    model: Model, images: Sequence[Image], options: Options | None = None, *, tile: int = 0, progress: Progress = SILENT
+) -> Embeddings:
+    """Features of images, and what the model answers.
+
+    Args:
+        model: a model with a network.
+        images: as `inputs.list_inputs` lists them.
+        options: scale, bit depth and batch size.
+        tile: side of the small pictures in pixels; 0 for none.
+        progress: listens to the number of images done.
+
+    Raises:
+        HemafastError: options do not fit the model, or it is an exported graph.
+    """
+    _ = model.network  # refuses graphs before anything is read
+    options = options or Options()
+    plan = plan_for([model], images, options)
+    (group,) = plan.groups
+    graph = EvalGraph(model.card, model.machine, options.batch_size)
+    answers: list[torch.Tensor] = []  # on the device: nothing waits for it before the end
+    rows: list[int] = []
+    errors: dict[int, str] = {}
+    tiles = np.zeros((len(plan.images), tile, tile, 3), np.uint8)
+    with stage(progress, "embedding", len(plan.images)), decoded(plan, group) as batches:
+        for batch in batches:
+            if batch.rows:
+                rows += batch.rows
+                answers.append(model.described(graph(batch.squares)))
+                if tile:
+                    tiles[list(batch.rows)] = [_shrunk(square, tile) for square in batch.squares]
+            errors |= batch.errors
+            progress.advance(len(batch.rows) + len(batch.errors))
+    _warn(errors, [image.name for image in plan.images])
+    table, features = _read(plan.images, model, answers, rows)
+    table.insert(1, "error", [errors.get(row, "") for row in range(len(table))])
+    return Embeddings(table, features, tiles)
+
+
+def _read(
+    images: Sequence[Image], model: Model, answers: Sequence[torch.Tensor], rows: Sequence[int]
+) -> tuple[pd.DataFrame, npt.NDArray[np.float32]]:
+    """The table without errors, and the features, from the answers to the images `rows`."""
+    size = (3, model.card.image_size, model.card.image_size)
+    none = model.described(torch.zeros((1, *size), dtype=torch.uint8, device=model.machine.device))[:0]
+    found = torch.cat([none, *answers]).cpu().numpy()
+    every = np.full((len(images), found.shape[1]), np.nan, np.float32)
+    every[list(rows)] = found
+    classes = len(model.classes)
+    probabilities, likeness, features = np.split(every, [classes, classes + 1], axis=1)
+    read = np.isfinite(probabilities).all(axis=1)
+    best = np.where(read, np.nan_to_num(probabilities).argmax(axis=1), 0)
+    table = pd.DataFrame(
+        {
+            "image": [image.name for image in images],
+            "predicted": np.where(read, np.array(model.classes)[best], ""),
+            "confidence": probabilities[np.arange(len(best)), best],
+            "likeness": likeness[:, 0],
+        }
+    )
+    return table, np.ascontiguousarray(features)
+
+
+def _shrunk(square: Pixels, side: int) -> Pixels:
+    from PIL import Image
+
+    return np.asarray(Image.fromarray(square).resize((side, side), Image.Resampling.BOX))
+
+
+def _warn(errors: Mapping[int, str], names: Sequence[str]) -> None:
+    if errors:
+        row, error = min(errors.items())
+        first = f"{names[row]}: {error}"
+        logger.warning("%d of %d images cannot be read; the first is %s", len(errors), len(names), first)
+
+
+def refuse_embeddings_name(file: Path) -> None:
+    """Raise HemafastError if `write_embeddings` cannot write `file`: a folder, or a suffix that is not in `FORMATS`."""
+    if file.is_dir():
+        raise HemafastError(f"{file} is a folder.", "Name a file with --output.")
+    if file.suffix.lower() not in FORMATS:
+        raise HemafastError(
+            f"{file} ends in none of {', '.join(FORMATS)}.", f"Name it {file.stem or 'embeddings'}.parquet."
+        )
+
+
+def write_embeddings(file: Path, embeddings: Embeddings) -> None:
+    """Write the table and the features, whole or not at all.
+
+    A .parquet file has a column of float32 lists, and a .npz file has an array (n, d), both named FEATURES; an .npz
+    file needs no pickle. Raises OSError if the file cannot be written.
+    """
+    writer = _write_npz if file.suffix.lower() == ".npz" else _write_parquet
+    write_whole(file, lambda part: writer(part, embeddings))
+
+
+def _write_npz(file: Path, embeddings: Embeddings) -> None:
+    table = embeddings.table
+    columns = {
+        name: table[name].to_numpy(np.float32 if table[name].dtype.kind == "f" else str) for name in table.columns
+    }
+    with file.open("wb") as opened:
+        np.savez(opened, **{FEATURES: embeddings.features}, **columns)
+
+
+def _write_parquet(file: Path, embeddings: Embeddings) -> None:
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    table = pa.Table.from_pandas(embeddings.table, preserve_index=False)
+    flat = pa.array(embeddings.features.ravel())
+    lists = pa.FixedSizeListArray.from_arrays(flat, embeddings.features.shape[1])
+    parquet.write_table(table.append_column(FEATURES, lists), file)

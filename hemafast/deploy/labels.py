@@ -1,0 +1,97 @@
+"""What a user says of new images: labels, groups and domains, from a table, from class folders, or one text each."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from hemafast.errors import HemafastError
+from hemafast.preparation.sources.class_names import is_known
+from hemafast.preparation.sources.layout import read_layout
+from hemafast.preparation.sources.names import fold
+from hemafast.preparation.tables import lists
+from hemafast.preparation.tables.columns import GROUP
+
+OWN = "own"
+"""In place of a table of labels: the class folders, or the rows of a prepared data set."""
+
+Given = str | Path | Sequence[str] | None
+"""Labels as a user gives them: a table, OWN, one text for each array ("" for none), or None."""
+
+logger = logging.getLogger("hemafast")
+
+
+class Told(NamedTuple):
+    """What is known of each image, in order."""
+
+    labels: list[str]
+    """As the user writes them; "" without a label."""
+    groups: list[str]
+    """Patient or slide; the name of the image where none is known."""
+    domains: list[str]
+    """Laboratory; "" where none is known."""
+
+
+def read_told(
+    names: Sequence[str],
+    given: Given,
+    *,
+    columns: Mapping[str, str] | None = None,
+    groups: Path | None = None,
+    classes: Sequence[str] = (),
+) -> Told:
+    """Labels, groups and domains of images.
+
+    Args:
+        names: of the images, as `inputs.list_inputs` gives them.
+        given: the labels.
+        columns: names of columns in a table of labels, by role.
+        groups: a table of patients or slides, which overrides others.
+        classes: names that a class folder may have besides those that the field knows.
+
+    Raises:
+        HemafastError: a table cannot be read or does not fit the images, no image lies in a class folder, or there is
+            another number of labels than images.
+    """
+    told = Told([""] * len(names), list(names), [""] * len(names))
+    if given == OWN:
+        told = _of_folders(names, classes)
+    elif isinstance(given, str | Path):
+        told = _of_table(names, Path(given), columns or {})
+    elif given is not None:
+        told = told._replace(labels=_of_sequence(given, len(names)))
+    if groups is None:
+        return told
+    table = lists.resolve_values(groups, GROUP, {name: (name,) for name in names})
+    return told._replace(groups=[table.values.get(name, own) for name, own in zip(names, told.groups, strict=True)])
+
+
+def _of_folders(names: Sequence[str], classes: Sequence[str]) -> Told:
+    known = {fold(name) for name in classes}
+    layout = read_layout(names, lambda name: is_known(name) or fold(name) in known, resplit=True, labelled=False)
+    places = layout.places
+    if not any(place.label for place in places):
+        remedy = "Put images into a folder per class, as basophil/BA_1.jpg, or name a table with --labels."
+        raise HemafastError(f"None of the {len(names)} images is in a class folder, as {names[0]}.", remedy)
+    groups = [one.group or name for one, name in zip(places, names, strict=True)]
+    return Told([one.label for one in places], groups, [one.domain for one in places])
+
+
+def _of_table(names: Sequence[str], file: Path, columns: Mapping[str, str]) -> Told:
+    found = lists.read_labels(file, columns, {name: (name,) for name in names})
+    for note in found.notes():
+        logger.info("%s", note)
+    return Told(
+        [found.label.get(name, "") for name in names],
+        [found.group.get(name, name) for name in names],
+        [found.domain.get(name, "") for name in names],
+    )
+
+
+def _of_sequence(given: Sequence[str], images: int) -> list[str]:
+    labels = ["" if label is None else str(label) for label in given]
+    if len(labels) != images:
+        raise HemafastError(f"There are {len(labels)} labels for {images} images.", 'Give one for each, "" for none.')
+    return labels
