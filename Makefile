@@ -33,7 +33,7 @@ install: $(INSTALLED) ## Create the virtual environment and install hemafast int
 $(INSTALLED): pyproject.toml constraints.txt tools/install.py
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "hemafast needs Python 3.11 or newer; name one with PYTHON=...")'
 	$(PYTHON) -m venv $(VENV)
-	$(INSTALL) explain,export,notebook,weights
+	$(INSTALL) explain,export,notebook,tune,weights
 	@touch $@
 
 $(TOOLS): $(INSTALLED)

@@ -39,6 +39,7 @@ COMMANDS = (
     "explain",
     "crossdomain",
     "sweep",
+    "tune",
     "bench",
     "doctor",
 )

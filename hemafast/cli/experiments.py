@@ -1,4 +1,4 @@
-"""Questions that take several runs to answer: crossdomain, sweep."""
+"""Questions that take several runs to answer: crossdomain, sweep, tune."""
 
 from __future__ import annotations
 
@@ -23,9 +23,10 @@ from hemafast.cli.common import (
     wide_console,
 )
 from hemafast.cli.options import Asked, configured
-from hemafast.config import TrainConfig, parse_class_map, train_config
+from hemafast.config import TrainConfig, parse_class_map, seconds_of, train_config
 from hemafast.errors import StoppedError
 from hemafast.experiments.published import refuse_unknown_experiments
+from hemafast.experiments.space import DEFAULT, parse_space
 
 _COMPARED = ("preset", "data", "domains", "output", "model", "epochs", "image_size", "batch_size", "seed", "device")
 _SWEPT = ("preset", "data", "output", "epochs", "image_size", "seed", "device")
@@ -113,6 +114,56 @@ def sweep(
     with _resumable():
         result = run_sweep(planned, progress=progress)
     _show(result, sweep_results, planned.output / PAGE, as_json=as_json)
+
+
+@app.command(
+    epilog="Examples: `hemafast tune --preset fast --trials 20 --time-budget 2h`, "
+    "`hemafast tune --preset fast --space lr=1e-4..1e-2 --space freeze_stages=0,3,5`"
+)
+@configured(
+    TrainConfig,
+    fields=[name for name in TrainConfig.__dataclass_fields__ if name != "time_budget"],
+    common=_COMPARED,
+    defaults={"preset": "fast", "output": Path("runs/tune")},
+)
+def tune(
+    asked: Asked,
+    config_file: ConfigFile = None,
+    trials: Annotated[int, typer.Option(min=1, help="Trainings in the end, those of earlier calls included.")] = 20,
+    time_budget: Annotated[
+        str | None, typer.Option(metavar="DURATION", help="Stop after this time, as 2h; the same command continues.")
+    ] = None,
+    space: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=VALUES",
+            help="Setting to search: a range as lr=1e-4..1e-2, or choices as policy=basic,robust; may be repeated.",
+            show_default=", ".join(DEFAULT),
+        ),
+    ] = None,
+    as_json: Json = False,
+    verbose: Verbose = False,
+    quiet: Quiet = False,
+) -> None:
+    """Search for settings by many trainings: Optuna draws each trial, and ends early those that fall behind.
+
+    The best trial is the one with the best macro-F1 on the validation images, so its score is too good. Finished trials
+    are kept, interrupted ones resume, and one failure does not stop the rest (exit code 1). Writes tune.html, .csv and
+    .json, and the study as tune.db; each run has a folder of its own.
+    """
+    preset = asked.pop("preset", None) or (None if config_file else "fast")
+    settings = train_config(preset, config_file, **{"output": Path("runs/tune"), **asked})
+    refuse_missing_data(settings.data)
+    searched = parse_space(space or DEFAULT)
+    seconds = float("inf") if time_budget is None else seconds_of(time_budget)
+    progress = listen(verbose=verbose, quiet=quiet or as_json)
+    from hemafast.cli.tables import tune_results
+    from hemafast.experiments.tune import PAGE
+    from hemafast.experiments.tune import tune as search
+
+    with _resumable():
+        result = search(settings, searched, trials=trials, time_budget=seconds, progress=progress)
+    _show(result, tune_results, settings.output / PAGE, as_json=as_json)
 
 
 def _show(

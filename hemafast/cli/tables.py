@@ -23,6 +23,7 @@ from hemafast.run_folder import RunSummary
 if TYPE_CHECKING:
     from hemafast.experiments.plan import Sweep
 
+_MOST_TRIALS = 10  # that a terminal shows
 _MOST_DROPS = 4  # columns of the matrix; with more, a table of all drops is longer than a screen, and the page has it
 _MOST_QUARANTINED = 20  # lines of a table; quarantine.csv has them all
 
@@ -227,6 +228,29 @@ def unseen_line(result: Mapping[str, Any]) -> str:
 def sweep_results(result: Mapping[str, Any]) -> Iterator[RenderableType]:
     """The results of `hemafast sweep`: warnings, scores, notes, failures."""
     return _results(result, sweep_table(result), *map(Text, result["notes"]))
+
+
+def tune_results(result: Mapping[str, Any]) -> Iterator[RenderableType]:
+    """The results of `hemafast tune`: warnings, the best trials, a caveat, failures."""
+    ended = [trial for trial in result["trials"] if trial["macro_f1"] is not None]
+    best = sorted(ended, key=lambda trial: (trial["state"] != "done", -trial["macro_f1"]))[:_MOST_TRIALS]
+    rows = [
+        (
+            str(trial["trial"]),
+            trial["state"],
+            f"{trial['macro_f1']:.3f}",
+            ", ".join(f"{name}={_short_value(value)}" for name, value in trial["settings"].items()),
+        )
+        for trial in best
+    ]
+    counted = Counter(trial["state"] for trial in result["trials"])
+    title = ", ".join(f"{count} {state}" for state, count in counted.items()) or "no trial has ended yet"
+    table = _table(title, rows, ("trial", "state"), ("macro-F1",), ("settings",), overflow="fold")
+    return _results(result, table, *map(Text, result["notes"]))
+
+
+def _short_value(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
 def _results(result: Mapping[str, Any], *parts: RenderableType) -> Iterator[RenderableType]:

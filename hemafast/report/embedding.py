@@ -14,11 +14,12 @@ from hemafast.deploy.inputs import Images, list_inputs
 from hemafast.deploy.labels import Given, read_told
 from hemafast.deploy.model import open_model
 from hemafast.deploy.plan import Options
+from hemafast.errors import require
 from hemafast.evaluate.probe import probe
 from hemafast.files import make_folder, writing
 from hemafast.preparation.tables.lists import read_class_map
 from hemafast.progress import SILENT, Progress, stage
-from hemafast.report.map import plane_of, refuse_no_umap, tile_side, write_map
+from hemafast.report.map import EXTRA, plane_of, tile_side, write_map
 
 _PROBES = {"knn": "nearest neighbours", "linear": "linear probe"}
 
@@ -107,7 +108,7 @@ def embed_to(
     """
     refuse_embeddings_name(output)
     if page is not None:
-        refuse_no_umap()
+        require(EXTRA, "umap")
     class_map = read_class_map(named.class_map or {})
     model = open_model(folder, device=options.device, amp=options.amp)
     listed = list_inputs(images)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import io
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,12 +11,14 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from hemafast.errors import HemafastError
+from hemafast.errors import HemafastError, require
 from hemafast.files import write_text, writing
 from hemafast.pages import render
 from hemafast.pictures import data_address
 from hemafast.progress import SILENT, Progress, stage
 
+EXTRA = "map"
+"""What pip calls the packages that a map needs."""
 FEWEST = 10
 """Cells that a map needs."""
 _AXES = 50  # principal axes that UMAP sees: more take time and change little
@@ -32,17 +33,12 @@ def tile_side(cells: int) -> int:
     return 96 if cells <= 2000 else 64 if cells <= 10_000 else 40
 
 
-def refuse_no_umap() -> None:
-    """Raise HemafastError if umap-learn is not installed. It is not imported, since that takes seconds."""
-    if importlib.util.find_spec("umap") is None:
-        raise HemafastError("A map needs the package umap-learn.", "Install it: `pip install 'hemafast[map]'`.")
-
-
 def plane_of(features: npt.NDArray[np.float32], seed: int = 0, progress: Progress = SILENT) -> npt.NDArray[np.float32]:
     """Features (n, d) in two dimensions, (n, 2), by UMAP (McInnes et al. 2018, arXiv 1802.03426) on their directions.
 
-    Raises HemafastError if there are fewer than FEWEST.
+    Raises HemafastError if there are fewer than FEWEST, or without umap-learn.
     """
+    require(EXTRA, "umap")
     if len(features) < FEWEST:
         raise HemafastError(f"A map needs {FEWEST} images, and {len(features)} could be read.", "Leave out --map.")
     import umap

@@ -1,6 +1,7 @@
 """`hemafast embed`: features beside answers, labels, formats, scores, bad input."""
 
 import json
+import sys
 
 import numpy as np
 import pandas as pd
@@ -108,7 +109,7 @@ def test_a_map_of_too_few_cells_is_refused_and_nothing_is_written(fitted, cells,
 
 
 def test_a_map_without_umap_names_the_package(fitted, cells, tmp_path, monkeypatch):
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(HemafastError, match=r"umap-learn") as error:
+    monkeypatch.setitem(sys.modules, "umap", None)
+    with pytest.raises(HemafastError, match="umap cannot be imported") as error:
         embed_to(tmp_path / "x.npz", fitted, str(cells), Named(), Options(), page=tmp_path / "x.html")
     assert "hemafast[map]" in error.value.remedy
