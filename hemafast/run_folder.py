@@ -22,6 +22,7 @@ from typing import Any
 from hemafast.config import TrainConfig, checked
 from hemafast.errors import HemafastError
 from hemafast.reading import cause, read_object
+from hemafast.regular import open_regular, read_regular
 
 CONFIG = "config.json"
 """Settings, as `TrainConfig` takes them; `--config` reads it."""
@@ -209,7 +210,7 @@ def _lock(folder: Path, file: int) -> None:
 
 def _is_locked(folder: Path) -> bool:
     try:
-        with (folder / _LOCK).open("r") as file:
+        with open_regular(folder / _LOCK) as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
@@ -277,7 +278,8 @@ def summarise(folder: Path) -> RunSummary:
 def _epochs_done(folder: Path) -> int:
     """Epochs that were validated, by the log table; 0 where it is missing or damaged."""
     try:
-        with (folder / LOG_TABLE).open(newline="", encoding="utf-8") as file:
-            return max((int(row["epoch"]) for row in csv.DictReader(file) if row["phase"] == "val"), default=0)
+        text = read_regular(folder / LOG_TABLE).decode("utf-8")
+        rows = csv.DictReader(text.splitlines())
+        return max((int(row["epoch"]) for row in rows if row["phase"] == "val"), default=0)
     except (OSError, ValueError, KeyError, TypeError):
         return 0

@@ -29,6 +29,7 @@ from hemafast.fuse_norm import fuse_batch_norms
 from hemafast.model import Classifier
 from hemafast.nvidia import uses_gpu
 from hemafast.progress import SILENT, Progress, stage
+from hemafast.regular import read_regular, refuse_special
 from hemafast.run_folder import BEST
 
 if TYPE_CHECKING:
@@ -300,6 +301,7 @@ def _load(file: Path, machine: Machine, engine: Engine) -> Model:
 
 def _is_exported(file: Path) -> bool:
     try:
+        refuse_special(file)
         with safe_open(file, framework="pt") as content:
             return "timm_options" in (content.metadata() or {})
     except (OSError, SafetensorError):
@@ -312,7 +314,7 @@ def _load_export(file: Path) -> tuple[Callable[[Tensor], Tensor], ModelCard]:
     try:
         if file.suffix == ".onnx":
             _refuse_greedy_graph(file)
-        loaded = _EXPORTS[file.suffix].load(file.read_bytes())
+        loaded = _EXPORTS[file.suffix].load(read_regular(file))
         card = card_of(loaded.metadata)
     except HemafastError:
         raise

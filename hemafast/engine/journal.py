@@ -21,6 +21,7 @@ from hemafast.metrics import Confusion, macro_f1
 from hemafast.pictures import confusion_figure
 from hemafast.printable import PrintableFormatter
 from hemafast.progress import SILENT, Progress
+from hemafast.regular import read_regular
 from hemafast.run_folder import LOG, LOG_TABLE
 
 Row = dict[str, float | str]
@@ -224,7 +225,7 @@ def column(rows: Sequence[Row], phase: str, name: str) -> list[float]:
 
 def _read(file: Path) -> tuple[list[Row], bool]:
     """The complete rows of a file, and whether half a row follows them."""
-    content = file.read_bytes() if file.exists() else b""
+    content = read_regular(file) if file.exists() else b""
     whole = content[: content.rfind(b"\n") + 1]
     try:
         return list(_parsed(whole.decode("utf-8"))), len(whole) < len(content)

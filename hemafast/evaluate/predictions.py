@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from hemafast.errors import HemafastError
+from hemafast.regular import read_regular
 
 Probabilities = npt.NDArray[np.floating[Any]]
 """(images, classes), rows that add up to 1; a row of nan for an image without an answer."""
@@ -51,7 +53,7 @@ def read_predictions(file: Path) -> tuple[pd.DataFrame, tuple[str, ...], npt.NDA
     Raises HemafastError if `file` is not such a table.
     """
     try:
-        table = pd.read_csv(file, keep_default_na=False, encoding="utf-8-sig")
+        table = pd.read_csv(io.BytesIO(read_regular(file)), keep_default_na=False, encoding="utf-8-sig")
         classes = tuple(name.removeprefix(PREFIX) for name in table.columns if name.startswith(PREFIX))
         numbers = table[[f"{PREFIX}{name}" for name in classes]].replace("", np.nan).astype(np.float64)
     except (OSError, ValueError) as error:
