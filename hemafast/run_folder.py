@@ -133,25 +133,29 @@ def read_config(folder: Path) -> TrainConfig:
             f"{folder} is not a run: it holds no readable {CONFIG} ({cause(error)}).",
             "Name a folder that `hemafast train` made.",
         ) from error
-    return checked(TrainConfig, fields)
+    try:
+        return checked(TrainConfig, fields)
+    except HemafastError as error:
+        raise HemafastError(f"{folder / CONFIG}: {error.problem}", error.remedy) from error
 
 
 def read_metrics(folder: Path) -> dict[str, Any]:
     """The scores in `folder`, a run folder or one of its EVALUATIONS. Raises HemafastError if there are none."""
+    from hemafast.recorded import Metrics, read_recorded
+
     remedy = f"Run `hemafast evaluate {folder}`."
     try:
-        metrics = read_object(folder / METRICS)
+        return read_recorded(folder / METRICS, Metrics)
     except (OSError, ValueError) as error:
         raise HemafastError(f"{folder} holds no readable {METRICS} ({cause(error)}).", remedy) from error
-    if metrics.get("schema") != METRICS_SCHEMA:
-        raise HemafastError(f"{folder / METRICS} was not written by this version of hemafast.", remedy)
-    return metrics
 
 
 def read_adaptation(folder: Path) -> dict[str, Any]:
     """What was adapted in the run in `folder`. Raises HemafastError if it was not made by `adapt`."""
+    from hemafast.recorded import Adaptation, read_recorded
+
     try:
-        return read_object(folder / ADAPTATION)
+        return read_recorded(folder / ADAPTATION, Adaptation)
     except (OSError, ValueError) as error:
         remedy = f"Make one with `hemafast adapt {folder} NEWDATA`."
         raise HemafastError(f"{folder} holds no readable {ADAPTATION} ({cause(error)}).", remedy) from error

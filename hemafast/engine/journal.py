@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import logging
+import math
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
@@ -28,6 +29,7 @@ Row = dict[str, float | str]
 """Measurements of one phase of an epoch, by name."""
 
 _FIRST = ("epoch", "phase", "loss", "accuracy", "f1_macro")
+_POSITIVE = {"seconds", "images_per_second"}
 _MOST_RATES = 100  # points per epoch of the learning rate curve
 _DRAWN_DIGITS = 2  # a picture of each epoch whose number has no more digits in front of zeros
 
@@ -223,6 +225,11 @@ def column(rows: Sequence[Row], phase: str, name: str) -> list[float]:
     return [float(row.get(name, "nan")) for row in rows if row["phase"] == phase]
 
 
+def measured(rows: Sequence[Row], phase: str, name: str) -> list[float]:
+    """The same without the rows that lack it."""
+    return [float(row[name]) for row in rows if row["phase"] == phase and name in row]
+
+
 def _read(file: Path) -> tuple[list[Row], bool]:
     """The complete rows of a file, and whether half a row follows them."""
     content = read_regular(file) if file.exists() else b""
@@ -248,6 +255,9 @@ def _parsed(text: str) -> Iterator[Row]:
             raise ValueError(f"line {lines.line_num} has {len(cells)} cells, the header {len(header)}")
         row = dict(zip(header, cells, strict=True))
         measured = {name: float(cell) for name, cell in row.items() if cell and name not in ("epoch", "phase")}
+        for name in _POSITIVE & measured.keys():
+            if not 0 < measured[name] < math.inf:
+                raise ValueError(f"line {lines.line_num}: {name} is {row[name]}")
         yield {"epoch": int(row["epoch"]), "phase": row["phase"], **measured}
 
 
