@@ -63,6 +63,19 @@ def refuse_greedy(file: Path, *, own: bool = False) -> None:
         raise GreedyFileError(f"it holds no pickle that torch writes ({type(error).__name__})") from error
 
 
+def refuse_greedy_content(content: bytes) -> None:
+    """Refuse the bytes of a zip that `torch.save` did not make of dense tensors, numbers, strings and containers.
+
+    Raises GreedyFileError as `refuse_greedy`.
+    """
+    try:
+        _look_through_zip(io.BytesIO(content), own=True)
+    except GreedyFileError:
+        raise
+    except Exception as error:  # a damaged or hostile pickle can raise anything
+        raise GreedyFileError(f"it holds no pickle that torch writes ({type(error).__name__})") from error
+
+
 def plain_entries(archive: zipfile.ZipFile, file_bytes: int) -> list[zipfile.ZipInfo]:
     """The entries of a zip that does not grow when it is read. Raises GreedyFileError for any other."""
     entries = archive.infolist()

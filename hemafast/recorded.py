@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Le, Len
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, model_validator
 
 from hemafast.reading import parse_json, read_json_text
 
@@ -40,6 +40,7 @@ def read_recorded(file: Path, kind: type[Recorded]) -> dict[str, Any]:
 
 Count = Annotated[int, Ge(0)]
 Share = Annotated[float, Ge(0), Le(1)]
+Seconds = Annotated[float, Ge(0)]
 Score = float | None
 Ends = Annotated[list[Score], Len(2, 2)]
 """Low and high end of an interval, both None where there is none."""
@@ -358,6 +359,48 @@ class CrossDomain(Recorded):
     folding: _Merged
     settings: _Preset
     data: _Fingerprint
+
+
+class _Progress(Recorded):
+    epochs_done: Count = 0
+    steps_done: Count = 0
+    steps_validated: Count = 0
+    best_f1: float = 0.0
+    best_epoch: Count = 0
+    bad_updates: Count = 0
+    seconds: Seconds = 0.0
+    waited: Seconds = 0.0
+    elapsed: Seconds = 0.0
+    ending: Seconds = 0.0
+
+
+class _Optimizer(Recorded):
+    state: dict[int, dict[str, Any]]
+    param_groups: list[dict[str, Any]]
+
+
+class _Position(Recorded):
+    epoch: Count
+    batch: Count
+    pixels: str
+
+
+class Checkpoint(Recorded):
+    """What torch reads of last_model.ckpt. Whether its tensors fit the network is asked where they are loaded."""
+
+    progress: _Progress
+    model: dict[str, Any]
+    ema: dict[str, Any]
+    optimizer: _Optimizer
+    scaler: dict[str, Any]
+    loader: _Position
+    totals: Any
+    settings: dict[str, JsonValue]
+    compiled: bool
+    precision: str | None = None
+    started_from: str
+    classes: list[str]
+    data_fingerprint: str
 
 
 class _Row(Recorded):

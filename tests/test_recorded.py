@@ -5,13 +5,17 @@ from copy import deepcopy
 from typing import Any
 
 import pytest
+import torch
 from sound_metrics import metrics
 
 from hemafast.config import TrainConfig, to_plain
+from hemafast.engine.checkpoint import load_last, save_last
+from hemafast.engine.opening import open_stopped
+from hemafast.engine.trainer import resume
 from hemafast.errors import HemafastError
 from hemafast.reading import cause
 from hemafast.recorded import Adaptation, CrossDomain, MachineFile, Metrics, Results, read_recorded
-from hemafast.run_folder import read_adaptation, read_config, read_metrics
+from hemafast.run_folder import LAST, read_adaptation, read_config, read_metrics
 
 SOUND = metrics({"A": 0.9, "B": 0.8}, ["A"])
 GONE = object()
@@ -139,6 +143,30 @@ def test_an_edited_adaptation_is_refused(tmp_path):
     write(tmp_path / "adaptation.json", {"parent": None})
     with pytest.raises(HemafastError, match=r"adaptation\.json \(parent"):
         read_adaptation(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        ("progress.epochs_done", "one"),
+        ("progress.elapsed", float("nan")),
+        ("optimizer", GONE),
+        ("loader.epoch", -1),
+        ("settings.epochs", torch.zeros(3)),
+    ],
+)
+def test_a_checkpoint_of_other_fields_is_refused_by_name(run, place, value):
+    save_last(run / LAST, changed(load_last(run / LAST), place, value))
+    with pytest.raises(HemafastError, match=rf"last_model\.ckpt is no checkpoint that hemafast writes \({place}"):
+        open_stopped(run, {}, allow_changes=False)
+
+
+def test_moments_of_another_shape_are_refused(run):
+    saved = load_last(run / LAST)
+    saved["optimizer"]["state"][0]["exp_avg"] = torch.zeros(3)
+    save_last(run / LAST, saved)
+    with pytest.raises(HemafastError, match=r"does not fit the run .exp_avg of a tensor"):
+        resume(run, {"epochs": 4}, allow_changes=True)
 
 
 def test_fields_that_are_read_are_those_that_are_written(scored):

@@ -18,7 +18,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from hemafast.deploy import onnx_trial
+from hemafast.deploy import graph_trial
 from hemafast.deploy.choices import Engine
 from hemafast.deploy.formats import FEATURES, INPUT, INT8, KINDS, card_of, laid_out, require_onnx
 from hemafast.engine.answers import Answers
@@ -176,7 +176,7 @@ def _opened(graph: Path) -> tuple[bytes, dict[str, str]]:
         run = graph.parent.parent
         raise HemafastError(f"There is no {graph}.", f"Run `hemafast export {run} --format onnx-int8`.")
     require_onnx("onnxruntime")
-    if why := onnx_trial.why_not(graph):
+    if why := graph_trial.why_not(graph):
         raise HemafastError(f"{graph} cannot be loaded ({why}).", "Export it again, or use --engine torch.")
     content = read_regular(graph)
     return content, KINDS["onnx-int8"].load(content).metadata
