@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from hemafast.errors import HemafastError
+from hemafast.regular import open_regular
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -221,7 +222,7 @@ def damaged_entry(file: Path) -> str | None:
     torch itself does not verify checksums, and reads garbage if a flipped bit turns an entry into a folder. Raises
     OSError and BadZipFile if the file is no zip.
     """
-    with zipfile.ZipFile(file) as archive:
+    with open_regular(file) as stream, zipfile.ZipFile(stream) as archive:
         folders = [entry.filename for entry in archive.infolist() if entry.external_attr]
         return next(iter(folders), None) or archive.testzip()
 

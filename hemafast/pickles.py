@@ -10,10 +10,13 @@ from __future__ import annotations
 import io
 import math
 import mmap
+import os
 import pickle
 import zipfile
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import IO, Any, ClassVar, Self
+
+from hemafast.regular import open_regular
 
 _ZIP = b"PK"
 _LEGACY_PICKLES = 4  # what follows the magic number: version, system, content, keys of the storages
@@ -47,14 +50,27 @@ def refuse_greedy(file: Path, *, own: bool = False) -> None:
         GreedyFileError: it is refused, or damaged; the message says why.
     """
     try:
-        with file.open("rb") as stream:
+        with open_regular(file) as stream:
             head = stream.read(len(_ZIP))
             if head == _ZIP:
-                _look_through_zip(file, own)
+                _look_through_zip(stream, own)
             elif head:
                 with mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content:
                     _look_through_legacy(content, own)
     except (OSError, GreedyFileError):
+        raise
+    except Exception as error:  # a damaged or hostile pickle can raise anything
+        raise GreedyFileError(f"it holds no pickle that torch writes ({type(error).__name__})") from error
+
+
+def refuse_greedy_content(content: bytes) -> None:
+    """Refuse the bytes of a zip that `torch.save` did not make of dense tensors, numbers, strings and containers.
+
+    Raises GreedyFileError as `refuse_greedy`.
+    """
+    try:
+        _look_through_zip(io.BytesIO(content), own=True)
+    except GreedyFileError:
         raise
     except Exception as error:  # a damaged or hostile pickle can raise anything
         raise GreedyFileError(f"it holds no pickle that torch writes ({type(error).__name__})") from error
@@ -70,9 +86,9 @@ def plain_entries(archive: zipfile.ZipFile, file_bytes: int) -> list[zipfile.Zip
     return entries
 
 
-def _look_through_zip(file: Path, own: bool) -> None:
-    with zipfile.ZipFile(file) as archive:
-        entries = plain_entries(archive, file.stat().st_size)
+def _look_through_zip(stream: IO[bytes], own: bool) -> None:
+    with zipfile.ZipFile(stream) as archive:
+        entries = plain_entries(archive, stream.seek(0, os.SEEK_END))
         # torch takes the folder of the first entry, and does not tell capitals from small letters.
         folder = entries[0].filename.partition("/")[0] if entries else ""
         sizes = {entry.filename.removeprefix(f"{folder}/"): entry.file_size for entry in entries}

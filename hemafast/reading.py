@@ -7,13 +7,13 @@ copy of the whole name for each part of a dotted key.
 from __future__ import annotations
 
 import json
-import os
 import re
-import stat
 import tomllib
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
+
+from hemafast.regular import read_regular
 
 MOST_BYTES = 256 * 2**20
 """Largest file of JSON. The scores of 1,000 classes in seven domains take 100 MB."""
@@ -92,21 +92,10 @@ def read_toml(file: Path) -> dict[str, Any]:
 
 
 def _read(file: Path, most_bytes: int) -> str:
-    with open(file, "rb", opener=_open_regular) as stream:
-        content = stream.read(most_bytes + 1)
+    content = read_regular(file, most_bytes + 1)
     if len(content) > most_bytes:
         raise ValueError(f"it holds more than {most_bytes / 2**20:,.0f} MiB")
     return content.decode("utf-8")
-
-
-def _open_regular(path: str, flags: int) -> int:
-    """Open a regular file. A pipe or a device would wait for a writer or never end."""
-    descriptor = os.open(path, flags | os.O_NONBLOCK)
-    mode = os.fstat(descriptor).st_mode
-    if stat.S_ISREG(mode) or stat.S_ISDIR(mode):  # a folder is an OSError of `open`
-        return descriptor
-    os.close(descriptor)
-    raise ValueError("it is no regular file, but a pipe or a device")
 
 
 def _refuse_excess(text: str) -> None:

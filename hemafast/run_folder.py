@@ -22,6 +22,7 @@ from typing import Any
 from hemafast.config import TrainConfig, checked
 from hemafast.errors import HemafastError
 from hemafast.reading import cause, read_object
+from hemafast.regular import open_regular, read_regular
 
 CONFIG = "config.json"
 """Settings, as `TrainConfig` takes them; `--config` reads it."""
@@ -132,25 +133,29 @@ def read_config(folder: Path) -> TrainConfig:
             f"{folder} is not a run: it holds no readable {CONFIG} ({cause(error)}).",
             "Name a folder that `hemafast train` made.",
         ) from error
-    return checked(TrainConfig, fields)
+    try:
+        return checked(TrainConfig, fields)
+    except HemafastError as error:
+        raise HemafastError(f"{folder / CONFIG}: {error.problem}", error.remedy) from error
 
 
 def read_metrics(folder: Path) -> dict[str, Any]:
     """The scores in `folder`, a run folder or one of its EVALUATIONS. Raises HemafastError if there are none."""
+    from hemafast.recorded import Metrics, read_recorded
+
     remedy = f"Run `hemafast evaluate {folder}`."
     try:
-        metrics = read_object(folder / METRICS)
+        return read_recorded(folder / METRICS, Metrics)
     except (OSError, ValueError) as error:
         raise HemafastError(f"{folder} holds no readable {METRICS} ({cause(error)}).", remedy) from error
-    if metrics.get("schema") != METRICS_SCHEMA:
-        raise HemafastError(f"{folder / METRICS} was not written by this version of hemafast.", remedy)
-    return metrics
 
 
 def read_adaptation(folder: Path) -> dict[str, Any]:
     """What was adapted in the run in `folder`. Raises HemafastError if it was not made by `adapt`."""
+    from hemafast.recorded import Adaptation, read_recorded
+
     try:
-        return read_object(folder / ADAPTATION)
+        return read_recorded(folder / ADAPTATION, Adaptation)
     except (OSError, ValueError) as error:
         remedy = f"Make one with `hemafast adapt {folder} NEWDATA`."
         raise HemafastError(f"{folder} holds no readable {ADAPTATION} ({cause(error)}).", remedy) from error
@@ -209,7 +214,7 @@ def _lock(folder: Path, file: int) -> None:
 
 def _is_locked(folder: Path) -> bool:
     try:
-        with (folder / _LOCK).open("r") as file:
+        with open_regular(folder / _LOCK) as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
@@ -277,7 +282,8 @@ def summarise(folder: Path) -> RunSummary:
 def _epochs_done(folder: Path) -> int:
     """Epochs that were validated, by the log table; 0 where it is missing or damaged."""
     try:
-        with (folder / LOG_TABLE).open(newline="", encoding="utf-8") as file:
-            return max((int(row["epoch"]) for row in csv.DictReader(file) if row["phase"] == "val"), default=0)
+        text = read_regular(folder / LOG_TABLE).decode("utf-8")
+        rows = csv.DictReader(text.splitlines())
+        return max((int(row["epoch"]) for row in rows if row["phase"] == "val"), default=0)
     except (OSError, ValueError, KeyError, TypeError):
         return 0

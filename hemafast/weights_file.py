@@ -15,6 +15,7 @@ from hemafast.errors import HemafastError, name_some
 from hemafast.files import damaged_entry
 from hemafast.pickles import refuse_greedy
 from hemafast.reading import read_json
+from hemafast.regular import open_regular, read_regular
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -83,14 +84,11 @@ def _begins_with_json(file: Path) -> bool:
         inside = sorted(path.name for path in file.iterdir() if path.suffix in _SUFFIXES)
         found = f"It holds {name_some(inside, 3)}." if inside else "It holds no weights file."
         raise HemafastError(f"{file} is a folder, not a weights file.", f"Name a file in it. {found}")
-    if file.exists() and not file.is_file():  # reading a pipe would wait for ever
-        raise HemafastError(f"{file} is not a regular file.", "Name a weights file.")
     return _head(file).lstrip()[:1] == b"{"
 
 
 def _head(file: Path) -> bytes:
-    with file.open("rb") as stream:
-        return stream.read(64)
+    return read_regular(file, 64)
 
 
 def _read_one(file: Path) -> StoredWeights:
@@ -141,7 +139,7 @@ def _read_index(file: Path) -> StoredWeights:
 def _read_zip(file: Path) -> StoredWeights:
     """A zip that torch.save wrote: never compressed, so that nothing in it grows when it is read."""
     try:
-        with zipfile.ZipFile(file) as archive:
+        with open_regular(file) as stream, zipfile.ZipFile(stream) as archive:
             entries = archive.infolist()
         plain = all(entry.compress_type == zipfile.ZIP_STORED for entry in entries)
         plain = plain and sum(entry.file_size for entry in entries) <= file.stat().st_size
@@ -172,7 +170,7 @@ def _read_torch(file: Path, *, zipped: bool) -> StoredWeights:
     try:
         refuse_greedy(file)
         # A stream, because torch takes a path with the suffix .safetensors for that format.
-        with file.open("rb") as stream, warnings.catch_warnings(action="ignore", category=UserWarning):
+        with open_regular(file) as stream, warnings.catch_warnings(action="ignore", category=UserWarning):
             if zipped:
                 strange = sorted(torch.serialization.get_unsafe_globals_in_checkpoint(stream))
                 stream.seek(0)

@@ -44,7 +44,7 @@ def test_a_pipe_a_device_and_a_folder_are_errors_and_never_waited_for(
 ) -> None:
     os.mkfifo(tmp_path / "pipe")
     for file in (tmp_path / "pipe", Path("/dev/zero")):
-        with pytest.raises(ValueError, match="no regular file"):
+        with pytest.raises(OSError, match="no regular file"):
             read(file)
     with pytest.raises(IsADirectoryError):
         read(tmp_path)

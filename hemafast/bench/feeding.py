@@ -33,11 +33,12 @@ def decode(bench: Bench) -> Station:
     from nvidia.dali import Pipeline, fn
 
     from hemafast.preparation.pixels import decode_image
+    from hemafast.preparation.reader import read_image
 
     machine = bench.machine()
     device = current_device(machine.loader_device)
-    files = _paths(bench)[:_BATCHES]
-    encoded = [[np.frombuffer(Path(path).read_bytes(), np.uint8) for path in paths] for paths in files]
+    sha256, files = dict(zip(bench.samples.paths, bench.samples.sha256, strict=True)), _paths(bench)[:_BATCHES]
+    encoded = [[np.frombuffer(read_image(Path(path), sha256[path]), np.uint8) for path in paths] for paths in files]
     with Pipeline(bench.loader_batch_size, machine.loader_threads, device_id=device) as pipeline:
         images = fn.external_source(source=cycle([(batch,) for batch in encoded]), num_outputs=1, no_copy=True)[0]
         pipeline.set_outputs(decode_image(images, machine.loader_device))

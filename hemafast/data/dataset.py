@@ -102,6 +102,7 @@ class Dataset:
             hashes=tuple(images["pixels_xxh128"]),
             hashed=tuple(squares.select(images.index.to_numpy()) for squares in self.files.packed.values()),
             sizes=images["bytes"].to_numpy(dtype=np.int64),
+            sha256=tuple(images["sha256"]),
             split=name,
             fingerprint=self.info.fingerprint,
             members=lambda: self._members(split, name, images.index),

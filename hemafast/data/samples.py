@@ -35,6 +35,8 @@ class Samples:
     """The packed squares of all sizes."""
     sizes: npt.NDArray[np.int64]
     """Bytes of each encoded file."""
+    sha256: tuple[str, ...]
+    """Of each encoded file."""
     split: str
     """ "train", "val" or "test"; of a fold: "fold0-train"."""
     fingerprint: str
@@ -52,6 +54,7 @@ class Samples:
             paths=tuple(self.paths[row] for row in rows),
             packed=self.packed.select(rows),
             hashes=tuple(self.hashes[row] for row in rows),
+            sha256=tuple(self.sha256[row] for row in rows),
             hashed=tuple(packed.select(rows) for packed in self.hashed),
             members=lambda: self.members().select(rows),
             **{name: getattr(self, name)[rows] for name in ("labels", "domains", "windows", "sizes")},

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -14,9 +15,8 @@ from hemafast.data.graph import GraphShape
 from hemafast.data.sampling import Rows
 from hemafast.errors import HemafastError
 from hemafast.mapped import RESTORE, map_file
-from hemafast.preparation.dali_apart import dali_apart
-from hemafast.preparation.images.image_checks import Pixels, strict_decoders, verify_image
-from hemafast.preparation.images.kinds import UnreadableImageError
+from hemafast.preparation.images.image_checks import Pixels
+from hemafast.preparation.reader import read_image, refuse_other_image
 
 if TYPE_CHECKING:
     import torch
@@ -34,6 +34,9 @@ class Images(Protocol):
         """Raise HemafastError for the one of these images that DALI failed on."""
 
 
+Status = tuple[int, int, int]
+"""Device, number and time of the last change of a file."""
+
 _COPIED_AT_ONCE = 256  # squares: 50 MB at 256 px
 
 
@@ -41,8 +44,10 @@ def open_source(samples: Samples, shape: GraphShape) -> Images:
     """The images of `samples` from `shape.source`. Raises HemafastError if the data set lacks them."""
     if shape.source == "resident":
         return Resident(samples, "cuda" if shape.device == "gpu" else "cpu")
-    kinds: dict[str, Callable[[Samples], Images]] = {"packed": Mapped, "files": Files, "webdataset": TarMembers}
-    return kinds[shape.source](samples)
+    if shape.source == "packed":
+        return Mapped(samples)
+    encoded = {"files": Files, "webdataset": TarMembers}
+    return encoded[shape.source](samples, shape.threads)
 
 
 class Mapped:
@@ -99,61 +104,78 @@ def copy_squares(samples: Samples, device: str) -> torch.Tensor:
 
 
 class Files:
-    """Names of files, each checked for its size. DALI reads them in its own threads."""
+    """Names of files, which DALI reads in its own threads once they were found to be what was prepared.
 
-    def __init__(self, samples: Samples) -> None:
-        self._samples = samples
-        for row in range(len(samples)):
-            self._refuse_other_size(row)
+    A file is hashed before it is read for the first time, and again if its status says that it was written to since:
+    DALI may crash on bytes that `prepare` has not seen.
+    """
+
+    def __init__(self, samples: Samples, threads: int) -> None:
+        self._samples, self._threads = samples, threads
         self._names = [np.frombuffer(os.fsencode(path), dtype=np.uint8) for path in samples.paths]
+        self._hashed: list[Status | None] = [None] * len(samples)
+        for row in range(len(samples)):
+            self._status(row)
 
     def __call__(self, rows: Rows) -> list[npt.NDArray[np.uint8]]:
         """The names of the files of `rows`."""
+        self._hash([row for row in dict.fromkeys(rows.tolist()) if self._status(row) != self._hashed[row]])
         return [self._names[row] for row in rows]
 
     def examine(self, rows: Rows) -> None:
-        """Look at the sizes of these files, and read them again."""
-        for row in rows:
-            self._refuse_other_size(row)
-        for row in rows:
-            path = self._samples.paths[row]
-            refuse_unreadable(path, Path(path).read_bytes())
+        """Hash these files again."""
+        self._hash(rows.tolist())
 
-    def _refuse_other_size(self, row: int) -> None:
+    def _hash(self, rows: Sequence[int]) -> None:
+        def examine(row: int) -> None:
+            before = self._status(row)
+            read_image(Path(self._samples.paths[row]), self._samples.sha256[row])
+            self._hashed[row] = before
+
+        in_threads(examine, rows, self._threads)
+
+    def _status(self, row: int) -> Status:
+        """What changes when a file is replaced or written to. Raises HemafastError if it is gone or of another size."""
         path = self._samples.paths[row]
         try:
-            changed = Path(path).stat().st_size != self._samples.sizes[row]
+            found = os.stat(path)  # noqa: PTH116 - in each epoch for each file; a Path costs as much again
         except OSError as error:
             raise HemafastError(f"{path} cannot be read ({error.strerror}).", RESTORE) from error
-        if changed:
+        if found.st_size != self._samples.sizes[row]:
             raise HemafastError(f"{path} is not the file that was prepared.", RESTORE)
+        return found.st_dev, found.st_ino, found.st_ctime_ns
 
 
 class TarMembers:
-    """Encoded bytes in memory-mapped tars."""
+    """Encoded bytes in memory-mapped tars. Each image is hashed when it is first read."""
 
-    def __init__(self, samples: Samples) -> None:
+    def __init__(self, samples: Samples, threads: int) -> None:
+        self._samples, self._threads = samples, threads
         self._members = samples.members()
         self._tars = {path: map_file(Path(path)) for path in dict.fromkeys(self._members.paths)}
+        self._unread = np.ones(len(samples), dtype=bool)
 
     def __call__(self, rows: Rows) -> list[npt.NDArray[np.uint8]]:
         """The bytes of `rows`."""
-        return [self._tars[path][begin : begin + size] for path, begin, size in map(self._members.place, rows)]
+        self.examine(rows[self._unread[rows]])
+        self._unread[rows] = False
+        return [self._bytes(row) for row in rows]
 
     def examine(self, rows: Rows) -> None:
-        """Read these members again."""
-        for row, data in zip(rows, self(rows), strict=True):
-            path, begin, size = self._members.place(row)
-            refuse_unreadable(f"{path}, bytes {begin} to {begin + size},", data.tobytes())
+        """Hash these members again."""
+        in_threads(self._refuse_changed, np.unique(rows), self._threads)
+
+    def _refuse_changed(self, row: int) -> None:
+        path, begin, size = self._members.place(row)
+        refuse_other_image(f"{path}, bytes {begin} to {begin + size},", self._bytes(row), self._samples.sha256[row])
+
+    def _bytes(self, row: int) -> npt.NDArray[np.uint8]:
+        path, begin, size = self._members.place(row)
+        return self._tars[path][begin : begin + size]
 
 
-def refuse_unreadable(name: str, data: bytes) -> None:
-    """Raise HemafastError if the bytes are no longer an image that DALI reads, which is asked in another process."""
-    try:
-        with strict_decoders():
-            verify_image(data, name, min_side=1)
-        (reading,) = dali_apart(1).read([data])
-    except UnreadableImageError:
-        reading = None
-    if reading is None:
-        raise HemafastError(f"{name} was overwritten: it cannot be decoded any more.", RESTORE)
+def in_threads(work: Callable[[int], object], rows: Iterable[int], threads: int) -> None:
+    """Call `work` for each of these rows, in threads that end with the call. Raises what `work` raises."""
+    if rows := list(rows):
+        with ThreadPoolExecutor(min(threads, len(rows))) as pool:
+            list(pool.map(work, rows))

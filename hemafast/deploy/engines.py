@@ -18,7 +18,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from hemafast.deploy import onnx_trial
+from hemafast.deploy import graph_trial
 from hemafast.deploy.choices import Engine
 from hemafast.deploy.formats import FEATURES, INPUT, INT8, KINDS, card_of, laid_out, require_onnx
 from hemafast.engine.answers import Answers
@@ -26,6 +26,7 @@ from hemafast.engine.checkpoint import ModelCard
 from hemafast.engine.machine import Choice, Machine
 from hemafast.errors import HemafastError, require
 from hemafast.reading import parse_json
+from hemafast.regular import read_regular
 
 Quick = Callable[[Tensor], tuple[Tensor, Tensor]]
 """From uint8 (n, 3, height, width) to logits (n, classes) and features (n, d), float32."""
@@ -175,9 +176,9 @@ def _opened(graph: Path) -> tuple[bytes, dict[str, str]]:
         run = graph.parent.parent
         raise HemafastError(f"There is no {graph}.", f"Run `hemafast export {run} --format onnx-int8`.")
     require_onnx("onnxruntime")
-    if why := onnx_trial.why_not(graph):
+    if why := graph_trial.why_not(graph):
         raise HemafastError(f"{graph} cannot be loaded ({why}).", "Export it again, or use --engine torch.")
-    content = graph.read_bytes()
+    content = read_regular(graph)
     return content, KINDS["onnx-int8"].load(content).metadata
 
 
@@ -189,7 +190,7 @@ def _measured(graph: Path, metadata: dict[str, str], file: Path, card: ModelCard
         weights, classes = said["weights"], card_of(metadata).classes
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise HemafastError(f"{graph} does not say what was measured ({error}).", "Export it again.") from error
-    if weights != hashlib.sha256(file.read_bytes()).hexdigest() or classes != card.classes:
+    if weights != hashlib.sha256(read_regular(file)).hexdigest() or classes != card.classes:
         raise HemafastError(f"{graph} was made of other weights than {file}.", "Export it again.")
     return {**said, "lost": lost}
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import os
-import zipfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -16,10 +15,10 @@ from torch import Tensor, nn
 
 from hemafast import __version__
 from hemafast.deploy.choices import Format, Layout
+from hemafast.deploy.programs import refuse_foreign
 from hemafast.engine.checkpoint import ModelCard, network_for
 from hemafast.errors import HemafastError, require
 from hemafast.model import Classifier, sized_options
-from hemafast.pickles import plain_entries
 from hemafast.reading import parse_json
 
 INPUT = "images"
@@ -187,12 +186,8 @@ def pack_torch_export(deployed: Deployed, card: ModelCard) -> Packed:
 
 
 def load_torch_export(content: bytes) -> Loaded:
-    """A torch.export archive. torch unpickles parts of it, which can execute code.
-
-    Raises GreedyFileError if it is compressed, so that it could grow to any size.
-    """
-    with zipfile.ZipFile(io.BytesIO(content)) as archive:
-        plain_entries(archive, len(content))
+    """A torch.export archive. Raises ValueError, before torch sees it, if hemafast cannot have written it."""
+    refuse_foreign(content)
     extra = {METADATA: ""}
     graph = torch.export.load(io.BytesIO(content), extra_files=extra).module()
     return Loaded(graph, parse_json(extra[METADATA]))

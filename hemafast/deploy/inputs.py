@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import glob
 import logging
+import os
 import re
-import stat
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -25,6 +25,7 @@ from hemafast.preparation.images.image_checks import MAX_PIXELS, Pixels
 from hemafast.preparation.sources import safety
 from hemafast.preparation.sources.containers import Entry, archive_suffix, list_container, reader_of
 from hemafast.preparation.sources.survey import SYSTEM_FILE, PassedOver, survey
+from hemafast.regular import open_regular
 
 Images = str | Path | Sequence[str | Path] | npt.NDArray[np.uint8] | Sequence[npt.NDArray[np.uint8]]
 """Paths of files, folders, archives, globs; or uint8 RGB (height, width, 3), several such, or (n, height, width, 3)."""
@@ -176,12 +177,10 @@ def _read_file(name: str) -> bytes | OSError:
     """The bytes of a regular file of bounded size; never waits for a pipe."""
     path, most = Path(name), safety.MAX_IMAGE_BYTES
     try:
-        status = path.stat()
-        if not stat.S_ISREG(status.st_mode):
-            return OSError("not a regular file")
-        if status.st_size > most:
-            return OSError(f"{status.st_size / 2**20:,.0f} MiB, but images may have at most {most // 2**20}")
-        with path.open("rb") as file:
-            return file.read(status.st_size)
+        with open_regular(path) as file:
+            size = os.fstat(file.fileno()).st_size
+            if size > most:
+                return OSError(f"{size / 2**20:,.0f} MiB, but images may have at most {most // 2**20}")
+            return file.read(size)
     except OSError as error:
         return error

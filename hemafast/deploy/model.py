@@ -15,11 +15,12 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from hemafast.config import Amp, Device
-from hemafast.deploy import onnx_trial
+from hemafast.deploy import graph_trial
 from hemafast.deploy.choices import Engine, UmPerPixel
 from hemafast.deploy.engines import TORCH, Quick, choose_engine
 from hemafast.deploy.formats import KINDS, card_of, cause_of, require_onnx
 from hemafast.deploy.inputs import Images, begins_formula, list_inputs, refuse_unwritable
+from hemafast.deploy.programs import refuse_foreign
 from hemafast.engine.checkpoint import ModelCard, load_best
 from hemafast.engine.machine import Machine, choose_machine, tune_allocator
 from hemafast.errors import HemafastError
@@ -28,6 +29,7 @@ from hemafast.fuse_norm import fuse_batch_norms
 from hemafast.model import Classifier
 from hemafast.nvidia import uses_gpu
 from hemafast.progress import SILENT, Progress
+from hemafast.regular import read_regular, refuse_special
 from hemafast.run_folder import BEST
 
 if TYPE_CHECKING:
@@ -296,6 +298,7 @@ def _load(file: Path, machine: Machine, engine: Engine) -> Model:
 
 def _is_exported(file: Path) -> bool:
     try:
+        refuse_special(file)
         with safe_open(file, framework="pt") as content:
             return "timm_options" in (content.metadata() or {})
     except (OSError, SafetensorError):
@@ -306,9 +309,12 @@ def _load_export(file: Path) -> tuple[Callable[[Tensor], Tensor], ModelCard]:
     if not file.is_file():
         raise HemafastError(f"There is no {file}.", "Name a run folder, or a model that `hemafast export` wrote.")
     try:
-        if file.suffix == ".onnx":
+        content = read_regular(file)
+        if file.suffix == ".pt2":
+            refuse_foreign(content)
+        if file.suffix != ".safetensors":
             _refuse_greedy_graph(file)
-        loaded = _EXPORTS[file.suffix].load(file.read_bytes())
+        loaded = _EXPORTS[file.suffix].load(content)
         card = card_of(loaded.metadata)
     except HemafastError:
         raise
@@ -319,6 +325,7 @@ def _load_export(file: Path) -> tuple[Callable[[Tensor], Tensor], ModelCard]:
 
 
 def _refuse_greedy_graph(file: Path) -> None:
-    require_onnx("onnxruntime")
-    if why := onnx_trial.why_not(file):
+    if file.suffix == ".onnx":
+        require_onnx("onnxruntime")
+    if why := graph_trial.why_not(file):
         raise HemafastError(f"{file} cannot be loaded ({why}).", "Export it again, or open the run.")

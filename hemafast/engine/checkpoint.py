@@ -23,6 +23,7 @@ from hemafast.pickles import GreedyFileError, refuse_greedy
 from hemafast.preparation.images.depth import Range
 from hemafast.preparation.images.image_checks import MIN_SIDE
 from hemafast.reading import cause, read_json_text
+from hemafast.regular import refuse_special
 from hemafast.run_folder import BEST, CALIBRATION
 
 DRAWN_WARNING = "THE DATA IS DRAWN, NOT PHOTOGRAPHED: no score on it says anything about real blood"
@@ -262,6 +263,7 @@ def _read_header(file: Path) -> tuple[Shapes, dict[str, str]]:
     if not file.exists():
         raise HemafastError(f"There is no {file}.", "Wait for the first epoch to end, or name another run.")
     try:
+        refuse_special(file)
         with safe_open(file, framework="pt") as content:
             shapes = {name: tuple(content.get_slice(name).get_shape()) for name in content.keys()}  # noqa: SIM118
             return shapes, dict(content.metadata() or {})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import logging
+import math
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
@@ -21,12 +22,14 @@ from hemafast.metrics import Confusion, macro_f1
 from hemafast.pictures import confusion_figure
 from hemafast.printable import PrintableFormatter
 from hemafast.progress import SILENT, Progress
+from hemafast.regular import read_regular
 from hemafast.run_folder import LOG, LOG_TABLE
 
 Row = dict[str, float | str]
 """Measurements of one phase of an epoch, by name."""
 
 _FIRST = ("epoch", "phase", "loss", "accuracy", "f1_macro")
+_POSITIVE = {"seconds", "images_per_second"}
 _MOST_RATES = 100  # points per epoch of the learning rate curve
 _DRAWN_DIGITS = 2  # a picture of each epoch whose number has no more digits in front of zeros
 
@@ -222,9 +225,14 @@ def column(rows: Sequence[Row], phase: str, name: str) -> list[float]:
     return [float(row.get(name, "nan")) for row in rows if row["phase"] == phase]
 
 
+def measured(rows: Sequence[Row], phase: str, name: str) -> list[float]:
+    """The same without the rows that lack it."""
+    return [float(row[name]) for row in rows if row["phase"] == phase and name in row]
+
+
 def _read(file: Path) -> tuple[list[Row], bool]:
     """The complete rows of a file, and whether half a row follows them."""
-    content = file.read_bytes() if file.exists() else b""
+    content = read_regular(file) if file.exists() else b""
     whole = content[: content.rfind(b"\n") + 1]
     try:
         return list(_parsed(whole.decode("utf-8"))), len(whole) < len(content)
@@ -247,6 +255,9 @@ def _parsed(text: str) -> Iterator[Row]:
             raise ValueError(f"line {lines.line_num} has {len(cells)} cells, the header {len(header)}")
         row = dict(zip(header, cells, strict=True))
         measured = {name: float(cell) for name, cell in row.items() if cell and name not in ("epoch", "phase")}
+        for name in _POSITIVE & measured.keys():
+            if not 0 < measured[name] < math.inf:
+                raise ValueError(f"line {lines.line_num}: {name} is {row[name]}")
         yield {"epoch": int(row["epoch"]), "phase": row["phase"], **measured}
 
 

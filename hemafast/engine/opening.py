@@ -11,6 +11,8 @@ from hemafast.config import FIXED, FREE, TrainConfig, checked, option_of, to_pla
 from hemafast.engine.checkpoint import load_last
 from hemafast.engine.trial import DECIDED
 from hemafast.errors import HemafastError
+from hemafast.reading import cause
+from hemafast.recorded import Checkpoint
 from hemafast.run_folder import LAST, read_config, run_folders
 
 
@@ -38,6 +40,11 @@ def open_stopped(folder: Path, changes: Mapping[str, Any], *, allow_changes: boo
     settings = changed_settings(folder, changes, allow_changes=allow_changes)
     changed = _changes(to_plain(before), to_plain(settings))
     saved = load_last(folder / LAST)
+    try:
+        Checkpoint.model_validate(saved)
+    except ValueError as error:
+        problem = f"{folder / LAST} is no checkpoint that hemafast writes ({cause(error)})."
+        raise HemafastError(problem, "Start a new run.") from error
     # The checkpoint may be older than the settings, if a run crashed right after a change.
     restart = bool(_changes(saved["settings"], to_plain(settings)))
     return Opened(settings, folder, saved, tuple(changed), restart)

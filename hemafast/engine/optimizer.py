@@ -31,10 +31,14 @@ def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
 def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
     """Load moments and counts from `state`; the settings of the groups stay.
 
-    Raises ValueError or KeyError if the state belongs to other parameters.
+    Raises ValueError or LookupError if the state belongs to other parameters.
     """
     settings = [{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
     optimizer.load_state_dict(state)
+    for parameter, held in optimizer.state.items():
+        for name, value in held.items():
+            if getattr(value, "ndim", 0) and value.shape != parameter.shape:
+                raise ValueError(f"{name} of a tensor {tuple(parameter.shape)} has the shape {tuple(value.shape)}")
     for group, ours in zip(optimizer.param_groups, settings, strict=True):
         group.update(ours)
 

@@ -121,7 +121,7 @@ class Run:
             self.state = RunState(**saved["progress"])
             if self.world.first:  # the sums are those of all processes
                 self.totals.load(saved["totals"])
-        except (KeyError, RuntimeError, TypeError, ValueError, AttributeError) as error:
+        except (LookupError, RuntimeError, TypeError, ValueError, AttributeError) as error:
             raise HemafastError(f"The checkpoint does not fit the run ({error}).", "Start a new run.") from error
         learner.train_step.bad.start_from(self.state.bad_updates)
         if not restart_epoch:

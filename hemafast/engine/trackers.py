@@ -19,6 +19,7 @@ from hemafast.config import TrackerName
 from hemafast.errors import HemafastError
 from hemafast.files import make_inside, write_text
 from hemafast.pictures import pixels_of
+from hemafast.regular import read_regular
 from hemafast.run_folder import TENSORBOARD
 
 if TYPE_CHECKING:
@@ -208,7 +209,7 @@ class _MLflow:
         file = folder / MLFLOW_RUN
         mlflow.set_experiment(os.environ.get("MLFLOW_EXPERIMENT_NAME", _PROJECT))
         if file.exists():
-            self._id = mlflow.start_run(run_id=file.read_text(encoding="utf-8").strip()).info.run_id
+            self._id = mlflow.start_run(run_id=read_regular(file).decode("utf-8", "replace").strip()).info.run_id
         else:
             self._id = mlflow.start_run(run_name=folder.name).info.run_id
             write_text(file, self._id + "\n")

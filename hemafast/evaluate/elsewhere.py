@@ -8,7 +8,7 @@ from typing import Any
 
 from hemafast.errors import HemafastError, name_some
 from hemafast.preparation.split import VAL, WORDS
-from hemafast.reading import read_object
+from hemafast.recorded import CrossDomain, read_recorded
 from hemafast.run_folder import CROSSDOMAIN, EVALUATIONS, read_metrics
 
 _SHOWN = 6  # other laboratories that the line names
@@ -101,11 +101,10 @@ def _left_out(run: Path, own: Metrics) -> str:
 def _read_left_out(file: Path, own: Metrics) -> dict[str, Any] | None:
     """The mean of `hemafast crossdomain` over the domains of this data, if it is there."""
     try:
-        result = read_object(file)
+        result = read_recorded(file, CrossDomain)
         merged = ", classes merged" if result["folding"]["class_map"] else ""
         left_out: dict[str, Any] = result["left_out"] | {"preset": result["settings"]["preset"], "merged": merged}
         fits = result["data"]["fingerprint"] == own["data"]["fingerprint"]
-        known = None not in (left_out["value"], *left_out["ci95"])
-        return left_out if fits and known and set(own["model"]["domains"]) <= set(left_out["domains"]) else None
-    except (OSError, ValueError, KeyError, TypeError):
+        return left_out if fits and set(own["model"]["domains"]) <= set(left_out["domains"]) else None
+    except (OSError, ValueError):
         return None

@@ -22,7 +22,7 @@ from hemafast.data.dataset import Dataset, open_dataset
 from hemafast.data.loader import eval_loader
 from hemafast.data.samples import Samples
 from hemafast.engine.checkpoint import DRAWN_WARNING, Calibration, ModelCard, load_best, save_calibration
-from hemafast.engine.journal import column, read_rows
+from hemafast.engine.journal import measured, read_rows
 from hemafast.engine.learner import build_eval_step
 from hemafast.engine.plan import machine_and_graph
 from hemafast.engine.step import Totals
@@ -395,14 +395,14 @@ def _data(dataset: Dataset) -> dict[str, Any]:
 
 def _training(folder: Path, config: TrainConfig) -> dict[str, Any]:
     rows = read_rows(folder)
-    rates = column(rows, "train", "images_per_second")
-    seconds = sum(column(rows, "train", "seconds"))
+    rates = measured(rows, "train", "images_per_second")
+    seconds = sum(measured(rows, "train", "seconds"))
     return {
         "preset": config.preset,
         "seed": config.seed,
         "epochs": len(rates),
         "train_seconds": seconds,
-        "total_seconds": seconds + sum(column(rows, "val", "seconds")),
+        "total_seconds": seconds + sum(measured(rows, "val", "seconds")),
         # Every epoch trains the same images, so the mean rate is the harmonic mean of the rates.
         "train_images_per_second": len(rates) / sum(1 / rate for rate in rates) if rates else None,
     }

@@ -25,6 +25,7 @@ from hemafast.errors import HemafastError
 from hemafast.evaluate.intervals import wilson
 from hemafast.files import write_tensors
 from hemafast.model import Classifier
+from hemafast.regular import refuse_special
 from hemafast.run_folder import LIKENESS
 
 ALARM = 0.05
@@ -279,6 +280,7 @@ def load_likeness(file: Path, card: ModelCard) -> Likeness | None:
     if not beside.exists():
         return None
     try:
+        refuse_special(beside)
         with safe_open(beside, framework="pt") as content:
             identity = content.metadata() or {}
             tensors = [content.get_tensor(one.name) for one in fields(Likeness)]

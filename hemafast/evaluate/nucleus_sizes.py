@@ -6,16 +6,18 @@ import numpy as np
 
 from hemafast.data.dataset import Dataset
 from hemafast.engine.checkpoint import ModelCard
+from hemafast.errors import HemafastError
 from hemafast.preparation.images.depth import spread
 from hemafast.preparation.images.image_checks import decode_reference
 from hemafast.preparation.images.kinds import UnreadableImageError
 from hemafast.preparation.nuclei import nucleus_diameter
+from hemafast.preparation.reader import read_image
 from hemafast.preparation.split import TRAIN
 
 FEWEST = 5
 """Nuclei of a class, of which the median is known."""
 _MOST = 24  # images of a class that are looked at
-_COLUMNS = ("path", "domain", "width", "height")
+_COLUMNS = ("path", "sha256", "domain", "width", "height")
 
 Sizes = tuple[float | None, ...]
 
@@ -44,12 +46,12 @@ def nuclei_of(dataset: Dataset, card: ModelCard) -> Sizes | None:
     return tuple(sizes) if any(sizes) else None
 
 
-def _diameter(dataset: Dataset, path: str, domain: str, width: int, height: int) -> float | None:
-    """In um; None without a nucleus or a scale, and for a file that is gone: packed squares are enough to score."""
+def _diameter(dataset: Dataset, path: str, sha256: str, domain: str, width: int, height: int) -> float | None:
+    """In um; None without a nucleus or a scale, and for a file that is gone or changed: squares are enough to score."""
     scale = dataset.info.domains[domain].um_per_pixel_of(min(width, height))
     try:
-        diameter = nucleus_diameter(decode_reference((dataset.folder / path).read_bytes())) if scale else None
-    except (OSError, UnreadableImageError):
+        diameter = nucleus_diameter(decode_reference(read_image(dataset.folder / path, sha256))) if scale else None
+    except (HemafastError, UnreadableImageError):
         return None
     return None if diameter is None or scale is None else diameter * scale
 

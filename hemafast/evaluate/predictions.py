@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,13 @@ import numpy.typing as npt
 import pandas as pd
 
 from hemafast.errors import HemafastError
+from hemafast.regular import read_regular
 
 Probabilities = npt.NDArray[np.floating[Any]]
 """(images, classes), rows that add up to 1; a row of nan for an image without an answer."""
 
+_NAMES = ("image", "domain", "label", "predicted")
+"""Columns of text: a class may have a number for a name."""
 PREFIX = "p_"
 """Prefix of the columns of probabilities; the name of the class follows."""
 
@@ -51,11 +55,34 @@ def read_predictions(file: Path) -> tuple[pd.DataFrame, tuple[str, ...], npt.NDA
     Raises HemafastError if `file` is not such a table.
     """
     try:
-        table = pd.read_csv(file, keep_default_na=False, encoding="utf-8-sig")
+        content = io.BytesIO(read_regular(file))
+        table = pd.read_csv(content, keep_default_na=False, encoding="utf-8-sig", dtype=dict.fromkeys(_NAMES, str))
         classes = tuple(name.removeprefix(PREFIX) for name in table.columns if name.startswith(PREFIX))
-        numbers = table[[f"{PREFIX}{name}" for name in classes]].replace("", np.nan).astype(np.float64)
+        _refuse_other_cells(table, classes)
+        numbers = table[[f"{PREFIX}{name}" for name in classes]].replace("", np.nan).astype(np.float64).to_numpy()
+        _refuse_no_shares(numbers)
+        _refuse_no_shares(table["confidence"].replace("", np.nan).astype(np.float64).to_numpy())
     except (OSError, ValueError) as error:
-        raise HemafastError(f"{file} cannot be read ({error}).", "Run `hemafast evaluate` again.") from error
-    if not classes or not {"image", "predicted", "confidence"} <= set(table.columns):
-        raise HemafastError(f"{file} is not a table of predictions.", "Run `hemafast evaluate` again.")
-    return table, classes, numbers.to_numpy()
+        said = " ".join(str(error).split())[:200]
+        raise HemafastError(f"{file} cannot be read ({said}).", "Run `hemafast evaluate` again.") from error
+    return table, classes, numbers
+
+
+def _refuse_other_cells(table: pd.DataFrame, classes: tuple[str, ...]) -> None:
+    """Raise ValueError for columns that are missing, images that are there twice, and classes without a column."""
+    missing = [name for name in (*_NAMES, "confidence") if name not in table.columns]
+    if missing or not classes:
+        raise ValueError(f"it has no column {(*missing, f'{PREFIX}CLASS')[0]}")
+    if table["image"].duplicated().any():
+        raise ValueError(f"{table['image'][table['image'].duplicated()].iloc[0]!r} is there twice")
+    for name in ("label", "predicted"):
+        others = sorted(set(table[name]) - {*classes, *([""] if name == "predicted" else [])})
+        if others:
+            raise ValueError(f"column {name} has {others[0]!r}, which is no class of the table")
+
+
+def _refuse_no_shares(values: Probabilities) -> None:
+    """Raise ValueError unless all numbers are between 0 and 1; nan where there is no answer."""
+    wrong = values[~(np.isnan(values) | ((values >= 0) & (values <= 1)))]
+    if len(wrong):
+        raise ValueError(f"{wrong[0]:g} is no probability")

@@ -14,7 +14,7 @@ from hemafast.errors import HemafastError
 from hemafast.experiments.published import SWEEPS, refuse_unknown_experiments
 from hemafast.experiments.runs import Outcome, Scored, scored_before
 from hemafast.presets import named_preset
-from hemafast.reading import read_json
+from hemafast.recorded import Results, read_recorded
 
 RESULTS = "results.json"
 
@@ -119,14 +119,14 @@ def scaled(config: TrainConfig, scale: float) -> TrainConfig:
 def _finished_before(output: Path, configs: Mapping[str, TrainConfig], fingerprint: str) -> dict[str, Outcome]:
     """Runs listed in results.json that have exactly these settings and this data."""
     try:
-        rows = read_json(output / RESULTS)["experiments"]
+        rows = read_recorded(output / RESULTS, Results)["experiments"]
         remembered = {row["experiment"]: (Path(row["run"]).name, row["settings"]) for row in rows if row["run"]}
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError):
         return {}  # run_all finds finished runs without it
     found: dict[str, Outcome] = {}
     for name, config in configs.items():
         folder, settings = remembered.get(name, ("", None))
-        same = isinstance(settings, dict) and {**settings, "output": ""} == {**to_plain(config), "output": ""}
+        same = settings is not None and {**settings, "output": ""} == {**to_plain(config), "output": ""}
         scored = scored_before(config.output / folder, fingerprint) if same else None
         if scored is not None:
             found[name] = scored

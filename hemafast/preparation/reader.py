@@ -13,13 +13,14 @@ import numpy.typing as npt
 import pandas as pd
 
 from hemafast.errors import HemafastError
-from hemafast.mapped import map_file
+from hemafast.mapped import RESTORE, map_file
 from hemafast.preparation import schema
 from hemafast.preparation.images.image_checks import Pixels
 from hemafast.preparation.manifest import parse_manifest
 from hemafast.preparation.pixels import packed_header, packed_name
 from hemafast.preparation.shards import digest
 from hemafast.reading import cause, read_json_text
+from hemafast.regular import open_regular, read_regular
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +117,7 @@ def read_manifest(folder: Path, info: schema.DatasetInfo) -> pd.DataFrame:
     """Read the manifest, one row per image. Raises HemafastError if it is missing, has changed or cannot be right."""
     path = folder / schema.MANIFEST
     try:
-        content = path.read_bytes()
+        content = read_regular(path)
     except OSError as error:
         raise HemafastError(f"{path} cannot be read ({error.strerror}).", schema.PREPARE_AGAIN) from error
     if hashlib.sha256(content).hexdigest() != info.files[schema.MANIFEST]:
@@ -131,6 +132,30 @@ def open_packed(folder: Path, info: schema.DatasetInfo, images: int, size: int) 
     return PackedPixels(files, info.rows_per_file[str(size)], np.arange(images), size)
 
 
+def read_image(path: Path, sha256: str) -> bytes:
+    """The encoded bytes of an image of a prepared data set.
+
+    Args:
+        path: its file.
+        sha256: what the manifest says of that file, in hexadecimal digits.
+
+    Raises:
+        HemafastError: the file is gone, or is not the one that was prepared.
+    """
+    try:
+        data = read_regular(path)
+    except OSError as error:
+        raise HemafastError(f"{path} cannot be read ({error.strerror}).", RESTORE) from error
+    refuse_other_image(str(path), data, sha256)
+    return data
+
+
+def refuse_other_image(where: str, data: bytes | Pixels, sha256: str) -> None:
+    """Raise HemafastError unless these are the bytes that were prepared. Others could crash a decoder."""
+    if hashlib.sha256(data).hexdigest() != sha256:
+        raise HemafastError(f"{where} was overwritten: it is not the image that was prepared.", RESTORE)
+
+
 def open_squares(path: Path, rows: int, size: int) -> Pixels:
     """Map one file of squares into memory: uint8 (rows, size, size, 3).
 
@@ -139,7 +164,7 @@ def open_squares(path: Path, rows: int, size: int) -> Pixels:
     """
     header, shape = packed_header(rows, size), (rows, size, size, 3)
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             sound = file.read(len(header)) == header and path.stat().st_size == len(header) + math.prod(shape)
         if sound:
             return map_file(path, offset=len(header), shape=shape)

@@ -15,6 +15,7 @@ from hemafast.preparation.images.depth import Range
 from hemafast.preparation.scale import ScaleEstimate
 from hemafast.preparation.split import ALL, ALL_SPLITS, NO_FOLD, SPLITS, TEST, VAL
 from hemafast.reading import cause
+from hemafast.regular import read_regular
 from hemafast.versions import DALI, installed_versions
 
 SCHEMA = 3
@@ -271,7 +272,7 @@ class DatasetInfo(Record):
 def is_prepared(folder: Path) -> bool:
     """Whether hemafast wrote `folder`. A dataset.json alone is not enough: other tools write one too."""
     try:
-        return (folder / MANIFEST).is_file() and b'"schema_version"' in (folder / INFO).read_bytes()
+        return (folder / MANIFEST).is_file() and b'"schema_version"' in read_regular(folder / INFO)
     except OSError:
         return False
 

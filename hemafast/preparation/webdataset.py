@@ -23,6 +23,7 @@ from hemafast.preparation.schema import IMAGES, PREPARE_AGAIN, WEBDATASET, Datas
 from hemafast.preparation.shards import shard_parts, split_names
 from hemafast.preparation.sources.sniff import image_format
 from hemafast.progress import SILENT, Progress, stage
+from hemafast.regular import read_regular
 
 _SUFFIXES = {"JPEG": "jpg", "PNG": "png", "TIFF": "tiff", "BMP": "bmp"}
 _INDEX_VERSION = "v1.2"
@@ -80,7 +81,7 @@ def read_members(folder: Path, images: pd.DataFrame, split: str, info: DatasetIn
 def _read_index(path: Path, sha256: str | None) -> list[tuple[str, int, int]]:
     """Key, offset and size of the image in each sample."""
     try:
-        content = path.read_bytes()
+        content = read_regular(path)
         head, *lines = content.decode("utf-8").splitlines()
         samples = [line.split(" ") for line in lines]
         found = [(name.removesuffix(f".{suffix}"), int(begin), int(size)) for suffix, begin, size, name, *_ in samples]

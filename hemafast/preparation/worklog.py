@@ -24,6 +24,7 @@ from hemafast.preparation.tables.lists import sha256_of
 from hemafast.preparation.threads import batches
 from hemafast.progress import Progress, stage
 from hemafast.reading import parse_json
+from hemafast.regular import open_regular
 
 Row = dict[str, Any]
 
@@ -77,8 +78,8 @@ def read_rows(log: Path) -> pd.DataFrame:
 def _whole_lines(log: Path) -> Iterator[dict[str, Any]]:
     if not log.exists():
         return
-    with log.open(encoding="utf-8", errors="replace") as file, suppress(ValueError):  # torn; what follows is useless
-        yield from map(parse_json, file)
+    with open_regular(log) as file, suppress(ValueError):  # torn; what follows is useless
+        yield from (parse_json(line.decode("utf-8", "replace")) for line in file)
 
 
 def _sound(

@@ -23,7 +23,8 @@ from hemafast.pages import render
 from hemafast.pictures import embedded, embedded_pixels
 from hemafast.preparation.schema import Scale, scale_words
 from hemafast.preparation.split import WORDS
-from hemafast.reading import read_object
+from hemafast.reading import cause
+from hemafast.recorded import MachineFile, read_recorded
 from hemafast.report.compare import changed_settings, difference
 from hemafast.report.gallery import Gallery, listing, open_gallery
 from hemafast.report.plots import plot_curves, plot_reliability, plot_validation
@@ -89,10 +90,10 @@ def read_part(scores: Path, name: str) -> Part:
     run = run_of(scores)
     config, metrics = read_config(run), read_metrics(scores)
     try:
-        machine = read_object(run / MACHINE)
+        machine = read_recorded(run / MACHINE, MachineFile)
     except (OSError, ValueError) as error:
         raise HemafastError(
-            f"{run / MACHINE} cannot be read ({error}).", "A report needs the whole run folder."
+            f"{run / MACHINE} cannot be read ({cause(error)}).", "A report needs the whole run folder."
         ) from error
     return Part(
         run=run,

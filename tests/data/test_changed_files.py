@@ -9,7 +9,7 @@ import pytest
 
 from hemafast.config import PrepareConfig
 from hemafast.data.dataset import open_dataset
-from hemafast.data.source import Mapped
+from hemafast.data.source import Files, Mapped
 from hemafast.errors import HemafastError
 from hemafast.preparation.build import prepare
 
@@ -26,10 +26,10 @@ def several_sizes(make_archive, tmp_path_factory):
     return prepare(PrepareConfig(source=folder / "source", output=folder / "p", pack_sizes=(64, 96))).folder
 
 
-def batches(folder, source):
+def batches(folder, source, epochs=2):
     loader = open_dataset(folder).loader("train", source=source, batch_size=4, size=56, threads=1)
-    yield from loader
-    yield from loader
+    for _ in range(epochs):
+        yield from loader
 
 
 def overwrite(path, begin: int, length: int) -> None:
@@ -64,11 +64,35 @@ def spoil(path):
     overwrite(path, 30, path.stat().st_size - 30)
 
 
-@pytest.mark.parametrize("change", [cut, Path.unlink, spoil])
-def test_a_file_that_changes_while_files_are_read_is_named(copy, change):
+def become_another_image(path):
+    """An image that DALI reads without complaint, of the same length."""
+    data = bytearray(path.read_bytes())
+    data[-3] ^= 1
+    path.write_bytes(data)
+
+
+def become_a_pipe(path):
+    path.unlink()
+    os.mkfifo(path)
+
+
+def become_a_link(path):
+    other = next(one for one in sorted(path.parent.iterdir()) if one != path)
+    path.unlink()
+    path.symlink_to(other)
+
+
+CHANGES = [cut, Path.unlink, spoil, become_another_image, become_a_pipe, become_a_link]
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("read_before", [0, 1, 20])
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_file_that_changes_while_files_are_read_is_named(copy, change, read_before):
     path = Path(open_dataset(copy).samples("train").paths[5])
-    reading = batches(copy, "files")
-    next(reading)
+    reading = batches(copy, "files", epochs=4)
+    for _ in range(read_before):  # 20: all files were read
+        next(reading)
     change(path)
     with pytest.raises(HemafastError) as caught:
         list(reading)
@@ -79,12 +103,23 @@ def test_a_file_that_changes_while_files_are_read_is_named(copy, change):
 def test_a_member_of_a_tar_that_was_overwritten_is_named(copy):
     members = open_dataset(copy).samples("train").members()
     path, begin, size = members.place(5)
-    reading = batches(copy, "webdataset")
-    next(reading)
-    overwrite(path, begin, size)
+    overwrite(path, begin + size - 3, 1)
     with pytest.raises(HemafastError) as caught:
-        list(reading)
+        list(batches(copy, "webdataset"))
     assert caught.value.problem.startswith(f"{path}, bytes {begin} to {begin + size}, was overwritten")
+
+
+def test_a_file_is_hashed_once_and_again_if_it_was_written_to(copy, monkeypatch):
+    samples, hashed = open_dataset(copy).samples("train"), []
+    monkeypatch.setattr("hemafast.data.source.read_image", lambda path, _: hashed.append(str(path)))
+    source = Files(samples, 1)
+    for rows in ([2, 9, 2], [9, 2], [1, 2]):
+        source(np.array(rows))
+    assert hashed == [samples.paths[row] for row in (2, 9, 1)]
+    path = Path(samples.paths[9])
+    path.write_bytes(path.read_bytes())
+    source(np.array([2, 9]))
+    assert hashed[3:] == [str(path)]
 
 
 def test_each_square_is_hashed_once(train_samples, monkeypatch):

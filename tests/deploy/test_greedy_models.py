@@ -1,7 +1,10 @@
 """Small model files that would fill the memory, or end the process, are refused by name."""
 
+import io
 import json
+import pickle
 import zipfile
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -10,13 +13,14 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from exported import CARD, write_run
+from exported import CARD, random_model, write_run
 from onnx import TensorProto, helper
 from safetensors.torch import save_file
 
-from hemafast.deploy import onnx_trial
-from hemafast.deploy.formats import metadata_of
+from hemafast.deploy import graph_trial
+from hemafast.deploy.formats import KINDS, Deployed, metadata_of
 from hemafast.deploy.model import open_model
+from hemafast.deploy.programs import ForeignProgramError, refuse_foreign
 from hemafast.engine.checkpoint import ModelCard, read_card
 from hemafast.errors import HemafastError
 
@@ -102,14 +106,14 @@ def test_a_graph_that_fills_the_memory_when_it_is_opened_or_run_is_refused(tmp_p
 def test_a_graph_for_huge_images_is_refused(tmp_path: Path) -> None:
     cast = helper.make_node("Cast", ["images"], ["logits"], to=TensorProto.FLOAT)
     file = graph(tmp_path / "m.onnx", cast, helper.make_node("Relu", ["logits"], ["probabilities"]), batch=10**9)
-    assert "takes images of the shape" in onnx_trial.why_not(file)
+    assert "takes images of the shape" in graph_trial.why_not(file)
 
 
 def test_a_graph_that_ends_its_process_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     crash = tmp_path / "crash.py"
     crash.write_text("import os, signal\nos.kill(os.getpid(), signal.SIGSEGV)\n")
-    monkeypatch.setattr(onnx_trial, "__file__", str(crash))
-    assert onnx_trial.why_not(crash) == "it ends the process, signal 11"
+    monkeypatch.setattr(graph_trial, "__file__", str(crash))
+    assert graph_trial.why_not(crash) == "it ends the process, signal 11"
 
 
 def test_a_compressed_program_is_refused(tmp_path: Path) -> None:
@@ -118,3 +122,80 @@ def test_a_compressed_program_is_refused(tmp_path: Path) -> None:
         archive.writestr("model/data/weights/0", bytes(2**24))
     with pytest.raises(HemafastError, match=r"model\.pt2 cannot be loaded .*compressed"):
         open_model(file)
+
+
+@pytest.fixture(scope="module")
+def program() -> bytes:
+    """A torch.export archive as `hemafast export` writes it."""
+    model = random_model().to(memory_format=torch.contiguous_format)
+    return KINDS["torch-export"].pack(Deployed(model, "nchw", 1.0).eval(), CARD)[0]
+
+
+def rewritten(content: bytes, name: str, change: Callable[[bytes], bytes]) -> bytes:
+    """The archive with another content of the entry whose name ends in `name`."""
+    stream = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(content)) as old, zipfile.ZipFile(stream, "w") as new:
+        for entry in old.infolist():
+            data = old.read(entry)
+            new.writestr(entry.filename, change(data) if entry.filename.endswith(name) else data)
+    return stream.getvalue()
+
+
+def test_an_exported_program_is_opened(tmp_path: Path, program: bytes) -> None:
+    (tmp_path / "model.pt2").write_bytes(program)
+    assert open_model(tmp_path / "model.pt2").card.classes == CARD.classes
+
+
+CODE = {
+    "a function": (b"torch.ops.aten.relu_.default", b"torch.os.system", r"it calls torch\.os\.system"),
+    "a method": (b"torch.ops.aten.relu_.default", b"_operator.methodcaller", "it calls _operator"),
+    "a size": (b"positive=True, integer=True)", b"positive=True) + __import__('os').getpid()", "a size in it is"),
+    "guards": (b'"guards_code": []', b'"guards_code": ["exit()"]', "code that checks"),
+}
+
+
+@pytest.mark.parametrize("case", CODE)
+def test_a_program_that_would_execute_code_is_refused_before_torch_sees_it(
+    tmp_path: Path, program: bytes, monkeypatch: pytest.MonkeyPatch, case: str
+) -> None:
+    before, after, said = CODE[case]
+    hostile = rewritten(program, "model.json", lambda data: data.replace(before, after))
+    assert hostile != program
+    monkeypatch.setattr("torch.export.load", None)
+    (tmp_path / "model.pt2").write_bytes(hostile)
+    with pytest.raises(HemafastError, match=rf"model\.pt2 cannot be loaded .*{said}"):
+        open_model(tmp_path / "model.pt2")
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("model_weights_config.json", lambda data: data.replace(b'"use_pickle": false', b'"use_pickle": true', 1)),
+        ("model_weights_config.json", lambda data: data.replace(b"weight_0", b"custom_obj_0", 1)),
+        ("sample_inputs/model.pt", lambda _: pickle.dumps(print)),
+        ("archive_version", None),
+    ],
+)
+def test_objects_and_unknown_entries_of_a_program_are_refused(
+    program: bytes, name: str, change: Callable[[bytes], bytes] | None
+) -> None:
+    hostile = rewritten(program, name, change) if change else program.replace(name.encode(), b"archive_versioM")
+    with pytest.raises(ValueError, match=r"pickle|holds archive_versioM"):
+        refuse_foreign(hostile)
+
+
+@pytest.mark.parametrize("surround", [lambda zipped: b"x" + zipped, lambda zipped: zipped + b"x"])
+def test_bytes_around_a_program_are_refused(program: bytes, surround: Callable[[bytes], bytes]) -> None:
+    with pytest.raises(ForeignProgramError, match="before or after"):
+        refuse_foreign(surround(program))
+
+
+def test_a_program_that_asks_for_more_memory_than_there_is_room_for_is_refused(tmp_path: Path) -> None:
+    class Greedy(torch.nn.Module):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return images.float().mean() + torch.zeros(2**15, 2**15, 4).sum()
+
+    file, images = tmp_path / "model.pt2", torch.zeros(1, 3, 32, 32, dtype=torch.uint8)
+    torch.export.save(torch.export.export(Greedy(), (images,)), file)
+    refuse_foreign(file.read_bytes())
+    assert "memory" in graph_trial.why_not(file)

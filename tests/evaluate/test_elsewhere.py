@@ -3,29 +3,20 @@
 import json
 
 import pytest
+from sound_metrics import metrics
 
 from hemafast.evaluate.elsewhere import home_and_elsewhere
-from hemafast.run_folder import METRICS_SCHEMA
 
 UNKNOWN = "not known: one domain"
 
 
-def scores(value, images=100, classes=5):
-    return {"macro_f1": value, "ci95": {"macro_f1": [value - 0.1, value + 0.1]}, "images": images, "classes": classes}
-
-
 def write(folder, domains, trained, *, fingerprint="home", **more):
-    """metrics.json of a run, or of its evaluation on other data."""
+    """metrics.json of a run, or of its evaluation on other data; `model`, `data` and `folding` change some fields."""
     folder.mkdir(parents=True, exist_ok=True)
-    metrics = {
-        "schema": METRICS_SCHEMA,
-        "split": "val",
-        "pooled": scores(0.5, 300),
-        "domains": {name: scores(value) for name, value in domains.items()},
-        "model": {"domains": trained, "epoch": 3, "data_fingerprint": "home"},
-        "data": {"fingerprint": fingerprint, "domains": dict.fromkeys(more.pop("there", domains)), "grouped": []},
-    } | more
-    (folder / "metrics.json").write_text(json.dumps(metrics), encoding="utf-8")
+    found = metrics(domains, trained, fingerprint=fingerprint)
+    for name, value in more.items():
+        found[name] = found[name] | value if isinstance(value, dict) else value
+    (folder / "metrics.json").write_text(json.dumps(found), encoding="utf-8")
     return folder
 
 
@@ -36,7 +27,7 @@ def elsewhere(run):
 def test_one_laboratory_says_nothing_about_others(tmp_path):
     line = home_and_elsewhere(write(tmp_path, {"A": 0.9}, ["A"]))
     assert line == (
-        "at home: A 0.500 (0.400 to 0.600; 300 images, 5 classes), split by image, not by patient; "
+        "at home: A 0.500 (0.400 to 0.600; 300 images, 2 classes), split by image, not by patient; "
         f"elsewhere: {UNKNOWN}"
     )
 
@@ -47,8 +38,8 @@ def test_a_run_that_was_not_evaluated_claims_nothing(tmp_path):
 
 def test_domains_that_were_not_trained_on_are_elsewhere_and_not_at_home(tmp_path):
     line = home_and_elsewhere(write(tmp_path, {"A": 0.9, "B": 0.3}, ["A"]))
-    assert line.startswith("at home: A 0.900 (0.800 to 1.000; 100 images, 5 classes)")
-    assert line.endswith("elsewhere: B 0.300 (0.200 to 0.400; 100 images, 5 classes)")
+    assert line.startswith("at home: A 0.900 (0.800 to 1.000; 100 images, 2 classes)")
+    assert line.endswith("elsewhere: B 0.300 (0.200 to 0.400; 100 images, 2 classes)")
 
 
 def test_evaluations_on_other_laboratories_count_and_those_of_home_do_not(tmp_path):
@@ -62,8 +53,8 @@ def test_evaluations_on_other_laboratories_count_and_those_of_home_do_not(tmp_pa
     write(tmp_path / "evaluations" / "Kiel-4", {"Kiel": 0.1}, ["A"], fingerprint="4", model=older)
     (tmp_path / "evaluations" / "broken").mkdir()
     assert elsewhere(tmp_path) == (
-        "Bonn 0.400 (0.300 to 0.500; 100 images, 5 classes), Jena 0.600 (0.500 to 0.700; 100 images, 5 classes, test "
-        "images, classes merged), Ulm 0.200 (0.100 to 0.300; 100 images, 5 classes)"
+        "Bonn 0.400 (0.300 to 0.500; 100 images, 2 classes), Jena 0.600 (0.500 to 0.700; 100 images, 2 classes, test "
+        "images, classes merged), Ulm 0.200 (0.100 to 0.300; 100 images, 2 classes)"
     )
 
 
@@ -97,5 +88,5 @@ def test_leaving_out_domains_tells_of_unseen_ones_where_it_was_the_same_data(tmp
     ],
 )
 def test_it_says_whether_patients_were_kept_apart(tmp_path, grouped, said):
-    data = {"fingerprint": "home", "domains": {"A": {}, "B": {}}, "grouped": grouped}
-    assert said in home_and_elsewhere(write(tmp_path, {"A": 0.9, "B": 0.8}, ["A", "B"], data=data))
+    run = write(tmp_path, {"A": 0.9, "B": 0.8}, ["A", "B"], data={"grouped": grouped})
+    assert said in home_and_elsewhere(run)

@@ -26,6 +26,7 @@ from hemafast.preparation.schema import is_prepared
 from hemafast.preparation.sources import safety
 from hemafast.preparation.sources.names import UTF8, choose_encoding, one_path, plain_name
 from hemafast.preparation.sources.sniff import HEAD_BYTES, kind_of
+from hemafast.regular import open_regular, read_regular
 
 TARS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tzst")
 ARCHIVES = (".zip", *TARS)
@@ -118,14 +119,11 @@ def list_container(path: Path, *, follow_links: bool = False) -> Listing:
 
 def _packing_of(path: Path) -> str:
     """How an archive is packed, as a suffix: by its first bytes, else by its name."""
-    with path.open("rb") as file:
-        kind = kind_of(file.read(HEAD_BYTES), "")
-    return _PACKINGS.get(kind) or archive_suffix(path.name)
+    return _PACKINGS.get(kind_of(read_regular(path, HEAD_BYTES), "")) or archive_suffix(path.name)
 
 
 def _remedy_for(path: Path, error: BaseException) -> str:
-    with path.open("rb") as file:
-        kind = kind_of(file.read(HEAD_BYTES), "")
+    kind = kind_of(read_regular(path, HEAD_BYTES), "")
     if "disks" in str(error) or path.with_suffix(".z01").exists():
         return f"It is one of several parts: join them with `zip -s 0 {shlex.quote(path.name)} --out whole.zip`."
     if not kind.endswith("archive") and kind != "unknown file":
@@ -249,7 +247,7 @@ def _as_folder(folder: Path, archive: str, inside: Sequence[Entry]) -> Iterator[
 def _folder_reader(folder: Path) -> Iterator[Read]:
     def read(entry: Entry, most: int | None = None) -> bytes:
         """At most the size that was listed."""
-        with (folder / cast(str, entry.place)).open("rb") as file:
+        with open_regular(folder / cast(str, entry.place)) as file:
             if most is not None:
                 return file.read(most)
             data = file.read(entry.size + 1)
@@ -300,7 +298,7 @@ def _renamed(entry: Entry, name: str) -> Entry:
 
 
 def _list_zip(path: Path) -> Listing:
-    with zipfile.ZipFile(path) as file:
+    with open_regular(path) as stream, zipfile.ZipFile(stream) as file:
         listing = file.infolist()
     for info in listing:
         safety.refuse_unsafe(path, info)
@@ -333,7 +331,7 @@ def _raw_name(info: zipfile.ZipInfo) -> str | bytes:
 
 @contextmanager
 def _zip_reader(path: Path) -> Iterator[Read]:
-    with zipfile.ZipFile(path) as file:
+    with open_regular(path) as stream, zipfile.ZipFile(stream) as file:
 
         def read(entry: Entry, most: int | None = None) -> bytes:
             """Inflate no more than the declared size, even if the data holds more."""

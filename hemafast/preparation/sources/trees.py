@@ -26,6 +26,7 @@ from hemafast.preparation.sources.names import fold, same_file
 from hemafast.preparation.sources.sniff import HEAD_BYTES, kind_of
 from hemafast.preparation.sources.survey import SYSTEM_FILE, PassedOver, survey
 from hemafast.progress import SILENT, Progress, stage
+from hemafast.regular import read_regular
 
 DRAWN_MARKER = "DRAWN.txt"
 """A file of this name marks all cells in its folder and below as drawn, not photographed."""
@@ -124,8 +125,7 @@ def _no_source(source: Path) -> HemafastError:
     remedy = "Name an archive, or the folder of your archives or class folders, with --source."
     if not source.is_file():
         return HemafastError(f"{source} is neither a folder nor an archive: it does not exist.", remedy)
-    with source.open("rb") as file:
-        kind = kind_of(file.read(HEAD_BYTES), source.name)
+    kind = kind_of(read_regular(source, HEAD_BYTES), source.name)
     if kind.endswith("archive"):
         remedy = f"Unpack it and name the folder. If it is one of {', '.join(ARCHIVES)}: add that to its name."
     if "table" in kind:

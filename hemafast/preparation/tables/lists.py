@@ -17,6 +17,7 @@ from hemafast.preparation.tables import columns as roles
 from hemafast.preparation.tables.columns import DOMAIN, GROUP, LABEL, PATH, SPLIT, SPLIT_WORDS, UM_PER_PIXEL
 from hemafast.preparation.tables.matching import Images, Resolved, resolve
 from hemafast.preparation.tables.read import number_of, read_rows, read_table, text_of, whole
+from hemafast.regular import open_regular
 
 _SHA256_DIGITS = 64
 _WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])")
@@ -184,7 +185,7 @@ def read_checksums(file: Path) -> dict[str, str]:
 
 def sha256_of(path: Path) -> str:
     """sha256 of a file, in hexadecimal digits. Raises OSError if it cannot be read."""
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

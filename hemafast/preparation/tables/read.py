@@ -20,6 +20,7 @@ from hemafast.errors import HemafastError
 from hemafast.preparation.images.image_checks import FORMATS
 from hemafast.preparation.sources.safety import suffix_of
 from hemafast.reading import parse_json
+from hemafast.regular import read_regular
 
 MAX_BYTES = 256 * 2**20
 """Bytes of a list, and bytes that an xlsx or parquet file may unpack to."""
@@ -121,12 +122,10 @@ def names_image(cells: Iterable[str]) -> bool:
 
 def _read_bytes(file: Path) -> bytes:
     try:
-        if file.exists() and not file.is_file():
-            raise HemafastError(f"{file} is not a file.", "Name a table: csv, tsv, xlsx or parquet.")
-        with file.open("rb") as stream:
-            data = stream.read(MAX_BYTES + 1)
+        data = read_regular(file, MAX_BYTES + 1)
     except OSError as error:
-        raise HemafastError(f"{file} cannot be read ({error.strerror}).", "Check its name and permissions.") from error
+        remedy = "Name a table (csv, tsv, xlsx or parquet) that you may read."
+        raise HemafastError(f"{file} cannot be read ({error.strerror}).", remedy) from error
     if len(data) > MAX_BYTES:
         raise HemafastError(f"{file} is larger than {MAX_BYTES // 2**20} MiB.", "Lists of images are smaller.")
     return data
