@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
+from glob import has_magic
 from pathlib import Path
 from typing import Annotated
 
@@ -63,6 +64,8 @@ def predict(
     verified, decoded and cropped as for training; probabilities are calibrated if the run was evaluated.
     """
     named = [str(find_run(name)) if name == LATEST else name for name in named]
+    if not runs and not has_magic(named[0]):
+        find_run(named[0])  # the run is named first
     refuse_missing_paths([*named, *map(str, runs or ())])
     from hemafast.deploy.plan import Options
     from hemafast.deploy.predict import predict_to

@@ -30,6 +30,7 @@ from hemafast.model import Classifier
 from hemafast.nvidia import uses_gpu
 from hemafast.progress import SILENT, Progress, stage
 from hemafast.run_folder import BEST
+from hemafast.words import counted
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -62,7 +63,8 @@ class Model:
     quick: Quick | None = None
 
     def __repr__(self) -> str:
-        return f"Model({str(self.file)!r}, {self.card.backbone}, {len(self.classes)} classes, {self.machine.device})"
+        classes = counted(len(self.classes), "class")
+        return f"Model({str(self.file)!r}, {self.card.backbone}, {classes}, {self.machine.device})"
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -169,7 +171,7 @@ class Model:
         if errors:
             row, error = min(errors.items())
             first = f"{plan.images[row].name}: {error}"
-            logger.warning("%d of %d images cannot be read; the first is %s", len(errors), len(found), first)
+            logger.warning("%d of %s cannot be read; the first is %s", len(errors), counted(len(found), "image"), first)
         return found
 
     def logits(self, images: Tensor) -> Tensor:

@@ -28,6 +28,7 @@ from hemafast.pixel_constants import LEAST_SPREAD, LEVELS, SPREADS
 from hemafast.preparation.schema import DomainInfo, divided_groups, grouped_domains
 from hemafast.preparation.split import TEST, TRAIN
 from hemafast.run_folder import METRICS, read_metrics
+from hemafast.words import counted
 
 Counts = dict[str, dict[str, int]]
 """Images by domain and class."""
@@ -84,7 +85,7 @@ def _source(domain: DomainInfo) -> str:
     if scale is None or scale.source != "estimated" or scale.estimate is None:
         return scale.source if scale else ""
     found = scale.estimate
-    return f"estimated from {found.nuclei} nuclei: {found.low:.3g} to {found.high:.3g}"
+    return f"estimated from {counted(found.nuclei, 'nucleus')}: {found.low:.3g} to {found.high:.3g}"
 
 
 def training_counts(dataset: Dataset) -> Counts:

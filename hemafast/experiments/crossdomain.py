@@ -29,6 +29,7 @@ from hemafast.preparation.split import TRAIN, VAL
 from hemafast.preparation.tables.lists import read_class_map
 from hemafast.progress import SILENT, Progress
 from hemafast.run_folder import CROSSDOMAIN, PREDICTIONS
+from hemafast.words import counted
 
 NAME = Path(CROSSDOMAIN).stem
 SCHEMA = 1
@@ -126,7 +127,8 @@ def _too_small(dataset: Dataset, name: str) -> str:
     images, classes = int(counts.sum()), int((counts > 0).sum())
     if images < LEAST_IMAGES or classes < LEAST_CLASSES:
         return (
-            f"{images} training images of {classes} classes; {LEAST_IMAGES} images of {LEAST_CLASSES} classes are the "
+            f"{counted(images, 'training image')} of {counted(classes, 'class')}; "
+            f"{LEAST_IMAGES} images of {LEAST_CLASSES} classes are the "
             "least"
         )
     return "" if (dataset.split(VAL)["domain"] == name).any() else "no validation images to choose an epoch by"
@@ -258,7 +260,7 @@ def _notes(dataset: Dataset, plan: _Plan) -> list[str]:
         else []
     )
     if twice := divided_groups(_images_of(dataset, apart)):
-        said.append(f"{twice} groups have images on both sides of the split, as it was given")
+        said.append(f"{counted(twice, 'group has', 'groups have')} images on both sides of the split, as it was given")
     return said + [f"{name} is only tested on: {reason}" for name, reason in plan.tested_only.items()]
 
 

@@ -9,6 +9,7 @@ from typing import IO, Any
 import numpy as np
 
 from hemafast.pictures import TRAIN_COLOUR, VAL_COLOUR, hex_of, ink_on, save, short, subplots
+from hemafast.words import counted
 
 _NO_SCORE = "#dddddd"  # ground of cells without a score
 _BAR = 0.5  # thickness, as a share of the distance between two bars
@@ -28,7 +29,7 @@ def draw_matrix(result: Mapping[str, Any]) -> Any:
     axis.set_facecolor(_NO_SCORE)
     for cell in result["cells"]:
         shared, place = cell["shared"], (rows.index(cell["trained_on"]), columns.index(cell["tested_on"]))
-        said = f"{len(shared['classes'])} classes, {shared['images']:,} images"
+        said = f"{counted(len(shared['classes']), 'class')}, {counted(shared['images'], 'image')}"
         values[place] = _write_cell(axis, colours, place, shared["macro_f1"], said)
     for mean in result["unseen"]:
         place = rows.index(mean["trained_on"]), len(columns)

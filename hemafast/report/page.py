@@ -13,6 +13,7 @@ from hemafast.config import TrainConfig, to_plain
 from hemafast.engine.checkpoint import load_best
 from hemafast.engine.journal import Row, read_rows
 from hemafast.errors import HemafastError
+from hemafast.evaluate.calibration import FEWEST
 from hemafast.evaluate.conformal import exceptions
 from hemafast.evaluate.elsewhere import home_and_elsewhere
 from hemafast.evaluate.evaluate import Metrics, run_of
@@ -145,6 +146,7 @@ def _run(part: Part, thumbnails: int, explain: bool) -> dict[str, Any]:
             reliability_figures(metrics["pooled"]["calibrated"]),
             "Reliability diagram; the numbers are in metrics.json",
         ),
+        "fewest": FEWEST,
         "set_exceptions": exceptions(metrics["model"]["classes"], fitted) if fitted else [],
         "likeness": with_pooled(alike["domains"], alike["pooled"]) if alike else {},
         "worst": _worst(gallery, pictures, overlays),

@@ -31,6 +31,7 @@ from hemafast.preparation.split import TRAIN
 from hemafast.preparation.tables import lists
 from hemafast.preparation.tables.columns import GROUP
 from hemafast.progress import Progress, stage
+from hemafast.words import counted
 
 OWN = "own"
 """In place of a table of labels: the class folders, or the training rows of a prepared data set."""
@@ -170,7 +171,7 @@ def _tell(errors: Mapping[int, str], images: Sequence[Image]) -> None:
     first = f"{images[row].name}: {error}"
     if len(errors) == len(images):
         raise HemafastError(
-            f"None of the {len(images)} images can be read; the first is {first}.", "Name other images."
+            f"None of the {counted(len(images), 'image')} can be read; the first is {first}.", "Name other images."
         )
     logger.warning("%d of %d images cannot be read and are left out; the first is %s", len(errors), len(images), first)
 
@@ -202,14 +203,16 @@ def _of_folders(names: Sequence[str], classes: Sequence[str]) -> tuple[list[str]
     places = layout.places
     if not any(place.label for place in places):
         remedy = "Put images into a folder per class, as basophil/BA_1.jpg, or name a table with --labels."
-        raise HemafastError(f"None of the {len(names)} images is in a class folder, as {names[0]}.", remedy)
+        raise HemafastError(f"None of the {counted(len(names), 'image')} is in a class folder, as {names[0]}.", remedy)
     return [one.label for one in places], [one.group or name for one, name in zip(places, names, strict=True)]
 
 
 def _of_sequence(given: Sequence[str], images: int) -> list[str]:
     labels = ["" if label is None else str(label) for label in given]
     if len(labels) != images:
-        raise HemafastError(f"There are {len(labels)} labels for {images} images.", 'Give one for each, "" for none.')
+        raise HemafastError(
+            f"{counted(len(labels), 'label')} for {counted(images, 'image')}.", 'Give one for each, "" for none.'
+        )
     return labels
 
 

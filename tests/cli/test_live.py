@@ -75,7 +75,7 @@ def test_the_present_epoch_is_told_with_its_rate_and_what_is_left(terminal, cloc
     assert where.startswith("training  epoch 2/4")
     assert where.endswith("600/1,200 images  150 images/s")
     # 600 images at 150 a second; half of this epoch and two more of ten seconds
-    assert how == "loss 0.5000  macro-F1 0.2500  data wait 12.5%  left: epoch 0:00:04, run 0:00:25"
+    assert how == "loss 0.5000  training macro-F1 0.2500  data wait 12.5%  left: epoch 0:00:04, run 0:00:25"
 
 
 def test_what_is_not_known_yet_is_a_dash(terminal):
@@ -83,7 +83,7 @@ def test_what_is_not_known_yet_is_a_dash(terminal):
     live.start("training", 1200, epoch=1, epochs=4)
     *_, where, how = lines(live)
     assert where.endswith("0/1,200 images  - images/s")
-    assert how == "loss -  macro-F1 -  data wait -  left: epoch -, run -"
+    assert how == "loss -  training macro-F1 -  data wait -  left: epoch -, run -"
 
 
 def test_images_done_before_a_resume_count_for_the_progress_but_not_for_the_rate(terminal, clock):
