@@ -170,9 +170,9 @@ class LiveProgress(Progress):
         if self._epoch is not None:
             measured = self._measured
             yield Text(
-                f"loss {_text(measured.get('loss'), '.4f')}  "
-                f"training macro-F1 {_text(measured.get('f1_macro'), '.4f')}  "
-                f"data wait {_text(measured.get('data_wait_share'), '.1%')}  "
+                f"train loss {_text(measured.get('loss'), '.3f')}, "
+                f"macro-F1 {_text(measured.get('f1_macro'), '.3f')}  "
+                f"wait {_text(measured.get('data_wait_share'), '.1%')}  "
                 f"{self._left()}"
             )
 

@@ -115,7 +115,8 @@ class Exported:
             f"{self.path}  {self.format}{layout}, {self.bytes / 1e6:.1f} MB\n{self.card}\n"
             f"compared with the model on {counted(found.images, 'image')} "
             f"({counted(found.cells, 'cell')}, the rest noise): "
-            f"logits differ by {found.largest_difference:.2g} at most, {found.same_class} of {found.images} have the same class"
+            f"logits differ by {found.largest_difference:.2g} at most, "
+            f"{found.same_class} of {found.images} have the same class"
         )
 
 
