@@ -35,6 +35,7 @@ COMMANDS = (
     "predict",
     "adapt",
     "export",
+    "push",
     "explain",
     "crossdomain",
     "sweep",

@@ -1,4 +1,4 @@
-"""What a trained model is for: predict, export, explain."""
+"""What a trained model is for: predict, export, push, explain."""
 
 from __future__ import annotations
 
@@ -122,6 +122,42 @@ def export(
         typer.echo(json.dumps(exported.to_plain(), indent=2))
     else:
         wide_console().print(exported.told(), soft_wrap=True)
+
+
+@app.command(
+    epilog="Examples: `hemafast push runs/NAME --license cc-by-4.0`, "
+    "`hemafast push latest --output FOLDER --to OWNER/NAME`"
+)
+def push(
+    run: Model,
+    output: Annotated[Path | None, typer.Option(help="Folder to write into.", show_default="RUN/push")] = None,
+    licence: Annotated[
+        str, typer.Option("--license", metavar="ID", help="Licence of the weights, such as cc-by-nc-4.0.")
+    ] = "other",
+    to: Annotated[
+        str | None,
+        typer.Option(metavar="OWNER/NAME", help="Upload to this repository of the hub; a new one is private."),
+    ] = None,
+    as_json: Json = False,
+    verbose: Verbose = False,
+    quiet: Quiet = False,
+) -> None:
+    """Write a run's best model as model hubs expect it, to a folder and, if asked, to a hub.
+
+    Model card, weights that timm loads alone, an ONNX graph with a short program that runs it, preprocessing, licence.
+    """
+    folder = find_run(run)
+    progress = listen(verbose=verbose, quiet=quiet or as_json)
+    from hemafast.deploy.push import push_run
+    from hemafast.progress import stage
+
+    with stage(progress, "exporting"):
+        pushed = push_run(folder, output, licence=licence, to=to)
+    if as_json:
+        plain = asdict(pushed)
+        typer.echo(json.dumps(plain | {"folder": str(pushed.folder)}, indent=2))
+    else:
+        wide_console().print(pushed.told(), soft_wrap=True)
 
 
 @app.command(

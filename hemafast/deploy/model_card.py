@@ -48,7 +48,7 @@ def model_card(exported: Exported, model: Classifier, card: ModelCard, folder: P
     `folder` is that of the run; its metrics.json is used if it is about this model. Without `dataset`, the training
     data, the training images are not counted.
     """
-    metrics = _metrics_of(folder, card)
+    metrics = metrics_of(folder, card)
     training = {} if dataset is None else training_counts(dataset)
     totals = {label: sum(counts[label] for counts in training.values()) for label in card.classes if training}
     templates = environment(finalize=_as_text, keep_trailing_newline=True)  # escaping keeps the Markup of `_as_text`
@@ -107,7 +107,7 @@ def _has_groups(dataset: Dataset) -> bool:
     return bool(named or grouped_domains(dataset.table))
 
 
-def _metrics_of(folder: Path, card: ModelCard) -> dict[str, Any] | None:
+def metrics_of(folder: Path, card: ModelCard) -> dict[str, Any] | None:
     """metrics.json, if it exists and is about the model of `card`."""
     if not (folder / METRICS).is_file():
         return None

@@ -237,7 +237,7 @@ def refuse_several(environment: Mapping[str, str] = os.environ) -> None:
     started = environment.get("WORLD_SIZE", "1")
     if started != "1":
         raise HemafastError(
-            f"torchrun started {counted(started, 'process')}.", "Start this without torchrun, or use `hemafast train`."
+            f"torchrun started {started} processes.", "Start this without torchrun, or use `hemafast train`."
         )
 
 
