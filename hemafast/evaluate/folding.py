@@ -101,7 +101,10 @@ def notes(account: Mapping[str, Any]) -> list[str]:
     ]
     outside = account["model_only"]
     wrong = [f"Of these classes there are no images: {name_some(outside, _NAMED)}; such an answer is a mistake"]
-    left = [f"{counted(count, 'image')} of {name} left out" for name, count in account["left_out"].items()]
+    left = [
+        f"{counted(count, f'image of {name} is', f'images of {name} are')} left out"
+        for name, count in account["left_out"].items()
+    ]
     return [*merged, *(wrong if outside else []), *left]
 
 

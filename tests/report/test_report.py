@@ -185,6 +185,19 @@ def test_a_difference_is_that_of_the_scores_and_pairs_images_whatever_their_orde
     assert found["ci95"][0] <= found["macro_f1"] <= found["ci95"][1]
 
 
+def test_a_difference_counts_what_one_run_alone_has_right(scored, run):
+    evaluate_run(run)
+    file = run / "predictions.csv"
+    table = pd.read_csv(file)
+    wrong = int((table["predicted"] != table["label"]).sum())
+    table["predicted"] = table["label"]
+    table.to_csv(file, index=False)
+    found = difference(scored, run)
+    assert (found["only_first"], found["only_other"]) == (0, wrong)
+    assert found["mcnemar"] == pytest.approx(min(1.0, 2 * 0.5**wrong))
+    assert difference(scored, scored)["mcnemar"] == 1.0
+
+
 def test_runs_on_other_images_are_not_subtracted(scored, run):
     evaluate_run(run)
     file = run / "predictions.csv"
