@@ -12,6 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from hemafast.errors import HemafastError
 from hemafast.pixel_constants import LEAST_SPREAD, LEVELS, SPREADS
+from hemafast.words import counted
 
 
 class Classifier(nn.Module):
@@ -198,7 +199,7 @@ def _parameters_of_stages(backbone: Any, stages: int) -> list[nn.Parameter]:
     most = max(stage_of.values())  # the last is the classifier
     if stages > most:
         raise HemafastError(
-            f"freeze_stages = {stages}: this model has {most} stages to freeze.", "Freeze fewer stages."
+            f"freeze_stages = {stages}: this model has {counted(most, 'stage')} to freeze.", "Freeze fewer stages."
         )
     return [parameter for name, parameter in backbone.named_parameters() if stage_of[name] < stages]
 

@@ -2,21 +2,54 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hemafast.words import counted
+
 if TYPE_CHECKING:
     from jinja2 import Environment
+    from markupsafe import Markup
+
+CONTENTS = "<!-- contents -->"
+"""In a template: where the page lists its sections."""
+_SECTION = re.compile(r"<h2>(.*?)</h2>", re.DOTALL)
 
 
 def environment(**options: Any) -> Environment:
-    """Templates, named relative to this package. Everything is escaped; a missing value is an error."""
+    """Templates, named relative to this package. Everything is escaped; a missing value is an error.
+
+    They can count, `{{ 1|counted("image") }}`, and scroll what is wide: `<div {{ wide("Scores") }}>`.
+    """
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     loader = FileSystemLoader(Path(__file__).parent)
-    return Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, **options)
+    made = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, **options)
+    made.filters["counted"] = counted
+    made.globals["wide"] = _wide
+    return made
+
+
+def _wide(label: str) -> Markup:
+    """Attributes of an element that scrolls sideways where it is too wide, by keyboard too."""
+    from markupsafe import Markup
+
+    return Markup('class="wide" tabindex="0" role="region" aria-label="{}"').format(label)
 
 
 def render(template: str, **values: Any) -> str:
-    """Fill the template of a page."""
-    return environment().get_template(template).render(**values)
+    """Fill the template of a page, and list its sections at CONTENTS."""
+    return _with_contents(environment().get_template(template).render(**values))
+
+
+def _with_contents(page: str) -> str:
+    titles: list[str] = []
+
+    def numbered(found: re.Match[str]) -> str:
+        titles.append(found[1])
+        return f'<h2 id="section-{len(titles)}">{found[1]}</h2>'
+
+    page = _SECTION.sub(numbered, page)
+    links = [f'<li><a href="#section-{number}">{title}</a></li>' for number, title in enumerate(titles, start=1)]
+    return page.replace(CONTENTS, f'<nav aria-label="Contents"><ul>{"".join(links)}</ul></nav>', 1)

@@ -4,21 +4,31 @@ from __future__ import annotations
 
 import base64
 import io
+import re
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from hemafast.metrics import Confusion
 
+if TYPE_CHECKING:
+    from markupsafe import Markup
+
 TRAIN_COLOUR, VAL_COLOUR = "#0072B2", "#D55E00"
 DOMAIN_COLOURS = ("#009E73", "#CC79A7", "#56B4E9", "#E69F00")
 """Okabe and Ito's colours."""
 
+HEAT_COLOURS = "cividis"
+"""Of heat maps: as light to the colour-blind as to all others, and in even steps. matplotlib and OpenCV have it."""
+
 _DPI = 110
+_INKS = "#010101", "#fefefe"
+"""Letters on a coloured ground. Not quite black and white, which become the colours of the page in `on_page`."""
 _LONGEST = 28  # letters of a name in a picture
 _MOST_CLASSES = 40  # named on an axis, and with numbers
 
@@ -35,9 +45,80 @@ def subplots(count: int, *, width: float, height: float, columns: int) -> tuple[
 
 def save(figure: Any, target: Path | IO[bytes], dpi: int = _DPI) -> None:
     """Write a figure as PNG. A letter missing from the font becomes a box, without a warning."""
+    with _any_letter():
+        figure.savefig(target, format="png", dpi=dpi)
+
+
+@contextmanager
+def _any_letter() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from font", category=UserWarning)
-        figure.savefig(target, format="png", dpi=dpi)
+        yield
+
+
+def on_page(figure: Any, alt: str) -> Markup:
+    """A figure as part of a page: SVG whose black is the colour of the page's letters, whose white is its paper.
+
+    So it is readable in dark mode and on paper, and its text is as sharp and as large as that of the page.
+
+    Args:
+        figure: what matplotlib has drawn.
+        alt: what the figure shows, for those who do not see it.
+
+    Returns:
+        An `svg` element. It needs no other file, and the same figure gives the same text.
+    """
+    import matplotlib as mpl
+    from markupsafe import Markup, escape
+
+    target = io.BytesIO()
+    nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+    with _any_letter(), mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "hemafast"}):
+        figure.savefig(target, format="svg", metadata=nothing)
+    text = target.getvalue().decode("utf-8")
+    text = _GROUP_ID.sub("", text[text.index("<svg") :])  # two figures on a page would have the same
+    text = text.replace("#000000", "currentColor").replace("#ffffff", "var(--paper)")
+    return Markup(text.replace("<svg ", f'<svg class="plot" role="img" aria-label="{escape(alt)}" ', 1))
+
+
+_GROUP_ID = re.compile(r' id="[a-z0-9.]+_\d+"')
+
+
+def contrast(one: str, other: str) -> float:
+    """The contrast of two colours such as "#16181b", from 1 to 21, by WCAG 2.2."""
+    darker, lighter = sorted(_luminance(colour) + 0.05 for colour in (one, other))
+    return lighter / darker
+
+
+def _luminance(colour: str) -> float:
+    parts = np.array([int(colour[place : place + 2], 16) for place in (1, 3, 5)]) / 255
+    linear = np.where(parts <= 0.04045, parts / 12.92, ((parts + 0.055) / 1.055) ** 2.4)
+    return float(linear @ (0.2126, 0.7152, 0.0722))
+
+
+def ink_on(colour: str) -> str:
+    """Dark or light, whichever is easier to read on `colour`; the contrast is never below 4.5."""
+    return max(_INKS, key=lambda ink: contrast(ink, colour))
+
+
+def shades(colour: str, paper: str) -> list[tuple[str, str]]:
+    """Eleven grounds from nearly `paper` to `colour`, each with the ink for it."""
+    from matplotlib.colors import to_hex, to_rgb
+
+    full, none = np.array(to_rgb(colour)), np.array(to_rgb(paper))
+    grounds = [to_hex(none + (full - none) * max(step / 10, _FAINTEST)) for step in range(11)]
+    return [(ground, ink_on(ground)) for ground in grounds]
+
+
+def heat_stops(count: int = 9) -> list[str]:
+    """Colours of HEAT_COLOURS from the least to the most."""
+    from matplotlib import colormaps
+    from matplotlib.colors import to_hex
+
+    return [to_hex(colour) for colour in colormaps[HEAT_COLOURS](np.linspace(0, 1, count))]
+
+
+_FAINTEST = 0.08  # of the full colour: a cell that holds something differs from one that holds nothing
 
 
 def short(name: str) -> str:
@@ -78,7 +159,7 @@ def confusion_figure(confusions: Mapping[str, Confusion], classes: Sequence[str]
 
 def _draw_confusion(axis: Any, confusion: Confusion, classes: Sequence[str]) -> None:
     shares = confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)
-    axis.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    colours = axis.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     step = -(-len(classes) // _MOST_CLASSES)
     ticks, names = range(0, len(classes), step), list(classes)[::step]
     # parse_math=False: a dollar sign in a user's name is not a formula.
@@ -88,8 +169,15 @@ def _draw_confusion(axis: Any, confusion: Confusion, classes: Sequence[str]) -> 
     if step > 1:
         return
     for row, column in zip(*np.nonzero(confusion), strict=True):
-        colour = "white" if shares[row, column] > 0.5 else "black"
+        colour = ink_on(hex_of(colours, shares[row, column]))
         axis.text(column, row, confusion[row, column], ha="center", va="center", fontsize=8, color=colour)
+
+
+def hex_of(colours: Any, value: float) -> str:
+    """The colour, such as "#16181b", that `colours` (what matplotlib calls a mappable) has for `value`."""
+    from matplotlib.colors import to_hex
+
+    return to_hex(colours.to_rgba(value))
 
 
 def drawn(draw: Callable[[IO[bytes]], None]) -> bytes:
@@ -97,11 +185,6 @@ def drawn(draw: Callable[[IO[bytes]], None]) -> bytes:
     picture = io.BytesIO()
     draw(picture)
     return picture.getvalue()
-
-
-def embedded(draw: Callable[[IO[bytes]], None]) -> str:
-    """The picture that `draw` writes as a data URL, so that a page needs no other file."""
-    return data_address(drawn(draw), "png")
 
 
 def embedded_pixels(pixels: npt.NDArray[np.uint8], side: int) -> str:

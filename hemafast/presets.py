@@ -9,7 +9,7 @@ Hours are computed for the whole challenge (26,000 training images) from rates m
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from difflib import get_close_matches
 from typing import Any
 
@@ -182,6 +182,18 @@ PRESETS: dict[str, Callable[[], Fields]] = {
     preset.__name__: preset
     for preset in (baseline, weighted_loss, strong_augment, b0, onecycle, quick, fast, robust, best, gpu, gpu_fast)
 }
+
+
+_FREEZE = ("freeze_stages", "freeze_norm")
+
+
+def thawed(preset: str, settings: Mapping[str, Any]) -> Fields:
+    """The fields that train what the preset `preset` freezes, for weights from which there is nothing to keep.
+
+    Only fields whose values in `settings` are those of the preset: what a user has frozen otherwise stays so.
+    """
+    frozen = {name: value for name, value in named_preset(preset).items() if name in _FREEZE and value}
+    return {name: type(value)(0) for name, value in frozen.items() if settings[name] == value}
 
 
 def named_preset(name: str) -> Fields:

@@ -80,7 +80,7 @@ def find_run(named: str | Path, output: Path = TrainConfig.output) -> Path:
         return runs[-1]
     if not path.exists():
         known = [LATEST, *map(str, run_folders(path.parent)), *map(str, run_folders(output))]
-        close = get_close_matches(str(named), known, n=1)
+        close = [name for name in known if name.startswith(str(named))] or get_close_matches(str(named), known, n=1)
         hint = f"Did you mean {close[0]}?" if close else "`hemafast runs` lists the runs."
         raise HemafastError(f"There is no run {named}.", hint)
     return path

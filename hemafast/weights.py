@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from torch import nn
 
 _PROBE_SECONDS = 4.0
+_AS_ASKED = "random weights, as asked for"
+_NONE_FOUND = "RANDOM WEIGHTS, because no pretrained weights are available"
 
 # ImageNet weights in Python packages. Their layers have other names than timm's, but the same order.
 _PACKAGES = {
@@ -48,7 +50,7 @@ def load_initial_weights(backbone: nn.Module, name: str, *, pretrained: Pretrain
         told = fit_weights(backbone, name, read_weights(file), str(file))
         return Origin("file", f"weights file {file}: {told}")
     if pretrained == "no":
-        return Origin("random", "random weights, as asked for")
+        return Origin("random", _AS_ASKED)
     tried: list[str] = []
     for source in (_from_hub, _from_package):
         found = source(backbone, name)
@@ -62,7 +64,12 @@ def load_initial_weights(backbone: nn.Module, name: str, *, pretrained: Pretrain
             "Connect to the network without --offline or HF_HUB_OFFLINE, give a file with --weights, or train without "
             "them with --pretrained no.",
         )
-    return Origin("random", f"RANDOM WEIGHTS, because no pretrained weights are available ({why})")
+    return Origin("random", f"{_NONE_FOUND} ({why})")
+
+
+def are_random(detail: str) -> bool:
+    """Whether the `detail` of an Origin says that the weights are random, by choice or not."""
+    return detail.startswith((_AS_ASKED, _NONE_FOUND))
 
 
 def packaged_models() -> list[str]:

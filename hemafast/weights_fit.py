@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from hemafast.errors import HemafastError, name_some
 from hemafast.nearest_model import body_of, is_counter, nearest_model
 from hemafast.weights_file import StoredWeights, shape_of
+from hemafast.words import counted
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -296,7 +297,7 @@ def _left_out(network: _Network, best: _Fit, tensors: Tensors) -> list[str]:
     """What of the file is not in the network, as the shortest names that say it."""
     inside = [name for name in best.found if name not in best.filled and not is_counter(name)]
     heads = [name for name in inside if name in network.wanted and name not in network.body]
-    classes = {f"the head of {best.found[name].shape[0]} classes" for name in heads if best.found[name].ndim}
+    classes = {f"the head of {counted(best.found[name].shape[0], 'class')}" for name in heads if best.found[name].ndim}
     begin = f"{best.place}." if best.place else ""
     outside = [path for path in tensors if not path.startswith(begin)]
     rest = [name for name in inside if name not in network.wanted]

@@ -51,14 +51,19 @@ class Page(HTMLParser):
         self.text += " " if tag in {"td", "th"} else ""
 
     @property
+    def pictures(self) -> list[str]:
+        """Addresses of pictures; the others lead to places on the page."""
+        return [address for address in self.addresses if not address.startswith("#")]
+
+    @property
     def is_alone(self) -> bool:
         """Whether it needs no other file and no network, and runs no script but one that is part of it."""
         return (
-            all(re.match(r"data:image/(png|jpeg);base64,", address) for address in self.addresses)
+            all(re.match(r"data:image/(png|jpeg);base64,|#", address) for address in self.addresses)
             and not {"link", "iframe", "object", "base", "form"} & set(self.tags)
             and not self.handlers
             and "@import" not in self.source
-            and "url(" not in self.source
+            and not re.search(r"url\((?!#)", self.source)
         )
 
 

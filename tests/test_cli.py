@@ -36,6 +36,7 @@ COMMANDS = (
     "adapt",
     "embed",
     "export",
+    "push",
     "explain",
     "crossdomain",
     "sweep",

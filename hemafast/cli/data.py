@@ -24,6 +24,7 @@ from hemafast.cli.common import (
 from hemafast.cli.options import Asked, configured
 from hemafast.config import POLICY, PrepareConfig, TrainConfig, checked, option_of, prepared_beside, train_config
 from hemafast.errors import ClassesError, HemafastError, StoppedError
+from hemafast.words import counted
 
 if TYPE_CHECKING:
     from hemafast.preparation.build import PreparedPart
@@ -54,7 +55,9 @@ def demo(
         progress.say(f"{source} already holds {', '.join(path.name for path in present)}; nothing drawn.")
         return
     paths = write_demo_archives(source, images=images, seed=seed, progress=progress)
-    progress.say(f"Drew {images} cells into {' and '.join(str(path) for path in paths)}. They are not photographs.")
+    progress.say(
+        f"Drew {counted(images, 'cell')} into {' and '.join(str(path) for path in paths)}. They are not photographs."
+    )
 
 
 @app.command(
@@ -150,7 +153,7 @@ def _tell_part(read: PreparedPart, *, as_json: bool) -> None:
         said = {"part": str(read.part), "folder": str(read.folder), "images": read.images, "fresh": read.fresh}
         typer.echo(json.dumps(said, indent=2))
         return
-    done = f"{read.images} images read" if read.fresh else "there already, nothing read"
+    done = f"{counted(read.images, 'image')} read" if read.fresh else "there already, nothing read"
     _say([f"Part {read.part} in {read.folder}: {done}. When all are read: the same command with --join."])
 
 
@@ -177,7 +180,8 @@ def verify(
         for problem in found.problems:
             results.print(f"{problem.file}: {problem.problem}")
         results.print(
-            f"{data}: {found.images} images and {found.files} other files hashed, {len(found.problems)} problems."
+            f"{data}: {counted(found.images, 'image')} and {counted(found.files, 'other file')} hashed, "
+            f"{counted(len(found.problems), 'problem')}."
         )
     if found.problems:
         raise typer.Exit(1)

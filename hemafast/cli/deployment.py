@@ -1,9 +1,10 @@
-"""What a trained model is for: predict, embed, export, explain."""
+"""What a trained model is for: predict, embed, export, push, explain."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import asdict
+from glob import has_magic
 from pathlib import Path
 from typing import Annotated
 
@@ -65,6 +66,8 @@ def predict(
     verified, decoded and cropped as for training; probabilities are calibrated if the run was evaluated.
     """
     named = [str(find_run(name)) if name == LATEST else name for name in named]
+    if not runs and not has_magic(named[0]):
+        find_run(named[0])  # the run is named first
     refuse_missing_paths([*named, *map(str, runs or ())])
     from hemafast.deploy.plan import Options
     from hemafast.deploy.predict import predict_to
@@ -171,6 +174,42 @@ def export(
         typer.echo(json.dumps(exported.to_plain(), indent=2))
     else:
         wide_console().print(exported.told(), soft_wrap=True)
+
+
+@app.command(
+    epilog="Examples: `hemafast push runs/NAME --license cc-by-4.0`, "
+    "`hemafast push latest --output FOLDER --to OWNER/NAME`"
+)
+def push(
+    run: Model,
+    output: Annotated[Path | None, typer.Option(help="Folder to write into.", show_default="RUN/push")] = None,
+    licence: Annotated[
+        str, typer.Option("--license", metavar="ID", help="Licence of the weights, such as cc-by-nc-4.0.")
+    ] = "other",
+    to: Annotated[
+        str | None,
+        typer.Option(metavar="OWNER/NAME", help="Upload to this repository of the hub; a new one is private."),
+    ] = None,
+    as_json: Json = False,
+    verbose: Verbose = False,
+    quiet: Quiet = False,
+) -> None:
+    """Write a run's best model as model hubs expect it, to a folder and, if asked, to a hub.
+
+    Model card, weights that timm loads alone, an ONNX graph with a short program that runs it, preprocessing, licence.
+    """
+    folder = find_run(run)
+    progress = listen(verbose=verbose, quiet=quiet or as_json)
+    from hemafast.deploy.push import push_run
+    from hemafast.progress import stage
+
+    with stage(progress, "exporting"):
+        pushed = push_run(folder, output, licence=licence, to=to)
+    if as_json:
+        plain = asdict(pushed)
+        typer.echo(json.dumps(plain | {"folder": str(pushed.folder)}, indent=2))
+    else:
+        wide_console().print(pushed.told(), soft_wrap=True)
 
 
 @app.command(

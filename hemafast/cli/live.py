@@ -28,6 +28,7 @@ _RECENT_EPOCHS = 5
 _REFRESHES = 2  # a second
 _LINE_SECONDS = 15.0  # where nothing can be drawn
 _MARK_SECONDS = 0.25
+_FIRST_MARKS = 3
 _MARKS = 40  # the rate is that of the last ten seconds, so that compiling is soon forgotten
 
 
@@ -46,6 +47,7 @@ class LiveProgress(Progress):
         self._ends: float | None = None
         self._done = 0
         self._measured: dict[str, float] = {}
+        self._begins = True  # the rate still counts the first units, which wait for loaders and compilers
         self._marks: deque[tuple[float, int]] = deque([(clock(), 0)], maxlen=_MARKS)
         self._advanced = self._told = clock()
 
@@ -57,6 +59,7 @@ class LiveProgress(Progress):
         self._advanced = self._told = self._clock()
         self._ends = None if left is None else self._advanced + left
         self._measured = {}
+        self._begins = True
         self._marks.clear()
         self._marks.append((self._advanced, done))
         if self.shows and self._live is None:
@@ -79,11 +82,13 @@ class LiveProgress(Progress):
         self._advanced = now = self._clock()
         if now - self._marks[-1][0] >= _MARK_SECONDS:
             self._marks.append((now, self._done))
+        if self._begins and len(self._marks) > _FIRST_MARKS:
+            self._begins = False
+            self._marks.popleft()
         self._measured |= measured
         if not self.shows and now - self._told >= _LINE_SECONDS:
             self._told = now
-            left = f", left: {_clock_text(self.stage_left())}" if self._total else ""
-            self.say(f"{self._stage()}: {self._count()}{left}")
+            self.say(f"{self._stage()}: {self._count()}{f', {self._left()}' if self._total else ''}")
 
     def say(self, text: str) -> None:
         """Show a line that stays."""
@@ -113,11 +118,18 @@ class LiveProgress(Progress):
         return max(self._total - self._done, 0) / rate if rate and self._total else None
 
     def run_left(self) -> float | None:
-        """Seconds until the run ends: to its time budget, or by the mean of its last epochs, None before the first."""
+        """Seconds until the run ends: to its time budget, or by the mean of its last epochs; None until it is known.
+
+        In the first epoch, by the rate of its training: validation is not known yet.
+        """
         if self._ends is not None:
             return max(self._ends - self._clock(), 0.0)
+        if self._epochs is None or self._epoch is None:
+            return None
         taken = [seconds for seconds in map(_seconds, self._ended.values()) if seconds is not None][-_RECENT_EPOCHS:]
-        if not taken or self._epochs is None or self._epoch is None:
+        if not taken and (rate := self.rate()) and self._what == "training":
+            taken = [self._total / rate]
+        if not taken:
             return None
         share_left = max(1 - self._done / max(self._total, 1), 0.0) if self._what == "training" else 0.0
         return sum(taken) / len(taken) * (self._epochs - self._epoch + share_left)
@@ -129,6 +141,10 @@ class LiveProgress(Progress):
     def _count(self) -> str:
         of = f"/{self._total:,}" if self._total else ""
         return f"{self._done:,}{of} {self._unit}  {_text(self.rate(), ',.0f')} {self._unit}/s"
+
+    def _left(self) -> str:
+        stage = _clock_text(self.stage_left())
+        return f"left: {stage}" if self._epoch is None else f"left: epoch {stage}, run {_clock_text(self.run_left())}"
 
     def _view(self) -> RenderableType:
         from rich.console import Group
@@ -148,16 +164,16 @@ class LiveProgress(Progress):
             return
         grid = Table.grid(padding=(0, 2))
         bar = ProgressBar(total=self._total, completed=self._done, width=24)
-        left = [f"left: {_clock_text(self.stage_left())}"] if self._epoch is None else []
+        left = [self._left()] if self._epoch is None else []
         grid.add_row(Text(what, no_wrap=True), bar, *(Text(text, no_wrap=True) for text in (self._count(), *left)))
         yield grid
         if self._epoch is not None:
             measured = self._measured
             yield Text(
-                f"loss {_text(measured.get('loss'), '.4f')}  "
-                f"macro-F1 {_text(measured.get('f1_macro'), '.4f')}  "
-                f"data wait {_text(measured.get('data_wait_share'), '.1%')}  "
-                f"left: epoch {_clock_text(self.stage_left())}, run {_clock_text(self.run_left())}"
+                f"train loss {_text(measured.get('loss'), '.3f')}, "
+                f"macro-F1 {_text(measured.get('f1_macro'), '.3f')}  "
+                f"wait {_text(measured.get('data_wait_share'), '.1%')}  "
+                f"{self._left()}"
             )
 
 

@@ -19,6 +19,7 @@ from hemafast.preparation.schema import QUARANTINE, Account, DatasetInfo, Quaran
 from hemafast.preparation.split import WORDS
 from hemafast.printable import printable
 from hemafast.run_folder import RunSummary
+from hemafast.words import counted
 
 if TYPE_CHECKING:
     from hemafast.experiments.plan import Sweep
@@ -97,7 +98,9 @@ def dataset_table(info: DatasetInfo) -> Table:
         for name, domain in info.domains.items()
     ]
     columns = (*info.counts, "converted", "quarantined", "um/px")
-    return _table(f"{len(info.classes)} classes, fingerprint {info.fingerprint[:12]}", rows, ["domain"], columns)
+    return _table(
+        f"{counted(len(info.classes), 'class')}, fingerprint {info.fingerprint[:12]}", rows, ["domain"], columns
+    )
 
 
 def quarantine_table(images: Sequence[QuarantinedImage]) -> Table:
@@ -133,7 +136,7 @@ def training_lines(metrics: dict[str, Any]) -> list[Text]:
     lines = [f"started from {metrics['model']['started_from']}"]
     if epochs := training["epochs"]:
         lines.append(
-            f"{epochs} {'epoch' if epochs == 1 else 'epochs'} in {training['total_seconds']:.0f} s, "
+            f"{counted(epochs, 'epoch')} in {training['total_seconds']:.0f} s, "
             f"{training['train_images_per_second']:.1f} images/s in training"
         )
     lines += notes(metrics["folding"]) if "folding" in metrics else []
@@ -220,8 +223,8 @@ def unseen_line(result: Mapping[str, Any]) -> str:
     if left_out is None:
         return "No domain was left out of a training and tested on: how a model does elsewhere is not known"
     return (
-        f"elsewhere: {estimate(left_out)}, the mean of {len(left_out['domains'])} domains, each tested with the model "
-        "of all others; choose settings by this number"
+        f"elsewhere: {estimate(left_out)}, the mean of {counted(len(left_out['domains']), 'domain')}, each tested with "
+        "the model of all others; choose settings by this number"
     )
 
 

@@ -14,6 +14,7 @@ import numpy.typing as npt
 from hemafast.data.augment import Policy, Views, draw_views
 from hemafast.data.sampling import epoch_order
 from hemafast.errors import HemafastError
+from hemafast.words import counted
 
 
 class Draw(NamedTuple):
@@ -68,7 +69,8 @@ class BatchStream:
             raise HemafastError(f"A batch size of {self.batch_size} cannot train.", f"Use {FEWEST} or more.")
         if self.shuffle and 0 < len(self.labels) < self.process.world_size:
             raise HemafastError(
-                f"{len(self.labels)} training images are too few for {self.process.world_size} processes.",
+                f"{counted(len(self.labels), 'training image is', 'training images are')} too few for "
+                f"{counted(self.process.world_size, 'process')}.",
                 f"Start at most {len(self.labels)}.",
             )
 

@@ -18,6 +18,7 @@ from hemafast.engine.checkpoint import View
 from hemafast.errors import HemafastError
 from hemafast.preparation.scale import ScaleEstimate
 from hemafast.preparation.sources.containers import archive_suffix
+from hemafast.words import counted
 
 _SMALLEST = 16  # px
 _STRETCH = 1.5  # times as large or small as in training that pixels may be
@@ -77,7 +78,9 @@ def choose_crops(
     used = {name: f"{scale:g} um/px" if scale else "seen whole" for name, scale in view.um_per_pixel.items()}
     known = Crops(
         sides=np.array([sides[domain] if domain else 0 for domain in domains], dtype=np.int64),
-        scales=tuple(f"{count} images of {name}: {used[name]}, as in training" for name, count in counts.items()),
+        scales=tuple(
+            f"{counted(count, 'image')} of {name}: {used[name]}, as in training" for name, count in counts.items()
+        ),
     )
     sets = tuple(None if domain else image.named for image, domain in zip(images, domains, strict=True))
     return _estimated(known, images, sets, estimate, field_of_view, trained)
@@ -109,7 +112,7 @@ def _estimated(
 
 
 def _called(named: str, images: int) -> str:
-    return f"{images} images of {named}" if named else f"{images} images"
+    return counted(images, "image") + (f" of {named}" if named else "")
 
 
 def _doubts(found: ScaleEstimate, trained: Sequence[float]) -> str:
@@ -138,9 +141,9 @@ def log_scales(crops: Sequence[Crops]) -> None:
         logger.warning("%s; give um_per_pixel (--um-per-pixel) if you know it", said)
     if unknown := max(one.unknown for one in crops):
         logger.warning(
-            "%d images are of unknown scale and are seen whole, unlike in training: give um_per_pixel (--um-per-pixel) "
+            "%s of unknown scale and seen whole, unlike in training: give um_per_pixel (--um-per-pixel) "
             "or more images, for an estimate takes 5 nuclei, in a third of them",
-            unknown,
+            counted(unknown, "image is", "images are"),
         )
 
 

@@ -23,6 +23,7 @@ from hemafast.files import write_whole
 from hemafast.preparation.images.image_checks import Pixels
 from hemafast.preparation.sources.names import fold
 from hemafast.progress import SILENT, Progress, stage
+from hemafast.words import counted
 
 FEATURES = "features"
 """Column, or array, of the features."""
@@ -143,7 +144,7 @@ def _warn(errors: Mapping[int, str], names: Sequence[str]) -> None:
     if errors:
         row, error = min(errors.items())
         first = f"{names[row]}: {error}"
-        logger.warning("%d of %d images cannot be read; the first is %s", len(errors), len(names), first)
+        logger.warning("%d of %s cannot be read; the first is %s", len(errors), counted(len(names), "image"), first)
 
 
 def refuse_embeddings_name(file: Path) -> None:

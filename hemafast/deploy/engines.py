@@ -27,6 +27,7 @@ from hemafast.engine.machine import Choice, Machine
 from hemafast.errors import HemafastError, require
 from hemafast.reading import parse_json
 from hemafast.regular import read_regular
+from hemafast.words import counted
 
 Quick = Callable[[Tensor], tuple[Tensor, Tensor]]
 """From uint8 (n, 3, height, width) to logits (n, classes) and features (n, d), float32."""
@@ -144,7 +145,7 @@ def _remembered(runs: dict[str, Callable[[Tensor], Any]], card: ModelCard, machi
         return Choice("engine", next(iter(runs)), "as asked for")
     facts = [machine.facts.get(name, "") for name in ("processor", "cores", "torch")]
     versions = [f"{name} {packages.version(name)}" for name in runs]
-    network = [card.backbone, f"{card.image_size} px", f"{torch.get_num_threads()} threads"]
+    network = [card.backbone, f"{card.image_size} px", counted(torch.get_num_threads(), "thread")]
     answers = Answers.about([*facts, *versions, *network, f"turns {card.quarter_turns}"])
     choice = answers.get("engine", lambda: (fastest(runs, card.image_size), 0.0))
     return choice if choice.value in runs else fastest(runs, card.image_size)

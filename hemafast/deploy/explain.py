@@ -22,7 +22,7 @@ from hemafast.deploy.plan import Options, plan_for
 from hemafast.deploy.predict import decoded
 from hemafast.errors import HemafastError, require
 from hemafast.files import make_inside, write_whole, writing
-from hemafast.pictures import save, subplots
+from hemafast.pictures import HEAT_COLOURS, save, subplots
 from hemafast.preparation.images.image_checks import Pixels
 from hemafast.progress import SILENT, Progress, stage
 
@@ -129,7 +129,9 @@ def _look(model: Model, images: Tensor, label: str | None, method: Method) -> It
 
 
 def _figure(pixels: tuple[Pixels, Pixels], predicted: str, explained: str, probability: float) -> Any:
-    """The view and its overlay, side by side."""
+    """The view and its overlay with its scale, side by side."""
+    from matplotlib.cm import ScalarMappable
+
     figure, (left, right) = subplots(2, width=3.2, height=3.6, columns=2)
     for axis, picture in zip((left, right), pixels, strict=True):
         axis.imshow(picture, interpolation="lanczos")
@@ -137,6 +139,8 @@ def _figure(pixels: tuple[Pixels, Pixels], predicted: str, explained: str, proba
     # parse_math=False: a dollar sign in the user's names starts no formula.
     left.set_title(f"predicted: {predicted}", fontsize=9, parse_math=False)
     right.set_title(f"{explained}: {probability:.3f}", fontsize=9, parse_math=False)
+    scale = figure.colorbar(ScalarMappable(cmap=HEAT_COLOURS), ax=right, ticks=(0, 1), shrink=0.8)
+    scale.ax.set_yticklabels(("least", "most"), fontsize=8)
     return figure
 
 

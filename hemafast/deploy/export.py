@@ -58,6 +58,17 @@ def export_run(
             macro-F1, or the data set is not there); nothing is written.
     """
     file = model_file(Path(run))
+    folder = Path(output) if output else file.parent / EXPORT
+    exported, content, text = make_export(file, folder, format=format, layout=layout)
+    with writing(folder):
+        make_inside(folder) if output is None else folder.mkdir(parents=True, exist_ok=True)
+        write_text(exported.card, text)
+        write_whole(exported.path, lambda part: part.write_bytes(content))
+    return exported
+
+
+def make_export(file: Path, folder: Path, *, format: Format, layout: Layout) -> tuple[Exported, bytes, str]:
+    """What `export_run` writes for the model `file` into `folder`: the content of the export, and the model card."""
     model, card = load_best(file)
     model.to(memory_format=torch.contiguous_format)  # the memory layout that exporters expect
     int8 = format == "onnx-int8"
@@ -67,15 +78,9 @@ def export_run(
     content, opset = pack_int8(deployed, card, file, dataset) if int8 else kind.pack(deployed, card)
     loaded, allowed = kind.load(content), math.inf if int8 else None  # the score of int8 was checked instead
     agreement = compare(deployed, loaded.answer, _images(card, dataset), allowed)
-    folder = Path(output) if output else file.parent / EXPORT
     shown = None if format == "safetensors" else layout
     exported = Exported(folder / kind.file, folder / CARD, format, shown, len(content), opset, agreement)
-    text = model_card(exported, model, card, file.parent, dataset)
-    with writing(folder):
-        make_inside(folder) if output is None else folder.mkdir(parents=True, exist_ok=True)
-        write_text(exported.card, text)
-        write_whole(exported.path, lambda part: part.write_bytes(content))
-    return exported
+    return exported, content, model_card(exported, model, card, file.parent, dataset)
 
 
 def _data_of(folder: Path, card: ModelCard) -> Dataset | None:

@@ -20,6 +20,7 @@ from hemafast.engine.checkpoint import ModelCard, network_for
 from hemafast.errors import HemafastError, require
 from hemafast.model import Classifier, sized_options
 from hemafast.reading import parse_json
+from hemafast.words import counted
 
 INPUT = "images"
 OUTPUTS = ("logits", "probabilities")
@@ -111,8 +112,10 @@ class Exported:
         layout = f", {self.layout}" if self.layout else ""
         return (
             f"{self.path}  {self.format}{layout}, {self.bytes / 1e6:.1f} MB\n{self.card}\n"
-            f"compared with the model on {found.images} images ({found.cells} cells, the rest noise): logits differ by "
-            f"{found.largest_difference:.2g} at most, {found.same_class} of {found.images} have the same class"
+            f"compared with the model on {counted(found.images, 'image')} "
+            f"({counted(found.cells, 'cell')}, the rest noise): "
+            f"logits differ by {found.largest_difference:.2g} at most, "
+            f"{found.same_class} of {found.images} have the same class"
         )
 
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from hemafast.deploy.choices import Method
 from hemafast.errors import HemafastError, require
 from hemafast.model import Classifier
+from hemafast.pictures import HEAT_COLOURS
 from hemafast.preparation.images.image_checks import Pixels
 
 Heat = npt.NDArray[np.float32]
@@ -39,8 +40,9 @@ def overlays(
     import cv2
     from pytorch_grad_cam.utils.image import show_cam_on_image
 
+    colours = getattr(cv2, f"COLORMAP_{HEAT_COLOURS.upper()}")
     drawn = [
-        show_cam_on_image(view.astype(np.float32) / 255, map_of_view, use_rgb=True, colormap=cv2.COLORMAP_TURBO)
+        show_cam_on_image(view.astype(np.float32) / 255, map_of_view, use_rgb=True, colormap=colours)
         for view, map_of_view in zip(views, heat, strict=True)
     ]
     return np.stack(drawn) if drawn else np.zeros_like(views)

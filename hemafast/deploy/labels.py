@@ -13,6 +13,7 @@ from hemafast.preparation.sources.layout import read_layout
 from hemafast.preparation.sources.names import fold
 from hemafast.preparation.tables import lists
 from hemafast.preparation.tables.columns import GROUP
+from hemafast.words import counted
 
 OWN = "own"
 """In place of a table of labels: the class folders, or the rows of a prepared data set."""
@@ -74,7 +75,7 @@ def _of_folders(names: Sequence[str], classes: Sequence[str]) -> Told:
     places = layout.places
     if not any(place.label for place in places):
         remedy = "Put images into a folder per class, as basophil/BA_1.jpg, or name a table with --labels."
-        raise HemafastError(f"None of the {len(names)} images is in a class folder, as {names[0]}.", remedy)
+        raise HemafastError(f"None of the {counted(len(names), 'image')} is in a class folder, as {names[0]}.", remedy)
     groups = [one.group or name for one, name in zip(places, names, strict=True)]
     return Told([one.label for one in places], groups, [one.domain for one in places])
 
@@ -93,5 +94,7 @@ def _of_table(names: Sequence[str], file: Path, columns: Mapping[str, str]) -> T
 def _of_sequence(given: Sequence[str], images: int) -> list[str]:
     labels = ["" if label is None else str(label) for label in given]
     if len(labels) != images:
-        raise HemafastError(f"There are {len(labels)} labels for {images} images.", 'Give one for each, "" for none.')
+        raise HemafastError(
+            f"{counted(len(labels), 'label')} for {counted(images, 'image')}.", 'Give one for each, "" for none.'
+        )
     return labels

@@ -61,7 +61,8 @@ class Model:
     quick: Quick | None = None
 
     def __repr__(self) -> str:
-        return f"Model({str(self.file)!r}, {self.card.backbone}, {len(self.classes)} classes, {self.machine.device})"
+        classes = counted(len(self.classes), "class")
+        return f"Model({str(self.file)!r}, {self.card.backbone}, {classes}, {self.machine.device})"
 
     @property
     def classes(self) -> tuple[str, ...]:

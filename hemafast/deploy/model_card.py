@@ -28,6 +28,7 @@ from hemafast.pixel_constants import LEAST_SPREAD, LEVELS, SPREADS
 from hemafast.preparation.schema import DomainInfo, divided_groups, grouped_domains
 from hemafast.preparation.split import TEST, TRAIN
 from hemafast.run_folder import METRICS, read_metrics
+from hemafast.words import counted
 
 Counts = dict[str, dict[str, int]]
 """Images by domain and class."""
@@ -47,7 +48,7 @@ def model_card(exported: Exported, model: Classifier, card: ModelCard, folder: P
     `folder` is that of the run; its metrics.json is used if it is about this model. Without `dataset`, the training
     data, the training images are not counted.
     """
-    metrics = _metrics_of(folder, card)
+    metrics = metrics_of(folder, card)
     training = {} if dataset is None else training_counts(dataset)
     totals = {label: sum(counts[label] for counts in training.values()) for label in card.classes if training}
     templates = environment(finalize=_as_text, keep_trailing_newline=True)  # escaping keeps the Markup of `_as_text`
@@ -84,7 +85,7 @@ def _source(domain: DomainInfo) -> str:
     if scale is None or scale.source != "estimated" or scale.estimate is None:
         return scale.source if scale else ""
     found = scale.estimate
-    return f"estimated from {found.nuclei} nuclei: {found.low:.3g} to {found.high:.3g}"
+    return f"estimated from {counted(found.nuclei, 'nucleus')}: {found.low:.3g} to {found.high:.3g}"
 
 
 def training_counts(dataset: Dataset) -> Counts:
@@ -106,7 +107,7 @@ def _has_groups(dataset: Dataset) -> bool:
     return bool(named or grouped_domains(dataset.table))
 
 
-def _metrics_of(folder: Path, card: ModelCard) -> dict[str, Any] | None:
+def metrics_of(folder: Path, card: ModelCard) -> dict[str, Any] | None:
     """metrics.json, if it exists and is about the model of `card`."""
     if not (folder / METRICS).is_file():
         return None

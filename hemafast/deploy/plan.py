@@ -19,6 +19,7 @@ from hemafast.engine.machine import Machine
 from hemafast.errors import HemafastError
 from hemafast.evaluate.conformal import SET_COVERAGE, SetThresholds, exceptions
 from hemafast.run_folder import BEST, is_run
+from hemafast.words import counted
 
 _RANGES = {"um_per_pixel": (0.001, 100), "bit_depth": (1, 32), "abstain_below": (0, 1), "batch_size": (1, 4096)}
 _REMEDY = "Choose one yourself: abstain_below (--abstain-below), such as 0.7."
@@ -182,7 +183,7 @@ def _choose_sets(models: Sequence[Model], options: Options) -> SetThresholds | N
     if not options.sets:
         return None
     if len(models) > 1:
-        problem = f"No sets were calibrated for {len(models)} models together."
+        problem = f"No sets were calibrated for {counted(len(models), 'model')} together."
         raise HemafastError(problem, "Leave out sets (--sets), or predict with one run.")
     file, calibration = models[0].file, models[0].card.calibration
     if calibration is None or calibration.set_thresholds is None:

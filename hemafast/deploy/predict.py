@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -31,6 +32,7 @@ from hemafast.preparation.images.image_checks import Pixels, strict_decoders
 from hemafast.preparation.threads import Pool, made_ahead
 from hemafast.progress import SILENT, Progress, stage
 from hemafast.run_folder import ADAPTATION_PAGE, is_run
+from hemafast.words import counted
 
 OK, ABSTAINED, FAILED = "ok", "abstained", "error"
 """Status of an image: classified; classified below the threshold; unreadable."""
@@ -80,7 +82,7 @@ class Predictions:
         summary = self.summary()
         named = ", ".join(f"{images} {name}" for name, images in summary["predicted"].items() if images)
         status = ", ".join(f"{images} {name}" for name, images in summary["status"].items())
-        speed = f"{summary['images']} images at {summary['images_per_second']:,.1f}/s"
+        speed = f"{counted(summary['images'], 'image')} at {summary['images_per_second']:,.1f}/s"
         return [named or "no class named", f"{speed}: {status}", *self._likeness_lines()]
 
     def _likeness_lines(self) -> list[str]:
@@ -90,7 +92,7 @@ class Predictions:
         if not self.likeness["images"]:
             return []
         alarms, share = self.likeness["alarms"], self.likeness["share"]
-        return [f"{alarms} images ({share:.0%}) unlike those of training; {ALARM:.0%} would be at home"]
+        return [f"{counted(alarms, 'image')} ({share:.0%}) unlike those of training; {ALARM:.0%} would be at home"]
 
 
 def predict_to(
@@ -118,11 +120,27 @@ def predict_to(
     predictions = classify(plan, progress=progress)
     with writing(output):
         write_table(output, submission_table(predictions.table) if submission else predictions.table)
+    _warn_of_silence(predictions)
     if predictions.failed:
-        said = f"{predictions.failed} of {len(predictions.table)} images have no answer"
+        said = f"{predictions.failed} of {counted(len(predictions.table), 'image has', 'images have')} no answer"
         where = "they are left out of the submission" if submission else f"see the column error of {output}"
         logger.warning("%s: %s", said, where)
     return predictions
+
+
+def _warn_of_silence(predictions: Predictions) -> None:
+    """Warn if the threshold withholds every answer."""
+    status = predictions.table["status"]
+    if not (status == ABSTAINED).any() or (status == OK).any():
+        return
+    highest = float(predictions.table["confidence"].astype(float).max())
+    logger.warning(
+        "no image is named: the highest confidence is %.3f, the threshold %.3f. Lower it (--abstain-below %.2f), or "
+        "leave it out and read the column confidence",
+        highest,
+        predictions.plan.threshold,
+        math.floor(100 * highest) / 100,
+    )
 
 
 def classify(plan: Plan, *, progress: Progress = SILENT) -> Predictions:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from hemafast.doctor.finding import Finding, green, red, yellow
 from hemafast.engine.machine import Choice, Machine
+from hemafast.words import counted
 
 _GIB = 2**30
 _FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_tile", "amx_bf16")
@@ -62,7 +63,7 @@ def check_cores(allowed: int, quota: int, threads: int) -> Finding:
     found = f"{allowed} may be used, {threads} for torch"
     if quota < threads:
         found += f", but a quota grants {quota}: more threads slow each other down"
-        remedy = f"Set OMP_NUM_THREADS={quota} and --threads {quota}, or pin the container to {quota} cores."
+        remedy = f"Set OMP_NUM_THREADS={quota} and --threads {quota}, or pin the container to {counted(quota, 'core')}."
         return yellow("cores", found, remedy)
     if allowed == 1:
         return yellow("cores", found, "Add a second core: on one, loading and training take turns.")

@@ -6,22 +6,32 @@ import tempfile
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import IO
+from typing import TYPE_CHECKING, Any
 
 from hemafast.data.dataset import Dataset, open_dataset
 from hemafast.eda import measure, plots
 from hemafast.files import make_folder, writing
 from hemafast.pages import render
-from hemafast.pictures import data_address, drawn, embedded_pixels
+from hemafast.pictures import drawn, embedded_pixels, on_page, save
 from hemafast.preparation import schema
 from hemafast.preparation.appearance import find_implausible
 from hemafast.preparation.reader import PackedPixels
 from hemafast.progress import SILENT, Progress, stage
 
+if TYPE_CHECKING:
+    from markupsafe import Markup
+
 PAGE = "eda.html"
 _CELL, _DENSE, _MEASURED = 96, 72, 128  # px: side of a cell on the page
 _BAR = 10  # um
 _MOST_COPIES, _MOST_QUARANTINED = 30, 200  # shown on the page; the manifest and quarantine.csv list all
+_SHOWN = {
+    "class_balance": "Images of each class in each domain; the numbers are in the table",
+    "image_sizes": "Width and height of the images; the numbers are in the table",
+    "colours": "Densities of red, green, blue and brightness, and hue against saturation, by domain",
+    "split": "Images of each class in each part of the split; the numbers are in the tables",
+}
+"""The figures on the page, and what they show. The page has the cells of `samples` apart."""
 
 
 def write_eda(data: Path, output: Path, *, images_per_class: int = 8, progress: Progress = SILENT) -> Path:
@@ -34,16 +44,16 @@ def write_eda(data: Path, output: Path, *, images_per_class: int = 8, progress: 
     samples = measure.choose_samples(dataset, images_per_class)
     counts, parts, files = measure.count_classes(dataset), measure.count_parts(dataset), measure.count_files(dataset)
     means = measure.mean_colours(dataset)
-    pictures: dict[str, Callable[[IO[bytes]], None]] = {
-        "class_balance": partial(plots.plot_balance, counts=counts),
-        "image_sizes": partial(plots.plot_sizes, files=files),
-        "colours": partial(plots.plot_colours, means=means, pixels=measure.sample_pixels(dataset)),
-        "samples": partial(plots.plot_samples, samples=samples, packed=packed),
-        "split": partial(plots.plot_split, parts=parts),
+    figures: dict[str, Callable[[], Any]] = {
+        "class_balance": partial(plots.draw_balance, counts),
+        "image_sizes": partial(plots.draw_sizes, files),
+        "colours": partial(plots.draw_colours, means, measure.sample_pixels(dataset)),
+        "samples": partial(plots.draw_samples, samples, packed),
+        "split": partial(plots.draw_split, parts),
     }
     copies = measure.find_copies(dataset)
     make_folder(output)
-    pngs = _drawn(pictures, progress)
+    pngs, pictures = _drawn(figures, progress)
     page = render(
         "eda/eda.html.j2",
         name=str(data),
@@ -51,7 +61,7 @@ def write_eda(data: Path, output: Path, *, images_per_class: int = 8, progress: 
         headline=_headline(dataset, len(copies)),
         warnings=measure.warnings_about(dataset),
         implausible=_implausible(dataset, packed),
-        plots={name: data_address(png, "png") for name, png in pngs.items()},
+        plots=pictures,
         counts=counts,
         files=measure.list_sizes(files),
         measured=_measured(dataset, packed, samples),
@@ -66,13 +76,17 @@ def write_eda(data: Path, output: Path, *, images_per_class: int = 8, progress: 
     return output / PAGE
 
 
-def _drawn(pictures: dict[str, Callable[[IO[bytes]], None]], progress: Progress) -> dict[str, bytes]:
-    pngs = {}
-    with stage(progress, "drawing", len(pictures), unit="pictures"):
-        for name, draw in pictures.items():
-            pngs[name] = drawn(draw)
+def _drawn(figures: dict[str, Callable[[], Any]], progress: Progress) -> tuple[dict[str, bytes], dict[str, Markup]]:
+    """Each figure as PNG, and those that the page shows as part of it."""
+    pngs, pictures = {}, {}
+    with stage(progress, "drawing", len(figures), unit="pictures"):
+        for name, draw in figures.items():
+            figure = draw()
+            pngs[name] = drawn(partial(save, figure, dpi=plots.DPI))
+            if name in _SHOWN:
+                pictures[name] = on_page(figure, _SHOWN[name])
             progress.advance()
-    return pngs
+    return pngs, pictures
 
 
 def _write_together(folder: Path, files: dict[str, bytes]) -> None:

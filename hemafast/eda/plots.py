@@ -1,17 +1,16 @@
-"""Pictures of a data set, each usable in a paper."""
+"""Figures of a data set, each usable in a paper."""
 
 from __future__ import annotations
 
 import colorsys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from hemafast.pictures import DOMAIN_COLOURS, TRAIN_COLOUR, VAL_COLOUR, domain_style, label_of, save, short, subplots
+from hemafast.pictures import DOMAIN_COLOURS, TRAIN_COLOUR, VAL_COLOUR, domain_style, label_of, short, subplots
 from hemafast.preparation.reader import PackedPixels
 
 DPI = 200
@@ -19,24 +18,23 @@ _CELL = 0.9  # inches: side of a sample
 _DISC = 40  # square points: area of a disc in the legend
 _LOG_FROM = 20  # largest class over smallest; above it the axis is logarithmic
 
-Target = Path | IO[bytes]
 Colours = Mapping[str, npt.NDArray[Any]]
 
 
-def plot_balance(target: Target, counts: pd.DataFrame) -> None:
+def draw_balance(counts: pd.DataFrame) -> Any:
     """Images of each class in each domain."""
     bars = {short(str(domain)): images.to_numpy() for domain, images in counts.items()}
-    _plot_bars(target, bars, list(counts.index), DOMAIN_COLOURS)
+    return _draw_bars(bars, list(counts.index), DOMAIN_COLOURS)
 
 
-def plot_split(target: Target, parts: Mapping[str, pd.DataFrame]) -> None:
+def draw_split(parts: Mapping[str, pd.DataFrame]) -> Any:
     """Images of each class in each part of the split, all domains together."""
     bars = {name: counts.sum(axis=1).to_numpy() for name, counts in parts.items()}
     classes = next(iter(parts.values())).index
-    _plot_bars(target, bars, list(classes), (TRAIN_COLOUR, VAL_COLOUR, *DOMAIN_COLOURS))
+    return _draw_bars(bars, list(classes), (TRAIN_COLOUR, VAL_COLOUR, *DOMAIN_COLOURS))
 
 
-def plot_sizes(target: Target, files: pd.DataFrame) -> None:
+def draw_sizes(files: pd.DataFrame) -> Any:
     """Width and height of the images; the area of a disc shows the number of images."""
     figure, (axis,) = subplots(1, width=6.0, height=4.5, columns=1)
     for index, (domain, part) in enumerate(files.groupby("domain")):
@@ -47,25 +45,25 @@ def plot_sizes(target: Target, files: pd.DataFrame) -> None:
     axis.grid(alpha=0.3)
     for disc in _add_legend(axis).legend_handles:
         disc.set_sizes([_DISC])
-    save(figure, target, DPI)
+    return figure
 
 
-def plot_colours(target: Target, means: Colours, pixels: Colours) -> None:
+def draw_colours(means: Colours, pixels: Colours) -> Any:
     """Densities of red, green and blue pixels, densities of image brightness, and hue against saturation."""
-    figure, axes = subplots(6, width=4.2, height=3.0, columns=3)
+    figure, axes = subplots(6, width=3.3, height=2.6, columns=3)
     for channel, name in enumerate(("red", "green", "blue")):
         values = {domain: colours[:, channel] for domain, colours in pixels.items()}
-        _plot_densities(axes[channel], f"{name}, of pixels", values)
+        _draw_densities(axes[channel], f"{name}, of pixels", values)
     brightness = {domain: colours.mean(axis=1) for domain, colours in means.items()}
-    _plot_densities(axes[3], "brightness, means of images", brightness)
-    _plot_hues(axes[4], means)
+    _draw_densities(axes[3], "brightness, means of images", brightness)
+    _draw_hues(axes[4], means)
     axes[5].axis("off")
     handles, labels = axes[0].get_legend_handles_labels()
     axes[5].legend(handles, labels, loc="center", frameon=False)
-    save(figure, target, DPI)
+    return figure
 
 
-def plot_samples(target: Target, samples: Mapping[str, Mapping[str, Sequence[int]]], packed: PackedPixels) -> None:
+def draw_samples(samples: Mapping[str, Mapping[str, Sequence[int]]], packed: PackedPixels) -> Any:
     """A row of cells for each class in each domain."""
     rows = [(label, domain, chosen) for label, domains in samples.items() for domain, chosen in domains.items()]
     columns, gap = max(len(chosen) for _, _, chosen in rows), packed.size // 32
@@ -76,12 +74,10 @@ def plot_samples(target: Target, samples: Mapping[str, Mapping[str, Sequence[int
         axis.imshow(np.concatenate([*cells, *absent], axis=1))
         axis.axis("off")
         axis.set_title(f"{short(label)}, {short(domain)}", fontsize=6, loc="left", pad=2, parse_math=False)
-    save(figure, target, DPI)
+    return figure
 
 
-def _plot_bars(
-    target: Target, bars: Mapping[str, npt.NDArray[Any]], names: Sequence[str], colours: Sequence[str]
-) -> None:
+def _draw_bars(bars: Mapping[str, npt.NDArray[Any]], names: Sequence[str], colours: Sequence[str]) -> Any:
     """Horizontal bars in groups, each with its number."""
     thickness = 0.8 / len(bars)
     figure, (axis,) = subplots(1, width=7.5, height=1.2 + 0.17 * len(names) * (len(bars) + 1), columns=1)
@@ -99,10 +95,10 @@ def _plot_bars(
         axis.set(xlim=(None, max(1, values.max()) * 1.12), xlabel="images")
     axis.grid(axis="x", alpha=0.3)
     _add_legend(axis)
-    save(figure, target, DPI)
+    return figure
 
 
-def _plot_densities(axis: Any, title: str, values: Colours) -> None:
+def _draw_densities(axis: Any, title: str, values: Colours) -> None:
     for index, (domain, numbers) in enumerate(values.items()):
         style = domain_style(index, domain)
         axis.hist(numbers, np.arange(0, 257, 4), density=True, histtype="step", linewidth=1.5, **style)
@@ -110,12 +106,12 @@ def _plot_densities(axis: Any, title: str, values: Colours) -> None:
     axis.grid(alpha=0.3)
 
 
-def _plot_hues(axis: Any, means: Colours) -> None:
+def _draw_hues(axis: Any, means: Colours) -> None:
     for index, (domain, colours) in enumerate(means.items()):
         chosen = colours[:: max(1, len(colours) // 1000)] / 255
         points = np.array([colorsys.rgb_to_hsv(*colour) for colour in chosen])
         hues = (points[:, 0] * 360 + 180) % 360 - 180  # stained cells are pink and violet: cut the circle opposite red
-        axis.scatter(hues, points[:, 1], s=4, alpha=0.5, **domain_style(index, domain))
+        axis.scatter(hues, points[:, 1], s=4, alpha=0.5, rasterized=True, **domain_style(index, domain))
     axis.set(title="means of images", xlabel="hue, degrees from red", ylabel="saturation")
     axis.grid(alpha=0.3)
 

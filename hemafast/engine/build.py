@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
 
+from hemafast.config import to_plain
 from hemafast.data.loader import eval_loader, train_loader
 from hemafast.engine.distributed import World
 from hemafast.engine.duration import duration_of
-from hemafast.engine.learner import build_learner
+from hemafast.engine.learner import Learner, build_learner
 from hemafast.engine.plan import Plan
 from hemafast.engine.run import Run
 from hemafast.engine.schedule import build_schedule
 from hemafast.preparation.split import TRAIN
+from hemafast.presets import thawed
+from hemafast.weights import are_random
 
 
 def build_run(plan: Plan, world: World, saved: dict[str, Any] | None = None, *, restart_epoch: bool = False) -> Run:
@@ -21,16 +25,11 @@ def build_run(plan: Plan, world: World, saved: dict[str, Any] | None = None, *, 
 
     With `restart_epoch`, a saved run trains its epoch again from the start, because its settings have changed.
     """
+    if saved is None:
+        plan, learner = _new_learner(plan, world)
+    else:
+        learner = _learner(plan, world, str(saved["started_from"]))
     settings, graph = plan.settings, plan.graph
-    torch.manual_seed(settings.seed)
-    learner = build_learner(
-        settings,
-        plan.machine,
-        plan.dataset.counts(TRAIN),
-        batch_size=graph.batch_size,
-        world=world,
-        started_from=None if saved is None else str(saved["started_from"]),
-    )
     batches = train_loader(
         plan.train,
         policy=plan.policy,
@@ -56,3 +55,27 @@ def build_run(plan: Plan, world: World, saved: dict[str, Any] | None = None, *, 
     else:
         run.load_state_dict(saved, restart_epoch=restart_epoch)
     return run
+
+
+def _new_learner(plan: Plan, world: World) -> tuple[Plan, Learner]:
+    """A learner with its first weights. If these are random, the plan that trains all of them."""
+    learner = _learner(plan, world, None)
+    origin = world.broadcast(learner.started_from)
+    changes = thawed(plan.settings.preset, to_plain(plan.settings)) if are_random(origin) else {}
+    if not changes:
+        return plan, learner
+    said = f"all layers are trained: {plan.settings.preset} freezes some, but the weights are random"
+    plan = replace(plan, settings=replace(plan.settings, **changes), warnings=(*plan.warnings, said))
+    return plan, _learner(plan, world, origin)  # the same random weights, by the same seed
+
+
+def _learner(plan: Plan, world: World, started_from: str | None) -> Learner:
+    torch.manual_seed(plan.settings.seed)
+    return build_learner(
+        plan.settings,
+        plan.machine,
+        plan.dataset.counts(TRAIN),
+        batch_size=plan.graph.batch_size,
+        world=world,
+        started_from=started_from,
+    )

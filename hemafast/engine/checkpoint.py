@@ -70,7 +70,9 @@ class Calibration:
     images: Annotated[int, Ge(0)]
     """Number of images it was fitted on."""
     blast_threshold: Annotated[float, Ge(0), Le(1)] | None = None
-    """A cell with at least this probability of blast is called a blast; None without blasts to fit it on."""
+    """A cell with at least this probability of blast is called a blast; None with too few blasts to fit it on."""
+    blasts: Annotated[int, Ge(0)] | None = None
+    """Number of blasts among the images; None without a class of blasts, and where an earlier version did not say."""
     set_thresholds: tuple[Annotated[float, Ge(0), Le(1)] | None, ...] | None = None
     """By class, the least probability with which it is in a cell's set of classes; None if it never is."""
     nuclei: tuple[Annotated[float, Gt(0), Le(1000)] | None, ...] | None = None

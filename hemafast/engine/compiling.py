@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hemafast.config import CompileMode
+from hemafast.words import counted
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -125,7 +126,9 @@ class Compiler:
             logger.info("%s", done)
         elif now.graphs > before.graphs:
             self.recompiles += 1
-            logger.warning("the %s step was compiled again (%d recompilations so far)", name, self.recompiles)
+            logger.warning(
+                "the %s step was compiled again (%s so far)", name, counted(self.recompiles, "recompilation")
+            )
 
 
 class _Counts:

@@ -19,6 +19,7 @@ from hemafast.config import Device
 from hemafast.data.stream import ALONE, Process
 from hemafast.errors import HemafastError
 from hemafast.nvidia import uses_gpu
+from hemafast.words import counted
 
 Anything = TypeVar("Anything")
 
@@ -158,7 +159,7 @@ def joined(device: Device, environment: Mapping[str, str] = os.environ) -> Itera
     if on_cuda:
         if local_rank >= torch.cuda.device_count():
             raise HemafastError(
-                f"{local_size} processes share {torch.cuda.device_count()} GPUs here.",
+                f"{counted(local_size, 'process')} share {counted(torch.cuda.device_count(), 'GPU')} here.",
                 "Set --nproc-per-node to the number of GPUs.",
             )
         torch.cuda.set_device(local_rank)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from hemafast.config import TrainConfig
+from hemafast.errors import HemafastError
 
 if TYPE_CHECKING:
     from hemafast.engine.state import RunState
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
 TICKS = 10_000
 """Parts of a time budget."""
 
+_ROOM = 4  # times the start, for a run in which there is time to train
 _REPORT = 0.9  # CPU seconds of evaluation and report, without their pass over the images, per CPU second of the start
 
 
@@ -64,6 +66,36 @@ Duration = EpochCount | TimeBudget
 def duration_of(config: TrainConfig, updates: int) -> Duration:
     """The duration of a run with this number of updates per epoch."""
     return EpochCount(config.epochs, updates) if config.time_budget is None else TimeBudget(config.time_budget)
+
+
+def refuse_used_up(duration: Duration, state: RunState) -> None:
+    """Raise HemafastError if the start of a new run has used its whole time budget."""
+    if isinstance(duration, TimeBudget) and state.elapsed >= duration.budget:
+        raise HemafastError(
+            f"The time budget of {duration.budget:.0f} s was over before the first update: the start took "
+            f"{state.elapsed:.0f} s.",
+            f"Give a longer --time-budget, such as {_ROOM * state.elapsed:.0f}s.",
+        )
+
+
+def what_fits(duration: TimeBudget, state: RunState, *, pace: float, seen: int, images: int) -> str | None:
+    """A sentence about a budget that is too short for the first epoch; None for one that is not.
+
+    Args:
+        duration: the budget.
+        state: how far the run is, with its guess of the seconds that validation and report take.
+        pace: seconds per image.
+        seen: images trained so far.
+        images: images of the epoch.
+    """
+    fits = seen + max(duration.budget - state.ending - state.elapsed, 0.0) / pace
+    if fits >= images:
+        return None
+    whole = state.elapsed + (images - seen) * pace + state.ending
+    return (
+        f"the time budget of {duration.budget:.0f} s fits about {fits / images:.0%} of one epoch, and these images are "
+        f"trained on; a whole epoch with validation and report takes about {whole:.0f} s (--time-budget)"
+    )
 
 
 def size_at(tick: int, ticks: int, sizes: Sequence[int]) -> int:

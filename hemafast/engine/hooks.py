@@ -12,7 +12,7 @@ from statistics import median
 
 from hemafast.data.batch import Batch
 from hemafast.engine.checkpoint import model_bytes, save_last
-from hemafast.engine.duration import seconds_to_end
+from hemafast.engine.duration import TimeBudget, seconds_to_end, what_fits
 from hemafast.engine.journal import Journal
 from hemafast.engine.load import Load
 from hemafast.engine.run import Run
@@ -22,11 +22,13 @@ from hemafast.errors import HemafastError, StoppedError
 from hemafast.files import make_inside, write_bytes, write_table, write_tensors
 from hemafast.preparation.split import TRAIN
 from hemafast.run_folder import BEST, LAST, NONFINITE
+from hemafast.words import counted
 
 logger = logging.getLogger("hemafast")
 
 _SAVE = 1  # a vote of the processes; higher ones are signals, by their number above this
 _CROWDED = 0.3  # of the wanted time; threads of one run wait for each other too, though less than this
+_SURE = 4  # updates after which the pace is known well enough to say what fits
 _RECENT = 9  # number of updates whose pace predicts the next ones
 
 
@@ -40,7 +42,9 @@ class Clock:
         self._starting = min(time.thread_time(), self._looked - starting.began)
         self._paces: list[float] = []  # seconds per image, by update, since images grew
         self._since = time.perf_counter()
-        self._stepped = self._told = False
+        self._stepped = self._told = self._weighed = False
+        batches = run.train_batches
+        self._seen = sum(whole for _, whole in batches.sizes[: batches.position.batch])  # images of this epoch
         self._load = Load.now()
 
     def timed(self, batches: Iterable[Batch]) -> Iterator[Batch]:
@@ -86,12 +90,25 @@ class Clock:
         run, state, now = self._run, self._run.state, time.monotonic()
         passed, self._looked = now - self._looked, now
         state.elapsed += passed
-        if run.duration.epochs is not None:
+        if not isinstance(run.duration, TimeBudget):
             return
         if images and not state.epochs_done:
             self._paces.append(passed / images)
+            self._seen += images
             self._guess_ending()
         state.elapsed, state.ending = run.world.highest(state.elapsed, state.ending)
+        self._weigh(run.duration)
+
+    def _weigh(self, budget: TimeBudget) -> None:
+        """Say once, as soon as the pace is known, if the time is too short for an epoch."""
+        state = self._run.state
+        if self._weighed or not self._paces or (len(self._paces) < _SURE and not budget.over(state)):
+            return
+        self._weighed = True
+        pace = median(self._paces[1:] or self._paces)
+        said = what_fits(budget, state, pace=pace, seen=self._seen, images=self._run.train_batches.images)
+        if said and self._run.world.first:
+            logger.warning(said)
 
     def validated(self, seconds: float) -> None:
         """Predict the end of the run from the seconds of a validation."""
@@ -136,7 +153,7 @@ class NonfiniteCheck:
         logger.warning("%s. It was skipped (%d so far), the images are in %s", problem, bad[0], folder)
         if state.bad_updates > run.config.nonfinite_budget:
             raise HemafastError(
-                f"{state.bad_updates} updates were not finite, and --nonfinite-budget is "
+                f"{counted(state.bad_updates, 'update was', 'updates were')} not finite, and --nonfinite-budget is "
                 f"{run.config.nonfinite_budget}. The images are in {folder}.",
                 "Lower the learning rate with --lr, or set --clip-grad.",
             )
@@ -245,7 +262,7 @@ class Stops:
         self._saver.save(must=True)
         self._run.world.barrier()  # torchrun ends all processes once one ends, so the first has to save before that
         raise StoppedError(
-            f"Stopped by {signal.Signals(number).name} after {state.steps_done} updates, in epoch "
+            f"Stopped by {signal.Signals(number).name} after {counted(state.steps_done, 'update')}, in epoch "
             f"{state.epochs_done + 1} of {self._run.config.epochs}. Everything is saved.",
             f"Continue with `hemafast train --resume {self._folder}`.",
             exit_code=exit_code(number),

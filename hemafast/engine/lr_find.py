@@ -20,13 +20,14 @@ from hemafast.config import TrainConfig
 from hemafast.data.batch import Batch
 from hemafast.engine.build import build_run
 from hemafast.engine.distributed import World, joined
-from hemafast.engine.plan import settle
+from hemafast.engine.plan import announce_weights, settle
 from hemafast.engine.run import Run
 from hemafast.engine.step import seed_batch, update_plan
 from hemafast.errors import HemafastError
 from hemafast.files import make_folder, write_whole, writing
 from hemafast.pictures import DOMAIN_COLOURS, TRAIN_COLOUR, VAL_COLOUR, save, subplots
 from hemafast.progress import SILENT, Progress, stage
+from hemafast.words import counted
 
 _MEMORY = 0.9  # decay of the moving average of the losses, because a single batch is noisy
 _BROKEN = 3.0  # times the lowest loss: the loss has diverged
@@ -78,7 +79,7 @@ def find_rate(
     """
     if not 0 < first < last or steps < 2 * _EDGE:
         raise HemafastError(
-            f"{steps} steps from {first} to {last} are not a valid range.",
+            f"{counted(steps, 'step')} from {first} to {last} are not a valid range.",
             f"Give a last rate above the first, and at least {2 * _EDGE} steps.",
         )
     with joined(config.device) as world:
@@ -89,6 +90,8 @@ def find_rate(
 def _try_rates(config: TrainConfig, world: World, rates: npt.NDArray[np.float64], progress: Progress) -> RateCurve:
     """The curve, the same in all processes."""
     run = build_run(settle(config, world), world)
+    if world.first:
+        announce_weights(run.plan, run.learner.started_from)
     run.learner.model.train()
     train_step, losses = run.learner.train_step, list[float]()
     with stage(progress, "raising the learning rate", len(rates), unit="steps"):
@@ -103,7 +106,7 @@ def _try_rates(config: TrainConfig, world: World, rates: npt.NDArray[np.float64]
             if losses[-1] > _BROKEN * min(losses):
                 break
     if len(losses) < 2 * _EDGE:
-        raise HemafastError(f"The loss diverged within {len(losses)} steps.", "Start from a lower rate.")
+        raise HemafastError(f"The loss diverged within {counted(len(losses), 'step')}.", "Start from a lower rate.")
     return RateCurve(rates[: len(losses)], np.array(losses))
 
 

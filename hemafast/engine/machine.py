@@ -16,6 +16,7 @@ from hemafast.data.graph import Source, default_threads
 from hemafast.errors import HemafastError
 from hemafast.nvidia import card_on_bus, uses_gpu
 from hemafast.versions import DALI, installed_versions
+from hemafast.words import counted
 
 Precision = Literal["fp32", "bf16", "fp16"]
 
@@ -206,7 +207,9 @@ def _choose_loader_threads(asked: int | None, processes: int, source: Source = "
     if asked:
         return Choice(name, str(asked), "as asked for")
     shared = f", shared by {processes} processes" if processes > 1 else ""
-    return Choice(name, str(default_threads(processes, source)), f"{cores()} cores are available{shared}")
+    return Choice(
+        name, str(default_threads(processes, source)), f"{counted(cores(), 'core is', 'cores are')} available{shared}"
+    )
 
 
 def _choose_torch_threads() -> Choice:

@@ -21,6 +21,7 @@ from hemafast.errors import HemafastError
 from hemafast.nvidia import uses_gpu
 from hemafast.preparation.schema import QUARANTINED
 from hemafast.preparation.split import TEST, TRAIN, VAL
+from hemafast.words import counted
 
 logger = logging.getLogger("hemafast")
 
@@ -41,7 +42,7 @@ class Plan:
     policy: Policy
     """Augmentation of the training images."""
     warnings: tuple[str, ...] = ()
-    """What differs from the machine that the run began on."""
+    """What differs from the machine that the run began on, and from what was asked for."""
 
     def to_json(self) -> dict[str, Any]:
         """The content of machine.json."""
@@ -78,26 +79,32 @@ def settle(config: TrainConfig, world: World, saved: dict[str, Any] | None = Non
 
 def announce(plan: Plan, started_from: str) -> None:
     """Log the plan: each decision with its reason, the data, the network, and warnings."""
-    info, settings = plan.dataset.info, plan.settings
+    info = plan.dataset.info
     for choice in plan.machine.choices:
         logger.info("%s: %s (%s)", choice.name, choice.value, choice.reason)
-    for line in plan.warnings:
-        logger.warning(line)
     logger.info(
-        "%d training and %d validation images of %s, %d classes, fingerprint %s",
-        len(plan.train),
-        len(plan.val),
+        "%s and %s of %s, %s, fingerprint %s",
+        counted(len(plan.train), "training image"),
+        counted(len(plan.val), "validation image"),
         ", ".join(plan.dataset.domains),
-        len(info.classes),
+        counted(len(info.classes), "class"),
         info.fingerprint[:12],
     )
     if TEST in info.counts:
-        logger.info("%d test images are held out", len(plan.dataset.split(TEST)))
-    logger.info("%s at %d px, started from %s", settings.model, settings.image_size, started_from)
+        logger.info("%s held out", counted(len(plan.dataset.split(TEST)), "test image is", "test images are"))
+    announce_weights(plan, started_from)
     if untrained := untrained_classes(plan.dataset):
         logger.warning("no training image of %s: the model cannot learn it", "; ".join(untrained))
     if info.drawn:
         logger.warning(DRAWN_WARNING)
+
+
+def announce_weights(plan: Plan, started_from: str) -> None:
+    """Log the network, its first weights, and the warnings of the plan."""
+    settings = plan.settings
+    logger.info("%s at %d px, started from %s", settings.model, settings.image_size, started_from)
+    for line in plan.warnings:
+        logger.warning(line)
     if started_from.startswith("RANDOM"):
         logger.warning("TRAINING STARTS FROM %s: expect a far lower score in the same time", started_from)
 

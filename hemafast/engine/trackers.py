@@ -126,49 +126,42 @@ class _Guarded:
 
 
 class _TensorBoard:
-    """Event files in the run folder, and the learning rate in a folder of its own.
+    """Event files in the run folder. The learning rate has a value for each epoch, as all else.
 
-    A purge drops all values of a folder from one step on, but epochs and optimizer steps are counted differently.
+    A purge drops all values of a folder from one step on, but optimizer steps are counted differently. A folder of
+    their own would be a second run in TensorBoard's list.
     """
 
     def __init__(self, folder: Path, first_epoch: int) -> None:
         self._folder = folder / TENSORBOARD
         self._hook = threading.excepthook
         threading.excepthook = self._failed  # `train` puts the one before back
-        self._writers = {"": self._writer("", first_epoch)}
+        self._writer = self._opened(first_epoch)
 
     def scalars(self, values: Mapping[str, float], *, step: int) -> None:
-        within = LR if LR in values else ""
-        if within not in self._writers:
-            self._writers[within] = self._writer(within, step)
+        if LR in values:
+            return
         for name, value in values.items():
-            self._writers[within].add_scalar(name, value, step)
-        if not within:
-            self._flush()
+            self._writer.add_scalar(name, value, step)
+        self._writer.flush()
 
     def figure(self, name: str, figure: Figure, *, step: int) -> None:
-        self._writers[""].add_image(name, pixels_of(figure), step, dataformats="HWC")
-        self._flush()
+        self._writer.add_image(name, pixels_of(figure), step, dataformats="HWC")
+        self._writer.flush()
 
     def close(self) -> None:
-        for writer in self._writers.values():
-            writer.close()
+        self._writer.close()
 
     def _failed(self, error: threading.ExceptHookArgs) -> None:
         """Print no traceback for a thread of TensorBoard: its next call raises the error here."""
         if not type(error.thread).__module__.startswith("tensorboard."):
             self._hook(error)
 
-    def _flush(self) -> None:
-        for writer in self._writers.values():
-            writer.flush()
-
-    def _writer(self, within: str, first: int) -> Any:
+    def _opened(self, first: int) -> Any:
         from torch.utils.tensorboard import SummaryWriter
 
-        for folder in (self._folder, self._folder / within):
-            make_inside(folder)
-        return SummaryWriter(str(folder), purge_step=first)
+        make_inside(self._folder)
+        return SummaryWriter(str(self._folder), purge_step=first)
 
 
 class _Wandb:

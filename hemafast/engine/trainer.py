@@ -21,6 +21,7 @@ from hemafast.command import train_command
 from hemafast.config import TrainConfig, to_json, to_plain
 from hemafast.engine.build import build_run
 from hemafast.engine.distributed import World, joined, restarts
+from hemafast.engine.duration import refuse_used_up
 from hemafast.engine.journal import Journal, logger
 from hemafast.engine.loop import train_run
 from hemafast.engine.opening import Opened, changed_settings, free_settings, newest_run, open_stopped
@@ -108,9 +109,11 @@ def _train(opened: Opened, world: World, starting: Starting, progress: Progress)
         starting.done("data and choices")
         run = build_run(plan, world, saved, restart_epoch=opened.restart_epoch)
         starting.done("network")
+        run.state.elapsed += world.highest(time.monotonic() - starting.began)[0]  # one time for all, as rates follow it
+        if opened.folder is None:
+            refuse_used_up(run.duration, run.state)
         new = opened.folder or (make_run_folder(plan.settings) if world.first else Path())
         folder = world.broadcast(new)
-        run.state.elapsed += world.highest(time.monotonic() - starting.began)[0]  # one time for all, as rates follow it
         with nullcontext() if opened.folder else _alone_in(folder, world):  # an opened one is locked already
             _loop(run, folder, opened.changed, starting, progress)
     return folder if world.first else None

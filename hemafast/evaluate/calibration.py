@@ -20,6 +20,9 @@ TARGET = 0.95
 SENSITIVITY = 0.95
 """Share of the blasts that the blast threshold aims to find."""
 
+FEWEST = 20
+"""Images on which a threshold can be fitted: of fewer, a share of 95 % is all of them."""
+
 _TEMPERATURES = (1 / 20, 20.0)
 _LEAST = float(np.finfo(np.float32).tiny)  # a softmax in fp32 rounds to zero below it
 
@@ -58,6 +61,7 @@ def calibrate(
         target=target,
         images=len(labels),
         blast_threshold=None if blast is None else fit_sensitivity(labels == blast, softened[:, blast], SENSITIVITY),
+        blasts=None if blast is None else int((labels == blast).sum()),
         set_thresholds=fit_sets(labels, softened),
     )
 
@@ -76,19 +80,25 @@ def fit_temperature(labels: Labels, probabilities: Probabilities) -> float:
     return float(np.exp(minimize_scalar(loss, bounds=(low, high), method="bounded").x))
 
 
-def fit_threshold(labels: Labels, probabilities: Probabilities, target: float) -> float | None:
-    """The lowest confidence at which the share of right answers is at least `target`; None if there is none."""
+def fit_threshold(labels: Labels, probabilities: Probabilities, target: float, *, least: int = FEWEST) -> float | None:
+    """The lowest confidence at which the share of right answers is at least `target`.
+
+    None if there is none that at least `least` images reach: a threshold above nearly all answers would name no class.
+    """
     confidence = probabilities.max(axis=1)
     order = np.argsort(-confidence, kind="stable")
     right = np.cumsum((probabilities.argmax(axis=1) == labels)[order])
     share = right / np.arange(1, len(labels) + 1)
     sorted_confidence = confidence[order]
     last_of_its_value = np.append(sorted_confidence[1:] != sorted_confidence[:-1], True)
-    good = np.flatnonzero((share >= target) & last_of_its_value)
+    enough = np.arange(1, len(labels) + 1) >= least
+    good = np.flatnonzero((share >= target) & last_of_its_value & enough)
     return float(sorted_confidence[good[-1]]) if len(good) else None
 
 
-def fit_sensitivity(positive: npt.NDArray[np.bool_], scores: Probabilities, target: float) -> float | None:
-    """The highest threshold that finds at least `target` of the positive images; None without positive images."""
+def fit_sensitivity(
+    positive: npt.NDArray[np.bool_], scores: Probabilities, target: float, *, least: int = FEWEST
+) -> float | None:
+    """The highest threshold that finds at least `target` of the positive images; None of fewer than `least` of them."""
     found = -np.sort(-scores[positive])
-    return float(found[math.ceil(target * len(found)) - 1]) if len(found) else None
+    return float(found[math.ceil(target * len(found)) - 1]) if len(found) >= least else None

@@ -10,6 +10,7 @@ from hemafast.errors import HemafastError, name_some
 from hemafast.preparation.split import VAL, WORDS
 from hemafast.recorded import CrossDomain, read_recorded
 from hemafast.run_folder import CROSSDOMAIN, EVALUATIONS, read_metrics
+from hemafast.words import counted
 
 _SHOWN = 6  # other laboratories that the line names
 
@@ -49,7 +50,7 @@ def _told(name: str, scores: Metrics, more: str = "") -> str:
         return f"{name} none"
     interval = "" if ends[0] is None else f"{ends[0]:.3f} to {ends[1]:.3f}; "
     images = f"{scores['images']:,} {'image' if scores['images'] == 1 else 'images'}"
-    return f"{name} {value:.3f} ({interval}{images}, {scores['classes']} classes{more})"
+    return f"{name} {value:.3f} ({interval}{images}, {counted(scores['classes'], 'class')}{more})"
 
 
 def _apart(own: Metrics, domains: list[str]) -> str:
@@ -94,8 +95,10 @@ def _left_out(run: Path, own: Metrics) -> str:
         if found := _read_left_out(file, own):
             low, high = found["ci95"]
             how = f"each tested with a model of the others, preset {found['preset']}{found['merged']}"
-            return f"{found['value']:.3f} ({low:.3f} to {high:.3f}), mean of {len(found['domains'])} domains, {how}"
-    return f"not known: trained on all {len(domains)} domains; `hemafast crossdomain` measures it"
+            mean = f"mean of {counted(len(found['domains']), 'domain')}"
+            return f"{found['value']:.3f} ({low:.3f} to {high:.3f}), {mean}, {how}"
+    what = "its only domain" if len(domains) == 1 else f"all {len(domains)} domains"
+    return f"not known: trained on {what}; `hemafast crossdomain` measures it"
 
 
 def _read_left_out(file: Path, own: Metrics) -> dict[str, Any] | None:

@@ -67,6 +67,7 @@ from hemafast.run_folder import (
     read_metrics,
 )
 from hemafast.taxonomy import BLAST
+from hemafast.words import counted
 
 FITTED, REPORTED = "calibration", "report"
 """The two halves of the validation images, as predictions.csv names them."""
@@ -422,7 +423,10 @@ def _warnings(dataset: Dataset, card: ModelCard) -> list[str]:
             "images"
         )
     if divided := divided_groups(dataset.table):
-        warnings.append(f"{divided} patients or slides have images in several splits: scores may be too good")
+        warnings.append(
+            f"{counted(divided, 'patient or slide has', 'patients or slides have')} images in several splits: "
+            "scores may be too good"
+        )
     return warnings
 
 

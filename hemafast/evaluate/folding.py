@@ -17,6 +17,7 @@ from hemafast.errors import HemafastError, name_some
 from hemafast.evaluate.metrics import Labels, Probabilities
 from hemafast.preparation.sources.class_names import covered_by
 from hemafast.preparation.sources.names import fold
+from hemafast.words import counted
 
 _NAMED = 12  # classes that an error lists
 
@@ -100,7 +101,10 @@ def notes(account: Mapping[str, Any]) -> list[str]:
     ]
     outside = account["model_only"]
     wrong = [f"Of these classes there are no images: {name_some(outside, _NAMED)}; such an answer is a mistake"]
-    left = [f"{count} images of {name} are left out" for name, count in account["left_out"].items()]
+    left = [
+        f"{counted(count, f'image of {name} is', f'images of {name} are')} left out"
+        for name, count in account["left_out"].items()
+    ]
     return [*merged, *(wrong if outside else []), *left]
 
 
@@ -154,7 +158,7 @@ def _suggest(model: Sequence[str], left_out: Images, class_map: Mapping[str, str
     for name, count in left_out.items():
         same = [one for one in model if covered_by(one) & covered_by(name)]
         if same and fold(name) not in decided:
-            described.append(f"{name} ({count} images, probably {' and '.join(same)})")
+            described.append(f"{name} ({counted(count, 'image')}, probably {' and '.join(same)})")
             suggested |= _pairs(name, same, suggested)
     if described:
         problem = f"The model has other names for {name_some(described, _NAMED)}."

@@ -27,6 +27,7 @@ from hemafast.files import write_tensors
 from hemafast.model import Classifier
 from hemafast.regular import refuse_special
 from hemafast.run_folder import LIKENESS
+from hemafast.words import counted
 
 ALARM = 0.05
 """Largest likeness of an image that is called unlike: the share of false alarms at home."""
@@ -253,7 +254,7 @@ def describe(judged: Mapping[str, Any]) -> str | None:
         return None
     images = judged["images"]
     parts = [f"{share:.0%} in {name}" for name, share in judged["parts"].items() if share > _MATTERS]
-    said = f"{judged['alarms']} of {images} images are unlike those that the model was trained on"
+    said = f"{judged['alarms']} of {counted(images, 'image')} are unlike those that the model was trained on"
     if parts:
         said += f" ({' and '.join(parts)}; {ALARM:.0%} at home)"
     else:
@@ -309,4 +310,4 @@ def _refuse_shapes(centre: Tensor, whitening: Tensor, colours: Tensor, features:
         if tuple(tensor.shape) != shape or tensor.dtype != dtype or not tensor.isfinite().all():
             raise ValueError(f"{name} is not {dtype} {shape}, or not finite")
     if not _NEAREST <= kept <= images:
-        raise ValueError(f"it keeps {kept} of {images} images")
+        raise ValueError(f"it keeps {kept} of {counted(images, 'image')}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +18,18 @@ from hemafast.errors import HemafastError
 from hemafast.evaluate.folding import Folding, fold_classes, notes
 from hemafast.evaluate.predictions import read_predictions
 from hemafast.experiments.matrix import Group, Mask, Matrix, score_matrix
-from hemafast.experiments.plots import plot_matrix
+from hemafast.experiments.plots import draw_matrix
 from hemafast.experiments.resampled import Labels
 from hemafast.experiments.runs import Failed, Outcome, Scored, csv_of, run_all, warnings_about, write_files
 from hemafast.experiments.shortcut import POOLED, Shortcuts, check_shortcuts
 from hemafast.pages import render
-from hemafast.pictures import data_address, drawn
+from hemafast.pictures import drawn, on_page, save
 from hemafast.preparation.schema import accepted, divided_groups, grouped_domains
 from hemafast.preparation.split import TRAIN, VAL
 from hemafast.preparation.tables.lists import read_class_map
 from hemafast.progress import SILENT, Progress
 from hemafast.run_folder import CROSSDOMAIN, PREDICTIONS
+from hemafast.words import counted
 
 NAME = Path(CROSSDOMAIN).stem
 SCHEMA = 1
@@ -125,7 +127,8 @@ def _too_small(dataset: Dataset, name: str) -> str:
     images, classes = int(counts.sum()), int((counts > 0).sum())
     if images < LEAST_IMAGES or classes < LEAST_CLASSES:
         return (
-            f"{images} training images of {classes} classes; {LEAST_IMAGES} images of {LEAST_CLASSES} classes are the "
+            f"{counted(images, 'training image')} of {counted(classes, 'class')}; "
+            f"{LEAST_IMAGES} images of {LEAST_CLASSES} classes are the "
             "least"
         )
     return "" if (dataset.split(VAL)["domain"] == name).any() else "no validation images to choose an epoch by"
@@ -257,7 +260,7 @@ def _notes(dataset: Dataset, plan: _Plan) -> list[str]:
         else []
     )
     if twice := divided_groups(_images_of(dataset, apart)):
-        said.append(f"{twice} groups have images on both sides of the split, as it was given")
+        said.append(f"{counted(twice, 'group has', 'groups have')} images on both sides of the split, as it was given")
     return said + [f"{name} is only tested on: {reason}" for name, reason in plan.tested_only.items()]
 
 
@@ -309,18 +312,18 @@ def cells_of(result: Mapping[str, Any]) -> dict[tuple[str, str], dict[str, Any]]
 
 
 def _write(folder: Path, result: Result) -> None:
-    picture = drawn(lambda file: plot_matrix(file, result))
+    figure = draw_matrix(result)
     page = render(
         f"experiments/{NAME}.html.j2",
         result=result,
         cells=cells_of(result),
         folding=notes(result["folding"]),
-        picture=data_address(picture, "png"),
+        picture=on_page(figure, "Macro-F1 of each model on each domain; the numbers are in the table"),
     )
     contents = {
         CROSSDOMAIN: json.dumps(result, indent=2, allow_nan=False).encode() + b"\n",
         f"{NAME}.csv": csv_of(map(_csv_row, result["cells"]), _CSV_COLUMNS),
-        f"{NAME}.png": picture,
+        f"{NAME}.png": drawn(partial(save, figure)),
         f"{NAME}.html": page.encode(),
     }
     write_files(folder, contents)

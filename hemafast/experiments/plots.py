@@ -8,42 +8,47 @@ from typing import IO, Any
 
 import numpy as np
 
-from hemafast.pictures import TRAIN_COLOUR, VAL_COLOUR, save, short, subplots
+from hemafast.pictures import TRAIN_COLOUR, VAL_COLOUR, hex_of, ink_on, save, short, subplots
+from hemafast.words import counted
 
-_DARK = 0.65  # cells above it get white letters
+_NO_SCORE = "#dddddd"  # ground of cells without a score
 _BAR = 0.5  # thickness, as a share of the distance between two bars
 
 Target = Path | IO[bytes]
 
 
-def plot_matrix(target: Target, result: Mapping[str, Any]) -> None:
+def draw_matrix(result: Mapping[str, Any]) -> Any:
     """A heat map of macro-F1 over shared classes: a row per model, a column per test domain, and the unseen mean."""
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import Normalize
+
     rows, columns = ([part["name"] for part in result[side]] for side in ("trained", "tested"))
     values = np.full((len(rows), len(columns) + 1), np.nan)
+    colours = ScalarMappable(Normalize(0, 1), "Blues")
     figure, (axis,) = subplots(1, width=4.1 + 1.7 * len(columns), height=1.9 + 0.9 * len(rows), columns=1)
-    axis.set_facecolor("#dddddd")  # cells without a score
+    axis.set_facecolor(_NO_SCORE)
     for cell in result["cells"]:
         shared, place = cell["shared"], (rows.index(cell["trained_on"]), columns.index(cell["tested_on"]))
-        said = f"{len(shared['classes'])} classes, {shared['images']:,} images"
-        values[place] = _write_cell(axis, place, shared["macro_f1"], said)
+        said = f"{counted(len(shared['classes']), 'class')}, {counted(shared['images'], 'image')}"
+        values[place] = _write_cell(axis, colours, place, shared["macro_f1"], said)
     for mean in result["unseen"]:
         place = rows.index(mean["trained_on"]), len(columns)
-        values[place] = _write_cell(axis, place, mean["macro_f1"], f"mean of {len(mean['domains'])}")
-    axis.imshow(values, cmap="Blues", vmin=0, vmax=1, aspect="auto")
+        values[place] = _write_cell(axis, colours, place, mean["macro_f1"], f"mean of {len(mean['domains'])}")
+    axis.imshow(values, cmap=colours.cmap, norm=colours.norm, aspect="auto")
     axis.set_xticks(range(len(columns) + 1), [*map(short, columns), "unseen domains"], parse_math=False)
     axis.set_yticks(range(len(rows)), map(short, rows), parse_math=False)
     axis.set_xlabel("tested on validation images of")
     axis.set_ylabel("trained on")
     axis.set_title("macro-F1 over shared classes, 95 % interval", fontsize=10)
-    save(figure, target)
+    return figure
 
 
-def _write_cell(axis: Any, place: tuple[int, int], score: Mapping[str, Any], said: str) -> float:
+def _write_cell(axis: Any, colours: Any, place: tuple[int, int], score: Mapping[str, Any], said: str) -> float:
     """Write a score into a cell, and return it; nan for none."""
     value, (low, high) = score["value"], score["ci95"]
     interval = "" if low is None else f"{low:.3f} to {high:.3f}\n"
     text = "no shared class" if value is None else f"{value:.3f}\n{interval}{said}"
-    colour = "white" if value is not None and value > _DARK else "black"
+    colour = ink_on(_NO_SCORE if value is None else hex_of(colours, value))
     axis.text(place[1], place[0], text, ha="center", va="center", fontsize=9, color=colour)
     return float("nan") if value is None else float(value)
 

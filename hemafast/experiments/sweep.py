@@ -20,6 +20,7 @@ from hemafast.experiments.runs import Failed, Outcome, Scored, csv_of, run_all, 
 from hemafast.pictures import confusion_figure, drawn, save
 from hemafast.preparation.split import TRAIN, VAL
 from hemafast.progress import SILENT, Progress
+from hemafast.words import counted
 
 SUMMARY = "results_summary.csv"
 PICTURE = "summary_f1.png"
@@ -92,7 +93,8 @@ def _data_note(dataset: Dataset) -> str:
     info = dataset.info
     train, val = (len(dataset.split(split)) for split in (TRAIN, VAL))
     return (
-        f"Data: {train:,} training and {val:,} validation images of {', '.join(info.domains)} (field of view: "
+        f"Data: {counted(train, 'training image')} and {counted(val, 'validation image')} of "
+        f"{', '.join(info.domains)} (field of view: "
         f"{info.settings['field_of_view']}, split seed {info.settings['seed']}, fingerprint {info.fingerprint[:12]}); "
         "one training seed."
     )

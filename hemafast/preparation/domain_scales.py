@@ -16,6 +16,7 @@ from hemafast.preparation.ranges import contents_of, in_stored_order
 from hemafast.preparation.scale import SAMPLE, Encoded, ScaleEstimate, estimate_encoded
 from hemafast.preparation.sources.gather import Member
 from hemafast.progress import SILENT, Progress, stage
+from hemafast.words import counted
 
 _COMPARED = 100  # images of a domain of known scale that are looked at, to notice a wrong one
 _TO_DOUBT = 30  # nuclei that speak against a known scale, at least: fewer may be of one class
@@ -97,9 +98,15 @@ def _size_notes(domain: str, images: pd.DataFrame, plan: Plan) -> Iterator[str]:
         return
     sides = images[["width", "height"]].min(axis=1)
     if small := int((images["window"] > sides).sum()):
-        yield f"{small} images are smaller than the field of view of {window} px; their edges are repeated to fill it"
+        yield (
+            f"{counted(small, 'image is', 'images are')} smaller than the field of view of {window} px; "
+            "their edges are repeated to fill it"
+        )
     if tiny := int((images["window"] < [plan.window(domain, side) for side in sides]).sum()):
-        yield f"{tiny} images are too small for a cell at this scale, and are kept whole; check --um-per-pixel"
+        yield (
+            f"{counted(tiny, 'image is', 'images are')} too small for a cell at this scale, and kept whole; "
+            "check --um-per-pixel"
+        )
     if own:
         scales = plan.estimates[domain].by_side
         listed = ", ".join(f"{side} px: {scales[side]:.3g} um/px" for side in own)

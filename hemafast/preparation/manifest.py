@@ -18,6 +18,7 @@ import pandas as pd
 from hemafast.errors import HemafastError
 from hemafast.preparation import schema
 from hemafast.preparation.images.image_checks import MAX_PIXELS
+from hemafast.words import counted
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -79,11 +80,13 @@ def _read_table(content: bytes, file: Path, info: schema.DatasetInfo) -> pa.Tabl
 def _refuse_size(about: Any, file: Path, info: schema.DatasetInfo) -> None:
     expected = sum(domain.images for domain in info.domains.values())
     if about.num_rows != expected:
-        problem = f"{file} has {about.num_rows:,} rows, and {schema.INFO} counts {expected:,} images."
+        problem = f"{file} has {counted(about.num_rows, 'row')}, and {schema.INFO} counts {counted(expected, 'image')}."
         raise HemafastError(problem, schema.PREPARE_AGAIN)
     unpacked = sum(about.row_group(group).total_byte_size for group in range(about.num_row_groups))
     if expected > MOST_IMAGES or unpacked > _MOST_BYTES_PER_ROW * (expected + 1):
-        problem = f"{file} unpacks to {expected:,} rows of {unpacked:,} bytes; the most are {MOST_IMAGES:,} rows."
+        problem = (
+            f"{file} unpacks to {counted(expected, 'row')} of {unpacked:,} bytes; the most are {MOST_IMAGES:,} rows."
+        )
         raise HemafastError(problem, "Prepare fewer images, or do not trust this data set.")
 
 
@@ -172,5 +175,5 @@ def _refuse_other_counts(manifest: pd.DataFrame, file: Path, info: schema.Datase
     }
     for key in sorted({*there, *told}):
         if there.get(key, 0) != told.get(key, 0):
-            problem = f"{file} has {there.get(key, 0)} images of {' / '.join(key)}; {schema.INFO} counts"
+            problem = f"{file} has {counted(there.get(key, 0), 'image')} of {' / '.join(key)}; {schema.INFO} counts"
             raise HemafastError(f"{problem} {told.get(key, 0)}.", schema.PREPARE_AGAIN)

@@ -30,6 +30,7 @@ from hemafast.preparation.publish import drop_links, lock_of, log_of, sync
 from hemafast.preparation.worklog import read_rows
 from hemafast.progress import Progress, stage
 from hemafast.reading import read_json_text
+from hemafast.words import counted
 
 _MARK = "part.json"
 _MOST = 10_000  # parts
@@ -189,7 +190,7 @@ def _rows_of(place: Path, rows: range, plan: Plan, order: npt.NDArray[np.int64])
     except (KeyError, TypeError, ValueError, OSError) as error:
         raise _damaged(place, f"has a log that cannot be read ({error})") from error
     if table.index.tolist() != list(rows):
-        raise _damaged(place, f"has a log of {len(table)} images, not of its {len(rows)}")
+        raise _damaged(place, f"has a log of {counted(len(table), 'image')}, not of its {len(rows)}")
     names = [plan.members[position].name for position in order[rows.start : rows.stop]]
     for path, verdict, name in zip(table["path"], table["verdict"], names, strict=True):
         room = schema.QUARANTINED_IMAGES if verdict == schema.QUARANTINED else schema.IMAGES

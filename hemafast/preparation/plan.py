@@ -22,6 +22,7 @@ from hemafast.preparation.split import TRAIN, fair_order
 from hemafast.preparation.tables import lists
 from hemafast.progress import SILENT, Progress, stage
 from hemafast.taxonomy import CHALLENGE_CLASSES, UM_PER_PIXEL
+from hemafast.words import counted
 
 _NOT_INPUT = ("source", "output", "strict", "max_quarantined")  # settings that do not change the result
 _FILES = ("groups", "checksums", "class_map")
@@ -155,7 +156,7 @@ def choose_sums(plan: Plan, file: Path | None, progress: Progress = SILENT) -> t
     if not archives and not sums:
         raise HemafastError(f"{file} lists no archive and no image of this source.", "Check that it is the right list.")
     unlisted, strange = sum(name not in sums for name in loose), len(listed) - len(sums)
-    notes = [f"{unlisted} images are not in {file.name}"] if unlisted else []
+    notes = [f"{counted(unlisted, 'image is', 'images are')} not in {file.name}"] if unlisted else []
     notes += (
         [f"{strange} {'entry' if strange == 1 else 'entries'} of {file.name} match{'es' * (strange == 1)} no image"]
         if strange > 0

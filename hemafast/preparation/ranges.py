@@ -15,6 +15,7 @@ from hemafast.preparation.plan import Plan
 from hemafast.preparation.sources.containers import reader_of
 from hemafast.preparation.sources.gather import Member
 from hemafast.progress import SILENT, Progress, stage
+from hemafast.words import counted
 
 
 def measure_ranges(plan: Plan, progress: Progress = SILENT) -> dict[str, dict[str, Range]]:
@@ -57,7 +58,8 @@ def range_notes(manifest: pd.DataFrame, ranges: Mapping[str, Mapping[str, Range]
     for domain, images in scaled.groupby("domain"):
         words = " and ".join(f"{kind} values of {one}" for kind, one in _distinct(ranges[str(domain)]))
         yield (
-            f"{domain}: {len(images)} images have more than 8 bits a channel; {words} become 0 to 255. "
+            f"{domain}: {counted(len(images), 'image has', 'images have')} more than 8 bits a channel; "
+            f"{words} become 0 to 255. "
             f"Choose another range with --bit-depth {domain}=16"
         )
 

@@ -21,6 +21,7 @@ from hemafast.preparation.pixels import packed_header, packed_name
 from hemafast.preparation.shards import digest
 from hemafast.reading import cause, read_json_text
 from hemafast.regular import open_regular, read_regular
+from hemafast.words import counted
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,4 +171,6 @@ def open_squares(path: Path, rows: int, size: int) -> Pixels:
             return map_file(path, offset=len(header), shape=shape)
     except OSError as error:
         raise HemafastError(f"{path} cannot be read ({error.strerror}).", schema.PREPARE_AGAIN) from error
-    raise HemafastError(f"{path} was cut or changed: it should hold {rows} images of {size} px.", schema.PREPARE_AGAIN)
+    raise HemafastError(
+        f"{path} was cut or changed: it should hold {counted(rows, 'image')} of {size} px.", schema.PREPARE_AGAIN
+    )

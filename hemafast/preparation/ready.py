@@ -13,6 +13,7 @@ from hemafast.config import PrepareConfig
 from hemafast.errors import HemafastError
 from hemafast.preparation import schema
 from hemafast.preparation.split import ALL_SPLITS, TEST, TRAIN, VAL, WORDS
+from hemafast.words import counted
 
 UNDRAWN = ""
 """In place of a split: it is still to be drawn."""
@@ -57,11 +58,11 @@ def find_twins(images: pd.DataFrame) -> pd.Series[str]:
 def ready_notes(images: pd.DataFrame, config: PrepareConfig) -> Iterator[str]:
     """What became of each ready split; `images` as for `keep_ready`."""
     for name, split in images["ready_split"].groupby(_owner(images, config)):
-        if found := counted(split):
+        if found := told_splits(split):
             yield from (f"{name}: {note}" for note in _told(str(name), split, found, config))
 
 
-def counted(split: pd.Series[str]) -> str:
+def told_splits(split: pd.Series[str]) -> str:
     """The images of each split, as in "60 training, 20 test images"; empty if there is none."""
     counts = [f"{count} {WORDS[name]}" for name in ALL_SPLITS if (count := int((split == name).sum()))]
     return f"{', '.join(counts)} images" if counts else ""
@@ -84,4 +85,8 @@ def _told(name: str, split: pd.Series[str], found: str, config: PrepareConfig) -
         if VAL not in set(split) and TRAIN in set(split):
             yield f"its split has no validation images, so {config.val_fraction:.0%} of its training images validate"
         if strays := int((split == UNDRAWN).sum()):
-            yield f"{strays} images are in no split and count as training images"
+            yield counted(
+                strays,
+                "image is in no split and counts as a training image",
+                "images are in no split and count as training images",
+            )

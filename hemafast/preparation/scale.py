@@ -20,6 +20,7 @@ from hemafast.preparation.images.image_checks import MIN_SIDE, Pixels, decode_re
 from hemafast.preparation.images.kinds import UnreadableImageError
 from hemafast.preparation.nuclei import nucleus_diameter
 from hemafast.preparation.threads import Pool, batches
+from hemafast.words import counted
 
 SAMPLE = 300
 """Images that are looked at."""
@@ -63,9 +64,9 @@ class ScaleEstimate:
     def words(self) -> str:
         """The estimate in a sentence's middle, or why there is none."""
         if self.um_per_pixel is None:
-            return f"cannot be estimated: a nucleus was found in {self.nuclei} of {self.images} images"
+            return f"cannot be estimated: a nucleus was found in {self.nuclei} of {counted(self.images, 'image')}"
         between = f"{self.low:.3g} to {self.high:.3g}"
-        return f"about {self.um_per_pixel:.3g} um/px ({between}), by the nuclei of {self.nuclei} cells"
+        return f"about {self.um_per_pixel:.3g} um/px ({between}), by the nuclei of {counted(self.nuclei, 'cell')}"
 
     def holds(self, um_per_pixel: float) -> bool:
         """Whether a scale lies within the interval; True without an estimate, which contradicts nothing."""

@@ -17,6 +17,7 @@ from hemafast.preparation.split import ALL, ALL_SPLITS, NO_FOLD, SPLITS, TEST, V
 from hemafast.reading import cause
 from hemafast.regular import read_regular
 from hemafast.versions import DALI, installed_versions
+from hemafast.words import counted
 
 SCHEMA = 3
 """Version of the format on disk. Raise it when older readers would misread newer files."""
@@ -161,7 +162,7 @@ def scale_words(um_per_pixel: float | None, scale: Scale | None) -> str:
     found = scale.estimate
     if scale.source != "estimated" or found is None:
         return f"{um_per_pixel:g} ({scale.source})"
-    return f"{um_per_pixel:.3g} (estimated: {found.low:.3g} to {found.high:.3g}, {found.nuclei} nuclei)"
+    return f"{um_per_pixel:.3g} (estimated: {found.low:.3g} to {found.high:.3g}, {counted(found.nuclei, 'nucleus')})"
 
 
 class DomainInfo(Record):

@@ -12,7 +12,7 @@ from hemafast.config import PrepareConfig
 from hemafast.errors import HemafastError, LossError, name_some
 from hemafast.preparation import schema
 from hemafast.preparation.duplicates import chains, find_contradictions, group_duplicates, smallest_in_component
-from hemafast.preparation.ready import UNDRAWN, counted, find_twins, keep_ready, ready_notes
+from hemafast.preparation.ready import UNDRAWN, find_twins, keep_ready, ready_notes, told_splits
 from hemafast.preparation.split import (
     ALL_SPLITS,
     NO_FOLD,
@@ -25,6 +25,7 @@ from hemafast.preparation.split import (
     assign_split,
     missing_strata,
 )
+from hemafast.words import counted
 
 _NAMED = 3  # images that an error message lists
 
@@ -45,7 +46,7 @@ def select_images(images: pd.DataFrame, config: PrepareConfig) -> tuple[pd.DataF
     refuse_excess(manifest, config)
     if schema.accepted(manifest).empty:
         why = _described(schema.quarantined(manifest))
-        problem = f"None of the {len(manifest)} images in {config.source} can be used: {why}."
+        problem = f"None of the {counted(len(manifest), 'image')} in {config.source} can be used: {why}."
         raise HemafastError(problem, "Repair or replace them.")
     notes = (*_take_ready(manifest, config), *_draw_rest(manifest, config))
     _refuse_empty(manifest, config)
@@ -57,7 +58,7 @@ def _refuse_empty(manifest: pd.DataFrame, config: PrepareConfig) -> None:
     empty = [WORDS[split] for split in SPLITS if schema.in_split(manifest, split).empty]
     if not empty:
         return
-    ready = counted(schema.accepted(manifest)["ready_split"])
+    ready = told_splits(schema.accepted(manifest)["ready_split"])
     if config.split_file:
         files = ", ".join(map(str, config.split_file))
         raise HemafastError(
@@ -79,7 +80,7 @@ def refuse_excess(manifest: pd.DataFrame, config: PrepareConfig) -> None:
     bad = schema.quarantined(manifest)
     if len(bad) <= (0 if config.strict else config.max_quarantined * len(manifest)):
         return
-    problem = f"{len(bad)} of {len(manifest)} images would be quarantined: {_described(bad)}."
+    problem = f"{len(bad)} of {counted(len(manifest), 'image')} would be quarantined: {_described(bad)}."
     if config.strict:
         raise LossError(problem, "Repair or remove them, or leave out --strict.")
     remedy = f"or accept more than {config.max_quarantined:.0%} with --max-quarantined."
@@ -171,7 +172,10 @@ def _shortcomings(good: pd.DataFrame, config: PrepareConfig) -> list[str]:
     else:
         notes = missing_strata(good[~tested], "split", SPLITS) + missing_strata(good[tested], "split", ALL_SPLITS)
     if divided := schema.divided_groups(good):
-        notes.append(f"{divided} patients or slides are in several splits, as these came: scores may be too good")
+        notes.append(
+            f"{counted(divided, 'patient or slide is', 'patients or slides are')} in several splits, "
+            "as these came: scores may be too good"
+        )
     return notes
 
 
@@ -185,7 +189,7 @@ def _groups(good: pd.DataFrame, config: PrepareConfig) -> tuple[pd.Series[str], 
     links = np.concatenate([chains(pictures), chains(named)])
     rest = len(good) - len(named)
     source = config.groups.name if config.groups else config.group_pattern or "the table of labels or the folders"
-    notes = [f"{rest} images have no group in {source}"] if rest else []
+    notes = [f"{counted(rest, 'image has', 'images have')} no group in {source}"] if rest else []
     return smallest_in_component(pictures, links), (*notes, *_shared_pictures(good, named))
 
 

@@ -26,11 +26,14 @@ def changed_settings(settings: Sequence[Mapping[str, Any]]) -> dict[str, list[An
 
 
 def difference(first: Path, other: Path) -> dict[str, Any] | None:
-    """The macro-F1 of the `other` run minus that of the first, with a paired 95 % interval.
+    """How the `other` run differs from the first on the same images; None for a run scored on other images.
 
-    Both runs are resampled with the same images, so that chance in the choice of images cancels out. None for a run
-    scored on other images.
+    `macro_f1` is the difference, with a paired 95 % interval: both runs are resampled with the same images, so that
+    chance in the choice of images cancels out. `only_first` and `only_other` are images that one run alone has right,
+    and `mcnemar` is the p-value of McNemar's exact test that both are as frequent.
     """
+    from scipy.stats import binomtest
+
     (one, classes, _), (two, same, _) = (read_predictions(folder / PREDICTIONS) for folder in (first, other))
     key = ["image", "label"]
     if classes != same or sorted(map(tuple, one[key].to_numpy())) != sorted(map(tuple, two[key].to_numpy())):
@@ -45,4 +48,13 @@ def difference(first: Path, other: Path) -> dict[str, Any] | None:
         return count_scores(confusions(labels, answers, weights, len(classes)))["macro_f1"]
 
     found = np.concatenate([macro_f1(after, weights) - macro_f1(before, weights) for weights in resample(len(labels))])
-    return {"macro_f1": float(found[0]), "ci95": interval(found).tolist(), "images": len(labels)}
+    was_right, is_right = before == labels, after == labels
+    lost, won = int((was_right & ~is_right).sum()), int((is_right & ~was_right).sum())
+    return {
+        "macro_f1": float(found[0]),
+        "ci95": interval(found).tolist(),
+        "images": len(labels),
+        "only_first": lost,
+        "only_other": won,
+        "mcnemar": float(binomtest(won, won + lost).pvalue) if won + lost else 1.0,
+    }

@@ -42,6 +42,10 @@ class Gallery:
         """(images,): which predictions are mistakes."""
         return np.asarray(self.table["label"] != self.table["predicted"])
 
+    def mistakes(self, most: int) -> int:
+        """How many of the first `most` cells are mistakes."""
+        return min(int(self.wrong.sum()), most)
+
     def thumbnails(self, most: int) -> list[str]:
         """Pictures of the first `most` cells as data URLs; none without the data set."""
         return [embedded_pixels(self._pixels(place), _SIDE) for place in range(min(most, len(self.rows)))]
@@ -84,8 +88,11 @@ def open_gallery(predictions: Path, data: Path, fingerprint: str) -> Gallery:
     return Gallery(chosen, classes, probabilities[order], len(table), rows, dataset if there else None)
 
 
-def listing(gallery: Gallery, pictures: Sequence[str]) -> dict[str, Any]:
-    """Plain data for the page's script, compact where it repeats for each cell."""
+def listing(gallery: Gallery, pictures: Sequence[str], overlays: Sequence[str] = ()) -> dict[str, Any]:
+    """Plain data for the page's script, compact where it repeats for each cell.
+
+    `pictures` and `overlays` are data URLs of the first cells.
+    """
     class_of = {name: index for index, name in enumerate(gallery.classes)}
     places, domains = pd.factorize(gallery.table["domain"], sort=True)
     columns = (gallery.table["label"], gallery.table["predicted"], places.tolist(), gallery.table["image"])
@@ -93,6 +100,7 @@ def listing(gallery: Gallery, pictures: Sequence[str]) -> dict[str, Any]:
         "classes": list(gallery.classes),
         "domains": list(domains),
         "pictures": list(pictures),
+        "overlays": list(overlays),
         "cells": [
             [
                 class_of[label],

@@ -6,13 +6,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hemafast.command import prepare_command, train_command
 from hemafast.config import TrainConfig, to_plain
 from hemafast.engine.checkpoint import load_best
 from hemafast.engine.journal import Row, read_rows
 from hemafast.errors import HemafastError
+from hemafast.evaluate.calibration import FEWEST
 from hemafast.evaluate.conformal import exceptions
 from hemafast.evaluate.elsewhere import home_and_elsewhere
 from hemafast.evaluate.evaluate import Metrics, run_of
@@ -20,20 +21,25 @@ from hemafast.evaluate.folding import notes
 from hemafast.files import write_text, writing
 from hemafast.metrics import with_pooled
 from hemafast.pages import render
-from hemafast.pictures import embedded, embedded_pixels
+from hemafast.pictures import embedded_pixels, heat_stops, on_page, shades
 from hemafast.preparation.schema import Scale, scale_words
 from hemafast.preparation.split import WORDS
 from hemafast.reading import cause
 from hemafast.recorded import MachineFile, read_recorded
 from hemafast.report.compare import changed_settings, difference
 from hemafast.report.gallery import Gallery, listing, open_gallery
-from hemafast.report.plots import plot_curves, plot_reliability, plot_validation
+from hemafast.report.plots import curve_figures, reliability_figures, validation_figures
 from hemafast.run_folder import BEST, MACHINE, PREDICTIONS, REPORT, read_config, read_metrics
+from hemafast.words import counted
+
+if TYPE_CHECKING:
+    from markupsafe import Markup
 
 THUMBNAILS = 600
 """Pictures of cells on a page, all runs together: about 2 MB."""
 _WORST = 24
 _SIDE = 112  # px: of an overlay
+_CELL, _CELL_IN_THE_DARK = "#005ea2", "#56b4e9"  # of the confusion matrix, where all of a row is in one cell
 
 
 @dataclass(frozen=True)
@@ -74,9 +80,11 @@ def write_report(
     parts = [read_part(folder, name) for folder, name in zip(runs, _names(runs), strict=True)]
     page = render(
         "report/report.html.j2",
-        title=parts[0].name if len(parts) == 1 else f"{len(parts)} runs",
+        title=parts[0].name if len(parts) == 1 else counted(len(parts), "run"),
         runs=[_run(part, thumbnails // len(parts), explain) for part in parts],
         comparison=_comparison(parts) if len(parts) > 1 else None,
+        shades={"light": shades(_CELL, "#ffffff"), "dark": shades(_CELL_IN_THE_DARK, "#16181b")},
+        heat=heat_stops(),
     )
     path = output or runs[0] / REPORT
     with writing(path, "Name another file with --output."):
@@ -121,7 +129,7 @@ def _names(folders: Sequence[Path]) -> list[str]:
 def _run(part: Part, thumbnails: int, explain: bool) -> dict[str, Any]:
     """Values for the template of one run."""
     metrics, gallery = part.metrics, part.gallery
-    pictures = gallery.thumbnails(thumbnails)
+    pictures, overlays = gallery.thumbnails(thumbnails), _overlays(part) if explain else []
     fitted, alike = metrics["model"]["calibration"].get("set_thresholds"), metrics.get("likeness")
     return {
         "name": part.name,
@@ -132,13 +140,18 @@ def _run(part: Part, thumbnails: int, explain: bool) -> dict[str, Any]:
         "told": home_and_elsewhere(part.run),
         "folding": notes(metrics["folding"]) if "folding" in metrics else [],
         "scales": {name: _scale_words(domain) for name, domain in metrics["data"]["domains"].items()},
-        "curves": embedded(lambda file: plot_curves(file, part.rows)) if part.rows else None,
-        "reliability": embedded(lambda file: plot_reliability(file, metrics["pooled"]["calibrated"])),
+        "curves": _shown(curve_figures(part.rows), "Training curves; the numbers are in training_log.csv")
+        if part.rows
+        else [],
+        "reliability": _shown(
+            reliability_figures(metrics["pooled"]["calibrated"]),
+            "Reliability diagram; the numbers are in metrics.json",
+        ),
+        "fewest": FEWEST,
         "set_exceptions": exceptions(metrics["model"]["classes"], fitted) if fitted else [],
         "likeness": with_pooled(alike["domains"], alike["pooled"]) if alike else {},
-        "worst": _worst(part, pictures, explain),
-        "explained": explain,
-        "listing": listing(gallery, pictures),
+        "worst": _worst(gallery, pictures, overlays),
+        "listing": listing(gallery, pictures, overlays),
         "listed": len(gallery.table),
         "images": gallery.images,
         "machine": part.machine,
@@ -153,11 +166,9 @@ def _scale_words(domain: Mapping[str, Any]) -> str:
     return scale_words(domain["um_per_pixel"], Scale.model_validate(said) if said else None)
 
 
-def _worst(part: Part, pictures: Sequence[str], explain: bool) -> list[dict[str, Any]]:
-    """The most confident mistakes."""
-    gallery = part.gallery
-    count = min(int(gallery.wrong.sum()), _WORST)
-    overlays = _overlays(part, count) if explain and gallery.dataset is not None and count else []
+def _worst(gallery: Gallery, pictures: Sequence[str], overlays: Sequence[str]) -> list[dict[str, Any]]:
+    """The most confident mistakes, for those whose browser runs no script."""
+    count = gallery.mistakes(_WORST)
     rows = gallery.table[:count].to_dict("records")
     return [
         {"row": row, "picture": picture, "overlay": overlay, "told": gallery.told(place)}
@@ -165,14 +176,23 @@ def _worst(part: Part, pictures: Sequence[str], explain: bool) -> list[dict[str,
     ]
 
 
-def _overlays(part: Part, count: int) -> list[str]:
-    """Grad-CAM pictures of the first cells of the gallery."""
+def _overlays(part: Part) -> list[str]:
+    """Grad-CAM pictures of the most confident mistakes; none without the data set."""
     from hemafast.deploy.heat import overlays
 
+    gallery = part.gallery
+    count = gallery.mistakes(_WORST)
+    if gallery.dataset is None or not count:
+        return []
     model, card = load_best(part.run / BEST)
-    classes = [card.classes.index(name) for name in part.gallery.table["predicted"][:count]]
-    pictures = overlays(model, part.gallery.views(range(count), card.image_size), classes)
+    classes = [card.classes.index(name) for name in gallery.table["predicted"][:count]]
+    pictures = overlays(model, gallery.views(range(count), card.image_size), classes)
     return [embedded_pixels(picture, _SIDE) for picture in pictures]
+
+
+def _shown(figures: Sequence[Any], alt: str) -> list[Markup]:
+    """Figures as parts of the page; each has its title beside `alt`."""
+    return [on_page(figure, f"{figure.axes[0].get_title()}. {alt}") for figure in figures]
 
 
 def _comparison(parts: Sequence[Part]) -> dict[str, Any]:
@@ -183,5 +203,8 @@ def _comparison(parts: Sequence[Part]) -> dict[str, Any]:
         "domains": list(dict.fromkeys(name for part in parts for name in part.metrics["domains"])),
         "settings": changed_settings([to_plain(part.config) for part in parts]),
         "differences": [difference(parts[0].scores, part.scores) for part in parts[1:]],
-        "curves": embedded(lambda file: plot_validation(file, {part.name: part.rows for part in parts})),
+        "curves": _shown(
+            validation_figures({part.name: part.rows for part in parts}),
+            "All runs; the numbers are in their training_log.csv",
+        ),
     }

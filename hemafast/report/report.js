@@ -2,7 +2,7 @@
 // The confusion matrix and the cells behind it. Names are inserted as text, never as markup.
 for (const run of document.querySelectorAll("[data-run]")) {
   const PAGE = 28;
-  const { classes, domains, pictures, cells } = JSON.parse(run.querySelector("[data-listing]").textContent);
+  const { classes, domains, pictures, overlays, cells } = JSON.parse(run.querySelector("[data-listing]").textContent);
   const browser = run.querySelector("[data-browser]");
   const room = run.querySelector("[data-cells]");
   const more = run.querySelector("[data-more]");
@@ -15,18 +15,25 @@ for (const run of document.querySelectorAll("[data-run]")) {
     return made;
   }
 
+  function picture(address, alt) {
+    const made = element("img");
+    made.src = address;
+    made.alt = alt;
+    return made;
+  }
+
   function figure(cell, place) {
     const [actual, predicted, domain, file, told] = cell;
     const made = element("figure");
-    const picture = place < pictures.length ? element("img") : element("span");
-    if (place < pictures.length) picture.src = pictures[place];
-    else picture.className = "nothing";
-    const caption = element("figcaption");
     const verdict = actual === predicted ? classes[actual] : `${classes[actual]} predicted as ${classes[predicted]}`;
+    if (place < pictures.length) made.append(picture(pictures[place], `${verdict}: ${file}`));
+    else made.append(Object.assign(element("span"), { className: "nothing" }));
+    if (place < overlays.length) made.append(picture(overlays[place], `Grad-CAM of ${classes[predicted]} in ${file}`));
+    const caption = element("figcaption");
     const shares = told.map(([name, share]) => `${classes[name]} ${share.toFixed(2)}`).join(", ");
     caption.append(element("b", verdict), element("br"), shares, element("br"), element("code", file));
     made.title = domains[domain];
-    made.append(picture, caption);
+    made.append(caption);
     return made;
   }
 
@@ -40,14 +47,22 @@ for (const run of document.querySelectorAll("[data-run]")) {
       && cell[3].toLowerCase().includes(name));
   }
 
+  // The filter for the domain that the matrix shows; no filter if it shows all.
+  function matrixDomain() {
+    const domain = domains.indexOf(filter("set").selectedOptions[0].textContent);
+    return domain < 0 ? "" : String(domain);
+  }
+
   function draw() {
     const found = chosen();
     room.replaceChildren(...found.slice(0, shown).map(([place, cell]) => figure(cell, place)));
-    run.querySelector("[data-count]").textContent = `${found.length} cells, ${Math.min(shown, found.length)} shown`;
+    const noun = found.length === 1 ? "cell" : "cells";
+    run.querySelector("[data-count]").textContent = `${found.length} ${noun}, ${Math.min(shown, found.length)} shown`;
     more.hidden = found.length <= shown;
     for (const button of run.querySelectorAll("table.matrix button")) {
       const pressed = button.dataset.true === filter("true").value
-        && button.dataset.predicted === filter("predicted").value;
+        && button.dataset.predicted === filter("predicted").value
+        && matrixDomain() === filter("domain").value;
       button.setAttribute("aria-pressed", String(pressed));
     }
   }
@@ -62,16 +77,16 @@ for (const run of document.querySelectorAll("[data-run]")) {
     if (button === null) return;
     filter("true").value = button.dataset.true;
     filter("predicted").value = button.dataset.predicted;
+    filter("domain").value = matrixDomain();
     filter("wrong").checked = false;
     filter("name").value = "";
     redraw();
     browser.scrollIntoView({ block: "nearest", behavior: "smooth" });
   });
   filter("set").addEventListener("change", () => {
-    const set = filter("set").selectedOptions[0];
-    for (const matrix of run.querySelectorAll("[data-matrix]")) matrix.hidden = matrix.dataset.matrix !== set.value;
-    const domain = domains.indexOf(set.textContent);
-    filter("domain").value = domain < 0 ? "" : String(domain);
+    const set = filter("set").value;
+    for (const matrix of run.querySelectorAll("[data-matrix]")) matrix.hidden = matrix.dataset.matrix !== set;
+    filter("domain").value = matrixDomain();
     redraw();
   });
   for (const name of ["true", "predicted", "domain", "wrong", "name"]) filter(name).addEventListener("input", redraw);
@@ -80,6 +95,6 @@ for (const run of document.querySelectorAll("[data-run]")) {
     draw();
   });
   filter("wrong").checked = true;
-  browser.hidden = false;
+  for (const control of browser.querySelectorAll("[hidden]")) control.hidden = control === more;
   draw();
 }

@@ -34,6 +34,7 @@ from hemafast.transfer.classes import place_labels, read_map
 from hemafast.transfer.compared import compare
 from hemafast.transfer.head import Fitted, Layer, fit_head, with_new_classes
 from hemafast.transfer.written import write_adapted
+from hemafast.words import counted
 
 SCHEMA = 1
 """Of ADAPTATION."""
@@ -180,7 +181,7 @@ def _verdict(parent: Parent, data: Images | Dataset, made: Made, labels: int) ->
     if made.scores is None:
         changed = "Adapted" if made.steps else "Nothing is changed: the parent's weights are kept"
         more = f"`hemafast adapt {shlex.quote(str(parent.folder))} {named(data)} --suggest 50`"
-        few = f" Its {labels} labels are too few for cross-validation." if labels else ""
+        few = f" Its {counted(labels, 'label is', 'labels are')} too few for cross-validation." if labels else ""
         return f"{changed}.{few} Whether it is better is not known without labels; label some: {more}"
     before, after = (made.scores[name]["macro_f1"] for name in ("before", "after"))
     low, high = made.scores["difference"]["ci95"]
@@ -260,7 +261,8 @@ def gather_cells(
 def without_labels(parent: Parent, pixels: Tensor, progress: Progress) -> tuple[Candidate, list[Candidate]]:
     """The change that is worth making without labels, and all that were judged; the first is none."""
     if len(pixels) < _FEWEST:
-        logger.warning("%d images are too few to adapt to without labels: at least %d", len(pixels), _FEWEST)
+        said = counted(len(pixels), "image is", "images are")
+        logger.warning("%s too few to adapt to without labels: at least %d", said, _FEWEST)
         return (kept := Candidate(parent.network)), [kept]
     if not _is_unlike(parent.opened, pixels):
         logger.info("the images are like those of the training set: without labels, nothing is changed")
@@ -355,7 +357,7 @@ def _softmax(logits: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
 
 
 def _head_said(head: Fitted, labels: int) -> str:
-    return f"a new last layer from {labels} labels, added to {head.trust:.2f} times the old one"
+    return f"a new last layer from {counted(labels, 'label')}, added to {head.trust:.2f} times the old one"
 
 
 def _features(network: Classifier, pixels: Tensor, progress: Progress) -> npt.NDArray[np.float64]:

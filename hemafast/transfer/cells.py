@@ -27,6 +27,7 @@ from hemafast.deploy.predict import decoded
 from hemafast.errors import HemafastError, name_some
 from hemafast.preparation.split import TRAIN
 from hemafast.progress import Progress, stage
+from hemafast.words import counted
 
 MOST = 4096
 """Images that are read; of more without labels, some are drawn."""
@@ -162,7 +163,7 @@ def _tell(errors: Mapping[int, str], images: Sequence[Image]) -> None:
     first = f"{images[row].name}: {error}"
     if len(errors) == len(images):
         raise HemafastError(
-            f"None of the {len(images)} images can be read; the first is {first}.", "Name other images."
+            f"None of the {counted(len(images), 'image')} can be read; the first is {first}.", "Name other images."
         )
     logger.warning("%d of %d images cannot be read and are left out; the first is %s", len(errors), len(images), first)
 

@@ -13,6 +13,7 @@ from hemafast.errors import HemafastError, name_some
 from hemafast.preparation.sources.class_names import suggestion_for
 from hemafast.preparation.sources.names import fold
 from hemafast.preparation.tables.lists import read_class_map
+from hemafast.words import counted
 
 FEWEST_OF_NEW = 5
 """Labels that a class needs which the model lacks."""
@@ -48,12 +49,12 @@ def place_labels(
     for name in new:
         if counts[name] < FEWEST_OF_NEW:
             raise HemafastError(
-                f"{name} has {counts[name]} labels and is no class of the model ({name_some(classes, 12)}): a new "
-                f"class needs {FEWEST_OF_NEW}.",
+                f"{name} has {counted(counts[name], 'label')} and is no class of the model "
+                f"({name_some(classes, 12)}): a new class needs {FEWEST_OF_NEW}.",
                 f"Label more, or say what it is with --class-map {name}=CLASS; {name}= leaves it out.",
             )
     if not counts:
-        raise HemafastError(f"None of the {len(labels)} images has a label.", "Fill in labels.")
+        raise HemafastError(f"None of the {counted(len(labels), 'image')} has a label.", "Fill in labels.")
     places = {name: place for place, name in enumerate((*classes, *new))}
     found = [places[meant[label]] if label and meant[label] else -1 for label in labels]
     return np.array(found, dtype=np.int64), tuple(new)

@@ -31,6 +31,7 @@ from hemafast.progress import SILENT, Progress, stage
 from hemafast.transfer import steps
 from hemafast.transfer.adapt import named, open_parent, without_labels
 from hemafast.transfer.cells import Asked, Cells, read_cells
+from hemafast.words import counted
 
 TABLE, PAGE, COPIES = "labels.csv", "label.html", "cells"
 
@@ -57,7 +58,7 @@ class Suggested:
         counts = self.table["predicted"].value_counts()
         named = ", ".join(f"{images} {name}" for name, images in counts.items())
         return [
-            f"{len(self.table)} cells to label: {named} by the model",
+            f"{counted(len(self.table), 'cell')} to label: {named} by the model",
             f"look at    {self.folder / PAGE}",
             f"fill in    {self.folder / TABLE}, column label",
             f"then       {self.again}",

@@ -75,7 +75,7 @@ def test_the_present_epoch_is_told_with_its_rate_and_what_is_left(terminal, cloc
     assert where.startswith("training  epoch 2/4")
     assert where.endswith("600/1,200 images  150 images/s")
     # 600 images at 150 a second; half of this epoch and two more of ten seconds
-    assert how == "loss 0.5000  macro-F1 0.2500  data wait 12.5%  left: epoch 0:00:04, run 0:00:25"
+    assert how == "train loss 0.500, macro-F1 0.250  wait 12.5%  left: epoch 0:00:04, run 0:00:25"
 
 
 def test_what_is_not_known_yet_is_a_dash(terminal):
@@ -83,7 +83,7 @@ def test_what_is_not_known_yet_is_a_dash(terminal):
     live.start("training", 1200, epoch=1, epochs=4)
     *_, where, how = lines(live)
     assert where.endswith("0/1,200 images  - images/s")
-    assert how == "loss -  macro-F1 -  data wait -  left: epoch -, run -"
+    assert how == "train loss -, macro-F1 -  wait -  left: epoch -, run -"
 
 
 def test_images_done_before_a_resume_count_for_the_progress_but_not_for_the_rate(terminal, clock):
@@ -104,6 +104,27 @@ def test_a_slow_start_is_forgotten(terminal, clock):
         clock.now += 1
         live.advance(10)
     assert live.rate() == pytest.approx(10)
+
+
+def test_in_the_first_epoch_the_run_ends_as_its_training_goes(terminal, clock):
+    live = LiveProgress(terminal, clock)
+    live.start("training", 1000, epoch=1, epochs=3)
+    clock.now += 10
+    live.advance(500)
+    assert live.run_left() == 10 + 2 * 20
+    live.start("validating", 100, epoch=1, epochs=3)
+    assert live.run_left() is None  # it is not as fast or slow as training
+
+
+def test_once_the_rate_is_known_the_wait_for_the_first_batch_does_not_count(terminal, clock):
+    live = LiveProgress(terminal, clock)
+    live.start("training", 1000, epoch=1, epochs=1)
+    clock.now += 30
+    live.advance(10)
+    for _ in range(2):
+        clock.now += 1
+        live.advance(10)
+    assert live.rate() == 10
 
 
 def test_the_run_ends_as_the_last_epochs_went(terminal):
@@ -199,7 +220,7 @@ def test_where_nothing_can_be_drawn_a_line_tells_the_progress_now_and_then(kind,
     assert stream.getvalue().splitlines() == [
         "reading images: 1,500/10,000 images  100 images/s, left: 0:01:25",
         "reading images: 3,000/10,000 images  100 images/s, left: 0:01:10",
-        "training  epoch 2/4: 100/1,000 images  5 images/s, left: 0:03:00",
+        "training  epoch 2/4: 100/1,000 images  5 images/s, left: epoch 0:03:00, run 0:09:40",
     ]
 
 

@@ -87,7 +87,7 @@ def test_the_scale_that_a_path_stands_for_is_told_once(caplog):
     with caplog.at_level(logging.INFO, "hemafast"):
         sides("Acevedo_20/a.jpg", "Lab/b.jpg", "Acevedo_20/c.jpg")
     assert [record.getMessage() for record in caplog.records] == [
-        "1 images of Lab: seen whole, as in training",
+        "1 image of Lab: seen whole, as in training",
         "2 images of Acevedo_20: 0.1 um/px, as in training",
     ]
 
@@ -126,10 +126,10 @@ def test_images_that_are_named_together_get_one_estimate_unless_a_folder_says_mo
     chosen, said = estimated(images, {"new": 0.08, "other": 0.09}, caplog)
     assert chosen.sides.tolist() == [312, 250, 312, 278, 0]
     assert chosen.unknown == 1
-    assert [words.partition(":")[0] for words in said[:2]] == ["1 images of other", "2 images of new"]
+    assert [words.partition(":")[0] for words in said[:2]] == ["1 image of other", "2 images of new"]
     assert "about 0.08 um/px (0.064 to 0.096), by the nuclei of 50 cells" in said[1]
     assert all("--um-per-pixel" in words for words in said)
-    assert said[2].startswith("1 images are of unknown scale")
+    assert said[2].startswith("1 image is of unknown scale")
 
 
 @pytest.mark.parametrize(("scale", "outside"), [(0.049, False), (0.14, False), (0.16, True), (0.045, True)])

@@ -8,6 +8,7 @@ from recorder import Recorder
 
 from hemafast.engine.lr_find import RateCurve, find_rate, write_curve
 from hemafast.errors import HemafastError
+from hemafast.presets import PRESETS
 
 
 def bowl(steps: int = 100) -> RateCurve:
@@ -47,6 +48,14 @@ def test_rates_rise_by_a_constant_factor_over_real_batches(settings):
 def test_it_ends_where_the_loss_breaks_out(settings):
     curve = find_rate(settings(), first=1e-4, last=1e6, steps=60)
     assert len(curve.rates) < 60
+
+
+def test_it_says_what_it_starts_from_and_that_a_preset_is_thawed(settings, monkeypatch, caplog):
+    monkeypatch.setitem(PRESETS, "fast", lambda: {"freeze_stages": 2})
+    caplog.set_level("INFO", "hemafast")
+    find_rate(settings(preset="fast", freeze_stages=2), last=1e-3, steps=10)
+    assert "started from random weights" in caplog.text
+    assert "all layers are trained" in caplog.text
 
 
 def test_it_is_the_same_twice(settings):

@@ -307,7 +307,7 @@ def test_processes_share_the_cores_among_their_loaders(without_gpu, monkeypatch,
     machine = _choose(processes=processes)
     assert machine.loader_threads == threads
     reason = machine.choices[-1].reason
-    assert f"{cores} cores" in reason
+    assert f"{cores} core" in reason
     assert (f"shared by {processes} processes" in reason) == (processes > 1)
 
 

@@ -80,7 +80,7 @@ def in_pieces(settings, signal_at):
         config = settings(**EVERYTHING | changes)
         go_on = lambda: train(config)  # noqa: E731 - it becomes another one below
         for stop in stops:
-            with signal_at(stop, number), pytest.raises(StoppedError, match=f"after {stop} updates.*--resume"):
+            with signal_at(stop, number), pytest.raises(StoppedError, match=f"after {stop} updates?.*--resume"):
                 go_on()
             (folder,) = config.output.iterdir()
             assert load_last(folder / LAST)["progress"]["steps_done"] == stop
@@ -98,13 +98,12 @@ class Crash(BaseException):
 
 def curves(folder: Path) -> dict[str, list[tuple[int, float]]]:
     """Step and value of each measurement in TensorBoard, but for times."""
-    found = {}
-    for place in ("tb", "tb/lr"):
-        events = EventAccumulator(str(folder / place), size_guidance={"scalars": 0}).Reload()
-        for tag in events.Tags()["scalars"]:
-            if not tag.endswith(("seconds", "per_second", "share")):
-                found[tag] = [(event.step, event.value) for event in events.Scalars(tag)]
-    return found
+    events = EventAccumulator(str(folder / "tb"), size_guidance={"scalars": 0}).Reload()
+    return {
+        tag: [(event.step, event.value) for event in events.Scalars(tag)]
+        for tag in events.Tags()["scalars"]
+        if not tag.endswith(("seconds", "per_second", "share"))
+    }
 
 
 def files(folder: Path) -> dict[str, tuple[str, int]]:
@@ -150,7 +149,6 @@ def test_a_run_may_be_stopped_many_times(in_pieces, straight, assert_equal_runs,
 def test_each_curve_of_a_run_in_pieces_has_one_value_a_step(in_pieces, tracked):
     found = curves(in_pieces(2, 6, 7, track=["tensorboard"]))
     assert found == curves(tracked)
-    assert [step for step, _ in found.pop("lr")] == list(range(UPDATES * EPOCHS))
     assert {"train/loss", "train/bad_updates", "val/f1_macro"} <= set(found)
     assert all([step for step, _ in values] == list(range(1, EPOCHS + 1)) for values in found.values())
 

@@ -65,16 +65,29 @@ def test_schedule_and_sizes_are_laid_over_the_time(settings, clock, monkeypatch)
     assert rates[-1] < 1e-3
 
 
-def test_a_budget_shorter_than_an_epoch_leaves_a_model(settings, clock):
+def test_a_budget_shorter_than_an_epoch_says_what_fits_and_leaves_a_model(settings, clock, caplog):
     folder = train(settings(time_budget=4.0, batch_size=10))
     assert updates(folder) == 2
     assert load_best(folder / BEST)[1].epoch == 1
+    (said,) = [one.getMessage() for one in caplog.records if "time budget" in one.getMessage()]
+    assert said.startswith("the time budget of 4 s fits about 4")  # 20 of 47 images
+    assert "a whole epoch with validation and report takes about 7 s" in said
 
 
-def test_a_budget_that_is_over_before_the_first_update_has_one_and_leaves_a_model(settings, clock):
-    folder = train(settings(time_budget=4.0, batch_size=10), began=clock[0] - 60)
-    assert updates(folder) == 1
-    assert (folder / BEST).is_file()
+def test_what_fits_is_said_once_the_pace_is_known_and_not_of_a_budget_that_is_long_enough(settings, clock, caplog):
+    train(settings(time_budget=6.5, batch_size=10))
+    assert len([one for one in caplog.records if "time budget" in one.getMessage()]) == 1
+    caplog.clear()
+    train(settings(time_budget=14.0, batch_size=10))
+    assert "time budget" not in caplog.text
+
+
+def test_a_budget_that_is_over_before_the_first_update_is_refused_and_nothing_is_written(settings, clock):
+    config = settings(time_budget=4.0, batch_size=10)
+    with pytest.raises(HemafastError, match="4 s was over before the first update: the start took 60 s") as caught:
+        train(config, began=clock[0] - 60)
+    assert "--time-budget, such as 240s" in caught.value.remedy
+    assert not list(config.output.glob("*"))
 
 
 def test_a_slow_first_update_does_not_make_the_validation_look_long(settings, clock, monkeypatch):

@@ -17,6 +17,7 @@ from hemafast.engine.schedule import one_cycle
 from hemafast.engine.step import TrainStep
 from hemafast.engine.trainer import resume, train
 from hemafast.objective import class_weights
+from hemafast.presets import PRESETS, named_preset, thawed
 from hemafast.run_folder import LOG, read_config
 
 BEST = "best_model.safetensors"
@@ -109,6 +110,27 @@ def test_frozen_stages_and_norms_come_out_as_they_went_in(settings):
     assert {name for name in after if "running_" in name or "bn" in name} <= same
     assert "backbone.conv1.weight" in same or "backbone.conv1.0.weight" in same
     assert "backbone.fc.weight" not in same
+
+
+def test_what_a_preset_freezes_is_trained_if_the_weights_are_random_and_that_is_said(settings, monkeypatch):
+    monkeypatch.setitem(PRESETS, "fast", lambda: {"freeze_stages": 2})
+    asked = {"preset": "fast", "freeze_stages": 2, "lr": 1e-2}
+    free = train(settings(**asked))
+    assert read_config(free).freeze_stages == 0
+    assert "all layers are trained: fast freezes some, but the weights are random" in (free / LOG).read_text("utf-8")
+    plain = train(settings(lr=1e-2))
+    same = [load_file(folder / BEST) for folder in (free, plain)]
+    assert all(torch.equal(same[0][name], same[1][name]) for name in same[1])
+    kept = train(settings(**asked, weights=plain / BEST))
+    assert read_config(kept).freeze_stages == 2
+    assert "all layers" not in (kept / LOG).read_text("utf-8")
+
+
+def test_what_a_user_freezes_stays_frozen():
+    fast = named_preset("fast")
+    assert thawed("fast", {"freeze_stages": fast["freeze_stages"], "freeze_norm": False}) == {"freeze_stages": 0}
+    assert thawed("fast", {"freeze_stages": 2, "freeze_norm": True}) == {}
+    assert thawed("quick", {"freeze_stages": 0, "freeze_norm": False}) == {}
 
 
 @pytest.mark.parametrize("kind", ["auto", "resident"])

@@ -44,9 +44,9 @@ def test_the_threshold_lets_as_many_pass_as_the_target_allows():
     right = np.array([1, 1, 0, 1, 0], dtype=bool)
     probabilities = np.stack([confidence, 1 - confidence], axis=1)
     labels = np.where(right, 0, 1)
-    assert fit_threshold(labels, probabilities, 1.0) == 0.8
-    assert fit_threshold(labels, probabilities, 0.75) == 0.6
-    assert fit_threshold(labels, probabilities, 0.5) == 0.5
+    assert fit_threshold(labels, probabilities, 1.0, least=1) == 0.8
+    assert fit_threshold(labels, probabilities, 0.75, least=1) == 0.6
+    assert fit_threshold(labels, probabilities, 0.5, least=1) == 0.5
 
 
 def test_images_of_one_confidence_pass_together_or_not_at_all():
@@ -61,6 +61,16 @@ def test_the_threshold_for_blasts_finds_the_share_that_is_asked_for():
     assert (scores[positive] >= threshold).mean() >= 0.9
     assert (scores[positive] > threshold).mean() < 0.9
     assert fit_sensitivity(np.zeros(5, dtype=bool), np.ones(5), 0.9) is None
+
+
+def test_no_threshold_is_fitted_on_fewer_than_twenty_images():
+    for count, fits in ((19, False), (20, True)):
+        labels, sure = np.zeros(count, np.int64), np.tile([0.9, 0.1], (count, 1))
+        assert (fit_threshold(labels, sure, 0.95) is not None) == fits
+        assert (fit_sensitivity(labels == 0, sure[:, 0], 0.95) is not None) == fits
+        calibration = calibrate(labels, sure, blast=0)
+        assert (calibration.blast_threshold is not None) == fits
+        assert calibration.blasts == count
 
 
 def test_without_images_nothing_is_fitted():

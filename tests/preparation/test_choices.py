@@ -199,7 +199,7 @@ def test_patients_can_be_named_by_the_files(source, pattern):
 def test_files_that_a_pattern_does_not_fit_are_counted(source, make_archive, encode, draw):
     make_archive(source / "A.zip", {"basophil": 9, "monocyte": 9}, extra={"basophil/odd.png": encode(draw(77))})
     prepared = _prepare(source, group_pattern=r"_(\d+)\.")
-    assert r"1 images have no group in _(\d+)\." in prepared.info.notes
+    assert r"1 image has no group in _(\d+)\." in prepared.info.notes
 
 
 def test_a_pattern_that_fits_no_file_is_refused(source):

@@ -54,7 +54,7 @@ def test_the_interval_is_wider_the_fewer_nuclei_there_are_and_allows_15_percent_
     ("given", "said"),
     [
         ([], "in 0 of 0 images"),
-        (nuclei(50, 1), "in 1 of 1 images"),
+        (nuclei(50, 1), "in 1 of 1 image"),
         (nuclei(50, 4), "in 4 of 4 images"),
         ([*nuclei(50, 5), *[(100, None)] * 11], "in 5 of 16 images"),
         (nuclei(4, 50), "in 50 of 50 images"),

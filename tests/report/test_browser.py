@@ -6,6 +6,9 @@ from page import needs_browser
 from hemafast.evaluate.evaluate import evaluate_run
 from hemafast.report.page import write_report
 from hemafast.run_folder import read_metrics
+from hemafast.words import counted
+
+AA = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa"]
 
 pytestmark = [needs_browser, pytest.mark.slow]
 
@@ -23,10 +26,25 @@ def test_a_click_on_a_cell_shows_its_images(scored, open_page):
         for predicted, count in enumerate(row):
             if count:
                 page.click(f"[data-matrix='0'] button[data-true='{true}'][data-predicted='{predicted}']")
-                assert page.inner_text("[data-count]") == f"{count} cells, {min(count, 28)} shown"
+                assert page.inner_text("[data-count]") == f"{counted(count, 'cell')}, {min(count, 28)} shown"
                 assert page.locator("[data-cells] figure").count() == min(count, 28)
     assert page.locator("[data-matrix='0'] button[aria-pressed=true]").count() == 1
     assert complaints == []
+
+
+def test_a_click_shows_the_domain_of_the_matrix_whatever_was_filtered_before(scored, open_page):
+    page, _ = open_page(write_report(scored))  # the first matrix is that of Acevedo_20, and no filter is set
+    matrix = confusion_of(scored, "Acevedo_20")
+    true, predicted = next((t, p) for t, row in enumerate(matrix) for p, count in enumerate(row) if count)
+    for before in ("any", "Matek_19"):
+        page.select_option("[data-filter=domain]", label=before)
+        page.click(f"[data-matrix='0'] button[data-true='{true}'][data-predicted='{predicted}']")
+        assert page.inner_text("[data-count]").startswith(counted(matrix[true][predicted], "cell"))
+        assert set(page.locator("[data-cells] figure").evaluate_all("all => all.map(one => one.title)")) == {
+            "Acevedo_20"
+        }
+    page.select_option("[data-filter=domain]", label="any")
+    assert page.locator("table.matrix button[aria-pressed=true]").count() == 0
 
 
 def test_filters_narrow_what_is_shown(scored, open_page):
@@ -71,6 +89,23 @@ def test_on_paper_there_are_all_matrices_and_no_controls(scored, open_page):
     page.emulate_media(media="print")
     assert page.locator("[data-matrix]:visible").count() == 3
     assert page.locator(".filters:visible").count() == 0
+
+
+def test_side_by_side_all_runs_are_in_sight(scored, run, open_page, tmp_path):
+    evaluate_run(run)
+    page, _ = open_page(write_report([scored, run], tmp_path / "both.html"), 992)
+    box = page.locator(".wide").first
+    assert box.evaluate("box => box.scrollWidth <= box.clientWidth")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark", "print"])
+@pytest.mark.parametrize("width", [390, 992, 1440])
+def test_axe_finds_nothing_at_aa(hostile, open_page, width, scheme):
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe-core is not installed").Axe()
+    page, _ = open_page(write_report(hostile), width)
+    page.emulate_media(**({"media": "print"} if scheme == "print" else {"color_scheme": scheme}))
+    found = axe.run(page, options={"runOnly": {"type": "tag", "values": AA}})
+    assert [(one["id"], one["nodes"][0]["html"]) for one in found.response["violations"]] == []
 
 
 def test_runs_side_by_side_are_browsed_apart(scored, run, open_page, tmp_path):

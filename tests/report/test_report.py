@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+from xml.etree import ElementTree
 
 import numpy as np
 import pandas as pd
@@ -14,11 +15,10 @@ from PIL import Image
 
 from hemafast.errors import HemafastError
 from hemafast.evaluate.evaluate import evaluate_run
-from hemafast.pictures import confusion_figure, save
-from hemafast.report import plots
+from hemafast.pictures import confusion_figure, on_page, save
 from hemafast.report.compare import difference
 from hemafast.report.page import write_report
-from hemafast.report.plots import plot_curves, plot_reliability, plot_validation
+from hemafast.report.plots import curve_figures, reliability_figures, validation_figures
 from hemafast.run_folder import read_metrics
 
 
@@ -28,9 +28,9 @@ def page_of(folder):
 
 def test_a_report_needs_no_other_file_and_no_network(scored):
     page = page_of(scored)
-    assert page.addresses
+    assert page.pictures
     assert page.is_alone
-    for address in page.addresses:
+    for address in page.pictures:
         with Image.open(io.BytesIO(base64.b64decode(address.partition(",")[2]))) as picture:
             picture.verify()
 
@@ -40,7 +40,7 @@ def test_a_report_needs_no_other_file_and_no_network(scored):
 def test_a_browser_shows_a_report_whole(scored, tmp_path):
     seen = open_in_browser(write_report(scored), tmp_path)
     assert (seen.console, seen.broken, seen.fetched, seen.sideways) == ([], 0, 0, False)
-    assert seen.images > page_of(scored).tags.count("img") > 1  # the script has added cells
+    assert seen.images > 1
 
 
 def test_a_report_shows_the_scores_of_the_metrics(scored):
@@ -78,7 +78,7 @@ def test_names_of_domains_and_classes_cannot_break_the_page(hostile):
     page = page_of(hostile)
     assert page.tags.count("script") == 2  # the cells and the code, both the page's own
     assert page.handlers == []
-    assert all(address.startswith(("data:image/png", "data:image/jpeg")) for address in page.addresses)
+    assert all(address.startswith("data:image/jpeg") for address in page.pictures)
     for name in (*HOSTILE_DOMAINS, *HOSTILE_CLASSES):
         assert name in page.text
 
@@ -122,18 +122,15 @@ def test_metrics_of_another_program_are_refused(run):
         write_report(run)
 
 
-def test_the_curves_are_those_of_the_log_phase_by_phase_with_gaps_where_nothing_was_measured(monkeypatch):
+def test_the_curves_are_those_of_the_log_phase_by_phase_with_gaps_where_nothing_was_measured():
     rows = [
         {"epoch": 1, "phase": "train", "loss": 4.0, "f1_macro": 0.1, "lr": 0.5},
         {"epoch": 2, "phase": "train", "loss": 3.0, "f1_macro": 0.2},
         {"epoch": 2, "phase": "val", "loss": 5.0, "f1_macro": 0.3, "f1_macro_Matek_19": 0.4},
     ]
-    figures = []
-    monkeypatch.setattr(plots, "save", lambda figure, target: figures.append(figure))
-    plot_curves(io.BytesIO(), rows)
     drawn = [
-        {line.get_label(): (list(line.get_xdata()), list(line.get_ydata())) for line in axis.lines}
-        for axis in figures[0].axes
+        {line.get_label(): (list(line.get_xdata()), list(line.get_ydata())) for line in figure.axes[0].lines}
+        for figure in curve_figures(rows)
     ]
     assert drawn[0] == {"training": ([1, 2], [4.0, 3.0]), "validation": ([2], [5.0])}
     assert drawn[1] == {"training": ([1, 2], [0.1, 0.2]), "validation": ([2], [0.3]), "Matek_19": ([2], [0.4])}
@@ -142,13 +139,12 @@ def test_the_curves_are_those_of_the_log_phase_by_phase_with_gaps_where_nothing_
     assert np.array_equal(rates, [0.5, np.nan], equal_nan=True)
 
 
-def test_a_domain_whose_name_reads_like_a_formula_is_in_the_legend_of_the_curves(monkeypatch):
-    figures = []
-    monkeypatch.setattr(plots, "save", lambda figure, target: (figures.append(figure), save(figure, target)))
+def test_a_domain_whose_name_reads_like_a_formula_is_in_the_legend_of_the_curves():
     row = {"epoch": 1, "phase": "val", "loss": 5.0, "f1_macro": 0.3, "f1_macro_$\\frac{$": 0.4, "f1_macro__b": 0.5}
-    plot_curves(io.BytesIO(), [row])
-    labels = [text.get_text() for text in figures[0].axes[1].get_legend().get_texts()]
+    _, scores, _ = curve_figures([row])
+    labels = [text.get_text() for text in scores.axes[0].get_legend().get_texts()]
     assert labels == ["training", "validation", "\\$\\frac{\\$", "b"]
+    assert ">$\\frac{$<" in on_page(scores, "scores")
 
 
 @pytest.mark.parametrize("name", ["größe", "a $ b", "<b>&amp;", "", "$\\frac$"])
@@ -159,15 +155,14 @@ def test_any_name_of_a_class_can_be_drawn(name):
         picture.verify()
 
 
-def test_reliability_and_validation_can_be_drawn_of_anything(tmp_path):
+def test_reliability_and_validation_can_be_drawn_of_anything():
     empty = {"reliability": [], "ece": None}
     point = {"confidence": 0.5, "accuracy": 1.0, "ci95": [0.2, 1.0], "images": 1}
-    plot_reliability(tmp_path / "r.png", {"before": empty, "after": {"reliability": [point], "ece": 0.5}})
+    figures = reliability_figures({"before": empty, "after": {"reliability": [point], "ece": 0.5}})
     rows = [{"epoch": 1, "phase": phase, "f1_macro": 0.5, "seconds": 1.0} for phase in ("train", "val")]
-    plot_validation(tmp_path / "v.png", {"_$a$": [], "b": rows, "stopped": rows[:1]})
-    for name in ("r.png", "v.png"):
-        with Image.open(tmp_path / name) as picture:
-            picture.verify()
+    figures += validation_figures({"_$a$": [], "b": rows, "stopped": rows[:1]})
+    assert len(figures) == 4
+    assert all(ElementTree.fromstring(on_page(figure, 'a "plot" & more')) is not None for figure in figures)
 
 
 def test_several_runs_are_compared_with_a_paired_interval(scored, run, tmp_path):
@@ -188,6 +183,19 @@ def test_a_difference_is_that_of_the_scores_and_pairs_images_whatever_their_orde
     found = difference(scored, run)
     assert found["macro_f1"] == pytest.approx(1 - read_metrics(scored)["pooled"]["macro_f1"])
     assert found["ci95"][0] <= found["macro_f1"] <= found["ci95"][1]
+
+
+def test_a_difference_counts_what_one_run_alone_has_right(scored, run):
+    evaluate_run(run)
+    file = run / "predictions.csv"
+    table = pd.read_csv(file)
+    wrong = int((table["predicted"] != table["label"]).sum())
+    table["predicted"] = table["label"]
+    table.to_csv(file, index=False)
+    found = difference(scored, run)
+    assert (found["only_first"], found["only_other"]) == (0, wrong)
+    assert found["mcnemar"] == pytest.approx(min(1.0, 2 * 0.5**wrong))
+    assert difference(scored, scored)["mcnemar"] == 1.0
 
 
 def test_runs_on_other_images_are_not_subtracted(scored, run):

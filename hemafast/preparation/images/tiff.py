@@ -24,6 +24,7 @@ from hemafast.preparation.images.picture import (
     upright,
     upright_size,
 )
+from hemafast.words import counted
 
 _ORIENTATION = 274  # tag
 _WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB, _PALETTE, _INK, _YCBCR = 0, 1, 2, 3, 5, 6  # photometric interpretations
@@ -134,7 +135,7 @@ def _refuse_layout(page: Any, colours: str, alpha: bool) -> None:
     elif bits < 8 and (colours == "RGB" or bits not in (1, 2, 4)):
         problem = f"{colours} of {bits} bits"
     elif extra < 0 or extra > 1 or (alpha and colours != "RGB" and unspecified):
-        problem = f"{page.samplesperpixel} channels"
+        problem = counted(page.samplesperpixel, "channel")
     elif bits > 8 and (page.photometric == _WHITE_IS_ZERO or colours == "P"):
         problem = f"{bits} bits with {'a palette' if colours == 'P' else 'white as zero'}"
     elif page.imagedepth > 1:

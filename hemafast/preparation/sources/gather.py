@@ -22,6 +22,7 @@ from hemafast.preparation.tables import lists
 from hemafast.preparation.tables.matching import AmbiguousPathError
 from hemafast.progress import SILENT, Progress
 from hemafast.taxonomy import CHALLENGE_CLASSES
+from hemafast.words import counted
 
 NO_CLASS, NOT_LISTED, LEFT_OUT = "image outside class folders", "image not in the labels", "class left out"
 """Kinds of images that are passed over."""
@@ -338,7 +339,7 @@ def _contradictions(members: Sequence[Member]) -> list[str]:
         return []
     first = other[0]
     said = f"{first.source} is {first.label} in the table"
-    return [f"the labels contradict the folders of {len(other)} images: {said}"]
+    return [f"the labels contradict the folders of {counted(len(other), 'image')}: {said}"]
 
 
 def _way_out(config: PrepareConfig, error: UnknownClassesError, trees: Sequence[Tree]) -> str:

@@ -18,6 +18,7 @@ from hemafast.preparation.tables.columns import DOMAIN, GROUP, LABEL, PATH, SPLI
 from hemafast.preparation.tables.matching import Images, Resolved, resolve
 from hemafast.preparation.tables.read import number_of, read_rows, read_table, text_of, whole
 from hemafast.regular import open_regular
+from hemafast.words import counted
 
 _SHA256_DIGITS = 64
 _WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])")
@@ -95,7 +96,9 @@ def read_labels(file: Path, columns: Mapping[str, str], images: Images) -> Label
     labelled = table[table[chosen[LABEL]] != ""]
     if labelled.empty:
         remedy = "Fill it in. Formulas are empty until Excel or LibreOffice has calculated and saved them."
-        raise HemafastError(f"{file}: the column {chosen[LABEL]} is empty in all of its {len(table)} lines.", remedy)
+        raise HemafastError(
+            f"{file}: the column {chosen[LABEL]} is empty in all of its {counted(len(table), 'line')}.", remedy
+        )
     found = resolve(file, zip(labelled[chosen[PATH]].map(whole), _rows(labelled, chosen), strict=True), images)
     _refuse_nothing(found, images)
     blank = table.loc[table[chosen[LABEL]] == "", chosen[PATH]].tolist()

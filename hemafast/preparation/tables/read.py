@@ -21,6 +21,7 @@ from hemafast.preparation.images.image_checks import FORMATS
 from hemafast.preparation.sources.safety import suffix_of
 from hemafast.reading import parse_json
 from hemafast.regular import read_regular
+from hemafast.words import counted
 
 MAX_BYTES = 256 * 2**20
 """Bytes of a list, and bytes that an xlsx or parquet file may unpack to."""
@@ -277,5 +278,6 @@ def _padded(cells: list[str], width: int) -> list[str]:
 def _refuse_wide(file: Path, body: Rows, width: int) -> None:
     for line, cells in body.items():
         if len(cells) > width:
-            problem = f"{file}, line {line} has {len(cells)} cells, but {width} columns have a name."
+            problem = f"{file}, line {line} has {counted(len(cells), 'cell')}, but "
+            problem += f"{counted(width, 'column has', 'columns have')} a name."
             raise HemafastError(problem, "Put quotes around text that holds the separator, or name all columns.")
