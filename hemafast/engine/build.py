@@ -13,6 +13,7 @@ from hemafast.engine.learner import build_learner
 from hemafast.engine.plan import Plan
 from hemafast.engine.run import Run
 from hemafast.engine.schedule import build_schedule
+from hemafast.objective import lineage_term
 from hemafast.preparation.split import TRAIN
 
 
@@ -30,6 +31,12 @@ def build_run(plan: Plan, world: World, saved: dict[str, Any] | None = None, *, 
         batch_size=graph.batch_size,
         world=world,
         started_from=None if saved is None else str(saved["started_from"]),
+        lineage=lineage_term(
+            plan.lineage,
+            plan.dataset.info.classes,
+            weight=settings.lineage_weight,
+            temperature=settings.stage_temperature,
+        ),
     )
     batches = train_loader(
         plan.train,
