@@ -32,11 +32,11 @@ def lineage_scores(confusion: Confusions, classes: Sequence[str], lineage: Linea
     return {
         "names": names,
         "confusion": folded.first().tolist(),
-        **with_intervals({**scores, "mistake_distance": _mistake_distance(confusion, groups)}),
+        **with_intervals({**scores, "mistake_distance": mistake_distance(confusion, groups)}),
     }
 
 
-def _mistake_distance(confusion: Confusions, groups: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+def mistake_distance(confusion: Confusions, groups: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
     """(1 + resamples,); nan without a mistake."""
     wrong = confusion.actual != confusion.predicted
     across = groups[confusion.actual] != groups[confusion.predicted]
