@@ -225,6 +225,14 @@ class PrepareConfig:
     columns: dict[str, str] = option(
         {}, "Names of columns in --labels, as path=Image,label=Class.", DATA, metavar="ROLE=NAME,...", parse=_pairs
     )
+    labels_fix: Path | None = option(
+        None,
+        "Table of corrected labels, as `hemafast audit` writes it: path and label of some images; empty labels change "
+        "nothing.",
+        DATA,
+        none="none",
+        metavar="FILE",
+    )
     checksums: Path | None = option(
         None,
         "sha256 sums of archives or images. Another archive is an error; another image is quarantined.",

@@ -36,6 +36,7 @@ COMMANDS = (
     "adapt",
     "export",
     "explain",
+    "audit",
     "crossdomain",
     "sweep",
     "bench",

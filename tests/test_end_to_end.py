@@ -17,7 +17,19 @@ from hemafast.preparation.schema import MANIFEST_COLUMNS
 ROOT = Path(__file__).resolve().parent.parent
 COMMANDS = (
     *("demo", "prepare", "verify", "eda", "augment-preview", "train", "lr-find", "runs"),
-    *("evaluate", "predict", "adapt", "export", "explain", "report", "crossdomain", "sweep", "bench", "doctor"),
+    *(
+        "evaluate",
+        "predict",
+        "adapt",
+        "export",
+        "explain",
+        "report",
+        "audit",
+        "crossdomain",
+        "sweep",
+        "bench",
+        "doctor",
+    ),
 )
 TINY = ("--model", "test_resnet", "--pretrained", "no", "--image-size", "32", "--batch-size", "32")
 

@@ -102,7 +102,7 @@ def blast_scores(
 
     Intervals are Wilson's. None without a class of blasts.
     """
-    if blast not in classes:
+    if blast is None or blast not in classes:
         return None
     index = list(classes).index(blast)
     positive = labels == index
