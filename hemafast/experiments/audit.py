@@ -126,7 +126,7 @@ def audit(
             `output` cannot be written.
     """
     samples, rows = data.samples(ALL, SIZE), data.split(ALL)
-    features, judged_by = _features(data, samples, run, device, progress)
+    features, judged_by = features_of(data, samples, run, device, progress)
     with stage(progress, "judging labels"):
         probabilities, judged = cross_validated(features, samples.labels, rows["group"].tolist(), len(data.classes))
     if not judged.any():
@@ -196,10 +196,10 @@ def _answers(features: Features, labels: Labels, others: Features) -> tuple[Labe
     return model.classes_, model.predict_proba(others)
 
 
-def _features(
-    data: Dataset, samples: Samples, run: Path | None, device: Device, progress: Progress
+def features_of(
+    data: Dataset, samples: Samples, run: Path | None, device: Device, progress: Progress = SILENT
 ) -> tuple[Features, str]:
-    """Features of all images, and what made them, in words."""
+    """Features (images, d) of `samples` of `data`, and what made them, in words; else as `audit`."""
     if run is not None:
         model = open_model(run, device=device, amp="off")
         if model.card.data_fingerprint == data.info.fingerprint:
