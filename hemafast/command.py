@@ -12,7 +12,7 @@ from typing import Any
 from hemafast.config import PrepareConfig, TrainConfig, checked, option_of, prepared_beside, to_plain
 from hemafast.presets import PRESETS
 
-_LISTS = ("split_file", "groups", "checksums", "labels", "class_map")
+_LISTS = ("split_file", "groups", "checksums", "labels", "labels_fix", "class_map")
 """Files of `hemafast prepare` that a data set remembers by their hash only."""
 
 

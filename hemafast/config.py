@@ -225,6 +225,14 @@ class PrepareConfig:
     columns: dict[str, str] = option(
         {}, "Names of columns in --labels, as path=Image,label=Class.", DATA, metavar="ROLE=NAME,...", parse=_pairs
     )
+    labels_fix: Path | None = option(
+        None,
+        "Table of corrected labels, as `hemafast audit` writes it: path and label of some images; empty labels change "
+        "nothing.",
+        DATA,
+        none="none",
+        metavar="FILE",
+    )
     checksums: Path | None = option(
         None,
         "sha256 sums of archives or images. Another archive is an error; another image is quarantined.",
@@ -427,6 +435,23 @@ class TrainConfig:
     focal_gamma: Annotated[float, Ge(0), Le(10)] = option(2.0, "Gamma of --loss focal.", LEARNING)
     logit_tau: Annotated[float, Ge(0), Le(5)] = option(1.0, "Tau of --loss logit-adjusted.", LEARNING)
     label_smoothing: Rate = common(0.0, "Label smoothing.", LEARNING)
+    lineage_weight: Annotated[float, Ge(0), Le(10)] = option(
+        0.0, "Weight of a loss on the lineage of a cell beside that on its class, with any --loss; 0 is off.", LEARNING
+    )
+    stage_temperature: Annotated[float, Ge(0), Le(10)] = option(
+        0.0,
+        "Soft labels: neighbours in the maturation series get a share of the target, in proportion to "
+        "e^(-stages / temperature), as 0.5; 0 is off.",
+        LEARNING,
+    )
+    lineage: Path | None = option(
+        None,
+        "TOML file of the lineages, stages and blasts of your classes, for training and scores.",
+        LEARNING,
+        none="those of the challenge",
+        metavar="FILE",
+        on_resume=FIXED,
+    )
 
     input: Input = option(
         "auto",

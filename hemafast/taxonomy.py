@@ -1,4 +1,4 @@
-"""The eleven classes and two domains of the challenge."""
+"""The eleven classes and two domains of the challenge. `lineage.toml` says how the classes are related."""
 
 CHALLENGE_CLASSES = (
     "basophil",
@@ -15,25 +15,21 @@ CHALLENGE_CLASSES = (
 )
 """Class folders of the Helmholtz HIDA challenge "Help a Hematologist Out", in label order."""
 
-MATURATION = ("promyelocyte", "myelocyte", "metamyelocyte", "neutrophil_banded", "neutrophil_segmented")
-"""The stages of a neutrophil, youngest first. Neighbours differ gradually, and experts disagree on them."""
-
-BLAST = "myeloblast"
-"""The class whose presence in blood is an alarm."""
-
-SUBMISSION_CLASSES = ("basophil", "eosinophil", "erythroblast", BLAST, *MATURATION, "monocyte", "lymphocyte_typical")
+SUBMISSION_CLASSES = (
+    "basophil",
+    "eosinophil",
+    "erythroblast",
+    "myeloblast",
+    "promyelocyte",
+    "myelocyte",
+    "metamyelocyte",
+    "neutrophil_banded",
+    "neutrophil_segmented",
+    "monocyte",
+    "lymphocyte_typical",
+)
 """The same classes in the order of a submission's LabelID, which counts from 0. One of the winners published this label
 map of the starter code (github.com/MIC-DKFZ/help_a_hematologist_out_challenge, datasets/hematology_data.py)."""
-
-LINEAGES = {
-    "granulocytic": (BLAST, *MATURATION),
-    "eosinophilic": ("eosinophil",),
-    "basophilic": ("basophil",),
-    "monocytic": ("monocyte",),
-    "lymphoid": ("lymphocyte_typical",),
-    "erythroid": ("erythroblast",),
-}
-"""Classes by lineage. Myeloblasts count as granulocytic, because they become granulocytes."""
 
 UM_PER_PIXEL = {"Acevedo_20": 0.100, "Matek_19": 0.0725}
 """Side of one pixel in micrometres, by domain: 360 px of Acevedo_20 span 36 um, 400 px of Matek_19 span 29 um."""

@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parent.parent
 COMMANDS = (
     *("demo", "prepare", "verify", "eda", "augment-preview", "train", "lr-find", "runs"),
     *("evaluate", "predict", "adapt", "embed", "export", "push", "explain", "report"),
-    *("crossdomain", "sweep", "tune", "bench", "doctor"),
+    *("audit", "crossdomain", "sweep", "tune", "bench", "doctor"),
 )
 TINY = ("--model", "test_resnet", "--pretrained", "no", "--image-size", "32", "--batch-size", "32")
 

@@ -1,4 +1,4 @@
-"""Questions that take several runs to answer: crossdomain, sweep, tune."""
+"""Questions that take several runs or models to answer: crossdomain, sweep, tune, audit."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from rich.console import RenderableType
 from hemafast.cli.common import (
     ClassMap,
     ConfigFile,
+    Device,
     Json,
     Quiet,
     Verbose,
@@ -22,11 +23,13 @@ from hemafast.cli.common import (
     refuse_missing_data,
     wide_console,
 )
+from hemafast.cli.new_images import whole_or_nothing
 from hemafast.cli.options import Asked, configured
 from hemafast.config import TrainConfig, parse_class_map, seconds_of, train_config
 from hemafast.errors import StoppedError
 from hemafast.experiments.published import refuse_unknown_experiments
 from hemafast.experiments.space import DEFAULT, parse_space
+from hemafast.run_folder import find_run
 
 _COMPARED = ("preset", "data", "domains", "output", "model", "epochs", "image_size", "batch_size", "seed", "device")
 _SWEPT = ("preset", "data", "output", "epochs", "image_size", "seed", "device")
@@ -164,6 +167,48 @@ def tune(
     with _resumable():
         result = search(settings, searched, trials=trials, time_budget=seconds, progress=progress)
     _show(result, tune_results, settings.output / PAGE, as_json=as_json)
+
+
+@app.command(epilog="Examples: `hemafast audit`, `hemafast audit Source/prepared --count 200`")
+def audit(
+    data: Annotated[Path, typer.Argument(metavar="DATA", help="Prepared data set.")] = TrainConfig.data,
+    run: Annotated[
+        str | None,
+        typer.Option(
+            metavar="RUN",
+            help="Use the features of this run, trained on other data.",
+            show_default="a network with ImageNet weights",
+        ),
+    ] = None,
+    count: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="Labels to list.", show_default="4 % of them")
+    ] = None,
+    output: Annotated[Path, typer.Option(help="Folder for the table and the page.")] = Path("audit"),
+    device: Device = "auto",
+    as_json: Json = False,
+    verbose: Verbose = False,
+    quiet: Quiet = False,
+) -> None:
+    """List the labels that are probably wrong, with a page of pictures and a table to correct them in.
+
+    Each label is judged by models that have not seen it: logistic regression on features of a network, by
+    cross-validation, patients and copies apart. Writes suspects.csv and audit.html. Fill in the column label of the
+    table where a label is wrong, and give it to `hemafast prepare --labels-fix`.
+    """
+    refuse_missing_data(data)
+    folder = None if run is None else find_run(run)
+    progress = listen(verbose=verbose, quiet=quiet or as_json)
+    from hemafast.data.dataset import open_dataset
+    from hemafast.experiments.audit import audit as find_suspects
+
+    with whole_or_nothing():
+        found = find_suspects(open_dataset(data), output, run=folder, count=count, device=device, progress=progress)
+    if as_json:
+        typer.echo(json.dumps(found.to_plain(), indent=2))
+        return
+    results = wide_console()
+    for line in found.lines():
+        results.print(line, soft_wrap=True)
 
 
 def _show(

@@ -31,6 +31,7 @@ from hemafast.nvidia import uses_gpu
 from hemafast.progress import SILENT, Progress
 from hemafast.regular import read_regular, refuse_special
 from hemafast.run_folder import BEST
+from hemafast.words import counted
 
 if TYPE_CHECKING:
     import pandas as pd

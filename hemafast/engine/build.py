@@ -15,6 +15,7 @@ from hemafast.engine.learner import Learner, build_learner
 from hemafast.engine.plan import Plan
 from hemafast.engine.run import Run
 from hemafast.engine.schedule import build_schedule
+from hemafast.objective import lineage_term
 from hemafast.preparation.split import TRAIN
 from hemafast.presets import thawed
 from hemafast.weights import are_random
@@ -78,4 +79,10 @@ def _learner(plan: Plan, world: World, started_from: str | None) -> Learner:
         batch_size=plan.graph.batch_size,
         world=world,
         started_from=started_from,
+        lineage=lineage_term(
+            plan.lineage,
+            plan.dataset.info.classes,
+            weight=plan.settings.lineage_weight,
+            temperature=plan.settings.stage_temperature,
+        ),
     )

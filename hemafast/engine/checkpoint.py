@@ -18,6 +18,7 @@ from safetensors.torch import save as save_tensors
 from hemafast.config import STRICT
 from hemafast.errors import HemafastError
 from hemafast.files import damaged_entry, write_bytes, write_text, write_whole
+from hemafast.lineage import Lineage
 from hemafast.model import Classifier, build_model, tensor_shapes
 from hemafast.pickles import GreedyFileError, refuse_greedy
 from hemafast.preparation.images.depth import Range
@@ -143,6 +144,8 @@ class ModelCard:
     """None for a model as it was trained."""
     home: Home | None = None
     """None for an adapted model, and for one that an earlier version trained."""
+    lineage: Lineage | None = None
+    """How the classes are related; None if that was not known, and for a model that an earlier version trained."""
 
     def __post_init__(self) -> None:
         for name in ("set_thresholds", "nuclei"):

@@ -22,7 +22,7 @@ from hemafast.engine.step import EvalStep, Mix, TrainStep
 from hemafast.errors import HemafastError
 from hemafast.fuse_norm import fuse_batch_norms
 from hemafast.model import Classifier, build_model
-from hemafast.objective import CrossEntropy, build_loss
+from hemafast.objective import CrossEntropy, LineageTerm, build_loss
 from hemafast.weights import load_initial_weights
 
 
@@ -52,12 +52,14 @@ def build_learner(
     world: World | None = None,
     started_from: str | None = None,
     fuse: bool = True,
+    lineage: LineageTerm | None = None,
 ) -> Learner:
     """A network with its loss, optimizer and steps on the machine's device.
 
     `counts` are training images per class. With `started_from`, no initial weights are loaded: a checkpoint holds them,
     or the network is only timed. With `fuse`, batch norms in evaluation mode run as part of the convolutions before
-    them, unless the step is compiled. Raises HemafastError if these are too few images for batch norm.
+    them, unless the step is compiled. `lineage` is a term of the loss, which networks that are only timed do without.
+    Raises HemafastError if these are too few images for batch norm.
     """
     world = world or World()
     if machine.device == "cuda":
@@ -82,6 +84,7 @@ def build_learner(
         smoothing=settings.label_smoothing,
         focal_gamma=settings.focal_gamma,
         logit_tau=settings.logit_tau,
+        lineage=lineage,
     ).to(machine.device)
     mixes = settings.mixup > 0 or settings.cutmix > 0
     compiler = Compiler(

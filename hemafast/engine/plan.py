@@ -18,9 +18,11 @@ from hemafast.engine.distributed import World
 from hemafast.engine.machine import Choice, Machine, amp_of, choose_input, has_precision, machine_for, reading, room_of
 from hemafast.engine.trial import decide
 from hemafast.errors import HemafastError
+from hemafast.lineage import Lineage, as_lineage, fitting_lineage
 from hemafast.nvidia import uses_gpu
 from hemafast.preparation.schema import QUARANTINED
 from hemafast.preparation.split import TEST, TRAIN, VAL
+from hemafast.reading import cause
 from hemafast.words import counted
 
 logger = logging.getLogger("hemafast")
@@ -41,6 +43,8 @@ class Plan:
     """The input graph, with device, source, batch size, image size and threads."""
     policy: Policy
     """Augmentation of the training images."""
+    lineage: Lineage | None
+    """How the classes are related; None if that is not known and not needed."""
     warnings: tuple[str, ...] = ()
     """What differs from the machine that the run began on, and from what was asked for."""
 
@@ -73,6 +77,7 @@ def settle(config: TrainConfig, world: World, saved: dict[str, Any] | None = Non
         machine=machine.with_choices([*tried, *choices_of_a_card(config, machine, alone=world.alone)]),
         graph=graph,
         policy=policy_of(config),
+        lineage=_lineage_of(config, dataset.info.classes, saved),
         warnings=() if saved is None else _other_precision(saved, machine),
     )
 
@@ -131,6 +136,24 @@ def policy_of(config: TrainConfig) -> Policy:
     """The augmentation that `config` asks for."""
     changes = {one.name: getattr(config, one.name, None) for one in fields(Policy)}
     return named_policy(config.policy, **changes)
+
+
+def _lineage_of(config: TrainConfig, classes: Sequence[str], saved: dict[str, Any] | None) -> Lineage | None:
+    """A run keeps the tree that it began with, whatever becomes of the file."""
+    if saved is not None and saved.get("lineage"):
+        return _saved_lineage(saved["lineage"], classes)
+    needed = config.lineage_weight > 0 or config.stage_temperature > 0
+    return fitting_lineage(config.lineage, classes, needed=needed)
+
+
+def _saved_lineage(plain: Any, classes: Sequence[str]) -> Lineage:
+    try:
+        lineage = as_lineage(plain)
+    except ValueError as error:
+        raise HemafastError(f"The checkpoint holds no tree ({cause(error)}).", "Start a new run.") from error
+    if lineage.lacks(classes):
+        raise HemafastError("The checkpoint holds a tree of other classes.", "Start a new run.")
+    return lineage
 
 
 def machine_and_graph(

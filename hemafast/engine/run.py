@@ -104,6 +104,7 @@ class Run:
             "started_from": learner.started_from,
             "classes": list(self.dataset.info.classes),
             "data_fingerprint": self.dataset.info.fingerprint,
+            "lineage": None if self.plan.lineage is None else asdict(self.plan.lineage),
         }
 
     def load_state_dict(self, saved: dict[str, Any], *, restart_epoch: bool) -> None:
@@ -157,6 +158,7 @@ class Run:
             drawn_data=info.drawn,
             quarter_turns=self.config.quarter_turns,
             home=self.home(),
+            lineage=self.plan.lineage,
         )
 
 

@@ -50,6 +50,7 @@ from hemafast.evaluate.nucleus_sizes import nuclei_of
 from hemafast.evaluate.predictions import prediction_table
 from hemafast.evaluate.scores import calibrated_scores, score
 from hemafast.files import make_inside, write_table, write_text, write_whole
+from hemafast.lineage import Lineage, packaged_lineage
 from hemafast.metrics import macro_f1, with_pooled
 from hemafast.model import Classifier
 from hemafast.pictures import confusion_figure, save
@@ -66,7 +67,6 @@ from hemafast.run_folder import (
     read_config,
     read_metrics,
 )
-from hemafast.taxonomy import BLAST
 from hemafast.words import counted
 
 FITTED, REPORTED = "calibration", "report"
@@ -121,7 +121,8 @@ def evaluate_run(
     fitted = _calibration_part(dataset, card) if calibrates else np.zeros(len(samples), dtype=bool)
     likeness = None if calibrates else load_likeness(folder / BEST, card)
     probabilities, likeness, likenesses = _classify(model, card, config, samples, device, fitted, likeness)
-    calibration = _calibration(card, samples, probabilities, fitted)
+    lineage = card.lineage or packaged_lineage()
+    calibration = _calibration(card, samples, probabilities, fitted, lineage.blast)
     if calibrates:
         calibration = replace(calibration, nuclei=nuclei_of(dataset, card))
     answers = _answers(dataset.split(split), samples, folding, probabilities, calibration, fitted, likenesses)
@@ -133,7 +134,7 @@ def evaluate_run(
         "warnings": [*_warnings(dataset, card), *_untrained(folder, dataset, card, folding), *unlike],
         "classes": list(folding.classes),
         "folding": folding.account,
-        **_scores(answers, calibration),
+        **_scores(answers, calibration, lineage),
         "likeness": judged,
         "model": {**asdict(replace(card, calibration=calibration)), "file": BEST},
         "data": _data(dataset),
@@ -315,19 +316,19 @@ def _calibration_part(dataset: Dataset, card: ModelCard) -> Mask:
 
 
 def _calibration(
-    card: ModelCard, samples: Samples, probabilities: npt.NDArray[np.float32], fitted: Mask
+    card: ModelCard, samples: Samples, probabilities: npt.NDArray[np.float32], fitted: Mask, blast: str | None
 ) -> Calibration:
     if not fitted.any():
         return card.calibration or Calibration(temperature=1.0, threshold=None, target=TARGET, images=0)
-    blast = card.classes.index(BLAST) if BLAST in card.classes else None
-    return calibrate(samples.labels[fitted], probabilities[fitted], blast=blast)
+    column = card.classes.index(blast) if blast in card.classes else None
+    return calibrate(samples.labels[fitted], probabilities[fitted], blast=column)
 
 
-def _scores(answers: _Answers, calibration: Calibration) -> Metrics:
+def _scores(answers: _Answers, calibration: Calibration, lineage: Lineage) -> Metrics:
     """Scores, pooled and by domain."""
     parts = {"pooled": np.ones(len(answers.labels), dtype=bool)}
     parts |= {str(name): answers.domains == name for name in np.unique(answers.domains)}
-    scores = {name: _score(answers, part, calibration) for name, part in parts.items()}
+    scores = {name: _score(answers, part, calibration, lineage) for name, part in parts.items()}
     return {"pooled": scores.pop("pooled"), "domains": scores}
 
 
@@ -354,14 +355,15 @@ def _unlike(judged: Mapping[str, Any] | None) -> list[str]:
     return [said] if said else []
 
 
-def _score(answers: _Answers, part: Mask, calibration: Calibration) -> Metrics:
+def _score(answers: _Answers, part: Mask, calibration: Calibration, lineage: Lineage) -> Metrics:
     labels, raw, softened = answers.labels[part], answers.raw[part], answers.softened[part]
-    plain = score(labels, softened if answers.merged else raw, answers.classes)
+    plain = score(labels, softened if answers.merged else raw, answers.classes, lineage=lineage)
     reported = part & ~answers.fitted
     sets = answers.sets if answers.sets is None else answers.sets[reported]
+    reported_here = ~answers.fitted[part]
     return (
         plain
-        | calibrated_scores(labels, raw, softened, answers.classes, calibration, ~answers.fitted[part])
+        | calibrated_scores(labels, raw, softened, answers.classes, calibration, reported_here, lineage.blast)
         | {"sets": set_scores(answers.labels[reported], sets, answers.classes)}
     )
 

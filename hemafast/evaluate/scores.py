@@ -22,10 +22,17 @@ from hemafast.evaluate.metrics import (
     confusions,
     probability_scores,
 )
+from hemafast.lineage import Lineage, packaged_lineage
 
 
 def score(
-    labels: Labels, probabilities: Probabilities, classes: Sequence[str], *, resamples: int = RESAMPLES, seed: int = 0
+    labels: Labels,
+    probabilities: Probabilities,
+    classes: Sequence[str],
+    *,
+    lineage: Lineage | None = None,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
 ) -> dict[str, Any]:
     """All scores of a set of images with their 95 % intervals.
 
@@ -33,6 +40,7 @@ def score(
         labels: (images,), indices of the true classes.
         probabilities: (images, classes), rows that add up to 1.
         classes: names of the classes, in label order.
+        lineage: how they are related; None for the tree of the challenge.
         resamples: number of bootstrap resamples.
         seed: of the resamples.
 
@@ -40,6 +48,7 @@ def score(
         Scores by name. `ci95` holds [low, high] by name. A score that is undefined here is None. Means are over the
         classes that have images: `classes` is their number, `absent` names the others.
     """
+    lineage = lineage or packaged_lineage()
     found = bootstrapped(all_scores, labels, probabilities, resamples=resamples, seed=seed)
     cells = confusions(labels, probabilities.argmax(axis=1), np.ones((len(labels), 1), np.float32), len(classes))
     confusion = replace(cells, counts=found["confusion"])
@@ -52,8 +61,8 @@ def score(
         "per_class": _per_class(found, classes, images),
         "confusion": confusion.first().tolist(),
         "reliability": reliability(labels, probabilities),
-        "lineage": lineage_scores(confusion, classes),
-        "maturation": maturation_scores(confusion, classes),
+        "lineage": lineage_scores(confusion, classes, lineage),
+        "maturation": maturation_scores(confusion, classes, lineage),
     }
 
 
@@ -64,10 +73,11 @@ def calibrated_scores(
     classes: Sequence[str],
     calibration: Calibration,
     reported: npt.NDArray[np.bool_],
+    blast: str | None,
 ) -> dict[str, Any]:
     """The effect of temperature and thresholds on the `reported` images, which they were not fitted on.
 
-    `softened` are the `probabilities` with that temperature.
+    `softened` are the `probabilities` with that temperature, `blast` is the class of blasts.
     """
     return {
         "calibrated": {
@@ -76,7 +86,7 @@ def calibrated_scores(
             "after": _confidence_scores(labels[reported], softened[reported]),
         },
         "selective": selective(labels[reported], softened[reported], calibration.threshold),
-        "blast": blast_scores(labels, softened, classes, calibration.blast_threshold, reported),
+        "blast": blast_scores(labels, softened, classes, calibration.blast_threshold, reported, blast),
     }
 
 

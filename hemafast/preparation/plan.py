@@ -25,7 +25,7 @@ from hemafast.taxonomy import CHALLENGE_CLASSES, UM_PER_PIXEL
 from hemafast.words import counted
 
 _NOT_INPUT = ("source", "output", "strict", "max_quarantined")  # settings that do not change the result
-_FILES = ("groups", "checksums", "class_map")
+_FILES = ("groups", "checksums", "class_map", "labels_fix")
 _OF_PIXELS = ("checksums", "field_of_view", "um_per_pixel", "bit_depth", "min_side")  # settings that pixels depend on
 _SMALLEST_WINDOW = 16  # px
 

@@ -38,6 +38,8 @@ EVERYTHING = {
     "schedule": "onecycle",
     "loss": "weighted",
     "label_smoothing": 0.1,
+    "lineage_weight": 0.3,
+    "stage_temperature": 0.5,
     "clip_grad": 1.0,
     "ema": 0.9,
     "layer_decay": 0.8,
@@ -339,7 +341,10 @@ def test_free_changes_pass_and_change_nothing_that_is_learned(straight, stopped,
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("data", "elsewhere"), ("fold", 1), ("model", "test_vit"), ("weights", "w.safetensors"), ("pretrained", "yes")],
+    [
+        *(("data", "elsewhere"), ("fold", 1), ("model", "test_vit"), ("weights", "w.safetensors")),
+        *(("pretrained", "yes"), ("lineage", "tree.toml")),
+    ],
 )
 def test_what_a_run_is_made_of_is_refused_even_if_changes_are_allowed(straight, name, value):
     before = files(straight)

@@ -110,6 +110,9 @@ def gather(config: PrepareConfig, progress: Progress = SILENT) -> Gathered:
     passed += lost
     if not members:
         raise _nothing(config, trees, passed)
+    if config.labels_fix is not None:
+        members, corrected = _corrected(members, config.labels_fix, class_map, config)
+        notes += corrected
     members, lost, renamed = _in_classes(members, class_map, config, trees)
     passed, notes = passed + lost, [*notes, *renamed, *(_contradictions(members) if labels else ())]
     scales = labels.um_per_pixel if labels else {}
@@ -282,6 +285,29 @@ def _of_table(member: Member, labels: lists.Labels, config: PrepareConfig) -> Me
         split="" if config.resplit else labels.split.get(key, member.split),
         group=labels.group.get(key, member.group),
     )
+
+
+def _corrected(
+    members: Sequence[Member], file: Path, class_map: Mapping[str, str], config: PrepareConfig
+) -> tuple[list[Member], list[str]]:
+    """The images with the labels that a table of corrections gives, and what it says, in sentences.
+
+    Raises HemafastError for a path that is no image, because a correction must not be lost, and for a class that no
+    image had before, which is a slip of the pen.
+    """
+    fixes = lists.read_corrections(file, [member.source for member in members])
+    if fixes.missing:
+        raise HemafastError(
+            f"{file} corrects images that are not in the source: {name_some(fixes.missing, 3)}.",
+            "Prepare the source that was audited, or remove these lines.",
+        )
+    known = {fold(name) for name in (*class_map, *(member.label for member in members))}
+    unknown = [name for name in fixes.values.values() if fold(name) not in known]
+    if unknown and config.classes == "from-data":  # those of the challenge are checked with all others
+        raise HemafastError(f"{file}: no image was of the class {unknown[0]!r} before.", "Correct its name.")
+    corrected = [replace(member, label=fixes.values.get(member.source, member.label)) for member in members]
+    changed = sum(old.label != new.label for old, new in zip(members, corrected, strict=True))
+    return corrected, [f"{file.name}: {changed} labels corrected"]
 
 
 def _without_class(members: Sequence[Member], kind: str) -> tuple[list[Member], list[PassedOver]]:

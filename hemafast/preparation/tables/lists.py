@@ -30,7 +30,8 @@ _NO_SPLIT = " If the column says something else: --columns split="
 _NAMED = 3  # lines that a note lists
 
 __all__ = [
-    "Labels", "read_checksums", "read_class_map", "read_labels", "resolve", "resolve_split", "resolve_values",
+    "Labels", "read_checksums", "read_class_map", "read_corrections", "read_labels", "resolve", "resolve_split",
+    "resolve_values",
 ]  # fmt: skip
 
 
@@ -164,6 +165,17 @@ def resolve_values(file: Path, role: str, names: Images | Iterable[str]) -> Reso
     found = resolve(file, _pairs(table, chosen[PATH], chosen[role]), names)
     _refuse_nothing(found, names)
     return found
+
+
+def read_corrections(file: Path, names: Iterable[str]) -> Resolved[str]:
+    """The new label of each image that a table of path and label corrects; a line without a label corrects nothing.
+
+    Raises HemafastError if the table cannot be read, or gives an image two labels.
+    """
+    table = read_table(file)
+    chosen = roles.find_columns(file, table, needed=(PATH, LABEL))
+    _refuse_blank(file, table, chosen[PATH])
+    return resolve(file, _pairs(table[table[chosen[LABEL]] != ""], chosen[PATH], chosen[LABEL]), names)
 
 
 def read_checksums(file: Path) -> dict[str, str]:
