@@ -6,6 +6,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -169,11 +170,12 @@ def write_embeddings(file: Path, embeddings: Embeddings) -> None:
 
 def _write_npz(file: Path, embeddings: Embeddings) -> None:
     table = embeddings.table
-    columns = {
+    arrays: dict[str, Any] = {
         name: table[name].to_numpy(np.float32 if table[name].dtype.kind == "f" else str) for name in table.columns
     }
+    arrays[FEATURES] = embeddings.features
     with file.open("wb") as opened:
-        np.savez(opened, **{FEATURES: embeddings.features}, **columns)
+        np.savez(opened, **arrays)
 
 
 def _write_parquet(file: Path, embeddings: Embeddings) -> None:

@@ -64,9 +64,8 @@ class Space:
     def check(self, config: TrainConfig) -> None:
         """Raise HemafastError if a setting is unknown or cannot be searched, or if a value is refused."""
         for name, part in self.parts.items():
-            for value in (part.low, part.high) if isinstance(part, Range) else part.values:
-                whole = int(value) if isinstance(value, float) and _is_whole(config, name, part) else value
-                _with(config, {name: whole})
+            for value in _extremes(config, name, part):
+                _with(config, {name: value})
             if option_of(TrainConfig, name).on_resume != LEARNS:
                 raise HemafastError(f"{name} does not change what is learned.", "Search another setting.")
 
@@ -109,6 +108,12 @@ def _with(config: TrainConfig, values: Mapping[str, Any]) -> TrainConfig:
 
 def _settings(config: TrainConfig) -> Iterator[tuple[str, Any]]:
     return ((one.name, getattr(config, one.name)) for one in fields(config))
+
+
+def _extremes(config: TrainConfig, name: str, part: Range | Choice) -> tuple[Any, ...]:
+    if isinstance(part, Choice):
+        return part.values
+    return (round(part.low), round(part.high)) if _is_whole(config, name, part) else (part.low, part.high)
 
 
 def _is_whole(config: TrainConfig, name: str, part: Range) -> bool:

@@ -113,7 +113,8 @@ def _colours(table: pd.DataFrame) -> dict[str, Any]:
 
 def _mistakes(table: pd.DataFrame) -> Sequence[str]:
     known, right = table["label"] != "", table["label"] == table["predicted"]
-    return np.where(known, np.where(right, "right", "mistake"), "").tolist()
+    said: list[str] = np.where(known, np.where(right, "right", "mistake"), "").tolist()
+    return said
 
 
 def _atlases(tiles: npt.NDArray[np.uint8]) -> list[str]:
