@@ -22,7 +22,7 @@ from statistics import mean
 from typing import Annotated, Any
 
 import typer
-from another_lab import HOME, SCORE, cell, described, everywhere, means, of_seeds, prepared  # scripts beside this one
+from another_lab import HOME, SCORE, cell, described, everywhere, means, prepared  # scripts beside this one
 from library import trained
 from output import JsonFileAddedTo, before, machine_line, table, write_json
 
@@ -157,17 +157,17 @@ def _table(preset: str, levers: Mapping[str, Any], result: Mapping[str, Any]) ->
     labs, plain = list(result["data"]), levers[AS_IT_IS]
     elsewhere = [name for name in labs if name != HOME]
     note = (
-        f"Macro-F1, {of_seeds(len(plain))}. Gain: of the mean over the unseen laboratories, beside the run of the same "
-        f"seed without the change; in: how many of the laboratories gain. `{result['command']}`. "
+        "Macro-F1, mean of the seeds (least to most). Gain: of the mean over the unseen laboratories, beside the run of the "
+        f"same seed without the change; in: how many of the laboratories gain. `{result['command']}`. "
         f"{machine_line(result['machine'])}"
     )
-    header = " | ".join([f"`{preset}`", f"{HOME}, at home", *elsewhere, "unseen", "gain", "in"])
+    header = " | ".join([f"`{preset}`", "seeds", f"{HOME}, at home", *elsewhere, "unseen", "gain", "in"])
     return table(header, [_row(name, elsewhere, runs, plain) for name, runs in levers.items()], note)
 
 
 def _row(name: str, labs: list[str], runs: Mapping[str, Any], plain: Mapping[str, Any]) -> list[str]:
     found = means(list(runs.values()))
-    row = [name, *(cell(found[lab]) for lab in (HOME, *labs, "unseen"))]
+    row = [name, str(len(runs)), *(cell(found[lab]) for lab in (HOME, *labs, "unseen"))]
     if runs is plain:
         return [*row, "", ""]
     pairs = [(runs[seed]["scores"], plain[seed]["scores"]) for seed in runs if seed in plain]

@@ -54,4 +54,4 @@ def test_gains_are_of_pairs_of_one_seed_and_counted_by_laboratory():
     plain = {"1": run(0.9, 0.2, 0.4), "2": run(0.9, 0.4, 0.6)}
     changed = {"2": run(0.8, 0.5, 0.6)}
     row = levers_elsewhere._row("x", ["A", "B"], changed, plain)
-    assert row == ["x", "**0.800**", "**0.500**", "**0.600**", "**0.550**", "+0.050", "1 of 2"]
+    assert row == ["x", "1", "**0.800**", "**0.500**", "**0.600**", "**0.550**", "+0.050", "1 of 2"]
