@@ -157,8 +157,8 @@ def _table(preset: str, levers: Mapping[str, Any], result: Mapping[str, Any]) ->
     labs, plain = list(result["data"]), levers[AS_IT_IS]
     elsewhere = [name for name in labs if name != HOME]
     note = (
-        "Macro-F1, mean of the seeds (least to most). Gain: of the mean over the unseen laboratories, beside the run of the "
-        f"same seed without the change; in: how many of the laboratories gain. `{result['command']}`. "
+        "Macro-F1, mean of the seeds (least to most). Gain: of the mean over the unseen laboratories, beside the run of "
+        f"the same seed without the change; in: how many of the laboratories gain. `{result['command']}`. "
         f"{machine_line(result['machine'])}"
     )
     header = " | ".join([f"`{preset}`", "seeds", f"{HOME}, at home", *elsewhere, "unseen", "gain", "in"])
