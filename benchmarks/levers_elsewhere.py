@@ -157,9 +157,9 @@ def _table(preset: str, levers: Mapping[str, Any], result: Mapping[str, Any]) ->
     labs, plain = list(result["data"]), levers[AS_IT_IS]
     elsewhere = [name for name in labs if name != HOME]
     note = (
-        "Macro-F1, mean of the seeds (least to most). Gain: of the mean over the unseen laboratories, beside the run of "
-        f"the same seed without the change; in: how many of the laboratories gain. `{result['command']}`. "
-        f"{machine_line(result['machine'])}"
+        "Macro-F1, mean of the seeds (least to most). Gain: of the mean over the unseen laboratories, beside the run "
+        "of the same seed without the change; in: how many of the laboratories gain. "
+        f"`{result['command']}`. {machine_line(result['machine'])}"
     )
     header = " | ".join([f"`{preset}`", "seeds", f"{HOME}, at home", *elsewhere, "unseen", "gain", "in"])
     return table(header, [_row(name, elsewhere, runs, plain) for name, runs in levers.items()], note)

@@ -63,6 +63,7 @@ class _Lineage(Recorded):
     names: list[str]
     confusion: Confusion
     macro_f1: Score
+    mistake_distance: Score = None
     ci95: _LineageEnds
 
     @model_validator(mode="after")
@@ -79,6 +80,8 @@ class _Maturation(Recorded):
     neighbour: Count
     far: Count
     outside: Count
+    stages: Annotated[list[str], Len(1)] | None = None
+    largest: float | None = None
 
 
 class _Bin(Recorded):
@@ -129,6 +132,7 @@ class _Blast(Recorded):
     class_: str = Field(alias="class")
     likeliest: _Blasts
     operating_point: _BlastsFrom | None
+    at_specificity: _Blasts | None = None
 
 
 class _Coverage(Recorded):
