@@ -24,7 +24,7 @@ def tables(results: Mapping[str, Any]) -> dict[str, str]:
         "faults_injected": table(
             "`--only` | injected how | injected | survived | lost",
             [[f"`{one.name}`", one.injected, *_counts(counted.get(one.name))] for one in FAULTS],
-            f"`{result['command']}`, {result['minutes']} minutes. {machine_line(result['machine'])}",
+            f"`{result['command']}`, {result['minutes']:.1f} minutes of faults. {machine_line(result['machine'])}",
         ),
         "faults_lost": _lost(counted),
     }

@@ -2,6 +2,7 @@
 
 import io
 import logging
+import os
 import shutil
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
@@ -17,6 +18,7 @@ from hemafast.data.dataset import Dataset, open_dataset
 from hemafast.data.samples import Samples
 from hemafast.engine.trainer import train
 from hemafast.evaluate.evaluate import evaluate_run
+from hemafast.preparation import parts, publish
 from hemafast.preparation.build import Prepared, prepare
 
 TrainOn = Callable[..., Path]
@@ -93,6 +95,15 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _no_wait_for_the_disk() -> Iterator[None]:
+    """No test needs its files on the disk: power cuts are played. Other processes flush as ever."""
+    with pytest.MonkeyPatch.context() as change:
+        for owner, name in ((os, "fsync"), (os, "fdatasync"), (publish, "sync"), (parts, "sync")):
+            change.setattr(owner, name, lambda _: None)
+        yield
+
+
 @pytest.fixture(scope="session")
 def draw() -> Callable[..., np.ndarray]:
     """`draw(seed, width=64, height=60)`: RGB pixels."""
@@ -163,6 +174,7 @@ def train_on(tmp_path_factory: pytest.TempPathFactory) -> TrainOn:
             "amp": "off",
             "device": "cpu",
             "threads": 1,
+            "track": (),  # the picture of each epoch takes longer than the epoch
         }
         logger = logging.getLogger("hemafast")
         before = logger.level

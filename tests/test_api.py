@@ -203,8 +203,8 @@ def test_only_the_command_line_prints_exits_or_knows_a_console(file):
     if file.name == "__main__.py":
         return
     calls = {ast.unparse(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}
-    # A worker of the bench ends itself; it is a process of its own. Nothing can be raised where a mapped file was cut.
-    allowed = {"os._exit"} if file.name in ("worker.py", "mapped.py") else set()
+    # A worker of the bench ends itself; it is a process of its own.
+    allowed = {"os._exit"} if file.name == "worker.py" else set()
     assert not calls & {"print", "sys.exit", "exit", "os._exit"} - allowed
     imported = {
         name

@@ -5,7 +5,8 @@ import os
 import random
 import subprocess
 import sys
-import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,7 @@ from faults.inject import INJECTORS, NEED_LIBRARY
 from faults.jobs import names
 from faults.listed import FAULTS
 from faults.tally import Tally
+from run_faults import Store
 
 ROOT = Path(__file__).resolve().parent.parent
 WRONG = {
@@ -209,13 +211,15 @@ def test_slow_faults_come_once():
 
 @pytest.fixture
 def battery(tmp_path, monkeypatch) -> Battery:
-    """A battery with a second of time, whose injectors take some milliseconds; `disk` loses all."""
-    made = Battery(lambda: None, tmp_path / "rooms", random.Random(0), time.monotonic() + 0.2)
+    """A battery whose time is over when each injector had its turn; `disk` loses all."""
+    made, called = Battery(lambda: None, tmp_path / "rooms", random.Random(0)), set()
 
     def injector(name):
         def inject(battery):
-            time.sleep(0.005)
+            called.add(name)
             battery.tally(name).add("job", ["no"] if name == "disk" else [])
+            if called == INJECTORS.keys():
+                battery.deadline = 0
 
         return inject
 
@@ -223,58 +227,129 @@ def battery(tmp_path, monkeypatch) -> Battery:
     return made
 
 
-def test_the_battery_ends_in_time_and_its_long_form_after_enough_kills(battery, monkeypatch):
+@pytest.fixture
+def store(tmp_path) -> Store:
+    """A file that counts nothing yet."""
+    return Store(tmp_path / "counts" / "faults.json", ["--seed", "0"], {"processor": "one"})
+
+
+def killed(times: int, lost: int = 0) -> Tally:
+    tally = Tally()
+    tally.add("train", [], times - lost)
+    tally.add("train", ["torn"], lost)
+    return tally
+
+
+def test_the_battery_ends_in_time_and_its_long_form_after_enough_kills(battery, store, monkeypatch):
     monkeypatch.setattr(native, "is_loaded", lambda: True)
-    run_faults.inject(battery, (), 0, Console(quiet=True))
+    run_faults.inject(battery, (), 0, store, Console(quiet=True))
     assert battery.over
-    assert all(battery.tally(name).injected for name in INJECTORS)
-    others = battery.tally("signals").injected
-    run_faults.inject(battery, (), battery.tally("kill").injected + 7, Console(quiet=True))
-    assert battery.tally("signals").injected == others
+    before = store.add({})
+    assert all(before[name].injected for name in INJECTORS)
+    run_faults.inject(battery, (), before["kill"].injected + 7, store, Console(quiet=True))
+    after = store.add({})
+    assert after["kill"].injected == before["kill"].injected + 7
+    assert after["signals"] == before["signals"]
 
 
-def test_batteries_at_once_share_the_kills_and_their_counts_are_added(monkeypatch):
+def test_what_was_counted_before_the_battery_was_stopped_is_kept_and_added_to(battery, store, monkeypatch):
+    kill, calls = run_faults.INJECTORS["kill"], iter(range(4))
+
+    def kill_three_times(battery):
+        if next(calls) == 3:
+            raise KeyboardInterrupt
+        kill(battery)
+
+    monkeypatch.setitem(run_faults.INJECTORS, "kill", kill_three_times)
+    with pytest.raises(KeyboardInterrupt):
+        run_faults.inject(battery, ("kill",), 0, store, Console(quiet=True))
+    monkeypatch.setitem(run_faults.INJECTORS, "kill", kill)
+    battery.deadline = 0
+    run_faults.inject(battery, ("kill",), 12, store, Console(quiet=True))
+    assert store.add({})["kill"].injected == 12
+    assert json.loads(store.file.read_text(encoding="utf-8"))["minutes"] > 0
+
+
+def test_counts_of_several_calls_are_added(store):
+    store.add({"kill": killed(1000, lost=3), "disk": Tally()}, seconds=90)
+    store.add({"kill": killed(5, lost=1), "clock": Tally(skipped="no C compiler")}, seconds=30)
+    kept = json.loads(store.file.read_text(encoding="utf-8"))
+    assert kept["minutes"] == 2
+    assert kept["faults"] == {
+        "kill": {
+            "injected": 1005,
+            "survived": 1001,
+            "lost": 4,
+            "details": {"train": 1005},
+            "reasons": {"train: torn": 2},
+        },
+        "disk": Tally().to_json(),
+        "clock": {**Tally().to_json(), "skipped": "no C compiler"},
+    }
+
+
+def test_batteries_at_once_lose_none_of_each_others_counts(store):
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda _: store.add({"kill": killed(1)}), range(40)))
+    assert store.add({})["kill"].injected == 40
+
+
+def test_counts_of_another_processor_are_not_added_to(store):
+    store.add({"kill": killed(1)})
+    with pytest.raises(SystemExit, match="measured on one"):
+        replace(store, machine={"processor": "two"}).add({"kill": killed(1)})
+    assert store.add({})["kill"].injected == 1
+
+
+def test_batteries_at_once_write_to_one_file_with_moments_of_their_own(monkeypatch, tmp_path):
     asked = []
 
     class Run:
-        def __init__(self, command, **_):
-            options = dict(zip(command[2::2], command[3::2], strict=True))
-            asked.append((options["--kills"], options["--seed"], options["--only"]))
-            tally = Tally()
-            tally.add("train", ["torn"] if options["--seed"] == "8" else [], int(options["--kills"]))
-            Path(options["--json"]).write_text(json.dumps({"faults": {"kill": tally.to_json()}}), encoding="utf-8")
+        def __init__(self, args, **_):
+            self.args = args
+            asked.append(dict(zip(args[2::2], args[3::2], strict=True)))
 
         def wait(self):
-            pass
+            return int(asked[-1]["--seed"])
 
     monkeypatch.setattr(run_faults.subprocess, "Popen", Run)
-    found = run_faults.side_by_side(2, {"minutes": "5", "kills": 999, "only": ["kill"], "seed": 7})
-    assert asked == [("500", "7", "kill"), ("500", "8", "kill")]
-    assert (found["kill"].injected, found["kill"].lost) == (1000, 500)
-    assert found["kill"].reasons == {"train: torn": 1}
-    assert found["kill"].details == {"train": 1000}
+    given = {"minutes": "5", "kills": 999, "only": ["kill"], "seed": 1, "jobs": 2}
+    run_faults.side_by_side(2, given, tmp_path / "f.json")
+    assert [one.pop("--number") for one in asked] == ["0", "1"]
+    file = str(tmp_path / "f.json")
+    assert asked == 2 * [
+        {"--minutes": "5", "--kills": "999", "--only": "kill", "--seed": "1", "--jobs": "2", "--json": file}
+    ]
+    with pytest.raises(SystemExit, match="2 of 2 batteries could not work"):
+        run_faults.side_by_side(2, {**given, "seed": 7}, tmp_path / "f.json")
 
 
 def test_what_is_written_down_names_the_options_that_were_given():
     asked = {"minutes": "5", "kills": 0, "only": ["disk", "kill"], "seed": 0, "jobs": 0}
-    command = run_faults.result({}, 60.0, asked)["command"]
-    assert command == "python tools/run_faults.py --minutes 5 --only disk --only kill --seed 0"
+    assert run_faults.options(asked) == ["--minutes", "5", "--only", "disk", "--only", "kill", "--seed", "0"]
 
 
-def test_what_needs_a_compiler_is_skipped_with_its_reason(battery, monkeypatch, capsys):
+def test_kills_are_not_waited_for_if_none_is_injected():
+    with pytest.raises(typer.BadParameter, match="--kills needs --only kill"):
+        run_faults.main(kills=1, only=["disk"])
+
+
+def test_what_needs_a_compiler_is_skipped_with_its_reason(battery, store, monkeypatch):
     monkeypatch.setattr(native, "is_loaded", lambda: False)
-    run_faults.inject(battery, ("disk", "signals"), 0, Console(quiet=True))
+    names = iter(["disk", "signals"])
+    monkeypatch.setattr(run_faults, "chosen", lambda only: names)
+    run_faults.inject(battery, (), 0, store, Console(quiet=True))
     assert "disk" in NEED_LIBRARY
-    assert battery.tally("disk").to_json()["skipped"] == "no C compiler: install cc"
-    assert battery.tally("signals").injected
+    counted = store.add({})
+    assert counted["disk"].to_json()["skipped"] == "no C compiler: install cc"
+    assert counted["signals"].injected
 
 
 def test_the_page_shows_counts_and_reasons():
-    killed, filled, skipped = Tally(), Tally(), Tally(skipped="no C compiler: install cc")
-    killed.add("train", [], 8)
+    filled, skipped = Tally(), Tally(skipped="no C compiler: install cc")
     filled.add("evaluate: EIO of write", ["traceback: no"])
     filled.add("evaluate: EIO of write", [])
-    tallies = {"kill": killed, "disk": filled, "clock": skipped}
+    tallies = {"kill": killed(8), "disk": filled, "clock": skipped}
     facts = {"cores": "2", "processor": "one", "torch": "2"}
     counted = {name: tally.to_json() for name, tally in tallies.items()}
     result = {"command": "run", "minutes": 5.0, "machine": facts, "faults": counted}
@@ -288,5 +363,5 @@ def test_the_page_shows_counts_and_reasons():
     assert rows["rank"].endswith("| 0: no time was left |  |  |")
     assert "| `disk` | evaluate: EIO of write: traceback: no | 1 |" in made["faults_lost"]
     assert made["faults"].count("\n") == len(FAULTS) + 1
-    result["faults"] = {"kill": killed.to_json()}
+    result["faults"] = {"kill": killed(8).to_json()}
     assert fault_tables.tables({"faults": result})["faults_lost"] == "Nothing was lost."

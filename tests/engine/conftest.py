@@ -35,6 +35,7 @@ def settings(prepared: Prepared, tmp_path_factory: pytest.TempPathFactory) -> Ca
             "lr": 1e-3,
             "amp": "off",
             "compile": "off",  # `auto` begins with a trial
+            "track": (),  # the picture of each epoch takes longer than the epoch
             "device": "cpu",
             "threads": 1,
         }

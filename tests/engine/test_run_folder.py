@@ -19,7 +19,7 @@ SPLITS = {"train": "training", "val": "validation"}
 
 
 def test_a_run_folder_holds_settings_machine_logs_and_both_checkpoints(settings, dataset):
-    config = settings(epochs=2)
+    config = settings(epochs=2, track=["tensorboard"])
     folder = train(config)
     assert folder.parent == config.output
     assert {path.name for path in folder.iterdir()} == {

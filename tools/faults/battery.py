@@ -52,7 +52,10 @@ class Battery:
     random: random.Random
     deadline: float = math.inf
     """A moment of time.monotonic."""
+    turn: int = 0
+    """Which command is killed next: the jobs take turns."""
     tallies: dict[str, Tally] = field(default_factory=dict)
+    """What was counted and not yet taken."""
     _known: dict[str, Undisturbed] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -189,6 +192,11 @@ class Battery:
     def tally(self, fault: str) -> Tally:
         """The count of a kind of fault."""
         return self.tallies.setdefault(fault, Tally())
+
+    def take(self) -> dict[str, Tally]:
+        """The counts since the last call."""
+        taken, self.tallies = self.tallies, {}
+        return taken
 
 
 def judged(ended: Ended, sent: Sequence[int] = ()) -> list[str]:

@@ -46,7 +46,8 @@ def _kill(process: Started) -> tuple[bool, Ended]:
 def kill(battery: Battery) -> None:
     """Kill one command up to KILLS times, then let it end: the next command with each call."""
     tally, names = battery.tally("kill"), list(JOBS)
-    job = JOBS[names[sum(tally.details.values()) // KILLS % len(names)]]
+    job = JOBS[names[battery.turn % len(names)]]
+    battery.turn += 1
     seconds = battery.undisturbed(job).seconds
     battery.begin(job)
     killed, problems = 0, list[str]()

@@ -13,6 +13,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -20,7 +21,7 @@ from typing import Any, Protocol
 HANGS = 120.0
 """Seconds after which a process counts as hanging; none of these commands takes a tenth of that."""
 
-_SUBREAPER = 36  # PR_SET_CHILD_SUBREAPER
+_PARENT_DEATH_SIGNAL, _SUBREAPER = 1, 36  # PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER
 _PATIENCE = 2.0  # seconds in which helpers of a killed process may notice
 
 _ours: set[int] = set()  # processes that were started here and have not ended
@@ -95,6 +96,18 @@ def adopt_orphans() -> None:
     ctypes.CDLL(None).prctl(_SUBREAPER, 1, 0, 0, 0)
 
 
+def end_with_parent(number: int) -> None:
+    """Let this process get that signal when the one that started it is gone."""
+    ctypes.CDLL(None).prctl(_PARENT_DEATH_SIGNAL, int(number), 0, 0, 0)
+
+
+def end_all() -> None:
+    """Kill all that was started here and runs."""
+    for pid in tuple(_ours):
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
 def threads() -> int:
     """Threads of this process: only a process with one can be forked safely."""
     return len(list(Path("/proc/self/task").iterdir()))
@@ -145,6 +158,8 @@ def _run(
 ) -> int:
     """In the new process: become the command, and leave as an interpreter does."""
     os.setsid()
+    end_with_parent(signal.SIGKILL)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     os.chdir(cwd)
     out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     nothing = os.open(os.devnull, os.O_RDONLY)

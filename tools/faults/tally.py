@@ -35,15 +35,15 @@ class Tally:
             self.reasons.update(f"{what}: {problem}" for problem in problems)
 
     @classmethod
-    def of(cls, parts: Sequence[Mapping[str, Any]]) -> Tally:
-        """The sum of counts, as `to_json` writes them."""
-        found = cls(skipped=next((part["skipped"] for part in parts if "skipped" in part), ""))
-        for part in parts:
-            found.injected += part["injected"]
-            found.lost += part["lost"]
-            found.reasons.update(part["reasons"])
-            found.details.update(part["details"])
-        return found
+    def from_json(cls, kept: Mapping[str, Any]) -> Tally:
+        """The counts that `to_json` wrote."""
+        reasons, details = Counter(kept["reasons"]), Counter(kept["details"])
+        return cls(kept["injected"], kept["lost"], reasons, details, kept.get("skipped", ""))
+
+    def __add__(self, later: Tally) -> Tally:
+        """Both counts together."""
+        sums = self.injected + later.injected, self.lost + later.lost
+        return Tally(*sums, self.reasons + later.reasons, self.details + later.details, later.skipped)
 
     def to_json(self) -> dict[str, Any]:
         """As it is written down."""
