@@ -16,7 +16,7 @@ from typing import Any
 import numba
 import numpy as np
 import numpy.typing as npt
-from llvmlite import ir
+from llvmlite import ir  # type: ignore[import-untyped]
 from numba import carray, cfunc  # type: ignore[attr-defined]
 from numba.core import cgutils
 from numba.extending import intrinsic
@@ -68,9 +68,8 @@ def _taps(start: float, extent: float, size: int, limit: int) -> tuple[npt.NDArr
     return first, weights
 
 
-@intrinsic  # type: ignore[untyped-decorator]
-def _mix_pixel(_typing: Any, _target: Any, _source: Any, _weights: Any, _taps: Any) -> Any:
-    """In compiled functions: the weighted sum of `taps` adjacent pixels of three floats, all channels at once.
+def _code_of_mix(_typing: Any, _target: Any, _source: Any, _weights: Any, _taps: Any) -> Any:
+    """The weighted sum of `taps` adjacent pixels of three floats, all channels at once, as code for the processor.
 
     The first three parameters are addresses. A fourth lane is read and written beyond each pixel. numba does not join
     the channels by itself.
@@ -79,7 +78,7 @@ def _mix_pixel(_typing: Any, _target: Any, _source: Any, _weights: Any, _taps: A
 
     def generate(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
         target, source, weights, taps = arguments
-        total = cgutils.alloca_once_value(builder, ir.Constant(_FOUR, [0.0] * 4))
+        total = cgutils.alloca_once_value(builder, ir.Constant(_FOUR, [0.0] * 4))  # type: ignore[no-untyped-call]
         with cgutils.for_range(builder, taps) as loop:
             pixel = builder.add(source, builder.mul(loop.index, loop.index.type(12)))
             weight = builder.add(weights, builder.mul(loop.index, loop.index.type(4)))
@@ -93,6 +92,9 @@ def _mix_pixel(_typing: Any, _target: Any, _source: Any, _weights: Any, _taps: A
         return context.get_dummy_value()
 
     return signature, generate
+
+
+_mix_pixel: Any = intrinsic(_code_of_mix)
 
 
 @compiled(fastmath=True)  # sums in any order, so that the processor can add several values at once
