@@ -97,6 +97,7 @@ class Dataset:
             paths=tuple(str(self.folder.absolute() / path) for path in images["path"]),
             labels=np.array([index[label] for label in images["label"]], dtype=np.int64),
             domains=images["domain"].to_numpy(dtype=np.str_),
+            edges=images[["height", "width"]].to_numpy(dtype=np.int64),
             windows=centre_windows(*(images[name].to_numpy() for name in ("width", "height", "window"))),
             packed=packed.select(images.index.to_numpy()),
             hashes=tuple(images["pixels_xxh128"]),

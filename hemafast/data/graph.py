@@ -45,12 +45,14 @@ class GraphShape:
         return self.source in ENCODED
 
     def inputs(self, policy: Policy) -> tuple[str, ...]:
-        """Inputs of the graph beside the images: the fields of `augment.Views` that have an effect.
+        """Inputs of the graph beside the images: the fields of `augment.Views` that have an effect, and "part".
 
-        A window of fixed size that has the size of the view is not scaled, and `turn` cuts it out.
+        A window of fixed size that has the size of the view is not scaled, and `turn` cuts it out. A CPU decodes only
+        the part of an image that the window needs.
         """
         scaled = self.encoded or not policy.sees_fixed_windows or window_side(self.packed_size) != self.image_size
         needed = {
+            "part": self.encoded and self.device == "cpu",
             "window": scaled,
             "turn": policy.turns or not scaled,
             "enhance": policy.randaugment_ops > 0,
@@ -76,7 +78,7 @@ def define_graph(images: Node, views: dict[str, Node], shape: GraphShape, policy
     `images` are squares, names of files, or encoded bytes; `views` has a node for each name in `shape.inputs`.
     """
     size, compiled = shape.image_size, shape.device == "cpu"
-    pixels = _pixels(images, shape)
+    pixels = _pixels(images, views, shape)
     if "window" in views:
         pixels = cut_window(pixels, views["window"], size, compiled=compiled)
     if "turn" in views:
@@ -98,13 +100,13 @@ def define_graph(images: Node, views: dict[str, Node], shape: GraphShape, policy
     return pixels
 
 
-def _pixels(images: Node, shape: GraphShape) -> Node:
+def _pixels(images: Node, views: dict[str, Node], shape: GraphShape) -> Node:
     from nvidia.dali import fn
 
     if shape.source == "files":
         images = fn.io.file.read(images)
     if shape.encoded:
-        return decode_image(images, shape.device, shape.decoding)
+        return decode_image(images, shape.device, shape.decoding, views.get("part"))
     return images.gpu() if shape.device == "gpu" and images.device == "cpu" else images
 
 

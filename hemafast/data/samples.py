@@ -25,6 +25,8 @@ class Samples:
     """Index of each image's class."""
     domains: npt.NDArray[np.str_]
     """Name of each image's domain."""
+    edges: npt.NDArray[np.int64]
+    """(images, 2): height and width of each file, in pixels."""
     windows: Windows
     """(images, 4): the part of each file that the packed square shows."""
     packed: PackedPixels
@@ -57,7 +59,7 @@ class Samples:
             sha256=tuple(self.sha256[row] for row in rows),
             hashed=tuple(packed.select(rows) for packed in self.hashed),
             members=lambda: self.members().select(rows),
-            **{name: getattr(self, name)[rows] for name in ("labels", "domains", "windows", "sizes")},
+            **{name: getattr(self, name)[rows] for name in ("labels", "domains", "edges", "windows", "sizes")},
         )
 
     def refuse_changed(self, row: int) -> None:

@@ -57,13 +57,17 @@ class Decoding:
     """Pixels of an image above which the card takes a part of the Huffman decoding; below, the host does all of it."""
 
 
-def decode_image(encoded: Node, device: str, decoding: Decoding = Decoding()) -> Node:
+def decode_image(encoded: Node, device: str, decoding: Decoding = Decoding(), part: Node | None = None) -> Node:
     """DALI op from encoded bytes to upright RGB pixels: uint8 (height, width, 3) on `device` ("cpu" or "gpu").
 
-    On a CPU `decoding` has no effect.
+    On a CPU `decoding` has no effect. There, a `part` of an image (top, left, bottom, right), int32, may be all that is
+    decoded of it.
     """
     from nvidia.dali import fn, types
 
+    if part is not None:
+        ends = {"start": part[0:2], "end": part[2:4], "axis_names": "HW"}
+        return fn.decoders.image_slice(encoded, output_type=types.RGB, **ends)
     where: dict[str, Any] = {"device": "cpu"}
     if device == "gpu":
         # Interpolate colours as libjpeg-turbo does on a CPU, where there is no choice.

@@ -98,7 +98,8 @@ def test_a_window_of_the_right_size_is_not_scaled():
     assert _shape("cpu", "packed", 56).inputs(basic) == ("turn",)
     assert _shape("cpu", "packed", 57).inputs(basic) == ("window", "turn")
     assert _shape("cpu", "packed", 57).inputs(none) == ("window",)
-    assert _shape("cpu", "files", 56).inputs(none) == ("window",)
+    assert _shape("cpu", "files", 56).inputs(none) == ("part", "window")
+    assert _shape("gpu", "files", 56).inputs(none) == ("window",)
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ from PIL import Image
 from hemafast.data import feed
 from hemafast.data import source as source_module
 from hemafast.data.augment import POLICIES
+from hemafast.data.batch import place
 from hemafast.data.graph import GraphShape
 from hemafast.data.loader import eval_loader, train_loader
 from hemafast.data.stream import Process
@@ -125,6 +126,31 @@ def test_packed_pixels_and_files_differ_by_rounding_where_nothing_else_is_scaled
         difference = np.abs(_pixels(one).astype(int) - _pixels(other))
         assert difference.max() <= 2
         assert difference.mean() < 0.5
+
+
+@pytest.mark.parametrize("policy", ["seed", "lineage", "none"])
+@pytest.mark.parametrize("image_size", [40, 12])
+def test_views_of_decoded_parts_are_those_of_whole_images(train_samples, policy, image_size, monkeypatch):
+    parts = list(_train(train_samples, policy=policy, image_size=image_size, source="files").epoch(0))
+    inputs = GraphShape.inputs
+    monkeypatch.setattr(GraphShape, "inputs", lambda *of: tuple(name for name in inputs(*of) if name != "part"))
+    assert _same(parts, _train(train_samples, policy=policy, image_size=image_size, source="files").epoch(0))
+
+
+@pytest.mark.parametrize("source", ["files", "webdataset"])
+def test_no_more_is_decoded_than_a_window_and_a_border(train_samples, source):
+    shape, policy = _shape(source=source), POLICIES["seed"]
+    stream = _train(train_samples, policy="seed", source="files")._stream
+    edges, smaller = train_samples.edges, 0
+    for placed in place(stream.epoch(0), train_samples, shape, policy):
+        start, end = np.split(placed.views["part"], 2, axis=1)
+        window = placed.views["window"] + np.tile(start, 2)
+        assert (start >= 0).all()
+        assert (end <= edges[placed.rows]).all()
+        assert (start <= np.maximum(window[:, :2], 0)).all()
+        assert (end >= np.minimum(window[:, 2:], edges[placed.rows])).all()
+        smaller += ((end - start).prod(axis=1) < edges[placed.rows].prod(axis=1)).sum()
+    assert smaller > len(train_samples) / 2
 
 
 def test_packed_pixels_and_files_validate_alike(val_samples):

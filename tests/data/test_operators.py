@@ -67,6 +67,15 @@ def test_the_compiled_cut_is_that_of_dali_and_of_pillow(draw, height, width, siz
         assert np.abs(cut.astype(int) - np.asarray(expected)).max() <= 1
 
 
+@pytest.mark.parametrize("side", [17, 40, 56, 75, 150])  # two to eight taps along a side
+def test_any_number_of_taps_makes_the_weighted_sum_of_pillow(draw, side):
+    image = draw(side, 150, 150)
+    cut = np.empty((40, 40, 3), np.uint8)
+    kernels.cut_window(cut, image, np.array([0, 0, side, side], np.float32))
+    expected = Image.fromarray(image).resize((40, 40), Image.Resampling.BILINEAR, box=(0, 0, side, side))
+    assert np.abs(cut.astype(int) - np.asarray(expected)).max() <= 1
+
+
 def test_the_edges_of_an_image_are_repeated_where_a_window_goes_beyond_it(draw):
     images = [draw(seed, 64, 48) for seed in range(2)]
     windows = np.array([[-20, -30, 76, 66], [-5.5, 10, 74.5, 90]], np.float32)

@@ -73,6 +73,16 @@ def upright(values: Values, orientation: int) -> Values:
     return _UPRIGHT[orientation](values)
 
 
+def without_alpha(values: Values) -> Values:
+    """The colours of (height, width, 3 or more); contiguous, because they are hashed and scaled next."""
+    if values.shape[2] == 3:
+        return values
+    colours = np.empty((*values.shape[:2], 3), values.dtype)
+    for channel in range(3):  # numpy takes three times as long for three values at a time
+        colours[..., channel] = values[..., channel]
+    return colours
+
+
 def orientation_of(tag: object) -> int:
     """2 to 8 for an image to flip or turn; 1 for an upright one, or an invalid or missing tag."""
     return tag if isinstance(tag, int) and tag in _UPRIGHT else 1

@@ -22,6 +22,7 @@ from hemafast.preparation.images.picture import (
     refuse_slide,
     upright,
     upright_size,
+    without_alpha,
 )
 from hemafast.preparation.images.tiff import open_tiff
 from hemafast.preparation.sources import sniff
@@ -167,5 +168,5 @@ def _read_deep(data: bytes, chunks: png.Chunks, orientation: int) -> Values:
     encoded = png.pixels_alone(data, chunks) if chunks else data
     values: Values = imagecodecs.png_decode(encoded) if chunks else imagecodecs.jpeg2k_decode(encoded)
     if values.ndim == 3:
-        values = values[..., :3] if values.shape[2] >= 3 else values[..., 0]
+        values = without_alpha(values) if values.shape[2] >= 3 else values[..., 0]
     return upright(values, orientation)

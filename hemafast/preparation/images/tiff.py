@@ -23,6 +23,7 @@ from hemafast.preparation.images.picture import (
     refuse_slide,
     upright,
     upright_size,
+    without_alpha,
 )
 from hemafast.words import counted
 
@@ -178,7 +179,7 @@ def _read(data: bytes, page: Any, orientation: int) -> Values:
     planes, _, height, width, samples = page.shaped
     values: Values = page.asarray(maxworkers=1).reshape(planes, height, width, samples)
     values = values.transpose(1, 2, 3, 0).reshape(height, width, -1)
-    colours = values[..., :3] if page.photometric in (_RGB, _YCBCR) else values[..., 0]
+    colours = without_alpha(values) if page.photometric in (_RGB, _YCBCR) else values[..., 0]
     if _PREMULTIPLIED in page.extrasamples:
         colours = _divided(colours, values[..., -1])
     if page.photometric == _PALETTE:

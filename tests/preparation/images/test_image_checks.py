@@ -136,3 +136,13 @@ def test_a_refusal_reads_the_same_each_time():
     with pytest.raises(UnreadableImageError) as caught:
         verify_image(b"garbage" * 100, "a.png")
     assert " at 0x" not in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", ["TIFF", "PNG"])
+def test_colours_beside_alpha_are_handed_on_in_contiguous_memory(draw, encode, kind):
+    """They are hashed and scaled next, and each would copy them."""
+    pixels = draw(0)
+    seen = np.dstack([pixels, np.full(pixels.shape[:2], 7, np.uint8)])
+    header, _ = verify_image(encode(seen, kind), f"a.{kind.lower()}")
+    np.testing.assert_array_equal(header.reference, pixels)
+    assert header.reference.flags.c_contiguous
