@@ -1,7 +1,6 @@
 """The main job as a user runs it: demo, prepare, train, resume, evaluate; and the README's own commands."""
 
 import json
-import os
 import re
 import shlex
 import shutil
@@ -9,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import forked
 import pandas as pd
 import pytest
 
@@ -23,19 +23,55 @@ TINY = ("--model", "test_resnet", "--pretrained", "no", "--image-size", "32", "-
 
 
 def hemafast(*arguments, cwd, timeout=300):
-    command = [sys.executable, "-m", "hemafast", *map(str, arguments)]
-    kept_here = os.environ | {"XDG_CACHE_HOME": str(Path(cwd) / "cache")}  # what trials find
-    done = subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=kept_here, timeout=timeout, check=False)
+    """What the command writes to standard output. It keeps in `cwd` what trials find."""
+    done = forked.hemafast(*arguments, cwd=cwd, timeout=timeout, XDG_CACHE_HOME=str(Path(cwd) / "cache"))
     assert done.returncode == 0, done.stderr
     return done.stdout
 
 
+SHRUNK = {
+    "demo": ("--images", "130"),
+    "prepare": ("--pack-size", "64"),
+    "train": (*TINY, "--epochs", "1"),
+    "lr-find": ("--model", "test_resnet", "--image-size", "32", "--batch-size", "16", "--steps", "12"),
+    "crossdomain": ("--model", "test_resnet", "--epochs", "1", "--image-size", "32", "--device", "cpu"),
+    "sweep": ("--only", "baseline", "--preset-scale", "0.01", "--device", "cpu"),
+    "bench": ("--model", "test_resnet", "--image-size", "32", "--rounds", "3", "--seconds", "0.1"),
+}
+
+
+def readme_blocks():
+    """The `hemafast ...` lines of each shell block of the README that has any, comments cut off."""
+    blocks = re.findall(r"```sh\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), flags=re.DOTALL)
+    lines = [[line.partition("#")[0].strip() for line in block.splitlines()] for block in blocks]
+    return [found for block in lines if (found := [line for line in block if line.startswith("hemafast ")])]
+
+
+def shrink(command, options):
+    """What makes it small when it stands at the end: the last of equal options counts."""
+    if "--resume" in options:
+        return ()
+    return SHRUNK.get(command, ()) + (("--time-budget", "5s") if "--time-budget" in options else ())
+
+
+def as_written(lines, folder):
+    """Run lines of the README, only made small by options at the end, and with a real run for NAME."""
+    for line in lines:
+        _, command, *options = shlex.split(line)
+        runs = sorted(file.parent.name for file in folder.glob("runs/*/config.json"))
+        options = [option.replace("runs/NAME", f"runs/{runs[0]}" if runs else option) for option in options]
+        hemafast(command, *options, *shrink(command, options), cwd=folder)
+
+
+BEGINNING = readme_blocks()[0][:2]
+
+
 @pytest.fixture(scope="module")
 def workplace(tmp_path_factory):
-    """A folder with drawn archives, prepared, and one finished run."""
+    """A folder with drawn archives, prepared, as the README begins, and one finished run."""
     folder = tmp_path_factory.mktemp("workplace")
-    hemafast("demo", "--images", "130", cwd=folder)
-    hemafast("prepare", "--pack-size", "64", cwd=folder)
+    assert BEGINNING == ["hemafast demo", "hemafast prepare"]
+    as_written(BEGINNING, folder)
     said = json.loads(hemafast("train", *TINY, "--epochs", "2", "--onecycle", "--json", cwd=folder))
     return folder, said
 
@@ -90,12 +126,12 @@ def test_a_second_demo_and_a_second_prepare_change_nothing(workplace):
     folder, _ = workplace
     source = folder / "Source"
     before = {path: path.stat().st_mtime_ns for path in source.rglob("*")}
-    assert "nothing drawn" in subprocess_stderr("demo", cwd=folder)
+    assert "nothing drawn" in in_a_new_interpreter("demo", cwd=folder)
     assert "nothing changed" in hemafast("prepare", "--pack-size", "64", cwd=folder)
     assert {path: path.stat().st_mtime_ns for path in source.rglob("*")} == before
 
 
-def subprocess_stderr(*arguments, cwd):
+def in_a_new_interpreter(*arguments, cwd):
     command = [sys.executable, "-m", "hemafast", *arguments]
     return subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=120, check=True).stderr
 
@@ -108,42 +144,11 @@ def test_a_finished_run_is_extended(workplace):
     assert extended["training"]["epochs"] == 3
 
 
-SHRUNK = {
-    "demo": ("--images", "130"),
-    "prepare": ("--pack-size", "64"),
-    "train": (*TINY, "--epochs", "1"),
-    "lr-find": ("--model", "test_resnet", "--image-size", "32", "--batch-size", "16", "--steps", "12"),
-    "crossdomain": ("--model", "test_resnet", "--epochs", "1", "--image-size", "32", "--device", "cpu"),
-    "sweep": ("--only", "baseline", "--preset-scale", "0.01", "--device", "cpu"),
-    "bench": ("--model", "test_resnet", "--image-size", "32", "--rounds", "3", "--seconds", "0.1"),
-}
-
-
-def readme_blocks():
-    """The `hemafast ...` lines of each shell block of the README that has any, comments cut off."""
-    blocks = re.findall(r"```sh\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), flags=re.DOTALL)
-    lines = [[line.partition("#")[0].strip() for line in block.splitlines()] for block in blocks]
-    return [found for block in lines if (found := [line for line in block if line.startswith("hemafast ")])]
-
-
-def shrink(command, options):
-    """What makes it small when it stands at the end: the last of equal options counts."""
-    if "--resume" in options:
-        return ()
-    return SHRUNK.get(command, ()) + (("--time-budget", "5s") if "--time-budget" in options else ())
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("number", range(len(readme_blocks())))
-def test_every_command_of_the_readme_runs(request, tmp_path, number):
-    """As written, in order; only made small by options at the end, and with a real run for NAME."""
-    if number > 0:  # who reads on has prepared data and a run
-        shutil.copytree(request.getfixturevalue("workplace")[0], tmp_path, dirs_exist_ok=True)
-    for line in readme_blocks()[number]:
-        _, command, *options = shlex.split(line)
-        runs = sorted(file.parent.name for file in tmp_path.glob("runs/*/config.json"))
-        options = [option.replace("runs/NAME", f"runs/{runs[0]}" if runs else option) for option in options]
-        hemafast(command, *options, *shrink(command, options), cwd=tmp_path)
+def test_every_command_of_the_readme_runs(workplace, tmp_path, number):
+    shutil.copytree(workplace[0], tmp_path, dirs_exist_ok=True)
+    as_written([line for line in readme_blocks()[number] if line not in BEGINNING], tmp_path)
 
 
 def test_the_readme_has_every_command():

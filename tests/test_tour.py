@@ -19,6 +19,7 @@ from pathlib import Path
 source = Path("tour")
 drawn_cells = 120
 training = {"model": "test_efficientnet", "pretrained": "no", "image_size": 64, "epochs": 1, "device": "cpu"}
+training |= {"amp": "off", "track": ()}
 """.strip()
 
 

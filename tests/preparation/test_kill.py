@@ -1,13 +1,13 @@
 """Killed at any moment, a preparation leaves the old data set or the new one, and the next call goes on."""
 
 import json
-import multiprocessing
 import os
 import random
 import shutil
 import time
 from pathlib import Path
 
+import forked
 import pytest
 from recorder import Recorder
 from trees import tree
@@ -17,7 +17,7 @@ from hemafast.errors import HemafastError
 from hemafast.preparation.build import prepare
 from hemafast.preparation.reader import read_prepared
 
-KILLS = 60
+KILLS = 20  # `make faults` kills a thousand
 COUNTS = {"basophil": 90, "eosinophil": 80, "monocyte": 90}
 
 
@@ -61,12 +61,10 @@ def test_after_many_kills_the_data_set_is_that_of_a_clean_run(source, other_sour
     shutil.rmtree(tmp_path / "other")
     # Another split of the same images, then other images, under the same output: each replaces the one before.
     wanted = [(source, 1, clean[1]), (source, 2, clean[2]), (other_source, 1, other)]
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["hemafast.preparation.build", "nvidia.dali.fn", "scipy.sparse.csgraph"])
     output, generator, kills, ends, longest = tmp_path / "prepared", random.Random(0), 0, 0, 0.5
     while kills < KILLS or ends < len(wanted):  # a busy machine seldom gets to the end in the time it is given
         archives, seed, expected = wanted[ends % len(wanted)]
-        process = context.Process(target=_run, args=(archives, output, seed))
+        process = forked.context().Process(target=_run, args=(archives, output, seed))
         started = time.monotonic()
         process.start()
         process.join(generator.uniform(0, longest))
