@@ -1,4 +1,4 @@
-"""The command line in a process of its own that need not import anything: 5 seconds cheaper than a new interpreter.
+"""The command line in a process of its own that need not import anything: seconds cheaper than a new interpreter.
 
 A server has imported what the commands import, has one thread, and runs nothing. Processes are forked from it. They
 share nothing with each other or with the tests, and end as other processes do. What depends on the order of imports or
