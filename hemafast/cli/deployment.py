@@ -11,6 +11,7 @@ import typer
 
 from hemafast.cli.common import Amp, Json, Quiet, Verbose, app, listen, refuse_missing_paths, wide_console
 from hemafast.cli.new_images import Taken, takes_images, whole_or_nothing
+from hemafast.collector import resting
 from hemafast.deploy.choices import Engine, Format, Layout, Method
 from hemafast.run_folder import LATEST, find_run
 
@@ -64,8 +65,9 @@ def predict(
     """
     named = [str(find_run(name)) if name == LATEST else name for name in named]
     refuse_missing_paths([*named, *map(str, runs or ())])
-    from hemafast.deploy.plan import Options
-    from hemafast.deploy.predict import predict_to
+    with resting():
+        from hemafast.deploy.plan import Options
+        from hemafast.deploy.predict import predict_to
 
     options = Options(
         um_per_pixel=taken.um_per_pixel,
@@ -110,8 +112,9 @@ def export(
     """
     folder = find_run(run)
     progress = listen(verbose=verbose, quiet=quiet or as_json)
-    from hemafast.deploy.export import export_run
-    from hemafast.progress import stage
+    with resting():
+        from hemafast.deploy.export import export_run
+        from hemafast.progress import stage
 
     with stage(progress, "exporting"):
         exported = export_run(folder, output, format=format, layout=layout)
@@ -144,7 +147,8 @@ def explain(
     """
     folder = find_run(run)
     refuse_missing_paths(images)
-    from hemafast.deploy.explain import explain as explain_images
+    with resting():
+        from hemafast.deploy.explain import explain as explain_images
 
     explained = explain_images(
         folder,

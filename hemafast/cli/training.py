@@ -15,6 +15,7 @@ import typer
 
 from hemafast.cli.common import ConfigFile, Json, Quiet, Verbose, app, listen, refuse_missing_data, wide_console
 from hemafast.cli.options import RESUMING, Asked, configured
+from hemafast.collector import resting
 from hemafast.config import TrainConfig, train_config
 from hemafast.errors import HemafastError
 from hemafast.files import make_folder
@@ -74,7 +75,8 @@ def train(
         settings = train_config(asked.pop("preset", None), config_file, **asked)
         refuse_missing_data(settings.data)
         _say_that_it_starts()
-        from hemafast.engine import trainer
+        with resting():
+            from hemafast.engine import trainer
 
         folder = trainer.train(settings, go_on=resume == "auto", began=began, progress=progress)
     else:
@@ -82,7 +84,8 @@ def train(
             raise HemafastError("A resumed run already has its settings.", "Leave out --preset and --config.")
         named = find_run(str(resume))
         _say_that_it_starts()
-        from hemafast.engine import trainer
+        with resting():
+            from hemafast.engine import trainer
 
         folder = trainer.resume(named, asked, allow_changes=allow_changes, began=began, progress=progress)
     if folder is not None:
