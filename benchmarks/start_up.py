@@ -75,7 +75,7 @@ def drop_caches() -> bool:
 def tables(results: Any) -> dict[str, str]:
     """The table of this script."""
     result = results["start_up"]
-    names = sorted(result["seconds"]["warm"], key=["in all", "CPU seconds"].__contains__)  # sums last
+    names = list(result["seconds"]["warm"])
     rows = [[name, *(ranged(parts[name]) for parts in result["seconds"].values())] for name in names]
     note = (
         f"`python benchmarks/start_up.py`: seconds of `hemafast train --preset {result['preset']}` from the command to "
@@ -89,12 +89,13 @@ def main(
     json_file: JsonFile = Path("benchmarks/results/start_up.json"),
     preset: Annotated[str, typer.Option(help="What is trained.")] = "fast",
     runs: Annotated[int, typer.Option(help="Of each kind.")] = 5,
+    cold: Annotated[bool, typer.Option(help="Drop the caches of files, for all programs here.")] = True,
 ) -> None:
     """Measure starts."""
     start(data, preset)
     measured = {"warm": [start(data, preset) for _ in range(runs)]}
     measured["installed anew"] = [start(data, preset, kernels=False) for _ in range(runs)]
-    if drop_caches():
+    if cold and drop_caches():
         measured["cold disk"] = [start(data, preset) for _ in range(runs) if drop_caches()]
     seconds = {
         name: {part: spread([one[part] for one in found]) for part in found[0]} for name, found in measured.items()

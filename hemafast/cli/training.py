@@ -22,7 +22,7 @@ from hemafast.files import make_folder
 from hemafast.run_folder import find_run, read_config, summaries
 
 STARTING = (
-    "starting: libraries, data and network take some 5 s, up to 20 s from a cold disk, and 30 s more where the kernels "
+    "starting: libraries, data and network take some 5 s, up to 20 s from a cold disk, and 10 s more where the kernels "
     "of the augmentation are compiled, once for each installation"
 )
 """Said to who watches a terminal, before the libraries are imported, which prints nothing."""
