@@ -20,6 +20,12 @@ def spin_briefly(environment: MutableMapping[str, str]) -> None:
         environment[SPIN_COUNT] = str(SPINS)
 
 
+def spin_as_usual(environment: MutableMapping[str, str]) -> None:
+    """Undo `spin_briefly`, for a program that is measured as others run it."""
+    if environment.get(SPIN_COUNT) == str(SPINS):
+        del environment[SPIN_COUNT]
+
+
 def waiting_told(environment: Mapping[str, str]) -> tuple[str, str]:
     """How threads wait, in words, and where that is set."""
     if SPIN_COUNT in environment:

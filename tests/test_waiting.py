@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import hemafast
-from hemafast.waiting import SPINS, spin_briefly, waiting_told
+from hemafast.waiting import SPINS, spin_as_usual, spin_briefly, waiting_told
 
 WAITS = """
 import os, sys, time
@@ -40,6 +40,16 @@ def test_what_the_user_has_set_stays(given, count, told):
     spin_briefly(environment)
     assert environment.get("GOMP_SPINCOUNT") == count
     assert waiting_told(environment)[0] == told
+
+
+def test_a_peer_waits_as_usual_and_as_its_user_wants():
+    environment: dict[str, str] = {}
+    spin_briefly(environment)
+    spin_as_usual(environment)
+    assert not environment
+    environment["GOMP_SPINCOUNT"] = "7"
+    spin_as_usual(environment)
+    assert environment == {"GOMP_SPINCOUNT": "7"}
 
 
 def test_without_a_setting_the_runtime_has_its_own():
