@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
-import torch
+from torch._compile import _disable_dynamo
 
 _COMPILER, _UTILS = "torch._dynamo", "torch._dynamo.utils"
 
@@ -36,7 +36,7 @@ def _compiler_left_out() -> Iterator[None]:
 
 
 def _disable(function: Callable[..., Any], recursive: bool = True, **_: object) -> Callable[..., Any]:
-    return torch._disable_dynamo(function, recursive)
+    return _disable_dynamo(function, recursive)
 
 
 def _is_compile_supported(device: str) -> bool:

@@ -53,7 +53,7 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> N
         group.update(ours)
 
 
-def _groups(backbone: nn.Module, weight_decay: float, layer_decay: float | None) -> list[dict[str, Any]]:
+def _groups(backbone: Any, weight_decay: float, layer_decay: float | None) -> list[dict[str, Any]]:
     plain = backbone.no_weight_decay() if hasattr(backbone, "no_weight_decay") else ()
     if layer_decay is None:
         return _two_groups(backbone, weight_decay, plain)
