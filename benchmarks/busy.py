@@ -1,6 +1,6 @@
 """The training step of `--preset fast` beside busy neighbours and under a quota, against its fair share.
 
-    python benchmarks/busy.py --json benchmarks/results/busy.json
+    python benchmarks/busy.py --json benchmarks/results/busy.json    # 7 minutes
 
 Each setting of the OpenMP runtime trains in a process of its own, on random pixels; neighbours are processes that count
 on one core each. Settings take turns within a round, so that a slow minute falls on all. A process of as many threads
@@ -24,23 +24,27 @@ import typer
 from output import JsonFile, machine_line, ranged, table, write_json
 
 from hemafast.bench.result import spread
+from hemafast.waiting import SPIN_COUNT, WAIT_POLICY
 
+AS_IT_IS = "as it is"
 SETTINGS: dict[str, dict[str, str]] = {
-    "as it is": {},
-    "no waiting spin": {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0"},
-    "spin of 1,000": {"GOMP_SPINCOUNT": "1000"},
-    "spin of 10,000": {"GOMP_SPINCOUNT": "10000"},
-    "spin of 50,000": {"GOMP_SPINCOUNT": "50000"},
-    "one thread": {"OMP_NUM_THREADS": "1"},
+    AS_IT_IS: {},
+    "50,000 spins": {SPIN_COUNT: "50000"},
+    "10,000 spins": {SPIN_COUNT: "10000"},
+    "1,000 spins": {SPIN_COUNT: "1000"},
+    "no spins": {SPIN_COUNT: "0", WAIT_POLICY: "PASSIVE"},
 }
-"""Variables of the environment. libgomp, which torch uses, reads them once, when it is loaded."""
+"""Variables of the environment. libgomp, which torch uses, reads them once, when it is loaded. hemafast sets SPINS."""
 
 CORES = len(os.sched_getaffinity(0))
-NEIGHBOURS = (0, 1, 2, 3)
 QUOTA = 1.5
+SITUATIONS = ("0 neighbours", "1 neighbour", "2 neighbours", "3 neighbours", "quota")
 _PERIOD = 100_000  # microseconds, the kernel's own
 _V1, _V2 = Path("/sys/fs/cgroup/cpu"), Path("/sys/fs/cgroup")
-_COUNT = "while True: pass"
+_COUNT = "import os\nparent = os.getppid()\nwhile os.getppid() == parent: pass"
+"""Ends with this process, however it ends."""
+_OTHERS = (SPIN_COUNT, WAIT_POLICY, "OMP_NUM_THREADS")
+"""Variables that would change what a setting means."""
 
 
 def fair(situation: str) -> float:
@@ -65,13 +69,12 @@ def neighbours(count: int) -> Iterator[None]:
 @contextmanager
 def quota(pid: int) -> Iterator[None]:
     """A process in a control group (version 1 or 2) with QUOTA cores. Raises OSError if none can be made."""
-    old = (_V1 / "cpu.cfs_quota_us").exists()
-    top = _V1 if old else _V2
+    old = (_V1 / "cgroup.procs").exists()
+    top, file = (_V1, "cpu.cfs_quota_us") if old else (_V2, "cpu.max")
     group = top / f"busy-{os.getpid()}"
     group.mkdir()
     try:
-        file, text = ("cpu.cfs_quota_us", f"{QUOTA * _PERIOD:.0f}") if old else ("cpu.max", f"{QUOTA * _PERIOD:.0f}")
-        (group / file).write_text(text, encoding="ascii")
+        (group / file).write_text(f"{QUOTA * _PERIOD:.0f}", encoding="ascii")  # a period is 0.1 s unless one sets it
         (group / "cgroup.procs").write_text(str(pid), encoding="ascii")
         yield
     finally:
@@ -85,7 +88,8 @@ class Worker:
     def __init__(self, variables: dict[str, str]) -> None:
         command = [sys.executable, __file__, "--train"]
         pipe = subprocess.PIPE
-        self._process = subprocess.Popen(command, env=os.environ | variables, stdin=pipe, stdout=pipe, text=True)
+        kept = {name: value for name, value in os.environ.items() if name not in _OTHERS}
+        self._process = subprocess.Popen(command, env=kept | variables, stdin=pipe, stdout=pipe, text=True)
         self._answer()
         self.pid = self._process.pid
 
@@ -145,26 +149,32 @@ def situation(name: str, worker: Worker) -> Iterator[None]:
         yield
 
 
-def measure(seconds: float, rounds: int) -> dict[str, dict[str, list[float]]]:
+def no_quota() -> str | None:
+    """Why no quota can be measured here; None if one can."""
+    try:
+        with quota(os.getpid()):
+            return None
+    except OSError as error:
+        return str(error)
+
+
+def measure(seconds: float, rounds: int, situations: list[str]) -> dict[str, dict[str, list[float]]]:
     """Images per second of each setting by situation, in rounds in which the settings take turns."""
-    situations = [*(f"{count} neighbours" for count in NEIGHBOURS), "quota"]
-    found: dict[str, dict[str, list[float]]] = {name: {} for name in SETTINGS}
+    found: dict[str, dict[str, list[float]]] = {name: {one: [] for one in situations} for name in SETTINGS}
     with ExitStack() as held:
         workers = {name: held.enter_context(Worker(variables)) for name, variables in SETTINGS.items()}
-        for _ in range(rounds):
+        for number in range(rounds):
             for one in situations:
                 for name, worker in workers.items():
-                    try:
-                        with situation(one, worker):
-                            found[name].setdefault(one, []).append(worker.rate(seconds))
-                    except OSError as error:
-                        print(f"{one} of {name}: not measured ({error})", file=sys.stderr)
+                    with situation(one, worker):
+                        found[name][one].append(worker.rate(seconds))
+                print(f"round {number + 1}: {one} done", file=sys.stderr)
     return found
 
 
 def judged(rates: dict[str, dict[str, list[float]]]) -> dict[str, dict[str, Any]]:
     """Rates and their shares of what is fair, by setting and situation; a round is compared with its own quiet rate."""
-    quiet = rates["as it is"]["0 neighbours"]
+    quiet = rates[AS_IT_IS][SITUATIONS[0]]
     return {
         name: {
             one: {
@@ -184,16 +194,22 @@ def _cell(measured: Any) -> str:
 def tables(results: Any) -> dict[str, str]:
     """The table of this script: images per second, and the share of what is fair."""
     result = results["busy"]
-    situations = list(result["settings"]["as it is"])
+    situations = list(result["settings"][AS_IT_IS])
     rows = [[name, *(_cell(rates[one]) for one in situations)] for name, rates in result["settings"].items()]
-    note = "Images per second, and the share of the fair rate (median)."
-    return {"busy": table(f"setting | {' | '.join(situations)}", rows, note, machine_line(result["machine"]))}
+    note = (
+        f"`python benchmarks/busy.py`: the training step of `--preset fast`, images per second (median and range of "
+        f"{result['rounds']} rounds), and the median share of the fair rate. Quota: a control group of {QUOTA:g} cores."
+    )
+    lines = [note, machine_line(result["machine"])]
+    if result["no_quota"]:
+        lines.insert(1, f"No quota was measured: {result['no_quota']}.")
+    return {"busy": table(f"waiting threads | {' | '.join(situations)}", rows, *lines)}
 
 
 def main(
     json_file: JsonFile = Path("benchmarks/results/busy.json"),
-    rounds: Annotated[int, typer.Option(help="How often each setting is measured.")] = 5,
-    seconds: Annotated[float, typer.Option(help="Of each measurement.")] = 10.0,
+    rounds: Annotated[int, typer.Option(help="How often each setting is measured.")] = 3,
+    seconds: Annotated[float, typer.Option(help="Of each measurement.")] = 5.0,
     train: Annotated[bool, typer.Option("--train", hidden=True)] = False,
 ) -> None:
     """Measure all settings in all situations."""
@@ -202,7 +218,10 @@ def main(
         return
     from hemafast.engine.machine import machine_facts
 
-    write_json({"machine": machine_facts("cpu"), "settings": judged(measure(seconds, rounds))}, json_file)
+    reason = no_quota()
+    rates = measure(seconds, rounds, [one for one in SITUATIONS if one != "quota" or reason is None])
+    result = {"machine": machine_facts("cpu"), "rounds": rounds, "no_quota": reason, "settings": judged(rates)}
+    write_json(result, json_file)
 
 
 if __name__ == "__main__":

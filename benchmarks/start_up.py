@@ -1,11 +1,11 @@
 """Seconds from the command to the first step of training, by part, with warm and with cold caches.
 
-    python benchmarks/start_up.py --data PREPARED --json benchmarks/results/start_up.json
+    python benchmarks/start_up.py --data PREPARED --json benchmarks/results/start_up.json    # 5 minutes
 
-Each run is `hemafast train` in a process of its own, stopped after its first step, which the log tells with its parts.
-Warm: an uncounted run came before. Cold: the kernel's caches of files are dropped before each run (as root, else these
-rows are missing), and numba's and the answers of trials stay, as after a restart of the machine. Run it on a quiet
-machine.
+Each run is `hemafast train` in a process of its own, stopped after its first step, which the log tells with its parts;
+CPU seconds are those of the process until then. Warm: an uncounted run came before. Cold disk: the kernel's caches of
+files are dropped before each run (as root, else this column is missing), as after a restart of the machine. Installed
+anew: without the kernels that numba has compiled. Answers of trials stay. Run it on a quiet machine.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import tempfile
 from pathlib import Path
 from typing import Annotated, Any
 
+import psutil
 import typer
 from output import JsonFile, machine_line, ranged, table, write_json
 
@@ -39,19 +40,26 @@ def parts_of(line: str) -> dict[str, float] | None:
     return parts | {"in all": float(found["all"])}
 
 
-def start(data: Path, preset: str) -> dict[str, float]:
-    """Start a training, and stop it after its first step. Ends the process if there was none."""
+def start(data: Path, preset: str, *, kernels: bool = True) -> dict[str, float]:
+    """Start a training, with compiled `kernels` or without, and stop it after its first step.
+
+    Ends the process if there was none.
+    """
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "hemafast", "train", "--preset", preset, "--data", str(data)]
-        wide = os.environ | {"COLUMNS": "400"}  # so that a line of the log is one line
-        run = subprocess.Popen([*command, "--output", folder], stderr=subprocess.PIPE, text=True, env=wide)
+        command += ["--output", f"{folder}/runs"]
+        changed = {"COLUMNS": "400"}  # so that a line of the log is one line
+        changed |= {} if kernels else {"NUMBA_CACHE_DIR": f"{folder}/kernels"}
+        pipe, nothing = subprocess.PIPE, subprocess.DEVNULL
+        run = subprocess.Popen(command, stdout=nothing, stderr=pipe, text=True, env=os.environ | changed)
         assert run.stderr is not None
         parts = next((found for line in run.stderr if (found := parts_of(line))), None)
+        spent = sum(psutil.Process(run.pid).cpu_times()[:2])
         run.send_signal(signal.SIGTERM)
         run.communicate()
         if parts is None:
             sys.exit(f"no first step; exit code {run.returncode}")
-        return parts
+        return parts | {"CPU seconds": spent}
 
 
 def drop_caches() -> bool:
@@ -69,7 +77,10 @@ def tables(results: Any) -> dict[str, str]:
     result = results["start_up"]
     names = list(result["seconds"]["warm"])
     rows = [[name, *(ranged(parts[name]) for parts in result["seconds"].values())] for name in names]
-    note = f"Seconds of `hemafast train --preset {result['preset']}`: median, and range."
+    note = (
+        f"`python benchmarks/start_up.py`: seconds of `hemafast train --preset {result['preset']}` from the command to "
+        "the first step: median, and range."
+    )
     return {"start_up": table(f"part | {' | '.join(result['seconds'])}", rows, note, machine_line(result["machine"]))}
 
 
@@ -77,17 +88,19 @@ def main(
     data: Annotated[Path, typer.Option(help="Prepared data set.")],
     json_file: JsonFile = Path("benchmarks/results/start_up.json"),
     preset: Annotated[str, typer.Option(help="What is trained.")] = "fast",
-    runs: Annotated[int, typer.Option(help="Warm ones, and cold ones.")] = 5,
+    runs: Annotated[int, typer.Option(help="Of each kind.")] = 5,
+    cold: Annotated[bool, typer.Option(help="Drop the caches of files, for all programs here.")] = True,
 ) -> None:
     """Measure starts."""
     start(data, preset)
     measured = {"warm": [start(data, preset) for _ in range(runs)]}
-    if drop_caches():
-        measured["cold"] = [start(data, preset) for _ in range(runs) if drop_caches()]
+    measured["installed anew"] = [start(data, preset, kernels=False) for _ in range(runs)]
+    if cold and drop_caches():
+        measured["cold disk"] = [start(data, preset) for _ in range(runs) if drop_caches()]
     seconds = {
         name: {part: spread([one[part] for one in found]) for part in found[0]} for name, found in measured.items()
     }
-    write_json({"machine": machine_facts("cpu"), "preset": preset, "seconds": seconds}, json_file)
+    write_json({"machine": machine_facts("cpu"), "preset": preset, "runs": runs, "seconds": seconds}, json_file)
 
 
 if __name__ == "__main__":

@@ -11,11 +11,11 @@ from collections.abc import Iterator
 from typing import Any, cast
 
 import torch
-from timm.layers import BatchNormAct2d, Conv2dSame
-from timm.layers.padding import pad_same
 from torch import Tensor, fx, nn
 from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
+
+from hemafast.light_timm import BatchNormAct2d, Conv2dSame, pad_same
 
 logger = logging.getLogger("hemafast")
 

@@ -244,14 +244,17 @@ def cover(out: Pixels, pixels: Pixels, background: Floats) -> None:
     mean colour, and three values to add.
     """
     size, radius = out.shape[0], background[0]
-    out.reshape(-1)[:] = pixels.reshape(-1)
+    _move_row(out.reshape(-1), 0, pixels.reshape(-1), 0, size * size)
     if radius >= size:
         return
-    counts, colour = _histogram(pixels), background[3:].copy()
+    counts, colour, filled = _histogram(pixels), np.empty(3, np.float32), np.empty(3, np.uint8)
     for channel in range(3):
-        colour[channel] += background[1] * _white(counts[channel]) + background[2] * _mean(counts[channel])
-    edge, filled = np.float32(0.5 * size * SOFT), (colour + np.float32(0.5)).astype(np.uint8)
-    squares = ((np.arange(size) + 0.5 - 0.5 * size) ** 2).astype(np.float32)
+        measured = background[1] * _white(counts[channel]) + background[2] * _mean(counts[channel])
+        colour[channel] = background[3 + channel] + measured
+        filled[channel] = np.uint8(colour[channel] + np.float32(0.5))
+    edge, squares = np.float32(0.5 * size * SOFT), np.empty(size, np.float32)
+    for place in range(size):
+        squares[place] = (place + 0.5 - 0.5 * size) ** 2
     inner, outer = radius * radius, (radius + edge) * (radius + edge)
     for y in range(size):
         for x in range(size):
@@ -278,7 +281,10 @@ def _histogram(pixels: Pixels) -> Words:
 @compiled()
 def _white(counts: Words) -> int:
     """The white point of a channel, from its histogram (256,)."""
-    reached, wanted = 0, np.sum(counts) * WHITE
+    pixel_count, reached = 0, 0
+    for value in range(256):
+        pixel_count += counts[value]
+    wanted = pixel_count * WHITE
     for value in range(256):
         reached += counts[value]
         if reached >= wanted:
@@ -288,20 +294,30 @@ def _white(counts: Words) -> int:
 
 @compiled()
 def _mean(counts: Words) -> float:
-    return float(np.sum(counts * np.arange(256)) / np.sum(counts))
+    total, pixel_count = 0, 0
+    for value in range(256):
+        total += value * counts[value]
+        pixel_count += counts[value]
+    return float(total / pixel_count)
 
 
 @compiled()
 def _change_channels(out: Pixels, pixels: Pixels, change: Floats, standard: bool) -> None:
-    counts, table = _histogram(pixels), np.empty((3, 256), np.uint8)
+    counts, table, light = _histogram(pixels), np.empty((3, 256), np.uint8), np.empty(256, np.float64)
+    pixel_count = pixels.shape[0] * pixels.shape[1]
     for channel in range(3):
         density, contrast, brightness = change[channel]
-        light = 256 * (np.arange(1, 257) / 256) ** np.float64(density) - 1
-        pixel_count = np.sum(counts[channel])
-        mean = np.sum(light * counts[channel]) / pixel_count
+        total = 0.0
+        for value in range(256):
+            light[value] = 256 * ((value + 1) / 256) ** np.float64(density) - 1
+            total += light[value] * counts[channel, value]
+        mean = total / pixel_count
         level, gain = mean, np.float64(contrast)
         if standard:
-            spread = math.sqrt(np.sum((light - mean) ** 2 * counts[channel]) / pixel_count)
+            total = 0.0
+            for value in range(256):
+                total += (light[value] - mean) ** 2 * counts[channel, value]
+            spread = math.sqrt(total / pixel_count)
             level, gain = LEVELS[channel], contrast * SPREADS[channel] / (spread + LEAST_SPREAD)
         for value in range(256):
             changed = (light[value] - mean) * gain + level + brightness
@@ -335,10 +351,9 @@ def blur(out: Pixels, pixels: Pixels, sigma: Floats) -> None:
     height, width = out.shape[0], out.shape[1]
     reach = math.ceil(REACH * sigma[0])
     if reach == 0:
-        out.reshape(-1)[:] = pixels.reshape(-1)
+        _move_row(out.reshape(-1), 0, pixels.reshape(-1), 0, height * width)
         return
-    weights = np.exp(-0.5 * (np.arange(-reach, reach + 1) / sigma[0]) ** 2)
-    weights = (weights / weights.sum()).astype(np.float32)
+    weights = _bell(reach, sigma[0])
     # Vertically first, into a row that goes on beyond both ends; then horizontally. Both add whole rows at once.
     line, sums = np.empty(3 * (width + 2 * reach), np.float32), np.empty(3 * width, np.float32)
     for y in range(height):
@@ -356,6 +371,17 @@ def blur(out: Pixels, pixels: Pixels, sigma: Floats) -> None:
         target = out[y].reshape(-1)
         for index in range(3 * width):
             target[np.uint64(index)] = np.uint8(sums[np.uint64(index)])
+
+
+@compiled()
+def _bell(reach: int, sigma: float) -> Floats:
+    """Weights (2 reach + 1,) of a Gaussian; their sum is 1."""
+    weights, total = np.empty(2 * reach + 1, np.float32), 0.0
+    for tap in range(-reach, reach + 1):
+        total += math.exp(-0.5 * (tap / sigma) ** 2)
+    for tap in range(-reach, reach + 1):
+        weights[reach + tap] = math.exp(-0.5 * (tap / sigma) ** 2) / total
+    return weights
 
 
 @compiled(inline="always")

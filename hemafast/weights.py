@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import logging
 import os
 import threading
 import urllib.request
@@ -19,6 +20,8 @@ from hemafast.weights_fit import fit_weights
 
 if TYPE_CHECKING:
     from torch import nn
+
+logger = logging.getLogger("hemafast")
 
 _PROBE_SECONDS = 4.0
 _AS_ASKED = "random weights, as asked for"
@@ -100,6 +103,8 @@ def _from_hub(backbone: nn.Module, name: str) -> Origin | str:
     cached = _cached_file(hub_id)
     if cached is None and is_offline():
         return "timm's hub is not asked offline"
+    if cached is None:
+        logger.info("asking timm's hub for %s, for at most %.0f s", hub_id, _PROBE_SECONDS)
     if cached is None and not hub_answers(f"{hub_id}/resolve/main/config.json"):
         return "timm's hub cannot be reached"
     options: dict[str, Any] = {"num_classes": backbone.num_classes}

@@ -236,7 +236,7 @@ def test_processor_without_avx2_is_slow(machine):
     ],
 )
 def test_threads_are_no_more_than_a_quota_pays_for(allowed, quota, threads, verdict, named):
-    assert verdict_of(resources.check_cores(allowed, quota, threads), named) is verdict
+    assert verdict_of(resources.check_cores(allowed, quota, threads, "sleep after 7 spins"), named) is verdict
 
 
 @pytest.mark.parametrize(

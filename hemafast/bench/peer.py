@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from itertools import count
 from typing import TYPE_CHECKING, Any
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from hemafast.bench.settings import Bench
 from hemafast.bench.worker import Done, Station
 from hemafast.data.samples import Samples
+from hemafast.waiting import spin_as_usual
 
 if TYPE_CHECKING:
     import torch
@@ -41,7 +43,8 @@ def torchvision_loader(bench: Bench) -> Station:
 
 
 def plain_step(bench: Bench) -> Station:
-    """A plain training step: eager, NCHW, fp32, default AdamW and allocator."""
+    """A plain training step: eager, NCHW, fp32, default AdamW, allocator and waiting of threads."""
+    spin_as_usual(os.environ)
     import timm
     import torch
 

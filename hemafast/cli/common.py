@@ -27,6 +27,7 @@ from hemafast.engine.stop import SecondSignal
 from hemafast.errors import HemafastError
 from hemafast.files import FULL, user_cache
 from hemafast.printable import PrintableFormatter, has_commands, printable, printable_lines
+from hemafast.waiting import spin_briefly
 
 app = typer.Typer(
     name="hemafast",
@@ -76,6 +77,7 @@ def main() -> None:
             stream.reconfigure(errors="backslashreplace")  # a terminal may lack the letters of a name
     try:
         _refuse_commands(sys.argv[1:])
+        spin_briefly(os.environ)
         os.environ.setdefault("XDG_CACHE_HOME", str(user_cache()))  # without a home, libraries make a folder named ~
         app()
     except SecondSignal as error:

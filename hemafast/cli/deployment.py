@@ -13,6 +13,7 @@ import typer
 from hemafast.cli.common import Amp, Json, Quiet, Verbose, app, listen, refuse_missing_paths, wide_console
 from hemafast.cli.new_images import Taken, takes_images, whole_or_nothing
 from hemafast.cli.options import Asked, configured
+from hemafast.collector import resting
 from hemafast.config import PrepareConfig
 from hemafast.deploy.choices import Engine, Format, Layout, Method
 from hemafast.run_folder import LATEST, find_run
@@ -69,8 +70,9 @@ def predict(
     if not runs and not has_magic(named[0]):
         find_run(named[0])  # the run is named first
     refuse_missing_paths([*named, *map(str, runs or ())])
-    from hemafast.deploy.plan import Options
-    from hemafast.deploy.predict import predict_to
+    with resting():
+        from hemafast.deploy.plan import Options
+        from hemafast.deploy.predict import predict_to
 
     options = Options(
         um_per_pixel=taken.um_per_pixel,
@@ -165,8 +167,9 @@ def export(
     """
     folder = find_run(run)
     progress = listen(verbose=verbose, quiet=quiet or as_json)
-    from hemafast.deploy.export import export_run
-    from hemafast.progress import stage
+    with resting():
+        from hemafast.deploy.export import export_run
+        from hemafast.progress import stage
 
     with stage(progress, "exporting"):
         exported = export_run(folder, output, format=format, layout=layout)
@@ -235,7 +238,8 @@ def explain(
     """
     folder = find_run(run)
     refuse_missing_paths(images)
-    from hemafast.deploy.explain import explain as explain_images
+    with resting():
+        from hemafast.deploy.explain import explain as explain_images
 
     explained = explain_images(
         folder,

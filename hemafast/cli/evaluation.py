@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from hemafast.cli.common import ClassMap, Device, Json, Quiet, Verbose, app, listen, refuse_missing_data, wide_console
+from hemafast.collector import resting
 from hemafast.config import Device as DeviceName
 from hemafast.config import ScoredSplit, parse_class_map
 from hemafast.run_folder import find_run, read_config
@@ -65,10 +66,11 @@ def print_evaluation(
     class_map: Mapping[str, str] | Path | None = None,
 ) -> None:
     """Evaluate a run, write its report, and print what both say."""
-    from hemafast.cli.tables import score_table, training_lines
-    from hemafast.evaluate.elsewhere import home_and_elsewhere
-    from hemafast.evaluate.evaluate import evaluate_run, scores_folder
-    from hemafast.report.page import write_report
+    with resting():
+        from hemafast.cli.tables import score_table, training_lines
+        from hemafast.evaluate.elsewhere import home_and_elsewhere
+        from hemafast.evaluate.evaluate import evaluate_run, scores_folder
+        from hemafast.report.page import write_report
 
     metrics = evaluate_run(folder, data=data, split=split, class_map=class_map, device=device)
     scores = scores_folder(folder, metrics)

@@ -15,13 +15,14 @@ import typer
 
 from hemafast.cli.common import ConfigFile, Json, Quiet, Verbose, app, listen, refuse_missing_data, wide_console
 from hemafast.cli.options import RESUMING, Asked, configured
+from hemafast.collector import resting
 from hemafast.config import TrainConfig, train_config
 from hemafast.errors import HemafastError
 from hemafast.files import make_folder
 from hemafast.run_folder import find_run, read_config, summaries
 
 STARTING = (
-    "starting: libraries, data and network take some 5 s, up to 20 s from a cold disk, and 30 s more where the kernels "
+    "starting: libraries, data and network take some 5 s, up to 20 s from a cold disk, and 10 s more where the kernels "
     "of the augmentation are compiled, once for each installation"
 )
 """Said to who watches a terminal, before the libraries are imported, which prints nothing."""
@@ -74,7 +75,8 @@ def train(
         settings = train_config(asked.pop("preset", None), config_file, **asked)
         refuse_missing_data(settings.data)
         _say_that_it_starts()
-        from hemafast.engine import trainer
+        with resting():
+            from hemafast.engine import trainer
 
         folder = trainer.train(settings, go_on=resume == "auto", began=began, progress=progress)
     else:
@@ -82,7 +84,8 @@ def train(
             raise HemafastError("A resumed run already has its settings.", "Leave out --preset and --config.")
         named = find_run(str(resume))
         _say_that_it_starts()
-        from hemafast.engine import trainer
+        with resting():
+            from hemafast.engine import trainer
 
         folder = trainer.resume(named, asked, allow_changes=allow_changes, began=began, progress=progress)
     if folder is not None:

@@ -6,7 +6,6 @@ Each takes and returns nodes of a pipeline. `turn`, `cover`, `recolour` and `blu
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
@@ -78,16 +77,15 @@ def stain(pixels: Node, matrix: Node, size: int) -> Node:
     """Map the natural optical densities (red, green, blue, 1) of images of `size` pixels by a matrix (3, 4) each."""
     from nvidia.dali import fn, types
 
-    values = range(256)
-    density = [DENSITY_STEPS * -math.log((value + 1) / 256) for value in values]
-    steps = range(2**16)
-    light = [min(max(round(256 * math.exp(-step / DENSITY_STEPS) - 1), 0), 255) for step in steps]
+    values, steps = np.arange(256), np.arange(2**16)
+    density = DENSITY_STEPS * -np.log((values + 1) / 256)
+    light = np.clip(np.rint(256 * np.exp(-steps / DENSITY_STEPS) - 1), 0, 255)
     # Tables for logarithm and exponential: DALI computes both slowly on a CPU.
-    densities = fn.lookup_table(pixels, keys=list(values), values=density, dtype=types.FLOAT)
+    densities = fn.lookup_table(pixels, keys=values.tolist(), values=density.tolist(), dtype=types.FLOAT)
     points = fn.reshape(densities, shape=[size * size, 3], layout="")
     in_steps = matrix * types.Constant(np.array([1, 1, 1, DENSITY_STEPS], np.float32))
     changed = fn.cast(fn.coord_transform(points, MT=in_steps), dtype=types.UINT16)  # clips at zero and full density
-    light_again = fn.lookup_table(changed, keys=list(steps), values=light, dtype=types.UINT8)
+    light_again = fn.lookup_table(changed, keys=steps.tolist(), values=light.tolist(), dtype=types.UINT8)
     return fn.reshape(light_again, shape=[size, size, 3], layout="HWC")
 
 

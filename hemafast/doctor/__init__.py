@@ -83,6 +83,7 @@ def _checks(
             len(os.sched_getaffinity(0)),
             cores(),
             int(resources.choice(machine(), "torch threads").value),
+            resources.choice(machine(), "waiting threads").value,
         ),
         "memory": lambda: resources.check_memory(resources.memory_available(), resources.memory_limit()),
         "allocator": lambda: resources.check_allocator(tune_allocator(), Path("/proc/self/maps"), environment),

@@ -58,9 +58,9 @@ def check_processor(flags: frozenset[str], architecture: str, machine: Machine) 
     return green("processor", found)
 
 
-def check_cores(allowed: int, quota: int, threads: int) -> Finding:
-    """Cores that the process may use, cores that a quota grants, and threads of torch."""
-    found = f"{allowed} may be used, {threads} for torch"
+def check_cores(allowed: int, quota: int, threads: int, waiting: str) -> Finding:
+    """Cores that the process may use, cores that a quota grants, threads of torch and how they wait for each other."""
+    found = f"{allowed} may be used, {threads} for torch, whose waiting threads {waiting}"
     if quota < threads:
         found += f", but a quota grants {quota}: more threads slow each other down"
         remedy = f"Set OMP_NUM_THREADS={quota} and --threads {quota}, or pin the container to {counted(quota, 'core')}."

@@ -15,13 +15,12 @@ import numba
 import numpy as np
 import numpy.typing as npt
 import torch
-from timm.layers import Conv2dSame
-from timm.layers.padding import pad_same
 from torch import Tensor, nn
 from torch.nn import functional
 
 from hemafast.compiled import compiled
 from hemafast.engine.machine import Machine
+from hemafast.light_timm import Conv2dSame, pad_same
 
 Floats = npt.NDArray[np.float32]
 

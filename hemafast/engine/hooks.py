@@ -71,6 +71,7 @@ class Clock:
         if not self._stepped:
             self._stepped = True
             self._start.done("first step")
+            self._start.close()
             logger.info("first step %.1f s after the start: %s", self._start.seconds, self._start.told())
 
     def trained(self) -> None:

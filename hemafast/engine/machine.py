@@ -16,6 +16,7 @@ from hemafast.data.graph import Source, default_threads
 from hemafast.errors import HemafastError
 from hemafast.nvidia import card_on_bus, uses_gpu
 from hemafast.versions import DALI, installed_versions
+from hemafast.waiting import waiting_told
 from hemafast.words import counted
 
 Precision = Literal["fp32", "bf16", "fp16"]
@@ -113,7 +114,7 @@ def choose_machine(
     gradients = _choose_gradients(on.value, precision.value, compiled=compiler.value == "on")
     loader = _choose_loader_threads(threads, processes)
     layout = Choice("layout", "channels_last", "convolutions read NHWC from the loader without a copy")
-    chosen = (on, precision, layout, compiler, gradients, _choose_torch_threads(), loader)
+    chosen = (on, precision, layout, compiler, gradients, _choose_torch_threads(), _waiting(), loader)
     return Machine(
         device=on.value,
         precision=precision.value,  # type: ignore[arg-type] # _choose_precision yields nothing else
@@ -221,6 +222,12 @@ def _choose_torch_threads() -> Choice:
         torch.set_num_threads(granted)
         return Choice(name, str(granted), "a quota grants no more cores")
     return Choice(name, str(torch.get_num_threads()), "the count of torch, or OMP_NUM_THREADS")
+
+
+def _waiting() -> Choice:
+    """Told, not chosen: libraries have read it when they were loaded."""
+    how, where = waiting_told(os.environ)
+    return Choice("waiting threads", how, where)
 
 
 def _choose_device(asked: Device) -> Choice:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Collection
+from fnmatch import fnmatch
 from typing import Any
 
 import torch
+from torch import nn
 
 from hemafast.model import Classifier
 
@@ -19,7 +23,17 @@ def build_optimizer(
     groups = _groups(model.backbone, weight_decay, layer_decay)
     for group in groups:
         group["lr"] = torch.zeros((), device=device)
-    return torch.optim.AdamW(groups, fused=True, capturable=device == "cuda")
+    return _AdamW(groups, fused=True, capturable=device == "cuda")
+
+
+class _AdamW(torch.optim.AdamW):
+    """AdamW whose methods tell torch's compiler nothing: to tell it to leave them alone, torch's own import it."""
+
+    add_param_group = inspect.unwrap(torch.optim.AdamW.add_param_group)
+    state_dict = inspect.unwrap(torch.optim.AdamW.state_dict)
+    load_state_dict = inspect.unwrap(torch.optim.AdamW.load_state_dict)
+    zero_grad = inspect.unwrap(torch.optim.AdamW.zero_grad)
+    step = torch.no_grad()(inspect.unwrap(torch.optim.AdamW.step))
 
 
 def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
@@ -44,9 +58,19 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> N
 
 
 def _groups(backbone: Any, weight_decay: float, layer_decay: float | None) -> list[dict[str, Any]]:
-    from timm.optim import param_groups_layer_decay, param_groups_weight_decay
-
     plain = backbone.no_weight_decay() if hasattr(backbone, "no_weight_decay") else ()
     if layer_decay is None:
-        return list(param_groups_weight_decay(backbone, weight_decay, no_weight_decay_list=plain))
+        return _two_groups(backbone, weight_decay, plain)
+    from timm.optim import param_groups_layer_decay
+
     return list(param_groups_layer_decay(backbone, weight_decay, no_weight_decay_list=plain, layer_decay=layer_decay))
+
+
+def _two_groups(backbone: nn.Module, weight_decay: float, plain: Collection[str]) -> list[dict[str, Any]]:
+    """What does not decay, then what does, as timm's param_groups_weight_decay. To import that takes a second."""
+    groups: dict[float, list[nn.Parameter]] = {0.0: []}
+    for name, parameter in backbone.named_parameters():
+        if parameter.requires_grad:
+            is_plain = parameter.ndim <= 1 or name.endswith(".bias") or any(fnmatch(name, pattern) for pattern in plain)
+            groups.setdefault(0.0 if is_plain else weight_decay, []).append(parameter)
+    return [{"params": found, "weight_decay": decay} for decay, found in groups.items() if found]

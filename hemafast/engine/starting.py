@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import time
+from contextlib import ExitStack
+
+from hemafast.collector import resting
 
 
-class Starting:
-    """Takes the time of each part of the start. It began at `began`, a moment of time.monotonic."""
+class Starting(ExitStack):
+    """Takes the time of each part of the start, during which the garbage collector rests.
+
+    It began at `began`, a moment of time.monotonic, and lasts until it is closed.
+    """
 
     def __init__(self, began: float) -> None:
+        super().__init__()
         self.began = self._last = began
         self._parts: dict[str, float] = {}
+        self.enter_context(resting())
 
     def done(self, part: str) -> None:
         """Count the seconds since the part before to `part`."""

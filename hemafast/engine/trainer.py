@@ -54,10 +54,8 @@ def train(
     process that writes it, None in the others. Raises HemafastError before anything is written if settings, machine or
     data do not fit, and StoppedError after a signal.
     """
-    starting = Starting(time.monotonic() if began is None else began)
-    starting.done("imports")
     config = replace(config, data=config.data.absolute())  # a run is resumed and evaluated from anywhere
-    with joined(config.device) as world, ExitStack() as held:
+    with _starting(began) as starting, joined(config.device) as world, ExitStack() as held:
         opened = Opened(config)
         if go_on or restarts():
             folder = world.broadcast(newest_run(config) if world.first else None)
@@ -81,13 +79,17 @@ def resume(
     again. A time budget continues from `began`, and the time used before counts. Returns as `train` does. Raises
     HemafastError if `folder` is not a run, its data has changed, or a change is not allowed.
     """
-    starting = Starting(time.monotonic() if began is None else began)
-    starting.done("imports")
     settings = changed_settings(folder, changes or {}, allow_changes=allow_changes)
     # Nobody else may go on with the run between the moment that its checkpoint is read and its end.
-    with joined(settings.device) as world, _alone_in(folder, world):
+    with _starting(began) as starting, joined(settings.device) as world, _alone_in(folder, world):
         opened = open_stopped(folder, changes or {}, allow_changes=allow_changes)
         return _train(opened, world, starting, progress)
+
+
+def _starting(began: float | None) -> Starting:
+    starting = Starting(time.monotonic() if began is None else began)
+    starting.done("imports")
+    return starting
 
 
 @contextmanager

@@ -7,7 +7,6 @@ import math
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
-from scipy import ndimage
 
 from hemafast.preparation.images.image_checks import Pixels
 
@@ -48,6 +47,8 @@ def nucleus_diameter(pixels: Pixels) -> float | None:
 
 def _middle(values: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
     """The largest square in the middle of one channel, scaled and smoothed."""
+    from scipy import ndimage
+
     side = min(values.shape)
     top, left = ((edge - side) // 2 for edge in values.shape)
     cut = Image.fromarray(np.ascontiguousarray(values[top : top + side, left : left + side]))
@@ -73,6 +74,8 @@ def _darkest(values: npt.NDArray[np.uint8]) -> Mask:
 
 def _lobes_in_the_middle(dark: Mask) -> Mask:
     """The connected parts that lie near the middle, do not reach the border, and are more than specks."""
+    from scipy import ndimage
+
     parts, found = ndimage.label(dark)
     numbers = np.arange(1, found + 1)
     area = np.bincount(parts.ravel(), minlength=found + 1)[1:]

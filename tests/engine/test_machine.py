@@ -73,7 +73,7 @@ def test_every_choice_has_a_reason(without_gpu):
     names = [choice.name for choice in machine.choices]
     assert names == [
         *("allocator", "device", "precision", "layout", "torch.compile", "depthwise gradients"),
-        *("torch threads", "loader threads"),
+        *("torch threads", "waiting threads", "loader threads"),
     ]
     assert all(choice.value and choice.reason for choice in machine.choices)
 

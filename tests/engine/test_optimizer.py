@@ -5,9 +5,10 @@ import copy
 import pytest
 import torch
 from steps import CPU, batch_of, changed, network, train_on
+from timm.optim import param_groups_weight_decay
 from torch import nn
 
-from hemafast.engine.optimizer import build_optimizer, load_optimizer, set_rate
+from hemafast.engine.optimizer import _groups, build_optimizer, load_optimizer, set_rate
 from hemafast.engine.step import TrainStep
 from hemafast.objective import CrossEntropy
 
@@ -34,6 +35,19 @@ def test_norms_and_biases_do_not_decay_and_weights_do(name, layer_decay):
             assert decay[name] == 0, name
         elif parameter.ndim > 1 and "token" not in name and "embed" not in name:
             assert decay[name] == 0.05, name
+
+
+@pytest.mark.parametrize("decay", [0.05, 0.0])
+@pytest.mark.parametrize("name", MODELS)
+def test_groups_without_layer_decay_are_those_of_timm(name, decay):
+    backbone = network(name).backbone
+    next(backbone.parameters()).requires_grad_(False)
+    plain = backbone.no_weight_decay() if name == "test_vit" else ()
+    theirs = param_groups_weight_decay(backbone, decay, no_weight_decay_list=plain)
+    ours = _groups(backbone, decay, None)
+    assert [group["weight_decay"] for group in ours] == [group["weight_decay"] for group in theirs]
+    for mine, other in zip(ours, theirs, strict=True):
+        assert [id(parameter) for parameter in mine["params"]] == [id(parameter) for parameter in other["params"]]
 
 
 def test_embeddings_that_the_network_exempts_do_not_decay():

@@ -1,7 +1,11 @@
 """The seconds of the start, by part."""
 
+import gc
 import time
 
+import pytest
+
+from hemafast.collector import resting
 from hemafast.engine.starting import Starting
 
 
@@ -13,3 +17,30 @@ def test_parts_add_up_to_the_whole(monkeypatch):
         starting.done(part)
     assert starting.told() == "imports 2.5, network 0.5, first step 2.0"
     assert starting.seconds == 5.0
+
+
+def test_the_garbage_collector_rests_until_the_start_is_over():
+    assert gc.isenabled()
+    with Starting(0.0) as starting:
+        assert not gc.isenabled()
+        starting.close()
+        assert gc.isenabled()
+        gc.disable()
+    assert not gc.isenabled()  # what is closed changes nothing
+    gc.enable()
+
+
+def test_a_start_that_fails_ends_the_rest():
+    with pytest.raises(ValueError, match="no data"), Starting(0.0):
+        raise ValueError("no data")
+    assert gc.isenabled()
+
+
+def test_a_collector_that_is_off_stays_off():
+    gc.disable()
+    try:
+        with resting():
+            pass
+        assert not gc.isenabled()
+    finally:
+        gc.enable()
