@@ -15,6 +15,7 @@ from PIL import Image
 from hemafast.config import PrepareConfig, TrainConfig, checked
 from hemafast.data.dataset import Dataset, open_dataset
 from hemafast.data.samples import Samples
+from hemafast.engine import layout
 from hemafast.engine.trainer import train
 from hemafast.evaluate.evaluate import evaluate_run
 from hemafast.preparation.build import Prepared, prepare
@@ -90,6 +91,14 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """What trials of speed find in tests is not kept for the user of this machine."""
     with pytest.MonkeyPatch.context() as change:
         change.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _compared() -> Iterator[None]:
+    """No network of a test is compared in two layouts, which takes a process each; tests/engine/test_layout.py does."""
+    with pytest.MonkeyPatch.context() as change:
+        change.setattr(layout, "compare", lambda *_: layout.Comparison(frozenset()))
         yield
 
 

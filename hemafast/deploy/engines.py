@@ -144,7 +144,7 @@ def _remembered(runs: dict[str, Callable[[Tensor], Any]], card: ModelCard, machi
     facts = [machine.facts.get(name, "") for name in ("processor", "cores", "torch")]
     versions = [f"{name} {packages.version(name)}" for name in runs]
     network = [card.backbone, f"{card.image_size} px", f"{torch.get_num_threads()} threads"]
-    answers = Answers.about([*facts, *versions, *network, f"turns {card.quarter_turns}"])
+    answers = Answers([*facts, *versions, *network, f"turns {card.quarter_turns}"])
     choice = answers.get("engine", lambda: (fastest(runs, card.image_size), 0.0))
     return choice if choice.value in runs else fastest(runs, card.image_size)
 
