@@ -90,7 +90,7 @@ def _result(sweep: Sweep, outcomes: Mapping[str, Outcome]) -> Result:
 
 def _data_note(dataset: Dataset) -> str:
     info = dataset.info
-    train, val = (len(dataset.split(split)) for split in (TRAIN, VAL))
+    train, val = (len(dataset.images(split)) for split in (TRAIN, VAL))
     return (
         f"Data: {train:,} training and {val:,} validation images of {', '.join(info.domains)} (field of view: "
         f"{info.settings['field_of_view']}, split seed {info.settings['seed']}, fingerprint {info.fingerprint[:12]}); "
