@@ -77,7 +77,7 @@ class Dataset:
         return self._in_split(self.table, name)
 
     def images(self, name: str, *more: str) -> pd.DataFrame:
-        """The same rows with the columns `schema.OPENED`, which are in memory anyway, and with `more`, which are read."""
+        """The same rows with the columns `schema.OPENED`, which are in memory, and with `more`, which are read."""
         images = self._in_split(self.files.images, name)
         return images.join(self.files.columns(*more)) if more else images
 

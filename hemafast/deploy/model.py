@@ -125,7 +125,7 @@ class Model:
         from hemafast.evaluate.predictions import PREFIX
 
         options = Options(um_per_pixel=um_per_pixel, bit_depth=bit_depth, tta=tta, sets=sets, batch_size=batch_size)
-        table = classify(plan_for([self], list_inputs(images), options), progress=progress).table
+        table = classify(plan_for([self], list_inputs(images), options), progress=progress)
         columns = ["image", "predicted", "confidence", "status", "error", "likeness", *(["set"] if sets else [])]
         of_classes = [f"{PREFIX}{name}" for name in self.classes]
         return table[columns + of_classes].set_axis(["path", "label", *columns[2:], *self.classes], axis=1)
@@ -156,17 +156,22 @@ class Model:
         """
         from hemafast.deploy.eval_graph import EvalGraph
         from hemafast.deploy.plan import Options, plan_for
-        from hemafast.deploy.predict import infer
+        from hemafast.deploy.predict import inferred
 
         _ = self.network  # refuses graphs before anything is read
         options = Options(um_per_pixel=um_per_pixel, bit_depth=bit_depth, batch_size=batch_size)
         plan = plan_for([self], list_inputs(images), options)
         (group,) = plan.groups
         graph = EvalGraph(self.card, self.machine, batch_size)
-        errors: dict[int, str] = {}
-        with stage(progress, "embedding", len(plan.images)):
-            found = infer(plan, group, lambda squares: self.features(graph(squares)), errors, progress)
-        if errors:
+
+        def compute(squares: Sequence[npt.NDArray[np.uint8]]) -> Tensor:
+            return self.features(graph(squares))
+
+        with stage(progress, "embedding", len(plan.images)), inferred(plan, group, compute, progress) as parts:
+            every = list(parts)
+        black = compute([np.zeros((group.size, group.size, 3), np.uint8)])  # tells how many columns there are
+        found = np.concatenate([part.filled(black.shape[1]) for part in every])
+        if errors := {row: error for part in every for row, error in part.errors.items()}:
             row, error = min(errors.items())
             first = f"{plan.images[row].name}: {error}"
             logger.warning("%d of %d images cannot be read; the first is %s", len(errors), len(found), first)

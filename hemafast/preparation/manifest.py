@@ -177,9 +177,7 @@ def _mask(found: pa.ChunkedArray) -> Bad:
     return mask
 
 
-def _refuse_other_counts(
-    counted: dict[str, pa.ChunkedArray], taken: Bad, file: Path, info: schema.DatasetInfo
-) -> None:
+def _refuse_other_counts(counted: dict[str, pa.ChunkedArray], taken: Bad, file: Path, info: schema.DatasetInfo) -> None:
     import pyarrow as pa
 
     groups = pa.table(counted).filter(taken).group_by(list(_COUNTED)).aggregate([([], "count_all")]).to_pylist()

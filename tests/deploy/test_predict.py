@@ -42,7 +42,7 @@ def ask(models, paths, **options):
     """The table of predictions."""
     models = models if isinstance(models, list) else [models]
     paths = paths if isinstance(paths, list) else [paths]
-    return classify(make_plan(models, list(map(str, paths)), Options(**CPU | options))).table
+    return classify(make_plan(models, list(map(str, paths)), Options(**CPU | options)))
 
 
 def numbers(table):
