@@ -10,7 +10,11 @@ import math
 import resource
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
 
 _ROOM = 3 * 2**30  # for one image of 1024 px in a transformer
 _ROOM_PER_BYTE = 4  # of the file, which is copied when it is opened
@@ -18,10 +22,13 @@ _SECONDS = 300
 _MOST_INPUT = 3 * 1024**2  # pixels of an image
 
 
-def why_not(file: Path) -> str:
-    """What keeps a graph from classifying one image; empty if nothing does. Raises OSError for a missing file."""
+def why_not(file: Path, engine: str = "onnxruntime") -> str:
+    """What keeps a graph from classifying one image in an engine; empty if nothing does.
+
+    The engine is "onnxruntime" or "openvino". Raises OSError for a missing file.
+    """
     room = _ROOM + _ROOM_PER_BYTE * file.stat().st_size
-    command = [sys.executable, "-P", __file__, str(file), str(room)]
+    command = [sys.executable, "-P", __file__, str(file), str(room), engine]
     try:
         done = subprocess.run(command, capture_output=True, timeout=_SECONDS, stdin=subprocess.DEVNULL, check=False)
     except subprocess.TimeoutExpired:
@@ -32,24 +39,47 @@ def why_not(file: Path) -> str:
     return "" if done.returncode == 0 else (said or ["no reason given"])[-1][:200]
 
 
-def _try(file: str, room: int) -> None:
+def _try(file: str, room: int, engine: str) -> None:
     """Open the graph and run it on one black image, with `room` bytes of memory."""
-    import numpy as np
+    {"onnxruntime": _try_onnxruntime, "openvino": _try_openvino}[engine](Path(file), room)
+
+
+def _try_onnxruntime(file: Path, room: int) -> None:
     import onnxruntime
 
-    used = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0]) * resource.getpagesize()
-    resource.setrlimit(resource.RLIMIT_AS, (used + room, used + room))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    _bound(room)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.log_severity_level = 4
-    session = onnxruntime.InferenceSession(Path(file).read_bytes(), options, providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(file.read_bytes(), options, providers=["CPUExecutionProvider"])
     (given,) = session.get_inputs()
-    shape = [size if isinstance(size, int) else 1 for size in given.shape]
+    session.run(None, {given.name: _black([size if isinstance(size, int) else 1 for size in given.shape])})
+
+
+def _try_openvino(file: Path, room: int) -> None:
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type] # it would send usage data
+    import openvino
+
+    core = openvino.Core()
+    _bound(room)
+    model = core.read_model(file.read_bytes(), b"")
+    (given,) = model.inputs
+    black = _black([size.get_length() if size.is_static else 1 for size in given.get_partial_shape()])
+    core.compile_model(model, "CPU", {"INFERENCE_NUM_THREADS": 1}).create_infer_request().infer({0: black})
+
+
+def _bound(room: int) -> None:
+    """Let this process have `room` bytes more, and leave no core file."""
+    used = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (used + room, used + room))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+
+def _black(shape: Sequence[int]) -> npt.NDArray[np.uint8]:
     if math.prod(shape) > _MOST_INPUT:
-        raise ValueError(f"it takes images of the shape {given.shape}")
-    session.run(None, {given.name: np.zeros(shape, np.uint8)})
+        raise ValueError(f"it takes images of the shape {list(shape)}")
+    return np.zeros(shape, np.uint8)
 
 
 if __name__ == "__main__":
-    _try(sys.argv[1], int(sys.argv[2]))
+    _try(sys.argv[1], int(sys.argv[2]), sys.argv[3])
