@@ -94,7 +94,7 @@ class Dataset:
         images = self.files.images
         chosen = schema.is_in_split(images, name, self.fold)
         if self.chosen is not None:
-            chosen &= images["domain"].isin(self.chosen).to_numpy()
+            chosen = chosen & images["domain"].isin(self.chosen).to_numpy()
         return np.flatnonzero(chosen)
 
     def samples(self, split: str, image_size: int = 0) -> Samples:
