@@ -116,7 +116,7 @@ class Dataset:
 
         return Samples(
             paths=Files(self.folder, of("path")),
-            labels=pd.Index(self.info.classes).get_indexer(of("label")).astype(np.int64),
+            labels=pd.Index(self.info.classes).get_indexer(pd.Index(of("label"))).astype(np.int64),
             domains=of("domain").to_numpy(dtype=np.str_),
             windows=centre_windows(*(of(name).to_numpy() for name in ("width", "height", "window"))),
             packed=packed.select(rows),
@@ -131,7 +131,7 @@ class Dataset:
     def _members(self, split: str, name: str, rows: npt.NDArray[np.int64]) -> Members:
         """Places of some rows of the manifest in the tars of a split."""
         whole = schema.in_split(self.files.images, split, self.fold)
-        return read_members(self.folder, whole, name, self.info).select(whole.index.get_indexer(rows))
+        return read_members(self.folder, whole, name, self.info).select(whole.index.get_indexer(pd.Index(rows)))
 
     def loader(
         self,

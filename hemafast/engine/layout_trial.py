@@ -34,10 +34,10 @@ def difference(numbers: Sequence[int], dtype: torch.dtype) -> float:
     weight = torch.randn((outputs, inputs // groups, *kernel), generator=draw).to(dtype)
 
     def computed(layout: torch.memory_format) -> tuple[Tensor, ...]:
-        given = [tensor.clone(memory_format=layout).requires_grad_() for tensor in (images, weight)]
-        found = functional.conv2d(*given, None, stride, padding, dilation, groups)
+        seen, taps = (tensor.clone(memory_format=layout).requires_grad_() for tensor in (images, weight))
+        found = functional.conv2d(seen, taps, None, stride, padding, dilation, groups)
         slopes = torch.randn(found.shape, generator=torch.Generator().manual_seed(1)).to(dtype)
-        return found.detach(), *torch.autograd.grad(found, given, slopes.contiguous(memory_format=layout))
+        return found.detach(), *torch.autograd.grad(found, (seen, taps), slopes.contiguous(memory_format=layout))
 
     pairs_of = zip(computed(torch.contiguous_format), computed(torch.channels_last), strict=True)
     return max(float((one - other).abs().max() / one.abs().max()) for one, other in pairs_of)
