@@ -4,10 +4,12 @@
 
 The images are fields of random colours of 48 px, made on the spot: what grows here is their number, so their pixels
 cost little. A million need 12 GB in --room, half an hour to make and prepare, and more to train on. An existing result
-is added to, one size after the other, so an interrupted call loses one size.
+is added to, one stage after the other, so an interrupted call loses one stage: its folder in --room stays until the
+size is done.
 
-Seconds are those of whole processes, imports included. `exponent` is the slope of log seconds over log images between
-the two largest sizes: 1 is in proportion, 2 is quadratic.
+Seconds are those of whole processes, imports included. `exponent` is the slope of the logarithm of CPU seconds over
+that of images between the two largest sizes: 1 is in proportion, 2 is quadratic. CPU seconds are told, as they count
+beside other work too. Memory is that of the process, without pages of mapped files.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ import os
 import shutil
 import tempfile
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -28,6 +30,7 @@ from output import JsonFileAddedTo, before, machine_line, table, write_json
 from processes import cost_of
 
 from hemafast.config import train_config
+from hemafast.files import write_whole
 from hemafast.progress import Progress
 
 SIZES = (3_000, 30_000, 300_000, 1_000_000)
@@ -35,7 +38,7 @@ CLASSES = ("basophil", "eosinophil", "lymphocyte", "monocyte", "neutrophil")
 SIDE, FIELDS = 48, 8
 """px of an image, and fields of colour along its side."""
 PACKED = 32
-STAGES = ("prepare", "prepare again", "open", "first step", "epoch", "evaluate", "report")
+STAGES = ("prepare", "prepare again", "open", "first step", "epoch", "evaluate", "report", "verify")
 
 
 def write_images(path: Path, images: int) -> None:
@@ -91,24 +94,38 @@ class _UntilFirstStep(Progress):
             os._exit(0)
 
 
-def grow(images: int, room: Path) -> dict[str, Any]:
-    """What each stage costs for so many images."""
-    source = room / "source"
-    source.mkdir()
-    write_images(source / "Random.zip", images)
-    data, runs, stages = source / "prepared", room / "runs", {}
+def grow(images: int, room: Path, done: dict[str, Any]) -> Iterator[str]:
+    """Add to `done` what each stage costs for so many images, unless it is there; yields the name of each new one."""
+    source, runs = room / "source", room / "runs"
+    data = source / "prepared"
+    if not (source / "Random.zip").is_file():
+        source.mkdir(parents=True, exist_ok=True)
+        write_whole(source / "Random.zip", lambda part: write_images(part, images))
     prepare = ["-m", "hemafast", "prepare", "--source", str(source), "--classes", "from-data", "--json"]
     prepare += ["--field-of-view", "whole", "--um-per-pixel", "Random=unknown", "--pack-size", str(PACKED)]
-    stages["prepare"], stages["prepare again"] = cost_of(prepare), cost_of(prepare)
-    stages["open"] = cost_of(_own("open_once", data))
-    stages["first step"] = cost_of(_own("train_step", data, room / "cut"))
-    stages["epoch"] = cost_of(_own("train_epoch", data, runs))
-    (run,) = (path for path in runs.iterdir() if (path / "config.json").is_file())
-    stages["evaluate"] = cost_of(["-m", "hemafast", "evaluate", str(run), "--json"])
-    stages["report"] = cost_of(["-m", "hemafast", "report", str(run), "--json"])
-    for name, cost in stages.items():
-        typer.echo(f"{images:,} {name}: {cost['seconds']:.1f} s, {cost['peak_memory_mb']:,.0f} MB", err=True)
-    return {"images": images, "stages": stages}
+    of_run = {
+        name: lambda name=name: ["-m", "hemafast", name, str(_run_in(runs)), "--json"]
+        for name in ("evaluate", "report")
+    }
+    stages: dict[str, Callable[[], list[str]]] = {
+        "prepare": lambda: prepare,
+        "prepare again": lambda: prepare,
+        "open": lambda: _own("open_once", data),
+        "first step": lambda: _own("train_step", data, room / "cut"),
+        "epoch": lambda: _own("train_epoch", data, runs),
+        **of_run,
+        "verify": lambda: ["-m", "hemafast", "verify", str(data), "--json"],
+    }
+    for name in STAGES:
+        if name not in done:
+            done[name] = cost = cost_of(stages[name]())
+            typer.echo(f"{images:,} {name}: {cost['cpu_seconds']:.1f} s, {cost['own_memory_mb']:,.0f} MB", err=True)
+            yield name
+
+
+def _run_in(runs: Path) -> Path:
+    """The newest run; one that was stopped may lie beside it."""
+    return max(path for path in runs.iterdir() if (path / "metrics.json").is_file() or (path / "config.json").is_file())
 
 
 def _own(function: str, *paths: Path) -> list[str]:
@@ -119,29 +136,28 @@ def _own(function: str, *paths: Path) -> list[str]:
 
 
 def exponents(sizes: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """For each stage the slope between the two largest undisturbed sizes, of the logarithms of seconds over images."""
-    quiet = [one for one in sizes if not one["beside_others"]]
-    if len(quiet) < 2:
-        return {}
-    less, more = quiet[-2:]
-    grown = math.log(more["images"] / less["images"])
-    return {
-        name: math.log(cost["seconds"] / less["stages"][name]["seconds"]) / grown
-        for name, cost in more["stages"].items()
-    }
+    """For each stage the slope between its two largest sizes, of the logarithms of CPU seconds over images."""
+    found = {}
+    for name in STAGES:
+        costs = [(one["images"], one["stages"][name]["cpu_seconds"]) for one in sizes if name in one["stages"]][-2:]
+        if len(costs) == 2:
+            (fewer, less), (images, more) = costs
+            found[name] = math.log(more / less) / math.log(images / fewer)
+    return found
 
 
 def draw(sizes: Sequence[Mapping[str, Any]], file: Path) -> None:
-    """Seconds and peak memory of each stage over the number of images, logarithmic."""
+    """CPU seconds and memory of each stage over the number of images, logarithmic."""
     from hemafast.pictures import DOMAIN_COLOURS, save, subplots
 
     figure, panels = subplots(2, width=4.8, height=3.5, columns=2)
-    images = [one["images"] for one in sizes]
-    labels = {"seconds": "seconds", "peak_memory_mb": "peak memory, MB"}
+    labels = {"cpu_seconds": "CPU seconds", "own_memory_mb": "memory, MB"}
     for panel, (key, label) in zip(panels, labels.items(), strict=True):
         for number, name in enumerate(STAGES):
-            values = [one["stages"][name][key] for one in sizes]
-            panel.plot(images, values, "o-", ms=4, color=DOMAIN_COLOURS[number % len(DOMAIN_COLOURS)], label=name)
+            measured = [(one["images"], one["stages"][name][key]) for one in sizes if name in one["stages"]]
+            if measured:
+                colour = DOMAIN_COLOURS[number % len(DOMAIN_COLOURS)]
+                panel.plot(*zip(*measured, strict=True), "o-", ms=4, color=colour, label=name)
         panel.set(xscale="log", yscale="log", xlabel="images", ylabel=label)
         panel.grid(alpha=0.3)
     panels[0].legend(fontsize=7)
@@ -156,51 +172,54 @@ def main(
     room: Annotated[
         Path | None, typer.Option(help="Folder for data and runs, which are deleted.", show_default="the temporary one")
     ] = None,
-    beside_others: Annotated[bool, typer.Option(help="Other work runs here: say that seconds mean nothing.")] = False,
+    beside_others: Annotated[bool, typer.Option(help="Other work runs here: say so.")] = False,
 ) -> None:
     """Measure sizes that are not in the result yet, the smallest first."""
     from hemafast.engine.machine import choose_machine
 
     facts = choose_machine(device="cpu", amp="off", compiled="off").facts
     result = before(json_file, facts) or {"command": "python benchmarks/growth.py", "machine": facts, "sizes": []}
-    there = {one["images"] for one in result["sizes"]}
-    for size in sorted(set(images or SIZES) - there):
-        folder = Path(tempfile.mkdtemp(dir=room, prefix="growth-"))
-        try:
-            result["sizes"].append({**grow(size, folder), "beside_others": beside_others})
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
-        result["sizes"].sort(key=lambda one: one["images"])
-        result["exponents"] = exponents(result["sizes"])
-        write_json(result, json_file)
+    by_size = {one["images"]: one for one in result["sizes"]}
+    for size in sorted(images or SIZES):
+        one = by_size.setdefault(size, {"images": size, "stages": {}, "beside_others": beside_others})
+        folder = (room or Path(tempfile.gettempdir())) / f"growth-{size}"
+        if not folder.exists():
+            one["stages"] = one["stages"] if set(STAGES) <= set(one["stages"]) else {}
+        for _ in grow(size, folder, one["stages"]) if set(STAGES) - set(one["stages"]) else ():
+            result["sizes"] = sorted(by_size.values(), key=lambda one: int(one["images"]))
+            result["exponents"] = exponents(result["sizes"])
+            write_json(result, json_file)
+        shutil.rmtree(folder, ignore_errors=True)
     if plot is not None:
         draw(result["sizes"], plot)
 
 
 def tables(results: Mapping[str, Any]) -> dict[str, str]:
-    """Seconds and peak memory of each stage by number of images."""
+    """CPU seconds and memory of each stage by number of images."""
     result = results["growth"]
     sizes = result["sizes"]
     rows = [[name, *(_cost(one, name) for one in sizes), _exponent(result, name)] for name in STAGES]
     header = " | ".join(["", *(f"{one['images']:,} images" for one in sizes), "exponent"])
-    disturbed = [f"{one['images']:,}" for one in sizes if one["beside_others"]]
+    beside = " Other work ran beside, so seconds of the clock are not told." if _disturbed(sizes) else ""
     note = (
         f"`{result['command']}`: JPEGs of {SIDE} px of random colours, packed at {PACKED} px, a toy network; "
-        "one process each, imports included: seconds, then peak of the resident memory. "
-        f"{machine_line(result['machine'])}"
+        "one process each, imports included: CPU seconds, then the most memory of its own, without pages of mapped "
+        f"files.{beside} {machine_line(result['machine'])}"
     )
-    warned = [f"Other work ran beside {', '.join(disturbed)} images: their seconds say nothing, and are not shown."]
-    return {"growth": table(header.strip(), rows, note, *(warned if disturbed else []))}
+    return {"growth": table(header.strip(), rows, note)}
+
+
+def _disturbed(sizes: Sequence[Mapping[str, Any]]) -> bool:
+    return any(one["beside_others"] for one in sizes)
 
 
 def _cost(one: Mapping[str, Any], stage: str) -> str:
-    cost = one["stages"][stage]
-    seconds = "" if one["beside_others"] else f"{cost['seconds']:,.1f} s, "
-    return f"{seconds}{cost['peak_memory_mb']:,.0f} MB"
+    cost = one["stages"].get(stage)
+    return f"{cost['cpu_seconds']:,.1f} s, {cost['own_memory_mb']:,.0f} MB" if cost else ""
 
 
 def _exponent(result: Mapping[str, Any], stage: str) -> str:
-    return f"{result['exponents'][stage]:.2f}" if result["exponents"] else ""
+    return f"{result['exponents'][stage]:.2f}" if stage in result["exponents"] else ""
 
 
 if __name__ == "__main__":

@@ -88,8 +88,8 @@ def make_sides(
 
     return {
         "forward": forward,
-        "zip": lambda: len(classify(plans["zip"]).table),
-        "files": lambda: len(classify(plans["files"]).table),
+        "zip": lambda: len(classify(plans["zip"])),
+        "files": lambda: len(classify(plans["files"])),
     }, count
 
 
@@ -112,7 +112,7 @@ def engines_of(run: Path, archive: Path, images: int, rounds: int) -> dict[str, 
         waits: dict[str, dict[int, list[float]]] = {name: {1: [], 64: []} for name in names}
         for number in range(1 + rounds):
             for name, plan in plans.items():
-                rate, _ = measured(lambda plan=plan: len(classify(plan).table))  # type: ignore[misc]
+                rate, _ = measured(lambda plan=plan: len(classify(plan)))  # type: ignore[misc]
                 model = plan.models[0]
                 side = model.card.image_size
                 for size, times in waits[name].items():

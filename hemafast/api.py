@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
 from hemafast.config import (
     Amp,
@@ -31,38 +31,77 @@ if TYPE_CHECKING:
     from hemafast.deploy.inputs import Images
     from hemafast.deploy.labels import Given as Labels
     from hemafast.deploy.model import Model
+    from hemafast.preparation.build import PreparedPart
+
+
+@overload
+def prepare(
+    source: str | Path = ...,
+    output: str | Path | None = ...,
+    *,
+    part: None = None,
+    join: bool = False,
+    progress: Progress = ...,
+    workers: int | None = None,
+    **settings: Any,
+) -> Dataset: ...
+
+
+@overload
+def prepare(
+    source: str | Path = ...,
+    output: str | Path | None = ...,
+    *,
+    part: str,
+    join: bool = False,
+    progress: Progress = ...,
+    workers: int | None = None,
+    **settings: Any,
+) -> PreparedPart: ...
 
 
 def prepare(
     source: str | Path = PrepareConfig.source,
     output: str | Path | None = None,
     *,
+    part: str | None = None,
+    join: bool = False,
     progress: Progress = SILENT,
     workers: int | None = None,
     **settings: Any,
-) -> Dataset:
+) -> Dataset | PreparedPart:
     """Turn archives of class folders into a verified data set, and open it.
 
     A second call with the same archives and settings changes nothing and takes a moment. An interrupted call resumes.
+    Several jobs share the work: each reads a `part`, and a call with `join` and the same settings makes the data set.
 
     Args:
         source: folder of archives or folders, one per domain; or one archive; or a folder of class folders.
         output: where to write the data set; None for `source`/prepared, or beside an archive.
+        part: read only this part of the images, as "3/8"; None for all.
+        join: make the data set of all its parts, which have been read.
         progress: listens to the number of images read.
         workers: threads; None for the number of cores.
         settings: other fields of `PrepareConfig`, such as `folds=5` or `um_per_pixel={"MyLab": 0.11}`.
 
     Returns:
-        The data set.
+        The data set; of a `part` its number, folder, count of images, and whether it was read now.
 
     Raises:
-        HemafastError: a setting makes no sense, an archive cannot be trusted, or too many images are unreadable.
+        HemafastError: a setting makes no sense, an archive cannot be trusted, too many images are unreadable, or a part
+            is missing or no part.
     """
-    from hemafast.preparation.build import prepare as prepare_dataset
+    from hemafast.preparation import build
+    from hemafast.preparation.parts import parse_part
 
+    if part is not None and join:
+        raise HemafastError("part and join contradict each other.", "Leave out one of them.")
     where = Path(output) if output else prepared_beside(Path(source))
-    given = {"source": Path(source), "output": where, **settings}
-    return open_dataset(prepare_dataset(checked(PrepareConfig, given), progress=progress, workers=workers).folder)
+    config = checked(PrepareConfig, {"source": Path(source), "output": where, **settings})
+    if part is not None:
+        return build.prepare_part(config, parse_part(part), progress=progress, workers=workers)
+    make = build.join if join else build.prepare
+    return open_dataset(make(config, progress=progress, workers=workers).folder)
 
 
 def open_dataset(

@@ -13,7 +13,7 @@ import re
 import shutil
 import tempfile
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -152,8 +152,14 @@ def csv_bytes(table: pd.DataFrame, separator: str = ",") -> bytes:
 
     Without the mark, Excel shows other letters wrongly. Bytes of a name that are no text become `\\udc80` and so on.
     """
-    text = table.to_csv(index=False, sep=separator, lineterminator="\n")
+    text = csv_text(table, separator)
     return (b"" if text.isascii() else codecs.BOM_UTF8) + text.encode("utf-8", "backslashreplace")
+
+
+def csv_text(table: pd.DataFrame, separator: str = ",", *, header: bool = True) -> str:
+    """A table as CSV, with or without the names of its columns."""
+    text: str = table.to_csv(index=False, sep=separator, lineterminator="\n", header=header)
+    return text
 
 
 def refuse_table_name(file: Path) -> None:
@@ -171,41 +177,87 @@ def write_table(file: Path, table: pd.DataFrame) -> None:
         HemafastError: see `refuse_table_name`; or the table has more rows than a sheet.
         OSError: the file cannot be written.
     """
+    write_tables(file, [table])
+
+
+def write_tables(file: Path, tables: Iterable[pd.DataFrame]) -> None:
+    """Write a table that comes in parts, at least one, as `write_table` writes a whole one; no part is kept in memory.
+
+    All parts have the columns and types of the first.
+    """
     refuse_table_name(file)
-    write_whole(file, partial(_WRITERS[file.suffix.lower()], table))
+    write_whole(file, partial(_WRITERS[file.suffix.lower()], iter(tables)))
 
 
-def _write_csv(table: pd.DataFrame, file: Path) -> None:
-    file.write_bytes(csv_bytes(table))
+def _write_csv(tables: Iterator[pd.DataFrame], file: Path, separator: str = ",") -> None:
+    with file.open("wb") as out:
+        marked, header = False, True
+        for table in tables:
+            text = csv_text(table, separator, header=header)
+            if not text.isascii() and not marked:
+                marked = True
+                _put_first(out, file, codecs.BOM_UTF8)
+            out.write(text.encode("utf-8", "backslashreplace"))
+            header = False
 
 
-def _write_tsv(table: pd.DataFrame, file: Path) -> None:
-    file.write_bytes(csv_bytes(table, "\t"))
+def _put_first(out: IO[bytes], file: Path, mark: bytes) -> None:
+    """Move what is written, which `out` adds to, behind a mark."""
+    out.flush()
+    if not out.tell():
+        out.write(mark)
+        return
+    before = file.with_name(f"{file.name}.unmarked")
+    try:
+        shutil.copyfile(file, before)
+        out.seek(0)
+        out.write(mark)
+        with before.open("rb") as written:
+            shutil.copyfileobj(written, out)
+    finally:
+        before.unlink(missing_ok=True)
 
 
-def _write_parquet(table: pd.DataFrame, file: Path) -> None:
-    table.to_parquet(file, index=False)
+def _write_tsv(tables: Iterator[pd.DataFrame], file: Path) -> None:
+    _write_csv(tables, file, "\t")
 
 
-def _write_xlsx(table: pd.DataFrame, file: Path) -> None:
+def _write_parquet(tables: Iterator[pd.DataFrame], file: Path) -> None:
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    first = pa.Table.from_pandas(next(tables), preserve_index=False)
+    with parquet.ParquetWriter(file, first.schema) as writer:
+        writer.write_table(first)
+        for table in tables:
+            writer.write_table(pa.Table.from_pandas(table, first.schema, preserve_index=False))
+
+
+def _write_xlsx(tables: Iterator[pd.DataFrame], file: Path) -> None:
     from openpyxl import Workbook
     from openpyxl.cell import WriteOnlyCell
 
-    if len(table) >= _SHEET_ROWS:
-        raise HemafastError(f"{len(table):,} rows are more than an xlsx file holds.", "Write .csv or .parquet.")
     book = Workbook(write_only=True)
     sheet = book.create_sheet()
-    short = table.assign(
-        **{str(name): table[name].astype(str).astype(float) for name in table.select_dtypes("float32")}
-    )
-    rows = short.astype(object).where(short.notna(), None)
-    for row in (list(rows), *rows.itertuples(index=False, name=None)):
+    for number, row in enumerate(_sheet_rows(tables)):
+        if number == _SHEET_ROWS:
+            raise HemafastError(f"More than {number - 1:,} rows do not fit an xlsx file.", "Write .csv or .parquet.")
         cells = [WriteOnlyCell(sheet, _sheet_value(value)) for value in row]
         for cell in cells:
             if cell.data_type == "f":  # a text that begins with =
                 cell.data_type = "s"
         sheet.append(cells)
     book.save(file)
+
+
+def _sheet_rows(tables: Iterator[pd.DataFrame]) -> Iterator[Sequence[Any]]:
+    """The names of the columns, then the values of each row; None where there is none."""
+    for number, table in enumerate(tables):
+        if not number:
+            yield list(table)
+        floats = {str(name): table[name].astype(str).astype(float) for name in table.select_dtypes("float32")}
+        short = table.assign(**floats)
+        yield from short.astype(object).where(short.notna(), None).itertuples(index=False, name=None)
 
 
 def _sheet_value(value: Any) -> Any:

@@ -17,6 +17,7 @@ from PIL import Image
 from hemafast.config import PrepareConfig, TrainConfig, checked
 from hemafast.data.dataset import Dataset, open_dataset
 from hemafast.data.samples import Samples
+from hemafast.engine import layout
 from hemafast.engine.trainer import train
 from hemafast.evaluate.evaluate import evaluate_run
 from hemafast.preparation import parts, publish
@@ -108,6 +109,14 @@ def _no_wait_for_the_disk() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as change:
         for owner, name in ((os, "fsync"), (os, "fdatasync"), (publish, "sync"), (parts, "sync")):
             change.setattr(owner, name, lambda _: None)
+        yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _compared() -> Iterator[None]:
+    """No network of a test is compared in two layouts, which takes a process each; tests/engine/test_layout.py does."""
+    with pytest.MonkeyPatch.context() as change:
+        change.setattr(layout, "compare", lambda *_: layout.Comparison(frozenset()))
         yield
 
 

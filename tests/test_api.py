@@ -41,7 +41,7 @@ TINY = {
     "threads": 1,
 }
 PUBLIC = {
-    "Dataset": {"classes", "counts", "domains", "info", "loader", "samples", "split", "table"},
+    "Dataset": {"classes", "counts", "domains", "images", "info", "loader", "samples", "split", "table"},
     "HemafastError": set(),
     "Loader": {
         *("again", "epoch", "image_size", "images", "load_state_dict", "position", "resized", "set_epoch"),
@@ -75,6 +75,14 @@ def python(script, **more):
 
 
 # What it offers
+
+
+def test_parts_are_read_apart_and_joined(prepared, tmp_path):
+    asked = {"source": prepared.folder.parent, "output": tmp_path / "prepared", "pack_sizes": (64,), "shards": 3}
+    parts = [hf.prepare(**asked, part=f"{number}/2") for number in (1, 2)]
+    assert sum(part.images for part in parts) == len(hf.open_dataset(prepared.folder).table)
+    assert all(part.fresh for part in parts)
+    assert hf.prepare(**asked, join=True).info.fingerprint == prepared.info.fingerprint
 
 
 def test_the_public_names_are_frozen():
@@ -346,6 +354,7 @@ def test_other_data_has_scores_of_its_own(made, data, prepared, tmp_path):
         (lambda data: hf.open_dataset("nowhere"), "nowhere"),
         (lambda data: hf.open_model("nowhere"), "nowhere"),
         (lambda data: hf.prepare("nowhere"), "nowhere"),
+        (lambda data: hf.prepare(data.folder.parent, data.folder, part="1/2", join=True), "contradict"),
     ],
 )
 def test_mistakes_are_errors_of_one_family_with_a_remedy(data, tmp_path, monkeypatch, make, words):

@@ -16,10 +16,12 @@ from command import hemafast
 from packaging.requirements import Requirement
 
 from hemafast import doctor, nvidia, weights
-from hemafast.doctor import gpu, installation, resources, storage
+from hemafast.doctor import convolutions, gpu, installation, resources, storage
+from hemafast.doctor.convolutions import check_convolutions, compare_convolutions
 from hemafast.doctor.finding import Finding, Verdict, worst
 from hemafast.doctor.storage import Disk
 from hemafast.engine.compiling import CACHE_VARIABLE
+from hemafast.engine.layout import Comparison, Convolution
 from hemafast.engine.machine import Choice, choose_machine
 from hemafast.nvidia import Card, Driver
 
@@ -60,7 +62,7 @@ def test_this_machine_can_do_the_work(tmp_path, no_network):
     assert set(told) == {"schema", "hemafast", "date", "system", "verdict", "findings"}
     assert {
         *("python", "packages", "dali", "processor", "cores", "memory", "allocator", "shared memory", "ulimits"),
-        *("driver", "gpu", "compiler", "caches", "weights", "imports", "data folder", "runs folder"),
+        *("driver", "gpu", "compiler", "caches", "weights", "imports", "convolutions", "data folder", "runs folder"),
     } == set(findings)
     assert {findings[name]["verdict"] for name in ("python", "packages", "imports")} == {"green"}
     assert "MB/s" in findings["runs folder"]["found"]
@@ -132,6 +134,31 @@ def test_the_worst_verdict_counts():
     assert worst([]) is GREEN
     assert worst([GREEN, YELLOW, GREEN]) is YELLOW
     assert worst([RED, YELLOW]) is RED
+
+
+# Convolutions
+
+
+def test_convolutions_are_right_wrong_or_not_compared():
+    strided = Convolution(4, 8, 32, 32, 1, (1, 1), (2, 2), (0, 0), (1, 1))
+    right, wrong, late = Comparison(frozenset()), Comparison(frozenset({strided}), 2), Comparison(frozenset(), 2)
+    assert verdict_of(check_convolutions("11 of resnet18", right), "11 of resnet18") is GREEN
+    said = "1 with wrong gradients in channels_last (1x1, stride 2x2, 4 to 8 channels, 32 x 32 px)"
+    assert verdict_of(check_convolutions("11", wrong), said, "contiguous layout") is YELLOW
+    assert verdict_of(check_convolutions("11", late), "2 were not compared within 20 s") is YELLOW
+
+
+def test_the_convolutions_of_the_chosen_network_are_compared(machine, monkeypatch):
+    asked = []
+
+    def compare(convolutions, precision):
+        asked.extend(convolutions)
+        return Comparison(frozenset())
+
+    monkeypatch.setattr(convolutions, "compare", compare)
+    assert f"{13} of test_resnet at 56 px" in compare_convolutions("test_resnet", 56, machine).found
+    assert {one.height for one in asked} >= {56, 28}
+    assert "cuDNN" in compare_convolutions("test_resnet", 56, replace(machine, device="cuda")).found
 
 
 # The installation

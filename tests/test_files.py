@@ -16,7 +16,7 @@ from power_cut import PowerCut, moments, power_cut
 from safetensors.torch import load_file
 
 from hemafast.errors import HemafastError
-from hemafast.files import csv_bytes, write_table, write_tensors, write_whole
+from hemafast.files import csv_bytes, write_table, write_tables, write_tensors, write_whole
 from hemafast.preparation.tables.read import read_table
 
 
@@ -200,3 +200,36 @@ def test_a_process_killed_while_it_writes_tensors_leaves_nothing_that_stays(file
     write_tensors(file, {"weight": torch.ones(3)}, {"name": "one"})
     assert load_file(file)["weight"].tolist() == [1, 1, 1]
     assert list(file.parent.iterdir()) == [file]
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".tsv", ".xlsx", ".parquet"])
+@pytest.mark.parametrize("names", [["a", "b", "c", "d"], ["a", "b", "c", "Zürich"], ["ö", "b", "c", "d"]])
+def test_a_table_in_parts_is_the_table(tmp_path, suffix, names):
+    rate = np.array([0.1, np.nan, 0.25, 1.0], np.float32)
+    table = pd.DataFrame({"image": names, "error": ["", "", "=1", ""], "rate": rate, "count": [1, 2, 3, 4]})
+    whole, parts = tmp_path / f"whole{suffix}", tmp_path / f"parts{suffix}"
+    write_table(whole, table)
+    write_tables(parts, (table.iloc[start : start + 2] for start in (0, 2)))
+    if suffix in (".csv", ".tsv"):
+        assert parts.read_bytes() == whole.read_bytes()
+    else:
+        pd.testing.assert_frame_equal(read_back(parts), read_back(whole))
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([whole.name, parts.name])
+
+
+def read_back(file):
+    return pd.read_parquet(file) if file.suffix == ".parquet" else pd.read_excel(file)
+
+
+def test_parts_that_fail_leave_the_old_table(tmp_path):
+    file = tmp_path / "table.csv"
+    file.write_text("old")
+
+    def parts():
+        yield pd.DataFrame({"a": [1]})
+        raise HemafastError("The zip was removed.", "Put it back.")
+
+    with pytest.raises(HemafastError, match="removed"):
+        write_tables(file, parts())
+    assert [path.name for path in tmp_path.iterdir()] == ["table.csv"]
+    assert file.read_text() == "old"

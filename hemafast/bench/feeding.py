@@ -37,7 +37,8 @@ def decode(bench: Bench) -> Station:
 
     machine = bench.machine()
     device = current_device(machine.loader_device)
-    sha256, files = dict(zip(bench.samples.paths, bench.samples.sha256, strict=True)), _paths(bench)[:_BATCHES]
+    sha256 = {path: digest.decode() for path, digest in zip(bench.samples.paths, bench.samples.sha256, strict=True)}
+    files = _paths(bench)[:_BATCHES]
     encoded = [[np.frombuffer(read_image(Path(path), sha256[path]), np.uint8) for path in paths] for paths in files]
     with Pipeline(bench.loader_batch_size, machine.loader_threads, device_id=device) as pipeline:
         images = fn.external_source(source=cycle([(batch,) for batch in encoded]), num_outputs=1, no_copy=True)[0]

@@ -19,6 +19,10 @@ def doctor(
     ] = PrepareConfig.source,
     output: Annotated[Path, typer.Option(help="Folder for runs.")] = TrainConfig.output,
     device: Device = "auto",
+    model: Annotated[str, typer.Option(help="Network whose convolutions are checked.")] = TrainConfig.model,
+    image_size: Annotated[
+        int, typer.Option(min=16, max=1024, help="Side in pixels of the network's input.")
+    ] = TrainConfig.image_size,
     offline: Annotated[bool, typer.Option("--offline", help="Do not ask whether timm's hub answers.")] = False,
     forget: Annotated[
         bool,
@@ -28,7 +32,7 @@ def doctor(
     verbose: Verbose = False,
     quiet: Quiet = False,
 ) -> None:
-    """Check versions, driver, processor, memory, disks, limits and weights; each line has a verdict and a remedy.
+    """Check versions, driver, processor, memory, disks, weights and convolutions; each line has a verdict and a remedy.
 
     Green is fine, yellow works but costs time or may fail later, red does not work (exit code 1). Takes about ten
     seconds. Writes 32 MiB to each folder to measure its disk, and removes them.
@@ -43,7 +47,7 @@ def doctor(
     from hemafast.doctor.finding import Verdict, worst
 
     progress = listen(verbose=verbose, quiet=quiet or as_json)
-    findings = diagnose(source, output, device, offline=offline, progress=progress)
+    findings = diagnose(source, output, device, network=(model, image_size), offline=offline, progress=progress)
     if as_json:
         typer.echo(json.dumps(report(findings), indent=2))
     else:

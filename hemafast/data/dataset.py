@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +16,7 @@ from hemafast.data.augment import Policy, named_policy
 from hemafast.data.geometry import window_side
 from hemafast.data.graph import GraphShape, Source, default_threads
 from hemafast.data.loader import Loader, eval_loader, process_here, train_loader
-from hemafast.data.samples import Samples
+from hemafast.data.samples import Files, Samples, fixed_texts
 from hemafast.data.stream import Process
 from hemafast.errors import HemafastError
 from hemafast.nvidia import uses_gpu
@@ -49,7 +49,10 @@ class Dataset:
 
     @property
     def table(self) -> pd.DataFrame:
-        """The manifest: one row per image, quarantined ones included, with path, label, domain, split and verdict."""
+        """The manifest: one row per image, quarantined ones included, with path, label, domain, split and verdict.
+
+        It is read when it is first asked for.
+        """
         return self.files.manifest
 
     @property
@@ -71,48 +74,66 @@ class Dataset:
         Raises:
             HemafastError: the data set has no such split.
         """
+        return self._in_split(self.table, name)
+
+    def images(self, name: str, *more: str) -> pd.DataFrame:
+        """The same rows with the columns `schema.OPENED`, which are in memory, and with `more`, which are read."""
+        images = self._in_split(self.files.images, name)
+        return images.join(self.files.columns(*more)) if more else images
+
+    def _in_split(self, table: pd.DataFrame, name: str) -> pd.DataFrame:
+        return table.iloc[self._rows(name)]
+
+    def _rows(self, name: str) -> npt.NDArray[np.int64]:
+        """The rows of the manifest that are in a split."""
         if name not in (*self.info.counts, ALL):
             raise HemafastError(
                 f"{self.folder} has no split {name!r}: its splits are {' and '.join(self.info.counts)}.",
                 _MAKE_A_TEST if name == TEST else f"Choose from: {', '.join(self.info.counts)}.",
             )
-        images = schema.in_split(self.table, name, self.fold)
-        return images if self.chosen is None else images[images["domain"].isin(self.chosen)]
+        images = self.files.images
+        chosen = schema.is_in_split(images, name, self.fold)
+        if self.chosen is not None:
+            chosen = chosen & images["domain"].isin(self.chosen).to_numpy()
+        return np.flatnonzero(chosen)
 
     def samples(self, split: str, image_size: int = 0) -> Samples:
         """The images of `split`, with packed squares that suit views of `image_size` pixels.
 
         Raises HemafastError if the data set has no such split, or no such images of the chosen domains.
         """
-        images = self.split(split)
-        if images.empty:
+        rows, images = self._rows(split), self.files.images
+        if not len(rows):
             raise HemafastError(
                 f"{self.folder} has no {WORDS[split]} images of {' and '.join(self.domains)}.",
                 "Choose other domains, or another split.",
             )
         packed = self.files.packed[choose_pack_size(self.info.pack_sizes, image_size)]
-        index = {label: position for position, label in enumerate(self.info.classes)}
         name = split if self.fold is None or split in (TEST, ALL) else f"fold{self.fold}-{split}"
+
+        def of(column: str) -> pd.Series[Any]:
+            return images[column].iloc[rows]  # one column after the other: all together would be there twice
+
         return Samples(
-            paths=tuple(str(self.folder.absolute() / path) for path in images["path"]),
-            labels=np.array([index[label] for label in images["label"]], dtype=np.int64),
-            domains=images["domain"].to_numpy(dtype=np.str_),
-            edges=images[["height", "width"]].to_numpy(dtype=np.int64),
-            windows=centre_windows(*(images[name].to_numpy() for name in ("width", "height", "window"))),
-            packed=packed.select(images.index.to_numpy()),
-            hashes=tuple(images["pixels_xxh128"]),
-            hashed=tuple(squares.select(images.index.to_numpy()) for squares in self.files.packed.values()),
-            sizes=images["bytes"].to_numpy(dtype=np.int64),
-            sha256=tuple(images["sha256"]),
+            paths=Files(self.folder, of("path")),
+            labels=pd.Index(self.info.classes).get_indexer(pd.Index(of("label"))).astype(np.int64),
+            domains=of("domain").to_numpy(dtype=np.str_),
+            edges=np.stack([of(name).to_numpy(dtype=np.int64) for name in ("height", "width")], axis=1),
+            windows=centre_windows(*(of(name).to_numpy() for name in ("width", "height", "window"))),
+            packed=packed.select(rows),
+            hashes=fixed_texts(of("pixels_xxh128")),
+            hashed=tuple(squares.select(rows) for squares in self.files.packed.values()),
+            sizes=of("bytes").to_numpy(dtype=np.int64),
+            sha256=fixed_texts(of("sha256")),
             split=name,
             fingerprint=self.info.fingerprint,
-            members=lambda: self._members(split, name, images.index),
+            members=lambda: self._members(split, name, rows),
         )
 
-    def _members(self, split: str, name: str, rows: pd.Index[int]) -> Members:
+    def _members(self, split: str, name: str, rows: npt.NDArray[np.int64]) -> Members:
         """Places of some rows of the manifest in the tars of a split."""
-        whole = schema.in_split(self.table, split, self.fold)
-        return read_members(self.folder, whole, name, self.info).select(whole.index.get_indexer(rows))
+        whole = schema.in_split(self.files.images, split, self.fold)
+        return read_members(self.folder, whole, name, self.info).select(whole.index.get_indexer(pd.Index(rows)))
 
     def loader(
         self,
@@ -173,7 +194,7 @@ class Dataset:
 
     def counts(self, split: str) -> npt.NDArray[np.int64]:
         """(classes,): images of each class in `split`."""
-        labels = self.split(split)["label"].value_counts()
+        labels = self.images(split)["label"].value_counts()
         return np.array([labels.get(name, 0) for name in self.info.classes], dtype=np.int64)
 
 
@@ -198,7 +219,7 @@ def _refuse_missing_domains(dataset: Dataset) -> None:
             there = ", ".join(dataset.info.domains)
             raise HemafastError(f"{dataset.folder} has no domain {name}.", f"Choose from: {there}.")
         for split in SPLITS:
-            if not (dataset.split(split)["domain"] == name).any():
+            if not (dataset.images(split)["domain"] == name).any():
                 raise HemafastError(f"No image of {name} is in {split}.", "Prepare the data with another split.")
 
 

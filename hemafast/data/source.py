@@ -129,7 +129,7 @@ class Files:
     def _hash(self, rows: Sequence[int]) -> None:
         def examine(row: int) -> None:
             before = self._status(row)
-            read_image(Path(self._samples.paths[row]), self._samples.sha256[row])
+            read_image(Path(self._samples.paths[row]), self._samples.sha256[row].decode())
             self._hashed[row] = before
 
         in_threads(examine, rows, self._threads)
@@ -167,7 +167,8 @@ class TarMembers:
 
     def _refuse_changed(self, row: int) -> None:
         path, begin, size = self._members.place(row)
-        refuse_other_image(f"{path}, bytes {begin} to {begin + size},", self._bytes(row), self._samples.sha256[row])
+        wanted = self._samples.sha256[row].decode()
+        refuse_other_image(f"{path}, bytes {begin} to {begin + size},", self._bytes(row), wanted)
 
     def _bytes(self, row: int) -> npt.NDArray[np.uint8]:
         path, begin, size = self._members.place(row)

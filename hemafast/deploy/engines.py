@@ -7,7 +7,7 @@ import importlib.util
 import logging
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata as packages
 from pathlib import Path
 from statistics import median
@@ -41,7 +41,7 @@ EXPORT = "export"
 MOST_LOST = 0.005
 """Macro-F1 on the validation images that an int8 graph may lose: at export, and when it is used, as it may come from
 elsewhere."""
-_BATCH, _ROUNDS = 64, 3
+_BATCH, _ROUNDS = 64, 5
 
 logger = logging.getLogger("hemafast")
 
@@ -131,44 +131,63 @@ def _choose(
         problem = f"{graph} was not measured in {asked}, or lost more than {MOST_LOST} of macro-F1 there."
         raise HemafastError(problem, "Leave --engine at auto, or export it again where the package is installed.")
     names = [name for name in good if available(name)] if asked == "auto" else [asked]
-    quick = {name: _on_tensors(OPENERS[name](content), metadata.get("layout")) for name in names}
-    runs: dict[str, Callable[[Tensor], Any]] = {**({TORCH: network} if asked == "auto" else {}), **quick}
-    choice = _remembered(runs, card, machine)
-    lost = f"; int8 lost {said['lost'][choice.value]:.4f} of macro-F1 at export" if choice.value in quick else ""
+
+    def opened(name: str) -> Quick:
+        _refuse_greedy(graph, name)
+        return _on_tensors(OPENERS[name](content), metadata.get("layout"))
+
+    if asked != "auto":
+        choice = Choice("engine", asked, "as asked for")
+    else:
+        choice = _remembered(names, card, machine, lambda: fastest({TORCH: network, **_some(names, opened)}, card))
+    lost = f"; int8 lost {said['lost'][choice.value]:.4f} of macro-F1 at export" if choice.value in names else ""
     logger.info("engine %s: %s%s", choice.value, choice.reason, lost)
-    return choice.value, quick.get(choice.value)
+    return choice.value, opened(choice.value) if choice.value in names else None
 
 
-def _remembered(runs: dict[str, Callable[[Tensor], Any]], card: ModelCard, machine: Machine) -> Choice:
-    """The fastest, tried once for a network on this machine."""
-    if len(runs) == 1:
-        return Choice("engine", next(iter(runs)), "as asked for")
+def _some(names: Sequence[str], opened: Callable[[str], Quick]) -> dict[str, Quick]:
+    """Those of the engines that can open the graph. Logs a warning for the others."""
+    found = {}
+    for name in names:
+        try:
+            found[name] = opened(name)
+        except HemafastError as error:
+            logger.warning("%s is not tried: %s", name, error)
+    return found
+
+
+def _remembered(
+    names: Sequence[str], card: ModelCard, machine: Machine, find: Callable[[], tuple[Choice, float]]
+) -> Choice:
+    """The fastest of torch and these engines, tried once for a network on this machine."""
     facts = [machine.facts.get(name, "") for name in ("processor", "cores", "torch")]
-    versions = [f"{name} {packages.version(name)}" for name in runs]
+    versions = [f"{name} {packages.version(name)}" for name in (TORCH, *names)]
     network = [card.backbone, f"{card.image_size} px", counted(torch.get_num_threads(), "thread")]
-    answers = Answers.about([*facts, *versions, *network, f"turns {card.quarter_turns}"])
-    choice = answers.get("engine", lambda: (fastest(runs, card.image_size), 0.0))
-    return choice if choice.value in runs else fastest(runs, card.image_size)
+    return Answers([*facts, *versions, *network, f"turns {card.quarter_turns}"]).get("engine", find)
 
 
 def fastest(
-    runs: dict[str, Callable[[Tensor], Any]], image_size: int, clock: Callable[[], float] = time.perf_counter
-) -> Choice:
-    """The fastest of several functions on a batch of noise, by the medians of a few interleaved rounds."""
+    runs: Mapping[str, Callable[[Tensor], Any]], card: ModelCard, clock: Callable[[], float] = time.perf_counter
+) -> tuple[Choice, float]:
+    """The fastest of several functions on a batch of noise, and the spread of its rounds.
+
+    They take turns, and medians are compared. The spread is the range as a share of the median, the largest of all.
+    """
     draw = torch.Generator().manual_seed(0)
-    images = torch.randint(0, 256, (_BATCH, 3, image_size, image_size), dtype=torch.uint8, generator=draw)
+    images = torch.randint(0, 256, (_BATCH, 3, card.image_size, card.image_size), dtype=torch.uint8, generator=draw)
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     for number in range(1 + _ROUNDS):
         for name, run in runs.items():
             started = clock()
             run(images)
+            ended = clock()
             if number:  # the first warms up
-                seconds[name].append(clock() - started)
-            else:
-                clock()
+                seconds[name].append(ended - started)
     rates = {name: _BATCH / median(times) for name, times in seconds.items()}
+    spread = max((max(times) - min(times)) / median(times) for times in seconds.values())
     tried = ", ".join(f"{name} {rate:,.0f}" for name, rate in rates.items())
-    return Choice("engine", max(rates, key=lambda name: rates[name]), f"the fastest in a trial; images/s: {tried}")
+    reason = f"the fastest in a trial; images/s: {tried}; rounds differ by {spread:.0%} at most"
+    return Choice("engine", max(rates, key=lambda name: rates[name]), reason), spread
 
 
 def _opened(graph: Path) -> tuple[bytes, dict[str, str]]:
@@ -177,10 +196,15 @@ def _opened(graph: Path) -> tuple[bytes, dict[str, str]]:
         run = graph.parent.parent
         raise HemafastError(f"There is no {graph}.", f"Run `hemafast export {run} --format onnx-int8`.")
     require_onnx("onnxruntime")
-    if why := graph_trial.why_not(graph):
-        raise HemafastError(f"{graph} cannot be loaded ({why}).", "Export it again, or use --engine torch.")
+    _refuse_greedy(graph, "onnxruntime")  # its metadata is read by it, whatever runs it
     content = read_regular(graph)
     return content, KINDS["onnx-int8"].load(content).metadata
+
+
+def _refuse_greedy(graph: Path, engine: str) -> None:
+    """Raise HemafastError for a graph that an engine cannot run in a process of its own."""
+    if why := graph_trial.why_not(graph, engine):
+        raise HemafastError(f"{graph} cannot be loaded by {engine} ({why}).", "Export it again, or use --engine torch.")
 
 
 def _measured(graph: Path, metadata: dict[str, str], file: Path, card: ModelCard) -> dict[str, Any]:

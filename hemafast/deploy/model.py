@@ -126,7 +126,7 @@ class Model:
         from hemafast.evaluate.predictions import PREFIX
 
         options = Options(um_per_pixel=um_per_pixel, bit_depth=bit_depth, tta=tta, sets=sets, batch_size=batch_size)
-        table = classify(plan_for([self], list_inputs(images), options), progress=progress).table
+        table = classify(plan_for([self], list_inputs(images), options), progress=progress)
         columns = ["image", "predicted", "confidence", "status", "error", "likeness", *(["set"] if sets else [])]
         of_classes = [f"{PREFIX}{name}" for name in self.classes]
         return table[columns + of_classes].set_axis(["path", "label", *columns[2:], *self.classes], axis=1)

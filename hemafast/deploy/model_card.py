@@ -73,7 +73,7 @@ def model_card(exported: Exported, model: Classifier, card: ModelCard, folder: P
         held_out=held_out_counts(dataset),
         grouped=dataset is not None and _has_groups(dataset),
         told=home_and_elsewhere(folder) if metrics else None,
-        divided=0 if dataset is None else divided_groups(dataset.table),
+        divided=0 if dataset is None else divided_groups(dataset.files.columns("verdict", "split", "group")),
         few=[f"{label} ({count})" for label, count in totals.items() if count < FEW],
         few_images=FEW,
     )
@@ -90,7 +90,7 @@ def _source(domain: DomainInfo) -> str:
 
 def training_counts(dataset: Dataset) -> Counts:
     """Training images of `dataset` by domain and class, zeros included."""
-    images = dataset.split(TRAIN)
+    images = dataset.images(TRAIN)
     table = pd.crosstab(images["domain"], images["label"]).reindex(columns=dataset.info.classes, fill_value=0)
     return {str(domain): {str(name): int(count) for name, count in row.items()} for domain, row in table.iterrows()}
 
@@ -104,7 +104,7 @@ def held_out_counts(dataset: Dataset | None) -> dict[str, int]:
 def _has_groups(dataset: Dataset) -> bool:
     """Whether patients or slides are known: images that show different pictures and yet belong together."""
     named = dataset.info.settings["groups"] or dataset.info.settings["group_pattern"]
-    return bool(named or grouped_domains(dataset.table))
+    return bool(named or grouped_domains(dataset.files.columns("verdict", "domain", "group", "duplicate_group")))
 
 
 def metrics_of(folder: Path, card: ModelCard) -> dict[str, Any] | None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ from hemafast.deploy.submission import refuse_submission, submission_table
 from hemafast.evaluate.conformal import set_names
 from hemafast.evaluate.likeness import ALARM, PARTS, Likenesses, describe, judge
 from hemafast.evaluate.predictions import prediction_table
-from hemafast.files import make_folder, refuse_table_name, write_table, writing
+from hemafast.files import make_folder, refuse_table_name, write_tables, writing
 from hemafast.preparation.images.image_checks import Pixels, strict_decoders
 from hemafast.preparation.threads import Pool, made_ahead
 from hemafast.progress import SILENT, Progress, stage
@@ -36,6 +37,8 @@ from hemafast.words import counted
 
 OK, ABSTAINED, FAILED = "ok", "abstained", "error"
 """Status of an image: classified; classified below the threshold; unreadable."""
+_ROWS = 8192
+"""Rows of the result that are written at once."""
 _NO_NUMBER = "the model's answer is not a number"
 
 logger = logging.getLogger("hemafast")
@@ -43,30 +46,37 @@ logger = logging.getLogger("hemafast")
 
 @dataclass(frozen=True, slots=True)
 class Predictions:
-    """The classes of images."""
+    """What came of classifying images."""
 
-    table: pd.DataFrame
-    """One row per image: image, status, error, likeness, predicted, confidence, entropy, the probability of each class;
-    and the set of classes if sets are asked for."""
     plan: Plan
+    status: Counter[str]
+    """Images by status."""
+    named: Counter[str]
+    """Images by predicted class, without those that have none."""
+    highest: float
+    """Confidence of the surest answer; 0 without any."""
     likeness: dict[str, Any] | None
     """What `judge` says of the images as a set; None without a likeness."""
     seconds: float
     """From the first byte read to the last answer."""
 
     @property
+    def images(self) -> int:
+        """Number of images."""
+        return self.status.total()
+
+    @property
     def failed(self) -> int:
         """Number of images without an answer."""
-        return int((self.table["status"] == FAILED).sum())
+        return self.status[FAILED]
 
     def summary(self) -> dict[str, Any]:
         """Counts, models and settings as plain data."""
-        status, predicted = (self.table[name].value_counts() for name in ("status", "predicted"))
         return {
             "models": [str(model.file) for model in self.plan.models],
-            "images": len(self.table),
-            "status": {name: int(status.get(name, 0)) for name in (OK, ABSTAINED, FAILED)},
-            "predicted": {name: int(predicted.get(name, 0)) for name in self.plan.classes},
+            "images": self.images,
+            "status": {name: self.status[name] for name in (OK, ABSTAINED, FAILED)},
+            "predicted": {name: self.named[name] for name in self.plan.classes},
             "tta": self.plan.options.tta,
             "threshold": self.plan.threshold,
             "likeness": self.likeness,
@@ -74,7 +84,7 @@ class Predictions:
             "precision": self.plan.machine.precision,
             "engines": [model.engine for model in self.plan.models],
             "seconds": self.seconds,
-            "images_per_second": len(self.table) / self.seconds,
+            "images_per_second": self.images / self.seconds,
         }
 
     def lines(self) -> list[str]:
@@ -117,12 +127,13 @@ def predict_to(
     if submission:
         refuse_submission([image.name for image in plan.images], plan.classes, plan.threshold)
     make_folder(output.parent)
-    predictions = classify(plan, progress=progress)
+    work = Classification(plan, progress)
     with writing(output):
-        write_table(output, submission_table(predictions.table) if submission else predictions.table)
+        write_tables(output, map(submission_table, work.tables()) if submission else work.tables())
+    predictions = work.done()
     _warn_of_silence(predictions)
     if predictions.failed:
-        said = f"{predictions.failed} of {counted(len(predictions.table), 'image has', 'images have')} no answer"
+        said = f"{predictions.failed} of {counted(predictions.images, 'image has', 'images have')} no answer"
         where = "they are left out of the submission" if submission else f"see the column error of {output}"
         logger.warning("%s: %s", said, where)
     return predictions
@@ -130,32 +141,80 @@ def predict_to(
 
 def _warn_of_silence(predictions: Predictions) -> None:
     """Warn if the threshold withholds every answer."""
-    status = predictions.table["status"]
-    if not (status == ABSTAINED).any() or (status == OK).any():
+    if predictions.status[OK] or not predictions.status[ABSTAINED]:
         return
-    highest = float(predictions.table["confidence"].astype(float).max())
     logger.warning(
         "no image is named: the highest confidence is %.3f, the threshold %.3f. Lower it (--abstain-below %.2f), or "
         "leave it out and read the column confidence",
-        highest,
+        predictions.highest,
         predictions.plan.threshold,
-        math.floor(100 * highest) / 100,
+        math.floor(100 * predictions.highest) / 100,
     )
 
 
-def classify(plan: Plan, *, progress: Progress = SILENT) -> Predictions:
-    """Read, decode and classify the images. Raises HemafastError for a zip that was removed since the plan was made."""
-    started = time.perf_counter()
-    sums = np.zeros((len(plan.images), len(plan.classes) + len(PARTS)))
-    errors: dict[int, str] = {}
-    with stage(progress, "classifying", len(plan.images) * len(plan.groups)):
-        for group in plan.groups:
-            sums += infer(plan, group, Ensemble(plan, group), errors, progress)
-    probabilities, likenesses = np.split(sums / len(plan.models), [len(plan.classes)], axis=1)
-    judged = _judge(plan, likenesses)
-    return Predictions(
-        _table(plan, probabilities, likenesses[:, 0], errors), plan, judged, time.perf_counter() - started
-    )
+def classify(plan: Plan, *, progress: Progress = SILENT) -> pd.DataFrame:
+    """Read, decode and classify the images: one row per image, in order.
+
+    The columns are image, status, error, likeness, predicted, confidence, entropy, the probability of each class; and
+    the set of classes if sets are asked for. Raises HemafastError for a zip that was removed since the plan was made.
+    """
+    work = Classification(plan, progress)
+    table = pd.concat(work.tables(), ignore_index=True)
+    work.done()
+    return table
+
+
+class Classification:
+    """Classifies the images of a plan: their rows in parts as they come, then the counts. It keeps no row."""
+
+    def __init__(self, plan: Plan, progress: Progress = SILENT) -> None:
+        self._plan, self._progress = plan, progress
+        self._status, self._named = Counter[str](), Counter[str]()
+        self._likenesses: list[npt.NDArray[np.float32]] = []  # 12 bytes an image
+        self._highest, self._seconds = 0.0, 0.0
+
+    def tables(self) -> Iterator[pd.DataFrame]:
+        """Rows of the images as in `classify`, in order, `_ROWS` or a few more at a time.
+
+        Raises HemafastError for a zip that was removed since the plan was made.
+        """
+        started, waiting, rows = time.perf_counter(), list[pd.DataFrame](), 0
+        for table in self._each():
+            waiting.append(table)
+            rows += len(table)
+            if rows >= _ROWS:
+                yield pd.concat(waiting, ignore_index=True)
+                waiting, rows = [], 0
+        self._seconds = time.perf_counter() - started
+        if waiting:
+            yield pd.concat(waiting, ignore_index=True)
+
+    def done(self) -> Predictions:
+        """The counts, after all rows were taken. Logs a warning if the images are unlike those of training."""
+        judged = _judge(self._plan, np.concatenate(self._likenesses))
+        return Predictions(self._plan, self._status, self._named, self._highest, judged, self._seconds)
+
+    def _each(self) -> Iterator[pd.DataFrame]:
+        """The rows of one batch after the other. All groups of models answer a batch before the next one."""
+        plan, classes = self._plan, len(self._plan.classes)
+        with stage(self._progress, "classifying", len(plan.images) * len(plan.groups)), ExitStack() as stack:
+            groups = [
+                stack.enter_context(inferred(plan, group, Ensemble(plan, group), self._progress))
+                for group in plan.groups
+            ]
+            for parts in zip(*groups, strict=True):
+                sums = sum(part.filled(classes + len(PARTS)).astype(np.float64) for part in parts)
+                errors = {row: error for part in parts for row, error in part.errors.items()}
+                probabilities, likenesses = np.split(np.asarray(sums) / len(plan.models), [classes], axis=1)
+                table = _table(plan, parts[0].rows, probabilities, likenesses[:, 0], errors)
+                self._count(table, likenesses)
+                yield table
+
+    def _count(self, table: pd.DataFrame, likenesses: Likenesses) -> None:
+        self._status.update(table["status"])
+        self._named.update(name for name in table["predicted"] if name)
+        self._highest = max(self._highest, float(table["confidence"].fillna(0).max()))
+        self._likenesses.append(likenesses.astype(np.float32))
 
 
 def _never_evaluated(plan: Plan) -> list[Path]:
@@ -201,24 +260,51 @@ class Ensemble:
         return torch.stack([torch.cat(answer, dim=1) for answer in answers]).sum(0)
 
 
-def infer(
-    plan: Plan, group: Group, compute: Callable[[Sequence[Pixels]], Tensor], errors: dict[int, str], progress: Progress
-) -> npt.NDArray[np.float32]:
-    """What `compute` makes of batches of squares, (images, d); nan where decoding fails, which `errors` explains."""
-    rows: list[int] = []
-    parts: list[Tensor] = []  # on the device: nothing waits for it before the end
-    with decoded(plan, group) as batches:
+@dataclass(frozen=True, slots=True)
+class Inferred:
+    """What was computed of a batch of images."""
+
+    rows: range
+    """Of the batch, among all images."""
+    good: tuple[int, ...]
+    """Those of them that could be decoded."""
+    answers: npt.NDArray[np.float32] | None
+    """(good, d); None if none could be decoded."""
+    errors: Mapping[int, str]
+    """Why the others could not, by row."""
+
+    def filled(self, columns: int) -> npt.NDArray[np.float32]:
+        """The answers of all rows, (rows, columns); nan for those that could not be decoded."""
+        whole = np.full((len(self.rows), columns), np.nan, np.float32)
+        if self.answers is not None:
+            whole[np.array(self.good) - self.rows.start] = self.answers
+        return whole
+
+
+@contextmanager
+def inferred(
+    plan: Plan, group: Group, compute: Callable[[Sequence[Pixels]], Tensor], progress: Progress
+) -> Iterator[Iterator[Inferred]]:
+    """What `compute` makes of batches of squares, in order; each is fetched after the next has begun on the device."""
+
+    def fetched(batch: DecodedBatch, answers: Tensor | None) -> Inferred:
+        every = sorted((*batch.rows, *batch.errors))
+        progress.advance(len(every))
+        found = None if answers is None else answers.cpu().numpy()
+        return Inferred(range(every[0], every[-1] + 1), batch.rows, found, batch.errors)
+
+    def computed(batches: Iterator[DecodedBatch]) -> Iterator[Inferred]:
+        before = None
         for batch in batches:
-            if batch.rows:
-                rows += batch.rows
-                parts.append(compute(batch.squares))
-            errors |= batch.errors
-            progress.advance(len(batch.rows) + len(batch.errors))
-    if not parts:  # one black square tells how many columns there are
-        parts = [compute([np.zeros((group.size, group.size, 3), np.uint8)])[:0]]
-    answers = np.full((len(plan.images), parts[0].shape[1]), np.nan, np.float32)
-    answers[rows] = torch.cat(parts).cpu().numpy()
-    return answers
+            answers = compute(batch.squares) if batch.rows else None
+            if before is not None:
+                yield fetched(*before)
+            before = batch, answers
+        if before is not None:
+            yield fetched(*before)
+
+    with decoded(plan, group) as batches:
+        yield computed(batches)
 
 
 @contextmanager
@@ -242,7 +328,11 @@ def decoded(plan: Plan, group: Group) -> Iterator[Iterator[DecodedBatch]]:
 
 
 def _table(
-    plan: Plan, probabilities: npt.NDArray[np.float64], likeness: npt.NDArray[np.float64], errors: dict[int, str]
+    plan: Plan,
+    rows: range,
+    probabilities: npt.NDArray[np.float64],
+    likeness: npt.NDArray[np.float64],
+    errors: Mapping[int, str],
 ) -> pd.DataFrame:
     answered: npt.NDArray[np.bool_] = np.isfinite(probabilities).all(axis=1)  # type: ignore[assignment]
     sure = probabilities.max(axis=1) >= (plan.threshold or 0.0)
@@ -250,9 +340,9 @@ def _table(
         plan.classes,
         probabilities.astype(np.float32),
         {
-            "image": [image.name for image in plan.images],
+            "image": [plan.images[row].name for row in rows],
             "status": np.where(answered, np.where(sure, OK, ABSTAINED), FAILED),
-            "error": ["" if good else errors.get(row, _NO_NUMBER) for row, good in enumerate(answered)],
+            "error": ["" if good else errors.get(row, _NO_NUMBER) for row, good in zip(rows, answered, strict=True)],
             "likeness": np.where(answered, likeness, np.nan).astype(np.float32),
         },
     )

@@ -42,13 +42,14 @@ def estimator(images: Sequence[Image], depths: Depths, models: Sequence[Model]) 
     A sample of them is read and decoded for it. `models` classify a part of it if they know how large the nuclei of
     their classes are.
     """
-    rows = {image.name: row for row, image in enumerate(images)}
     judges = [model for model in models if _sizes(model)]
     threads, min_side = models[0].machine.loader_threads, models[0].card.view.min_side
     found: dict[tuple[str, ...], ScaleEstimate] = {}
 
     def measured(some: Sequence[Image]) -> list[Measured]:
         sample = spread(some, SAMPLE)
+        wanted = {image.name for image in sample}  # of a million images, few
+        rows = {image.name: row for row, image in enumerate(images) if image.name in wanted}
         kept = {image.name for image in spread(sample, CLASSIFIED)} if judges else set()
         contents = zip(sample, read_images(sample), strict=True)
         with strict_decoders():

@@ -21,11 +21,11 @@ from pathlib import Path
 from typing import Any
 
 from hemafast import __version__, nvidia, weights
-from hemafast.config import Device
+from hemafast.config import Device, TrainConfig
 from hemafast.cores import cores
 from hemafast.doctor import gpu, installation, resources, storage
 from hemafast.doctor.finding import Finding, Verdict, worst, yellow
-from hemafast.engine.machine import choose_machine, cpu_flags, tune_allocator
+from hemafast.engine.machine import Machine, choose_machine, cpu_flags, tune_allocator
 from hemafast.progress import SILENT, Progress, stage
 from hemafast.versions import DALI, installed_versions
 
@@ -36,7 +36,13 @@ IMPORTED = ("torch", "torchvision", "timm", "numba", "nvidia.dali")
 
 
 def diagnose(
-    source: Path, output: Path, device: Device = "auto", *, offline: bool = False, progress: Progress = SILENT
+    source: Path,
+    output: Path,
+    device: Device = "auto",
+    *,
+    network: tuple[str, int] = (TrainConfig.model, TrainConfig.image_size),
+    offline: bool = False,
+    progress: Progress = SILENT,
 ) -> list[Finding]:
     """Check this machine for training.
 
@@ -44,6 +50,7 @@ def diagnose(
         source: folder of the archives and the prepared data set; its disk is measured.
         output: folder of the runs; its disk is measured.
         device: where models are to run.
+        network: timm model, and side in pixels of what it sees; its convolutions are compared in two layouts.
         offline: do not use the network.
         progress: shows how many checks are done.
 
@@ -51,7 +58,7 @@ def diagnose(
         A finding of each check.
     """
     with installation.start_imports(IMPORTED) as importing:  # in a process of its own, meanwhile
-        checks = _checks(source, output, device, importing, offline=offline)
+        checks = _checks(source, output, device, importing, network=network, offline=offline)
         findings = []
         try:
             with stage(progress, "checking", len(checks), unit="checks"):
@@ -64,7 +71,13 @@ def diagnose(
 
 
 def _checks(
-    source: Path, output: Path, device: Device, importing: subprocess.Popen[str], *, offline: bool
+    source: Path,
+    output: Path,
+    device: Device,
+    importing: subprocess.Popen[str],
+    *,
+    network: tuple[str, int],
+    offline: bool,
 ) -> dict[str, Callable[[], Finding]]:
     """The checks by name. Disks come last: imports must not read from them meanwhile."""
     driver, card = cache(nvidia.read_driver), cache(nvidia.read_card)
@@ -99,6 +112,7 @@ def _checks(
             weights.packaged_models(), weights.cached_repositories(), storage.ask_hub(offline=offline)
         ),
         "imports": lambda: installation.check_imports(importing),
+        "convolutions": lambda: _compare_convolutions(network, machine()),
         "data folder": lambda: storage.check_folder(
             "data folder", source, storage.read_disk(source), unwritable=Verdict.YELLOW
         ),
@@ -111,6 +125,12 @@ def _checks(
 def _usable(asked: Device, card: nvidia.Card | None) -> Device:
     """The device that a machine can be chosen for; `check_gpu` reports a GPU that is missing or cannot be used."""
     return "auto" if asked != "cpu" and card is not None and card.supported else "cpu"
+
+
+def _compare_convolutions(network: tuple[str, int], machine: Machine) -> Finding:
+    from hemafast.doctor.convolutions import compare_convolutions  # torch and timm may be broken
+
+    return compare_convolutions(*network, machine)
 
 
 def safely(name: str, check: Callable[[], Finding]) -> Finding:

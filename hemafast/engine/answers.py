@@ -37,21 +37,18 @@ def forget_answers() -> int:
 
 
 class Answers:
-    """Results of trials, by machine, versions, and what decides the cost of a step."""
+    """Results of trials that depend on `facts`: the machine, versions, and what else decides them."""
 
-    def __init__(self, machine: Machine, config: TrainConfig, processes: int = 1) -> None:
-        self._file = answers_file()
+    def __init__(self, facts: Sequence[str]) -> None:
+        self._file, self._key = answers_file(), " | ".join(facts)
+
+    @classmethod
+    def of_training(cls, machine: Machine, config: TrainConfig, processes: int = 1) -> Answers:
+        """Answers that depend on what decides the cost of a training step."""
         facts = [machine.facts.get(name, "") for name in ("processor", "cores", "gpu", "torch", "timm")]
         network = [config.model, f"{config.image_size} px", f"freeze {config.freeze_stages} {config.freeze_norm}"]
         step = [machine.precision, f"ema {bool(config.ema)}", f"compile {config.compile} {config.compile_mode}"]
-        self._key = " | ".join([*facts, *network, *step, f"input {config.input}", f"{processes} processes"])
-
-    @classmethod
-    def about(cls, facts: Sequence[str]) -> Answers:
-        """Answers that depend on other facts than those of training."""
-        answers = cls.__new__(cls)
-        answers._file, answers._key = answers_file(), " | ".join(facts)
-        return answers
+        return cls([*facts, *network, *step, f"input {config.input}", f"{processes} processes"])
 
     def get(self, question: str, find: Callable[[], tuple[Choice, float]]) -> Choice:
         """The stored answer, or else that of `find`, with the spread of its times as a share of their median.

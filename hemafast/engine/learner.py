@@ -16,6 +16,7 @@ from hemafast.engine.captured import capture_of
 from hemafast.engine.compiling import Compiler
 from hemafast.engine.depthwise import use_own_gradients
 from hemafast.engine.distributed import World
+from hemafast.engine.layout import avoid_wrong_gradients
 from hemafast.engine.machine import Machine
 from hemafast.engine.optimizer import build_optimizer
 from hemafast.engine.step import EvalStep, Mix, TrainStep
@@ -69,6 +70,7 @@ def build_learner(
     if model.learns_norms:
         _refuse_too_few(int(counts.sum()), world.process.world_size)
     model = model.to(machine.device)
+    avoid_wrong_gradients(model, machine, settings)
     ema = Average(model, settings.ema) if settings.ema else None
     scored_model = ema.module if ema else model
     use_own_gradients(model, machine)

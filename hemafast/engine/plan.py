@@ -96,7 +96,7 @@ def announce(plan: Plan, started_from: str) -> None:
         info.fingerprint[:12],
     )
     if TEST in info.counts:
-        logger.info("%s held out", counted(len(plan.dataset.split(TEST)), "test image is", "test images are"))
+        logger.info("%s held out", counted(len(plan.dataset.images(TEST)), "test image is", "test images are"))
     announce_weights(plan, started_from)
     if untrained := untrained_classes(plan.dataset):
         logger.warning("no training image of %s: the model cannot learn it", "; ".join(untrained))
@@ -116,8 +116,8 @@ def announce_weights(plan: Plan, started_from: str) -> None:
 
 def untrained_classes(dataset: Dataset) -> list[str]:
     """Each class of the archives without a training image, with its domains and what became of its images."""
-    table, val = dataset.table, dataset.split(VAL)
-    table = table[table["domain"].isin(dataset.domains) & ~table["label"].isin(dataset.split(TRAIN)["label"])]
+    table, val = dataset.files.images, dataset.images(VAL)
+    table = table[table["domain"].isin(dataset.domains) & ~table["label"].isin(dataset.images(TRAIN)["label"])]
     return [
         f"{label} of {' and '.join(sorted(set(images['domain'])))} ({(val['label'] == label).sum()} for validation, "
         f"{(images['verdict'] == QUARANTINED).sum()} quarantined)"

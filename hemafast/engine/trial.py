@@ -86,7 +86,7 @@ def _decide(config: TrainConfig, dataset: Dataset, world: World) -> tuple[TrainC
         limits = Limits(most, _squares(config, machine, dataset)) if machine.device == "cuda" else None
         tried = config if world.alone else replace(config, capture="off")  # as a run of several processes
         trial = Trial(tried, machine, counts, _ASKED)
-        choices.append(_batch_size(trial, Answers(machine, config, processes), limits))
+        choices.append(_batch_size(trial, Answers.of_training(machine, config, processes), limits))
         config = replace(config, batch_size=int(choices[-1].value))
     return config, tuple(choices)
 
@@ -112,7 +112,7 @@ def decide_precision(config: TrainConfig, counts: Counts, *, processes: int = 1)
     machine = machine_for(config, config.device, processes)
     if config.amp != "auto" or (machine.device, machine.precision) != ("cpu", "bf16"):
         return config, []
-    answers = Answers(machine, config)
+    answers = Answers.of_training(machine, config)
     fp32, bf16 = (_trial_of(config, amp, counts, processes) for amp in ("off", "bf16"))
     if fp32.allowed < _LEAST_SECONDS and answers.kept("precision") is None:
         choice = Choice("precision", "fp32", "the time budget is too short for a trial of bf16")
@@ -219,7 +219,7 @@ def _squares(config: TrainConfig, machine: Machine, dataset: Dataset) -> int:
 
 def _within_budget(config: TrainConfig, machine: Machine, budget: float) -> Choice:
     """Whether compiling on a GPU pays off in so many seconds."""
-    kept = Answers(machine, replace(config, compile="auto")).kept(_compiling_in(config.output))
+    kept = Answers.of_training(machine, replace(config, compile="auto")).kept(_compiling_in(config.output))
     expected = float(kept.value) if kept else _COMPILING * (1 + len(config.growing_from))
     source = "as in the last run" if kept else "an assumption until a run here has compiled"
     reason = f"compiling takes about {expected:.0f} s ({source}), and the budget is {budget:.0f} s"
@@ -230,8 +230,8 @@ def keep_compile_seconds(config: TrainConfig, machine: Machine, compiled: Sequen
     """Keep how long a run took to compile on a GPU, for the next run with a time budget."""
     if compiled and machine.device == "cuda":
         seconds = sum(one.seconds for one in compiled)
-        question = _compiling_in(config.output)
-        Answers(machine, replace(config, compile="auto")).keep(question, Choice(question, f"{seconds:.1f}", "measured"))
+        answers, question = Answers.of_training(machine, replace(config, compile="auto")), _compiling_in(config.output)
+        answers.keep(question, Choice(question, f"{seconds:.1f}", "measured"))
 
 
 def _compiling_in(output: Path) -> str:

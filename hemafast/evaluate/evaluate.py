@@ -125,7 +125,7 @@ def evaluate_run(
     calibration = _calibration(card, samples, probabilities, fitted, lineage.blast)
     if calibrates:
         calibration = replace(calibration, nuclei=nuclei_of(dataset, card))
-    answers = _answers(dataset.split(split), samples, folding, probabilities, calibration, fitted, likenesses)
+    answers = _answers(dataset.images(split), samples, folding, probabilities, calibration, fitted, likenesses)
     judged = _judge(answers, likeness)
     unlike = [] if calibrates else _unlike(judged)  # at home, alarms are false
     metrics = {
@@ -310,7 +310,7 @@ def _as_seen(config: TrainConfig, card: ModelCard, samples: Samples) -> TrainCon
 
 def _calibration_part(dataset: Dataset, card: ModelCard) -> Mask:
     """(images,): half of each class in each training domain. A hash draws it, and groups stay together."""
-    images = dataset.split(VAL)
+    images = dataset.images(VAL, "group")
     part = assign_split(images, val_fraction=0.5, seed=0)
     return np.asarray((part == TRAIN) & images["domain"].isin(card.domains))
 
@@ -390,7 +390,7 @@ def _data(dataset: Dataset) -> dict[str, Any]:
         "split_seed": info.settings["seed"],
         "val_fraction": info.settings["val_fraction"],
         "counts": info.counts,
-        "grouped": grouped_domains(dataset.table),
+        "grouped": grouped_domains(dataset.files.columns("verdict", "domain", "group", "duplicate_group")),
         "prepared_by": info.settings,
         "domains": {name: domain.model_dump() for name, domain in info.domains.items()},
     }
@@ -424,7 +424,7 @@ def _warnings(dataset: Dataset, card: ModelCard) -> list[str]:
             "This is not the data that the model was trained with: the model may have been trained on some of these "
             "images"
         )
-    if divided := divided_groups(dataset.table):
+    if divided := divided_groups(dataset.files.columns("verdict", "split", "group")):
         warnings.append(
             f"{counted(divided, 'patient or slide has', 'patients or slides have')} images in several splits: "
             "scores may be too good"

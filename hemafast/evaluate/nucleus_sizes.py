@@ -35,7 +35,7 @@ def nuclei_of(dataset: Dataset, card: ModelCard) -> Sizes | None:
     """
     if card.view.field_of_view is None:
         return None
-    images = dataset.split(TRAIN)
+    images = dataset.images(TRAIN)
     known = images[images["domain"].isin(card.domains)]
     sizes = []
     for name in card.classes:

@@ -131,7 +131,7 @@ def _too_small(dataset: Dataset, name: str) -> str:
             f"{LEAST_IMAGES} images of {LEAST_CLASSES} classes are the "
             "least"
         )
-    return "" if (dataset.split(VAL)["domain"] == name).any() else "no validation images to choose an epoch by"
+    return "" if (dataset.images(VAL)["domain"] == name).any() else "no validation images to choose an epoch by"
 
 
 def _domains(dataset: Dataset, asked: Sequence[str] | None) -> tuple[str, ...]:
@@ -155,7 +155,7 @@ def _domains(dataset: Dataset, asked: Sequence[str] | None) -> tuple[str, ...]:
 
 def _plan(dataset: Dataset, asked: Sequence[str] | None) -> _Plan:
     names, learned = _domains(dataset, asked), _trainable(dataset, asked)
-    tested = [name for name in names if (dataset.split(VAL)["domain"] == name).any()]
+    tested = [name for name in names if (dataset.images(VAL)["domain"] == name).any()]
     small = {name: _too_small(dataset, name) for name in tested if name not in learned}
     if not learned or len(tested) < 2:
         reasons = "".join(f"; {name}: {reason}" for name, reason in small.items())
@@ -246,7 +246,7 @@ def _left_out(plan: _Plan, matrix: Matrix) -> dict[str, Any] | None:
 
 def _notes(dataset: Dataset, plan: _Plan) -> list[str]:
     """Whether the same patients may be on both sides of a diagonal, and which domains are only tested on."""
-    grouped = set(grouped_domains(dataset.table))
+    grouped = set(grouped_domains(dataset.files.columns("verdict", "domain", "group", "duplicate_group")))
     divided = [name for name in plan.domains if name not in grouped]
     apart = [name for name in plan.domains if name in grouped]
     said = (
@@ -265,7 +265,7 @@ def _notes(dataset: Dataset, plan: _Plan) -> list[str]:
 
 
 def _images_of(dataset: Dataset, domains: Sequence[str]) -> Any:
-    images = accepted(dataset.table)
+    images = accepted(dataset.files.columns("verdict", "domain", "split", "group"))
     return images[images["domain"].isin(domains)]
 
 
@@ -280,7 +280,7 @@ def _answers(dataset: Dataset, run: Path, folding: Folding) -> Labels:
     """The likeliest merged classes of the validation images of all domains, as a run wrote them down."""
     file = run / PREDICTIONS
     table, classes, probabilities = read_predictions(file)
-    if list(table["image"]) != list(dataset.split(VAL)["path"]) or classes != dataset.info.classes:
+    if list(table["image"]) != list(dataset.images(VAL)["path"]) or classes != dataset.info.classes:
         raise HemafastError(f"{file} is not about {dataset.folder}.", "Run `hemafast evaluate` again.")
     return np.asarray(folding.probabilities(probabilities).argmax(axis=1), dtype=np.int64)
 

@@ -91,7 +91,7 @@ def _result(sweep: Sweep, outcomes: Mapping[str, Outcome]) -> Result:
 
 def _data_note(dataset: Dataset) -> str:
     info = dataset.info
-    train, val = (len(dataset.split(split)) for split in (TRAIN, VAL))
+    train, val = (len(dataset.images(split)) for split in (TRAIN, VAL))
     return (
         f"Data: {counted(train, 'training image')} and {counted(val, 'validation image')} of "
         f"{', '.join(info.domains)} (field of view: "

@@ -55,7 +55,7 @@ class Prepared:
     @property
     def quarantine(self) -> list[schema.QuarantinedImage]:
         """The quarantined images, with reasons."""
-        return schema.quarantined(self.files.manifest)
+        return schema.quarantined(self.files.columns("verdict", "path", "kind", "reason"))
 
     @property
     def info(self) -> schema.DatasetInfo:
@@ -240,7 +240,7 @@ def _existing_for(config: PrepareConfig, plan: Plan) -> Prepared | None:
     if existing is None:
         return None
     if existing.info.inputs == plan.inputs:
-        refuse_excess(existing.manifest, config)
+        refuse_excess(existing.columns("verdict", "path", "kind", "reason"), config)
         return Prepared(config.output, existing, fresh=False)
     logger.warning("%s is replaced: it was prepared from other files or with other settings", config.output)
     return None
@@ -289,10 +289,10 @@ def _existing(folder: Path) -> PreparedFiles | None:
     try:
         files = read_prepared(folder)
         lists_there = all((folder / name).is_file() for name in files.info.files)
-        sizes = [(folder / path).stat().st_size for path in files.manifest["path"]]
+        sizes = [(folder / path).stat().st_size for path in files.images["path"]]
     except (HemafastError, OSError):
         return None
-    return files if lists_there and sizes == files.manifest["bytes"].tolist() else None
+    return files if lists_there and sizes == files.images["bytes"].tolist() else None
 
 
 def _needed_bytes(plan: Plan, config: PrepareConfig, folder: Path, originals: int) -> int:

@@ -6,8 +6,8 @@ training counts on labels that are classes, on paths inside the data set, and on
 
 from __future__ import annotations
 
-import io
-from collections.abc import Iterator
+import hashlib
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,7 @@ import pandas as pd
 from hemafast.errors import HemafastError
 from hemafast.preparation import schema
 from hemafast.preparation.images.image_checks import MAX_PIXELS
+from hemafast.regular import open_regular
 from hemafast.words import counted
 
 if TYPE_CHECKING:
@@ -27,8 +28,8 @@ MOST_IMAGES = 10_000_000
 """Most rows of a manifest, 300 times as many as the challenge has images."""
 _MOST_BYTES_PER_ROW = 2**16
 _LONGEST_TEXT = 2**15
-_LARGEST_FILE = 2**40
-_LARGEST_WINDOW = 10**6
+_LARGEST = {"width": MAX_PIXELS, "height": MAX_PIXELS, "window": 10**6, "bytes": 2**40}
+_COUNTED = ("split", "domain", "label")  # what dataset.json counts images by
 _STEPS_OUT = r"(^|/)\.{0,2}(/|$)|\x00"  # empty parts, `.` and `..`: a path with them may leave the folder
 _HEXADECIMAL = {"sha256": 64, "pixels_xxh128": 32, "phash": 64}
 _LEVELS = ("mean_red", "mean_green", "mean_blue", "contrast")
@@ -36,45 +37,61 @@ _LEVELS = ("mean_red", "mean_green", "mean_blue", "contrast")
 Bad = npt.NDArray[np.bool_]
 
 
-def parse_manifest(content: bytes, file: Path, info: schema.DatasetInfo) -> pd.DataFrame:
-    """The manifest in a parquet file, one row per image, with the columns of the schema.
+def read_columns(file: Path, sha256: str, info: schema.DatasetInfo, names: Sequence[str]) -> pd.DataFrame:
+    """Some columns of a manifest, one row per image. All columns are checked, one at a time, so that few are in memory.
 
     Args:
-        content: the bytes of the file.
-        file: its name, for errors.
+        file: the manifest.
+        sha256: of its content, as dataset.json has it.
         info: what dataset.json says of the same data set.
+        names: of the columns.
 
     Raises:
-        HemafastError: a column is missing or has another type, a value is impossible, or the counts in `info` differ.
+        HemafastError: the file has changed, a column is missing or has another type, a value is impossible, or the
+            counts in `info` differ.
     """
-    table = _read_table(content, file, info)
-    columns = {name: table[name] for name in table.column_names}
-    for name, bad, problem in _faults(columns, info):
-        if bad.any():
-            row = int(np.argmax(bad))
-            value = repr(columns[name][row].as_py())[:200]
-            raise HemafastError(f"{file}, column {name}, row {row}: {value} {problem}.", schema.PREPARE_AGAIN)
-    manifest: pd.DataFrame = table.to_pandas()
-    _refuse_other_counts(manifest, file, info)
-    return manifest
-
-
-def _read_table(content: bytes, file: Path, info: schema.DatasetInfo) -> pa.Table:
     from pyarrow import parquet
 
     try:
-        opened = parquet.ParquetFile(io.BytesIO(content))
-        _refuse_size(opened.metadata, file, info)
-        _refuse_types(opened.schema_arrow, file)
-        # Without the metadata of pandas, which could turn columns into an index or into other types.
-        table = opened.read(columns=list(schema.MANIFEST_COLUMNS)).replace_schema_metadata(None)
-        table.validate(full=True)  # parquet's reader takes text that is not UTF-8
-        return table
+        with open_regular(file) as content:  # one file for all reads: another may get its name meanwhile
+            if hashlib.file_digest(content, "sha256").hexdigest() != sha256:
+                raise HemafastError(f"{file} is not the one that {schema.INFO} describes.", schema.PREPARE_AGAIN)
+            opened = parquet.ParquetFile(content)
+            _refuse_size(opened.metadata, file, info)
+            _refuse_types(opened.schema_arrow, file)
+            return _checked(opened, file, info, names)
     except HemafastError:
         raise
     except Exception as error:  # a damaged or hostile file can raise anything
         said = " ".join(str(error).split())[:200]
         raise HemafastError(f"{file} cannot be read ({type(error).__name__}: {said}).", schema.PREPARE_AGAIN) from error
+
+
+def _checked(opened: Any, file: Path, info: schema.DatasetInfo, names: Sequence[str]) -> pd.DataFrame:
+    """The columns `names` of an opened manifest, after all columns were checked."""
+    import pyarrow as pa
+
+    kept: dict[str, pa.ChunkedArray] = {}
+    taken = ~_among(_column(opened, "verdict"), [schema.QUARANTINED])
+    for name in schema.MANIFEST_COLUMNS:
+        column = _column(opened, name)
+        for bad, problem in _faults(name, column, taken, info):
+            if bad.any():
+                row = int(np.argmax(bad))
+                value = repr(column[row].as_py())[:200]
+                raise HemafastError(f"{file}, column {name}, row {row}: {value} {problem}.", schema.PREPARE_AGAIN)
+        if name in {*names, *_COUNTED}:
+            kept[name] = column
+    _refuse_other_counts({name: kept[name] for name in _COUNTED}, taken, file, info)
+    table: pd.DataFrame = pa.table({name: kept[name] for name in names}).to_pandas(split_blocks=True)
+    return table
+
+
+def _column(opened: Any, name: str) -> pa.ChunkedArray:
+    """One column. Without the metadata of pandas, which could turn it into an index or into another type."""
+    table = opened.read(columns=[name], use_pandas_metadata=False)
+    table.validate(full=True)  # parquet's reader takes text that is not UTF-8
+    return table[name]
 
 
 def _refuse_size(about: Any, file: Path, info: schema.DatasetInfo) -> None:
@@ -103,52 +120,53 @@ def _refuse_types(found: pa.Schema, file: Path) -> None:
             raise HemafastError(problem, schema.PREPARE_AGAIN)
 
 
-def _faults(columns: dict[str, pa.ChunkedArray], info: schema.DatasetInfo) -> Iterator[tuple[str, Bad, str]]:
-    """For each rule a column, its rows that break the rule, and what is wrong with their values."""
+def _faults(name: str, column: pa.ChunkedArray, taken: Bad, info: schema.DatasetInfo) -> Iterator[tuple[Bad, str]]:
+    """For each rule of a column, the rows that break it, and what is wrong with their values."""
     import pyarrow.compute as pc
 
-    for name, kind in schema.MANIFEST_COLUMNS.items():
-        if kind != "float64":
-            yield name, columns[name].is_null().to_numpy(), "is no value"
-        if kind == "str":
-            yield name, _mask(pc.greater(pc.binary_length(columns[name]), _LONGEST_TEXT)), "is too long"
-    verdicts = (schema.ACCEPTED, schema.CONVERTED, schema.QUARANTINED)
-    yield "verdict", ~_among(columns["verdict"], verdicts), f"is none of {', '.join(verdicts)}"
-    taken = ~_among(columns["verdict"], [schema.QUARANTINED])
-    yield from _path_faults(columns["path"], taken)
-    yield "domain", ~_among(columns["domain"], info.domains), f"is no domain in {schema.INFO}"
-    yield "label", taken & ~_among(columns["label"], info.classes), f"is no class in {schema.INFO}"
-    yield "split", taken & ~_among(columns["split"], info.counts), f"is no split in {schema.INFO}"
-    yield "split", ~taken & ~_among(columns["split"], [""]), "is the split of a quarantined image, which has none"
-    yield from _number_faults({name: column.to_numpy() for name, column in columns.items() if _is_number(name)}, taken)
-    folds = columns["fold"].to_numpy()
-    yield "fold", (folds < -1) | (folds >= (info.folds or 0)), f"is no fold: there are {info.folds or 0}"
-    for name, digits in _HEXADECIMAL.items():
-        right = _mask(pc.match_substring_regex(columns[name], f"^[0-9a-f]{{{digits}}}$"))
-        yield name, taken & ~right, f"is not made of {digits} hexadecimal digits"
+    kind = schema.MANIFEST_COLUMNS[name]
+    if kind != "float64":
+        yield column.is_null().to_numpy(), "is no value"
+    if kind != "str":
+        yield from _number_faults(name, column.to_numpy(), taken, info.folds or 0)
+        return
+    yield _mask(pc.greater(pc.binary_length(column), _LONGEST_TEXT)), "is too long"
+    if name in _HEXADECIMAL:
+        right = _mask(pc.match_substring_regex(column, f"^[0-9a-f]{{{_HEXADECIMAL[name]}}}$"))
+        yield taken & ~right, f"is not made of {_HEXADECIMAL[name]} hexadecimal digits"
+    match name:
+        case "verdict":
+            verdicts = (schema.ACCEPTED, schema.CONVERTED, schema.QUARANTINED)
+            yield ~_among(column, verdicts), f"is none of {', '.join(verdicts)}"
+        case "path":
+            yield from _path_faults(column, taken)
+        case "domain":
+            yield ~_among(column, info.domains), f"is no domain in {schema.INFO}"
+        case "label":
+            yield taken & ~_among(column, info.classes), f"is no class in {schema.INFO}"
+        case "split":
+            yield taken & ~_among(column, info.counts), f"is no split in {schema.INFO}"
+            yield ~taken & ~_among(column, [""]), "is the split of a quarantined image, which has none"
 
 
-def _path_faults(paths: pa.ChunkedArray, taken: Bad) -> Iterator[tuple[str, Bad, str]]:
+def _path_faults(paths: pa.ChunkedArray, taken: Bad) -> Iterator[tuple[Bad, str]]:
     import pyarrow.compute as pc
 
-    yield "path", _mask(pc.match_substring_regex(paths, _STEPS_OUT)), "may lie outside the data set"
+    yield _mask(pc.match_substring_regex(paths, _STEPS_OUT)), "may lie outside the data set"
     for folder, rows in ((schema.IMAGES, taken), (schema.QUARANTINED_IMAGES, ~taken)):
-        yield "path", rows & ~_mask(pc.starts_with(paths, f"{folder}/")), f"is not in the folder {folder}"
-    yield "path", paths.to_pandas().duplicated().to_numpy(), "is there twice"
+        yield rows & ~_mask(pc.starts_with(paths, f"{folder}/")), f"is not in the folder {folder}"
+    if pc.count_distinct(paths).as_py() < len(paths):
+        yield paths.to_pandas().duplicated().to_numpy(), "is there twice"
 
 
-def _number_faults(numbers: dict[str, npt.NDArray[Any]], taken: Bad) -> Iterator[tuple[str, Bad, str]]:
+def _number_faults(name: str, numbers: npt.NDArray[Any], taken: Bad, folds: int) -> Iterator[tuple[Bad, str]]:
     """Sizes are at least 1 of images that are taken; of others they are 0 if unknown."""
-    most = {"width": MAX_PIXELS, "height": MAX_PIXELS, "window": _LARGEST_WINDOW, "bytes": _LARGEST_FILE}
-    for name, largest in most.items():
-        bad = (numbers[name] < taken) | (taken & (numbers[name] > largest))
-        yield name, bad, f"is not between 1 and {largest:,}"
-    for name in _LEVELS:
-        yield name, taken & ~((numbers[name] >= 0) & (numbers[name] <= 255)), "is not between 0 and 255"
-
-
-def _is_number(name: str) -> bool:
-    return schema.MANIFEST_COLUMNS[name] != "str"
+    if largest := _LARGEST.get(name):
+        yield (numbers < taken) | (taken & (numbers > largest)), f"is not between 1 and {largest:,}"
+    if name in _LEVELS:
+        yield taken & ~((numbers >= 0) & (numbers <= 255)), "is not between 0 and 255"
+    if name == "fold":
+        yield (numbers < -1) | (numbers >= folds), f"is no fold: there are {folds}"
 
 
 def _among(column: pa.ChunkedArray, known: Any) -> Bad:
@@ -163,9 +181,11 @@ def _mask(found: pa.ChunkedArray) -> Bad:
     return mask
 
 
-def _refuse_other_counts(manifest: pd.DataFrame, file: Path, info: schema.DatasetInfo) -> None:
-    taken = manifest["verdict"] != schema.QUARANTINED
-    there = dict(manifest.loc[taken, ["split", "domain", "label"]].value_counts())
+def _refuse_other_counts(counted: dict[str, pa.ChunkedArray], taken: Bad, file: Path, info: schema.DatasetInfo) -> None:
+    import pyarrow as pa
+
+    groups = pa.table(counted).filter(taken).group_by(list(_COUNTED)).aggregate([([], "count_all")]).to_pylist()
+    there = {tuple(group[name] for name in _COUNTED): group["count_all"] for group in groups}
     told = {
         (split, domain, label): count
         for split, domains in info.counts.items()

@@ -6,6 +6,7 @@ import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -16,11 +17,11 @@ from hemafast.errors import HemafastError
 from hemafast.mapped import RESTORE, map_file
 from hemafast.preparation import schema
 from hemafast.preparation.images.image_checks import Pixels
-from hemafast.preparation.manifest import parse_manifest
+from hemafast.preparation.manifest import read_columns
 from hemafast.preparation.pixels import packed_header, packed_name
 from hemafast.preparation.shards import digest
 from hemafast.reading import cause, read_json_text
-from hemafast.regular import open_regular, read_regular
+from hemafast.regular import open_regular, read_regular, refuse_special
 from hemafast.words import counted
 
 
@@ -62,14 +63,25 @@ class PackedPixels:
         return PackedPixels(self.files, self.rows_per_file, self.rows[rows], self.size)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class PreparedFiles:
     """The files of a prepared data set."""
 
+    folder: Path
     info: schema.DatasetInfo
-    manifest: pd.DataFrame
+    images: pd.DataFrame
+    """One row per image, with the columns `schema.OPENED`, which training needs."""
     packed: dict[int, PackedPixels]
     """By size; square i belongs to row i of the manifest."""
+
+    @cached_property
+    def manifest(self) -> pd.DataFrame:
+        """All columns, read when they are first asked for. Raises HemafastError if the manifest has changed."""
+        return self.columns(*schema.MANIFEST_COLUMNS)
+
+    def columns(self, *names: str) -> pd.DataFrame:
+        """Columns of the manifest, one row per image. Raises HemafastError if the manifest has changed."""
+        return read_manifest(self.folder, self.info, names)
 
 
 def read_prepared(folder: Path) -> PreparedFiles:
@@ -78,9 +90,9 @@ def read_prepared(folder: Path) -> PreparedFiles:
     Raises HemafastError if `folder` is not one, if its manifest has changed, or if packed pixels are missing or cut.
     """
     info = read_info(folder)
-    manifest = read_manifest(folder, info)
-    packed = {size: open_packed(folder, info, len(manifest), size) for size in info.pack_sizes}
-    return PreparedFiles(info, manifest, packed)
+    images = read_manifest(folder, info, schema.OPENED)
+    packed = {size: open_packed(folder, info, len(images), size) for size in info.pack_sizes}
+    return PreparedFiles(folder, info, images, packed)
 
 
 def read_info(folder: Path) -> schema.DatasetInfo:
@@ -114,16 +126,19 @@ def packed_files(info: schema.DatasetInfo, images: int, size: int) -> Sequence[t
     return [(packed_name(size, index), min(most, images - start)) for index, start in enumerate(range(0, images, most))]
 
 
-def read_manifest(folder: Path, info: schema.DatasetInfo) -> pd.DataFrame:
-    """Read the manifest, one row per image. Raises HemafastError if it is missing, has changed or cannot be right."""
+def read_manifest(
+    folder: Path, info: schema.DatasetInfo, names: Sequence[str] = tuple(schema.MANIFEST_COLUMNS)
+) -> pd.DataFrame:
+    """Columns of the manifest, one row per image.
+
+    Raises HemafastError if it is missing, has changed or cannot be right.
+    """
     path = folder / schema.MANIFEST
     try:
-        content = read_regular(path)
+        refuse_special(path)
     except OSError as error:
         raise HemafastError(f"{path} cannot be read ({error.strerror}).", schema.PREPARE_AGAIN) from error
-    if hashlib.sha256(content).hexdigest() != info.files[schema.MANIFEST]:
-        raise HemafastError(f"{path} is not the one that {schema.INFO} describes.", schema.PREPARE_AGAIN)
-    return parse_manifest(content, path, info)
+    return read_columns(path, info.files[schema.MANIFEST], info, names)
 
 
 def open_packed(folder: Path, info: schema.DatasetInfo, images: int, size: int) -> PackedPixels:

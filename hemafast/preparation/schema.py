@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import numpy as np
+import numpy.typing as npt
 import pandas as pd
 from annotated_types import Ge, Gt, Le, Len
 from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError, model_validator
@@ -65,6 +67,12 @@ MANIFEST_COLUMNS = {
     "contrast": "float64",  # standard deviation of the grey values, 0 to 255, of a thumbnail of the packed square
 }
 """Columns of the manifest and their types. Row i is row i of the packed pixels."""
+
+OPENED = (
+    *("path", "label", "domain", "split", "fold", "width", "height", "window", "bytes", "sha256", "pixels_xxh128"),
+    "verdict",
+)
+"""Columns that training needs: the others are read where they are asked for."""
 
 ACCEPTED = "accepted"
 CONVERTED = "converted"
@@ -323,13 +331,17 @@ def in_split(manifest: pd.DataFrame, split: str, fold: int | None = None) -> pd.
 
     Test images are in no fold, and the same whatever fold validates.
     """
-    images = accepted(manifest)
-    if split == ALL:
-        return images
-    if fold is None or split == TEST:
-        return images[images["split"] == split]
-    folded = images[images["fold"] != NO_FOLD]
-    return folded[(folded["fold"] == fold) == (split == VAL)]
+    return manifest[is_in_split(manifest, split, fold)]
+
+
+def is_in_split(manifest: pd.DataFrame, split: str, fold: int | None = None) -> npt.NDArray[np.bool_]:
+    """(images,): whether each image is in a split, as for `in_split`."""
+    chosen = manifest["verdict"] != QUARANTINED
+    if split != ALL and (fold is None or split == TEST):
+        chosen &= manifest["split"] == split
+    elif split != ALL:
+        chosen &= (manifest["fold"] != NO_FOLD) & ((manifest["fold"] == fold) == (split == VAL))
+    return chosen.to_numpy(dtype=np.bool_)
 
 
 def divided_groups(manifest: pd.DataFrame) -> int:

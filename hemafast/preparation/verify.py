@@ -63,7 +63,7 @@ def verify(folder: Path, *, progress: Progress = SILENT) -> Verification:
             progress.advance()
     if any(problem.file == schema.MANIFEST for problem in problems):
         return Verification(0, len(info.files), tuple(problems))
-    manifest = read_manifest(folder, info)
+    manifest = read_manifest(folder, info, (*schema.OPENED, "sha256"))
     problems += _verify_lists(folder, info, manifest)
     broken = [*_verify_packed_files(folder, info, len(manifest))]
     packed = [] if broken else [open_packed(folder, info, len(manifest), size) for size in info.pack_sizes]

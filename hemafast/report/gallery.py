@@ -82,10 +82,15 @@ def open_gallery(predictions: Path, data: Path, fingerprint: str) -> Gallery:
     order = np.lexsort((np.where(wrong, -confidence, confidence), ~wrong))[:LISTED]
     chosen = table.iloc[order].reset_index(drop=True)
     dataset = _open_if_same(data, fingerprint)
-    place = {} if dataset is None else {path: row for row, path in enumerate(dataset.table["path"])}
+    place = {} if dataset is None else _places(dataset.files.images["path"], chosen["image"])
     there = dataset is not None and set(chosen["image"]) <= set(place)
     rows = np.array([place[path] for path in chosen["image"] if there], dtype=np.int64)
     return Gallery(chosen, classes, probabilities[order], len(table), rows, dataset if there else None)
+
+
+def _places(paths: pd.Series[str], chosen: pd.Series[str]) -> dict[str, int]:
+    """The rows of some images in the manifest, by path."""
+    return {str(path): int(row) for row, path in paths[paths.isin(chosen)].items()}  # type: ignore[call-overload]
 
 
 def listing(gallery: Gallery, pictures: Sequence[str], overlays: Sequence[str] = ()) -> dict[str, Any]:

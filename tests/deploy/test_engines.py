@@ -3,6 +3,7 @@
 import json
 import logging
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -18,6 +19,7 @@ from hemafast.engine.load import Load
 from hemafast.engine.machine import Choice
 from hemafast.errors import HemafastError
 
+SMALL = SimpleNamespace(image_size=32)
 ENGINES = [
     "onnxruntime",
     pytest.param("openvino", marks=pytest.mark.skipif(not available("openvino"), reason="openvino is not installed")),
@@ -80,9 +82,32 @@ def test_without_its_data_set_a_run_has_no_int8_export(tmp_path):
 def test_auto_takes_the_faster_by_the_clock_and_says_the_rates(costs, winner):
     now = [0.0]
     spend = [lambda _, cost=cost: now.__setitem__(0, now[0] + cost) for cost in costs]
-    choice = fastest(dict(zip("ab", spend, strict=True)), 32, lambda: now[0])
+    choice, spread = fastest(dict(zip("ab", spend, strict=True)), SMALL, lambda: now[0])
+    assert spread == pytest.approx(0.0)
     assert choice.value == winner
     assert "64" in choice.reason and "16" in choice.reason
+
+
+def test_the_rounds_of_a_trial_have_a_spread():
+    now, costs = [0.0], iter([9.0, 1.0, 2.0, 2.0, 2.0, 3.0])
+    choice, spread = fastest({"a": lambda _: now.__setitem__(0, now[0] + next(costs))}, SMALL, lambda: now[0])
+    assert spread == pytest.approx(1.0)
+    assert "rounds differ by 100% at most" in choice.reason
+
+
+def test_an_engine_that_cannot_open_the_graph_is_not_tried(run, monkeypatch, tmp_path, caplog):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(engines, "MOST_LOST", 1.0)
+    asked = []
+
+    def why_not(file, engine="onnxruntime"):
+        asked.append(engine)
+        return "it ends the process, signal 11" if asked.count(engine) > 1 else ""
+
+    monkeypatch.setattr(engines.onnx_trial, "why_not", why_not)
+    assert opened(run).engine == "torch"
+    assert "onnxruntime is not tried: " in caplog.text
+    assert "cannot be loaded by onnxruntime (it ends the process, signal 11)" in caplog.text
 
 
 def test_the_choice_is_tried_once_a_machine(run, monkeypatch, tmp_path, caplog):
@@ -91,9 +116,9 @@ def test_the_choice_is_tried_once_a_machine(run, monkeypatch, tmp_path, caplog):
     monkeypatch.setattr(engines, "MOST_LOST", 1.0)
     tried = []
 
-    def first(runs, image_size):
+    def first(runs, card):
         tried.append(sorted(runs))
-        return Choice("engine", "onnxruntime", "made up")
+        return Choice("engine", "onnxruntime", "made up"), 0.0
 
     monkeypatch.setattr(engines, "fastest", first)
     with caplog.at_level(logging.INFO, "hemafast"):

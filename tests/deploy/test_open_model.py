@@ -84,7 +84,7 @@ def test_arrays_are_embedded_as_the_files_they_came_from_to_the_last_bit(model, 
 def test_the_frame_holds_the_numbers_of_the_command(model, run, pictures):
     _, files = pictures
     frame = model.predict(files)
-    table = classify(make_plan([run], list(map(str, files)), Options(device="cpu"))).table
+    table = classify(make_plan([run], list(map(str, files)), Options(device="cpu")))
     assert list(frame) == ["path", "label", "confidence", "status", "error", "likeness", *CLASSES]
     for ours, theirs in {"path": "image", "label": "predicted", "größe": "p_größe", "confidence": "confidence"}.items():
         assert frame[ours].tolist() == table[theirs].tolist()
@@ -227,8 +227,8 @@ def test_a_folder_of_several_formats_opens_its_weights(exports, tmp_path):
 
 def test_a_run_and_an_export_of_another_are_an_ensemble(run, exports, pictures):
     files = list(map(str, pictures[1]))
-    table = classify(make_plan([run, exports["onnx"]], files, Options(device="auto"))).table
-    alone = classify(make_plan([run], files, Options(device="cpu"))).table
+    table = classify(make_plan([run, exports["onnx"]], files, Options(device="auto")))
+    alone = classify(make_plan([run], files, Options(device="cpu")))
     np.testing.assert_allclose(table["confidence"], alone["confidence"], atol=1e-5)
 
 

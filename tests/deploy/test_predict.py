@@ -34,6 +34,7 @@ from hemafast.evaluate.predictions import read_predictions
 from hemafast.preparation.scale import estimate_scale
 from hemafast.preparation.split import VAL
 from hemafast.preparation.tables.read import read_table
+from hemafast.progress import SILENT
 
 CPU = {"device": "cpu"}
 
@@ -42,7 +43,7 @@ def ask(models, paths, **options):
     """The table of predictions."""
     models = models if isinstance(models, list) else [models]
     paths = paths if isinstance(paths, list) else [paths]
-    return classify(make_plan(models, list(map(str, paths)), Options(**CPU | options))).table
+    return classify(make_plan(models, list(map(str, paths)), Options(**CPU | options)))
 
 
 def numbers(table):
@@ -540,3 +541,46 @@ def test_ctrl_c_is_one_line_and_writes_nothing(fitted, cells, tmp_path, monkeypa
     assert result.returncode == 130
     assert "nothing was written" in result.stderr
     assert not (tmp_path / "out.csv").exists()
+
+
+def test_rows_come_in_parts_and_are_those_of_the_whole(trained, prepared, monkeypatch, tmp_path):
+    paths = [prepared.folder / "images"]
+    (tmp_path / "broken.png").write_bytes(b"no image")
+    whole = ask(trained, [*paths, tmp_path / "broken.png"], batch_size=8)
+    monkeypatch.setattr(module, "_ROWS", 8)
+    named = [*map(str, paths), str(tmp_path / "broken.png")]
+    work = module.Classification(make_plan([trained], named, Options(**CPU, batch_size=8)))
+    parts = list(work.tables())
+    assert len(parts) > 3
+    assert max(map(len, parts)) == 8
+    pd.testing.assert_frame_equal(pd.concat(parts, ignore_index=True), whole)
+    done = work.done()
+    assert done.images == len(whole)
+    assert done.failed == (whole["status"] == "error").sum() == 1
+    assert {name: count for name, count in done.summary()["predicted"].items() if count} == (
+        whole.loc[whole["predicted"] != "", "predicted"].value_counts().to_dict()
+    )
+
+
+def test_images_are_read_and_decoded_while_the_network_computes(trained, prepared, monkeypatch):
+    plan = make_plan([trained], [str(prepared.folder / "images")], Options(**CPU, batch_size=8))
+    decoded, ahead, total = [], [], -(-len(plan.images) // 8)
+    right = module.decode_images
+
+    def decode(*given, **options):
+        for batch in right(*given, **options):
+            decoded.append(batch.rows)
+            yield batch
+
+    def compute(squares):
+        wanted, deadline = min(len(ahead) + 2, total), time.monotonic() + 60
+        while len(decoded) < wanted and time.monotonic() < deadline:
+            time.sleep(0.001)  # as a network that takes its time; the next batch is decoded meanwhile
+        ahead.append(len(decoded) >= wanted)
+        return torch.zeros(len(squares), 1)
+
+    monkeypatch.setattr(module, "decode_images", decode)
+    with module.inferred(plan, plan.groups[0], compute, SILENT) as parts:
+        answered = sum(len(part.rows) for part in parts)
+    assert answered == len(plan.images)
+    assert ahead == [True] * total

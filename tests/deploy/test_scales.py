@@ -116,4 +116,4 @@ def test_a_scale_that_is_given_needs_no_estimate(opened, monocytes, monkeypatch)
     monkeypatch.setattr(scales, "measure_encoded", lambda *given: pytest.fail("images were read for their scale"))
     for given in (0.1, "unknown"):
         plan = plan_for([answering(opened, MONOCYTES)], list_inputs(monocytes), Options(um_per_pixel=given))
-        assert (classify(plan).table["predicted"] == "monocyte").all()
+        assert (classify(plan)["predicted"] == "monocyte").all()

@@ -220,7 +220,9 @@ def answers(settings):
     def make(**changes):
         facts = changes.pop("facts", FACTS)
         precision, processes = changes.pop("precision", "fp32"), changes.pop("processes", 1)
-        return Answers(dataclasses.replace(CPU, facts=facts, precision=precision), settings(**changes), processes)
+        return Answers.of_training(
+            dataclasses.replace(CPU, facts=facts, precision=precision), settings(**changes), processes
+        )
 
     return make
 

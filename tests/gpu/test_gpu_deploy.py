@@ -17,7 +17,7 @@ pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(),
 def test_predictions_are_those_of_the_cpu(scored, prepared, tta):
     archives = [str(prepared.folder.parent / name) for name in ("Acevedo_20.zip", "Matek_19.zip")]
     options = (Options(device=device, amp="off", tta=tta) for device in ("cuda", "cpu"))
-    gpu, cpu = (classify(make_plan([scored], archives, how)).table for how in options)
+    gpu, cpu = (classify(make_plan([scored], archives, how)) for how in options)
     assert list(gpu["image"]) == list(cpu["image"])
     assert set(gpu["status"]) == {"ok"}
     columns = [name for name in gpu.columns if name.startswith("p_")]
