@@ -52,6 +52,13 @@ def _square(rows: list[list[Count]]) -> list[list[Count]]:
     return rows
 
 
+def _given(value: Any) -> Any:
+    """For a field that may be missing, but not be null: defaults are not validated."""
+    if value is None:
+        raise ValueError("it is null")
+    return value
+
+
 Confusion = Annotated[list[list[Count]], AfterValidator(_square)]
 
 
@@ -276,8 +283,8 @@ class Metrics(Recorded):
     schema_: Annotated[Literal[2], Field(alias="schema")]
     split: Literal["val", "test", "all"]
     warnings: list[str]
-    classes: list[str] = Field(default=None)
-    folding: _Folding = Field(default=None)
+    classes: Annotated[list[str] | None, AfterValidator(_given)] = None
+    folding: Annotated[_Folding | None, AfterValidator(_given)] = None
     pooled: _Scores
     domains: Annotated[dict[str, _Scores], Len(1)]
     likeness: _Likeness | None = None

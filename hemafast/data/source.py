@@ -46,7 +46,7 @@ def open_source(samples: Samples, shape: GraphShape) -> Images:
         return Resident(samples, "cuda" if shape.device == "gpu" else "cpu")
     if shape.source == "packed":
         return Mapped(samples)
-    encoded = {"files": Files, "webdataset": TarMembers}
+    encoded: dict[str, Callable[[Samples, int], Images]] = {"files": Files, "webdataset": TarMembers}
     return encoded[shape.source](samples, shape.threads)
 
 
@@ -167,7 +167,9 @@ class TarMembers:
 
     def _refuse_changed(self, row: int) -> None:
         path, begin, size = self._members.place(row)
-        refuse_other_image(f"{path}, bytes {begin} to {begin + size},", self._bytes(row), self._samples.sha256[row])
+        refuse_other_image(
+            f"{path}, bytes {begin} to {begin + size},", self._bytes(row).data, self._samples.sha256[row]
+        )
 
     def _bytes(self, row: int) -> npt.NDArray[np.uint8]:
         path, begin, size = self._members.place(row)

@@ -284,7 +284,7 @@ def _digest(tensors: dict[str, torch.Tensor]) -> str:
     """XXH3 (128 bits) over the bytes of contiguous tensors, in the order of their names."""
     digest = xxhash.xxh3_128()
     for name in sorted(tensors):
-        digest.update(tensors[name].cpu().reshape(-1).view(torch.uint8).numpy())
+        digest.update(tensors[name].cpu().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
