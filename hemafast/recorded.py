@@ -33,8 +33,10 @@ def read_recorded(file: Path, kind: type[Recorded]) -> dict[str, Any]:
         ValueError: it is no JSON, or a field is missing or has another type; `reading.cause` says which.
     """
     text = read_json_text(file)
-    kind.model_validate_json(text)
     content: dict[str, Any] = parse_json(text)
+    if not isinstance(content, dict):
+        raise ValueError("it holds no object")
+    kind.model_validate_json(text)
     return content
 
 
