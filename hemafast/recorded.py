@@ -33,8 +33,10 @@ def read_recorded(file: Path, kind: type[Recorded]) -> dict[str, Any]:
         ValueError: it is no JSON, or a field is missing or has another type; `reading.cause` says which.
     """
     text = read_json_text(file)
-    kind.model_validate_json(text)
     content: dict[str, Any] = parse_json(text)
+    if not isinstance(content, dict):
+        raise ValueError("it holds no object")
+    kind.model_validate_json(text)
     return content
 
 
@@ -50,6 +52,13 @@ def _square(rows: list[list[Count]]) -> list[list[Count]]:
     if any(len(row) != len(rows) for row in rows):
         raise ValueError(f"a row has not {len(rows)} numbers, as there are rows")
     return rows
+
+
+def _given(value: Any) -> Any:
+    """For a field that may be missing, but not be null: defaults are not validated."""
+    if value is None:
+        raise ValueError("it is null")
+    return value
 
 
 Confusion = Annotated[list[list[Count]], AfterValidator(_square)]
@@ -280,8 +289,8 @@ class Metrics(Recorded):
     schema_: Annotated[Literal[2], Field(alias="schema")]
     split: Literal["val", "test", "all"]
     warnings: list[str]
-    classes: list[str] = Field(default=None)
-    folding: _Folding = Field(default=None)
+    classes: Annotated[list[str] | None, AfterValidator(_given)] = None
+    folding: Annotated[_Folding | None, AfterValidator(_given)] = None
     pooled: _Scores
     domains: Annotated[dict[str, _Scores], Len(1)]
     likeness: _Likeness | None = None

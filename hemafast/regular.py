@@ -5,11 +5,11 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from io import BufferedReader
 from pathlib import Path
-from typing import IO
 
 
-def open_regular(file: Path) -> IO[bytes]:
+def open_regular(file: Path) -> BufferedReader:
     """`file`, opened for reading bytes. Never waits. Raises OSError if it is missing or no regular file."""
     return open(file, "rb", opener=_open)
 

@@ -46,7 +46,7 @@ def open_source(samples: Samples, shape: GraphShape) -> Images:
         return Resident(samples, "cuda" if shape.device == "gpu" else "cpu")
     if shape.source == "packed":
         return Mapped(samples)
-    encoded = {"files": Files, "webdataset": TarMembers}
+    encoded: dict[str, Callable[[Samples, int], Images]] = {"files": Files, "webdataset": TarMembers}
     return encoded[shape.source](samples, shape.threads)
 
 
@@ -168,7 +168,7 @@ class TarMembers:
     def _refuse_changed(self, row: int) -> None:
         path, begin, size = self._members.place(row)
         wanted = self._samples.sha256[row].decode()
-        refuse_other_image(f"{path}, bytes {begin} to {begin + size},", self._bytes(row), wanted)
+        refuse_other_image(f"{path}, bytes {begin} to {begin + size},", self._bytes(row).data, wanted)
 
     def _bytes(self, row: int) -> npt.NDArray[np.uint8]:
         path, begin, size = self._members.place(row)

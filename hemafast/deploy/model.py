@@ -232,8 +232,8 @@ def open_model(path: str | Path, *, device: Device = "auto", amp: Amp = "auto") 
 
     Args:
         path: a run folder, a `best_model.safetensors`, or a file or folder that `hemafast export` wrote. Of a folder
-            with several formats, safetensors is taken before ONNX, ONNX before torch.export. Open a `.pt2` file only
-            if you trust its author: torch may execute code in it.
+            with several formats, safetensors is taken before ONNX, ONNX before torch.export. A `.pt2` file that
+            holds anything but what `hemafast export` writes is refused, because torch would execute it.
         device: "cpu", "cuda", or "auto" for a GPU if there is one. Exported graphs run on the CPU.
         amp: autocast precision: "bf16", "fp16", "off" (fp32), or "auto" for the fastest on a GPU and fp32 on a CPU.
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import torch
+import xxhash
 from annotated_types import Ge, Gt, Le, Len
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as save_tensors
@@ -30,6 +31,7 @@ from hemafast.run_folder import BEST, CALIBRATION
 DRAWN_WARNING = "THE DATA IS DRAWN, NOT PHOTOGRAPHED: no score on it says anything about real blood"
 
 _FORMAT = "hemafast-2"
+_DIGEST = "xxh3_128"  # of the weights, in the metadata of a model file
 _CHANNELS = 3
 Shapes = Mapping[str, tuple[int, ...]]
 """Shapes of tensors by name."""
@@ -170,7 +172,7 @@ def model_bytes(model: Classifier, card: ModelCard) -> bytes:
     """Weights and card, as the content of a model file."""
     tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
     metadata = {"format": "pt", "card": json.dumps(asdict(card)), "mean": str(model.mean), "std": str(model.std)}
-    metadata["standardize"] = json.dumps(model.standardize)
+    metadata |= {"standardize": json.dumps(model.standardize), _DIGEST: _digest(tensors)}
     return save_tensors(tensors, metadata)
 
 
@@ -218,7 +220,9 @@ def load_best(file: Path) -> tuple[Classifier, ModelCard]:
         model = network_for(card, shapes)
         model.standardize = metadata.get("standardize") == "true"  # older files have none
         model.quarter_turns = card.quarter_turns
-        model.load_state_dict(_read_tensors(file))
+        model.load_state_dict(tensors := _read_tensors(file))
+        if metadata.get(_DIGEST, found := _digest(tensors)) != found:  # older files have none
+            raise ValueError("its weights were overwritten")
         model.normalise_by(*(_constants(metadata[name]) for name in ("mean", "std")))
     except (SafetensorError, OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
         raise _cannot_load(file, error) from error
@@ -279,6 +283,14 @@ def _read_header(file: Path) -> tuple[Shapes, dict[str, str]]:
 def _read_tensors(file: Path) -> dict[str, torch.Tensor]:
     with safe_open(file, framework="pt") as content:
         return {name: content.get_tensor(name) for name in content.keys()}  # noqa: SIM118 - not a dict
+
+
+def _digest(tensors: dict[str, torch.Tensor]) -> str:
+    """XXH3 (128 bits) over the bytes of contiguous tensors, in the order of their names."""
+    digest = xxhash.xxh3_128()
+    for name in sorted(tensors):
+        digest.update(tensors[name].cpu().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def _card_of(file: Path, metadata: dict[str, str]) -> ModelCard:
@@ -343,7 +355,8 @@ def _load(file: Path) -> dict[str, Any]:
         damaged = damaged_entry(file)
         state = torch.load(file, map_location="cpu", weights_only=True) if damaged is None else None
     except Exception as error:  # a damaged or hostile file can raise anything
-        said = f": {error}" if isinstance(error, GreedyFileError) else ""
+        told = error if isinstance(error, GreedyFileError) else getattr(error, "strerror", None)
+        said = f": {told}" if told else ""
         raise HemafastError(f"{file} cannot be read ({type(error).__name__}{said}).", remedy) from error
     if damaged is not None:
         raise HemafastError(f"{file} cannot be read ({damaged} is damaged).", remedy)

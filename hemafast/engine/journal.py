@@ -232,7 +232,10 @@ def measured(rows: Sequence[Row], phase: str, name: str) -> list[float]:
 
 def _read(file: Path) -> tuple[list[Row], bool]:
     """The complete rows of a file, and whether half a row follows them."""
-    content = read_regular(file) if file.exists() else b""
+    try:
+        content = read_regular(file) if file.exists() else b""
+    except OSError as error:
+        raise _damaged(file, error.strerror) from error
     whole = content[: content.rfind(b"\n") + 1]
     try:
         return list(_parsed(whole.decode("utf-8"))), len(whole) < len(content)

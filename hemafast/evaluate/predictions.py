@@ -12,6 +12,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from hemafast.errors import HemafastError
+from hemafast.reading import cause
 from hemafast.regular import read_regular
 
 Probabilities = npt.NDArray[np.floating[Any]]
@@ -63,7 +64,7 @@ def read_predictions(file: Path) -> tuple[pd.DataFrame, tuple[str, ...], npt.NDA
         _refuse_no_shares(numbers)
         _refuse_no_shares(table["confidence"].replace("", np.nan).astype(np.float64).to_numpy())
     except (OSError, ValueError) as error:
-        said = " ".join(str(error).split())[:200]
+        said = " ".join(cause(error).split())[:200]
         raise HemafastError(f"{file} cannot be read ({said}).", "Run `hemafast evaluate` again.") from error
     return table, classes, numbers
 

@@ -166,7 +166,7 @@ def read_image(path: Path, sha256: str) -> bytes:
     return data
 
 
-def refuse_other_image(where: str, data: bytes | Pixels, sha256: str) -> None:
+def refuse_other_image(where: str, data: bytes | memoryview, sha256: str) -> None:
     """Raise HemafastError unless these are the bytes that were prepared. Others could crash a decoder."""
     if hashlib.sha256(data).hexdigest() != sha256:
         raise HemafastError(f"{where} was overwritten: it is not the image that was prepared.", RESTORE)

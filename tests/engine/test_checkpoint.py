@@ -166,6 +166,12 @@ def test_the_file_tells_any_reader_of_safetensors_what_it_is(best, model):
     assert names == set(model.state_dict())
 
 
+def test_weights_that_were_overwritten_in_place_are_refused(best):
+    flip(best, best.stat().st_size - 5)
+    with pytest.raises(HemafastError, match="its weights were overwritten"):
+        load_best(best)
+
+
 def test_others_may_read_the_files(best, tmp_path):
     save_last(tmp_path / "last_model.ckpt", {})
     for file in (best, tmp_path / "last_model.ckpt"):
