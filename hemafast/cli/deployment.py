@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict
 from glob import has_magic
 from pathlib import Path
@@ -66,10 +67,7 @@ def predict(
     An unreadable image is a row with its error, and the exit code is 1. Several runs form an ensemble. Images are
     verified, decoded and cropped as for training; probabilities are calibrated if the run was evaluated.
     """
-    named = [str(find_run(name)) if name == LATEST else name for name in named]
-    if not runs and not has_magic(named[0]):
-        find_run(named[0])  # the run is named first
-    refuse_missing_paths([*named, *map(str, runs or ())])
+    named = _existing(named, runs or ())
     with resting():
         from hemafast.deploy.plan import Options
         from hemafast.deploy.predict import predict_to
@@ -91,6 +89,15 @@ def predict(
     taken.tell({"output": str(output), **done.summary()}, [*done.lines(), str(output)])
     if done.failed:
         raise typer.Exit(1)
+
+
+def _existing(named: Sequence[str], runs: Sequence[Path]) -> list[str]:
+    """What the user names, with the folder of the latest run. Raises HemafastError if it does not exist."""
+    if not runs and not has_magic(named[0]):
+        find_run(named[0])  # the run comes first
+    found = [str(find_run(name)) if name == LATEST else name for name in named]
+    refuse_missing_paths([*found, *map(str, runs)])
+    return found
 
 
 @app.command(

@@ -124,7 +124,7 @@ def _timm_config(model: Classifier, card: ModelCard) -> str:
     from timm.models import save_for_hf
 
     side = card.image_size
-    data = {"input_size": (3, side, side), "mean": model.mean, "std": model.std}
+    data: dict[str, Any] = {"input_size": (3, side, side), "mean": model.mean, "std": model.std}
     data |= {"interpolation": "bilinear", "crop_pct": 1.0}
     with tempfile.TemporaryDirectory() as room:
         network = model.backbone.to(memory_format=torch.contiguous_format)

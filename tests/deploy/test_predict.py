@@ -26,7 +26,7 @@ from hemafast.deploy import predict as module
 from hemafast.deploy.inputs import read_images
 from hemafast.deploy.model import open_model, symmetries
 from hemafast.deploy.plan import Options, make_plan, sort_named
-from hemafast.deploy.predict import classify
+from hemafast.deploy.predict import classify, predict_to
 from hemafast.engine.checkpoint import Calibration, load_best, read_card, save_best
 from hemafast.errors import HemafastError
 from hemafast.evaluate.calibration import soften
@@ -584,3 +584,22 @@ def test_images_are_read_and_decoded_while_the_network_computes(trained, prepare
         answered = sum(len(part.rows) for part in parts)
     assert answered == len(plan.images)
     assert ahead == [True] * total
+
+
+def test_a_run_that_does_not_exist_is_told_as_such_with_those_like_it(fitted, cells):
+    for named in (str(fitted)[:-3], str(fitted) + "x"):
+        done = hemafast("predict", named, cells)
+        assert done.returncode == 2
+        assert f"There is no run {named}. Did you mean {fitted}?" in done.stderr
+
+
+def test_a_threshold_that_withholds_every_answer_says_which_one_would_not(fitted, cells, tmp_path, caplog):
+    done = predict_to(tmp_path / "out.csv", [str(fitted), str(cells)], options=Options(abstain_below=1.0))
+    (said,) = [one.getMessage() for one in caplog.records if "no image is named" in one.getMessage()]
+    highest = done.table["confidence"].max()
+    assert f"the highest confidence is {highest:.3f}" in said
+    advised = float(said.split("--abstain-below ")[1].split(")")[0])
+    caplog.clear()
+    again = predict_to(tmp_path / "out.csv", [str(fitted), str(cells)], options=Options(abstain_below=advised))
+    assert (again.table["status"] == "ok").any()
+    assert "no image is named" not in caplog.text
