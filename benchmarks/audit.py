@@ -33,14 +33,21 @@ RANDOM, LIKELIEST = "to a class at random", "to the likeliest wrong class"
 Quality = Callable[[Labels, Probabilities], npt.NDArray[np.float64]]
 
 
+def margin(labels: Labels, probabilities: Probabilities) -> npt.NDArray[np.float64]:
+    """The probability of the label minus that of the likeliest other class: `normalized_margin` of cleanlab."""
+    rows = np.arange(len(labels))
+    return np.asarray(probabilities[rows, labels] - probabilities[rows, likeliest_wrong(labels, probabilities)])
+
+
 def own_probability(labels: Labels, probabilities: Probabilities) -> npt.NDArray[np.float64]:
-    """The probability of the label: `self_confidence` of the package cleanlab."""
+    """The probability of the label: `self_confidence` of cleanlab."""
     return np.asarray(probabilities[np.arange(len(labels)), labels], dtype=np.float64)
 
 
 RANKINGS: dict[str, Quality] = {
-    "margin (hemafast audit)": label_quality,
+    "hemafast audit": label_quality,
     "probability of the label": own_probability,
+    "margin over the likeliest other class": margin,
     "chance": lambda labels, _: np.random.default_rng(1).random(len(labels)),
 }
 

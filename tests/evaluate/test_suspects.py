@@ -9,10 +9,10 @@ from hypothesis.extra import numpy as arrays
 from hemafast.evaluate.suspects import label_quality
 
 
-def test_the_quality_is_the_margin_of_the_label_over_the_likeliest_other_class():
+def test_the_quality_is_the_share_of_the_label_beside_the_likeliest_other_class():
     probabilities = np.array([[0.7, 0.2, 0.1], [0.7, 0.2, 0.1], [0.0, 1.0, 0.0], [0.0, 1.0, 0.0]])
     found = label_quality(np.array([0, 2, 1, 0]), probabilities)
-    assert found.tolist() == pytest.approx([(0.5 + 1) / 2, (0.1 - 0.7 + 1) / 2, 1, 0])
+    assert found.tolist() == pytest.approx([0.7 / 0.9, 0.1 / 0.8, 1, 0])
 
 
 @given(
