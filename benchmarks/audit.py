@@ -39,14 +39,16 @@ def margin(labels: Labels, probabilities: Probabilities) -> npt.NDArray[np.float
     return np.asarray(probabilities[rows, labels] - probabilities[rows, likeliest_wrong(labels, probabilities)])
 
 
-def own_probability(labels: Labels, probabilities: Probabilities) -> npt.NDArray[np.float64]:
-    """The probability of the label: `self_confidence` of cleanlab."""
-    return np.asarray(probabilities[np.arange(len(labels)), labels], dtype=np.float64)
+def share(labels: Labels, probabilities: Probabilities) -> npt.NDArray[np.float64]:
+    """The probability of the label as a share of itself and that of the likeliest other class."""
+    rows = np.arange(len(labels))
+    own, other = probabilities[rows, labels], probabilities[rows, likeliest_wrong(labels, probabilities)]
+    return np.asarray(own / np.maximum(own + other, 1e-30))
 
 
 RANKINGS: dict[str, Quality] = {
-    "hemafast audit": label_quality,
-    "probability of the label": own_probability,
+    "probability of the label (hemafast audit)": label_quality,
+    "its share beside the likeliest other class": share,
     "margin over the likeliest other class": margin,
     "chance": lambda labels, _: np.random.default_rng(1).random(len(labels)),
 }
