@@ -33,14 +33,23 @@ RANDOM, LIKELIEST = "to a class at random", "to the likeliest wrong class"
 Quality = Callable[[Labels, Probabilities], npt.NDArray[np.float64]]
 
 
-def own_probability(labels: Labels, probabilities: Probabilities) -> npt.NDArray[np.float64]:
-    """The probability of the label: `self_confidence` of the package cleanlab."""
-    return np.asarray(probabilities[np.arange(len(labels)), labels], dtype=np.float64)
+def margin(labels: Labels, probabilities: Probabilities) -> npt.NDArray[np.float64]:
+    """The probability of the label minus that of the likeliest other class: `normalized_margin` of cleanlab."""
+    rows = np.arange(len(labels))
+    return np.asarray(probabilities[rows, labels] - probabilities[rows, likeliest_wrong(labels, probabilities)])
+
+
+def share(labels: Labels, probabilities: Probabilities) -> npt.NDArray[np.float64]:
+    """The probability of the label as a share of itself and that of the likeliest other class."""
+    rows = np.arange(len(labels))
+    own, other = probabilities[rows, labels], probabilities[rows, likeliest_wrong(labels, probabilities)]
+    return np.asarray(own / np.maximum(own + other, 1e-30))
 
 
 RANKINGS: dict[str, Quality] = {
-    "margin (hemafast audit)": label_quality,
-    "probability of the label": own_probability,
+    "probability of the label (hemafast audit)": label_quality,
+    "its share beside the likeliest other class": share,
+    "margin over the likeliest other class": margin,
     "chance": lambda labels, _: np.random.default_rng(1).random(len(labels)),
 }
 

@@ -87,6 +87,15 @@ class Classifier(nn.Module):
         """Pooled features before the last layer, float (n, d), of uint8 images (n, 3, height, width)."""
         return self.answers(images)[1]
 
+    def levels(self, images: Tensor) -> Tensor:
+        """`features`, then mean and spread of the maps of every level of the backbone; float (n, d), of one view.
+
+        Where no layer was trained on such images, texture in early levels tells more than the last features do.
+        """
+        last, maps = self.backbone.forward_intermediates(self._normalised(images))  # type: ignore[operator]
+        parts = [self.backbone.forward_head(last, pre_logits=True)]  # type: ignore[operator]
+        return torch.cat([*parts, *(of(one, (2, 3)) for one in maps for of in (torch.mean, torch.std))], dim=1)
+
     def answers(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Logits as `forward` and `features`, from the same passes through the backbone; only its head is run twice."""
         normalised = self._normalised(images)

@@ -258,3 +258,15 @@ def test_freezing_may_leave_the_classifier_and_no_less(name):
     assert len(learning) == 2
     with pytest.raises(HemafastError, match=f"this model has {most}"):
         build_model(name, 5, SIZE).freeze(stages=most + 1)
+
+
+def test_levels_are_the_features_and_mean_and_spread_of_every_level():
+    model = build_model("test_efficientnet", 3, 64).eval()
+    images = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
+    with torch.inference_mode():
+        found, features = model.levels(images), model.features(images)
+        maps = model.backbone.forward_intermediates(images * model.scale + model.shift, intermediates_only=True)
+    width = features.shape[1]
+    torch.testing.assert_close(found[:, :width], features)
+    means = torch.cat([part for one in maps for part in (one.mean((2, 3)), one.std((2, 3)))], dim=1)
+    torch.testing.assert_close(found[:, width:], means)

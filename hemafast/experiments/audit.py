@@ -55,7 +55,7 @@ _MOST_PICTURES = 500
 _PICTURE = 96  # px
 _CONTRADICTION = "contradiction"  # kind of quarantined images whose picture is also in another class
 
-Features = npt.NDArray[np.float32]
+Features = npt.NDArray[np.floating[Any]]
 """(images, d)."""
 
 
@@ -166,30 +166,32 @@ def cross_validated(
     folds = min(_FOLDS, len(np.unique(named[judged])))
     if len(np.unique(labels[judged])) < 2 or folds < 2:
         return probabilities, np.zeros(len(labels), dtype=bool)
-    places = np.flatnonzero(judged)
+    places, low = np.flatnonzero(judged), _along_axes(features)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # of classes with fewer groups than folds
         splits = StratifiedGroupKFold(folds, shuffle=True, random_state=0)
-        for fitted, left in splits.split(features[places], labels[places], named[places]):
-            known, found = _answers(features[places[fitted]], labels[places[fitted]], features[places[left]])
+        for fitted, left in splits.split(places, labels[places], named[places]):
+            known, found = _answers(low[places[fitted]], labels[places[fitted]], low[places[left]])
             probabilities[np.ix_(places[left], known)] = found
     return probabilities, judged
 
 
-def _answers(features: Features, labels: Labels, others: Features) -> tuple[Labels, npt.NDArray[np.float64]]:
-    """The classes of the labels, and the probabilities (images, these classes) of other images."""
+def _along_axes(features: Features) -> Features:
+    """Standardised features along their principal axes, (images, axes). No label has a part in it."""
     from sklearn.decomposition import PCA
-    from sklearn.exceptions import ConvergenceWarning
-    from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
-    axes = min(_AXES, *features.shape)
-    model = make_pipeline(
-        StandardScaler(),
-        PCA(axes, svd_solver="covariance_eigh" if len(features) > features.shape[1] else "full"),
-        LogisticRegression(C=_SMOOTHNESS, max_iter=_ITERATIONS, tol=1e-3),
-    )
+    axes = PCA(min(_AXES, *features.shape), random_state=0)
+    return np.asarray(make_pipeline(StandardScaler(), axes).fit_transform(features.astype(np.float64)))
+
+
+def _answers(features: Features, labels: Labels, others: Features) -> tuple[Labels, npt.NDArray[np.float64]]:
+    """The classes of the labels, and the probabilities (images, these classes) of other images."""
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.linear_model import LogisticRegression
+
+    model = LogisticRegression(C=_SMOOTHNESS, max_iter=_ITERATIONS, tol=1e-3)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
         model.fit(features, labels)
@@ -214,7 +216,7 @@ def features_of(
     origin = load_initial_weights(network.backbone, NETWORK, pretrained="yes", file=None)
     network.eval().to(machine.device).to(memory_format=torch.channels_last)
     fuse_batch_norms(network)
-    return _embedded(network.features, machine, samples, SIZE, progress), f"features of {NETWORK}, {origin.detail}"
+    return _embedded(network.levels, machine, samples, SIZE, progress), f"features of {NETWORK}, {origin.detail}"
 
 
 @torch.inference_mode()

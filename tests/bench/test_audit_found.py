@@ -48,5 +48,5 @@ def test_the_table_has_a_row_for_each_ranking():
         "found": {name: {measured.RANDOM: shares, measured.LIKELIEST: shares} for name in measured.RANKINGS},
     }
     text = measured.tables({"audit": result})["audit"]
-    assert text.count("80% (70% to 90%)") == 6
+    assert text.count("80% (70% to 90%)") == 8
     assert "first 4%" in text
