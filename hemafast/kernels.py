@@ -16,7 +16,7 @@ from typing import Any
 import numba
 import numpy as np
 import numpy.typing as npt
-from llvmlite import ir  # type: ignore[import-untyped]
+from llvmlite import ir
 from numba import carray, cfunc  # type: ignore[attr-defined]
 from numba.core import cgutils
 from numba.extending import intrinsic

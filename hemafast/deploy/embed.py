@@ -11,14 +11,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-import torch
+from torch import Tensor
 
 from hemafast.deploy.eval_graph import EvalGraph
 from hemafast.deploy.inputs import Image
 from hemafast.deploy.labels import Told
 from hemafast.deploy.model import Model
 from hemafast.deploy.plan import Options, plan_for
-from hemafast.deploy.predict import decoded
+from hemafast.deploy.predict import inferred
 from hemafast.errors import HemafastError
 from hemafast.files import write_whole
 from hemafast.preparation.images.image_checks import Pixels
@@ -92,47 +92,47 @@ def embed_images(
     plan = plan_for([model], images, options)
     (group,) = plan.groups
     graph = EvalGraph(model.card, model.machine, options.batch_size)
-    answers: list[torch.Tensor] = []  # on the device: nothing waits for it before the end
-    rows: list[int] = []
-    errors: dict[int, str] = {}
+    columns = len(model.classes) + 1 + model.network.features(graph(_black(group.size))).shape[1]
     tiles = np.zeros((len(plan.images), tile, tile, 3), np.uint8)
-    with stage(progress, "embedding", len(plan.images)), decoded(plan, group) as batches:
-        for batch in batches:
-            if batch.rows:
-                rows += batch.rows
-                answers.append(model.described(graph(batch.squares)))
-                if tile:
-                    tiles[list(batch.rows)] = [_shrunk(square, tile) for square in batch.squares]
-            errors |= batch.errors
-            progress.advance(len(batch.rows) + len(batch.errors))
-    _warn(errors, [image.name for image in plan.images])
-    table, features = _read(plan.images, model, answers, rows)
-    table.insert(1, "error", [errors.get(row, "") for row in range(len(table))])
-    return Embeddings(table, features, tiles)
+    shrunk: list[list[Pixels]] = []  # of batches that were computed, and whose rows are not known yet
+
+    def compute(squares: Sequence[Pixels]) -> Tensor:
+        shrunk.append([_shrunk(square, tile) for square in squares] if tile else [])
+        return model.described(graph(squares))
+
+    found: list[npt.NDArray[np.float32]] = []
+    errors: dict[int, str] = {}
+    with stage(progress, "embedding", len(plan.images)), inferred(plan, group, compute, progress) as parts:
+        for part in parts:
+            found.append(part.filled(columns))
+            errors |= part.errors
+            if part.good:
+                tiles[list(part.good)] = shrunk.pop(0) if tile else 0
+    names = [image.name for image in plan.images]
+    _warn(errors, names)
+    every = np.concatenate(found)
+    probabilities, likeness, features = np.split(every, [len(model.classes), len(model.classes) + 1], axis=1)
+    table = _answered(names, model.classes, probabilities)
+    table["likeness"] = likeness[:, 0]
+    table.insert(1, "error", [errors.get(row, "") for row in range(len(names))])
+    return Embeddings(table, np.ascontiguousarray(features), tiles)
 
 
-def _read(
-    images: Sequence[Image], model: Model, answers: Sequence[torch.Tensor], rows: Sequence[int]
-) -> tuple[pd.DataFrame, npt.NDArray[np.float32]]:
-    """The table without errors, and the features, from the answers to the images `rows`."""
-    size = (3, model.card.image_size, model.card.image_size)
-    none = model.described(torch.zeros((1, *size), dtype=torch.uint8, device=model.machine.device))[:0]
-    found = torch.cat([none, *answers]).cpu().numpy()
-    every = np.full((len(images), found.shape[1]), np.nan, np.float32)
-    every[list(rows)] = found
-    classes = len(model.classes)
-    probabilities, likeness, features = np.split(every, [classes, classes + 1], axis=1)
+def _black(side: int) -> list[Pixels]:
+    return [np.zeros((side, side, 3), np.uint8)]
+
+
+def _answered(names: Sequence[str], classes: Sequence[str], probabilities: npt.NDArray[np.float32]) -> pd.DataFrame:
+    """Image, predicted class and its confidence; empty and nan for rows of nan."""
     read = np.isfinite(probabilities).all(axis=1)
-    best = np.where(read, np.nan_to_num(probabilities).argmax(axis=1), 0)
-    table = pd.DataFrame(
+    best = np.nan_to_num(probabilities).argmax(axis=1)
+    return pd.DataFrame(
         {
-            "image": [image.name for image in images],
-            "predicted": np.where(read, np.array(model.classes)[best], ""),
+            "image": names,
+            "predicted": np.where(read, np.array(classes)[best], ""),
             "confidence": probabilities[np.arange(len(best)), best],
-            "likeness": likeness[:, 0],
         }
     )
-    return table, np.ascontiguousarray(features)
 
 
 def _shrunk(square: Pixels, side: int) -> Pixels:

@@ -181,10 +181,10 @@ def _mask(found: pa.ChunkedArray) -> Bad:
     return mask
 
 
-def _refuse_other_counts(counted: dict[str, pa.ChunkedArray], taken: Bad, file: Path, info: schema.DatasetInfo) -> None:
+def _refuse_other_counts(columns: dict[str, pa.ChunkedArray], taken: Bad, file: Path, info: schema.DatasetInfo) -> None:
     import pyarrow as pa
 
-    groups = pa.table(counted).filter(taken).group_by(list(_COUNTED)).aggregate([([], "count_all")]).to_pylist()
+    groups = pa.table(columns).filter(taken).group_by(list(_COUNTED)).aggregate([([], "count_all")]).to_pylist()
     there = {tuple(group[name] for name in _COUNTED): group["count_all"] for group in groups}
     told = {
         (split, domain, label): count
