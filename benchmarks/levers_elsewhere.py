@@ -116,6 +116,7 @@ def main(
     if known is not None:
         for of in preset:
             result["presets"].setdefault(of, {}).setdefault(AS_IT_IS, _known(known, of, result["data"]))
+    write_json(result, json_file)
     chosen = [(of, name) for of in preset for name in RACES[of] if not lever or name in (AS_IT_IS, *lever)]
     for number, (of, name) in product(seed, chosen):
         found = result["presets"].setdefault(of, {}).setdefault(name, {})
@@ -162,7 +163,7 @@ def _table(preset: str, levers: Mapping[str, Any], result: Mapping[str, Any]) ->
         f"`{result['command']}`. {machine_line(result['machine'])}"
     )
     header = " | ".join([f"`{preset}`", "seeds", f"{HOME}, at home", *elsewhere, "unseen", "gain", "in"])
-    return table(header, [_row(name, elsewhere, runs, plain) for name, runs in levers.items()], note)
+    return table(header, [_row(name, elsewhere, runs, plain) for name, runs in levers.items() if runs], note)
 
 
 def _row(name: str, labs: list[str], runs: Mapping[str, Any], plain: Mapping[str, Any]) -> list[str]:

@@ -26,6 +26,7 @@ from hemafast.words import counted
 
 _NOT_INPUT = ("source", "output", "strict", "max_quarantined")  # settings that do not change the result
 _FILES = ("groups", "checksums", "class_map", "labels_fix")
+_ADDED = ("labels_fix",)  # settings of later versions: not asked for, they leave older data sets as they are
 _OF_PIXELS = ("checksums", "field_of_view", "um_per_pixel", "bit_depth", "min_side")  # settings that pixels depend on
 _SMALLEST_WINDOW = 16  # px
 
@@ -258,7 +259,8 @@ def _refuse_unknown(names: Iterable[str], domains: Sequence[str], option: str) -
 
 def _settings(config: PrepareConfig) -> dict[str, Any]:
     """Settings that change the result, with files replaced by their sha256."""
-    settings = {name: value for name, value in to_plain(config).items() if name not in _NOT_INPUT}
+    plain = to_plain(config).items()
+    settings = {name: value for name, value in plain if name not in _NOT_INPUT and (value or name not in _ADDED)}
     settings["pack_sizes"] = sorted(set(settings["pack_sizes"]), reverse=True)
     files = {name: getattr(config, name) for name in _FILES}
     try:
