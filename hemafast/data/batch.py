@@ -69,7 +69,7 @@ def place(draws: Iterable[Draw], samples: Samples, shape: GraphShape, policy: Po
         if "part" in names:
             part = placed["part"] = _part_around(placed["window"], samples.edges[rows], shape.image_size)
             placed["window"] -= np.tile(part[:, :2], 2)
-        yield Placed(rows, samples.labels[rows], placed)
+        yield Placed(rows, samples.labels[rows], {name: placed[name] for name in names})
 
 
 def _with_the_window(views: Views) -> npt.NDArray[np.float32]:

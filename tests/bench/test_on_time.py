@@ -13,10 +13,10 @@ from hemafast.config import train_config
 
 
 @pytest.mark.slow
-def test_a_budget_that_is_too_short_for_more_gives_an_epoch_and_its_score(prepared, tmp_path, monkeypatch):
+def test_a_budget_gives_a_run_and_its_score(prepared, tmp_path, monkeypatch):
     monkeypatch.setattr(on_time, "MODEL", "test_resnet")
-    found = on_time.run("quick", 1, prepared.folder, seed=0, output=tmp_path)
-    assert found["epochs"] == 1
+    found = on_time.run("quick", 15, prepared.folder, seed=0, output=tmp_path)
+    assert found["epochs"] >= 1
     assert found["seconds"] > 1
     assert 0 <= found["f1_macro"] <= 1
     assert len([*tmp_path.glob("*/report.html")]) == 1

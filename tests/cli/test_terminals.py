@@ -125,7 +125,7 @@ def test_no_terminal_is_too_narrow(tmp_path, columns):
     for arguments, words in (
         (["runs", "--output", "Runs"], "Runs holds no runs"),
         (["runs", "--nothing"], "No such option: --nothing"),
-        (["predict", "nothing"], "There is no nothing"),
+        (["predict", "nothing"], "There is no run nothing"),
     ):
         said = _on_terminal(arguments, tmp_path, COLUMNS=columns, TERM="dumb")
         assert words in said

@@ -168,7 +168,7 @@ def test_a_data_set_can_be_cut_down_to_some_domains(prepared, dataset):
         whole, samples = dataset.samples(split), cut.samples(split)
         rows = np.flatnonzero(whole.domains == "Matek_19")
         assert set(samples.domains) == {"Matek_19"}
-        assert samples.paths == tuple(whole.paths[row] for row in rows)
+        assert tuple(samples.paths) == tuple(whole.paths[row] for row in rows)
         assert np.array_equal(np.asarray(samples.packed), np.asarray(whole.packed.select(rows)))
         assert cut.counts(split).sum() == len(samples) < len(whole)
 

@@ -104,7 +104,7 @@ def test_an_engine_that_cannot_open_the_graph_is_not_tried(run, monkeypatch, tmp
         asked.append(engine)
         return "it ends the process, signal 11" if asked.count(engine) > 1 else ""
 
-    monkeypatch.setattr(engines.onnx_trial, "why_not", why_not)
+    monkeypatch.setattr(engines.graph_trial, "why_not", why_not)
     assert opened(run).engine == "torch"
     assert "onnxruntime is not tried: " in caplog.text
     assert "cannot be loaded by onnxruntime (it ends the process, signal 11)" in caplog.text
