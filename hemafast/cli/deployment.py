@@ -19,6 +19,7 @@ from hemafast.config import PrepareConfig
 from hemafast.deploy.choices import Engine, Format, Layout, Method
 from hemafast.run_folder import LATEST, find_run
 
+_MODELS = (".safetensors", ".onnx", ".pt2")  # files that are no run folder
 Model = Annotated[str, typer.Argument(metavar="RUN", help="Run folder, latest, or the file of a model.")]
 Images = Annotated[list[str], typer.Argument(metavar="IMAGE...", help="Files, folders, zips, or quoted globs.")]
 
@@ -93,7 +94,7 @@ def predict(
 
 def _existing(named: Sequence[str], runs: Sequence[Path]) -> list[str]:
     """What the user names, with the folder of the latest run. Raises HemafastError if it does not exist."""
-    if not runs and not has_magic(named[0]):
+    if not runs and not has_magic(named[0]) and Path(named[0]).suffix not in _MODELS:
         find_run(named[0])  # the run comes first
     found = [str(find_run(name)) if name == LATEST else name for name in named]
     refuse_missing_paths([*found, *map(str, runs)])

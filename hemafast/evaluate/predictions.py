@@ -20,6 +20,7 @@ Probabilities = npt.NDArray[np.floating[Any]]
 
 _NAMES = ("image", "domain", "label", "predicted")
 """Columns of text: a class may have a number for a name."""
+_ANSWERS = ("image", "predicted")
 PREFIX = "p_"
 """Prefix of the columns of probabilities; the name of the class follows."""
 
@@ -50,16 +51,18 @@ def entropy(probabilities: Probabilities) -> Probabilities:
     return np.asarray(-(probabilities * logs).sum(axis=1)) + 0.0  # no -0.0
 
 
-def read_predictions(file: Path) -> tuple[pd.DataFrame, tuple[str, ...], npt.NDArray[np.float64]]:
+def read_predictions(
+    file: Path, *, labelled: bool = True
+) -> tuple[pd.DataFrame, tuple[str, ...], npt.NDArray[np.float64]]:
     """Read a table: all columns, the classes, and the probabilities (images, classes).
 
-    Raises HemafastError if `file` is not such a table.
+    Raises HemafastError if `file` is not such a table; without labels if it is not `labelled`, as `predict` writes it.
     """
     try:
         content = io.BytesIO(read_regular(file))
         table = pd.read_csv(content, keep_default_na=False, encoding="utf-8-sig", dtype=dict.fromkeys(_NAMES, str))
         classes = tuple(name.removeprefix(PREFIX) for name in table.columns if name.startswith(PREFIX))
-        _refuse_other_cells(table, classes)
+        _refuse_other_cells(table, classes, _NAMES if labelled else _ANSWERS)
         numbers = table[[f"{PREFIX}{name}" for name in classes]].replace("", np.nan).astype(np.float64).to_numpy()
         _refuse_no_shares(numbers)
         _refuse_no_shares(table["confidence"].replace("", np.nan).astype(np.float64).to_numpy())
@@ -69,14 +72,14 @@ def read_predictions(file: Path) -> tuple[pd.DataFrame, tuple[str, ...], npt.NDA
     return table, classes, numbers
 
 
-def _refuse_other_cells(table: pd.DataFrame, classes: tuple[str, ...]) -> None:
+def _refuse_other_cells(table: pd.DataFrame, classes: tuple[str, ...], names: Sequence[str]) -> None:
     """Raise ValueError for columns that are missing, images that are there twice, and classes without a column."""
-    missing = [name for name in (*_NAMES, "confidence") if name not in table.columns]
+    missing = [name for name in (*names, "confidence") if name not in table.columns]
     if missing or not classes:
         raise ValueError(f"it has no column {(*missing, f'{PREFIX}CLASS')[0]}")
     if table["image"].duplicated().any():
         raise ValueError(f"{table['image'][table['image'].duplicated()].iloc[0]!r} is there twice")
-    for name in ("label", "predicted"):
+    for name in {"label", "predicted"}.intersection(names):
         others = sorted(set(table[name]) - {*classes, *([""] if name == "predicted" else [])})
         if others:
             raise ValueError(f"column {name} has {others[0]!r}, which is no class of the table")

@@ -392,7 +392,7 @@ def test_the_command_writes_one_row_an_image(fitted, cells, tmp_path):
     result = hemafast("predict", fitted, cells, "--output", tmp_path / "new" / "out.csv")
     assert result.returncode == 0, result.stderr
     assert "3 images" in result.stdout
-    written, classes, probabilities = read_predictions(tmp_path / "new" / "out.csv")
+    written, classes, probabilities = read_predictions(tmp_path / "new" / "out.csv", labelled=False)
     table = ask(fitted, cells)
     assert list(written) == [
         "image",
@@ -442,7 +442,7 @@ def test_names_outside_ascii_are_written_in_any_locale(fitted, cells, tmp_path):
     assert done.returncode == 0, done.stderr
     data = (tmp_path / "out.csv").read_bytes()
     assert data.startswith(b"\xef\xbb\xbf")  # for Excel
-    table, _, _ = read_predictions(tmp_path / "out.csv")
+    table, _, _ = read_predictions(tmp_path / "out.csv", labelled=False)
     assert table["image"].tolist() == [str(image)]
 
 
@@ -475,7 +475,7 @@ def test_several_runs_behind_one_option_are_an_ensemble(fitted, trained, cut, ce
     result = hemafast("predict", *arguments)
     assert result.returncode == 0, result.stderr
     assert json.loads(result.stdout)["models"] == [f"{run}/best_model.safetensors" for run in (fitted, other, third)]
-    _, _, probabilities = read_predictions(tmp_path / "out.csv")
+    _, _, probabilities = read_predictions(tmp_path / "out.csv", labelled=False)
     assert np.allclose(probabilities, numbers(ask([fitted, other, third], cells)), atol=1e-6)
 
 
