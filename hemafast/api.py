@@ -95,7 +95,7 @@ def prepare(
     from hemafast.preparation.parts import parse_part
 
     if part is not None and join:
-        raise HemafastError("part and join contradict each other.", "Leave out one of them.")
+        raise HemafastError(f"part = {part} and join = True contradict each other.", "Leave out one of them.")
     where = Path(output) if output else prepared_beside(Path(source))
     config = checked(PrepareConfig, {"source": Path(source), "output": where, **settings})
     if part is not None:

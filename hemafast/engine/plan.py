@@ -17,7 +17,7 @@ from hemafast.engine.checkpoint import DRAWN_WARNING
 from hemafast.engine.distributed import World
 from hemafast.engine.machine import Choice, Machine, amp_of, choose_input, has_precision, machine_for, reading, room_of
 from hemafast.engine.trial import decide
-from hemafast.errors import HemafastError
+from hemafast.errors import HemafastError, name_some
 from hemafast.lineage import Lineage, as_lineage, fitting_lineage
 from hemafast.nvidia import uses_gpu
 from hemafast.preparation.schema import QUARANTINED
@@ -151,8 +151,8 @@ def _saved_lineage(plain: Any, classes: Sequence[str]) -> Lineage:
         lineage = as_lineage(plain)
     except ValueError as error:
         raise HemafastError(f"The checkpoint holds no tree ({cause(error)}).", "Start a new run.") from error
-    if lineage.lacks(classes):
-        raise HemafastError("The checkpoint holds a tree of other classes.", "Start a new run.")
+    if missing := lineage.lacks(classes):
+        raise HemafastError(f"The checkpoint holds a tree without {name_some(missing, 3)}.", "Start a new run.")
     return lineage
 
 

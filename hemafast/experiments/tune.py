@@ -263,6 +263,7 @@ def _ranked(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def _pictures(study: Study) -> dict[str, str]:
     """Optuna's own plots as data URLs, by what they show."""
+    from optuna.exceptions import ExperimentalWarning
     from optuna.visualization import matplotlib as plots
 
     asked = {
@@ -271,7 +272,8 @@ def _pictures(study: Study) -> dict[str, str]:
         "How much each setting matters": plots.plot_param_importances,
     }
     with _no_display(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Optuna calls these plots experimental
+        warnings.simplefilter("ignore", ExperimentalWarning)
+        warnings.simplefilter("ignore", UserWarning)  # of matplotlib, about axes on which all trials have one value
         return {title: _drawn(plot(study)) for title, plot in asked.items()}
 
 

@@ -83,7 +83,7 @@ def read_prepared_cells(model: Model, dataset: Dataset, *, labelled: bool, progr
         raise HemafastError(
             f"{dataset.folder} is the data set that {model.file} was trained on.", "Name images of another laboratory."
         )
-    rows, samples = dataset.images(TRAIN), dataset.samples(TRAIN, model.card.image_size)
+    rows, samples = dataset.images(TRAIN, "group"), dataset.samples(TRAIN, model.card.image_size)
     chosen = _drawn(np.zeros(len(samples), dtype=bool)) if not labelled else np.arange(len(samples))
     rows = rows.iloc[chosen]
     return Cells(
@@ -182,7 +182,7 @@ def refuse_own_images(cells: Cells, dataset: Dataset | None) -> None:
             len(cells.labelled),
         )
         return
-    known = set(dataset.images(TRAIN, "sha256")["sha256"])
+    known = set(dataset.images(TRAIN)["sha256"])
     read = zip(cells.labelled, read_images([cells.images[row] for row in cells.labelled]), strict=True)
     same = [
         cells.names[row] for row, data in read if isinstance(data, bytes) and hashlib.sha256(data).hexdigest() in known

@@ -80,7 +80,7 @@ def test_a_checkpoint_with_something_else_for_a_tree_is_refused(settings):
     state = build_run(settle(config, World()), World()).state_dict()
     with pytest.raises(HemafastError, match="The checkpoint holds no tree"):
         settle(config, World(), state | {"lineage": {"lineages": 3}})
-    with pytest.raises(HemafastError, match="a tree of other classes"):
+    with pytest.raises(HemafastError, match="a tree without basophil"):
         settle(config, World(), state | {"lineage": {"lineages": {"one": ["cat"]}}})
     assert settle(config, World(), state | {"lineage": None}).lineage == packaged_lineage()
 

@@ -49,8 +49,8 @@ def test_a_run_folder_holds_settings_machine_logs_and_both_checkpoints(settings,
     assert [event.value for event in events.Scalars("train/loss")] == pytest.approx(column(rows, "train", "loss"))
     assert len(events.Images("confusion")) == 2
     log = (folder / "train.log").read_text(encoding="utf-8")
-    images = " and ".join(f"{dataset.counts(split).sum()} {name}" for split, name in SPLITS.items())
-    assert f"{images} images of Acevedo_20, Matek_19" in log
+    images = " and ".join(f"{dataset.counts(split).sum()} {name} images" for split, name in SPLITS.items())
+    assert f"{images} of Acevedo_20, Matek_19" in log
     assert "epoch 2/2" in log
 
 

@@ -132,7 +132,7 @@ def test_data_with_fewer_classes_in_another_order_is_scored_as_it_is(run, prepar
 def test_data_with_other_names_is_refused_with_a_command_that_works(run, prepared, tmp_path):
     named = {"promyelocyte": "Neutrophil", "monocyte": "mono"}
     data = other(prepared, tmp_path / "other", classes="from-data", class_map=named)
-    with pytest.raises(HemafastError, match="images, probably neutrophil_banded and neutrophil_segmented") as refused:
+    with pytest.raises(HemafastError, match="image, probably neutrophil_banded and neutrophil_segmented") as refused:
         evaluate_run(run, data=data)
     assert not (run / "metrics.json").exists()
     remedy = refused.value.remedy
