@@ -114,7 +114,7 @@ def _no_wait_for_the_disk() -> Iterator[None]:
 
 @pytest.fixture(autouse=True, scope="session")
 def _compared() -> Iterator[None]:
-    """No network is compared in two layouts, which takes a process each: tests/engine/test_layout_trial.py does that."""
+    """No network is compared in two layouts, which takes a process each: test_layout_trial.py does that."""
     with pytest.MonkeyPatch.context() as change:
         change.setattr(layout, "compare", lambda *_: layout.Comparison(frozenset()))
         yield
