@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from hemafast.evaluate.folds import folds_apart
 from hemafast.evaluate.intervals import Weights, resample, with_intervals
 from hemafast.evaluate.metrics import Labels, confusions, count_scores
 
@@ -39,8 +40,8 @@ def probe(features: Features, labels: Sequence[str], groups: Sequence[str], seed
     """
     drawn = np.sort(np.random.default_rng(seed).permutation(len(labels))[:MOST])
     names, places = np.unique(np.array(labels)[drawn], return_inverse=True)
-    features, kept = features[drawn], np.array(groups)[drawn]
-    folds = list(_folds(places, kept, seed))
+    features, kept = features[drawn], np.array(groups)[drawn].tolist()
+    folds = list(folds_apart(places, kept, _FOLDS, seed))
     if len(names) < 2 or not folds:
         return None
     return {
@@ -50,19 +51,6 @@ def probe(features: Features, labels: Sequence[str], groups: Sequence[str], seed
         "knn": _scored(places, _held_out(_neighbours, features, places, folds), len(names)),
         "linear": _scored(places, _held_out(_linear, features, places, folds), len(names)),
     }
-
-
-def _folds(labels: Labels, groups: npt.NDArray[np.str_], seed: int) -> Iterator[tuple[Labels, Labels]]:
-    from sklearn.model_selection import StratifiedGroupKFold
-
-    most = max((len(np.unique(groups[labels == label])) for label in np.unique(labels)), default=0)
-    number = min(_FOLDS, most)
-    if number < 2:
-        return
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # of classes with fewer cells than folds
-        splits = StratifiedGroupKFold(number, shuffle=True, random_state=seed).split(labels, labels, groups)
-        yield from ((fitted, left) for fitted, left in splits if len(np.unique(labels[fitted])) > 1 and len(left))
 
 
 def _held_out(answer: Any, features: Features, labels: Labels, folds: Sequence[tuple[Labels, Labels]]) -> Labels:

@@ -28,6 +28,7 @@ from hemafast.data.samples import Samples
 from hemafast.deploy.model import open_model
 from hemafast.engine.machine import Machine, choose_machine, tune_allocator
 from hemafast.errors import HemafastError
+from hemafast.evaluate.folds import folds_apart
 from hemafast.evaluate.metrics import Labels
 from hemafast.evaluate.suspects import label_quality
 from hemafast.files import csv_bytes, make_folder, write_bytes, write_text, writing
@@ -158,21 +159,15 @@ def cross_validated(
     Returns:
         Probabilities (images, classes), and which images were judged (images,): not those of a class in one group only.
     """
-    from sklearn.model_selection import StratifiedGroupKFold
-
     named = np.array(groups)
     judged = np.isin(labels, [label for label in np.unique(labels) if len(np.unique(named[labels == label])) > 1])
     probabilities = np.zeros((len(labels), classes))
-    folds = min(_FOLDS, len(np.unique(named[judged])))
-    if len(np.unique(labels[judged])) < 2 or folds < 2:
+    if len(np.unique(labels[judged])) < 2:
         return probabilities, np.zeros(len(labels), dtype=bool)
     places, low = np.flatnonzero(judged), _along_axes(features)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # of classes with fewer groups than folds
-        splits = StratifiedGroupKFold(folds, shuffle=True, random_state=0)
-        for fitted, left in splits.split(places, labels[places], named[places]):
-            known, found = _answers(low[places[fitted]], labels[places[fitted]], low[places[left]])
-            probabilities[np.ix_(places[left], known)] = found
+    for fitted, left in folds_apart(labels[places], named[places].tolist(), _FOLDS):
+        known, found = _answers(low[places[fitted]], labels[places[fitted]], low[places[left]])
+        probabilities[np.ix_(places[left], known)] = found
     return probabilities, judged
 
 

@@ -9,11 +9,13 @@ layer, so the mixture of all choices is an ordinary one.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+
+from hemafast.evaluate.folds import folds_apart
 
 Matrix = npt.NDArray[np.float64]
 Labels = npt.NDArray[np.int64]
@@ -103,7 +105,7 @@ def fit_head(features: Matrix, labels: Labels, groups: Sequence[str], old: Layer
     """
     axes, keeps, names = _Axes.of(seen), _keeps(labels, old), np.array(groups)
     layer, trust = _fitted(axes, features, labels, groups, old, keeps)
-    folds = [*_folds(labels, groups, _FOLDS)]
+    folds = [*folds_apart(labels, groups, _FOLDS)]
     if not folds:
         return Fitted(layer, trust, None)
     held_out = np.zeros((len(labels), len(old.bias)))
@@ -137,7 +139,7 @@ def _weigh(
     low: Matrix, features: Matrix, labels: Labels, groups: Sequence[str], old: Layer, keeps: bool
 ) -> dict[Choice, float]:
     """The weight of each choice: its likelihood of held-out labels, where each class counts the same."""
-    folds, before = [*_folds(labels, groups, _INNER_FOLDS)], old(features)
+    folds, before = [*folds_apart(labels, groups, _INNER_FOLDS)], old(features)
     if not folds:
         return {FEW: 1.0}
     losses: dict[Choice, float] = {}
@@ -157,22 +159,6 @@ def _loss(logits: Matrix, labels: Labels) -> float:
 
     of_label = log_softmax(logits, axis=1)[np.arange(len(labels)), labels]
     return -float(np.mean([of_label[labels == label].mean() for label in np.unique(labels)]))
-
-
-def _folds(labels: Labels, groups: Sequence[str], most: int) -> Iterator[tuple[Labels, Labels]]:
-    """Places to fit on and to hold out; none if no class has two groups."""
-    from sklearn.model_selection import StratifiedGroupKFold
-
-    places = {
-        label: {group for group, own in zip(groups, labels, strict=True) if own == label} for label in set(labels)
-    }
-    number = min(most, max(map(len, places.values())), len(set(groups)))
-    if number < 2:
-        return
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # of classes with fewer cells than folds
-        splits = StratifiedGroupKFold(number, shuffle=True, random_state=0).split(labels, labels, groups)
-        yield from ((fitted, left) for fitted, left in splits if len(np.unique(labels[fitted])) > 1 and len(left))
 
 
 def _fit(features: Matrix, labels: Labels, classes: int, smoothness: float) -> Layer:

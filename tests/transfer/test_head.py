@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from hemafast.transfer.head import FEW, Layer, _folds, fit_head, with_new_classes
+from hemafast.evaluate.folds import folds_apart
+from hemafast.transfer.head import FEW, Layer, fit_head, with_new_classes
 
 CLASSES, AXES = 4, 12
 
@@ -73,7 +74,7 @@ def test_labels_of_one_class_change_nothing_but_trust(cells):
 def test_no_patient_is_on_both_sides_of_a_fold(cells):
     _, labels, groups, _ = cells
     names, held = np.array(groups), []
-    for fitted, left in _folds(labels, groups, 4):
+    for fitted, left in folds_apart(labels, groups, 4):
         assert not set(names[fitted]) & set(names[left])
         held += left.tolist()
     assert sorted(held) == list(range(80))
