@@ -75,7 +75,7 @@ def _of_folders(names: Sequence[str], classes: Sequence[str]) -> Told:
     places = layout.places
     if not any(place.label for place in places):
         remedy = "Put images into a folder per class, as basophil/BA_1.jpg, or name a table with --labels."
-        raise HemafastError(f"None of the {counted(len(names), 'image')} is in a class folder, as {names[0]}.", remedy)
+        raise HemafastError(f"None of {counted(len(names), 'image')} is in a class folder, as {names[0]}.", remedy)
     groups = [one.group or name for one, name in zip(places, names, strict=True)]
     return Told([one.label for one in places], groups, [one.domain for one in places])
 

@@ -46,7 +46,7 @@ def select_images(images: pd.DataFrame, config: PrepareConfig) -> tuple[pd.DataF
     refuse_excess(manifest, config)
     if schema.accepted(manifest).empty:
         why = _described(schema.quarantined(manifest))
-        problem = f"None of the {counted(len(manifest), 'image')} in {config.source} can be used: {why}."
+        problem = f"None of {counted(len(manifest), 'image')} in {config.source} can be used: {why}."
         raise HemafastError(problem, "Repair or replace them.")
     notes = (*_take_ready(manifest, config), *_draw_rest(manifest, config))
     _refuse_empty(manifest, config)

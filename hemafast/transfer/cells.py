@@ -163,7 +163,7 @@ def _tell(errors: Mapping[int, str], images: Sequence[Image]) -> None:
     first = f"{images[row].name}: {error}"
     if len(errors) == len(images):
         raise HemafastError(
-            f"None of the {counted(len(images), 'image')} can be read; the first is {first}.", "Name other images."
+            f"None of {counted(len(images), 'image')} can be read; the first is {first}.", "Name other images."
         )
     logger.warning("%d of %d images cannot be read and are left out; the first is %s", len(errors), len(images), first)
 

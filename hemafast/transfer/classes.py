@@ -54,7 +54,7 @@ def place_labels(
                 f"Label more, or say what it is with --class-map {name}=CLASS; {name}= leaves it out.",
             )
     if not counts:
-        raise HemafastError(f"None of the {counted(len(labels), 'image')} has a label.", "Fill in labels.")
+        raise HemafastError(f"None of {counted(len(labels), 'image')} has a label.", "Fill in labels.")
     places = {name: place for place, name in enumerate((*classes, *new))}
     found = [places[meant[label]] if label and meant[label] else -1 for label in labels]
     return np.array(found, dtype=np.int64), tuple(new)

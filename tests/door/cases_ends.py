@@ -93,7 +93,7 @@ def nothing_but_damaged_images(room):
         {f"{label}/{number}.jpg": b"\xff\xd8\xff\xe0cut" for label in ("basophil", "monocyte") for number in range(3)},
         "Lab",
     )
-    return Refused(("None of the 6 images", "6 damaged", "basophil/0.jpg", "Repair or replace"))
+    return Refused(("None of 6 images", "6 damaged", "basophil/0.jpg", "Repair or replace"))
 
 
 @refused
@@ -117,7 +117,7 @@ def the_same_picture_in_two_classes_only(room):
         {f"{label}/{number}.png": picture(900 + number) for label in ("basophil", "monocyte") for number in range(3)},
         "Lab",
     )
-    return Refused(("None of the 6 images", "6 contradiction", "the same picture is"))
+    return Refused(("None of 6 images", "6 contradiction", "the same picture is"))
 
 
 @refused

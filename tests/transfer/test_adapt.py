@@ -266,12 +266,12 @@ def test_what_cannot_be_adapted_is_named(scored, laboratory, unlabelled, prepare
     refused("There is no nowhere", scored, "nowhere", **to)
     own = str(prepared.folder.parent / "Acevedo_20.zip")
     refused("are among those that the model was trained on", scored, own, labels="own", **to)
-    refused("None of the 2 images has a label", scored, [draw(1), draw(2)], labels=["", ""], **to)
+    refused("None of 2 images has a label", scored, [draw(1), draw(2)], labels=["", ""], **to)
     refused("1 label for 2 images", scored, [draw(1), draw(2)], labels=["x"], **to)
     refused("is in a class folder", scored, [draw(1), draw(2)], labels="own", **to)
     broken = tmp_path / "broken.png"
     broken.write_bytes(b"no image")
-    refused("None of the 1 images can be read", scored, str(broken), **to)
+    refused("None of 1 image can be read", scored, str(broken), **to)
     assert not (tmp_path / "runs").exists()
 
 

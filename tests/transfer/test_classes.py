@@ -36,5 +36,5 @@ def test_a_name_that_probably_means_a_class_of_the_model_is_asked_for():
 
 @pytest.mark.parametrize("labels", [["", ""], ["x", "x"]])
 def test_no_label_at_all_is_an_error(labels):
-    with pytest.raises(HemafastError, match="None of the 2 images has a label"):
+    with pytest.raises(HemafastError, match="None of 2 images has a label"):
         place_labels(labels, CLASSES, {"x": ""})
