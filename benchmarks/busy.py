@@ -197,8 +197,9 @@ def tables(results: Any) -> dict[str, str]:
     situations = list(result["settings"][AS_IT_IS])
     rows = [[name, *(_cell(rates[one]) for one in situations)] for name, rates in result["settings"].items()]
     note = (
-        f"`python benchmarks/busy.py`: the training step of `--preset fast`, images per second (median and range of "
-        f"{result['rounds']} rounds), and the median share of the fair rate. Quota: a control group of {QUOTA:g} cores."
+        f"`python benchmarks/busy.py --rounds {result['rounds']}`: the training step of `--preset fast`, images per "
+        "second (median and range of the rounds), and the median share of the fair rate. Quota: a control group of "
+        f"{QUOTA:g} cores."
     )
     lines = [note, machine_line(result["machine"])]
     if result["no_quota"]:

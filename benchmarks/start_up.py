@@ -78,8 +78,8 @@ def tables(results: Any) -> dict[str, str]:
     names = list(result["seconds"]["warm"])
     rows = [[name, *(ranged(parts[name]) for parts in result["seconds"].values())] for name in names]
     note = (
-        f"`python benchmarks/start_up.py`: seconds of `hemafast train --preset {result['preset']}` from the command to "
-        "the first step: median, and range."
+        f"`python benchmarks/start_up.py --runs {result['runs']}`: seconds of `hemafast train --preset "
+        f"{result['preset']}` from the command to the first step: median, and range."
     )
     return {"start_up": table(f"part | {' | '.join(result['seconds'])}", rows, note, machine_line(result["machine"]))}
 
