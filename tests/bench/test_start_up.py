@@ -24,7 +24,7 @@ def test_what_the_log_tells_is_read_back():
 
 def test_the_table_has_a_row_for_each_part():
     parts = {"imports": spread([1.0, 2.0]), "in all": spread([3.0, 4.0]), "CPU seconds": spread([5.0, 6.0])}
-    result = {"machine": MACHINE, "preset": "fast", "seconds": {"warm": parts, "installed anew": parts}}
+    result = {"machine": MACHINE, "preset": "fast", "runs": 2, "seconds": {"warm": parts, "installed anew": parts}}
     lines = start_up.tables({"start_up": result})["start_up"].splitlines()
     assert lines[0] == "| part | warm | installed anew |"
     assert [line.split("|")[1].strip() for line in lines[2:5]] == ["imports", "in all", "CPU seconds"]
