@@ -164,10 +164,16 @@ def csv_text(table: pd.DataFrame, separator: str = ",", *, header: bool = True) 
 
 def refuse_table_name(file: Path) -> None:
     """Raise HemafastError if `write_table` cannot write `file`: a folder, or a suffix that is not in `TABLES`."""
+    refuse_name(file, TABLES, "table.csv")
+
+
+def refuse_name(file: Path, suffixes: Sequence[str], usual: str) -> None:
+    """Raise HemafastError if `file` is a folder, or ends in none of `suffixes`; `usual` is a name that would do."""
     if file.is_dir():
         raise HemafastError(f"{file} is a folder.", "Name a file with --output.")
-    if file.suffix.lower() not in TABLES:
-        raise HemafastError(f"{file} ends in none of {', '.join(TABLES)}.", f"Name it {file.stem or 'table'}.csv.")
+    if file.suffix.lower() not in suffixes:
+        stem, _, suffix = usual.rpartition(".")
+        raise HemafastError(f"{file} ends in none of {', '.join(suffixes)}.", f"Name it {file.stem or stem}.{suffix}.")
 
 
 def write_table(file: Path, table: pd.DataFrame) -> None:

@@ -19,10 +19,9 @@ from hemafast.deploy.labels import Told
 from hemafast.deploy.model import Model
 from hemafast.deploy.plan import Options, plan_for
 from hemafast.deploy.predict import inferred
-from hemafast.errors import HemafastError
-from hemafast.files import write_whole
+from hemafast.evaluate.predictions import prediction_table
+from hemafast.files import refuse_name, write_whole
 from hemafast.preparation.images.image_checks import Pixels
-from hemafast.preparation.sources.names import fold
 from hemafast.progress import SILENT, Progress, stage
 from hemafast.words import counted
 
@@ -64,14 +63,6 @@ class Embeddings:
         return replace(self, table=table)
 
 
-def named_as(classes: Sequence[str], labels: Sequence[str], class_map: Mapping[str, str]) -> list[str]:
-    """Labels under the names of `classes`, in any case, after the class map; others stay as they are."""
-    known = {fold(name): name for name in classes}
-    mapped = {fold(old): new for old, new in class_map.items()}
-    meant = [mapped.get(fold(label), label) for label in labels]
-    return [known.get(fold(name), name) for name in meant]
-
-
 def embed_images(
     model: Model, images: Sequence[Image], options: Options | None = None, *, tile: int = 0, progress: Progress = SILENT
 ) -> Embeddings:
@@ -92,7 +83,7 @@ def embed_images(
     plan = plan_for([model], images, options)
     (group,) = plan.groups
     graph = EvalGraph(model.card, model.machine, options.batch_size)
-    columns = len(model.classes) + 1 + model.network.features(graph(_black(group.size))).shape[1]
+    columns = len(model.classes) + 1 + model.features(graph(_black(group.size))).shape[1]
     tiles = np.zeros((len(plan.images), tile, tile, 3), np.uint8)
     shrunk: list[list[Pixels]] = []  # of batches that were computed, and whose rows are not known yet
 
@@ -112,27 +103,14 @@ def embed_images(
     _warn(errors, names)
     every = np.concatenate(found)
     probabilities, likeness, features = np.split(every, [len(model.classes), len(model.classes) + 1], axis=1)
-    table = _answered(names, model.classes, probabilities)
-    table["likeness"] = likeness[:, 0]
-    table.insert(1, "error", [errors.get(row, "") for row in range(len(names))])
+    said = {"image": names, "error": [errors.get(row, "") for row in range(len(names))]}
+    table = prediction_table(model.classes, probabilities, said)[[*said, "predicted", "confidence"]]
+    table = table.assign(likeness=likeness[:, 0])
     return Embeddings(table, np.ascontiguousarray(features), tiles)
 
 
 def _black(side: int) -> list[Pixels]:
     return [np.zeros((side, side, 3), np.uint8)]
-
-
-def _answered(names: Sequence[str], classes: Sequence[str], probabilities: npt.NDArray[np.float32]) -> pd.DataFrame:
-    """Image, predicted class and its confidence; empty and nan for rows of nan."""
-    read = np.isfinite(probabilities).all(axis=1)
-    best = np.nan_to_num(probabilities).argmax(axis=1)
-    return pd.DataFrame(
-        {
-            "image": names,
-            "predicted": np.where(read, np.array(classes)[best], ""),
-            "confidence": probabilities[np.arange(len(best)), best],
-        }
-    )
 
 
 def _shrunk(square: Pixels, side: int) -> Pixels:
@@ -150,12 +128,7 @@ def _warn(errors: Mapping[int, str], names: Sequence[str]) -> None:
 
 def refuse_embeddings_name(file: Path) -> None:
     """Raise HemafastError if `write_embeddings` cannot write `file`: a folder, or a suffix that is not in `FORMATS`."""
-    if file.is_dir():
-        raise HemafastError(f"{file} is a folder.", "Name a file with --output.")
-    if file.suffix.lower() not in FORMATS:
-        raise HemafastError(
-            f"{file} ends in none of {', '.join(FORMATS)}.", f"Name it {file.stem or 'embeddings'}.parquet."
-        )
+    refuse_name(file, FORMATS, "embeddings.parquet")
 
 
 def write_embeddings(file: Path, embeddings: Embeddings) -> None:

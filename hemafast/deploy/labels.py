@@ -69,6 +69,14 @@ def read_told(
     return told._replace(groups=[table.values.get(name, own) for name, own in zip(names, told.groups, strict=True)])
 
 
+def named_as(classes: Sequence[str], labels: Sequence[str], class_map: Mapping[str, str]) -> list[str]:
+    """Labels under the names of `classes`, in any case, after the class map; others stay as they are."""
+    known = {fold(name): name for name in classes}
+    mapped = {fold(old): new for old, new in class_map.items()}
+    meant = [mapped.get(fold(label), label) for label in labels]
+    return [known.get(fold(name), name) for name in meant]
+
+
 def _of_folders(names: Sequence[str], classes: Sequence[str]) -> Told:
     known = {fold(name) for name in classes}
     layout = read_layout(names, lambda name: is_known(name) or fold(name) in known, resplit=True, labelled=False)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
@@ -103,11 +103,7 @@ def _part(text: str, values: str) -> Range | Choice:
 
 
 def _with(config: TrainConfig, values: Mapping[str, Any]) -> TrainConfig:
-    return checked(TrainConfig, {**dict(_settings(config)), **values})
-
-
-def _settings(config: TrainConfig) -> Iterator[tuple[str, Any]]:
-    return ((one.name, getattr(config, one.name)) for one in fields(config))
+    return checked(TrainConfig, {**{one.name: getattr(config, one.name) for one in fields(config)}, **values})
 
 
 def _extremes(config: TrainConfig, name: str, part: Range | Choice) -> tuple[Any, ...]:

@@ -9,17 +9,16 @@ from typing import Any
 
 import numpy as np
 
-from hemafast.deploy.embed import Embeddings, embed_images, named_as, refuse_embeddings_name, write_embeddings
+from hemafast.deploy.embed import Embeddings, embed_images, refuse_embeddings_name, write_embeddings
 from hemafast.deploy.inputs import Images, list_inputs
-from hemafast.deploy.labels import Given, read_told
+from hemafast.deploy.labels import Given, named_as, read_told
 from hemafast.deploy.model import open_model
 from hemafast.deploy.plan import Options
-from hemafast.errors import require
 from hemafast.evaluate.probe import probe
 from hemafast.files import make_folder, writing
 from hemafast.preparation.tables.lists import read_class_map
 from hemafast.progress import SILENT, Progress, stage
-from hemafast.report.map import EXTRA, plane_of, tile_side, write_map
+from hemafast.report.map import plane_of, require_umap, tile_side, write_map
 
 _PROBES = {"knn": "nearest neighbours", "linear": "linear probe"}
 
@@ -108,7 +107,7 @@ def embed_to(
     """
     refuse_embeddings_name(output)
     if page is not None:
-        require(EXTRA, "umap")
+        require_umap()
     class_map = read_class_map(named.class_map or {})
     model = open_model(folder, device=options.device, amp=options.amp)
     listed = list_inputs(images)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,6 @@ from hemafast.pages import render
 from hemafast.pictures import data_address
 from hemafast.progress import SILENT, Progress, stage
 
-EXTRA = "map"
-"""What pip calls the packages that a map needs."""
 FEWEST = 10
 """Cells that a map needs."""
 _AXES = 50  # principal axes that UMAP sees: more take time and change little
@@ -33,12 +32,19 @@ def tile_side(cells: int) -> int:
     return 96 if cells <= 2000 else 64 if cells <= 10_000 else 40
 
 
+def require_umap() -> None:
+    """Import umap. Raises HemafastError if it is not installed."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ImportWarning)  # of umap, about a part that needs Tensorflow
+        require("map", "umap")
+
+
 def plane_of(features: npt.NDArray[np.float32], seed: int = 0, progress: Progress = SILENT) -> npt.NDArray[np.float32]:
     """Features (n, d) in two dimensions, (n, 2), by UMAP (McInnes et al. 2018, arXiv 1802.03426) on their directions.
 
     Raises HemafastError if there are fewer than FEWEST, or without umap-learn.
     """
-    require(EXTRA, "umap")
+    require_umap()
     if len(features) < FEWEST:
         raise HemafastError(f"A map needs {FEWEST} images, and {len(features)} could be read.", "Leave out --map.")
     import umap

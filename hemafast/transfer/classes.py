@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from hemafast.deploy.labels import named_as
 from hemafast.errors import HemafastError, name_some
 from hemafast.preparation.sources.class_names import suggestion_for
 from hemafast.preparation.sources.names import fold
@@ -42,7 +43,8 @@ def place_labels(
     """
     known = {fold(name): name for name in classes}
     mapped = {fold(old): new for old, new in class_map.items()}
-    meant = {label: _meant(label, mapped, known) for label in set(labels) - {""}}
+    given = list(set(labels) - {""})
+    meant = dict(zip(given, named_as(classes, given, class_map), strict=True))
     counts = Counter(meant[label] for label in labels if label and meant[label])
     new = sorted(name for name in counts if fold(name) not in known)
     _refuse_likely(new, classes, mapped)
@@ -58,12 +60,6 @@ def place_labels(
     places = {name: place for place, name in enumerate((*classes, *new))}
     found = [places[meant[label]] if label and meant[label] else -1 for label in labels]
     return np.array(found, dtype=np.int64), tuple(new)
-
-
-def _meant(label: str, mapped: Mapping[str, str], known: Mapping[str, str]) -> str:
-    """The class of a label, "" if it is left out; a name that is not known stays as it is."""
-    name = mapped.get(fold(label), label)
-    return known.get(fold(name), name)
 
 
 def _refuse_likely(new: Sequence[str], classes: Sequence[str], mapped: Mapping[str, str]) -> None:
