@@ -31,7 +31,8 @@ from hemafast.run_folder import BEST, CALIBRATION
 DRAWN_WARNING = "THE DATA IS DRAWN, NOT PHOTOGRAPHED: no score on it says anything about real blood"
 
 _FORMAT = "hemafast-2"
-_DIGEST = "xxh3_128"  # of the weights, in the metadata of a model file
+DIGEST = "xxh3_128"
+"""The entry of the metadata of a file of tensors that holds their `digest_of`."""
 _CHANNELS = 3
 Shapes = Mapping[str, tuple[int, ...]]
 """Shapes of tensors by name."""
@@ -172,7 +173,7 @@ def model_bytes(model: Classifier, card: ModelCard) -> bytes:
     """Weights and card, as the content of a model file."""
     tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
     metadata = {"format": "pt", "card": json.dumps(asdict(card)), "mean": str(model.mean), "std": str(model.std)}
-    metadata |= {"standardize": json.dumps(model.standardize), _DIGEST: _digest(tensors)}
+    metadata |= {"standardize": json.dumps(model.standardize), DIGEST: digest_of(tensors)}
     return save_tensors(tensors, metadata)
 
 
@@ -221,7 +222,7 @@ def load_best(file: Path) -> tuple[Classifier, ModelCard]:
         model.standardize = metadata.get("standardize") == "true"  # older files have none
         model.quarter_turns = card.quarter_turns
         model.load_state_dict(tensors := _read_tensors(file))
-        if metadata.get(_DIGEST, found := _digest(tensors)) != found:  # older files have none
+        if metadata.get(DIGEST, found := digest_of(tensors)) != found:  # older files have none
             raise ValueError("its weights were overwritten")
         model.normalise_by(*(_constants(metadata[name]) for name in ("mean", "std")))
     except (SafetensorError, OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
@@ -285,7 +286,7 @@ def _read_tensors(file: Path) -> dict[str, torch.Tensor]:
         return {name: content.get_tensor(name) for name in content.keys()}  # noqa: SIM118 - not a dict
 
 
-def _digest(tensors: dict[str, torch.Tensor]) -> str:
+def digest_of(tensors: dict[str, torch.Tensor]) -> str:
     """XXH3 (128 bits) over the bytes of contiguous tensors, in the order of their names."""
     digest = xxhash.xxh3_128()
     for name in sorted(tensors):

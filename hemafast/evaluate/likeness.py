@@ -20,7 +20,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from hemafast.engine.checkpoint import ModelCard
+from hemafast.engine.checkpoint import DIGEST, ModelCard, digest_of
 from hemafast.errors import HemafastError
 from hemafast.evaluate.intervals import wilson
 from hemafast.files import write_tensors
@@ -269,7 +269,7 @@ def save_likeness(file: Path, card: ModelCard, likeness: Likeness | None) -> Non
         beside.unlink(missing_ok=True)
         return
     tensors = {one.name: getattr(likeness, one.name).contiguous().cpu() for one in fields(likeness)}
-    write_tensors(beside, tensors, _identity(card))
+    write_tensors(beside, tensors, _identity(card) | {DIGEST: digest_of(tensors)})
 
 
 def load_likeness(file: Path, card: ModelCard) -> Likeness | None:
@@ -284,8 +284,10 @@ def load_likeness(file: Path, card: ModelCard) -> Likeness | None:
         refuse_special(beside)
         with safe_open(beside, framework="pt") as content:
             identity = content.metadata() or {}
-            tensors = [content.get_tensor(one.name) for one in fields(Likeness)]
-        _refuse_shapes(*tensors)
+            tensors = {one.name: content.get_tensor(one.name) for one in fields(Likeness)}
+        _refuse_shapes(tensors)
+        if identity.pop(DIGEST, found := digest_of(tensors)) != found:  # older files have none
+            raise ValueError("its numbers were overwritten")
     except (SafetensorError, OSError, ValueError, RuntimeError) as error:
         said = " ".join(str(error).split())[:200]
         raise HemafastError(
@@ -294,15 +296,15 @@ def load_likeness(file: Path, card: ModelCard) -> Likeness | None:
     if identity != _identity(card):
         logger.warning("%s ignored: it belongs to other weights than %s. `hemafast evaluate` renews it.", beside, file)
         return None
-    return Likeness(*tensors)
+    return Likeness(**tensors)
 
 
 def _identity(card: ModelCard) -> dict[str, str]:
     return {"format": "pt", "epoch": str(card.epoch), "data_fingerprint": card.data_fingerprint}
 
 
-def _refuse_shapes(centre: Tensor, whitening: Tensor, colours: Tensor, features: Tensor, home: Tensor) -> None:
-    tensors = {"centre": centre, "whitening": whitening, "colours": colours, "features": features, "home": home}
+def _refuse_shapes(tensors: Mapping[str, Tensor]) -> None:
+    features, home = tensors["features"], tensors["home"]
     (kept, width), images = (features.shape if features.ndim == 2 else (0, 0)), home.shape[-1] if home.ndim else 0
     shapes = [(_COLOURS,), (_COLOURS, _COLOURS), (kept, _COLOURS), (kept, width), (len(PARTS), images)]
     for (name, tensor), shape in zip(tensors.items(), shapes, strict=True):

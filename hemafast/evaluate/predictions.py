@@ -56,20 +56,20 @@ def read_predictions(
 ) -> tuple[pd.DataFrame, tuple[str, ...], npt.NDArray[np.float64]]:
     """Read a table: all columns, the classes, and the probabilities (images, classes).
 
-    Raises HemafastError if `file` is not such a table; without labels if it is not `labelled`, as `predict` writes it.
+    Raises HemafastError if `file` is not such a table. One that is not `labelled`, as `predict` writes it, may have
+    images without an answer: an empty class, and nan.
     """
     try:
         content = io.BytesIO(read_regular(file))
         table = pd.read_csv(content, keep_default_na=False, encoding="utf-8-sig", dtype=dict.fromkeys(_NAMES, str))
         classes = tuple(name.removeprefix(PREFIX) for name in table.columns if name.startswith(PREFIX))
         _refuse_other_cells(table, classes, _NAMES if labelled else _ANSWERS)
-        numbers = table[[f"{PREFIX}{name}" for name in classes]].replace("", np.nan).astype(np.float64).to_numpy()
-        _refuse_no_shares(numbers)
-        _refuse_no_shares(table["confidence"].replace("", np.nan).astype(np.float64).to_numpy())
+        shares = table[["confidence", *(f"{PREFIX}{name}" for name in classes)]].replace("", np.nan).astype(np.float64)
+        _refuse_no_shares(shares.to_numpy(), gaps=not labelled)
     except (OSError, ValueError) as error:
         said = " ".join(cause(error).split())[:200]
         raise HemafastError(f"{file} cannot be read ({said}).", "Run `hemafast evaluate` again.") from error
-    return table, classes, numbers
+    return table.assign(confidence=shares["confidence"]), classes, shares.iloc[:, 1:].to_numpy()
 
 
 def _refuse_other_cells(table: pd.DataFrame, classes: tuple[str, ...], names: Sequence[str]) -> None:
@@ -80,13 +80,13 @@ def _refuse_other_cells(table: pd.DataFrame, classes: tuple[str, ...], names: Se
     if table["image"].duplicated().any():
         raise ValueError(f"{table['image'][table['image'].duplicated()].iloc[0]!r} is there twice")
     for name in {"label", "predicted"}.intersection(names):
-        others = sorted(set(table[name]) - {*classes, *([""] if name == "predicted" else [])})
+        others = sorted(set(table[name]) - {*classes, *([] if "label" in names else [""])})
         if others:
             raise ValueError(f"column {name} has {others[0]!r}, which is no class of the table")
 
 
-def _refuse_no_shares(values: Probabilities) -> None:
-    """Raise ValueError unless all numbers are between 0 and 1; nan where there is no answer."""
-    wrong = values[~(np.isnan(values) | ((values >= 0) & (values <= 1)))]
+def _refuse_no_shares(values: Probabilities, *, gaps: bool) -> None:
+    """Raise ValueError unless all numbers are between 0 and 1, or, with `gaps`, nan where there is no answer."""
+    wrong = values[~((gaps & np.isnan(values)) | ((values >= 0) & (values <= 1)))]
     if len(wrong):
         raise ValueError(f"{wrong[0]:g} is no probability")

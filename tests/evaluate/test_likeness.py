@@ -221,6 +221,19 @@ def damage(file, **changes):
     save_file({name: tensor for name, tensor in tensors.items() if tensor is not None}, file, identity)
 
 
+def overwrite(file, place, content):
+    """Other numbers that are as good as those that were there."""
+    data = bytearray(file.read_bytes())
+    data[place : place + len(content)] = content
+    file.write_bytes(data)
+
+
+def test_a_likeness_of_an_earlier_version_has_no_digest(stored, home):
+    damage(stored.with_name("likeness.safetensors"))
+    images = cells(50, 7)[:2]
+    assert torch.equal(load_likeness(stored, CARD)(*images), home[0](*images))
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -232,6 +245,7 @@ def damage(file, **changes):
         lambda file: damage(file, centre=torch.full((6,), torch.nan)),
         lambda file: damage(file, colours=torch.zeros(3, 6), features=torch.zeros(3, 8).half()),
         lambda file: damage(file, whitening=torch.zeros(6, 6, dtype=torch.int64)),
+        lambda file: overwrite(file, -1000, b"\0\0"),
     ],
 )
 def test_a_damaged_likeness_is_refused_with_file_and_remedy(stored, change):

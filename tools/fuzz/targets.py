@@ -17,8 +17,9 @@ import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
+from zipfile import BadZipFile
 
 import numpy as np
 import pandas as pd
@@ -28,6 +29,9 @@ from PIL import Image
 from fuzz.inputs import VALUES, as_json, damaged, documents, towers
 from hemafast.config import PrepareConfig, TrainConfig, to_plain, train_config
 from hemafast.errors import HemafastError
+
+if TYPE_CHECKING:
+    from hemafast.engine.checkpoint import ModelCard
 
 _FORMS = ("PNG", "JPEG", "TIFF", "BMP", "WEBP")
 _COMMANDS = (
@@ -200,13 +204,12 @@ def models(room: Path) -> Target:
     import torch
 
     from hemafast.deploy.model import open_model
-    from hemafast.engine.checkpoint import ModelCard, View, save_best
+    from hemafast.engine.checkpoint import save_best
     from hemafast.model import build_model
 
     file = room / "best_model.safetensors"
     torch.manual_seed(0)
-    card = ModelCard("test_resnet", ("a", "b"), 32, View(64, None, {}), ("A",), 1, "random weights", "0", False)
-    save_best(file, build_model("test_resnet", 2, 32), card)
+    save_best(file, build_model("test_resnet", 2, 32), _card())
     sound = file.read_bytes()
     size = int.from_bytes(sound[:8], "little")
     header, body = json.loads(sound[8 : 8 + size]), sound[8 + size :]
@@ -228,6 +231,84 @@ def models(room: Path) -> Target:
     head = sound[: 8 + size]
     edited = damaged([head]).map(lambda start: start + body)
     return Target(st.one_of(cards, documents([header]).map(packed), edited, damaged([sound])), read, sound=sound)
+
+
+def programs(_: Path) -> Target:
+    """Looking through an exported program before torch may load it."""
+    import torch
+
+    from hemafast.deploy.formats import Deployed, pack_torch_export
+    from hemafast.deploy.programs import refuse_foreign
+    from hemafast.model import build_model
+
+    torch.manual_seed(0)
+    sound = pack_torch_export(Deployed(build_model("test_resnet", 2, 32).eval(), "nhwc", 1.0), _card())[0]
+    with zipfile.ZipFile(io.BytesIO(sound)) as archive:
+        members = {entry.filename: archive.read(entry) for entry in archive.infolist()}
+    (name,) = [name for name in members if "/models/" in name]
+
+    def written(code: Any) -> bytes:
+        return _zip(members | {name: as_json(code)}, zipfile.ZIP_STORED)
+
+    edited = documents([json.loads(members[name])]).map(written)
+    return Target(st.one_of(edited, damaged([sound])), refuse_foreign, (ValueError, KeyError, BadZipFile), sound=sound)
+
+
+def likenesses(room: Path) -> Target:
+    """What is kept of the images of home beside a model."""
+    import torch
+
+    from hemafast.evaluate.likeness import fit_likeness, load_likeness, save_likeness
+    from hemafast.run_folder import LIKENESS
+
+    torch.manual_seed(0)
+    model, card = room / "best_model.safetensors", _card()
+    save_likeness(model, card, fit_likeness(torch.rand(60, 6), torch.rand(60, 8), np.zeros(60, np.int64))[0])
+    sound = (room / LIKENESS).read_bytes()
+
+    def read(data: bytes) -> None:
+        (room / LIKENESS).write_bytes(data)
+        load_likeness(model, card)
+
+    return Target(damaged([sound]), read, sound=sound)
+
+
+def lineages(room: Path) -> Target:
+    """A tree of classes."""
+    from hemafast.lineage import PACKAGED, fitting_lineage
+
+    file, sound = room / "lineage.toml", PACKAGED.read_bytes()
+
+    def read(data: bytes) -> None:
+        file.write_bytes(data)
+        fitting_lineage(file, ("myelocyte", "basophil"), needed=True)
+
+    return Target(st.one_of(damaged([sound]), towers()), read, sound=sound)
+
+
+def reports(room: Path) -> Target:
+    """The files of a run that its page is made of; the first byte of an input says which it replaces."""
+    from hemafast import train
+    from hemafast.report.page import write_report
+
+    network = {"model": "test_resnet", "pretrained": "no", "image_size": 32, "amp": "off", "compile": "off"}
+    run = train(_prepared(room), output=room / "runs", epochs=1, device="cpu", batch_size=4, **network).folder
+    names = ("metrics.json", "machine.json", "config.json", "predictions.csv", "training_log.csv", "calibration.json")
+    whole = [(run / name).read_bytes() for name in names]
+
+    def read(data: bytes) -> None:
+        for name, content in zip(names, whole, strict=True):
+            (run / name).write_bytes(content)
+        (run / names[data[0] % len(names)]).write_bytes(data[1:])
+        write_report(run, room / "page.html")
+
+    def chosen(place: int) -> st.SearchStrategy[bytes]:
+        content, mark = whole[place], bytes([place])
+        if not names[place].endswith(".json"):
+            return damaged([content]).map(mark.__add__)
+        return st.one_of(documents([json.loads(content)]).map(as_json), damaged([content])).map(mark.__add__)
+
+    return Target(st.integers(0, len(names) - 1).flatmap(chosen), read, sound=b"\0" + whole[0])
 
 
 def commands(room: Path) -> Target:
@@ -256,8 +337,18 @@ def commands(room: Path) -> Target:
 
 TARGETS: dict[str, Callable[[Path], Target]] = {
     one.__name__: one
-    for one in (archives, images, tables, settings, data_sets, manifests, checkpoints, models, commands)
+    for one in (
+        *(archives, images, tables, settings, data_sets, manifests, checkpoints, models, programs, likenesses),
+        *(lineages, reports, commands),
+    )
 }
+
+
+def _card() -> ModelCard:
+    """Of a network with two classes."""
+    from hemafast.engine.checkpoint import ModelCard, View
+
+    return ModelCard("test_resnet", ("a", "b"), 32, View(64, None, {}), ("A",), 1, "random weights", "0", False)
 
 
 def _picture(form: str, seed: int) -> bytes:
@@ -267,9 +358,9 @@ def _picture(form: str, seed: int) -> bytes:
     return stream.getvalue()
 
 
-def _zip(files: dict[str, bytes]) -> bytes:
+def _zip(files: dict[str, bytes], method: int = zipfile.ZIP_DEFLATED) -> bytes:
     stream = io.BytesIO()
-    with zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED) as archive:
+    with zipfile.ZipFile(stream, "w", method) as archive:
         for name, data in files.items():
             archive.writestr(name, data)
     return stream.getvalue()
