@@ -156,7 +156,7 @@ def tables(results: Mapping[str, Any]) -> dict[str, str]:
         rows.append([side, *(_gained(found["scores"][name]) for name in labs), _rate(own)])
     fitted = result["sides"]["fitted"]["made"]["fitted_on"]
     note = (
-        f"Macro-F1; one seed: mean of {len(result['seeds'])} seeds of `{PRESET}` (least to most); below: the difference "
+        f"Macro-F1; one seed: mean of {len(result['seeds'])} seeds of `{PRESET}` (least to most); below: difference "
         "to that mean with its 95 % interval, by the same resamples of the images. Weights of `fitted` were fitted on "
         f"{fitted} of the validation images of {HOME}. Images/s count seconds of one core. `{result['command']}`. "
         f"{machine_line(result['machine'])}"
