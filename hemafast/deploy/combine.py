@@ -35,7 +35,7 @@ from hemafast.engine.plan import machine_and_graph
 from hemafast.engine.step import Totals
 from hemafast.engine.validate import validate
 from hemafast.ensemble import Ensemble
-from hemafast.errors import HemafastError
+from hemafast.errors import HemafastError, name_some
 from hemafast.evaluate.compared import compare
 from hemafast.evaluate.evaluate import as_seen, calibration_part
 from hemafast.files import write_text, writing
@@ -100,16 +100,18 @@ def combine_runs(
             out that the method needs; nothing is written.
     """
     if method == "soup" and max_cost is not None:
-        raise HemafastError("A soup costs as much as one network.", "Leave out --max-cost.")
+        raise HemafastError(
+            f"A soup costs as much as one network, whatever max_cost = {max_cost} says.", "Leave out --max-cost."
+        )
     sources = open_sources(runs, method)
     home = Home.of(sources, device)
     if home.held_out is None and (method == "fitted" or max_cost is not None):
         raise HemafastError(
-            "These runs were trained on validation images of one another: none are held out to choose weights or "
-            "members on.",
+            f"{name_some([*map(str, runs)], 3)} were trained on validation images of one another: none are held out "
+            "to choose weights or members on.",
             "Leave out --method fitted and --max-cost.",
         )
-    with stage(progress, "asking the members", len(sources), unit="networks"):
+    with stage(progress, "asking the members"):
         asked = _ask(sources, home)
     soup = method == "soup"
     made = _soup(sources, home, asked) if soup else _ensemble(sources, home, asked, method, max_cost)

@@ -66,10 +66,13 @@ def open_sources(runs: Sequence[Path], method: Combining) -> list[Source]:
 
 def _refuse_count(runs: Sequence[Path], method: Combining) -> None:
     if method == "snapshots" and len(runs) != 1:
-        raise HemafastError("Snapshots are the checkpoints of one run.", "Name one run, or choose another --method.")
+        raise HemafastError(
+            f"Snapshots are the checkpoints of one run, and {len(runs)} are named.",
+            "Name one run, or choose another --method.",
+        )
     if method != "snapshots" and len(runs) < 2:
         remedy = "Name several runs, or take the checkpoints of one with --method snapshots."
-        raise HemafastError("An ensemble takes two runs at least.", remedy)
+        raise HemafastError(f"An ensemble takes two runs at least, and {len(runs)} is named.", remedy)
     found = [run.resolve() for run in runs]
     twice = next((run for place, run in enumerate(runs) if found[place] in found[:place]), None)
     if twice is not None:
