@@ -28,6 +28,7 @@ import numpy.typing as npt
 import torch
 import typer
 from adapt_tables import PER_CLASS, SUGGESTED
+from hemafast.transfer.compared import compare
 from output import JsonFile, write_json
 
 from hemafast.data.dataset import Dataset, open_dataset
@@ -40,7 +41,6 @@ from hemafast.transfer import steps
 from hemafast.transfer.adapt import Parent, adapt_run, open_parent, without_labels
 from hemafast.transfer.cells import Asked, read_samples
 from hemafast.transfer.choose import Candidate
-from hemafast.transfer.compared import compare
 from hemafast.transfer.head import Layer, fit_layer
 from hemafast.transfer.suggest import choose_cells
 

@@ -20,7 +20,7 @@ from statistics import mean
 from typing import Annotated, Any
 
 import typer
-from library import scored, trained  # scripts beside this one
+from library import evaluated_on, scored, trained  # scripts beside this one
 from output import JsonFile, machine_line, table, write_json
 
 import hemafast as hf
@@ -127,7 +127,7 @@ def everywhere(run: hf.TrainedRun, labs: Mapping[str, hf.Dataset]) -> dict[str, 
     own = run.metrics
     scores = {HOME: scored(own, SCORE)}
     for name, data in labs.items():
-        scores[name] = scored(run.evaluate(data, split="all", class_map=LABS[name].class_map), SCORE)
+        scores[name] = scored(evaluated_on(run, data, LABS[name].class_map), SCORE)
     training = own["training"]
     return {
         "seed": training["seed"],

@@ -23,6 +23,21 @@ def trained(data: hf.Dataset, folder: Path, preset: str, seed: int, **settings: 
     return hf.train(data, preset=preset, seed=seed, output=folder, **settings)
 
 
+def evaluated_on(run: hf.TrainedRun, data: hf.Dataset, class_map: Mapping[str, str]) -> Mapping[str, Any]:
+    """Scores of a run on all images of other data: those in its folder, or new ones."""
+    for file in sorted(run.folder.glob("evaluations/*/metrics.json")):
+        metrics = hf.TrainedRun(file.parent).metrics
+        same = (metrics["data"]["fingerprint"], metrics["split"]) == (data.info.fingerprint, "all")
+        if same and metrics["folding"]["class_map"] == dict(class_map) and _newer(file, run):
+            return metrics
+    return run.evaluate(data, split="all", class_map=class_map)
+
+
+def _newer(file: Path, run: hf.TrainedRun) -> bool:
+    """Whether scores are of the weights and the calibration that the run has now."""
+    return file.stat().st_mtime >= (run.folder / "calibration.json").stat().st_mtime
+
+
 def scored(metrics: Mapping[str, Any], name: str) -> dict[str, Any]:
     """A score of all images with its interval, and the classes that it is a mean over."""
     pooled = metrics["pooled"]

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from hemafast.data.dataset import Dataset
-    from hemafast.deploy.choices import UmPerPixel
+    from hemafast.deploy.choices import Combining, UmPerPixel
     from hemafast.deploy.inputs import Images
     from hemafast.deploy.labels import Given as Labels
     from hemafast.deploy.model import Model
@@ -331,6 +331,44 @@ class TrainedRun:
     def adaptation(self) -> Mapping[str, Any]:
         """What `adapt` changed and how it scored, as `adaptation.json` holds it. Raises HemafastError without it."""
         return read_adaptation(self.folder)
+
+    def ensemble(
+        self,
+        *others: TrainedRun | str | Path,
+        method: Combining = "mean",
+        max_cost: float | None = None,
+        output: str | Path = TrainConfig.output,
+        device: Device = "auto",
+        progress: Progress = SILENT,
+    ) -> TrainedRun:
+        """Make one model of this run and others of the same data, and score it. The runs stay as they are.
+
+        Args:
+            others: runs or their folders; none for snapshots.
+            method: "mean" of probabilities; "fitted" for weights from the calibration half of the validation images;
+                "soup" for the mean of the weights of seeds of one recipe, with batch norm measured anew; "snapshots"
+                for the checkpoints that this run kept.
+            max_cost: choose the best members that cost at most this many times the best run; None for all.
+            output: folder in which the run folder is made.
+            device: "cpu", "cuda", or "auto" for a GPU if there is one.
+            progress: listens to every stage.
+
+        Returns:
+            The ensemble as a run; members of several folds are not scored, as no validation image is held out for all.
+
+        Raises:
+            HemafastError: the runs do not fit together, or their data set is not there; nothing is written.
+        """
+        from hemafast.deploy.combine import combine_runs
+
+        folders = [one.folder if isinstance(one, TrainedRun) else find_run(one) for one in (self, *others)]
+        made = combine_runs(
+            folders, method=method, max_cost=max_cost, output=Path(output), device=device, progress=progress
+        )
+        run = TrainedRun(made.folder)
+        if made.scored:
+            run.evaluate(device=device, progress=progress)
+        return run
 
     @property
     def history(self) -> pd.DataFrame:

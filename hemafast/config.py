@@ -452,6 +452,17 @@ class TrainConfig:
         metavar="FILE",
         on_resume=FIXED,
     )
+    teacher: Path | None = option(
+        None,
+        "Learn from the answers of a trained model too: a run, an ensemble, or its file (distillation).",
+        LEARNING,
+        none="none",
+        metavar="RUN",
+        on_resume=FIXED,
+    )
+    teacher_weight: Annotated[float, Gt(0), Le(1)] = option(
+        0.5, "Share of the teacher's answers in the targets; labels have the rest.", LEARNING
+    )
 
     input: Input = option(
         "auto",

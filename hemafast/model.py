@@ -15,7 +15,22 @@ from hemafast.pixel_constants import LEAST_SPREAD, LEVELS, SPREADS
 from hemafast.words import counted
 
 
-class Classifier(nn.Module):
+class Network(nn.Module):
+    """uint8 images in, logits out: a classifier, or several as one (`hemafast.ensemble`)."""
+
+    quarter_turns: bool
+    """Whether answers are means over the four quarter turns of each image, in evaluation mode."""
+
+    def features(self, images: Tensor) -> Tensor:
+        """Pooled features before the last layer, float (n, d), of uint8 images (n, 3, height, width)."""
+        return self.answers(images)[1]
+
+    def answers(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits as `forward` and `features`, from the same passes through the network."""
+        raise NotImplementedError
+
+
+class Classifier(Network):
     """uint8 images in, logits out.
 
     `mean` and `std` are per channel, in units of full scale (0 to 1). With `standardize`, images are brought to LEVELS
@@ -67,7 +82,13 @@ class Classifier(nn.Module):
     @property
     def learns_norms(self) -> bool:
         """Whether a batch norm takes its statistics from training batches."""
-        return any(isinstance(module, _BatchNorm) and module not in self._frozen for module in self.modules())
+        return bool(self.learning_norms)
+
+    @property
+    def learning_norms(self) -> list[_BatchNorm]:
+        """Batch norms that take their statistics from training batches."""
+        norms = [module for module in self.modules() if isinstance(module, _BatchNorm)]
+        return [module for module in norms if module not in self._frozen]
 
     def train(self, mode: bool = True) -> Classifier:
         """Set the mode like any module, but frozen batch norms stay in evaluation mode."""
@@ -82,10 +103,6 @@ class Classifier(nn.Module):
         if not self._turns:
             return cast(Tensor, self.backbone(normalised))
         return torch.stack([self.backbone(turned) for turned in quarter_turns(normalised)]).mean(0)
-
-    def features(self, images: Tensor) -> Tensor:
-        """Pooled features before the last layer, float (n, d), of uint8 images (n, 3, height, width)."""
-        return self.answers(images)[1]
 
     def levels(self, images: Tensor) -> Tensor:
         """`features`, then mean and spread of the maps of every level of the backbone; float (n, d), of one view.

@@ -275,12 +275,19 @@ class _Data(Recorded):
     domains: dict[str, _Domain]
 
 
+class _Taught(Recorded):
+    model: str
+    weight: Share
+    macro_f1: Score
+
+
 class _Training(Recorded):
     preset: str
     seed: int
     epochs: Count
     total_seconds: float
     train_images_per_second: float | None
+    teacher: _Taught | None = None
 
 
 class Metrics(Recorded):
@@ -338,6 +345,28 @@ class Adaptation(Recorded):
     verdict: str
     scores: dict[str, Any] | None
     predicted: list[dict[str, Any]]
+
+
+class _EnsembleMember(Recorded):
+    run: str
+    epoch: Count
+    weight: Share
+    macro_f1: Score
+    images_per_second: Annotated[float, Ge(0)]
+
+
+class EnsembleFile(Recorded):
+    """ensemble.json."""
+
+    method: str
+    members: Annotated[list[_EnsembleMember], Len(1)]
+    left_out: list[str]
+    fitted_on: Count
+    images: Count
+    cost: float
+    images_per_second: Annotated[float, Ge(0)]
+    scores: dict[str, Any] | None
+    verdict: str
 
 
 class MachineFile(Recorded):
@@ -414,6 +443,7 @@ class Checkpoint(Recorded):
     started_from: str
     classes: list[str]
     data_fingerprint: str
+    teacher: str | None = None
 
 
 class _Row(Recorded):

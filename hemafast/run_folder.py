@@ -49,6 +49,8 @@ REPORT = "report.html"
 ADAPTATION = "adaptation.json"
 """Of an adapted run: its parent, what was changed, and the scores before and after."""
 ADAPTATION_PAGE = "adaptation.html"
+ENSEMBLE = "ensemble.json"
+"""Of an ensemble or a soup: its members, what was measured of them, and the scores before and after."""
 EVALUATIONS = "evaluations"
 """Scores on test images and on other data, a folder for each."""
 CROSSDOMAIN = "crossdomain.json"
@@ -161,6 +163,17 @@ def read_adaptation(folder: Path) -> dict[str, Any]:
         raise HemafastError(f"{folder} holds no readable {ADAPTATION} ({cause(error)}).", remedy) from error
 
 
+def read_ensemble(folder: Path) -> dict[str, Any]:
+    """What the ensemble in `folder` is made of. Raises HemafastError if it was not made by `ensemble`."""
+    from hemafast.recorded import EnsembleFile, read_recorded
+
+    try:
+        return read_recorded(folder / ENSEMBLE, EnsembleFile)
+    except (OSError, ValueError) as error:
+        remedy = "Make one with `hemafast ensemble RUN RUN`."
+        raise HemafastError(f"{folder} holds no readable {ENSEMBLE} ({cause(error)}).", remedy) from error
+
+
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """Keep other processes from training in `folder` meanwhile. Raises HemafastError if one already does.
@@ -263,7 +276,8 @@ def summarise(folder: Path) -> RunSummary:
         pooled = read_metrics(folder)["pooled"]
     except HemafastError:
         pooled = None
-    complete = epochs_done >= config.epochs if config.time_budget is None else pooled is not None
+    trained = config.time_budget is None and not (folder / ENSEMBLE).is_file()
+    complete = epochs_done >= config.epochs if trained else pooled is not None
     return RunSummary(
         name=folder.name,
         folder=str(folder),
@@ -272,7 +286,7 @@ def summarise(folder: Path) -> RunSummary:
         preset=config.preset,
         state="running" if _is_locked(folder) else "finished" if complete else "stopped",
         epochs_done=epochs_done,
-        epochs=config.epochs if config.time_budget is None else None,
+        epochs=config.epochs if trained else None,
         macro_f1=pooled["macro_f1"] if pooled else None,
         ci95=tuple(pooled["ci95"]["macro_f1"]) if pooled else None,
         began=_began(folder)[0].isoformat(timespec="seconds"),

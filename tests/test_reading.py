@@ -16,7 +16,16 @@ from hemafast.errors import HemafastError
 from hemafast.preparation.reader import read_info
 from hemafast.preparation.schema import INFO
 from hemafast.preparation.tables.read import read_table
-from hemafast.run_folder import ADAPTATION, CONFIG, METRICS, read_adaptation, read_config, read_metrics
+from hemafast.run_folder import (
+    ADAPTATION,
+    CONFIG,
+    ENSEMBLE,
+    METRICS,
+    read_adaptation,
+    read_config,
+    read_ensemble,
+    read_metrics,
+)
 from hemafast.weights_file import read_weights
 
 LEVELS = 200_000
@@ -57,6 +66,7 @@ def test_a_pipe_a_device_and_a_folder_are_errors_and_never_waited_for(
         (CONFIG, lambda file: read_config(file.parent)),
         (METRICS, lambda file: read_metrics(file.parent)),
         (ADAPTATION, lambda file: read_adaptation(file.parent)),
+        (ENSEMBLE, lambda file: read_ensemble(file.parent)),
         (INFO, lambda file: read_info(file.parent)),
         ("settings.json", read_settings),
         ("bench.json", read_result),

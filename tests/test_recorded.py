@@ -15,7 +15,7 @@ from hemafast.engine.trainer import resume
 from hemafast.errors import HemafastError
 from hemafast.reading import cause
 from hemafast.recorded import Adaptation, CrossDomain, MachineFile, Metrics, Results, read_recorded
-from hemafast.run_folder import LAST, read_adaptation, read_config, read_metrics
+from hemafast.run_folder import LAST, read_adaptation, read_config, read_ensemble, read_metrics
 
 SOUND = metrics({"A": 0.9, "B": 0.8}, ["A"])
 GONE = object()
@@ -137,6 +137,12 @@ def test_every_field_of_the_other_files_is_needed_and_has_one_type(tmp_path, kin
             with pytest.raises(ValueError, match=name) as caught:
                 read_recorded(file, kind)
             assert cause(caught.value).startswith(name)
+
+
+def test_an_edited_ensemble_is_refused(tmp_path):
+    write(tmp_path / "ensemble.json", {"method": "mean", "members": []})
+    with pytest.raises(HemafastError, match=r"ensemble\.json \(members"):
+        read_ensemble(tmp_path)
 
 
 def test_an_edited_adaptation_is_refused(tmp_path):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -14,6 +14,9 @@ from hemafast.collector import resting
 from hemafast.config import Device as DeviceName
 from hemafast.config import ScoredSplit, parse_class_map
 from hemafast.run_folder import find_run, read_config
+
+if TYPE_CHECKING:
+    from hemafast.evaluate.evaluate import Metrics
 
 Run = Annotated[str, typer.Argument(metavar="RUN", help="Run folder, or latest.")]
 
@@ -66,15 +69,10 @@ def print_evaluation(
     class_map: Mapping[str, str] | Path | None = None,
 ) -> None:
     """Evaluate a run, write its report, and print what both say."""
-    with resting():
-        from hemafast.cli.tables import score_table, training_lines
-        from hemafast.evaluate.elsewhere import home_and_elsewhere
-        from hemafast.evaluate.evaluate import evaluate_run, scores_folder
-        from hemafast.report.page import write_report
+    metrics, scores, report = evaluated(folder, data, split, device, class_map)
+    from hemafast.cli.tables import score_table, training_lines
+    from hemafast.evaluate.elsewhere import home_and_elsewhere
 
-    metrics = evaluate_run(folder, data=data, split=split, class_map=class_map, device=device)
-    scores = scores_folder(folder, metrics)
-    report = write_report(scores)
     if as_json:
         said = {"run": str(folder), "scores": str(scores), "report": str(report), "told": home_and_elsewhere(folder)}
         typer.echo(json.dumps(said | metrics, indent=2))
@@ -86,6 +84,23 @@ def print_evaluation(
     results.print(f"macro-F1 {home_and_elsewhere(folder)}")
     where = "run folder" if scores == folder else "scores    "
     results.print(f"{where}  {scores}\nreport      {report}", soft_wrap=True)
+
+
+def evaluated(
+    folder: Path,
+    data: Path | None,
+    split: ScoredSplit,
+    device: DeviceName,
+    class_map: Mapping[str, str] | Path | None = None,
+) -> tuple[Metrics, Path, Path]:
+    """Evaluate a run and write its report: the scores, their folder, and the page."""
+    with resting():
+        from hemafast.evaluate.evaluate import evaluate_run, scores_folder
+        from hemafast.report.page import write_report
+
+    metrics = evaluate_run(folder, data=data, split=split, class_map=class_map, device=device)
+    scores = scores_folder(folder, metrics)
+    return metrics, scores, write_report(scores)
 
 
 @app.command(

@@ -139,6 +139,9 @@ def training_lines(metrics: dict[str, Any]) -> list[Text]:
             f"{counted(epochs, 'epoch')} in {training['total_seconds']:.0f} s, "
             f"{training['train_images_per_second']:.1f} images/s in training"
         )
+    if taught := training.get("teacher"):
+        score = "not evaluated" if taught["macro_f1"] is None else f"macro-F1 {taught['macro_f1']:.3f}"
+        lines.append(f"taught by {taught['model']} ({score}), a share of {taught['weight']:g} of the targets")
     lines += notes(metrics["folding"]) if "folding" in metrics else []
     return [*map(Text, lines), *(Text(warning, style="bold yellow") for warning in metrics["warnings"])]
 

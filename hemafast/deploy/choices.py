@@ -8,6 +8,9 @@ Layout = Literal["nhwc", "nchw"]
 """Image layout that an exported graph takes: channels last, as decoders give them, or first."""
 Engine = Literal["auto", "torch", "onnxruntime", "openvino"]
 """What computes predictions on a CPU: torch in fp32, or another program with the int8 graph of the run."""
+Combining = Literal["mean", "fitted", "soup", "snapshots"]
+"""How several networks become one model: the mean of their probabilities, with weights fitted on validation images, the
+mean of their weights, or the mean of the checkpoints of one run."""
 Method = Literal["gradcam", "gradcam++", "hirescam", "layercam", "eigencam"]
 """How a heat map is made."""
 

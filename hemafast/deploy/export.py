@@ -20,6 +20,7 @@ from hemafast.deploy.formats import KINDS, Agreement, Answer, Deployed, Exported
 from hemafast.deploy.model_card import model_card
 from hemafast.deploy.quantise import pack_int8
 from hemafast.engine.checkpoint import ModelCard, load_best, model_file
+from hemafast.ensemble import single
 from hemafast.errors import HemafastError
 from hemafast.files import make_inside, write_text, write_whole, writing
 from hemafast.preparation.split import VAL
@@ -72,6 +73,8 @@ def make_export(file: Path, folder: Path, *, format: Format, layout: Layout) -> 
     model, card = load_best(file)
     model.to(memory_format=torch.contiguous_format)  # the memory layout that exporters expect
     int8 = format == "onnx-int8"
+    if int8:
+        single(model, "exported as int8: choose onnx")
     deployed = Deployed(model, layout, card.temperature, features=int8).eval()
     dataset = _data_of(file.parent, card)
     kind = KINDS[format]

@@ -17,8 +17,9 @@ from hemafast import __version__
 from hemafast.deploy.choices import Format, Layout
 from hemafast.deploy.programs import refuse_foreign
 from hemafast.engine.checkpoint import ModelCard, network_for
+from hemafast.ensemble import single
 from hemafast.errors import HemafastError, require
-from hemafast.model import Classifier, sized_options
+from hemafast.model import Classifier, Network, sized_options
 from hemafast.reading import parse_json
 from hemafast.words import counted
 
@@ -58,7 +59,7 @@ class Loaded:
 class Deployed(nn.Module):
     """A classifier to export: uint8 images of one layout in, logits and calibrated probabilities out."""
 
-    def __init__(self, model: Classifier, layout: Layout, temperature: float, *, features: bool = False) -> None:
+    def __init__(self, model: Network, layout: Layout, temperature: float, *, features: bool = False) -> None:
         super().__init__()
         self.model, self.layout, self.temperature, self.features = model, layout, temperature, features
 
@@ -200,7 +201,7 @@ def pack_safetensors(deployed: Deployed, card: ModelCard) -> Packed:
     """The backbone's weights under timm's names, with the options of timm and the normalisation as metadata."""
     from safetensors.torch import save
 
-    model = deployed.model
+    model = single(deployed.model, "exported as safetensors, which hold one network of timm: choose onnx")
     options = {"num_classes": len(card.classes), **sized_options(card.backbone, card.image_size)}
     plain = {"timm_options": options} | {name: getattr(model, name) for name in _OF_NETWORK}
     metadata = metadata_of(card, None) | {"format": "pt"} | {name: json.dumps(value) for name, value in plain.items()}

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from hemafast.deploy.choices import Method
+from hemafast.ensemble import Ensemble, resized, single
 from hemafast.errors import HemafastError, require
-from hemafast.model import Classifier
+from hemafast.model import Classifier, Network
 from hemafast.pictures import HEAT_COLOURS
 from hemafast.preparation.images.image_checks import Pixels
 
@@ -33,7 +34,7 @@ _BATCH = 16
 
 
 def overlays(
-    model: Classifier, views: Pixels, classes: Sequence[int] | None = None, *, method: Method = "gradcam"
+    model: Network, views: Pixels, classes: Sequence[int] | None = None, *, method: Method = "gradcam"
 ) -> Pixels:
     """`views` (n, side, side, 3) with their heat maps drawn over them, in the same shape; otherwise as `heat_maps`."""
     heat = heat_maps(model, views, classes, method=method)
@@ -49,13 +50,14 @@ def overlays(
 
 
 def heat_maps(
-    model: Classifier, views: Pixels, classes: Sequence[int] | None = None, *, method: Method = "gradcam"
+    model: Network, views: Pixels, classes: Sequence[int] | None = None, *, method: Method = "gradcam"
 ) -> Heat:
     """Where in each of `views`, uint8 (n, side, side, 3), the network finds a class: `classes` (n,), or the best.
 
     Grad-CAM (Selvaraju et al. 2017, arXiv 1610.02391) or a variant, on the last feature map that the logits depend on.
-    An image without evidence for its class has no heat. The model stays on its device and is not changed. Raises
-    HemafastError if grad-cam is not installed or the model has no feature map.
+    An image without evidence for its class has no heat. An ensemble has the weighted mean of its members' maps for the
+    same class. The model stays on its device and is not changed. Raises HemafastError if grad-cam is not installed or
+    the model has no feature map.
     """
     require("explain", "pytorch_grad_cam")
     import pytorch_grad_cam
@@ -63,19 +65,43 @@ def heat_maps(
 
     if not len(views):
         return np.zeros(views.shape[:3], np.float32)
+    if isinstance(model, Ensemble):
+        return _mean_map(model, views, classes, method)
     targets = None if classes is None else [ClassifierOutputTarget(int(label)) for label in classes]  # None: the best
-    model = copy.deepcopy(model).requires_grad_(False).eval()  # the caller's stays as it is
-    model.quarter_turns = False  # the map is drawn over the image, which is not turned
+    network = copy.deepcopy(single(model, "explained")).requires_grad_(False).eval()  # the caller's stays as it is
+    network.quarter_turns = False  # the map is drawn over the image, which is not turned
     with torch.enable_grad():
-        layer = _feature_layer(model, _as_input(model, views[:1]))
+        layer = _feature_layer(network, _as_input(network, views[:1]))
         cam_of = getattr(pytorch_grad_cam, _CLASSES[method])
-        cam = cam_of(model, [layer], reshape_transform=lambda output: _as_map(output, model.backbone))
+        cam = cam_of(network, [layer], reshape_transform=lambda output: _as_map(output, network.backbone))
         parts = [slice(start, start + _BATCH) for start in range(0, len(views), _BATCH)]
-        maps = [cam(_as_input(model, views[part]), targets[part] if targets else None) for part in parts]
+        maps = [cam(_as_input(network, views[part]), targets[part] if targets else None) for part in parts]
         return np.concatenate(maps)
 
 
-def _as_input(model: Classifier, views: Pixels) -> Tensor:
+def _mean_map(model: Ensemble, views: Pixels, classes: Sequence[int] | None, method: Method) -> Heat:
+    if classes is None:
+        classes = _best_classes(model, views)
+    maps = np.zeros(views.shape[:3], np.float32)
+    for place, weight in enumerate(model.weights.tolist()):
+        own = model.orders[place]
+        seen = resized(_as_input(model, views).detach(), model.sizes[place], model.image_size)
+        pixels = seen.round().clamp(0, 255).byte().permute(0, 2, 3, 1).cpu().numpy()
+        found = heat_maps(model.member(place), pixels, [own[label] for label in classes], method=method)
+        whole = resized(torch.from_numpy(found)[:, None], model.image_size, model.sizes[place])[:, 0]
+        maps += weight * whole.numpy()
+    most = maps.max((1, 2), keepdims=True)
+    return np.divide(maps, most, out=np.zeros_like(maps), where=most > 0)
+
+
+@torch.inference_mode()
+def _best_classes(model: Network, views: Pixels) -> list[int]:
+    parts = [model(_as_input(model, views[start : start + _BATCH])) for start in range(0, len(views), _BATCH)]
+    found: list[int] = torch.cat(parts).argmax(1).tolist()
+    return found
+
+
+def _as_input(model: Network, views: Pixels) -> Tensor:
     """Float (n, 3, side, side) on the model's device; requires a gradient, because the frozen weights do not."""
     device = next(model.parameters()).device
     return torch.from_numpy(np.ascontiguousarray(views)).to(device).permute(0, 3, 1, 2).float().requires_grad_()

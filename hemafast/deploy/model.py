@@ -23,10 +23,11 @@ from hemafast.deploy.inputs import Images, begins_formula, list_inputs, refuse_u
 from hemafast.deploy.programs import refuse_foreign
 from hemafast.engine.checkpoint import ModelCard, load_best
 from hemafast.engine.machine import Machine, choose_machine, tune_allocator
+from hemafast.ensemble import Ensemble
 from hemafast.errors import HemafastError
 from hemafast.evaluate.likeness import PARTS, Likeness, colours_of, load_likeness
 from hemafast.fuse_norm import fuse_batch_norms
-from hemafast.model import Classifier
+from hemafast.model import Network
 from hemafast.nvidia import uses_gpu
 from hemafast.progress import SILENT, Progress
 from hemafast.regular import read_regular, refuse_special
@@ -36,7 +37,6 @@ from hemafast.words import counted
 if TYPE_CHECKING:
     import pandas as pd
 
-_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 _EXPORTS = {Path(kind.file).suffix: kind for kind in KINDS.values()}
 
 
@@ -71,15 +71,20 @@ class Model:
         return self.card.classes
 
     @property
-    def network(self) -> Classifier:
+    def network(self) -> Network:
         """The torch module with its normalisation inside: uint8 (n, 3, height, width) to logits (n, classes).
 
         Raises:
             HemafastError: the model is an exported graph (ONNX or torch.export), which has no such module.
         """
-        if not isinstance(self._logits_of, Classifier):
+        if not isinstance(self._logits_of, Network):
             raise HemafastError(f"{self.file} is a graph without a network.", "Open the run, or export safetensors.")
         return self._logits_of
+
+    @property
+    def members(self) -> int:
+        """Networks whose answers it compares: those of an ensemble, else 1."""
+        return len(self._logits_of.members) if isinstance(self._logits_of, Ensemble) else 1
 
     def predict(
         self,
@@ -176,10 +181,17 @@ class Model:
 
         Both come from one pass through the network; likeness is that of the images as they are.
         """
+        return self.discussed(images, tta=tta)[:2]
+
+    def discussed(self, images: Tensor, *, tta: bool = False) -> tuple[Tensor, Tensor, Tensor]:
+        """`answers`, and how far the members of an ensemble disagree, float32 (n,) in nats; 0 for one network.
+
+        Like likeness, disagreement is that of the images as they are.
+        """
         forms = self._forms(images) if tta else iter([images])
-        logits, likeness = self._watched(next(forms))
+        logits, likeness, disagreement = self._watched(next(forms))
         every = torch.stack([logits, *map(self.logits, forms)])
-        return (every / self.card.temperature).softmax(dim=2).mean(0), likeness
+        return (every / self.card.temperature).softmax(dim=2).mean(0), likeness, disagreement
 
     def _forms(self, images: Tensor) -> Iterator[Tensor]:
         """Images whose answers together are those to all eight symmetries; the first are the images as they are."""
@@ -187,12 +199,18 @@ class Model:
             return iter((images, _laid(images.transpose(2, 3))))
         return symmetries(images)
 
-    def _watched(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits and likeness."""
-        if self.likeness is None:
-            return self.logits(images), images.new_full((len(images), len(PARTS)), math.nan, dtype=torch.float32)
-        logits, features = self.quick(images) if self.quick else self._run(self.network.answers, images)
-        return logits, self.likeness(colours_of(images), features)
+    def _watched(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Logits, likeness and disagreement."""
+        alike = images.new_zeros(len(images), dtype=torch.float32)
+        unknown = images.new_full((len(images), len(PARTS)), math.nan, dtype=torch.float32)
+        network = self._logits_of
+        if isinstance(network, Ensemble):
+            logits, features, alike = self._run(network.discussed, images)
+        elif self.likeness is None:
+            return self.logits(images), unknown, alike
+        else:
+            logits, features = self.quick(images) if self.quick else self._run(self.network.answers, images)
+        return logits, self.likeness(colours_of(images), features) if self.likeness else unknown, alike
 
     def described(self, images: Tensor) -> Tensor:
         """Calibrated probabilities, the likeness as a whole and the features side by side, from one pass: float32.
@@ -211,7 +229,7 @@ class Model:
 
     @torch.inference_mode()
     def _run(self, function: Callable[[Tensor], tuple[Tensor, ...]], images: Tensor) -> list[Tensor]:
-        dtype = _DTYPES.get(self.machine.precision)
+        dtype = self.machine.dtype
         with torch.autocast(self.machine.device, dtype=dtype, enabled=dtype is not None):
             return [found.float() for found in function(images)]
 
@@ -285,7 +303,7 @@ def _load(file: Path, machine: Machine, engine: Engine) -> Model:
     else:
         logits_of, card = _load_export(file)
     likeness = None
-    if isinstance(logits_of, Classifier):
+    if isinstance(logits_of, Network):
         likeness = load_likeness(file, card)
         logits_of.eval().to(machine.device).to(memory_format=torch.channels_last)
         fuse_batch_norms(logits_of)

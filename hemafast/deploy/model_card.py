@@ -22,7 +22,7 @@ from hemafast.evaluate.calibration import SENSITIVITY
 from hemafast.evaluate.conformal import SET_COVERAGE
 from hemafast.evaluate.elsewhere import home_and_elsewhere
 from hemafast.metrics import with_pooled
-from hemafast.model import Classifier
+from hemafast.model import Network
 from hemafast.pages import environment
 from hemafast.pixel_constants import LEAST_SPREAD, LEVELS, SPREADS
 from hemafast.preparation.schema import DomainInfo, divided_groups, grouped_domains
@@ -42,7 +42,7 @@ _MARKUP = re.compile(r"[\\`*\[\]<>&|~#$@{}]|(?<![^\W_])_|_(?![^\W_])|:(?=//)|(?<
 logger = logging.getLogger("hemafast")
 
 
-def model_card(exported: Exported, model: Classifier, card: ModelCard, folder: Path, dataset: Dataset | None) -> str:
+def model_card(exported: Exported, model: Network, card: ModelCard, folder: Path, dataset: Dataset | None) -> str:
     """The card as Markdown.
 
     `folder` is that of the run; its metrics.json is used if it is about this model. Without `dataset`, the training

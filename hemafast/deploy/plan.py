@@ -99,6 +99,11 @@ class Plan:
         return [model for group in self.groups for model in group.models]
 
     @property
+    def members(self) -> int:
+        """Networks whose answers are compared: of all models, with the members of ensembles among them."""
+        return sum(model.members for model in self.models)
+
+    @property
     def machine(self) -> Machine:
         """How the models run."""
         return self.models[0].machine

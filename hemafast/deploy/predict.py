@@ -155,8 +155,9 @@ def _warn_of_silence(predictions: Predictions) -> None:
 def classify(plan: Plan, *, progress: Progress = SILENT) -> pd.DataFrame:
     """Read, decode and classify the images: one row per image, in order.
 
-    The columns are image, status, error, likeness, predicted, confidence, entropy, the probability of each class; and
-    the set of classes if sets are asked for. Raises HemafastError for a zip that was removed since the plan was made.
+    The columns are image, status, error, likeness, predicted, confidence, entropy, the probability of each class; the
+    disagreement of several models or members; and the set of classes if sets are asked for. Raises HemafastError for a
+    zip that was removed since the plan was made.
     """
     work = Classification(plan, progress)
     table = pd.concat(work.tables(), ignore_index=True)
@@ -199,14 +200,15 @@ class Classification:
         plan, classes = self._plan, len(self._plan.classes)
         with stage(self._progress, "classifying", len(plan.images) * len(plan.groups)), ExitStack() as stack:
             groups = [
-                stack.enter_context(inferred(plan, group, Ensemble(plan, group), self._progress))
+                stack.enter_context(inferred(plan, group, Together(plan, group), self._progress))
                 for group in plan.groups
             ]
             for parts in zip(*groups, strict=True):
-                sums = sum(part.filled(classes + len(PARTS)).astype(np.float64) for part in parts)
+                sums = sum(part.filled(classes + len(PARTS) + 1).astype(np.float64) for part in parts)
                 errors = {row: error for part in parts for row, error in part.errors.items()}
-                probabilities, likenesses = np.split(np.asarray(sums) / len(plan.models), [classes], axis=1)
-                table = _table(plan, parts[0].rows, probabilities, likenesses[:, 0], errors)
+                means = np.asarray(sums) / len(plan.models)
+                probabilities, likenesses, agreed = np.split(means, [classes, classes + len(PARTS)], axis=1)
+                table = _table(plan, parts[0].rows, probabilities, likenesses[:, 0], agreed[:, 0], errors)
                 self._count(table, likenesses)
                 yield table
 
@@ -241,8 +243,8 @@ def _advice(model: Model) -> str:
     return f"If they are of the laboratory that the model was adapted to, see {folder / ADAPTATION_PAGE}"
 
 
-class Ensemble:
-    """Models of one view as one: from squares to the sum of their calibrated probabilities and likenesses."""
+class Together:
+    """Models of one view as one: from squares to sums of their calibrated probabilities and what else they tell."""
 
     def __init__(self, plan: Plan, group: Group) -> None:
         self._models, self._tta = group.models, plan.options.tta
@@ -251,13 +253,18 @@ class Ensemble:
 
     @torch.inference_mode()
     def __call__(self, squares: Sequence[Pixels]) -> Tensor:
-        """Probabilities and then likenesses summed over the models, fp32 (n, classes + 3) on the device.
+        """Sums over the models, fp32 (n, classes + 4) on the device: probabilities, likenesses, and the entropy that
+        is not disagreement of a model's own members.
 
         Squares are uint8 (size, size, 3).
         """
         images = {size: graph(squares) for size, graph in self._graphs.items()}
-        answers = [model.answers(images[model.card.image_size], tta=self._tta) for model in self._models]
-        return torch.stack([torch.cat(answer, dim=1) for answer in answers]).sum(0)
+        return torch.stack([self._answer(model, images[model.card.image_size]) for model in self._models]).sum(0)
+
+    def _answer(self, model: Model, images: Tensor) -> Tensor:
+        probabilities, likeness, disagreement = model.discussed(images, tta=self._tta)
+        agreed = torch.special.entr(probabilities).sum(1) - disagreement
+        return torch.cat([probabilities, likeness, agreed[:, None]], dim=1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -332,6 +339,7 @@ def _table(
     rows: range,
     probabilities: npt.NDArray[np.float64],
     likeness: npt.NDArray[np.float64],
+    agreed: npt.NDArray[np.float64],
     errors: Mapping[int, str],
 ) -> pd.DataFrame:
     answered: npt.NDArray[np.bool_] = np.isfinite(probabilities).all(axis=1)  # type: ignore[assignment]
@@ -346,6 +354,9 @@ def _table(
             "likeness": np.where(answered, likeness, np.nan).astype(np.float32),
         },
     )
+    if plan.members > 1:
+        place = int(table.columns.get_indexer(["entropy"])[0]) + 1
+        table.insert(place, "disagreement", (table["entropy"] - agreed).clip(lower=0).astype(np.float32))
     table.loc[table["status"] == ABSTAINED, "predicted"] = ""
     if plan.set_thresholds is not None:
         table["set"] = set_names(probabilities, plan.classes, plan.set_thresholds)

@@ -14,6 +14,7 @@ from hemafast.deploy.export import make_export
 from hemafast.deploy.formats import KINDS
 from hemafast.deploy.model_card import metrics_of
 from hemafast.engine.checkpoint import ModelCard, load_best, model_file
+from hemafast.ensemble import single
 from hemafast.errors import HemafastError
 from hemafast.files import make_inside, write_bytes, writing
 from hemafast.model import Classifier
@@ -82,7 +83,8 @@ def push_run(
 
 def _contents(file: Path, folder: Path, licence: str) -> dict[str, bytes]:
     """The files by name."""
-    model, card = load_best(file)
+    found, card = load_best(file)
+    model = single(found, "pushed: hubs load one network of timm")
     _, weights, text = make_export(file, folder, format="safetensors", layout="nchw")
     _, graph, _ = make_export(file, folder, format="onnx", layout="nhwc")
     texts = {

@@ -15,6 +15,7 @@ from hemafast.engine.learner import Learner, build_learner
 from hemafast.engine.plan import Plan
 from hemafast.engine.run import Run
 from hemafast.engine.schedule import build_schedule
+from hemafast.engine.teacher import open_teacher
 from hemafast.objective import lineage_term
 from hemafast.preparation.split import TRAIN
 from hemafast.presets import thawed
@@ -30,6 +31,8 @@ def build_run(plan: Plan, world: World, saved: dict[str, Any] | None = None, *, 
         plan, learner = _new_learner(plan, world)
     else:
         learner = _learner(plan, world, str(saved["started_from"]))
+    if learner.teacher is not None:
+        plan = replace(plan, warnings=(*plan.warnings, *learner.teacher.warnings))
     settings, graph = plan.settings, plan.graph
     batches = train_loader(
         plan.train,
@@ -85,4 +88,5 @@ def _learner(plan: Plan, world: World, started_from: str | None) -> Learner:
             weight=plan.settings.lineage_weight,
             temperature=plan.settings.stage_temperature,
         ),
+        teacher=open_teacher(plan.settings, plan.dataset, plan.machine),
     )

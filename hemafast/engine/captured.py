@@ -127,6 +127,7 @@ def why_not(settings: TrainConfig, machine: Machine, *, alone: bool) -> str:
         "processes exchange gradients in each step": not alone,
         "an update takes several batches": settings.accumulate > 1,
         "mixing draws on the host for each batch": settings.mixup > 0 or settings.cutmix > 0,
+        "a teacher answers each batch": settings.teacher is not None,
         f"--compile-mode {settings.compile_mode} makes graphs of its own": machine.compiled
         and settings.compile_mode in GRAPHED,
     }

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import torch
 import xxhash
@@ -17,10 +17,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as save_tensors
 
 from hemafast.config import STRICT
+from hemafast.ensemble import MOST_MEMBERS, Ensemble
 from hemafast.errors import HemafastError
 from hemafast.files import damaged_entry, write_bytes, write_text, write_whole
 from hemafast.lineage import Lineage
-from hemafast.model import Classifier, build_model, tensor_shapes
+from hemafast.model import Classifier, Network, build_model, tensor_shapes
 from hemafast.pickles import GreedyFileError, refuse_greedy
 from hemafast.preparation.images.depth import Range
 from hemafast.preparation.images.image_checks import MIN_SIDE
@@ -123,6 +124,51 @@ class Home:
 
 
 @dataclass(frozen=True)
+class Member:
+    """One network of an ensemble."""
+
+    __pydantic_config__ = STRICT
+
+    run: str
+    """Folder of the run that it comes from, absolute."""
+    epoch: int
+    backbone: str
+    image_size: Annotated[int, Ge(32), Le(1024)]
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    standardize: bool
+    quarter_turns: bool
+    temperature: Annotated[float, Gt(0), Le(1000)]
+    """Divisor of its logits before they become probabilities."""
+    weight: Annotated[float, Ge(0), Le(1)]
+    """Of its probabilities in the mean."""
+    order: tuple[Annotated[int, Ge(0)], ...]
+    """Of each class of the ensemble, its place among those of the run."""
+    fold: int | None = None
+    """The fold that its run validates on."""
+
+
+@dataclass(frozen=True)
+class Combined:
+    """What `hemafast ensemble` made one model of."""
+
+    __pydantic_config__ = STRICT
+
+    method: Literal["mean", "fitted", "soup", "snapshots"]
+    runs: tuple[str, ...]
+    """Folders of the runs, absolute."""
+    members: Annotated[tuple[Member, ...], Len(0, MOST_MEMBERS)] = ()
+    """None for a soup: its weights are those of one network."""
+    fitted_on: Annotated[int, Ge(0)] = 0
+    """Validation images that weights or members were chosen on."""
+
+    @property
+    def folds(self) -> bool:
+        """Whether members were trained on validation images of one another."""
+        return len({member.fold for member in self.members}) > 1
+
+
+@dataclass(frozen=True)
 class ModelCard:
     """Everything needed to use a model, besides its weights. Stored as metadata in the same file."""
 
@@ -149,6 +195,8 @@ class ModelCard:
     """None for an adapted model, and for one that an earlier version trained."""
     lineage: Lineage | None = None
     """How the classes are related; None if that was not known, and for a model that an earlier version trained."""
+    combined: Combined | None = None
+    """What an ensemble or a soup was made of; None for the model of one run."""
 
     def __post_init__(self) -> None:
         for name in ("set_thresholds", "nuclei"):
@@ -157,6 +205,14 @@ class ModelCard:
                 raise ValueError(f"{len(values)} {name} for {len(self.classes)} classes")
         if self.home is not None and len(self.home.counts) != len(self.classes):
             raise ValueError(f"home has counts of {len(self.home.counts)} classes, not of {len(self.classes)}")
+        for member in self.members:
+            if sorted(set(member.order)) != list(range(len(self.classes))) or len(member.order) != len(self.classes):
+                raise ValueError(f"the order of the classes of {member.run} is no permutation of the classes")
+
+    @property
+    def members(self) -> tuple[Member, ...]:
+        """Of an ensemble; empty for one network."""
+        return self.combined.members if self.combined else ()
 
     @property
     def temperature(self) -> float:
@@ -164,16 +220,17 @@ class ModelCard:
         return self.calibration.temperature if self.calibration else 1.0
 
 
-def save_best(file: Path, model: Classifier, card: ModelCard) -> None:
+def save_best(file: Path, model: Network, card: ModelCard) -> None:
     """Write weights and card, completely or not at all. Raises OSError if the disk is full."""
     write_bytes(file, model_bytes(model, card))
 
 
-def model_bytes(model: Classifier, card: ModelCard) -> bytes:
-    """Weights and card, as the content of a model file."""
+def model_bytes(model: Network, card: ModelCard) -> bytes:
+    """Weights and card, as the content of a model file. The card of an ensemble has the constants of its members."""
     tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
-    metadata = {"format": "pt", "card": json.dumps(asdict(card)), "mean": str(model.mean), "std": str(model.std)}
-    metadata |= {"standardize": json.dumps(model.standardize), DIGEST: digest_of(tensors)}
+    metadata = {"format": "pt", "card": json.dumps(asdict(card)), DIGEST: digest_of(tensors)}
+    if isinstance(model, Classifier):
+        metadata |= {"mean": str(model.mean), "std": str(model.std), "standardize": json.dumps(model.standardize)}
     return save_tensors(tensors, metadata)
 
 
@@ -203,14 +260,14 @@ def _with_calibration(file: Path, card: ModelCard) -> ModelCard:
     return card
 
 
-def load_best(file: Path) -> tuple[Classifier, ModelCard]:
+def load_best(file: Path) -> tuple[Network, ModelCard]:
     """Rebuild a model from its file, without executing anything in it.
 
     Args:
         file: BEST of a run. CALIBRATION in the same folder is read too, if it exists.
 
     Returns:
-        The model, on the CPU, and its card with the calibration.
+        The model, on the CPU, a classifier or an ensemble, and its card with the calibration.
 
     Raises:
         HemafastError: a file is missing, damaged, or was not written by hemafast.
@@ -218,16 +275,49 @@ def load_best(file: Path) -> tuple[Classifier, ModelCard]:
     shapes, metadata = _read_header(file)
     card = _card_of(file, metadata)
     try:
-        model = network_for(card, shapes)
-        model.standardize = metadata.get("standardize") == "true"  # older files have none
-        model.quarter_turns = card.quarter_turns
+        model = ensemble_for(card, shapes) if card.members else _classifier_for(card, shapes, metadata)
         model.load_state_dict(tensors := _read_tensors(file))
         if metadata.get(DIGEST, found := digest_of(tensors)) != found:  # older files have none
             raise ValueError("its weights were overwritten")
-        model.normalise_by(*(_constants(metadata[name]) for name in ("mean", "std")))
     except (SafetensorError, OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
         raise _cannot_load(file, error) from error
     return model, card
+
+
+def _classifier_for(card: ModelCard, shapes: Shapes, metadata: Mapping[str, str]) -> Classifier:
+    model = network_for(card, shapes)
+    model.standardize = metadata.get("standardize") == "true"  # older files have none
+    model.quarter_turns = card.quarter_turns
+    model.normalise_by(*(_constants(metadata[name]) for name in ("mean", "std")))
+    return model
+
+
+def ensemble_for(card: ModelCard, shapes: Shapes) -> Ensemble:
+    """An ensemble of random weights for a file of tensors, if they are its tensors; raises as `network_for`."""
+    prefixes = [f"members.{place}." for place in range(len(card.members))]
+    strange = next((name for name in shapes if not name.startswith(tuple(prefixes))), None)
+    if strange is not None:
+        raise ValueError(f"{strange} belongs to no member")
+    networks = []
+    for member, prefix in zip(card.members, prefixes, strict=True):
+        own = {name.removeprefix(prefix): shape for name, shape in shapes.items() if name.startswith(prefix)}
+        network = network_for(replace(card, backbone=member.backbone, image_size=member.image_size), own)
+        network.standardize, network.quarter_turns = member.standardize, member.quarter_turns
+        network.normalise_by(member.mean, member.std)
+        networks.append(network)
+    return ensemble_of(networks, card)
+
+
+def ensemble_of(networks: Sequence[Classifier], card: ModelCard) -> Ensemble:
+    """Networks as the members that the card describes."""
+    return Ensemble(
+        networks,
+        weights=[member.weight for member in card.members],
+        temperatures=[member.temperature for member in card.members],
+        sizes=[member.image_size for member in card.members],
+        image_size=card.image_size,
+        orders=[member.order for member in card.members],
+    )
 
 
 def network_for(card: ModelCard, shapes: Shapes) -> Classifier:
@@ -347,6 +437,17 @@ def load_last(file: Path) -> dict[str, Any]:
     if problems:
         raise problems[0]
     raise HemafastError(f"There is no {file}.", "The run stopped before its first step. Start a new run.")
+
+
+def load_kept(file: Path) -> list[dict[str, Any]]:
+    """All undamaged states of a run that are kept, the newest first; read as `load_last` does."""
+    states = []
+    for candidate in _newest_first(file):
+        try:
+            states.append(_load(candidate))
+        except HemafastError as error:
+            logger.warning("%s", error.problem)
+    return states
 
 
 def _load(file: Path) -> dict[str, Any]:

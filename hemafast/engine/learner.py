@@ -20,9 +20,10 @@ from hemafast.engine.layout import avoid_wrong_gradients
 from hemafast.engine.machine import Machine
 from hemafast.engine.optimizer import build_optimizer
 from hemafast.engine.step import EvalStep, Mix, TrainStep
+from hemafast.engine.teacher import Teacher
 from hemafast.errors import HemafastError
 from hemafast.fuse_norm import fuse_batch_norms
-from hemafast.model import Classifier, build_model
+from hemafast.model import Classifier, Network, build_model
 from hemafast.objective import CrossEntropy, LineageTerm, build_loss
 from hemafast.weights import load_initial_weights
 
@@ -42,6 +43,7 @@ class Learner:
     eval_step: EvalStep
     started_from: str
     """The origin of the first weights, in words."""
+    teacher: Teacher | None = None
 
 
 def build_learner(
@@ -54,13 +56,14 @@ def build_learner(
     started_from: str | None = None,
     fuse: bool = True,
     lineage: LineageTerm | None = None,
+    teacher: Teacher | None = None,
 ) -> Learner:
     """A network with its loss, optimizer and steps on the machine's device.
 
     `counts` are training images per class. With `started_from`, no initial weights are loaded: a checkpoint holds them,
     or the network is only timed. With `fuse`, batch norms in evaluation mode run as part of the convolutions before
-    them, unless the step is compiled. `lineage` is a term of the loss, which networks that are only timed do without.
-    Raises HemafastError if these are too few images for batch norm.
+    them, unless the step is compiled. Networks that are only timed do without `lineage`, a term of the loss, and
+    `teacher`. Raises HemafastError if these are too few images for batch norm.
     """
     world = world or World()
     if machine.device == "cuda":
@@ -105,15 +108,16 @@ def build_learner(
         clip_grad=settings.clip_grad,
         ema=ema,
         mix=Mix(classes, mixup=settings.mixup, cutmix=settings.cutmix) if mixes else None,
+        teacher=teacher,
         skip_bad=settings.on_nonfinite == "skip",
         shared=world.share(model, machine.device),
         capture=capture_of(settings, machine, alone=world.alone, batch_size=batch_size),
     )
     eval_step = EvalStep(scored_model, loss, machine, compiler)
-    return Learner(model, scored_model, ema, loss, optimizer, compiler, train_step, eval_step, started_from)
+    return Learner(model, scored_model, ema, loss, optimizer, compiler, train_step, eval_step, started_from, teacher)
 
 
-def build_eval_step(model: Classifier, machine: Machine, around: nn.Module | None = None) -> EvalStep:
+def build_eval_step(model: Network, machine: Machine, around: nn.Module | None = None) -> EvalStep:
     """The evaluation step of a trained model; moves the model to the machine's device.
 
     The step calls `around` instead of the model, if given: a module that calls the model itself.

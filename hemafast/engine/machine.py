@@ -8,7 +8,7 @@ import platform
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from hemafast.config import Amp, Compile, Device, Input, TrainConfig
 from hemafast.cores import cores
@@ -18,6 +18,9 @@ from hemafast.nvidia import card_on_bus, uses_gpu
 from hemafast.versions import DALI, installed_versions
 from hemafast.waiting import waiting_told
 from hemafast.words import counted
+
+if TYPE_CHECKING:
+    import torch
 
 Precision = Literal["fp32", "bf16", "fp16"]
 
@@ -67,6 +70,13 @@ class Machine:
     def loader_device(self) -> str:
         """The device's name in DALI."""
         return "gpu" if self.device == "cuda" else "cpu"
+
+    @property
+    def dtype(self) -> torch.dtype | None:
+        """What autocast computes in; None for fp32."""
+        import torch
+
+        return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.precision)
 
     def with_choices(self, choices: Sequence[Choice]) -> Machine:
         """The same machine with these choices; they replace those of the same name."""

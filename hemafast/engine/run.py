@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from hemafast.config import AUTO_FIELD_OF_VIEW, TrainConfig, to_plain
+from hemafast.config import TrainConfig, to_plain
 from hemafast.data.dataset import Dataset
 from hemafast.data.loader import Loader
 from hemafast.engine.checkpoint import Home, ModelCard, View
@@ -19,7 +19,7 @@ from hemafast.engine.schedule import Schedule
 from hemafast.engine.state import RunState
 from hemafast.engine.step import Totals
 from hemafast.errors import HemafastError
-from hemafast.preparation.schema import DatasetInfo
+from hemafast.preparation.schema import DatasetInfo, field_of_view_of
 
 
 @dataclass(slots=True)
@@ -104,6 +104,7 @@ class Run:
             "started_from": learner.started_from,
             "classes": list(self.dataset.info.classes),
             "data_fingerprint": self.dataset.info.fingerprint,
+            "teacher": learner.teacher.digest if learner.teacher else None,
             "lineage": None if self.plan.lineage is None else asdict(self.plan.lineage),
         }
 
@@ -113,6 +114,7 @@ class Run:
         Raises HemafastError if the checkpoint belongs to another run.
         """
         learner = self.learner
+        self._refuse_other_teacher(saved.get("teacher"))
         try:
             learner.model.load_state_dict(saved["model"])
             if learner.ema is not None:
@@ -135,6 +137,14 @@ class Run:
         self.state.steps_done = self.state.epochs_done * self.updates
         self.begin_epoch()
         self.resize(self.image_size)
+
+    def _refuse_other_teacher(self, digest: str | None) -> None:
+        teacher = self.learner.teacher
+        if digest != (teacher.digest if teacher else None):
+            raise HemafastError(
+                f"{self.config.teacher} is not the teacher that the run began with: its file has changed.",
+                "Put the file back, or start a new run.",
+            )
 
     def home(self) -> Home:
         """What is known of the training images; measured once."""
@@ -179,11 +189,9 @@ def is_finished(saved: dict[str, Any], config: TrainConfig) -> bool:
 
 def view_of(info: DatasetInfo, packed_size: int) -> View:
     """The part of an image that a model sees, for data packed at `packed_size`."""
-    asked = info.settings["field_of_view"]
-    named = {"auto": AUTO_FIELD_OF_VIEW, "whole": None}
     return View(
         packed_size=packed_size,
-        field_of_view=named[asked] if asked in named else float(asked),
+        field_of_view=field_of_view_of(info),
         um_per_pixel={name: domain.um_per_pixel for name, domain in info.domains.items()},
         ranges={name: domain.ranges for name, domain in info.domains.items() if domain.ranges},
         min_side=info.settings["min_side"],

@@ -19,10 +19,10 @@ from hemafast.engine.compiling import Compiler, Forward
 from hemafast.engine.distributed import World
 from hemafast.engine.machine import Machine
 from hemafast.engine.optimizer import set_rate
+from hemafast.engine.teacher import Teacher
 from hemafast.metrics import Confusion
 from hemafast.model import Classifier
 
-_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 _LEAST_SCALE = 1.0  # of fp16: above it, an overflow only means that the scaler still looks for its scale
 
 
@@ -138,7 +138,7 @@ class BadUpdates:
 
 def loss_forward(model: nn.Module, loss: nn.Module, machine: Machine) -> Forward:
     """A function from uint8 images (n, 3, size, size) and targets to loss and logits, in the machine's precision."""
-    dtype = _DTYPES.get(machine.precision)
+    dtype = machine.dtype
 
     def forward(images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         with torch.autocast(machine.device, dtype=dtype, enabled=dtype is not None):
@@ -180,11 +180,13 @@ class TrainStep:
         clip_grad: float | None = None,
         ema: Average[Classifier] | None = None,
         mix: Mix | None = None,
+        teacher: Teacher | None = None,
         skip_bad: bool = False,
         shared: nn.Module | None = None,
         capture: Capture | None = None,
     ) -> None:
         self._model, self._optimizer, self._clip, self._ema, self._mix = model, optimizer, clip_grad, ema, mix
+        self._teacher = teacher
         self._shared = shared  # the model inside DistributedDataParallel, which averages gradients
         compiler = compiler or Compiler(enabled=False)
         self._forward = compiler.compile(loss_forward(shared or model, loss, machine), "training")
@@ -226,6 +228,8 @@ class TrainStep:
             self._guard.remember()
         self._begins = update
         images, targets = (batch.images, batch.labels) if self._mix is None else self._mix(batch)
+        if self._teacher is not None:
+            targets = self._teacher(images, targets)
         self._learn(images, targets, batch.labels, share, totals, sync=update)
         if update:
             self._update(totals)

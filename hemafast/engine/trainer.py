@@ -54,7 +54,9 @@ def train(
     process that writes it, None in the others. Raises HemafastError before anything is written if settings, machine or
     data do not fit, and StoppedError after a signal.
     """
-    config = replace(config, data=config.data.absolute())  # a run is resumed and evaluated from anywhere
+    config = replace(  # a run is resumed and evaluated from anywhere
+        config, data=config.data.absolute(), teacher=config.teacher and config.teacher.absolute()
+    )
     with _starting(began) as starting, joined(config.device) as world, ExitStack() as held:
         opened = Opened(config)
         if go_on or restarts():

@@ -21,7 +21,7 @@ from hemafast.config import Device, ScoredSplit, TrainConfig
 from hemafast.data.dataset import Dataset, open_dataset
 from hemafast.data.loader import eval_loader
 from hemafast.data.samples import Samples
-from hemafast.engine.checkpoint import DRAWN_WARNING, Calibration, ModelCard, load_best, save_calibration
+from hemafast.engine.checkpoint import DRAWN_WARNING, Calibration, ModelCard, load_best, model_file, save_calibration
 from hemafast.engine.journal import measured, read_rows
 from hemafast.engine.learner import build_eval_step
 from hemafast.engine.plan import machine_and_graph
@@ -34,7 +34,6 @@ from hemafast.evaluate.folding import Folding, OtherClassesError, fold_classes
 from hemafast.evaluate.likeness import (
     ALARM,
     LEAST_IMAGES,
-    PARTS,
     Likeness,
     Likenesses,
     Watching,
@@ -44,6 +43,7 @@ from hemafast.evaluate.likeness import (
     learn,
     load_likeness,
     save_likeness,
+    unknown,
 )
 from hemafast.evaluate.metrics import Labels, Probabilities
 from hemafast.evaluate.nucleus_sizes import nuclei_of
@@ -52,7 +52,7 @@ from hemafast.evaluate.scores import calibrated_scores, score
 from hemafast.files import make_inside, write_table, write_text, write_whole
 from hemafast.lineage import Lineage, packaged_lineage
 from hemafast.metrics import macro_f1, with_pooled
-from hemafast.model import Classifier
+from hemafast.model import Network
 from hemafast.pictures import confusion_figure, save
 from hemafast.preparation.schema import divided_groups, grouped_domains
 from hemafast.preparation.split import ALL, TRAIN, VAL, WORDS, assign_split
@@ -118,20 +118,28 @@ def evaluate_run(
     samples = dataset.samples(split, config.image_size)
     folding = _folding(folder, card, dataset, samples, split, given)
     calibrates = own and split == VAL
-    fitted = _calibration_part(dataset, card) if calibrates else np.zeros(len(samples), dtype=bool)
+    if calibrates:
+        _refuse_folds(folder, card)
+    fitted = calibration_part(dataset, card) if calibrates else np.zeros(len(samples), dtype=bool)
     likeness = None if calibrates else load_likeness(folder / BEST, card)
-    probabilities, likeness, likenesses = _classify(model, card, config, samples, device, fitted, likeness)
+    seen = _classify(model, card, config, samples, device, fitted, likeness)
+    probabilities, likeness = seen.probabilities, seen.likeness
     lineage = card.lineage or packaged_lineage()
     calibration = _calibration(card, samples, probabilities, fitted, lineage.blast)
     if calibrates:
         calibration = replace(calibration, nuclei=nuclei_of(dataset, card))
-    answers = _answers(dataset.images(split), samples, folding, probabilities, calibration, fitted, likenesses)
+    answers = _answers(dataset.images(split), samples, folding, seen, calibration, fitted)
     judged = _judge(answers, likeness)
     unlike = [] if calibrates else _unlike(judged)  # at home, alarms are false
     metrics = {
         "schema": METRICS_SCHEMA,
         "split": split,
-        "warnings": [*_warnings(dataset, card), *_untrained(folder, dataset, card, folding), *unlike],
+        "warnings": [
+            *_warnings(dataset, card),
+            *_fitted_here(card, split, own=own),
+            *_untrained(folder, dataset, card, folding),
+            *unlike,
+        ],
         "classes": list(folding.classes),
         "folding": folding.account,
         **_scores(answers, calibration, lineage),
@@ -230,17 +238,19 @@ class _Answers:
     """(images, classes): which classes are in the set of each image; None without a calibration of sets."""
     likenesses: Likenesses
     """(images, 3), nan without a likeness."""
+    disagreements: npt.NDArray[np.float32] | None
+    """(images,): of the members of an ensemble; None for one network."""
 
 
 def _answers(
     images: pd.DataFrame,
     samples: Samples,
     folding: Folding,
-    probabilities: npt.NDArray[np.float32],
+    seen: _Seen,
     calibration: Calibration,
     fitted: Mask,
-    likenesses: Likenesses,
 ) -> _Answers:
+    probabilities = seen.probabilities
     labels = folding.labels[samples.labels]
     kept = labels >= 0
     softened = soften(probabilities[kept], calibration.temperature)  # fitted on the classes of the model
@@ -256,7 +266,8 @@ def _answers(
         merged=len(folding.classes) < len(folding.answers),
         fitted=fitted[kept],
         sets=sets,
-        likenesses=likenesses[kept],
+        likenesses=seen.likenesses[kept],
+        disagreements=None if seen.disagreements is None else seen.disagreements[kept],
     )
 
 
@@ -274,41 +285,46 @@ def _folding(
         ) from error
 
 
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    """What one pass through the network says of the images."""
+
+    probabilities: npt.NDArray[np.float32]
+    """(images, classes), uncalibrated."""
+    likeness: Likeness | None
+    likenesses: Likenesses
+    disagreements: npt.NDArray[np.float32] | None
+
+
 def _classify(
-    model: Classifier,
+    model: Network,
     card: ModelCard,
     config: TrainConfig,
     samples: Samples,
     device: Device,
     fitted: Mask,
     likeness: Likeness | None,
-) -> tuple[npt.NDArray[np.float32], Likeness | None, Likenesses]:
-    """Uncalibrated probabilities (images, classes), a likeness, and what it says of the images.
-
-    The likeness is `likeness`, or one learned from the `fitted` images if they are enough. One pass answers all.
-    """
-    machine, graph = machine_and_graph(_as_seen(config, card, samples), device, samples)
+) -> _Seen:
+    """The likeness is `likeness`, or one learned from the `fitted` images if they are enough. One pass answers all."""
+    machine, graph = machine_and_graph(as_seen(config, card, samples), device, samples)
     learns = int(fitted.sum()) >= LEAST_IMAGES
-    note = joined if learns else likeness and likeness.to(machine.device)
-    watching = Watching(model, note) if note else None
+    watching = Watching(model, joined if learns else likeness.to(machine.device) if likeness else unknown)
     step, totals = build_eval_step(model, machine, watching), Totals(len(card.classes), machine.device)
     probabilities = validate(model, step, eval_loader(samples, shape=graph), samples, totals).probabilities
-    if watching is None:
-        return probabilities, None, np.full((len(samples), len(PARTS)), np.nan)
-    notes = watching.noted()
+    notes, disagreements = watching.noted(), watching.disagreements()
     if learns:
         likeness, notes = learn(notes, samples.labels, fitted)
-    return probabilities, likeness, notes.numpy()
+    return _Seen(probabilities, likeness, notes.numpy(), None if disagreements is None else disagreements.numpy())
 
 
-def _as_seen(config: TrainConfig, card: ModelCard, samples: Samples) -> TrainConfig:
+def as_seen(config: TrainConfig, card: ModelCard, samples: Samples) -> TrainConfig:
     """The settings to read images with: the best epoch may have used smaller ones than the last."""
     own = samples.fingerprint == card.data_fingerprint
     source = config.input if own else "auto"  # other data may not have what the run read
     return replace(config, input=source, image_size=card.image_size, growing_from=(), compile="off")
 
 
-def _calibration_part(dataset: Dataset, card: ModelCard) -> Mask:
+def calibration_part(dataset: Dataset, card: ModelCard) -> Mask:
     """(images,): half of each class in each training domain. A hash draws it, and groups stay together."""
     images = dataset.images(VAL, "group")
     part = assign_split(images, val_fraction=0.5, seed=0)
@@ -378,6 +394,8 @@ def _predictions(answers: _Answers) -> pd.DataFrame:
         "part": np.where(answers.fitted, FITTED, REPORTED),
         "likeness": answers.likenesses[:, 0],
     }
+    if answers.disagreements is not None:
+        columns["disagreement"] = answers.disagreements
     return prediction_table(answers.classes, answers.softened.astype(np.float32), columns)
 
 
@@ -408,7 +426,19 @@ def _training(folder: Path, config: TrainConfig) -> dict[str, Any]:
         "total_seconds": seconds + sum(measured(rows, "val", "seconds")),
         # Every epoch trains the same images, so the mean rate is the harmonic mean of the rates.
         "train_images_per_second": len(rates) / sum(1 / rate for rate in rates) if rates else None,
+        "teacher": _teacher(config),
     }
+
+
+def _teacher(config: TrainConfig) -> dict[str, Any] | None:
+    """The model that taught a run, with its score where it is known."""
+    if config.teacher is None:
+        return None
+    try:
+        score = read_metrics(model_file(config.teacher).parent)["pooled"]["macro_f1"]
+    except HemafastError:
+        score = None
+    return {"model": str(config.teacher), "weight": config.teacher_weight, "macro_f1": score}
 
 
 def _warnings(dataset: Dataset, card: ModelCard) -> list[str]:
@@ -430,6 +460,25 @@ def _warnings(dataset: Dataset, card: ModelCard) -> list[str]:
             "scores may be too good"
         )
     return warnings
+
+
+def _fitted_here(card: ModelCard, split: str, *, own: bool) -> list[str]:
+    """A warning where an ensemble was fitted on some of the images that are scored."""
+    if card.combined is None or not card.combined.fitted_on or not own or split != VAL:
+        return []
+    images = counted(card.combined.fitted_on, "validation image")
+    return [
+        f"Weights or members of the ensemble were chosen on {images} (the calibration half): scores of all validation "
+        "images are slightly too good; those of the other half are not"
+    ]
+
+
+def _refuse_folds(folder: Path, card: ModelCard) -> None:
+    if card.combined and card.combined.folds:
+        raise HemafastError(
+            f"{folder} is an ensemble of folds, whose members were trained on validation images of one another.",
+            "Score it on test images (--split test) or on other data (--data).",
+        )
 
 
 def _untrained(folder: Path, dataset: Dataset, card: ModelCard, folding: Folding) -> list[str]:

@@ -21,10 +21,11 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from hemafast.engine.checkpoint import DIGEST, ModelCard, digest_of
+from hemafast.ensemble import Ensemble
 from hemafast.errors import HemafastError
 from hemafast.evaluate.intervals import wilson
 from hemafast.files import write_tensors
-from hemafast.model import Classifier
+from hemafast.model import Network
 from hemafast.regular import refuse_special
 from hemafast.run_folder import LIKENESS
 from hemafast.words import counted
@@ -102,19 +103,29 @@ class Likeness:
 class Watching(nn.Module):
     """A classifier that notes of each image on the way what `note` makes of its colours and features.
 
-    Noting costs no pass through the backbone. `note` takes float32 (n, 6) and (n, d) and returns (n, anything).
+    Noting costs no pass through the backbone. `note` takes float32 (n, 6) and (n, d) and returns (n, anything). Of an
+    ensemble, the disagreement of its members is noted too.
     """
 
-    def __init__(self, model: Classifier, note: Callable[[Tensor, Tensor], Tensor]) -> None:
+    def __init__(self, model: Network, note: Callable[[Tensor, Tensor], Tensor]) -> None:
         super().__init__()
         self.model, self._note = model, note
         self._notes: list[Tensor] = []
+        self._disagreements: list[Tensor] = []
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits, float (n, classes), of uint8 images (n, 3, height, width)."""
-        logits, features = self.model.answers(images)
+        if isinstance(self.model, Ensemble):
+            logits, features, disagreement = self.model.discussed(images)
+            self._disagreements.append(disagreement)
+        else:
+            logits, features = self.model.answers(images)
         self._notes.append(self._note(colours_of(images), features.float()))
         return logits
+
+    def disagreements(self) -> Tensor | None:
+        """Of the members about all images so far, in order, on the CPU; None for one network."""
+        return torch.cat(self._disagreements).cpu() if self._disagreements else None
 
     def noted(self) -> Tensor:
         """The notes of all images so far, in order, on the CPU."""
@@ -133,6 +144,11 @@ def colours_of(images: Tensor) -> Tensor:
 def joined(colours: Tensor, features: Tensor) -> Tensor:
     """A note that keeps both, (n, 6 + d), for `learn`."""
     return torch.cat([colours, features], dim=1)
+
+
+def unknown(colours: Tensor, _: Tensor) -> Tensor:
+    """A note of images whose likeness is not known: nan for each of PARTS."""
+    return colours.new_full((len(colours), len(PARTS)), math.nan)
 
 
 def learn(notes: Tensor, labels: npt.NDArray[np.int64], home: npt.NDArray[np.bool_]) -> tuple[Likeness, Tensor]:

@@ -12,7 +12,7 @@ import pandas as pd
 from annotated_types import Ge, Gt, Le, Len
 from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError, model_validator
 
-from hemafast.config import PackSize
+from hemafast.config import AUTO_FIELD_OF_VIEW, PackSize
 from hemafast.preparation.images.depth import Range
 from hemafast.preparation.scale import ScaleEstimate
 from hemafast.preparation.split import ALL, ALL_SPLITS, NO_FOLD, SPLITS, TEST, VAL
@@ -319,6 +319,13 @@ def names_of(images: pd.DataFrame) -> pd.Series[str]:
 def accepted(manifest: pd.DataFrame) -> pd.DataFrame:
     """The images that are not quarantined, in the order of the manifest."""
     return manifest[manifest["verdict"] != QUARANTINED]
+
+
+def field_of_view_of(info: DatasetInfo) -> float | None:
+    """Side in micrometres of the part of an image that is kept; None for the largest square."""
+    asked = info.settings["field_of_view"]
+    named = {"auto": AUTO_FIELD_OF_VIEW, "whole": None}
+    return named[asked] if asked in named else float(asked)
 
 
 def splits_of(manifest: pd.DataFrame) -> tuple[str, ...]:

@@ -29,7 +29,7 @@ from hemafast.recorded import MachineFile, read_recorded
 from hemafast.report.compare import changed_settings, difference
 from hemafast.report.gallery import Gallery, listing, open_gallery
 from hemafast.report.plots import curve_figures, reliability_figures, validation_figures
-from hemafast.run_folder import BEST, MACHINE, PREDICTIONS, REPORT, read_config, read_metrics
+from hemafast.run_folder import BEST, ENSEMBLE, MACHINE, PREDICTIONS, REPORT, read_config, read_ensemble, read_metrics
 from hemafast.words import counted
 
 if TYPE_CHECKING:
@@ -138,6 +138,7 @@ def _run(part: Part, thumbnails: int, explain: bool) -> dict[str, Any]:
         "sets": with_pooled(metrics["domains"], metrics["pooled"]),
         "classes": metrics.get("classes", metrics["model"]["classes"]),  # of older runs
         "told": home_and_elsewhere(part.run),
+        "ensemble": read_ensemble(part.run) if (part.run / ENSEMBLE).is_file() else None,
         "folding": notes(metrics["folding"]) if "folding" in metrics else [],
         "scales": {name: _scale_words(domain) for name, domain in metrics["data"]["domains"].items()},
         "curves": _shown(curve_figures(part.rows), "Training curves; the numbers are in training_log.csv")
@@ -156,8 +157,15 @@ def _run(part: Part, thumbnails: int, explain: bool) -> dict[str, Any]:
         "images": gallery.images,
         "machine": part.machine,
         "config": {name: value for name, value in to_plain(part.config).items() if value is not None},
-        "commands": [prepare_command(metrics["data"]["prepared_by"]), train_command(part.config)],
+        "commands": [prepare_command(metrics["data"]["prepared_by"]), _made_by(part)],
     }
+
+
+def _made_by(part: Part) -> str:
+    """The command that makes the run again; of an ensemble, that which made it of its runs."""
+    if (part.run / ENSEMBLE).is_file():
+        return str(read_ensemble(part.run).get("command", "hemafast ensemble"))
+    return train_command(part.config)
 
 
 def _scale_words(domain: Mapping[str, Any]) -> str:

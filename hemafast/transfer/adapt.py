@@ -20,8 +20,10 @@ from hemafast.deploy.inputs import Images
 from hemafast.deploy.model import Model, open_model
 from hemafast.engine.checkpoint import Adapted, Home, ModelCard, load_best
 from hemafast.engine.home import home_of
+from hemafast.ensemble import single
 from hemafast.errors import HemafastError
 from hemafast.evaluate.calibration import fit_temperature
+from hemafast.evaluate.compared import compare
 from hemafast.evaluate.likeness import judge
 from hemafast.model import Classifier
 from hemafast.preparation.schema import is_prepared
@@ -31,7 +33,6 @@ from hemafast.transfer import steps
 from hemafast.transfer.cells import Asked, Cells, read_cells, read_prepared_cells, refuse_own_images
 from hemafast.transfer.choose import Candidate, answers_of, best_candidate, sample_of, table
 from hemafast.transfer.classes import place_labels, read_map
-from hemafast.transfer.compared import compare
 from hemafast.transfer.head import Fitted, Layer, fit_head, with_new_classes
 from hemafast.transfer.written import write_adapted
 from hemafast.words import counted
@@ -214,7 +215,8 @@ def open_parent(folder: Path, device: Device = "auto") -> Parent:
             "Name a folder that `hemafast train` made.",
         )
     config = read_config(folder)
-    network, card = load_best(folder / BEST)
+    found, card = load_best(folder / BEST)
+    network = single(found, "adapted")
     if card.adapted is not None:
         raise HemafastError(
             f"{folder} was itself adapted from {card.adapted.parent}.", "Adapt that run, with all images and labels."
@@ -244,7 +246,7 @@ def _home_in(dataset: Dataset | None, config: TrainConfig, opened: Model) -> Hom
             config.data,
         )
         return None
-    return home_of(dataset, opened.machine, opened.card.image_size, standardize=opened.network.standardize)
+    return home_of(dataset, opened.machine, opened.card.image_size, standardize=config.standardize)
 
 
 def gather_cells(

@@ -349,14 +349,14 @@ def test_no_more_images_are_read_ahead_than_a_few_batches(fitted, tmp_path, make
             yield data
 
     monkeypatch.setattr("hemafast.deploy.decoding.read_images", counted)
-    forward = module.Ensemble.__call__
+    forward = module.Together.__call__
 
     def slow(self, squares):
         time.sleep(0.05)  # reading would be through long before
         ahead.append(seen[0] - 2 * len(ahead))
         return forward(self, squares)
 
-    monkeypatch.setattr(module.Ensemble, "__call__", slow)
+    monkeypatch.setattr(module.Together, "__call__", slow)
     ask(fitted, folder, batch_size=2)
     assert len(ahead) == 20
     assert 2 < max(ahead) <= 2 * 5
@@ -536,7 +536,7 @@ def test_ctrl_c_is_one_line_and_writes_nothing(fitted, cells, tmp_path, monkeypa
     def stop(self, squares):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(module.Ensemble, "__call__", stop)
+    monkeypatch.setattr(module.Together, "__call__", stop)
     result = hemafast("predict", fitted, cells, "--output", tmp_path / "out.csv")
     assert result.returncode == 130
     assert "nothing was written" in result.stderr
