@@ -86,7 +86,8 @@ def ask(model: Model, images: Images, um_per_pixel: float | None) -> Answers:
     plan = plan_for([model], list_inputs(images), Options(um_per_pixel=um_per_pixel))
     (group,) = plan.groups
     with inferred(plan, group, Together(plan, group), SILENT) as parts:
-        return np.concatenate([part.filled(len(model.classes) + len(PARTS)) for part in parts])
+        columns = len(model.classes) + len(PARTS)
+        return np.concatenate([part.filled(columns + 1)[:, :columns] for part in parts])
 
 
 def _known(model: Model, run: Path, home: Dataset) -> tuple[Answers, list[str]]:
