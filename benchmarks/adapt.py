@@ -28,12 +28,12 @@ import numpy.typing as npt
 import torch
 import typer
 from adapt_tables import PER_CLASS, SUGGESTED
-from hemafast.transfer.compared import compare
 from output import JsonFile, write_json
 
 from hemafast.data.dataset import Dataset, open_dataset
 from hemafast.engine.machine import machine_facts
 from hemafast.errors import HemafastError
+from hemafast.evaluate.compared import compare
 from hemafast.metrics import count_confusion, macro_f1
 from hemafast.preparation.split import SPLITS
 from hemafast.progress import SILENT

@@ -29,7 +29,7 @@ from hemafast.data.dataset import Dataset, open_dataset
 from hemafast.deploy.inputs import Images, list_inputs
 from hemafast.deploy.model import Model, open_model
 from hemafast.deploy.plan import Options, plan_for
-from hemafast.deploy.predict import Ensemble, inferred
+from hemafast.deploy.predict import Together, inferred
 from hemafast.engine.machine import machine_facts
 from hemafast.evaluate.conformal import in_sets, set_scores
 from hemafast.evaluate.evaluate import REPORTED
@@ -85,8 +85,9 @@ def ask(model: Model, images: Images, um_per_pixel: float | None) -> Answers:
     """What `hemafast predict` computes of images."""
     plan = plan_for([model], list_inputs(images), Options(um_per_pixel=um_per_pixel))
     (group,) = plan.groups
-    with inferred(plan, group, Ensemble(plan, group), SILENT) as parts:
-        return np.concatenate([part.filled(len(model.classes) + len(PARTS)) for part in parts])
+    with inferred(plan, group, Together(plan, group), SILENT) as parts:
+        columns = len(model.classes) + len(PARTS)
+        return np.concatenate([part.filled(columns + 1)[:, :columns] for part in parts])
 
 
 def _known(model: Model, run: Path, home: Dataset) -> tuple[Answers, list[str]]:

@@ -355,7 +355,7 @@ def _table(
         },
     )
     if plan.members > 1:
-        place = int(table.columns.get_indexer(["entropy"])[0]) + 1
+        place = table.columns.tolist().index("entropy") + 1
         table.insert(place, "disagreement", (table["entropy"] - agreed).clip(lower=0).astype(np.float32))
     table.loc[table["status"] == ABSTAINED, "predicted"] = ""
     if plan.set_thresholds is not None:
