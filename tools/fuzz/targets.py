@@ -291,8 +291,8 @@ def reports(room: Path) -> Target:
     from hemafast import train
     from hemafast.report.page import write_report
 
-    network: dict[str, Any] = {"model": "test_resnet", "pretrained": "no", "image_size": 32, "amp": "off", "compile": "off"}
-    run = train(_prepared(room), output=room / "runs", epochs=1, device="cpu", batch_size=4, **network).folder
+    small: dict[str, Any] = {"model": "test_resnet", "pretrained": "no", "image_size": 32, "epochs": 1, "batch_size": 4}
+    run = train(_prepared(room), output=room / "runs", device="cpu", amp="off", compile="off", **small).folder
     names = ("metrics.json", "machine.json", "config.json", "predictions.csv", "training_log.csv", "calibration.json")
     whole = [(run / name).read_bytes() for name in names]
 
