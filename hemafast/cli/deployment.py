@@ -16,10 +16,9 @@ from hemafast.cli.new_images import Taken, takes_images, whole_or_nothing
 from hemafast.cli.options import Asked, configured
 from hemafast.collector import resting
 from hemafast.config import PrepareConfig
-from hemafast.deploy.choices import Engine, Format, Layout, Method
+from hemafast.deploy.choices import MODELS, Engine, Format, Layout, Method
 from hemafast.run_folder import LATEST, find_run
 
-_MODELS = (".safetensors", ".onnx", ".pt2")  # files that are no run folder
 Model = Annotated[str, typer.Argument(metavar="RUN", help="Run folder, latest, or the file of a model.")]
 Images = Annotated[list[str], typer.Argument(metavar="IMAGE...", help="Files, folders, zips, or quoted globs.")]
 
@@ -94,7 +93,7 @@ def predict(
 
 def _existing(named: Sequence[str], runs: Sequence[Path]) -> list[str]:
     """What the user names, with the folder of the latest run. Raises HemafastError if it does not exist."""
-    if not runs and not has_magic(named[0]) and Path(named[0]).suffix not in _MODELS:
+    if not runs and not has_magic(named[0]) and Path(named[0]).suffix not in MODELS:
         find_run(named[0])  # the run comes first
     found = [str(find_run(name)) if name == LATEST else name for name in named]
     refuse_missing_paths([*found, *map(str, runs)])

@@ -1,9 +1,11 @@
-"""The choices of `export` and `explain`; imports nothing, so that the command line stays fast."""
+"""The choices of commands about models; imports nothing, so that the command line stays fast."""
 
 from typing import Literal
 
 Format = Literal["onnx", "onnx-int8", "torch-export", "safetensors"]
 """Format of an exported model."""
+MODELS = (".safetensors", ".onnx", ".pt2")
+"""Suffixes of the files of models."""
 Layout = Literal["nhwc", "nchw"]
 """Image layout that an exported graph takes: channels last, as decoders give them, or first."""
 Engine = Literal["auto", "torch", "onnxruntime", "openvino"]

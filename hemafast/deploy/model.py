@@ -16,7 +16,7 @@ from torch import Tensor
 
 from hemafast.config import Amp, Device
 from hemafast.deploy import graph_trial
-from hemafast.deploy.choices import Engine, UmPerPixel
+from hemafast.deploy.choices import MODELS, Engine, UmPerPixel
 from hemafast.deploy.engines import TORCH, Quick, choose_engine
 from hemafast.deploy.formats import KINDS, card_of, cause_of, require_onnx
 from hemafast.deploy.inputs import Images, begins_formula, list_inputs, refuse_unwritable
@@ -278,7 +278,7 @@ def load_models(paths: Sequence[Path], device: Device, amp: Amp, engine: Engine 
 
 def find_model(path: Path) -> Path:
     """The file of the model that a user means; it may be missing."""
-    if path.suffix in _EXPORTS and not path.is_dir():
+    if path.suffix in MODELS and not path.is_dir():
         return path
     files = [path / BEST, *(path / kind.file for kind in KINDS.values())]
     return next((file for file in files if file.is_file()), path / BEST)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hemafast.config import Amp, Device
-from hemafast.deploy.choices import Engine, UmPerPixel
+from hemafast.deploy.choices import MODELS, Engine, UmPerPixel
 from hemafast.deploy.crops import Crops, choose_crops
 from hemafast.deploy.depths import Depths, choose_depths
 from hemafast.deploy.inputs import Image, list_images
@@ -128,7 +128,7 @@ def make_plan(models: Sequence[Path], paths: Sequence[str], options: Options) ->
     if not paths:
         raise HemafastError("No images are named.", "Name files, folders, archives, or a quoted glob.")
     if not models:
-        raise HemafastError("No model is named.", "Name a run folder, or a file that ends in .safetensors.")
+        raise HemafastError("No model is named.", f"Name a run folder, or a file that ends in {', '.join(MODELS)}.")
     loaded = load_models(models, options.device, options.amp, options.engine)
     first = loaded[0]
     for other in loaded:
@@ -162,8 +162,7 @@ def plan_for(models: Sequence[Model], images: Sequence[Image], options: Options)
 
 def _is_model(path: Path) -> bool:
     """Run folders count before their first epoch too, so that they are not searched for images."""
-    # Not .pt2: opening a stranger's may execute code.
-    return (path / BEST).is_file() or is_run(path) or path.suffix in (".safetensors", ".onnx")
+    return (path / BEST).is_file() or is_run(path) or path.suffix in MODELS
 
 
 def _choose_threshold(models: Sequence[Model], options: Options) -> float | None:

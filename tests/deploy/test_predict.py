@@ -23,6 +23,7 @@ from recorder import Recorder, Stage
 from hemafast.data.graph import GraphShape
 from hemafast.data.loader import eval_loader
 from hemafast.deploy import predict as module
+from hemafast.deploy.formats import KINDS
 from hemafast.deploy.inputs import read_images
 from hemafast.deploy.model import open_model, symmetries
 from hemafast.deploy.plan import Options, make_plan, sort_named
@@ -382,10 +383,11 @@ def test_runs_and_images_are_told_apart(tmp_path, trained, cells):
     for file in ("config.json", "train.log"):
         (tmp_path / "unfinished" / file).touch()
     (cells / "config.json").touch()
-    named = [str(cells), str(trained), "x.safetensors", "x.onnx", str(tmp_path / "unfinished"), "*.png", "x.pt2"]
+    exported = [f"x{Path(kind.file).suffix}" for kind in KINDS.values()]
+    named = [str(cells), str(trained), *exported, str(tmp_path / "unfinished"), "*.png"]
     models, paths = sort_named(named)
-    assert list(map(str, models)) == named[1:5]
-    assert paths == [named[0], *named[5:]]
+    assert list(map(str, models)) == named[1:-1]
+    assert paths == [named[0], named[-1]]
 
 
 def test_the_command_writes_one_row_an_image(fitted, cells, tmp_path):
