@@ -105,10 +105,10 @@ def combine_runs(
         )
     sources = open_sources(runs, method)
     shared = Shared.of(sources, device)
-    if shared.held_out is None and (method == "fitted" or max_cost is not None):
+    if not shared.chooses.any() and (method == "fitted" or max_cost is not None):
         raise HemafastError(
-            f"{name_some([*map(str, runs)], 3)} were trained on validation images of one another: none are held out "
-            "to choose weights or members on.",
+            f"No validation image is held out for all of {name_some([*map(str, runs)], 3)}, to choose weights or members "
+            "on.",
             "Leave out --method fitted and --max-cost.",
         )
     with stage(progress, "asking the members"):
@@ -330,7 +330,7 @@ def _told(asked: Asked, made: _New, shared: Shared, method: Combining) -> dict[s
     singles = [None] * len(asked.sources) if opinions is None else [score_of(one[reported], labels) for one in opinions]
     best = 0 if opinions is None else _best_place(opinions[:, shared.chooses], asked.labels[shared.chooses])
     scores = None
-    if opinions is not None:
+    if opinions is not None and reported.any():
         scores = compare(labels, opinions[best, reported], made.answers[reported], shared.card.classes)
     members = [
         {
