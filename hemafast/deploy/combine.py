@@ -107,8 +107,8 @@ def combine_runs(
     shared = Shared.of(sources, device)
     if not shared.chooses.any() and (method == "fitted" or max_cost is not None):
         raise HemafastError(
-            f"No validation image is held out for all of {name_some([*map(str, runs)], 3)}, to choose weights or members "
-            "on.",
+            f"No validation image is held out for all of {name_some([*map(str, runs)], 3)}, to choose weights or "
+            "members on.",
             "Leave out --method fitted and --max-cost.",
         )
     with stage(progress, "asking the members"):
