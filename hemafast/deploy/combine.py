@@ -104,20 +104,20 @@ def combine_runs(
             f"A soup costs as much as one network, whatever max_cost = {max_cost} says.", "Leave out --max-cost."
         )
     sources = open_sources(runs, method)
-    home = Home.of(sources, device)
-    if home.held_out is None and (method == "fitted" or max_cost is not None):
+    shared = Shared.of(sources, device)
+    if not shared.chooses.any() and (method == "fitted" or max_cost is not None):
         raise HemafastError(
-            f"{name_some([*map(str, runs)], 3)} were trained on validation images of one another: none are held out "
-            "to choose weights or members on.",
+            f"No validation image is held out for all of {name_some([*map(str, runs)], 3)}, to choose weights or "
+            "members on.",
             "Leave out --method fitted and --max-cost.",
         )
     with stage(progress, "asking the members"):
-        asked = _ask(sources, home)
+        asked = _ask(sources, shared)
     soup = method == "soup"
-    made = _soup(sources, home, asked) if soup else _ensemble(sources, home, asked, method, max_cost)
+    made = _soup(sources, shared, asked) if soup else _ensemble(sources, shared, asked, method, max_cost)
     command = " ".join(["hemafast ensemble", shlex.join(map(str, runs)), *_options(method, max_cost)])
-    result = _told(asked, made, home, method) | {"command": command}
-    return Made(_write(sources[0], home, made, output, result), result)
+    result = _told(asked, made, shared, method) | {"command": command}
+    return Made(_write(sources[0], shared, made, output, result), result)
 
 
 def _options(method: Combining, max_cost: float | None) -> list[str]:
@@ -128,8 +128,8 @@ def _options(method: Combining, max_cost: float | None) -> list[str]:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Home:
-    """The data that all runs were trained on, and how images of it are read."""
+class Shared:
+    """What all members share: the data that they were trained on, and how images of it are read."""
 
     dataset: Dataset
     config: TrainConfig
@@ -143,7 +143,7 @@ class Home:
     """(held out,): those that members and weights are chosen on."""
 
     @staticmethod
-    def of(sources: Sequence[Source], device: Device) -> Home:
+    def of(sources: Sequence[Source], device: Device) -> Shared:
         """Open the data set. Raises HemafastError if it is gone or has changed."""
         first = sources[0]
         dataset = replace(open_dataset(first.config.data), fold=first.config.fold)
@@ -155,7 +155,7 @@ class Home:
         folds = card.combined is not None and card.combined.folds
         held_out = None if folds else dataset.samples(VAL, card.image_size)
         chooses = np.zeros(0, dtype=bool) if folds else calibration_part(dataset, card)
-        return Home(dataset, config, card, device, held_out, chooses)
+        return Shared(dataset, config, card, device, held_out, chooses)
 
 
 def card_of(sources: Sequence[Source], weights: Sequence[float], **more: Any) -> ModelCard:
@@ -175,6 +175,7 @@ def card_of(sources: Sequence[Source], weights: Sequence[float], **more: Any) ->
         epoch=max(card.epoch for card in cards),
         quarter_turns=all(source.network.quarter_turns for source in sources),
         calibration=None,
+        adapted=None,
         home=None,
         combined=combined,
     )
@@ -207,16 +208,16 @@ class _Listening(nn.Module):
         return opinions.mean(0).log()
 
 
-def _ask(sources: Sequence[Source], home: Home) -> Asked:
-    ensemble = ensemble_of([source.network for source in sources], home.card).eval()
-    samples = home.dataset.samples(TRAIN, home.card.image_size) if home.held_out is None else home.held_out
-    machine, graph = machine_and_graph(as_seen(home.config, home.card, samples), home.device, samples)
+def _ask(sources: Sequence[Source], shared: Shared) -> Asked:
+    ensemble = ensemble_of([source.network for source in sources], shared.card).eval()
+    samples = shared.dataset.samples(TRAIN, shared.card.image_size) if shared.held_out is None else shared.held_out
+    machine, graph = machine_and_graph(as_seen(shared.config, shared.card, samples), shared.device, samples)
     listening = _Listening(ensemble)
     step = build_eval_step(ensemble, machine, listening)
     costs = _costs(ensemble, sources, machine.device)
-    if home.held_out is None:
+    if shared.held_out is None:
         return Asked(sources, None, np.zeros(0, np.int64), costs)
-    totals = Totals(len(home.card.classes), machine.device)
+    totals = Totals(len(shared.card.classes), machine.device)
     validate(ensemble, step, eval_loader(samples, shape=graph), samples, totals)
     opinions = torch.cat(listening.opinions, dim=1).numpy()
     return Asked(sources, opinions, samples.labels, costs)
@@ -265,12 +266,14 @@ class _New:
     cost: float
 
 
-def _ensemble(sources: Sequence[Source], home: Home, asked: Asked, method: Combining, max_cost: float | None) -> _New:
+def _ensemble(
+    sources: Sequence[Source], shared: Shared, asked: Asked, method: Combining, max_cost: float | None
+) -> _New:
     places = tuple(range(len(sources)))
     fitted_on = 0
-    labels, opinions = asked.labels[home.chooses], None
+    labels, opinions = asked.labels[shared.chooses], None
     if asked.opinions is not None:
-        opinions = asked.opinions[:, home.chooses]
+        opinions = asked.opinions[:, shared.chooses]
     if max_cost is not None and opinions is not None:
         best = asked.costs[_best_place(opinions, labels)]
         places = best_members(opinions, labels, asked.costs, max_cost * best)
@@ -289,12 +292,12 @@ def _ensemble(sources: Sequence[Source], home: Home, asked: Asked, method: Combi
     return _New(network, card, places, tuple(weights.tolist()), answers, cost)
 
 
-def _soup(sources: Sequence[Source], home: Home, asked: Asked) -> _New:
+def _soup(sources: Sequence[Source], shared: Shared, asked: Asked) -> _New:
     first = sources[0]
     soup = mean_of_weights([source.network for source in sources])
     soup.freeze(stages=first.config.freeze_stages, norm=first.config.freeze_norm)
-    samples = home.dataset.samples(TRAIN, first.card.image_size)
-    machine, graph = machine_and_graph(as_seen(home.config, first.card, samples), home.device, samples)
+    samples = shared.dataset.samples(TRAIN, first.card.image_size)
+    machine, graph = machine_and_graph(as_seen(shared.config, first.card, samples), shared.device, samples)
     soup.to(machine.device)
     batches: Iterator[Tensor] = (batch.images for batch in eval_loader(samples, shape=graph).epoch(0))
     logger.info(
@@ -304,31 +307,31 @@ def _soup(sources: Sequence[Source], home: Home, asked: Asked) -> _New:
     )
     combined = Combined("soup", tuple(str(source.run.absolute()) for source in sources))
     card = replace(first.card, calibration=None, epoch=max(one.card.epoch for one in sources), combined=combined)
-    answers = _answers_of(soup, card, home)
+    answers = _answers_of(soup, card, shared)
     share = 1 / len(sources)
     return _New(soup, card, tuple(range(len(sources))), (share,) * len(sources), answers, asked.costs[0])
 
 
-def _answers_of(network: Classifier, card: ModelCard, home: Home) -> Any:
-    assert home.held_out is not None  # seeds of one recipe have one fold
-    machine, graph = machine_and_graph(as_seen(home.config, card, home.held_out), home.device, home.held_out)
+def _answers_of(network: Classifier, card: ModelCard, shared: Shared) -> Any:
+    assert shared.held_out is not None  # seeds of one recipe have one fold
+    machine, graph = machine_and_graph(as_seen(shared.config, card, shared.held_out), shared.device, shared.held_out)
     step, totals = build_eval_step(network, machine), Totals(len(card.classes), machine.device)
-    return validate(network, step, eval_loader(home.held_out, shape=graph), home.held_out, totals).probabilities
+    return validate(network, step, eval_loader(shared.held_out, shape=graph), shared.held_out, totals).probabilities
 
 
 def _best_place(opinions: Opinions, labels: Labels) -> int:
     return int(np.argmax([score_of(one, labels) for one in opinions]))
 
 
-def _told(asked: Asked, made: _New, home: Home, method: Combining) -> dict[str, Any]:
+def _told(asked: Asked, made: _New, shared: Shared, method: Combining) -> dict[str, Any]:
     """The content of ENSEMBLE: members, cost, and scores on the half of the held-out images that chose nothing."""
-    reported = ~home.chooses
+    reported = ~shared.chooses
     opinions, labels = asked.opinions, asked.labels[reported]
     singles = [None] * len(asked.sources) if opinions is None else [score_of(one[reported], labels) for one in opinions]
-    best = 0 if opinions is None else _best_place(opinions[:, home.chooses], asked.labels[home.chooses])
+    best = 0 if opinions is None else _best_place(opinions[:, shared.chooses], asked.labels[shared.chooses])
     scores = None
-    if opinions is not None:
-        scores = compare(labels, opinions[best, reported], made.answers[reported], home.card.classes)
+    if opinions is not None and reported.any():
+        scores = compare(labels, opinions[best, reported], made.answers[reported], shared.card.classes)
     members = [
         {
             "run": str(asked.sources[place].run.absolute()),
@@ -368,9 +371,9 @@ def verdict(told: dict[str, Any]) -> str:
     return f"macro-F1 {after:.3f}, best run {before:.3f} on {images} that chose nothing: {gain}; {cost}"
 
 
-def _write(first: Source, home: Home, made: _New, output: Path, result: dict[str, Any]) -> Path:
+def _write(first: Source, shared: Shared, made: _New, output: Path, result: dict[str, Any]) -> Path:
     """The run folder, completely or not at all."""
-    config = replace(home.config, image_size=made.card.image_size)
+    config = replace(shared.config, image_size=made.card.image_size)
     kind = "soup" if result["method"] == "soup" else f"ensemble-of-{len(made.places)}"
     folder = make_run_folder(replace(config, output=output), kind)
     made.network.cpu()

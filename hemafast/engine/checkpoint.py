@@ -144,8 +144,8 @@ class Member:
     """Of its probabilities in the mean."""
     order: tuple[Annotated[int, Ge(0)], ...]
     """Of each class of the ensemble, its place among those of the run."""
-    fold: int | None = None
-    """The fold that its run validates on."""
+    fold: Annotated[int, Ge(0)] | None = None
+    """The fold that its run validates on; None is the first."""
 
 
 @dataclass(frozen=True)
@@ -165,7 +165,7 @@ class Combined:
     @property
     def folds(self) -> bool:
         """Whether members were trained on validation images of one another."""
-        return len({member.fold for member in self.members}) > 1
+        return len({member.fold or 0 for member in self.members}) > 1
 
 
 @dataclass(frozen=True)

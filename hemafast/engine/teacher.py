@@ -111,9 +111,9 @@ def _doubts(file: Path, card: ModelCard, settings: TrainConfig, info: DatasetInf
     """What makes scores of the student too good."""
     if card.data_fingerprint != info.fingerprint:
         return ["the teacher was trained on other data, which may hold validation images of this run"]
-    folds = {member.fold for member in card.members}
+    folds = {member.fold or 0 for member in card.members}
     if not card.members and is_run(file.parent):
-        folds = {read_config(file.parent).fold}
-    if folds - {settings.fold}:
+        folds = {read_config(file.parent).fold or 0}
+    if folds - {settings.fold or 0}:
         return ["the teacher was trained on validation images of this run: its scores are too good"]
     return []

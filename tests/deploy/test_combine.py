@@ -209,7 +209,7 @@ def test_folds_are_combined_but_not_scored_on_images_that_a_member_was_trained_o
     assert not made.scored and "not known" in made.result["verdict"]
     with pytest.raises(HemafastError, match="ensemble of folds"):
         evaluate_run(made.folder)
-    with pytest.raises(HemafastError, match="none are held out"):
+    with pytest.raises(HemafastError, match="No validation image is held out"):
         combine_runs(runs, method="fitted", output=tmp_path / "runs", device="cpu")
 
 
