@@ -193,7 +193,7 @@ def audit(
 
     Each label is judged by models that have not seen it: logistic regression on features of a network, by
     cross-validation, patients and copies apart. Writes suspects.csv and audit.html. Fill in the column label of the
-    table where a label is wrong, and give it to `hemafast prepare --labels-fix`.
+    table where a label is wrong, and give it to `hemafast prepare --labels-fix`. Test images are not looked at.
     """
     refuse_missing_data(data)
     folder = None if run is None else find_run(run)
