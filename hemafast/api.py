@@ -383,7 +383,8 @@ class TrainedRun:
             data: another prepared data set, whose scores go into a folder of their own; None for the run's own. Classes
                 of equal names are compared; images of a class that the model lacks are left out.
             split: "val", or "test" for images that training never saw, or "all" images of other data; scores of the
-                latter two go into a folder of their own.
+                latter two go into a folder of their own. Each look at test images is counted beside the data set:
+                `look` says which one this is.
             class_map: new names for classes of the model, of the data or of both, which merges those of one name: a
                 mapping, "FROM=TO,FROM=TO", or a table with the columns from and to. An empty name leaves the images of
                 a class out. Scores with a class map go into a folder of their own.

@@ -283,12 +283,18 @@ class _Training(Recorded):
     train_images_per_second: float | None
 
 
+class _Look(Recorded):
+    number: Annotated[int, Ge(1)]
+    told: str
+
+
 class Metrics(Recorded):
     """metrics.json."""
 
     schema_: Annotated[Literal[2], Field(alias="schema")]
     split: Literal["val", "test", "all"]
     warnings: list[str]
+    look: _Look | None = None
     classes: Annotated[list[str] | None, AfterValidator(_given)] = None
     folding: Annotated[_Folding | None, AfterValidator(_given)] = None
     pooled: _Scores

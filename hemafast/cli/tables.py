@@ -140,6 +140,8 @@ def training_lines(metrics: dict[str, Any]) -> list[Text]:
             f"{training['train_images_per_second']:.1f} images/s in training"
         )
     lines += notes(metrics["folding"]) if "folding" in metrics else []
+    if (look := metrics.get("look")) and look["number"] == 1:  # of a later one, a warning says so
+        lines.append(look["told"])
     return [*map(Text, lines), *(Text(warning, style="bold yellow") for warning in metrics["warnings"])]
 
 

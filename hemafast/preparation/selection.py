@@ -136,7 +136,8 @@ def _draw_rest(manifest: pd.DataFrame, config: PrepareConfig) -> tuple[str, ...]
     if config.test_fraction:
         held_out = _held_out(good, config)
         good.loc[held_out, "split"] = manifest.loc[held_out, "split"] = TEST
-        notes = (*notes, f"{counted(len(held_out), 'test image is', 'test images are')} held out: nothing else sees them")
+        said = counted(len(held_out), "test image is", "test images are")
+        notes = (*notes, f"{said} held out: nothing else sees them")
     undrawn = good[good["split"] == UNDRAWN]
     if undrawn.empty:
         return notes
