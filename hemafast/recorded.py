@@ -422,6 +422,15 @@ class Checkpoint(Recorded):
     data_fingerprint: str
 
 
+class RepeatsFile(Recorded):
+    """repeats.json, as far as the next call and the library read it."""
+
+    identity: dict[str, Any]
+    data: _Fingerprint
+    runs: list[dict[str, Any]]
+    failures: dict[str, str]
+
+
 class _Row(Recorded):
     experiment: str
     run: str | None

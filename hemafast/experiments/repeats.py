@@ -1,0 +1,354 @@
+"""Train the same settings several times, on each fold and with several seeds, and say how sure the score is."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from hemafast import __version__
+from hemafast.command import prepare_command
+from hemafast.config import FREE, TrainConfig, option_of, to_plain
+from hemafast.data.dataset import Dataset, open_dataset
+from hemafast.engine.distributed import refuse_several
+from hemafast.engine.journal import measured, read_rows
+from hemafast.errors import HemafastError
+from hemafast.evaluate.predictions import read_predictions
+from hemafast.experiments.apart import processes_for
+from hemafast.experiments.certainty import Passes, certainty, spread_of
+from hemafast.experiments.runs import Failed, Outcome, Scored, csv_of, run_all, warnings_about, write_files
+from hemafast.files import csv_bytes
+from hemafast.pages import render
+from hemafast.pictures import confusion_figure, on_page
+from hemafast.preparation.schema import grouped_domains
+from hemafast.preparation.split import TEST, VAL
+from hemafast.progress import SILENT, Progress
+from hemafast.reading import cause
+from hemafast.recorded import RepeatsFile, read_recorded
+from hemafast.run_folder import PREDICTIONS, locked, make_run_folder
+from hemafast.words import counted
+
+RESULT, TABLE, PAGE = "repeats.json", "repeats.csv", "repeats.html"
+SCHEMA = 1
+DONE, NOT_RUN, FAILED = "done", "not run", "failed"
+MOST_SEEDS = 100
+
+_COLUMNS = ("run", "fold", "seed", "status", "macro_f1", "low", "high", "last_epoch", "accuracy", "images")
+_MORE_COLUMNS = ("best_epoch", "epochs", "seconds", "folder")
+
+Result = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Repeats:
+    """What is trained: every fold with every seed."""
+
+    config: TrainConfig
+    """Settings of all runs."""
+    folds: int | None
+    """None for the split that the data set was prepared with."""
+    seeds: tuple[int, ...]
+
+    @property
+    def kind(self) -> str:
+        """What differs between the runs."""
+        parts = ["folds"] * (self.folds is not None) + ["seeds"] * (len(self.seeds) > 1 or self.folds is None)
+        return "_".join(parts)
+
+    @property
+    def members(self) -> dict[str, tuple[int | None, int]]:
+        """Fold and seed of each run by its name, which is that of its folder."""
+        folds = [None] if self.folds is None else range(self.folds)
+        return {self._name(fold, seed): (fold, seed) for seed in self.seeds for fold in folds}
+
+    def _name(self, fold: int | None, seed: int) -> str:
+        parts = [] if fold is None else [f"fold_{fold}"]
+        return "_".join([*parts, *([f"seed_{seed}"] if "seeds" in self.kind else [])])
+
+    def configs(self, folder: Path) -> dict[str, TrainConfig]:
+        """The settings of each run, with a folder of its own in `folder`."""
+        return {
+            name: replace(self.config, fold=fold, seed=seed, output=folder / name)
+            for name, (fold, seed) in self.members.items()
+        }
+
+    def identity(self) -> dict[str, Any]:
+        """What decides whether an earlier call was about the same; more or fewer seeds are."""
+        settings = to_plain(self.config)
+        return (
+            {"folds": self.folds}
+            | {name: value for name, value in settings.items() if option_of(TrainConfig, name).on_resume != FREE}
+            | {"epochs": settings["epochs"], "time_budget": settings["time_budget"]}
+        )
+
+
+def repeat_training(
+    config: TrainConfig,
+    *,
+    folds: int | None = None,
+    seeds: int = 1,
+    parallel: int | None = None,
+    progress: Progress = SILENT,
+) -> Path:
+    """Train with the same settings on each fold, with several seeds, or both, and write what the scores are worth.
+
+    Writes RESULT, TABLE and PAGE into a folder of its own under `config.output`, each run into a folder below it, and
+    with folds the answers to all images as out_of_fold.csv. The same call continues: finished runs are reused,
+    interrupted ones resume, and one failure does not stop the rest. More seeds add to those that there are.
+
+    Args:
+        config: settings of all runs; `config.seed` is the first seed.
+        folds: the number of folds that the data set was prepared with; None for its split.
+        seeds: how many seeds.
+        parallel: how many runs at a time; None for as many as `processes_for` finds suitable.
+        progress: listens to the runs.
+
+    Returns:
+        The folder; `read_repeats` reads its RESULT.
+
+    Raises:
+        HemafastError: the data has no such folds, or another process is at it.
+        StoppedError: a signal stopped the runs.
+    """
+    refuse_several()
+    repeats = _planned(replace(config, data=config.data.absolute()), folds, seeds)
+    dataset = open_dataset(config.data, domains=config.domains)
+    _refuse_other_folds(dataset, folds)
+    folder = _newest(repeats, dataset.info.fingerprint) or make_run_folder(config, repeats.kind)
+    configs = repeats.configs(folder)
+    processes = processes_for(config, len(configs)) if parallel is None else parallel
+    with locked(folder):
+        outcomes: dict[str, Outcome] = {}
+        _write(folder, repeats, dataset, outcomes)
+        for name, outcome in run_all(configs, processes=processes, progress=progress):
+            outcomes[name] = outcome
+            _write(folder, repeats, dataset, outcomes)
+    return folder
+
+
+def read_repeats(folder: Path) -> Result:
+    """The content of RESULT in a folder. Raises HemafastError if there is none."""
+    try:
+        return read_recorded(folder / RESULT, RepeatsFile)
+    except (OSError, ValueError) as error:
+        problem = f"{folder} holds no readable {RESULT} ({cause(error)})."
+        raise HemafastError(problem, "Train with --folds or --seeds.") from error
+
+
+def _planned(config: TrainConfig, folds: int | None, seeds: int) -> Repeats:
+    if config.fold is not None and folds is not None:
+        raise HemafastError(f"fold = {config.fold} and folds = {folds} exclude each other.", "Leave out one of them.")
+    if not 1 <= seeds <= MOST_SEEDS:
+        raise HemafastError(f"seeds = {seeds} is out of range.", f"Give a number from 1 to {MOST_SEEDS}.")
+    return Repeats(config, folds, tuple(range(config.seed, config.seed + seeds)))
+
+
+def _refuse_other_folds(dataset: Dataset, folds: int | None) -> None:
+    """Raise HemafastError, with the command that makes them, if the data set was not prepared with so many folds."""
+    there = dataset.info.folds
+    if folds is None or folds == there:
+        return
+    output = dataset.folder.with_name(f"{dataset.folder.name}-{folds}-folds")
+    command = prepare_command({**dataset.info.settings, "folds": folds, "output": str(output)})
+    has = f"{there} folds" if there else "no folds"
+    raise HemafastError(
+        f"{dataset.folder} has {has}, not {folds}.",
+        f"Prepare such a data set with `{command} --source SOURCE`, and train with --data {output}.",
+    )
+
+
+def _newest(repeats: Repeats, fingerprint: str) -> Path | None:
+    """The newest folder under the output that is about the same settings, folds and data."""
+    for file in sorted(repeats.config.output.glob(f"*/{RESULT}"), reverse=True):
+        try:
+            found = read_recorded(file, RepeatsFile)
+        except (OSError, ValueError):
+            continue
+        if found["identity"] == repeats.identity() and found["data"]["fingerprint"] == fingerprint:
+            return file.parent
+    return None
+
+
+def _write(folder: Path, repeats: Repeats, dataset: Dataset, outcomes: Mapping[str, Outcome]) -> None:
+    """Write the results so far. Raises HemafastError if the folder cannot be written."""
+    scored = {name: run for name, run in outcomes.items() if isinstance(run, Scored)}
+    tables = dict(_complete(repeats, dataset, scored))
+    sure = certainty(_passes(dataset, repeats, tables)) if tables else None
+    result = _result(repeats, dataset, outcomes, sure)
+    page = render("experiments/repeats.html.j2", result=result, pictures=_pictures(dataset, sure, len(tables)))
+    contents = {
+        RESULT: json.dumps(result, indent=2, allow_nan=False).encode() + b"\n",
+        TABLE: csv_of([_flat(row) for row in result["runs"]], [*_COLUMNS, *_MORE_COLUMNS]),
+        PAGE: page.encode(),
+    }
+    if repeats.folds is not None:
+        contents |= {_answers_file(repeats, seed): csv_bytes(table) for seed, table in tables.items()}
+    write_files(folder, contents)
+
+
+def _answers_file(repeats: Repeats, seed: int) -> str:
+    return "out_of_fold.csv" if len(repeats.seeds) == 1 else f"out_of_fold_seed_{seed}.csv"
+
+
+def _complete(repeats: Repeats, dataset: Dataset, scored: Mapping[str, Scored]) -> Iterator[tuple[int, pd.DataFrame]]:
+    """The seeds whose runs have all ended, with their answers: one row for each image, in the order of the data set.
+
+    Raises HemafastError if a run is about other images.
+    """
+    images = _images(repeats, dataset)["path"]
+    for seed in repeats.seeds:
+        names = [name for name, (_, of) in repeats.members.items() if of == seed]
+        if not all(name in scored for name in names):
+            continue
+        parts = []
+        for name in names:
+            table, classes, _ = read_predictions(scored[name].folder / PREDICTIONS)
+            if list(classes) != dataset.classes:
+                raise HemafastError(f"{scored[name].folder / PREDICTIONS} has other classes.", "Evaluate it again.")
+            fold = repeats.members[name][0]
+            parts.append(table if fold is None else table.assign(fold=fold))
+        whole = pd.concat(parts, ignore_index=True).set_index("image")
+        if sorted(whole.index) != sorted(images):
+            raise HemafastError(f"The runs of seed {seed} are not about {dataset.folder}.", "Evaluate them again.")
+        yield seed, whole.loc[images].reset_index()
+
+
+def _images(repeats: Repeats, dataset: Dataset) -> pd.DataFrame:
+    """The images that a pass answers for, each once: of all folds, or the validation images."""
+    of_folds = range(repeats.folds) if repeats.folds is not None else [repeats.config.fold]
+    parts = [replace(dataset, fold=fold).images(VAL, "group") for fold in of_folds]
+    return pd.concat(parts).sort_index()
+
+
+def _passes(dataset: Dataset, repeats: Repeats, tables: Mapping[int, pd.DataFrame]) -> Passes:
+    images = _images(repeats, dataset)
+    place = {name: index for index, name in enumerate(dataset.classes)}
+    return Passes(
+        labels=images["label"].map(place).to_numpy(np.int64),
+        answers={str(seed): table["predicted"].map(place).to_numpy(np.int64) for seed, table in tables.items()},
+        groups=np.unique(images["group"], return_inverse=True)[1].astype(np.int64),
+        domains=images["domain"].to_numpy(np.str_),
+        classes=dataset.classes,
+    )
+
+
+def _result(
+    repeats: Repeats, dataset: Dataset, outcomes: Mapping[str, Outcome], sure: Mapping[str, Any] | None
+) -> Result:
+    rows = [_row(name, *member, outcomes.get(name)) for name, member in repeats.members.items()]
+    done = [row for row in rows if row["status"] == DONE]
+    info = dataset.info
+    return {
+        "schema": SCHEMA,
+        "hemafast": __version__,
+        "kind": repeats.kind,
+        "folds": repeats.folds,
+        "seeds": list(repeats.seeds),
+        "warnings": warnings_about(run for run in outcomes.values() if isinstance(run, Scored)),
+        "notes": _notes(repeats, dataset, done),
+        "runs": rows,
+        "spread": spread_of([row["macro_f1"] for row in done]),
+        "last_epochs": spread_of([row["last_epoch"] for row in done if row["last_epoch"] is not None]),
+        "score": sure,
+        "failures": {name: run.reason for name, run in outcomes.items() if isinstance(run, Failed)},
+        "identity": repeats.identity(),
+        "settings": to_plain(repeats.config),
+        "data": {
+            "folder": str(dataset.folder),
+            "fingerprint": info.fingerprint,
+            "drawn": info.drawn,
+            "domains": dataset.domains,
+            "test_images": len(dataset.images(TEST)) if TEST in info.counts else 0,
+        },
+    }
+
+
+def _row(name: str, fold: int | None, seed: int, outcome: Outcome | None) -> dict[str, Any]:
+    """One run; without numbers if it has not ended."""
+    row: dict[str, Any] = {"run": name, "fold": fold, "seed": seed}
+    if not isinstance(outcome, Scored):
+        numbers = ("macro_f1", "last_epoch", "accuracy", "images", "best_epoch", "epochs", "seconds", "folder")
+        status = FAILED if isinstance(outcome, Failed) else NOT_RUN
+        return row | {"status": status, "ci95": [None, None]} | dict.fromkeys(numbers)
+    metrics, last = outcome.metrics, measured(read_rows(outcome.folder), VAL, "f1_macro")
+    pooled, training = metrics["pooled"], metrics["training"]
+    return row | {
+        "status": DONE,
+        "macro_f1": pooled["macro_f1"],
+        "ci95": pooled["ci95"]["macro_f1"],
+        "last_epoch": last[-1] if last else None,
+        "accuracy": pooled["accuracy"],
+        "images": pooled["images"],
+        "best_epoch": metrics["model"]["epoch"],
+        "epochs": training["epochs"],
+        "seconds": training["total_seconds"],
+        "folder": str(outcome.folder),
+    }
+
+
+def _flat(row: Mapping[str, Any]) -> dict[str, Any]:
+    low, high = row["ci95"]
+    return {**row, "low": low, "high": high}
+
+
+def _notes(repeats: Repeats, dataset: Dataset, done: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What the scores are, and what makes them too good."""
+    return [
+        _of_images(repeats, dataset),
+        *_of_patients(dataset),
+        *_of_epochs(done),
+        *(["Two seeds say little about others: their interval is wide"] if len(repeats.seeds) == 2 else []),
+        _of_choices(dataset),
+    ]
+
+
+def _of_images(repeats: Repeats, dataset: Dataset) -> str:
+    images = len(_images(repeats, dataset))
+    if repeats.folds is None:
+        return f"All runs learn from the same images, and are scored on the same {counted(images, 'validation image')}"
+    return (
+        f"Each of {counted(images, 'image')} is answered once in each pass, by the model of {repeats.folds} that has "
+        "not learned from its fold"
+    )
+
+
+def _of_patients(dataset: Dataset) -> Iterator[str]:
+    grouped = set(grouped_domains(dataset.files.columns("verdict", "domain", "group", "duplicate_group")))
+    apart, divided = ([name for name in dataset.domains if (name in grouped) is known] for known in (True, False))
+    if apart:
+        yield f"In {' and '.join(apart)}, groups such as patients are kept apart, and resampled as a whole"
+    if divided:
+        yield f"In {' and '.join(divided)}, the split is by image, not by patient: scores may be too good"
+
+
+def _of_epochs(done: Iterable[Mapping[str, Any]]) -> Iterator[str]:
+    both = [(row["macro_f1"], row["last_epoch"]) for row in done if row["last_epoch"] is not None]
+    if both:
+        best, last = np.mean(both, axis=0)
+        yield (
+            "The best epoch of each run was chosen on the images that it is scored on. Without that choice, at the "
+            f"last epochs, the mean macro-F1 of the runs is {last:.3f} instead of {best:.3f}"
+        )
+
+
+def _of_choices(dataset: Dataset) -> str:
+    start = "If settings were chosen on these images, as by `hemafast tune`, the score is too good as well. "
+    if TEST not in dataset.info.counts:
+        return f"{start}`hemafast prepare --test-fraction 0.2` holds out images for one honest test"
+    held_out = counted(len(dataset.images(TEST)), "held-out test image")
+    return f"{start}`hemafast evaluate RUN --split test` scores {held_out}: once, when nothing is left to choose"
+
+
+def _pictures(dataset: Dataset, sure: Mapping[str, Any] | None, passes: int) -> list[Any]:
+    """The confusion matrix as a part of the page; none without a score."""
+    if sure is None:
+        return []
+    of = "" if passes == 1 else f", {passes} seeds added up"
+    title = f"{counted(sure['images'], 'image')}{of}: macro-F1 {sure['macro_f1']['value']:.3f}"
+    figure = confusion_figure({title: np.array(sure["confusion"])}, dataset.classes)
+    return [on_page(figure, f"Confusion matrix. {title}. The numbers are in {RESULT}")]
