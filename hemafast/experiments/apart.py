@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -16,6 +17,7 @@ import time
 from collections import deque
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import IO
 
 from hemafast.config import TrainConfig, checked, to_json
@@ -26,6 +28,9 @@ from hemafast.nvidia import uses_gpu
 from hemafast.progress import SILENT, Progress
 from hemafast.reading import parse_json
 from hemafast.waiting import spin_briefly
+from hemafast.words import counted
+
+logger = logging.getLogger("hemafast")
 
 _PAUSE = 0.2  # seconds between two looks at the processes
 _LAST_WORDS = 60.0  # seconds in which a process that was told to stop may save
@@ -42,9 +47,19 @@ def processes_for(config: TrainConfig, runs: int) -> int:
     return 1 if alone else max(1, min(runs, cores()))
 
 
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """A run whose process has ended."""
+
+    folder: Path | None
+    """Where it lies, evaluated; None if it failed."""
+    reason: str
+    """Why it failed; empty if it did not."""
+
+
 def train_apart(
     configs: Mapping[str, TrainConfig], processes: int, *, progress: Progress = SILENT
-) -> Iterator[tuple[str, str]]:
+) -> Iterator[tuple[str, Ended]]:
     """Train and evaluate runs, each in a process of its own, as `runs.run_all` does in this one.
 
     Args:
@@ -53,12 +68,14 @@ def train_apart(
         progress: listens to the number of runs that have ended.
 
     Returns:
-        The name of each run as it ends, and why it failed; "" if it did not.
+        The name of each run as it ends, and what came of it.
 
     Raises:
         StoppedError: a signal came. All processes were told, and have saved their runs.
     """
     waiting, running, free = deque(configs.items()), dict[str, _Job](), deque(shares(processes))
+    cores_of_each = counted(len(free[0]), "core")
+    logger.info("%d runs, %d at a time on %s each: see train.log of each", len(configs), processes, cores_of_each)
     progress.start("training", len(configs), unit="runs")
     with StopFlag() as flag:
         try:
@@ -69,8 +86,9 @@ def train_apart(
                 for name in [name for name, job in running.items() if job.process.poll() is not None]:
                     job = running.pop(name)
                     free.append(job.cores)
+                    ended = job.ended()
                     if not flag.number:
-                        yield name, job.reason()
+                        yield name, ended
                         progress.advance()
                 for job in running.values():
                     job.tell(flag.number)
@@ -105,7 +123,7 @@ class _Job:
 
     @classmethod
     def start(cls, config: TrainConfig, on: list[int]) -> _Job:
-        answer, errors, settings = (tempfile.TemporaryFile() for _ in range(3))  # noqa: SIM115 # closed in `reason`
+        answer, errors, settings = (tempfile.TemporaryFile() for _ in range(3))  # noqa: SIM115 # closed in `ended`
         settings.write(to_json(config).encode())
         settings.seek(0)
         # Not PYTHONPATH, beside which the working directory would be searched too.
@@ -129,15 +147,21 @@ class _Job:
             self.told = number
             self.process.send_signal(number)
 
-    def reason(self) -> str:
-        """Why the run failed; "" if it did not. The process has ended."""
+    def ended(self) -> Ended:
+        """What came of the run; its process has ended."""
         with self.answer, self.errors:
             code = self.process.returncode
             for file in (self.answer, self.errors):
                 file.seek(max(0, file.seek(0, os.SEEK_END) - _MOST_BYTES))
             lines, said = self.answer.read().splitlines(), self.errors.read().decode("utf-8", "replace").split("\n")
         if code == 0 and lines:
-            return str(parse_json(lines[-1].decode("utf-8"))["reason"])
+            answer = parse_json(lines[-1].decode("utf-8"))
+            return Ended(None if answer["folder"] is None else Path(answer["folder"]), str(answer["reason"]))
+        return Ended(None, self._unanswered(code, said))
+
+    @staticmethod
+    def _unanswered(code: int, said: Sequence[str]) -> str:
+        """Why there is no answer, from the exit code of the process and the lines of its standard error."""
         if stopped := [number.name for number in SIGNALS if exit_code(number) == code]:
             return f"its process was stopped by {stopped[0]}; call again to continue"
         if code < 0:
@@ -155,6 +179,7 @@ def _end(jobs: Collection[_Job]) -> None:
         except subprocess.TimeoutExpired:
             job.process.kill()
             job.process.wait()
+        job.ended()  # closes its files
 
 
 def serve(on: Sequence[int]) -> None:
@@ -171,4 +196,8 @@ def serve(on: Sequence[int]) -> None:
         outcome = outcome_of("the run", config)
     except StoppedError as error:
         raise SystemExit(error.exit_code) from error
-    sys.stdout.write("\n" + json.dumps({"reason": outcome.reason if isinstance(outcome, Failed) else ""}) + "\n")
+    if isinstance(outcome, Failed):
+        answer: dict[str, str | None] = {"folder": None, "reason": outcome.reason}
+    else:
+        answer = {"folder": str(outcome.folder), "reason": ""}
+    sys.stdout.write(f"\n{json.dumps(answer)}\n")

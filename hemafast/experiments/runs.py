@@ -62,10 +62,12 @@ def run_all(
     ended = {name: config for name, config in configs.items() if processes == 1 or _is_finished(config)}
     left = {name: config for name, config in configs.items() if name not in ended}
     if len(left) > 1:
-        for name, reason in train_apart(left, min(processes, len(left)), progress=progress):
-            if reason:
-                logger.error("%s failed: %s", name, reason)
-            yield name, Failed(reason) if reason else outcome_of(name, configs[name])
+        for name, found in train_apart(left, min(processes, len(left)), progress=progress):
+            if found.folder is None:
+                logger.error("%s failed: %s", name, found.reason)
+                yield name, Failed(found.reason)
+            else:
+                yield name, Scored(found.folder, read_metrics(found.folder))
         left = {}
     for number, (name, config) in enumerate((ended | left).items(), start=1):
         logger.info("%s: run %d of %d", name, number, len(configs))
