@@ -31,6 +31,38 @@ STARTING = (
 _TRIED = ("preset", "data", "model", "batch_size", "image_size")
 
 
+Folds = Annotated[
+    int | None,
+    typer.Option(
+        metavar="K",
+        min=2,
+        help="Train on each of the K folds of data prepared with --folds K: every image is scored by a model that has "
+        "not seen it.",
+        rich_help_panel=REPEATING,
+    ),
+]
+Seeds = Annotated[
+    int,
+    typer.Option(
+        metavar="N",
+        min=1,
+        help="Train with N seeds, from --seed on: how far do trainings differ?",
+        rich_help_panel=REPEATING,
+    ),
+]
+Parallel = Annotated[
+    int | None,
+    typer.Option(
+        metavar="N",
+        min=1,
+        help="With --folds or --seeds: runs at a time, which share the cores.",
+        show_default="one for each core; one on a GPU or with --time-budget",
+        rich_help_panel=REPEATING,
+        hidden=True,
+    ),
+]
+
+
 @app.command(
     epilog="Examples: `hemafast train --preset quick`, "
     "`hemafast train --model efficientnet_b0 --onecycle`, "
@@ -42,36 +74,9 @@ _TRIED = ("preset", "data", "model", "batch_size", "image_size")
 def train(
     asked: Asked,
     config_file: ConfigFile = None,
-    folds: Annotated[
-        int | None,
-        typer.Option(
-            metavar="K",
-            min=2,
-            help="Train on each of the K folds of data prepared with --folds K: every image is scored by a model that "
-            "has not seen it.",
-            rich_help_panel=REPEATING,
-        ),
-    ] = None,
-    seeds: Annotated[
-        int,
-        typer.Option(
-            metavar="N",
-            min=1,
-            help="Train with N seeds, from --seed on: how far do trainings differ?",
-            rich_help_panel=REPEATING,
-        ),
-    ] = 1,
-    parallel: Annotated[
-        int | None,
-        typer.Option(
-            metavar="N",
-            min=1,
-            help="With --folds or --seeds: runs at a time, which share the cores.",
-            show_default="one for each core; one on a GPU or with --time-budget",
-            rich_help_panel=REPEATING,
-            hidden=True,
-        ),
-    ] = None,
+    folds: Folds = None,
+    seeds: Seeds = 1,
+    parallel: Parallel = None,
     resume: Annotated[
         str | None,
         typer.Option(
@@ -107,9 +112,7 @@ def train(
         raise HemafastError("--allow-changes only works with --resume RUN.", "Leave it out, or name the run.")
     if folds is not None or seeds > 1:
         if resume not in (None, "auto"):
-            raise HemafastError(
-                "--resume RUN is about one run.", "Leave it out: the same command with --folds or --seeds continues."
-            )
+            raise HemafastError("--resume RUN is about one run.", "Leave it out: the same command continues.")
         settings = train_config(asked.pop("preset", None), config_file, **asked)
         _train_several(settings, folds, seeds, parallel, progress, as_json=as_json)
         return

@@ -73,7 +73,7 @@ def train_apart(
     Raises:
         StoppedError: a signal came. All processes were told, and have saved their runs.
     """
-    waiting, running, free = deque(configs.items()), dict[str, _Job](), deque(shares(processes))
+    waiting, running, free, left = deque(configs.items()), dict[str, _Job](), deque(shares(processes)), set(configs)
     cores_of_each = counted(len(free[0]), "core")
     logger.info("%d runs, %d at a time on %s each: see train.log of each", len(configs), processes, cores_of_each)
     progress.start("training", len(configs), unit="runs")
@@ -88,15 +88,16 @@ def train_apart(
                     free.append(job.cores)
                     ended = job.ended()
                     if not flag.number:
-                        yield name, ended
+                        left.remove(name)
                         progress.advance()
+                        yield name, ended
                 for job in running.values():
                     job.tell(flag.number)
                 time.sleep(_PAUSE)
         finally:
             _end(running.values())
     progress.finish()
-    if flag.number:
+    if flag.number and left:
         said = signal.Signals(flag.number).name
         raise StoppedError(
             f"Stopped by {said}; the runs are saved.", "Call again to continue.", exit_code=exit_code(flag.number)

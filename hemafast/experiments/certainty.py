@@ -62,7 +62,7 @@ def certainty(passes: Passes) -> dict[str, Any]:
         "images": len(passes.labels),
         "groups": int(passes.groups.max(initial=-1)) + 1,
         "per_class": _per_class(found, passes),
-        "confusion": sum(one.first() for one in found).tolist(),
+        "confusion": np.sum([one.first() for one in found], axis=0).tolist(),
         "domains": {str(name): _of_domain(passes.among(passes.domains == name)) for name in names},
     }
 

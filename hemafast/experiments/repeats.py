@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +12,7 @@ import numpy as np
 import pandas as pd
 
 from hemafast import __version__
-from hemafast.command import prepare_command
-from hemafast.config import FREE, TrainConfig, option_of, to_plain
+from hemafast.config import TrainConfig, to_plain
 from hemafast.data.dataset import Dataset, open_dataset
 from hemafast.engine.distributed import refuse_several
 from hemafast.engine.journal import measured, read_rows
@@ -21,6 +20,7 @@ from hemafast.errors import HemafastError
 from hemafast.evaluate.predictions import read_predictions
 from hemafast.experiments.apart import processes_for
 from hemafast.experiments.certainty import Passes, certainty, spread_of
+from hemafast.experiments.repeats_plan import RESULT, Repeats, newest_repeats, plan_repeats, refuse_other_folds
 from hemafast.experiments.runs import Failed, Outcome, Scored, csv_of, run_all, warnings_about, write_files
 from hemafast.files import csv_bytes
 from hemafast.pages import render
@@ -33,58 +33,14 @@ from hemafast.recorded import RepeatsFile, read_recorded
 from hemafast.run_folder import PREDICTIONS, locked, make_run_folder
 from hemafast.words import counted
 
-RESULT, TABLE, PAGE = "repeats.json", "repeats.csv", "repeats.html"
+TABLE, PAGE = "repeats.csv", "repeats.html"
 SCHEMA = 1
 DONE, NOT_RUN, FAILED = "done", "not run", "failed"
-MOST_SEEDS = 100
 
 _COLUMNS = ("run", "fold", "seed", "status", "macro_f1", "low", "high", "last_epoch", "accuracy", "images")
 _MORE_COLUMNS = ("best_epoch", "epochs", "seconds", "folder")
 
 Result = dict[str, Any]
-
-
-@dataclass(frozen=True, slots=True)
-class Repeats:
-    """What is trained: every fold with every seed."""
-
-    config: TrainConfig
-    """Settings of all runs."""
-    folds: int | None
-    """None for the split that the data set was prepared with."""
-    seeds: tuple[int, ...]
-
-    @property
-    def kind(self) -> str:
-        """What differs between the runs."""
-        parts = ["folds"] * (self.folds is not None) + ["seeds"] * (len(self.seeds) > 1 or self.folds is None)
-        return "_".join(parts)
-
-    @property
-    def members(self) -> dict[str, tuple[int | None, int]]:
-        """Fold and seed of each run by its name, which is that of its folder."""
-        folds = [None] if self.folds is None else range(self.folds)
-        return {self._name(fold, seed): (fold, seed) for seed in self.seeds for fold in folds}
-
-    def _name(self, fold: int | None, seed: int) -> str:
-        parts = [] if fold is None else [f"fold_{fold}"]
-        return "_".join([*parts, *([f"seed_{seed}"] if "seeds" in self.kind else [])])
-
-    def configs(self, folder: Path) -> dict[str, TrainConfig]:
-        """The settings of each run, with a folder of its own in `folder`."""
-        return {
-            name: replace(self.config, fold=fold, seed=seed, output=folder / name)
-            for name, (fold, seed) in self.members.items()
-        }
-
-    def identity(self) -> dict[str, Any]:
-        """What decides whether an earlier call was about the same; more or fewer seeds are."""
-        settings = to_plain(self.config)
-        return (
-            {"folds": self.folds}
-            | {name: value for name, value in settings.items() if option_of(TrainConfig, name).on_resume != FREE}
-            | {"epochs": settings["epochs"], "time_budget": settings["time_budget"]}
-        )
 
 
 def repeat_training(
@@ -98,8 +54,8 @@ def repeat_training(
     """Train with the same settings on each fold, with several seeds, or both, and write what the scores are worth.
 
     Writes RESULT, TABLE and PAGE into a folder of its own under `config.output`, each run into a folder below it, and
-    with folds the answers to all images as out_of_fold.csv. The same call continues: finished runs are reused,
-    interrupted ones resume, and one failure does not stop the rest. More seeds add to those that there are.
+    with folds the answers to all images as out_of_fold_seed_SEED.csv. The same call continues: finished runs are
+    reused, interrupted ones resume, and one failure does not stop the rest. More seeds add to those that there are.
 
     Args:
         config: settings of all runs; `config.seed` is the first seed.
@@ -116,10 +72,10 @@ def repeat_training(
         StoppedError: a signal stopped the runs.
     """
     refuse_several()
-    repeats = _planned(replace(config, data=config.data.absolute()), folds, seeds)
+    repeats = plan_repeats(config, folds, seeds)
     dataset = open_dataset(config.data, domains=config.domains)
-    _refuse_other_folds(dataset, folds)
-    folder = _newest(repeats, dataset.info.fingerprint) or make_run_folder(config, repeats.kind)
+    refuse_other_folds(dataset, folds)
+    folder = newest_repeats(repeats, dataset.info.fingerprint) or make_run_folder(config, repeats.kind)
     configs = repeats.configs(folder)
     processes = processes_for(config, len(configs)) if parallel is None else parallel
     with locked(folder):
@@ -140,40 +96,6 @@ def read_repeats(folder: Path) -> Result:
         raise HemafastError(problem, "Train with --folds or --seeds.") from error
 
 
-def _planned(config: TrainConfig, folds: int | None, seeds: int) -> Repeats:
-    if config.fold is not None and folds is not None:
-        raise HemafastError(f"fold = {config.fold} and folds = {folds} exclude each other.", "Leave out one of them.")
-    if not 1 <= seeds <= MOST_SEEDS:
-        raise HemafastError(f"seeds = {seeds} is out of range.", f"Give a number from 1 to {MOST_SEEDS}.")
-    return Repeats(config, folds, tuple(range(config.seed, config.seed + seeds)))
-
-
-def _refuse_other_folds(dataset: Dataset, folds: int | None) -> None:
-    """Raise HemafastError, with the command that makes them, if the data set was not prepared with so many folds."""
-    there = dataset.info.folds
-    if folds is None or folds == there:
-        return
-    output = dataset.folder.with_name(f"{dataset.folder.name}-{folds}-folds")
-    command = prepare_command({**dataset.info.settings, "folds": folds, "output": str(output)})
-    has = f"{there} folds" if there else "no folds"
-    raise HemafastError(
-        f"{dataset.folder} has {has}, not {folds}.",
-        f"Prepare such a data set with `{command} --source SOURCE`, and train with --data {output}.",
-    )
-
-
-def _newest(repeats: Repeats, fingerprint: str) -> Path | None:
-    """The newest folder under the output that is about the same settings, folds and data."""
-    for file in sorted(repeats.config.output.glob(f"*/{RESULT}"), reverse=True):
-        try:
-            found = read_recorded(file, RepeatsFile)
-        except (OSError, ValueError):
-            continue
-        if found["identity"] == repeats.identity() and found["data"]["fingerprint"] == fingerprint:
-            return file.parent
-    return None
-
-
 def _write(folder: Path, repeats: Repeats, dataset: Dataset, outcomes: Mapping[str, Outcome]) -> None:
     """Write the results so far. Raises HemafastError if the folder cannot be written."""
     scored = {name: run for name, run in outcomes.items() if isinstance(run, Scored)}
@@ -187,12 +109,8 @@ def _write(folder: Path, repeats: Repeats, dataset: Dataset, outcomes: Mapping[s
         PAGE: page.encode(),
     }
     if repeats.folds is not None:
-        contents |= {_answers_file(repeats, seed): csv_bytes(table) for seed, table in tables.items()}
+        contents |= {f"out_of_fold_seed_{seed}.csv": csv_bytes(table) for seed, table in tables.items()}
     write_files(folder, contents)
-
-
-def _answers_file(repeats: Repeats, seed: int) -> str:
-    return "out_of_fold.csv" if len(repeats.seeds) == 1 else f"out_of_fold_seed_{seed}.csv"
 
 
 def _complete(repeats: Repeats, dataset: Dataset, scored: Mapping[str, Scored]) -> Iterator[tuple[int, pd.DataFrame]]:
@@ -210,8 +128,7 @@ def _complete(repeats: Repeats, dataset: Dataset, scored: Mapping[str, Scored]) 
             table, classes, _ = read_predictions(scored[name].folder / PREDICTIONS)
             if list(classes) != dataset.classes:
                 raise HemafastError(f"{scored[name].folder / PREDICTIONS} has other classes.", "Evaluate it again.")
-            fold = repeats.members[name][0]
-            parts.append(table if fold is None else table.assign(fold=fold))
+            parts.append(table.assign(fold=repeats.members[name][0]))
         whole = pd.concat(parts, ignore_index=True).set_index("image")
         if sorted(whole.index) != sorted(images):
             raise HemafastError(f"The runs of seed {seed} are not about {dataset.folder}.", "Evaluate them again.")
@@ -220,8 +137,7 @@ def _complete(repeats: Repeats, dataset: Dataset, scored: Mapping[str, Scored]) 
 
 def _images(repeats: Repeats, dataset: Dataset) -> pd.DataFrame:
     """The images that a pass answers for, each once: of all folds, or the validation images."""
-    of_folds = range(repeats.folds) if repeats.folds is not None else [repeats.config.fold]
-    parts = [replace(dataset, fold=fold).images(VAL, "group") for fold in of_folds]
+    parts = [replace(dataset, fold=fold).images(VAL, "group") for fold in repeats.validating]
     return pd.concat(parts).sort_index()
 
 

@@ -59,20 +59,19 @@ def run_all(
     and HemafastError if torchrun started several processes.
     """
     refuse_several()
-    ended = {name: config for name, config in configs.items() if processes == 1 or _is_finished(config)}
-    left = {name: config for name, config in configs.items() if name not in ended}
-    if len(left) > 1:
-        for name, found in train_apart(left, min(processes, len(left)), progress=progress):
-            if found.folder is None:
-                logger.error("%s failed: %s", name, found.reason)
-                yield name, Failed(found.reason)
-            else:
-                yield name, Scored(found.folder, read_metrics(found.folder))
-        left = {}
-    for number, (name, config) in enumerate((ended | left).items(), start=1):
+    left = {name: config for name, config in configs.items() if processes > 1 and not _is_finished(config)}
+    apart = left if len(left) > 1 else {}
+    here = {name: config for name, config in configs.items() if name not in apart}
+    for number, (name, config) in enumerate(here.items(), start=1):
         logger.info("%s: run %d of %d", name, number, len(configs))
         yield name, outcome_of(name, config, progress)
         _free_memory()
+    for name, ended in train_apart(apart, min(processes, len(apart)), progress=progress) if apart else ():
+        if ended.folder is None:
+            logger.error("%s failed: %s", name, ended.reason)
+            yield name, Failed(ended.reason)
+        else:
+            yield name, Scored(ended.folder, read_metrics(ended.folder))
 
 
 def _is_finished(config: TrainConfig) -> bool:

@@ -5,9 +5,10 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
+from command import hemafast
 from sklearn.metrics import f1_score
 
-from hemafast.config import PrepareConfig, checked
+from hemafast.config import PrepareConfig, checked, to_json
 from hemafast.data.dataset import open_dataset
 from hemafast.errors import HemafastError, StoppedError
 from hemafast.evaluate.predictions import read_predictions
@@ -36,7 +37,7 @@ def test_every_image_that_is_not_held_out_is_answered_once_by_a_model_that_has_n
     _, folder = over_folds
     result, data = read_repeats(folder), open_dataset(folded)
     rest = set(data.split("train")["path"]) | set(data.split("val")["path"])
-    table, classes, _ = read_predictions(folder / "out_of_fold.csv")
+    table, classes, _ = read_predictions(folder / "out_of_fold_seed_42.csv")
     assert set(table["image"]) == rest
     assert len(table) == len(rest)
     assert not set(table["image"]) & set(data.split("test")["path"])
@@ -54,7 +55,7 @@ def test_every_image_that_is_not_held_out_is_answered_once_by_a_model_that_has_n
 def test_the_table_has_a_row_for_each_run_and_the_spread_is_that_of_the_runs(over_folds):
     _, folder = over_folds
     result, table = read_repeats(folder), pd.read_csv(folder / TABLE)
-    assert list(table["run"]) == ["fold_0", "fold_1", "fold_2"]
+    assert list(table["run"]) == ["fold_0_seed_42", "fold_1_seed_42", "fold_2_seed_42"]
     assert list(table["status"]) == ["done"] * 3
     np.testing.assert_allclose(table["macro_f1"], [row["macro_f1"] for row in result["runs"]])
     assert result["spread"]["mean"] == pytest.approx(table["macro_f1"].mean())
@@ -111,6 +112,64 @@ def test_more_seeds_add_to_those_that_there_are(settings, tmp_path, updates):
     assert not list(folder.glob("out_of_fold*"))
     text = " ".join((folder / PAGE).read_text(encoding="utf-8").split())
     assert "other cells and other seeds" in text
+
+
+def test_the_command_prints_the_table_or_json(over_folds, tmp_path, updates):
+    config, folder = over_folds
+    (tmp_path / "same.json").write_text(to_json(config))
+    asked = ("train", "--config", tmp_path / "same.json", "--folds", "3", "--parallel", "1")
+    done = hemafast(*asked)
+    assert done.returncode == 0, done.stderr
+    for said in ("fold_2_seed_42", "all folds together", "95 % interval for other cells", str(folder / PAGE)):
+        assert said in done.stdout
+    told = json.loads(hemafast(*asked, "--json").stdout)
+    assert told == {"folder": str(folder)} | read_repeats(folder)
+    assert not updates
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--parallel", "2"), "--parallel has no effect on one run"),
+        (("--resume", "runs/one", "--seeds", "2"), "--resume RUN is about one run"),
+        (("--folds", "1"), "--folds"),
+        (("--folds", "3", "--fold", "1"), "exclude each other"),
+        (("--folds", "4"), "has 3 folds, not 4"),
+    ],
+)
+def test_the_command_refuses_what_makes_no_sense(folded, tmp_path, options, said):
+    done = hemafast("train", "--data", folded, "--output", tmp_path / "runs", *options)
+    assert done.returncode == 2
+    assert said in done.stderr
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_failed_run_is_the_exit_code(over_folds, tmp_path, monkeypatch):
+    config, _ = over_folds
+    (tmp_path / "same.json").write_text(to_json(config))
+    monkeypatch.setattr(room, "run_all", lambda *_, **__: iter([("fold_0_seed_42", room.Failed("too large"))]))
+    done = hemafast("train", "--config", tmp_path / "same.json", "--folds", "3", "--output", tmp_path / "runs")
+    assert done.returncode == 1
+    assert "too large" in done.stdout
+
+
+def test_seeds_add_to_folds_and_folds_keep_to_theirs(over_folds, monkeypatch):
+    config, folder = over_folds
+    asked = {}
+    monkeypatch.setattr(room, "run_all", lambda configs, **_: asked.update(configs) or iter(()))
+    assert repeat_training(config, folds=3, seeds=2) == folder
+    assert {one.output.name: (one.fold, one.seed) for one in asked.values()} == {
+        f"fold_{fold}_seed_{seed}": (fold, seed) for fold in range(3) for seed in (42, 43)
+    }
+
+
+def test_seeds_on_one_fold_validate_on_it(settings, folded, tmp_path, monkeypatch):
+    asked = {}
+    monkeypatch.setattr(room, "run_all", lambda configs, **_: asked.update(configs) or iter(()))
+    folder = repeat_training(settings(tmp_path, data=folded, fold=2), seeds=2)
+    assert {name: (one.fold, one.seed) for name, one in asked.items()} == {"seed_42": (2, 42), "seed_43": (2, 43)}
+    val = len(open_dataset(folded, 2).split("val"))
+    assert f"the same {val} validation images" in (folder / PAGE).read_text(encoding="utf-8")
 
 
 def test_a_failed_fold_is_named_and_there_is_no_score_without_it(settings, folded, tmp_path, monkeypatch):
