@@ -381,7 +381,7 @@ class RepeatedRuns:
 
     @property
     def table(self) -> pd.DataFrame:
-        """One row per run: run, fold, seed, status, macro_f1 (0 to 1), ci95, last_epoch, folder and more."""
+        """One row per run: run, fold, seed, status, macro_f1 (0 to 1), ci95, epoch_gain, folder and more."""
         import pandas as pd
 
         return pd.DataFrame(self.result["runs"])

@@ -262,14 +262,14 @@ def repeats_results(result: Mapping[str, Any]) -> Iterator[RenderableType]:
             row["status"],
             number(row["macro_f1"]),
             "" if row["ci95"][0] is None else ends(row["ci95"]),
-            number(row["last_epoch"]),
+            number(row["epoch_gain"]),
             "" if row["epochs"] is None else f"{row['best_epoch']} of {row['epochs']}",
             "" if row["images"] is None else row["images"],
             "" if row["seconds"] is None else f"{row['seconds'] / 60:.1f}",
         )
         for row in result["runs"]
     ]
-    columns = ("macro-F1", "95 % interval", "last epoch", "best epoch", "images", "minutes")
+    columns = ("macro-F1", "95 % interval", "by choice of epoch", "best epoch", "images", "minutes")
     table = _table(None, rows, ("run", "state"), columns)
     said = [*_certainty_lines(result), *result["notes"]]
     return _results(result, table, *map(Text, said))
