@@ -269,7 +269,7 @@ def repeats_results(result: Mapping[str, Any]) -> Iterator[RenderableType]:
         )
         for row in result["runs"]
     ]
-    columns = ("macro-F1", "95 % interval", "by choice of epoch", "best epoch", "images", "minutes")
+    columns = ("macro-F1", "95 % interval", "epoch gain", "best epoch", "images", "minutes")
     table = _table(None, rows, ("run", "state"), columns)
     said = [*_certainty_lines(result), *result["notes"]]
     return _results(result, table, *map(Text, said))
