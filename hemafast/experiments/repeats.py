@@ -143,10 +143,13 @@ def _images(repeats: Repeats, dataset: Dataset) -> pd.DataFrame:
 
 def _passes(dataset: Dataset, repeats: Repeats, tables: Mapping[int, pd.DataFrame]) -> Passes:
     images = _images(repeats, dataset)
-    place = {name: index for index, name in enumerate(dataset.classes)}
+    classes = pd.Index(dataset.classes)
     return Passes(
-        labels=images["label"].map(place).to_numpy(np.int64),
-        answers={str(seed): table["predicted"].map(place).to_numpy(np.int64) for seed, table in tables.items()},
+        labels=classes.get_indexer(pd.Index(images["label"])).astype(np.int64),
+        answers={
+            str(seed): classes.get_indexer(pd.Index(table["predicted"])).astype(np.int64)
+            for seed, table in tables.items()
+        },
         groups=np.unique(images["group"], return_inverse=True)[1].astype(np.int64),
         domains=images["domain"].to_numpy(np.str_),
         classes=dataset.classes,
