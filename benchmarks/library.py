@@ -20,7 +20,8 @@ def trained(data: hf.Dataset, folder: Path, preset: str, seed: int, **settings: 
             return hf.resume(run)
         if run.metrics["data"]["fingerprint"] == data.info.fingerprint:
             return run
-    return hf.train(data, preset=preset, seed=seed, output=folder, **settings)
+    made: hf.TrainedRun = hf.train(data, preset=preset, seed=seed, output=folder, **settings)
+    return made
 
 
 def scored(metrics: Mapping[str, Any], name: str) -> dict[str, Any]:
