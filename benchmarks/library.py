@@ -20,7 +20,8 @@ def trained(data: hf.Dataset, folder: Path, preset: str, seed: int, **settings: 
             return hf.resume(run)
         if run.metrics["data"]["fingerprint"] == data.info.fingerprint:
             return run
-    return hf.train(data, preset=preset, seed=seed, output=folder, **settings)
+    made: hf.TrainedRun = hf.train(data, preset=preset, seed=seed, output=folder, **settings)
+    return made
 
 
 def evaluated_on(run: hf.TrainedRun, data: hf.Dataset, class_map: Mapping[str, str]) -> Mapping[str, Any]:

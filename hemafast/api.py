@@ -125,29 +125,79 @@ def open_dataset(
     return open_prepared(Path(folder), fold, domains)
 
 
+@overload
+def train(
+    data: Dataset | str | Path,
+    config: TrainConfig | str | Path | None = ...,
+    *,
+    preset: str | None = ...,
+    folds: None = None,
+    seeds: None = None,
+    progress: Progress = ...,
+    **settings: Any,
+) -> TrainedRun: ...
+
+
+@overload
+def train(
+    data: Dataset | str | Path,
+    config: TrainConfig | str | Path | None = ...,
+    *,
+    preset: str | None = ...,
+    folds: int,
+    seeds: int | None = None,
+    parallel: int | None = None,
+    progress: Progress = ...,
+    **settings: Any,
+) -> RepeatedRuns: ...
+
+
+@overload
+def train(
+    data: Dataset | str | Path,
+    config: TrainConfig | str | Path | None = ...,
+    *,
+    preset: str | None = ...,
+    folds: None = None,
+    seeds: int,
+    parallel: int | None = None,
+    progress: Progress = ...,
+    **settings: Any,
+) -> RepeatedRuns: ...
+
+
 def train(
     data: Dataset | str | Path,
     config: TrainConfig | str | Path | None = None,
     *,
     preset: str | None = None,
+    folds: int | None = None,
+    seeds: int | None = None,
+    parallel: int | None = None,
     progress: Progress = SILENT,
     **settings: Any,
-) -> TrainedRun:
+) -> TrainedRun | RepeatedRuns:
     """Train a classifier, evaluate its best epoch, write the report, and open the run.
 
     The same as `hemafast train`. An interrupt saves the run and raises StoppedError; `resume` continues it. What
     training sets for the process (random generators, signal handlers, compiler flags) is restored afterwards, except
     that glibc keeps freed memory from then on, which makes later steps faster.
 
+    With `folds` or `seeds`, the same settings are trained several times, to say how sure the score is. The same call
+    continues: finished runs are reused, interrupted ones resume, and one failure does not stop the rest.
+
     Args:
         data: a data set, or the folder of one.
         config: all settings, or a TOML or JSON file of settings on top of the preset; None for the preset alone.
         preset: name of the preset to start from; None for `baseline`.
-        progress: listens to epochs and images, as `ProgressBar()`.
+        folds: train on each of so many folds, with which the data was prepared; None for its split.
+        seeds: train with so many seeds, from `seed` on.
+        parallel: with folds or seeds, runs at a time, each in a process of its own; None for one per core.
+        progress: listens to epochs and images, as `ProgressBar()`; of runs in processes, to their number.
         settings: fields of `TrainConfig`, such as `epochs=4`; they override `config` and `preset`.
 
     Returns:
-        The evaluated run.
+        The evaluated run; with `folds` or `seeds` all of them, `RepeatedRuns`.
 
     Raises:
         HemafastError: a setting or the data does not fit, or torchrun started several processes (use the command
@@ -165,7 +215,15 @@ def train(
         file = None if config is None else Path(config)
         chosen = train_config(preset, file, **{**_data_settings(data), **settings})
     refuse_several()
-    return _finish(trainer.train(chosen, progress=progress), progress)
+    if folds is None and seeds is None:
+        if parallel is not None:
+            raise HemafastError(f"parallel = {parallel} has no effect on one run.", "Give folds or seeds too.")
+        return _finish(trainer.train(chosen, progress=progress), progress)
+    from hemafast.experiments.repeats import repeat_training
+
+    return RepeatedRuns(
+        repeat_training(chosen, folds=folds, seeds=1 if seeds is None else seeds, parallel=parallel, progress=progress)
+    )
 
 
 def resume(
@@ -305,6 +363,36 @@ def list_runs(output: str | Path = TrainConfig.output) -> pd.DataFrame:
 
 
 @dataclass(frozen=True, slots=True)
+class RepeatedRuns:
+    """Runs with the same settings on several folds or with several seeds.
+
+    Attributes:
+        folder: holds the results and a folder for each run.
+    """
+
+    folder: Path
+
+    @property
+    def result(self) -> Mapping[str, Any]:
+        """What the scores are worth, as `repeats.json` holds it: `score`, `spread`, `runs`, `notes`, `failures`."""
+        from hemafast.experiments.repeats import read_repeats
+
+        return read_repeats(self.folder)
+
+    @property
+    def table(self) -> pd.DataFrame:
+        """One row per run: run, fold, seed, status, macro_f1 (0 to 1), ci95, epoch_gain, folder and more."""
+        import pandas as pd
+
+        return pd.DataFrame(self.result["runs"])
+
+    @property
+    def runs(self) -> tuple[TrainedRun, ...]:
+        """The runs that have ended; `result["failures"]` names the failed ones."""
+        return tuple(TrainedRun(Path(row["folder"])) for row in self.result["runs"] if row["folder"] is not None)
+
+
+@dataclass(frozen=True, slots=True)
 class TrainedRun:
     """A run folder, opened.
 
@@ -421,7 +509,8 @@ class TrainedRun:
             data: another prepared data set, whose scores go into a folder of their own; None for the run's own. Classes
                 of equal names are compared; images of a class that the model lacks are left out.
             split: "val", or "test" for images that training never saw, or "all" images of other data; scores of the
-                latter two go into a folder of their own.
+                latter two go into a folder of their own. Each look at test images is counted beside the data set:
+                `look` says which one this is.
             class_map: new names for classes of the model, of the data or of both, which merges those of one name: a
                 mapping, "FROM=TO,FROM=TO", or a table with the columns from and to. An empty name leaves the images of
                 a class out. Scores with a class map go into a folder of their own.

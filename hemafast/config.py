@@ -242,6 +242,12 @@ class PrepareConfig:
     val_fraction: Annotated[float, Ge(0), Lt(1)] = common(
         0.2, "Share of each class and domain in the validation set.", SPLITTING
     )
+    test_fraction: Annotated[float, Ge(0), Lt(1)] = common(
+        0.0,
+        "Share of each class and domain to hold out as test images, before anything else is drawn. Nothing but "
+        "`hemafast evaluate --split test` reads them.",
+        SPLITTING,
+    )
     folds: Annotated[int, Ge(2), Le(100)] | None = common(
         None, "Write this many folds for cross-validation instead. Fold 0 validates by default.", SPLITTING
     )
@@ -319,6 +325,11 @@ class PrepareConfig:
         if self.split_file and (self.groups or self.group_pattern):
             raise HemafastError(
                 "groups have no effect on a published split.", "Leave out the groups, or leave out --split-file."
+            )
+        if self.split_file and self.test_fraction:
+            raise HemafastError(
+                "test_fraction has no effect on a published split.",
+                "Name the test images in --split-file, or leave out --test-fraction.",
             )
         if self.groups is not None and self.group_pattern is not None:
             raise HemafastError("groups and group_pattern exclude each other.", "Leave out one of them.")

@@ -290,12 +290,18 @@ class _Training(Recorded):
     teacher: _Taught | None = None
 
 
+class _Look(Recorded):
+    number: Annotated[int, Ge(1)]
+    told: str
+
+
 class Metrics(Recorded):
     """metrics.json."""
 
     schema_: Annotated[Literal[2], Field(alias="schema")]
     split: Literal["val", "test", "all"]
     warnings: list[str]
+    look: _Look | None = None
     classes: Annotated[list[str] | None, AfterValidator(_given)] = None
     folding: Annotated[_Folding | None, AfterValidator(_given)] = None
     pooled: _Scores
@@ -444,6 +450,15 @@ class Checkpoint(Recorded):
     classes: list[str]
     data_fingerprint: str
     teacher: str | None = None
+
+
+class RepeatsFile(Recorded):
+    """repeats.json, as far as the next call and the library read it."""
+
+    identity: dict[str, Any]
+    data: _Fingerprint
+    runs: list[dict[str, Any]]
+    failures: dict[str, str]
 
 
 class _Row(Recorded):

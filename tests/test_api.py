@@ -353,6 +353,9 @@ def test_other_data_has_scores_of_its_own(made, data, prepared, tmp_path):
         (lambda data: hf.train(data, preset="fats"), "fast"),
         (lambda data: hf.train("nowhere", preset="quick"), "nowhere"),
         (lambda data: hf.train(data, hf.TrainConfig(), preset="quick"), "preset"),
+        (lambda data: hf.train(data, parallel=2), "parallel = 2"),
+        (lambda data: hf.train(data, folds=3), "no folds, not 3"),
+        (lambda data: hf.train(data, seeds=0), "seeds = 0"),
         (lambda data: hf.open_run("nowhere"), "nowhere"),
         (lambda data: hf.open_dataset("nowhere"), "nowhere"),
         (lambda data: hf.open_model("nowhere"), "nowhere"),
@@ -419,6 +422,14 @@ def test_compiled_training_restores_the_compilers_flags(data, tmp_path):
     hf.train(data, output=tmp_path, **{**TINY, "compile": "on", "epochs": 1})
     after = torch._dynamo.config.fail_on_recompile_limit_hit, torch._functorch.config.force_non_lazy_backward_lowering
     assert after == before
+
+
+def test_several_seeds_are_runs_with_one_result(data, tmp_path):
+    repeated = hf.train(data, output=tmp_path, seeds=2, parallel=1, **{**TINY, "epochs": 1})
+    assert [run.config["seed"] for run in repeated.runs] == [42, 43] == repeated.table["seed"].tolist()
+    scores = [run.metrics["pooled"]["macro_f1"] for run in repeated.runs]
+    assert repeated.result["score"]["macro_f1"]["by_pass"] == pytest.approx(scores)
+    assert [run.folder for run in repeated.runs] == sorted(repeated.folder.glob("seed_*/*"))
 
 
 def test_an_interrupt_leaves_a_run_that_resumes_to_the_same_end(data, made, tmp_path, monkeypatch):

@@ -219,6 +219,8 @@ def test_a_value_of_no_allowed_type_is_told_all_of_them():
     [
         ("val_fraction", 1),
         ("val_fraction", float("nan")),
+        ("test_fraction", 1),
+        ("test_fraction", -0.1),
         ("folds", 1),
         ("folds", 101),
         ("max_quarantined", -0.1),
@@ -255,6 +257,7 @@ def test_preparing_is_checked_too(field, value):
         ({"holdout_domain": "A", "split_file": "a.csv"}, "holdout_domain and split_file"),
         ({"groups": "g.csv", "split_file": "a.csv"}, "groups"),
         ({"group_pattern": "(.)", "split_file": "a.csv"}, "groups"),
+        ({"test_fraction": 0.2, "split_file": "a.csv"}, "test_fraction"),
         ({"group_pattern": "(.)", "groups": "g.csv"}, "groups and group_pattern"),
         ({"group_pattern": "(."}, "group_pattern"),
         ({"group_pattern": "[0-9]+"}, "group_pattern = '[0-9]+' captures nothing"),

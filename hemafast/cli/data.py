@@ -133,7 +133,8 @@ def prepare(
     written = "written" if prepared.fresh else "already up to date, nothing changed"
     _say([*(f"note: {note}" for note in prepared.info.notes), f"{prepared.folder}: {written}."])
     if settings.output != PrepareConfig.output:
-        _say([f"Train on it with: hemafast train --data {shlex.quote(str(prepared.folder))}"])
+        folds = "" if settings.folds is None else f" --folds {settings.folds}"
+        _say([f"Train on it with: hemafast train --data {shlex.quote(str(prepared.folder))}{folds}"])
 
 
 def _chosen_part(text: str | None, *, join: bool, dry_run: bool) -> Part | None:

@@ -45,7 +45,8 @@ def evaluate(
     Half of the images calibrate: temperature, thresholds and likeness are fitted on them, and reported on the other
     half. Writes metrics.json, predictions.csv, confusion_matrix.png, calibration.json, likeness.safetensors and
     report.html into the run folder. Scores on test images, on other data or with a class map go into a folder of their
-    own below it, and nothing is fitted on these.
+    own below it, and nothing is fitted on these. Each look at test images is counted beside the data set; from the
+    second one on, a warning says how many there were.
 
     Other data may have other classes. Those of equal names are compared; images of a class that the model lacks are
     left out; answers of a class that the data lacks are mistakes.

@@ -67,10 +67,10 @@ def crossdomain(
     from hemafast.cli.tables import crossdomain_results
     from hemafast.experiments.crossdomain import NAME, compare_domains, find_shortcuts
 
-    with _resumable():
+    with resumable():
         shortcuts = find_shortcuts(settings, progress=progress) if shortcut else None
         result = compare_domains(settings, shortcuts, class_map=renamed, progress=progress)
-    _show(result, crossdomain_results, settings.output / f"{NAME}.html", as_json=as_json)
+    show_result(result, crossdomain_results, settings.output / f"{NAME}.html", as_json=as_json)
 
 
 @app.command(epilog="Examples: `hemafast sweep seed-table`, `hemafast sweep seed-table --preset-scale 0.1 --only b0`")
@@ -114,9 +114,9 @@ def sweep(
     )
     if not (quiet or as_json):
         wide_console(stderr=True).print(plan_table(planned))
-    with _resumable():
+    with resumable():
         result = run_sweep(planned, progress=progress)
-    _show(result, sweep_results, planned.output / PAGE, as_json=as_json)
+    show_result(result, sweep_results, planned.output / PAGE, as_json=as_json)
 
 
 @app.command(
@@ -164,9 +164,9 @@ def tune(
     from hemafast.experiments.tune import PAGE
     from hemafast.experiments.tune import tune as search
 
-    with _resumable():
+    with resumable():
         result = search(settings, searched, trials=trials, time_budget=seconds, progress=progress)
-    _show(result, tune_results, settings.output / PAGE, as_json=as_json)
+    show_result(result, tune_results, settings.output / PAGE, as_json=as_json)
 
 
 @app.command(epilog="Examples: `hemafast audit`, `hemafast audit Source/prepared --count 200`")
@@ -193,7 +193,7 @@ def audit(
 
     Each label is judged by models that have not seen it: logistic regression on features of a network, by
     cross-validation, patients and copies apart. Writes suspects.csv and audit.html. Fill in the column label of the
-    table where a label is wrong, and give it to `hemafast prepare --labels-fix`.
+    table where a label is wrong, and give it to `hemafast prepare --labels-fix`. Test images are not looked at.
     """
     refuse_missing_data(data)
     folder = None if run is None else find_run(run)
@@ -211,7 +211,7 @@ def audit(
         results.print(line, soft_wrap=True)
 
 
-def _show(
+def show_result(
     result: dict[str, Any],
     lines_of: Callable[[dict[str, Any]], Iterable[RenderableType]],
     page: Path,
@@ -231,7 +231,7 @@ def _show(
 
 
 @contextmanager
-def _resumable() -> Iterator[None]:
+def resumable() -> Iterator[None]:
     """Whatever stops the runs, the same command continues."""
     remedy = "Run the same command to continue."
     try:

@@ -16,6 +16,7 @@ from hemafast.errors import HemafastError
 from hemafast.presets import PRESETS
 
 RESUMING = "Resuming"
+REPEATING = "Several runs"
 
 _SIMPLE = (bool, int, float, str, Path)
 

@@ -143,6 +143,8 @@ def training_lines(metrics: dict[str, Any]) -> list[Text]:
         score = "not evaluated" if taught["macro_f1"] is None else f"macro-F1 {taught['macro_f1']:.3f}"
         lines.append(f"taught by {taught['model']} ({score}), a share of {taught['weight']:g} of the targets")
     lines += notes(metrics["folding"]) if "folding" in metrics else []
+    if (look := metrics.get("look")) and look["number"] == 1:  # of a later one, a warning says so
+        lines.append(look["told"])
     return [*map(Text, lines), *(Text(warning, style="bold yellow") for warning in metrics["warnings"])]
 
 
@@ -253,6 +255,46 @@ def tune_results(result: Mapping[str, Any]) -> Iterator[RenderableType]:
     title = ", ".join(f"{count} {state}" for state, count in counted.items()) or "no trial has ended yet"
     table = _table(title, rows, ("trial", "state"), ("macro-F1",), ("settings",), overflow="fold")
     return _results(result, table, *map(Text, result["notes"]))
+
+
+def repeats_results(result: Mapping[str, Any]) -> Iterator[RenderableType]:
+    """The results of `hemafast train --folds` or `--seeds`: warnings, runs, what the score is worth, failures."""
+    rows = [
+        (
+            row["run"],
+            row["status"],
+            number(row["macro_f1"]),
+            "" if row["ci95"][0] is None else ends(row["ci95"]),
+            number(row["epoch_gain"]),
+            "" if row["epochs"] is None else f"{row['best_epoch']} of {row['epochs']}",
+            "" if row["images"] is None else row["images"],
+            "" if row["seconds"] is None else f"{row['seconds'] / 60:.1f}",
+        )
+        for row in result["runs"]
+    ]
+    columns = ("macro-F1", "95 % interval", "epoch gain", "best epoch", "images", "minutes")
+    table = _table(None, rows, ("run", "state"), columns)
+    said = [*_certainty_lines(result), *result["notes"]]
+    return _results(result, table, *map(Text, said))
+
+
+def _certainty_lines(result: Mapping[str, Any]) -> Iterator[str]:
+    """Spread over the runs, and the score with its intervals."""
+    spread, score = result["spread"], result["score"]
+    if spread["runs"] > 1:
+        yield (
+            f"macro-F1 of {spread['runs']} runs: mean {spread['mean']:.3f}, standard deviation {spread['sd']:.3f}, "
+            f"{spread['min']:.3f} to {spread['max']:.3f}"
+        )
+    if score is None or score["macro_f1"]["value"] is None:
+        return
+    f1, of = score["macro_f1"], "all folds together" if result["folds"] is not None else "mean of the seeds"
+    yield f"macro-F1, {of}: {f1['value']:.3f}; 95 % interval for other cells {ends(f1['cells'])}"
+    if f1["both"] is not None:
+        yield (
+            f"SD over {len(f1['by_pass'])} seeds {f1['sd']:.3f}; 95 % interval for other seeds {ends(f1['seeds'])}, "
+            f"for other cells and other seeds {ends(f1['both'])}"
+        )
 
 
 def _short_value(value: Any) -> str:

@@ -14,11 +14,12 @@ from typing import Annotated
 import typer
 
 from hemafast.cli.common import ConfigFile, Json, Quiet, Verbose, app, listen, refuse_missing_data, wide_console
-from hemafast.cli.options import RESUMING, Asked, configured
+from hemafast.cli.options import REPEATING, RESUMING, Asked, configured
 from hemafast.collector import resting
 from hemafast.config import TrainConfig, train_config
 from hemafast.errors import HemafastError
 from hemafast.files import make_folder
+from hemafast.progress import Progress
 from hemafast.run_folder import find_run, read_config, summaries
 
 STARTING = (
@@ -30,9 +31,42 @@ STARTING = (
 _TRIED = ("preset", "data", "model", "batch_size", "image_size")
 
 
+Folds = Annotated[
+    int | None,
+    typer.Option(
+        metavar="K",
+        min=2,
+        help="Train on each of the K folds of data prepared with --folds K: every image is scored by a model that has "
+        "not seen it.",
+        rich_help_panel=REPEATING,
+    ),
+]
+Seeds = Annotated[
+    int,
+    typer.Option(
+        metavar="N",
+        min=1,
+        help="Train with N seeds, from --seed on: how far do trainings differ?",
+        rich_help_panel=REPEATING,
+    ),
+]
+Parallel = Annotated[
+    int | None,
+    typer.Option(
+        metavar="N",
+        min=1,
+        help="With --folds or --seeds: runs at a time, which share the cores.",
+        show_default="one for each core; one on a GPU or with --time-budget",
+        rich_help_panel=REPEATING,
+        hidden=True,
+    ),
+]
+
+
 @app.command(
     epilog="Examples: `hemafast train --preset quick`, "
     "`hemafast train --model efficientnet_b0 --onecycle`, "
+    "`hemafast train --preset fast --folds 5 --seeds 3`, "
     "`hemafast train --resume runs/NAME --epochs 50`, "
     "`torchrun --nproc-per-node 4 -m hemafast train`"
 )
@@ -40,6 +74,9 @@ _TRIED = ("preset", "data", "model", "batch_size", "image_size")
 def train(
     asked: Asked,
     config_file: ConfigFile = None,
+    folds: Folds = None,
+    seeds: Seeds = 1,
+    parallel: Parallel = None,
     resume: Annotated[
         str | None,
         typer.Option(
@@ -65,11 +102,33 @@ def train(
 
     Ctrl-C, SIGTERM and SIGUSR1 save the run and stop it after the current step (exit code 130, 143 or 138).
 
+    With --folds or --seeds, it trains several times with the same settings, and says how sure the score is: one table
+    with mean, spread and intervals, and a page. The same command continues (exit code 1 if a run failed).
+
     Options override --config, and --config overrides --preset. Brackets show the default and what presets set instead.
     """
     progress = listen(verbose=verbose, quiet=quiet or as_json)
     if allow_changes and resume in (None, "auto"):
         raise HemafastError("--allow-changes only works with --resume RUN.", "Leave it out, or name the run.")
+    if folds is not None or seeds > 1:
+        if resume not in (None, "auto"):
+            raise HemafastError("--resume RUN is about one run.", "Leave it out: the same command continues.")
+        settings = train_config(asked.pop("preset", None), config_file, **asked)
+        _train_several(settings, folds, seeds, parallel, progress, as_json=as_json)
+        return
+    if parallel is not None:
+        raise HemafastError("--parallel has no effect on one run.", "Add --folds or --seeds, or leave it out.")
+    folder = _train_once(asked, config_file, resume, progress, allow_changes=allow_changes)
+    if folder is not None:
+        from hemafast.cli.evaluation import print_evaluation
+
+        print_evaluation(folder, None, "val", read_config(folder).device, as_json=as_json)
+
+
+def _train_once(
+    asked: Asked, config_file: Path | None, resume: str | None, progress: Progress, *, allow_changes: bool
+) -> Path | None:
+    """The folder of a new run or of one that was gone on with; None in all but the first process of torchrun."""
     began = _start_of_process()
     if resume in (None, "auto"):
         settings = train_config(asked.pop("preset", None), config_file, **asked)
@@ -78,20 +137,31 @@ def train(
         with resting():
             from hemafast.engine import trainer
 
-        folder = trainer.train(settings, go_on=resume == "auto", began=began, progress=progress)
-    else:
-        if "preset" in asked or config_file:
-            raise HemafastError("A resumed run already has its settings.", "Leave out --preset and --config.")
-        named = find_run(str(resume))
-        _say_that_it_starts()
-        with resting():
-            from hemafast.engine import trainer
+        return trainer.train(settings, go_on=resume == "auto", began=began, progress=progress)
+    if "preset" in asked or config_file:
+        raise HemafastError("A resumed run already has its settings.", "Leave out --preset and --config.")
+    named = find_run(str(resume))
+    _say_that_it_starts()
+    with resting():
+        from hemafast.engine import trainer
 
-        folder = trainer.resume(named, asked, allow_changes=allow_changes, began=began, progress=progress)
-    if folder is not None:
-        from hemafast.cli.evaluation import print_evaluation
+    return trainer.resume(named, asked, allow_changes=allow_changes, began=began, progress=progress)
 
-        print_evaluation(folder, None, "val", read_config(folder).device, as_json=as_json)
+
+def _train_several(
+    settings: TrainConfig, folds: int | None, seeds: int, parallel: int | None, progress: Progress, *, as_json: bool
+) -> None:
+    """Train on all folds or with several seeds, and print what the scores are worth. Exits with 1 if a run failed."""
+    refuse_missing_data(settings.data)
+    _say_that_it_starts()
+    with resting():
+        from hemafast.cli.experiments import resumable, show_result
+        from hemafast.cli.tables import repeats_results
+        from hemafast.experiments.repeats import PAGE, read_repeats, repeat_training
+
+    with resumable():
+        folder = repeat_training(settings, folds=folds, seeds=seeds, parallel=parallel, progress=progress)
+    show_result({"folder": str(folder)} | read_repeats(folder), repeats_results, folder / PAGE, as_json=as_json)
 
 
 @app.command(epilog="Examples: `hemafast lr-find`, `hemafast lr-find --preset quick --batch-size 64`")

@@ -27,7 +27,8 @@ from hemafast.preparation.split import ALL, SPLITS, TEST, TRAIN, WORDS
 from hemafast.preparation.webdataset import Members, read_members
 
 _MAKE_A_TEST = (
-    "Run `hemafast prepare` on archives with a folder named test, or with a --split-file that lists test images."
+    "Run `hemafast prepare` with --test-fraction 0.2, on archives with a folder named test, or with a --split-file "
+    "that lists test images."
 )
 
 

@@ -45,6 +45,7 @@ from hemafast.evaluate.likeness import (
     save_likeness,
     unknown,
 )
+from hemafast.evaluate.looks import take_look
 from hemafast.evaluate.metrics import Labels, Probabilities
 from hemafast.evaluate.nucleus_sizes import nuclei_of
 from hemafast.evaluate.predictions import prediction_table
@@ -94,6 +95,7 @@ def evaluate_run(
 
     Writes METRICS, PREDICTIONS and CONFUSION_PLOT into `scores_folder(folder, metrics)`. For the run's own validation
     images in its own classes, that is the run folder. Writes CALIBRATION and LIKENESS for its own validation images.
+    Each look at test images is counted beside the data set, by `take_look`.
 
     Args:
         folder: a run folder.
@@ -131,18 +133,23 @@ def evaluate_run(
     answers = _answers(dataset.images(split), samples, folding, seen, calibration, fitted)
     judged = _judge(answers, likeness)
     unlike = [] if calibrates else _unlike(judged)  # at home, alarms are false
+    scores = _scores(answers, calibration, lineage)
+    look = take_look(dataset, split, folder, epoch=card.epoch, macro_f1=scores["pooled"]["macro_f1"])
+    again = [look.told()] if look and look.number > 1 else []
     metrics = {
         "schema": METRICS_SCHEMA,
         "split": split,
         "warnings": [
+            *again,
             *_warnings(dataset, card),
             *_fitted_here(card, split, own=own),
             *_untrained(folder, dataset, card, folding),
             *unlike,
         ],
+        "look": look and asdict(look) | {"told": look.told()},
         "classes": list(folding.classes),
         "folding": folding.account,
-        **_scores(answers, calibration, lineage),
+        **scores,
         "likeness": judged,
         "model": {**asdict(replace(card, calibration=calibration)), "file": BEST},
         "data": _data(dataset),

@@ -15,25 +15,31 @@ RESAMPLES = 1000
 _MOST_WEIGHTS = 2**24  # of one chunk: 64 MiB
 
 
-def resample(images: int, resamples: int = RESAMPLES, seed: int = 0) -> Iterator[Weights]:
+def resample(
+    images: int, resamples: int = RESAMPLES, seed: int = 0, groups: npt.NDArray[np.int64] | None = None
+) -> Iterator[Weights]:
     """How often each image counts in each bootstrap resample, drawn with replacement (Efron 1979).
 
     Args:
         images: number of images; each resample draws as many.
         resamples: number of resamples.
         seed: of the draws.
+        groups: (images,), from 0: the group of each image, such as its patient. Whole groups are drawn then, as many as
+            there are; None draws single images.
 
     Returns:
         Chunks (images, columns) of 1 + `resamples` columns. The first column is all ones: the images themselves, so
         that one calculation gives a score and its interval.
     """
     generator = np.random.default_rng(seed)
+    units = images if groups is None else int(groups.max(initial=-1)) + 1
     columns = max(1, _MOST_WEIGHTS // max(images, 1))
     for start in range(0, resamples + 1, columns):
         count = min(columns, resamples + 1 - start)
-        drawn = generator.integers(0, max(images, 1), size=(images, count))
+        drawn = generator.integers(0, max(units, 1), size=(units, count))
         cells = (drawn * count + np.arange(count)).ravel()
-        weights = np.bincount(cells, minlength=images * count).reshape(images, count).astype(np.float32)
+        weights = np.bincount(cells, minlength=units * count).reshape(units, count).astype(np.float32)
+        weights = weights if groups is None else weights[groups]
         if start == 0:
             weights[:, 0] = 1
         yield weights

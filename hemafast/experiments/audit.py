@@ -37,7 +37,7 @@ from hemafast.model import build_model
 from hemafast.pages import render
 from hemafast.pictures import embedded_pixels
 from hemafast.preparation.schema import QUARANTINED
-from hemafast.preparation.split import ALL
+from hemafast.preparation.split import ALL, TEST
 from hemafast.progress import SILENT, Progress, stage
 from hemafast.weights import load_initial_weights
 
@@ -111,7 +111,7 @@ def audit(
     """Rank the labels of a data set by how probably they are wrong, and write TABLE and PAGE into `output`.
 
     Args:
-        data: a prepared data set. Labels of all its splits are judged.
+        data: a prepared data set. The labels of all its images are judged, but those of test images.
         output: folder to write into.
         run: run folder of a network trained on other data, whose features are used; None for NETWORK with ImageNet
             weights.
@@ -126,7 +126,9 @@ def audit(
         HemafastError: there are no such weights, the run was trained on this data, the data has too few images, or
             `output` cannot be written.
     """
-    samples, rows = data.samples(ALL, SIZE), data.split(ALL)
+    rows = data.split(ALL)
+    shown = (rows["split"] != TEST).to_numpy()  # a test whose labels were changed by what a model says is none
+    samples, rows = data.samples(ALL, SIZE).select(np.flatnonzero(shown)), rows[shown]
     features, judged_by = features_of(data, samples, run, device, progress)
     with stage(progress, "judging labels"):
         probabilities, judged = cross_validated(features, samples.labels, rows["group"].tolist(), len(data.classes))

@@ -30,10 +30,15 @@ def estimate(scores: Scores) -> Estimate:
     return Estimate(plain(scores[0]), (low, high))
 
 
-def resampled_confusions(labels: Labels, answers: Mapping[str, Labels], classes: int) -> dict[str, Confusions]:
-    """Confusion matrices of each of `answers` (images,) against `labels` (images,), all over the same resamples."""
+def resampled_confusions(
+    labels: Labels, answers: Mapping[str, Labels], classes: int, groups: Labels | None = None
+) -> dict[str, Confusions]:
+    """Confusion matrices of each of `answers` (images,) against `labels` (images,), all over the same resamples.
+
+    Resamples are of images, or of their `groups` (images,), from 0.
+    """
     parts: dict[str, list[Confusions]] = {name: [] for name in answers}
-    for weights in resample(len(labels)):
+    for weights in resample(len(labels), groups=groups):
         for name, predicted in answers.items():
             parts[name].append(confusions(labels, predicted, weights, classes))
     return {name: replace(part[0], counts=np.concatenate([one.counts for one in part])) for name, part in parts.items()}

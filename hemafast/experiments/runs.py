@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from operator import methodcaller
 from pathlib import Path
 from typing import Any
@@ -17,13 +17,15 @@ from hemafast.config import TrainConfig
 from hemafast.data.dataset import open_dataset
 from hemafast.engine.checkpoint import DRAWN_WARNING, read_card
 from hemafast.engine.distributed import refuse_several
+from hemafast.engine.opening import newest_run
 from hemafast.engine.trainer import train
 from hemafast.errors import HemafastError, StoppedError
 from hemafast.evaluate.evaluate import Metrics, evaluate_run
+from hemafast.experiments.apart import train_apart
 from hemafast.files import csv_bytes, write_whole, writing
 from hemafast.progress import SILENT, Progress
 from hemafast.report.page import write_report
-from hemafast.run_folder import BEST, PREDICTIONS, REPORT, read_metrics
+from hemafast.run_folder import BEST, PREDICTIONS, REPORT, read_metrics, summarise
 
 logger = logging.getLogger("hemafast")
 
@@ -46,18 +48,39 @@ class Failed:
 Outcome = Scored | Failed
 
 
-def run_all(configs: Mapping[str, TrainConfig], *, progress: Progress = SILENT) -> Iterator[tuple[str, Outcome]]:
-    """Train and evaluate runs one after the other, and yield the name and the outcome of each run as it ends.
+def run_all(
+    configs: Mapping[str, TrainConfig], *, processes: int = 1, progress: Progress = SILENT
+) -> Iterator[tuple[str, Outcome]]:
+    """Train and evaluate runs, and yield the name and the outcome of each run as it ends.
 
     Each of `configs` has an `output` of its own. Finished runs are reused, interrupted runs resume, and an error in a
-    run is its outcome. Raises StoppedError if a signal stopped a run, which the same call resumes, and HemafastError if
-    torchrun started several processes.
+    run is its outcome. One run follows the other in this process; with several `processes`, so many run at a time, each
+    in a process and on cores of its own. Raises StoppedError if a signal stopped a run, which the same call resumes,
+    and HemafastError if torchrun started several processes.
     """
     refuse_several()
-    for number, (name, config) in enumerate(configs.items(), start=1):
+    left = {name: config for name, config in configs.items() if processes > 1 and not _is_finished(config)}
+    apart = left if len(left) > 1 else {}
+    here = {name: config for name, config in configs.items() if name not in apart}
+    for number, (name, config) in enumerate(here.items(), start=1):
         logger.info("%s: run %d of %d", name, number, len(configs))
-        yield name, _outcome(name, config, progress)
+        yield name, outcome_of(name, config, progress)
         _free_memory()
+    for name, ended in train_apart(apart, min(processes, len(apart)), progress=progress) if apart else ():
+        if ended.folder is None:
+            logger.error("%s failed: %s", name, ended.reason)
+            yield name, Failed(ended.reason)
+        else:
+            yield name, Scored(ended.folder, read_metrics(ended.folder))
+
+
+def _is_finished(config: TrainConfig) -> bool:
+    """Whether there is such a run that has come to its end."""
+    try:
+        folder = newest_run(replace(config, data=config.data.absolute()))
+        return folder is not None and summarise(folder).state == "finished"
+    except HemafastError:
+        return False
 
 
 def scored_before(folder: Path, fingerprint: str) -> Scored | None:
@@ -92,7 +115,8 @@ def csv_of(rows: Iterable[Mapping[str, Any]], columns: Sequence[str]) -> bytes:
     return csv_bytes(pd.DataFrame(list(rows), columns=list(columns), dtype=object))  # counts stay whole beside gaps
 
 
-def _outcome(name: str, config: TrainConfig, progress: Progress) -> Outcome:
+def outcome_of(name: str, config: TrainConfig, progress: Progress = SILENT) -> Outcome:
+    """What came of one run, as `run_all` makes it in this process. Raises StoppedError if a signal stopped it."""
     try:
         return _train_and_score(config, progress)
     except StoppedError:

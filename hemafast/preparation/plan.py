@@ -26,7 +26,7 @@ from hemafast.words import counted
 
 _NOT_INPUT = ("source", "output", "strict", "max_quarantined")  # settings that do not change the result
 _FILES = ("groups", "checksums", "class_map", "labels_fix")
-_ADDED = ("labels_fix",)  # settings of later versions: not asked for, they leave older data sets as they are
+_ADDED = ("labels_fix", "test_fraction")  # of later versions: not asked for, they leave older data sets as they are
 _OF_PIXELS = ("checksums", "field_of_view", "um_per_pixel", "bit_depth", "min_side")  # settings that pixels depend on
 _SMALLEST_WINDOW = 16  # px
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -23,6 +24,7 @@ from hemafast.preparation.split import (
     WORDS,
     assign_folds,
     assign_split,
+    assign_test,
     missing_strata,
 )
 from hemafast.words import counted
@@ -131,6 +133,11 @@ def _draw_rest(manifest: pd.DataFrame, config: PrepareConfig) -> tuple[str, ...]
     groups, notes = _groups(good, config)
     manifest.loc[good.index, "group"] = groups
     good = good.assign(group=groups)
+    if config.test_fraction:
+        held_out = _held_out(good, config)
+        good.loc[held_out, "split"] = manifest.loc[held_out, "split"] = TEST
+        said = counted(len(held_out), "test image is", "test images are")
+        notes = (*notes, f"{said} held out: nothing else sees them")
     undrawn = good[good["split"] == UNDRAWN]
     if undrawn.empty:
         return notes
@@ -141,6 +148,22 @@ def _draw_rest(manifest: pd.DataFrame, config: PrepareConfig) -> tuple[str, ...]
     else:
         manifest.loc[undrawn.index, "split"] = _sides(undrawn, good.loc[good["split"] == VAL, "group"], config)
     return notes
+
+
+def _held_out(good: pd.DataFrame, config: PrepareConfig) -> pd.Index[Any]:
+    """The images to hold out as test images: of domains that have none, and never a part of a group."""
+    tested = good.loc[good["split"] == TEST, "domain"]
+    free = good["split"].isin([UNDRAWN, TRAIN]) | (good["domain"] == config.holdout_domain)
+    free &= ~good["domain"].isin(tested)
+    images = good[free.groupby(good["group"]).transform("all")]
+    drawn = images.index[assign_test(images, test_fraction=config.test_fraction, seed=config.seed)]
+    if drawn.empty:
+        why = "each domain has test images of its own, or only groups that cannot be divided"
+        raise HemafastError(
+            f"test_fraction = {config.test_fraction:g} holds out no image: {why}.",
+            "Leave it out, or add --resplit to ignore the splits that the images came with.",
+        )
+    return drawn
 
 
 def _folds(images: pd.DataFrame, folds: int, config: PrepareConfig) -> pd.Series[int]:

@@ -1,6 +1,6 @@
 """Split images into training and validation, or into folds: stratified by class and domain, groups whole, seeded.
 
-Test images are never drawn: folders, labels or --split-file hold them out.
+Test images are held out first: by folders, labels or --split-file, or drawn with --test-fraction.
 
 The assignment is greedy iterative stratification (after Sechidis, Tsoumakas and Vlahavas 2011, "On the stratification
 of multi-label data"). A group takes the place of a sample with several labels, since its images may belong to several
@@ -49,6 +49,11 @@ def assign_split(images: pd.DataFrame, *, val_fraction: float, seed: int) -> pd.
     return parts.map({0: TRAIN, 1: VAL}).rename("split")
 
 
+def assign_test(images: pd.DataFrame, *, test_fraction: float, seed: int) -> pd.Series[bool]:
+    """Whether each image is held out; `images` and shares as for `assign_split`."""
+    return (_assign(images, (1 - test_fraction, test_fraction), f"{TEST}:{seed}") == 1).rename(TEST)
+
+
 def assign_folds(images: pd.DataFrame, *, folds: int, seed: int) -> pd.Series[int]:
     """The fold of every image, from 0; `images` as for `assign_split`. Folds have nearly equal sizes."""
     return _assign(images, (1 / folds,) * folds, seed).rename("fold")
@@ -68,7 +73,7 @@ def missing_strata(images: pd.DataFrame, part: str, parts: Sequence[Hashable]) -
     return sentences
 
 
-def _assign(images: pd.DataFrame, shares: Sequence[float], seed: int) -> pd.Series[int]:
+def _assign(images: pd.DataFrame, shares: Sequence[float], seed: int | str) -> pd.Series[int]:
     """The number of the part of every image."""
     strata = list(zip(images["domain"].tolist(), images["label"].tolist(), strict=True))
     groups: dict[str, Holdings] = {}

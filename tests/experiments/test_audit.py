@@ -62,6 +62,19 @@ def _pairs(data):
     return zip(data.table["path"], data.table["label"], strict=True)
 
 
+def test_test_images_are_neither_judged_nor_shown(source, by_brightness, tmp_path, monkeypatch):
+    seen = []
+    features = room.features_of
+    monkeypatch.setattr(room, "features_of", lambda *given: seen.append(given[1]) or features(*given))
+    data = prepared_from(source, test_fraction=0.5)
+    tested = set(data.split("test")["path"])
+    assert 18 <= len(tested) <= 22
+    found = audit(data, tmp_path / "out", count=40)
+    assert found.images == 40 - len(tested) == len(found.table)
+    assert not tested & set(found.table["path"])
+    assert {"/".join(path.split("/")[-4:]) for path in seen[0].paths} == set(data.split("all")["path"]) - tested
+
+
 def names(table):
     return {path.rpartition("/")[2] for path in table["path"]}
 

@@ -63,6 +63,25 @@ SPLITS = {
         (10, 6, 0),
         (0, 8, 0),
     ),
+    "a share is held out before validation is drawn": ([(A, "", 10)], {"test_fraction": 0.2}, (12, 4, 4), None),
+    "only training images of a ready split are held out": (
+        [(A, "train", 10), (A, "val", 3)],
+        {"test_fraction": 0.2},
+        (16, 6, 4),
+        None,
+    ),
+    "a domain with test images of its own gives no more": (
+        [(A, "train", 10), (A, "val", 3), (A, "test", 2), (B, "", 10)],
+        {"test_fraction": 0.2},
+        (20, 6, 4),
+        (12, 4, 4),
+    ),
+    "of a held out domain a share is held out too": (
+        [(A, "", 10), (B, "", 10)],
+        {"test_fraction": 0.2, "holdout_domain": B, "val_fraction": 0},
+        (16, 0, 4),
+        (0, 16, 4),
+    ),
 }
 
 
@@ -87,6 +106,31 @@ def test_no_fold_holds_a_test_image(parts):
         assert sides[1]
         assert not sides[0] & sides[1]
     assert notes[0].endswith("only test is kept; the folds are drawn over all other images")
+
+
+def test_patients_are_held_out_as_a_whole_and_folds_are_drawn_over_the_rest():
+    images = _images((A, "", 40), (B, "", 40))
+    patients = [f"P{number % 16}" for number in range(len(images))]
+    manifest, notes = _select(images.assign(listed_group=patients), test_fraction=0.25, folds=3)
+    parts = manifest.assign(patient=patients, part=manifest["fold"].where(manifest["split"] != "test", "test"))
+    assert set(parts["part"]) == {"test", 0, 1, 2}
+    assert (parts.groupby("patient")["part"].nunique() == 1).all()
+    held_out = (parts["split"] == "test").groupby([parts["domain"], parts["label"]]).mean()
+    assert held_out.between(0.1, 0.4).all()
+    assert f"{(parts['split'] == 'test').sum()} test images are held out: nothing else sees them" in notes
+
+
+def test_the_images_that_are_held_out_depend_on_the_seed_alone():
+    images = _images((A, "", 20))
+    tested = [set(images.loc[_select(images, test_fraction=0.2, **more)[0]["split"] == "test", "path"]) for more in (
+        {}, {"val_fraction": 0.5}, {"folds": 4}, {"seed": 7}
+    )]  # fmt: skip
+    assert tested[0] == tested[1] == tested[2] != tested[3]
+
+
+def test_a_share_that_holds_out_nothing_is_refused():
+    with pytest.raises(HemafastError, match=r"test_fraction = 0\.2 holds out no image: each domain has test images"):
+        _select(_images((A, "train", 5), (A, "val", 2), (A, "test", 5)), test_fraction=0.2)
 
 
 def test_images_without_the_columns_are_split_as_ever():

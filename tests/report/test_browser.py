@@ -108,6 +108,16 @@ def test_axe_finds_nothing_at_aa(hostile, open_page, width, scheme):
     assert [(one["id"], one["nodes"][0]["html"]) for one in found.response["violations"]] == []
 
 
+def test_letters_of_plots_have_the_colour_of_the_page(scored, open_page):
+    page, _ = open_page(write_report(scored))
+    for scheme in ("light", "dark"):
+        page.emulate_media(color_scheme=scheme)
+        ink = page.locator("body").evaluate("body => getComputedStyle(body).color")
+        letters = page.locator("svg.plot text").evaluate_all("all => all.map(one => getComputedStyle(one).fill)")
+        assert letters
+        assert set(letters) == {ink}
+
+
 def test_runs_side_by_side_are_browsed_apart(scored, run, open_page, tmp_path):
     evaluate_run(run)
     page, complaints = open_page(write_report([scored, run], tmp_path / "both.html"))
