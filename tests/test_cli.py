@@ -38,6 +38,7 @@ COMMANDS = (
     "export",
     "push",
     "explain",
+    "patients",
     "audit",
     "crossdomain",
     "sweep",

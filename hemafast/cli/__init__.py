@@ -3,6 +3,6 @@
 from hemafast.cli.common import app, main
 
 # In the order in which --help lists the commands.
-from hemafast.cli import data, training, evaluation, deployment, transfer, experiments, measuring, doctor  # isort: skip  # noqa: F401
+from hemafast.cli import data, training, evaluation, deployment, patients, transfer, experiments, measuring, doctor  # isort: skip  # noqa: F401
 
 __all__ = ["app", "main"]
