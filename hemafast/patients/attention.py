@@ -99,7 +99,7 @@ def fit(features: Features, patient: Places, labels: Places, classes: int, seed:
         cells, targets = head.reduced(torch.from_numpy(features)), torch.from_numpy(labels)
         counts = torch.bincount(targets, minlength=classes).float()
         loss = nn.CrossEntropyLoss(len(labels) / (classes * counts))
-        optimizer = torch.optim.AdamW(head.parameters(), _RATE, weight_decay=_DECAY)
+        optimizer = torch.optim.AdamW(head.parameters(), _RATE, weight_decay=_DECAY, fused=True)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, _RATE, total_steps=_STEPS)
         of_patient = _members(patient, len(labels))
         for _, chosen in zip(range(_STEPS), _batches(len(labels), generator), strict=False):

@@ -233,7 +233,7 @@ def _bags(cells: Cells, patients: Sequence[Patient]) -> Bags:
     return Bags(
         tuple(place),
         np.ascontiguousarray(cells.features[_in_bags(cells)], np.float32),
-        rows["patient"].map(place).to_numpy(np.int64),
+        rows["patient"].map(place).to_numpy(np.int64, copy=True),
         counts / np.maximum(counts.sum(axis=1, keepdims=True), 1),
     )
 
