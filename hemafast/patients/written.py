@@ -46,7 +46,8 @@ class Diagnosis:
 
     def __post_init__(self) -> None:
         if self.labels is not None and self.head is not None:
-            raise HemafastError("A head is trained or applied, not both.", "Leave out --patient-labels or --head.")
+            problem = f"{self.head} is applied, and {self.labels} trains another head."
+            raise HemafastError(problem, "Leave out --head or --patient-labels.")
 
     @property
     def asked(self) -> bool:
@@ -210,7 +211,7 @@ def _learned(
             f"{cells.source} holds no features, which labels of patients are learned from.",
             "Name a run and images, as `hemafast patients RUN IMAGES --patient-labels FILE`.",
         )
-    bags = _bags(cells, patients)
+    bags = bags_of(cells, patients)
     if diagnosis.head is not None:
         return applied(load_head(diagnosis.head, cells.network), bags), bags
     assert diagnosis.labels is not None
@@ -222,7 +223,7 @@ def _in_bags(cells: Cells) -> Any:
     return ((cells.table["patient"] != "") & (cells.table["error"] == "")).to_numpy()
 
 
-def _bags(cells: Cells, patients: Sequence[Patient]) -> Bags:
+def bags_of(cells: Cells, patients: Sequence[Patient]) -> Bags:
     """The patients of whom an image could be read."""
     assert cells.features is not None
     rows = cells.table[_in_bags(cells)]

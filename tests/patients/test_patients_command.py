@@ -119,7 +119,7 @@ def test_a_stored_head_labels_new_patients(learned, scored, tmp_path):
         (["TABLE", "--call", "blast=20"], "no class blast"),
         (["TABLE", "--adjust"], "mistakes at home are not known"),
         (["TABLE", "--patient-labels", "TABLE"], "holds no features"),
-        (["TABLE", "--patient-labels", "TABLE", "--head", "TABLE"], "trained or applied, not both"),
+        (["TABLE", "--patient-labels", "TABLE", "--head", "TABLE"], "trains another head"),
         (["nowhere"], "There is no run nowhere"),
         (["nowhere.csv"], "There is no run nowhere.csv"),
         (["TABLE", "--output", "TABLE"], "is a file"),
