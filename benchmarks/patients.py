@@ -29,7 +29,8 @@ from hemafast.deploy.plan import Options
 from hemafast.engine.machine import machine_facts
 from hemafast.evaluate.predictions import read_predictions
 from hemafast.patients.cells import Cells
-from hemafast.patients.count import Counting, compare, count_patients
+from hemafast.patients.count import Counting, count_patients
+from hemafast.patients.known import compare
 from hemafast.patients.learned import learn
 from hemafast.patients.written import bags_of
 from hemafast.run_folder import PREDICTIONS, read_config, read_metrics
@@ -115,7 +116,7 @@ def _counted(cells: Cells, size: int, draw: int) -> dict[str, Any]:
     counting = Counting(adjust=True).checked(cells.classes)
     dealt = _as_patients(cells, _dealt(cells, size, draw), size)
     patients = count_patients(dealt, counting)
-    found = compare(patients, dealt, counting)
+    found = compare(patients, counting.among(dealt.classes), counting.limits)
     assert found is not None
     return {
         "patients": len(patients),

@@ -12,7 +12,8 @@ from output import machine_line, table
 def tables(results: Mapping[str, Any]) -> dict[str, str]:
     """Errors of differentials by the number of cells, and what an attention head finds with a rule and without."""
     result = results["patients"]
-    where = f"`{result['command']}`: {result['cells']:,} validation images, {result['draws']} compositions, mean (lowest to highest)."
+    drawn = f"{result['cells']:,} validation images, {result['draws']} compositions, mean (lowest to highest)"
+    where = f"`{result['command']}`: {drawn}."
     machine = machine_line(result["machine"])
     run = f"{result['run']['model']}, macro-F1 {result['run']['macro_f1']:.3f} on its validation images."
     labels = result["labels"]

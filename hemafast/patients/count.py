@@ -12,12 +12,12 @@ import pandas as pd
 
 from hemafast.errors import HemafastError, name_some
 from hemafast.evaluate.adjusted import FEW, adjusted_shares
-from hemafast.evaluate.agreement import agreement, distances
 from hemafast.evaluate.differential import CONVENTIONS, call_of, counts_of, differential
 from hemafast.evaluate.intervals import interval, plain
 from hemafast.evaluate.likeness import judge
 from hemafast.lineage import packaged_lineage
 from hemafast.patients.cells import Cells
+from hemafast.patients.known import by_labels
 from hemafast.taxonomy import COUNTED_APART
 from hemafast.words import counted
 
@@ -112,7 +112,7 @@ def _count(name: str, rows: pd.DataFrame, cells: Cells, counting: Counting) -> P
         **found,
         "adjusted": adjusted,
         "calls": _calls(found["classes"] if adjusted is None else adjusted, counting.limits),
-        "known": _by_labels(called, cells.classes, counting),
+        "known": by_labels(called, cells.classes, counting.apart, counting.limits),
     }
     return {**patient, "notes": _notes(patient, counting)}
 
@@ -160,36 +160,6 @@ def hardly_known(cells: Cells) -> list[str]:
     return [name for name, count in images.items() if count < FEW]
 
 
-def _by_labels(called: pd.DataFrame, classes: Sequence[str], counting: Counting) -> dict[str, Any] | None:
-    """The cells that have a label, by label and by call; None without any."""
-    told = called[called["label"].isin(classes)]
-    if told.empty:
-        return None
-    known, found = (differential(counts_of(told[column], classes), counting.apart) for column in ("label", "predicted"))
-    both = known["leukocytes"] and found["leukocytes"]
-    one, other = (np.array([[row["percent"] for row in part["classes"].values()]], float) for part in (known, found))
-    inside = [
-        row["ci95"][0] <= known["classes"][name]["percent"] <= row["ci95"][1]
-        for name, row in found["classes"].items()
-        if both
-    ]
-    return {
-        "cells": len(told),
-        "right": int((told["label"] == told["predicted"]).sum()),
-        "leukocytes": known["leukocytes"],
-        "counted": [row["percent"] for row in found["classes"].values()] if both else None,
-        "percent": {name: row["percent"] for name, row in known["classes"].items()},
-        "per_100": {name: row["per_100"] for name, row in known["apart"].items()},
-        "distance": float(distances(other, one)[0]) if both else None,
-        "inside": sum(inside),
-        "calls": {
-            name: "above" if known["classes"][name]["percent"] >= limit else "below"
-            for name, limit in counting.limits.items()
-            if both
-        },
-    }
-
-
 def _notes(patient: Patient, counting: Counting) -> list[str]:
     """What a reader of the count should know, in sentences without a full stop."""
     leukocytes, of = patient["leukocytes"], counted(patient["cells"], "cell")
@@ -209,45 +179,6 @@ def _notes(patient: Patient, counting: Counting) -> list[str]:
     if len(patient["domains"]) > 1:
         said.append(f"images of {counted(len(patient['domains']), 'laboratory')}: {name_some(patient['domains'], 4)}")
     return said
-
-
-def compare(patients: Sequence[Patient], cells: Cells, counting: Counting) -> dict[str, Any] | None:
-    """How the counts agree with the labels of the same cells, over all patients that have any; None without.
-
-    The result is that of `agreement`, and `inside`: the share of the percentages whose interval holds the known one;
-    `adjusted`: `agreement` of the adjusted percentages, or None; `calls`: by class, how many are right, wrong, open.
-    """
-    told = [one for one in patients if one["known"] and one["known"]["counted"]]
-    among = counting.among(cells.classes)
-    if not told:
-        return None
-    known = np.array([[one["known"]["percent"][name] for name in among] for one in told], float)
-    found = np.array([one["known"]["counted"] for one in told], float)
-    return {
-        **agreement(found, known, among),
-        "inside": sum(one["known"]["inside"] for one in told) / (len(told) * len(among)),
-        "adjusted": _agreement_adjusted(told, among) if counting.adjust else None,
-        "calls": {name: _judged(told, name) for name in counting.limits},
-    }
-
-
-def _agreement_adjusted(told: Sequence[Patient], among: Sequence[str]) -> dict[str, Any] | None:
-    whole = [one for one in told if one["known"]["cells"] == one["cells"]]  # of whom all cells have a label
-    if not whole:
-        return None
-    known = np.array([[one["known"]["percent"][name] for name in among] for one in whole], float)
-    return agreement(
-        np.array([[one["adjusted"][name]["percent"] for name in among] for one in whole], float), known, among
-    )
-
-
-def _judged(told: Sequence[Patient], name: str) -> dict[str, int]:
-    calls = [(one["calls"][name]["call"], one["known"]["calls"][name]) for one in told]
-    return {
-        "right": sum(call == truth for call, truth in calls),
-        "wrong": sum(call not in (truth, "open") for call, truth in calls),
-        "open": sum(call == "open" for call, _ in calls),
-    }
 
 
 def lacking(patients: Collection[Patient], cells: Cells) -> list[str]:

@@ -18,7 +18,8 @@ from hemafast.evaluate.intervals import plain
 from hemafast.files import make_folder, write_table, write_text, writing
 from hemafast.patients.attention import load_head, save_head
 from hemafast.patients.cells import Cells, read_cells, read_patient_labels
-from hemafast.patients.count import Counting, Patient, compare, count_patients, hardly_known, lacking
+from hemafast.patients.count import Counting, Patient, count_patients, hardly_known, lacking
+from hemafast.patients.known import compare
 from hemafast.patients.learned import Bags, Learned, applied, learn
 from hemafast.patients.page import patients_page
 from hemafast.progress import SILENT, Progress
@@ -159,7 +160,7 @@ def _result(cells: Cells, counting: Counting, patients: Sequence[Patient], learn
         "adjusted": counting.adjust,
         "limits": dict(counting.limits),
         "patients": list(patients),
-        "agreement": compare(patients, cells, counting),
+        "agreement": compare(patients, counting.among(cells.classes), counting.limits),
         "labels": None if learned is None else {"names": list(learned.labels), "scores": learned.scores},
         "notes": notes,
     }

@@ -6,7 +6,8 @@ import pytest
 from called_cells import CLASSES, cells_of
 
 from hemafast.errors import HemafastError
-from hemafast.patients.count import Counting, compare, count_patients, lacking, natural
+from hemafast.patients.count import Counting, count_patients, lacking, natural
+from hemafast.patients.known import compare
 
 USUAL = {"eosinophil": 60, "monocyte": 38, "myeloblast": 2, "erythroblast": 5}
 
@@ -148,7 +149,7 @@ def test_labels_of_cells_show_the_errors_of_the_counts():
     assert known["percent"]["monocyte"] == 48
     assert known["distance"] == pytest.approx(10)
     assert patients[1]["known"] is None
-    found = compare(patients, cells, counting)
+    found = compare(patients, counting.among(cells.classes), counting.limits)
     assert found["patients"] == 1
     assert found["classes"]["eosinophil"]["bias"] == pytest.approx(10)
     assert found["calls"] == {"myeloblast": {"right": 1, "wrong": 0, "open": 0}}
@@ -157,7 +158,7 @@ def test_labels_of_cells_show_the_errors_of_the_counts():
 
 def test_without_labels_there_is_no_agreement():
     cells, counting, patients = counted({"a": USUAL})
-    assert compare(patients, cells, counting) is None
+    assert compare(patients, counting.among(cells.classes), counting.limits) is None
 
 
 def test_numbers_come_before_names_and_in_their_order():
