@@ -2,9 +2,11 @@
 
     python benchmarks/patients.py RUN --domain Acevedo_20 --json benchmarks/results/patients.json
 
-No archive here says whose the cells are. So patients are composed: the validation images of RUN, which it was not
-trained on, are dealt to patients, each cell to one. In the planted rule, half of the patients (ill) get RICH of one
-class, the others POOR; without a rule, all get what comes. Compositions are drawn several times. Refuses drawn cells.
+No archive here says whose the cells are. So patients are composed of the validation images of RUN, which it was not
+trained on. For counts, a cell may be of several patients, since each is counted alone; the mix is that of all cells, or
+roughly that of blood. For labels, each cell is dealt to one patient: in the planted rule, half of the patients (ill)
+get RICH of one class, the others POOR; without a rule, all get what comes. Compositions are drawn several times.
+Refuses drawn cells.
 """
 
 from __future__ import annotations
@@ -37,8 +39,15 @@ from hemafast.run_folder import PREDICTIONS, read_config, read_metrics
 
 PATIENTS, CELLS = 24, 22
 """Of whom labels are learned."""
-SIZES = (22, 55, 110)
+COUNTED = 20
+"""Patients who are counted in each composition."""
+SIZES = (25, 50)
 """Cells of a patient, for differentials."""
+BLOOD = {
+    "neutrophil_segmented": 0.55, "neutrophil_banded": 0.04, "lymphocyte_typical": 0.28, "monocyte": 0.08,
+    "eosinophil": 0.03, "basophil": 0.01, "erythroblast": 0.01,
+}  # fmt: skip
+"""Shares as in the blood of the healthy, roughly."""
 RICH, POOR = 6, 1
 """Cells of the class in ill patients and in the others."""
 
@@ -62,7 +71,10 @@ def main(
         "run": {"model": read_metrics(run)["model"]["backbone"], "macro_f1": read_metrics(run)["pooled"]["macro_f1"]},
         "cells": len(cells.table),
         "draws": draws,
-        "differentials": {str(size): [_counted(cells, size, draw) for draw in range(draws)] for size in SIZES},
+        "differentials": {
+            mix: {str(size): [_counted(cells, shares, size, draw) for draw in range(draws)] for size in SIZES}
+            for mix, shares in {"as at home": _at_home(cells), "as in blood": BLOOD}.items()
+        },
         "labels": {
             "patients": PATIENTS,
             "cells": CELLS,
@@ -112,9 +124,21 @@ def _as_patients(cells: Cells, places: npt.NDArray[np.int64], size: int) -> Cell
     return replace(cells, table=table, features=cells.features[places])
 
 
-def _counted(cells: Cells, size: int, draw: int) -> dict[str, Any]:
+def _at_home(cells: Cells) -> dict[str, float]:
+    return {str(name): float(share) for name, share in cells.table["label"].value_counts(normalize=True).items()}
+
+
+def _mixed(cells: Cells, shares: Mapping[str, float], size: int, draw: int) -> npt.NDArray[np.int64]:
+    """Places of the cells of COUNTED patients. None has a cell twice, but several patients may have the same cell."""
+    generator = np.random.default_rng(draw)
+    weight = cells.table["label"].map(shares).fillna(0) / cells.table["label"].map(cells.table["label"].value_counts())
+    odds = (weight / weight.sum()).to_numpy(np.float64)
+    return np.concatenate([generator.choice(len(odds), size, replace=False, p=odds) for _ in range(COUNTED)])
+
+
+def _counted(cells: Cells, shares: Mapping[str, float], size: int, draw: int) -> dict[str, Any]:
     counting = Counting(adjust=True).checked(cells.classes)
-    dealt = _as_patients(cells, _dealt(cells, size, draw), size)
+    dealt = _as_patients(cells, _mixed(cells, shares, size, draw), size)
     patients = count_patients(dealt, counting)
     found = compare(patients, counting.among(dealt.classes), counting.limits)
     assert found is not None
@@ -129,7 +153,7 @@ def _counted(cells: Cells, size: int, draw: int) -> dict[str, Any]:
 
 def _adjusted_inside(patients: Sequence[Mapping[str, Any]]) -> float:
     """The share of the adjusted intervals that hold the percentage of the labels."""
-    hits = [
+    hits: list[bool] = [
         row["ci95"][0] <= one["known"]["percent"][name] <= row["ci95"][1]
         for one in patients
         for name, row in one["adjusted"].items()

@@ -17,13 +17,18 @@ def tables(results: Mapping[str, Any]) -> dict[str, str]:
     machine = machine_line(result["machine"])
     run = f"{result['run']['model']}, macro-F1 {result['run']['macro_f1']:.3f} on its validation images."
     labels = result["labels"]
+    counted = f"{result['differentials']['as at home']['25'][0]['patients']} patients in each composition."
     dealt = f"{labels['patients']} patients of {labels['cells']} cells, half of them ill."
     return {
         "differentials": table(
-            "cells of a patient | patients | counted: in the wrong class | intervals that hold the label "
+            "mix of cells | cells of a patient | counted: in the wrong class | intervals that hold the label "
             "| adjusted: in the wrong class | intervals that hold the label",
-            [_differential(size, found) for size, found in result["differentials"].items()],
-            f"{run} {where} {machine}",
+            [
+                _differential(mix, size, found)
+                for mix, of_size in result["differentials"].items()
+                for size, found in of_size.items()
+            ],
+            f"{counted} {run} {where} {machine}",
         ),
         "labels_of_patients": table(
             "rule | AUROC, attention | AUROC, differential alone | intervals of attention above 0.5",
@@ -36,10 +41,10 @@ def tables(results: Mapping[str, Any]) -> dict[str, str]:
     }
 
 
-def _differential(size: str, found: Sequence[Mapping[str, Any]]) -> list[str]:
+def _differential(mix: str, size: str, found: Sequence[Mapping[str, Any]]) -> list[str]:
     percent = [_ranged([one[name] for one in found], "%") for name in ("distance", "adjusted")]
     inside = [_ranged([100 * one[name] for one in found], "%", 0) for name in ("inside", "adjusted_inside")]
-    return [size, str(found[0]["patients"]), percent[0], inside[0], percent[1], inside[1]]
+    return [mix, size, percent[0], inside[0], percent[1], inside[1]]
 
 
 def _labels(rule: str, found: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -32,7 +32,7 @@ from hemafast.errors import HemafastError
 _FORMS = ("PNG", "JPEG", "TIFF", "BMP", "WEBP")
 _COMMANDS = (
     *("train", "evaluate", "predict", "report", "export", "prepare", "runs", "verify", "eda", "explain", "adapt"),
-    *("lr-find", "bench", "sweep", "crossdomain"),
+    *("lr-find", "bench", "sweep", "crossdomain", "patients"),
 )
 """Commands that refuse to work in an empty folder; `demo` and `doctor` would work, slowly."""
 
@@ -230,6 +230,65 @@ def models(room: Path) -> Target:
     return Target(st.one_of(cards, documents([header]).map(packed), edited, damaged([sound])), read, sound=sound)
 
 
+def predictions(room: Path) -> Target:
+    """Tables of predictions with patients, as `patients` counts them."""
+    from hemafast.patients.written import count_to
+
+    rows: dict[str, list[Any]] = {
+        "image": ["a.png", "b.png", "c.png"],
+        "patient": ["007", "<b>", "=1"],
+        "error": ["", "", "damaged"],
+        "likeness": [0.5, 0.01, ""],
+        "predicted": ["monocyte", "myeloblast", ""],
+        "confidence": [0.9, 0.6, ""],
+        "p_monocyte": [0.9, 0.4, ""],
+        "p_myeloblast": [0.1, 0.6, ""],
+    }
+    sound = pd.DataFrame(rows).to_csv(index=False).encode()
+    file = room / "predictions.csv"
+
+    def read(data: bytes) -> None:
+        file.write_bytes(data)
+        count_to(room / "out", [file])
+
+    edited = st.lists(
+        st.tuples(st.sampled_from(list(rows)), st.integers(0, 2), st.one_of(VALUES, st.text(max_size=12))), max_size=4
+    )
+
+    def changed(changes: list[tuple[str, int, Any]]) -> bytes:
+        table = {name: list(values) for name, values in rows.items()}
+        for name, row, value in changes:
+            table[name][row] = value
+        return pd.DataFrame(table).to_csv(index=False).encode("utf-8", "surrogatepass")
+
+    return Target(st.one_of(edited.map(changed), damaged([sound])), read, sound=sound)
+
+
+def heads(room: Path) -> Target:
+    """Attention heads for labels of patients: header, metadata and tensors of safetensors."""
+    from hemafast.patients.attention import GatedAttention, Head, load_head, save_head
+
+    file = room / "head.safetensors"
+    save_head(file, Head(GatedAttention(6, 4, 2), ("a", "b"), "network", 12))
+    sound = file.read_bytes()
+    size = int.from_bytes(sound[:8], "little")
+    header, body = json.loads(sound[8 : 8 + size]), sound[8 + size :]
+
+    def packed(changed: Any) -> bytes:
+        text = as_json(changed)
+        return len(text).to_bytes(8, "little") + text + body
+
+    def carded(changed: Any) -> bytes:
+        return packed(header | {"__metadata__": header["__metadata__"] | {"card": json.dumps(changed)}})
+
+    def read(data: bytes) -> None:
+        file.write_bytes(data)
+        load_head(file, "network")
+
+    cards = documents([json.loads(header["__metadata__"]["card"])]).map(carded)
+    return Target(st.one_of(cards, documents([header]).map(packed), damaged([sound])), read, sound=sound)
+
+
 def commands(room: Path) -> Target:
     """The command line, in an empty folder."""
     from hemafast.cli import main
@@ -256,7 +315,19 @@ def commands(room: Path) -> Target:
 
 TARGETS: dict[str, Callable[[Path], Target]] = {
     one.__name__: one
-    for one in (archives, images, tables, settings, data_sets, manifests, checkpoints, models, commands)
+    for one in (
+        archives,
+        images,
+        tables,
+        settings,
+        data_sets,
+        manifests,
+        checkpoints,
+        models,
+        predictions,
+        heads,
+        commands,
+    )
 }
 
 
