@@ -13,7 +13,17 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from hemafast.api import TrainedRun, adapt, list_runs, open_dataset, open_run, prepare, resume, train
+    from hemafast.api import (
+        TrainedRun,
+        adapt,
+        count_patients,
+        list_runs,
+        open_dataset,
+        open_run,
+        prepare,
+        resume,
+        train,
+    )
     from hemafast.config import PrepareConfig, TrainConfig
     from hemafast.data.dataset import Dataset
     from hemafast.data.loader import Loader
@@ -24,7 +34,10 @@ if TYPE_CHECKING:
     from hemafast.progress import Progress, ProgressBar
 
 _HOMES = {
-    "hemafast.api": ("TrainedRun", "adapt", "list_runs", "open_dataset", "open_run", "prepare", "resume", "train"),
+    "hemafast.api": (
+        *("TrainedRun", "adapt", "count_patients", "list_runs", "open_dataset", "open_run", "prepare", "resume"),
+        "train",
+    ),
     "hemafast.config": ("PrepareConfig", "TrainConfig"),
     "hemafast.data.dataset": ("Dataset",),
     "hemafast.data.loader": ("Loader",),
@@ -48,6 +61,7 @@ __all__ = [
     "TrainConfig",
     "TrainedRun",
     "adapt",
+    "count_patients",
     "explain",
     "export_run",
     "list_runs",

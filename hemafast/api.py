@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 from hemafast.config import (
     Amp,
@@ -22,6 +22,7 @@ from hemafast.config import (
 from hemafast.errors import HemafastError
 from hemafast.progress import SILENT, Progress
 from hemafast.run_folder import PREDICTIONS, find_run, read_adaptation, read_config, read_metrics
+from hemafast.taxonomy import COUNTED_APART
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -324,6 +325,77 @@ def adapt(
     return TrainedRun(
         adapt_run(folder, data, asked, class_map=named, output=Path(output), device=device, progress=progress).folder
     )
+
+
+def count_patients(
+    named: str | Path | Sequence[str | Path],
+    output: str | Path = "patients",
+    *,
+    groups: str | Path | None = None,
+    labels: Labels = None,
+    columns: Mapping[str, str] | None = None,
+    class_map: Mapping[str, str] | str | Path | None = None,
+    cells: Literal[100, 200] = 100,
+    apart: Sequence[str] = COUNTED_APART,
+    calls: Mapping[str, float] | None = None,
+    adjust: bool = False,
+    patient_labels: str | Path | None = None,
+    head: str | Path | None = None,
+    um_per_pixel: UmPerPixel = None,
+    bit_depth: int | None = None,
+    device: Device = "auto",
+    progress: Progress = SILENT,
+) -> Mapping[str, Any]:
+    """Count the cells of each patient in percent of leukocytes, and write a table and a page.
+
+    The same as `hemafast patients`.
+
+    Args:
+        named: a run and then images, as `["runs/NAME", "slides/"]`; a run alone, for its validation images; or a
+            table that `hemafast predict` or `evaluate` wrote as csv.
+        output: folder to write into.
+        groups: table of path and patient; None for what the table of predictions says, or the folders around images.
+        labels: of cells, to compare the counts with: a table of path and label, "own" for class folders, or None.
+        columns: names of columns in the table of labels, by role.
+        class_map: new names of labels by their old ones, or a table of them; "" leaves a class out.
+        cells: leukocytes that a laboratory counts; `reported` percentages come in its steps.
+        apart: classes that are no leukocytes, and are counted per 100 of these.
+        calls: percent by class, of which each patient is said to be above or below; None for 20 % of myeloblasts.
+        adjust: correct percentages for the mistakes that the model makes on the validation images of its run.
+        patient_labels: table of patient and label, to train an attention head on the features of the cells.
+        head: a head that was trained so, to give patients labels.
+        um_per_pixel: as for `Model.predict`.
+        bit_depth: as for `Model.predict`.
+        device: "cpu", "cuda", or "auto" for a GPU if there is one.
+        progress: listens to every stage.
+
+    Returns:
+        What was counted, as `patients.json` holds it: `patients`, a list, has the counts, percentages (0 to 100) and
+        95 % intervals of each; `agreement` with labels, `labels` of patients with their scores, and `notes`.
+
+    Raises:
+        HemafastError: something named is missing or does not fit, no patient is known, or there are too few to learn.
+    """
+    from hemafast.deploy.plan import Options
+    from hemafast.patients.count import Counting
+    from hemafast.patients.written import Diagnosis, count_to
+    from hemafast.report.embedding import Named
+
+    told = Named(
+        labels=labels,
+        columns=columns,
+        groups=None if groups is None else Path(groups),
+        class_map=Path(class_map) if isinstance(class_map, str) else class_map,
+    )
+    diagnosis = Diagnosis(
+        labels=None if patient_labels is None else Path(patient_labels), head=None if head is None else Path(head)
+    )
+    counting = Counting(apart=apart, convention=cells, limits=calls or {}, adjust=adjust)
+    options = Options(um_per_pixel=um_per_pixel, bit_depth=bit_depth, device=device)
+    several = [named] if isinstance(named, str | Path) else named
+    return count_to(
+        Path(output), several, told, options, counting=counting, diagnosis=diagnosis, progress=progress
+    ).result
 
 
 def open_run(run: str | Path = "latest", output: str | Path = TrainConfig.output) -> TrainedRun:

@@ -33,3 +33,6 @@ map of the starter code (github.com/MIC-DKFZ/help_a_hematologist_out_challenge, 
 
 UM_PER_PIXEL = {"Acevedo_20": 0.100, "Matek_19": 0.0725}
 """Side of one pixel in micrometres, by domain: 360 px of Acevedo_20 span 36 um, 400 px of Matek_19 span 29 um."""
+
+COUNTED_APART = ("erythroblast",)
+"""Classes that are no leukocytes: a differential counts them per 100 leukocytes, and not among these."""

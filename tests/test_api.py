@@ -58,6 +58,7 @@ PUBLIC = {
     "TrainConfig": set(),
     "TrainedRun": {"adaptation", "config", "ensemble", "evaluate", "history", "metrics", "model", "predictions"},
     "adapt": set(),
+    "count_patients": set(),
     "explain": set(),
     "export_run": set(),
     "list_runs": set(),

@@ -39,6 +39,7 @@ COMMANDS = (
     "export",
     "push",
     "explain",
+    "patients",
     "audit",
     "crossdomain",
     "sweep",

@@ -17,7 +17,7 @@ from hemafast.preparation.schema import MANIFEST_COLUMNS
 ROOT = Path(__file__).resolve().parent.parent
 COMMANDS = (
     *("demo", "prepare", "verify", "eda", "augment-preview", "train", "lr-find", "runs"),
-    *("evaluate", "predict", "adapt", "ensemble", "embed", "export", "push", "explain", "report"),
+    *("evaluate", "predict", "adapt", "ensemble", "embed", "export", "push", "explain", "patients", "report"),
     *("audit", "crossdomain", "sweep", "tune", "bench", "doctor"),
 )
 TINY = ("--model", "test_resnet", "--pretrained", "no", "--image-size", "32", "--batch-size", "32")

@@ -20,7 +20,7 @@ from pathlib import Path
 from fuzz.search import ATHERIS, HYPOTHESIS, search, summary
 from fuzz.targets import TARGETS
 
-SLOW = ("archives", "data_sets", "manifests", "models", "programs", "reports", "commands")
+SLOW = ("archives", "data_sets", "manifests", "models", "programs", "reports", "predictions", "commands")
 """They get one share of the inputs; the others get QUICK shares."""
 QUICK = 3
 DRAWN = ("commands",)

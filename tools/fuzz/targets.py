@@ -14,7 +14,7 @@ import os
 import sys
 import tarfile
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 _FORMS = ("PNG", "JPEG", "TIFF", "BMP", "WEBP")
 _COMMANDS = (
     *("train", "evaluate", "predict", "report", "export", "prepare", "runs", "verify", "eda", "explain", "adapt"),
-    *("lr-find", "bench", "sweep", "crossdomain"),
+    *("lr-find", "bench", "sweep", "crossdomain", "patients"),
 )
 """Commands that refuse to work in an empty folder; `demo` and `doctor` would work, slowly."""
 
@@ -211,26 +211,15 @@ def models(room: Path) -> Target:
     torch.manual_seed(0)
     save_best(file, build_model("test_resnet", 2, 32), _card())
     sound = file.read_bytes()
-    size = int.from_bytes(sound[:8], "little")
-    header, body = json.loads(sound[8 : 8 + size]), sound[8 + size :]
-
-    def packed(changed: Any) -> bytes:
-        text = as_json(changed)
-        return len(text).to_bytes(8, "little") + text + body
 
     def read(data: bytes) -> None:
         file.write_bytes(data)
         open_model(file, device="cpu")
 
-    def carded(changed: dict[str, Any]) -> bytes:
-        return packed(header | {"__metadata__": header["__metadata__"] | {"card": json.dumps(changed)}})
-
-    stored = json.loads(header["__metadata__"]["card"])
-    others = [stored | {"backbone": name} for name in _BACKBONES] + [stored | {"image_size": 8192}]
-    cards = st.one_of(documents([stored]), st.sampled_from(others)).map(carded)
-    head = sound[: 8 + size]
-    edited = damaged([head]).map(lambda start: start + body)
-    return Target(st.one_of(cards, documents([header]).map(packed), edited, damaged([sound])), read, sound=sound)
+    head = sound[: 8 + int.from_bytes(sound[:8], "little")]
+    edited = damaged([head]).map(lambda start: start + sound[len(head) :])
+    others = [{"backbone": name} for name in _BACKBONES] + [{"image_size": 8192}]
+    return Target(st.one_of(_edited_headers(sound, others), edited, damaged([sound])), read, sound=sound)
 
 
 def programs(_: Path) -> Target:
@@ -311,6 +300,55 @@ def reports(room: Path) -> Target:
     return Target(st.integers(0, len(names) - 1).flatmap(chosen), read, sound=b"\0" + whole[0])
 
 
+def predictions(room: Path) -> Target:
+    """Tables of predictions with patients, as `patients` counts them."""
+    from hemafast.patients.written import count_to
+
+    rows: dict[str, list[Any]] = {
+        "image": ["a.png", "b.png", "c.png"],
+        "patient": ["007", "<b>", "=1"],
+        "error": ["", "", "damaged"],
+        "likeness": [0.5, 0.01, ""],
+        "predicted": ["monocyte", "myeloblast", ""],
+        "confidence": [0.9, 0.6, ""],
+        "p_monocyte": [0.9, 0.4, ""],
+        "p_myeloblast": [0.1, 0.6, ""],
+    }
+    sound = pd.DataFrame(rows).to_csv(index=False).encode()
+    file = room / "predictions.csv"
+
+    def read(data: bytes) -> None:
+        file.write_bytes(data)
+        count_to(room / "out", [file])
+
+    edited = st.lists(
+        st.tuples(st.sampled_from(list(rows)), st.integers(0, 2), st.one_of(VALUES, st.text(max_size=12))), max_size=4
+    )
+
+    def changed(changes: list[tuple[str, int, Any]]) -> bytes:
+        table = {name: list(values) for name, values in rows.items()}
+        for name, row, value in changes:
+            table[name][row] = value
+        return pd.DataFrame(table).to_csv(index=False).encode("utf-8", "surrogatepass")
+
+    return Target(st.one_of(edited.map(changed), damaged([sound])), read, sound=sound)
+
+
+def heads(room: Path) -> Target:
+    """Attention heads for labels of patients: header, metadata and tensors of safetensors."""
+    from hemafast.patients.attention import GatedAttention, Head, load_head, save_head
+
+    file = room / "head.safetensors"
+    save_head(file, Head(GatedAttention(6, 4, 2), ("a", "b"), "network", 12))
+    sound = file.read_bytes()
+
+    def read(data: bytes) -> None:
+        file.write_bytes(data)
+        load_head(file, "network")
+
+    return Target(st.one_of(_edited_headers(sound), damaged([sound])), read, sound=sound)
+
+
 def commands(room: Path) -> Target:
     """The command line, in an empty folder."""
     from hemafast.cli import main
@@ -339,7 +377,7 @@ TARGETS: dict[str, Callable[[Path], Target]] = {
     one.__name__: one
     for one in (
         *(archives, images, tables, settings, data_sets, manifests, checkpoints, models, programs, likenesses),
-        *(lineages, reports, commands),
+        *(heads, lineages, reports, predictions, commands),
     )
 }
 
@@ -397,6 +435,23 @@ def _sealed(data: bytes) -> bytes:
         return as_json(json.loads(data) | {"seal": seal(info)})
     except Exception:  # whatever reads it next has to refuse it
         return data
+
+
+def _edited_headers(sound: bytes, others: Sequence[dict[str, Any]] = ()) -> st.SearchStrategy[bytes]:
+    """A safetensors file with another header, or another card in its metadata; `others` are fields of cards."""
+    size = int.from_bytes(sound[:8], "little")
+    header, body = json.loads(sound[8 : 8 + size]), sound[8 + size :]
+    stored = json.loads(header["__metadata__"]["card"])
+
+    def packed(changed: Any) -> bytes:
+        text = as_json(changed)
+        return len(text).to_bytes(8, "little") + text + body
+
+    def carded(changed: Any) -> bytes:
+        return packed(header | {"__metadata__": header["__metadata__"] | {"card": json.dumps(changed)}})
+
+    cards = st.one_of(documents([stored]), st.sampled_from([stored | one for one in others or [{}]]))
+    return st.one_of(cards.map(carded), documents([header]).map(packed))
 
 
 def _edited_tables(rows: dict[str, list[Any]]) -> st.SearchStrategy[bytes]:

@@ -1,0 +1,1 @@
+"""Patients: their differential counts, and labels of patients learned from their cells."""

@@ -1,0 +1,13 @@
+"""A folder of images with one folder for each patient."""
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def slides(tmp_path_factory, make_archive):
+    """Folders of the patients 007, with 12 cells, and 8, with 6 and one that cannot be read."""
+    folder = tmp_path_factory.mktemp("slides")
+    make_archive(folder / "007", {"basophil": 7, "monocyte": 5}, seed=1)
+    make_archive(folder / "8", {"basophil": 2, "monocyte": 4}, seed=2)
+    (folder / "8" / "monocyte" / "zz.png").write_bytes(b"\x89PNG\r\n\x1a\n but no more")
+    return folder
