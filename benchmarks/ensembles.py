@@ -112,7 +112,7 @@ def everywhere(run: hf.TrainedRun, labs: Mapping[str, hf.Dataset]) -> dict[str, 
 def _resampled(folder: Path) -> Scores:
     found, classes, _ = read_predictions(folder / PREDICTIONS)
     places = {name: place for place, name in enumerate(classes)}
-    labels, predicted = (found[column].map(places).to_numpy(np.int64) for column in ("label", "predicted"))
+    labels, predicted = (np.array([places[name] for name in found[column]]) for column in ("label", "predicted"))
     parts = [
         count_scores(confusions(labels, predicted, weights, len(classes)))["macro_f1"]
         for weights in resample(len(labels))
