@@ -91,7 +91,8 @@ def _mean_map(model: Ensemble, views: Pixels, classes: Sequence[int] | None, met
         whole = resized(torch.from_numpy(found)[:, None], model.image_size, model.sizes[place])[:, 0]
         maps += weight * whole.numpy()
     most = maps.max((1, 2), keepdims=True)
-    return np.divide(maps, most, out=maps, where=most > 0)
+    np.divide(maps, most, out=maps, where=most > 0)
+    return maps
 
 
 @torch.inference_mode()
