@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 
 import typer
 
-from hemafast.config import LEARNING, TrainConfig, option_of
+from hemafast.config import LEARNING, PRETRAINING, TrainConfig, option_of
 from hemafast.errors import HemafastError
 from hemafast.presets import PRESETS
 
@@ -36,12 +36,15 @@ def configured(
     common: Collection[str] | None = None,
     defaults: dict[str, Any] | None = None,
 ) -> Callable[[Callable[..., Any]], Callable[..., None]]:
-    """Give a command an option for each of the `fields` of `kind`, by default for all; its first argument is `Asked`.
+    """Give a command an option for each of the `fields` of `kind`, by default for all but those of pretraining.
+
+    Its first argument is `Asked`.
 
     `--help` shows those that are `common`, by default those that `kind` says are; `--help-all` shows all. `defaults`
     are what the help of this command gives as defaults, where they are not those of `kind`.
     """
-    names = [name for name in kind.__dataclass_fields__ if fields is None or name in fields]
+    wanted = kind.__dataclass_fields__.keys() - set(PRETRAINING) if fields is None else fields
+    names = [name for name in kind.__dataclass_fields__ if name in wanted]
 
     def decorate(command: Callable[..., Any]) -> Callable[..., None]:
         shorts = [name for name, (field, *_) in _SHORT_FORMS.items() if kind is TrainConfig and field in names]

@@ -16,16 +16,32 @@ import typer
 from hemafast.cli.common import ConfigFile, Json, Quiet, Verbose, app, listen, refuse_missing_data, wide_console
 from hemafast.cli.options import RESUMING, Asked, configured
 from hemafast.collector import resting
-from hemafast.config import TrainConfig, train_config
+from hemafast.config import LABELLED, PRETRAINING, TrainConfig, refuse_other_command, train_config
 from hemafast.errors import HemafastError
 from hemafast.files import make_folder
-from hemafast.run_folder import find_run, read_config, summaries
+from hemafast.progress import Progress
+from hemafast.run_folder import ENCODER, find_run, read_config, summaries
 
 STARTING = (
     "starting: libraries, data and network take some 5 s, up to 20 s from a cold disk, and 10 s more where the kernels "
     "of the augmentation are compiled, once for each installation"
 )
 """Said to who watches a terminal, before the libraries are imported, which prints nothing."""
+
+Resume = Annotated[
+    str | None,
+    typer.Option(
+        metavar="RUN|latest|auto",
+        help="Continue a run. auto: the newest run with exactly these settings, or else a new one.",
+        rich_help_panel=RESUMING,
+    ),
+]
+AllowChanges = Annotated[
+    bool,
+    typer.Option(
+        "--allow-changes", help="Let --resume RUN change settings that matter.", rich_help_panel=RESUMING, hidden=True
+    ),
+]
 
 _TRIED = ("preset", "data", "model", "batch_size", "image_size")
 
@@ -40,23 +56,8 @@ _TRIED = ("preset", "data", "model", "batch_size", "image_size")
 def train(
     asked: Asked,
     config_file: ConfigFile = None,
-    resume: Annotated[
-        str | None,
-        typer.Option(
-            metavar="RUN|latest|auto",
-            help="Continue a run. auto: the newest run with exactly these settings, or else a new one.",
-            rich_help_panel=RESUMING,
-        ),
-    ] = None,
-    allow_changes: Annotated[
-        bool,
-        typer.Option(
-            "--allow-changes",
-            help="Let --resume RUN change settings that matter.",
-            rich_help_panel=RESUMING,
-            hidden=True,
-        ),
-    ] = False,
+    resume: Resume = None,
+    allow_changes: AllowChanges = False,
     as_json: Json = False,
     verbose: Verbose = False,
     quiet: Quiet = False,
@@ -68,34 +69,89 @@ def train(
     Options override --config, and --config overrides --preset. Brackets show the default and what presets set instead.
     """
     progress = listen(verbose=verbose, quiet=quiet or as_json)
-    if allow_changes and resume in (None, "auto"):
-        raise HemafastError("--allow-changes only works with --resume RUN.", "Leave it out, or name the run.")
-    began = _start_of_process()
-    if resume in (None, "auto"):
-        settings = train_config(asked.pop("preset", None), config_file, **asked)
-        refuse_missing_data(settings.data)
-        _say_that_it_starts()
-        with resting():
-            from hemafast.engine import trainer
-
-        folder = trainer.train(settings, go_on=resume == "auto", began=began, progress=progress)
-    else:
-        if "preset" in asked or config_file:
-            raise HemafastError("A resumed run already has its settings.", "Leave out --preset and --config.")
-        named = find_run(str(resume))
-        _say_that_it_starts()
-        with resting():
-            from hemafast.engine import trainer
-
-        folder = trainer.resume(named, asked, allow_changes=allow_changes, began=began, progress=progress)
+    folder = _train(asked, config_file, resume, allow_changes=allow_changes, pretrains=False, progress=progress)
     if folder is not None:
         from hemafast.cli.evaluation import print_evaluation
 
         print_evaluation(folder, None, "val", read_config(folder).device, as_json=as_json)
 
 
+@app.command(
+    epilog="Examples: `hemafast pretrain`, `hemafast pretrain --method byol --epochs 100`, "
+    "`hemafast train --preset fast --weights runs/NAME`"
+)
+@configured(
+    TrainConfig, fields=TrainConfig.__dataclass_fields__.keys() - set(LABELLED), defaults={"preset": "pretrain"}
+)
+def pretrain(
+    asked: Asked,
+    config_file: ConfigFile = None,
+    resume: Resume = None,
+    allow_changes: AllowChanges = False,
+    as_json: Json = False,
+    verbose: Verbose = False,
+    quiet: Quiet = False,
+) -> None:
+    """Let a network learn features from images without their labels, for `hemafast train --weights RUN`.
+
+    It stops, resumes and runs on several devices as `hemafast train` does. The preset is `pretrain`, and options
+    override it. Labels only score the epochs: by the nearest neighbours of the validation images.
+    """
+    progress = listen(verbose=verbose, quiet=quiet or as_json)
+    if resume in (None, "auto") and config_file is None:
+        asked.setdefault("preset", "pretrain")
+    folder = _train(asked, config_file, resume, allow_changes=allow_changes, pretrains=True, progress=progress)
+    if folder is not None:
+        _print_pretraining(folder, as_json=as_json)
+
+
+def _train(
+    asked: Asked,
+    config_file: Path | None,
+    resume: str | None,
+    *,
+    allow_changes: bool,
+    pretrains: bool,
+    progress: Progress,
+) -> Path | None:
+    """Train a new run, or go on with one. Raises HemafastError if it is one of the other command."""
+    if allow_changes and resume in (None, "auto"):
+        raise HemafastError("--allow-changes only works with --resume RUN.", "Leave it out, or name the run.")
+    began = _start_of_process()
+    if resume in (None, "auto"):
+        settings = train_config(asked.pop("preset", None), config_file, **asked)
+        refuse_other_command(settings, pretrains=pretrains)
+        refuse_missing_data(settings.data)
+        _say_that_it_starts()
+        with resting():
+            from hemafast.engine import trainer
+
+        return trainer.train(settings, go_on=resume == "auto", began=began, progress=progress)
+    if "preset" in asked or config_file:
+        raise HemafastError("A resumed run already has its settings.", "Leave out --preset and --config.")
+    named = find_run(resume)
+    refuse_other_command(read_config(named), pretrains=pretrains)
+    _say_that_it_starts()
+    with resting():
+        from hemafast.engine import trainer
+
+    return trainer.resume(named, asked, allow_changes=allow_changes, began=began, progress=progress)
+
+
+def _print_pretraining(folder: Path, *, as_json: bool) -> None:
+    """The last epoch of a pretraining run, and what to do with it."""
+    from hemafast.engine.journal import read_rows
+
+    last = [row for row in read_rows(folder) if row["phase"] == "val"][-1]
+    if as_json:
+        scores = {name: value for name, value in last.items() if name not in ("epoch", "phase")}
+        typer.echo(json.dumps({"folder": str(folder), "weights": str(folder / ENCODER), **scores}, indent=2))
+        return
+    wide_console().print(f"{folder / ENCODER}\nTrain from it: hemafast train --weights {folder}", soft_wrap=True)
+
+
 @app.command(epilog="Examples: `hemafast lr-find`, `hemafast lr-find --preset quick --batch-size 64`")
-@configured(TrainConfig, fields=TrainConfig.__dataclass_fields__.keys() - {"output"}, common=_TRIED)
+@configured(TrainConfig, fields=TrainConfig.__dataclass_fields__.keys() - {"output", *PRETRAINING}, common=_TRIED)
 def lr_find(
     asked: Asked,
     config_file: ConfigFile = None,
