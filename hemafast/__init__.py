@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from hemafast.api import TrainedRun, adapt, list_runs, open_dataset, open_run, prepare, resume, train
+    from hemafast.api import TrainedRun, adapt, list_runs, open_dataset, open_run, prepare, pretrain, resume, train
     from hemafast.config import PrepareConfig, TrainConfig
     from hemafast.data.dataset import Dataset
     from hemafast.data.loader import Loader
@@ -24,7 +24,9 @@ if TYPE_CHECKING:
     from hemafast.progress import Progress, ProgressBar
 
 _HOMES = {
-    "hemafast.api": ("TrainedRun", "adapt", "list_runs", "open_dataset", "open_run", "prepare", "resume", "train"),
+    "hemafast.api": (
+        *("TrainedRun", "adapt", "list_runs", "open_dataset", "open_run", "prepare", "pretrain", "resume", "train"),
+    ),
     "hemafast.config": ("PrepareConfig", "TrainConfig"),
     "hemafast.data.dataset": ("Dataset",),
     "hemafast.data.loader": ("Loader",),
@@ -55,6 +57,7 @@ __all__ = [
     "open_model",
     "open_run",
     "prepare",
+    "pretrain",
     "resume",
     "train",
 ]

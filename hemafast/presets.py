@@ -181,9 +181,9 @@ def gpu_fast() -> Fields:
 def pretrain() -> Fields:
     """Features without labels, for `hemafast pretrain` alone: the network and the size of `quick`, strong views.
 
-    Command: `hemafast pretrain`, then `hemafast train --weights runs/NAME`
-    Time: see docs/pretrain.md.
-    Score: see docs/pretrain.md, by share of labels.
+    Command: `hemafast pretrain`
+    Time: see docs/pretrain.md, with data and machine.
+    Score: see docs/pretrain.md, of a classifier that starts from it, by its share of labels.
     """
     return {
         "method": "simclr",

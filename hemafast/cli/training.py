@@ -16,7 +16,7 @@ import typer
 from hemafast.cli.common import ConfigFile, Json, Quiet, Verbose, app, listen, refuse_missing_data, wide_console
 from hemafast.cli.options import RESUMING, Asked, configured
 from hemafast.collector import resting
-from hemafast.config import LABELLED, PRETRAINING, TrainConfig, refuse_other_command, train_config
+from hemafast.config import TrainConfig, refuse_other_command, train_config
 from hemafast.errors import HemafastError
 from hemafast.files import make_folder
 from hemafast.progress import Progress
@@ -80,9 +80,7 @@ def train(
     epilog="Examples: `hemafast pretrain`, `hemafast pretrain --method byol --epochs 100`, "
     "`hemafast train --preset fast --weights runs/NAME`"
 )
-@configured(
-    TrainConfig, fields=TrainConfig.__dataclass_fields__.keys() - set(LABELLED), defaults={"preset": "pretrain"}
-)
+@configured(TrainConfig, pretrains=True, defaults={"preset": "pretrain"})
 def pretrain(
     asked: Asked,
     config_file: ConfigFile = None,
@@ -151,7 +149,7 @@ def _print_pretraining(folder: Path, *, as_json: bool) -> None:
 
 
 @app.command(epilog="Examples: `hemafast lr-find`, `hemafast lr-find --preset quick --batch-size 64`")
-@configured(TrainConfig, fields=TrainConfig.__dataclass_fields__.keys() - {"output", *PRETRAINING}, common=_TRIED)
+@configured(TrainConfig, fields=TrainConfig.__dataclass_fields__.keys() - {"output"}, common=_TRIED)
 def lr_find(
     asked: Asked,
     config_file: ConfigFile = None,
