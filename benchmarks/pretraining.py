@@ -42,7 +42,7 @@ UNKNOWN = "unknown"
 
 def epochs_for(share: float) -> int:
     """Few labels are seen more often: 4 epochs of all, and at most MOST_EPOCHS."""
-    return min(MOST_EPOCHS, round(4 / share**0.5))
+    return int(min(MOST_EPOCHS, np.round(4 / np.sqrt(share))))
 
 
 def drawn(labels: Mapping[str, str], share: float, seed: int) -> list[str]:

@@ -242,6 +242,12 @@ class PrepareConfig:
         none="none",
         metavar="FILE",
     )
+    ignore_labels: bool = option(
+        False,
+        "Take every image, in whatever folder, as one of the class `unlabelled`, for `hemafast pretrain`.",
+        DATA,
+        flag="--ignore-labels",
+    )
     checksums: Path | None = option(
         None,
         "sha256 sums of archives or images. Another archive is an error; another image is quarantined.",
@@ -331,6 +337,9 @@ class PrepareConfig:
             )
         if self.groups is not None and self.group_pattern is not None:
             raise HemafastError("groups and group_pattern exclude each other.", "Leave out one of them.")
+        if self.ignore_labels:
+            _refuse_labels(self)
+            object.__setattr__(self, "classes", "from-data")
         if self.columns and self.labels is None:
             raise HemafastError("--columns has no effect without a table of labels.", "Name the table with --labels.")
         if self.group_pattern is not None:
@@ -585,6 +594,12 @@ class TrainConfig:
             )
         if self.sync_norm and self.device == "cpu":
             raise HemafastError("sync_norm = True needs GPUs, and device = 'cpu'.", "Leave out --sync-norm.")
+
+
+def _refuse_labels(settings: PrepareConfig) -> None:
+    for name in ("labels", "labels_fix", "class_map"):
+        if getattr(settings, name) is not None:
+            raise HemafastError(f"{name} and ignore_labels exclude each other.", "Leave out one of them.")
 
 
 def _refuse_labelled(settings: TrainConfig) -> None:

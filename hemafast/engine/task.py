@@ -30,7 +30,7 @@ KNN, SPREAD = "knn_accuracy", "feature_spread"
 """Scores of pretraining."""
 
 _REFERENCES = 2000  # training images at most that validation images are compared with: a part of an epoch's time
-_COLLAPSED = 0.1  # a spread below it: all images look alike to the network
+_COLLAPSED = 0.05  # a spread below it: all images look alike to the network
 
 logger = logging.getLogger("hemafast")
 

@@ -230,8 +230,7 @@ def test_features_that_are_not_finite_stop_the_run(asked, monkeypatch):
 
 
 def test_images_of_one_class_are_learned_from_without_scores(asked, prepare_again):
-    classes = ("basophil", "eosinophil", "monocyte", "myeloblast", "promyelocyte")
-    data = prepare_again(class_map=dict.fromkeys(classes, "basophil"))
+    data = prepare_again(ignore_labels=True)
     folder = train(asked("simclr", epochs=1, data=data))
     (row,) = [row for row in read_rows(folder) if row["phase"] == "val"]
     assert "knn_accuracy" not in row
