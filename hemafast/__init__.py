@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         open_dataset,
         open_run,
         prepare,
+        pretrain,
         resume,
         train,
     )
@@ -35,8 +36,8 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "hemafast.api": (
-        *("TrainedRun", "adapt", "count_patients", "list_runs", "open_dataset", "open_run", "prepare", "resume"),
-        "train",
+        *("TrainedRun", "adapt", "count_patients", "list_runs", "open_dataset", "open_run", "prepare", "pretrain"),
+        *("resume", "train"),
     ),
     "hemafast.config": ("PrepareConfig", "TrainConfig"),
     "hemafast.data.dataset": ("Dataset",),
@@ -69,6 +70,7 @@ __all__ = [
     "open_model",
     "open_run",
     "prepare",
+    "pretrain",
     "resume",
     "train",
 ]

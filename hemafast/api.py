@@ -16,6 +16,7 @@ from hemafast.config import (
     checked,
     parse_class_map,
     prepared_beside,
+    refuse_other_command,
     to_plain,
     train_config,
 )
@@ -208,13 +209,8 @@ def train(
     from hemafast.engine import trainer
     from hemafast.engine.distributed import refuse_several
 
-    if isinstance(config, TrainConfig):
-        if preset is not None:
-            raise HemafastError("A TrainConfig already has its preset.", "Leave out preset, or give settings by name.")
-        chosen = checked(TrainConfig, {**to_plain(config), **_data_settings(data), **settings})
-    else:
-        file = None if config is None else Path(config)
-        chosen = train_config(preset, file, **{**_data_settings(data), **settings})
+    chosen = _chosen(data, config, preset, settings)
+    refuse_other_command(chosen, pretrains=False)
     refuse_several()
     if folds is None and seeds is None:
         if parallel is not None:
@@ -234,7 +230,7 @@ def resume(
     progress: Progress = SILENT,
     **changes: Any,
 ) -> TrainedRun:
-    """Continue a run that was interrupted, or extend a finished one, then evaluate it. On a CPU, the result is
+    """Continue a run that was interrupted, or extend a finished one; evaluate a classifier. On a CPU, the result is
     bit-identical to a run that was never interrupted.
 
     Args:
@@ -244,7 +240,7 @@ def resume(
         changes: fields of `TrainConfig` to change, such as `epochs=50`.
 
     Returns:
-        The evaluated run.
+        The run, evaluated unless it is one of `pretrain`.
 
     Raises:
         HemafastError: the folder is not a run, its data has changed, or a change is not allowed.
@@ -258,6 +254,60 @@ def resume(
     return _finish(trainer.resume(folder, changes, allow_changes=allow_changes, progress=progress), progress)
 
 
+def pretrain(
+    data: Dataset | str | Path,
+    config: TrainConfig | str | Path | None = None,
+    *,
+    preset: str | None = None,
+    go_on: bool = False,
+    progress: Progress = SILENT,
+    **settings: Any,
+) -> TrainedRun:
+    """Let a network learn features from images without their labels; train from it with `hf.train(weights=run.folder)`.
+
+    The same as `hemafast pretrain`. An interrupt saves the run and raises StoppedError; `resume` continues it.
+
+    Args:
+        data: a data set, or the folder of one. Its labels only score the epochs.
+        config: as for `train`.
+        preset: name of the preset to start from; None for `pretrain`.
+        go_on: continue the newest run with exactly these settings, if there is one.
+        progress: listens to epochs and images.
+        settings: fields of `TrainConfig`, such as `method="byol"`.
+
+    Returns:
+        The run: its folder and its `history`, with `knn_accuracy` and `feature_spread` of each epoch. It has no
+        classifier, and so no model, metrics or predictions.
+
+    Raises:
+        HemafastError: a setting or the data does not fit, lightly is not installed, or torchrun started several
+            processes.
+        StoppedError: the run was interrupted; everything is saved.
+    """
+    from hemafast.engine import trainer
+    from hemafast.engine.distributed import refuse_several
+
+    if preset is None and config is None:
+        preset = "pretrain"
+    chosen = _chosen(data, config, preset, settings)
+    refuse_other_command(chosen, pretrains=True)
+    refuse_several()
+    folder = trainer.train(chosen, go_on=go_on, progress=progress)
+    assert folder is not None  # None is for the other processes of torchrun
+    return TrainedRun(folder)
+
+
+def _chosen(
+    data: Dataset | str | Path, config: TrainConfig | str | Path | None, preset: str | None, settings: dict[str, Any]
+) -> TrainConfig:
+    if isinstance(config, TrainConfig):
+        if preset is not None:
+            raise HemafastError("A TrainConfig already has its preset.", "Leave out preset, or give settings by name.")
+        return checked(TrainConfig, {**to_plain(config), **_data_settings(data), **settings})
+    file = None if config is None else Path(config)
+    return train_config(preset, file, **{**_data_settings(data), **settings})
+
+
 def _data_settings(data: Dataset | str | Path) -> dict[str, Any]:
     if isinstance(data, str | Path):
         return {"data": Path(data)}
@@ -267,7 +317,8 @@ def _data_settings(data: Dataset | str | Path) -> dict[str, Any]:
 def _finish(folder: Path | None, progress: Progress) -> TrainedRun:
     assert folder is not None  # None is for the other processes of torchrun
     run = TrainedRun(folder)
-    run.evaluate(progress=progress)
+    if read_config(folder).method is None:
+        run.evaluate(progress=progress)
     return run
 
 

@@ -17,7 +17,7 @@ _LISTS = ("split_file", "groups", "checksums", "labels", "labels_fix", "class_ma
 
 
 def train_command(config: TrainConfig) -> str:
-    """`hemafast train` with every option that its preset does not give: one line, quoted for a shell.
+    """`hemafast train` or `pretrain` with every option that its preset does not give: one line, quoted for a shell.
 
     None cannot be written on the command line: where a preset gives a value and `config` has None, the command starts
     from the default preset instead.
@@ -27,7 +27,16 @@ def train_command(config: TrainConfig) -> str:
     if any(settings[name] is None and value is not None for name, value in usual.items()):
         usual = _given_by(TrainConfig.preset)
     changed = {name: value for name, value in settings.items() if name != "preset" and value != usual[name]}
-    return " ".join(["hemafast train", "--preset", usual["preset"], *_options(TrainConfig, changed)])
+    return " ".join([_verb(config), "--preset", usual["preset"], *_options(TrainConfig, changed)])
+
+
+def resuming(config: TrainConfig, folder: Path) -> str:
+    """The command that continues the run in `folder`."""
+    return f"{_verb(config)} --resume {folder}"
+
+
+def _verb(config: TrainConfig) -> str:
+    return "hemafast train" if config.method is None else "hemafast pretrain"
 
 
 def prepare_command(settings: Mapping[str, Any]) -> str:

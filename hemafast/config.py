@@ -37,6 +37,7 @@ PolicyName = Literal["seed", "basic", "strong", "lineage", "robust", "none"]
 Symmetry = Literal["none", "mirror", "eight"]
 ScheduleName = Literal["constant", "cosine", "onecycle"]
 LossName = Literal["cross-entropy", "weighted", "focal", "logit-adjusted"]
+Method = Literal["simclr", "byol", "dino"]
 Capture = Literal["auto", "off"]
 CompileMode = Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"]
 OnNonfinite = Literal["stop", "skip"]
@@ -60,6 +61,14 @@ RUNNING = "How it runs"
 SPLITTING = "The split"
 PIXELS = "The pixels"
 CHECKING = "The checks"
+
+PRETRAINING = ("method", "views")
+"""Settings of `hemafast pretrain` alone."""
+LABELLED = (
+    *("loss", "focal_gamma", "logit_tau", "label_smoothing", "lineage_weight", "stage_temperature", "lineage"),
+    *("sampler", "mixup", "cutmix", "dropout", "quarter_turns"),
+)
+"""Settings of `hemafast train` alone, because they act on labels or on the classifier."""
 
 LEARNS, FREE, FIXED = "learns", "free", "fixed"
 """What a resumed run may change: with --allow-changes, at will, never."""
@@ -233,6 +242,12 @@ class PrepareConfig:
         none="none",
         metavar="FILE",
     )
+    ignore_labels: bool = option(
+        False,
+        "Take every image, in whatever folder, as one of the class `unlabelled`, for `hemafast pretrain`.",
+        DATA,
+        flag="--ignore-labels",
+    )
     checksums: Path | None = option(
         None,
         "sha256 sums of archives or images. Another archive is an error; another image is quarantined.",
@@ -333,6 +348,9 @@ class PrepareConfig:
             )
         if self.groups is not None and self.group_pattern is not None:
             raise HemafastError("groups and group_pattern exclude each other.", "Leave out one of them.")
+        if self.ignore_labels:
+            _refuse_labels(self)
+            object.__setattr__(self, "classes", "from-data")
         if self.columns and self.labels is None:
             raise HemafastError("--columns has no effect without a table of labels.", "Name the table with --labels.")
         if self.group_pattern is not None:
@@ -372,7 +390,7 @@ class TrainConfig:
     )
     weights: Path | None = common(
         None,
-        "File of weights to start from, of any origin (safetensors, pth, ckpt ...); overrides --pretrained.",
+        "Weights to start from: a file of any origin (safetensors, pth, ckpt ...), or a run; overrides --pretrained.",
         NETWORK,
         none="none",
         on_resume=FIXED,
@@ -403,6 +421,16 @@ class TrainConfig:
         0, "Freeze this many stages of the network, counted from the stem.", NETWORK
     )
 
+    method: Method | None = common(
+        None,
+        "Self-supervised method: simclr (contrastive), byol (a teacher's features), dino (a teacher's clusters).",
+        LEARNING,
+        metavar="NAME",
+        on_resume=FIXED,
+    )
+    views: Annotated[int, Ge(2), Le(8)] = option(
+        2, "Views of each image that a self-supervised method compares.", LEARNING, on_resume=FIXED
+    )
     epochs: Annotated[int, Ge(1)] = common(30, "Passes over the training set.", LEARNING, on_resume=FREE)
     time_budget: Annotated[float, Ge(1)] | None = common(
         None,
@@ -574,6 +602,8 @@ class TrainConfig:
         _check(self)
         refuse_unknown_model(self.model)
         balanced_share(self.sampler)
+        if self.method is not None:
+            _refuse_labelled(self)
         if list(self.growing_from) != sorted({*self.growing_from, self.image_size})[:-1]:
             raise HemafastError(
                 f"growing_from = {self.growing_from} does not rise to image_size = {self.image_size}.",
@@ -586,6 +616,35 @@ class TrainConfig:
             )
         if self.sync_norm and self.device == "cpu":
             raise HemafastError("sync_norm = True needs GPUs, and device = 'cpu'.", "Leave out --sync-norm.")
+
+
+def _refuse_labels(settings: PrepareConfig) -> None:
+    for name in ("labels", "labels_fix", "class_map"):
+        if getattr(settings, name) is not None:
+            raise HemafastError(f"{name} and ignore_labels exclude each other.", "Leave out one of them.")
+
+
+def _refuse_labelled(settings: TrainConfig) -> None:
+    for name in LABELLED:
+        value = getattr(settings, name)
+        if value != TrainConfig.__dataclass_fields__[name].default:
+            raise HemafastError(
+                f"{name} = {value} has no effect with method = {settings.method}, which uses no labels.",
+                "Leave it out, or use --preset pretrain.",
+            )
+
+
+def refuse_other_command(settings: TrainConfig, *, pretrains: bool) -> None:
+    """Raise HemafastError if these settings belong to `hemafast train` where it `pretrains`, or the other way round."""
+    if pretrains and settings.method is None:
+        raise HemafastError("There is no method to learn by without labels.", "Give --method simclr, byol or dino.")
+    if not pretrains and settings.method is not None:
+        raise HemafastError(f"method = {settings.method} learns without labels.", "Use `hemafast pretrain`.")
+
+
+def views_of(settings: TrainConfig) -> int:
+    """Views of each image in a training batch."""
+    return settings.views if settings.method else 1
 
 
 def prepared_beside(source: Path) -> Path:

@@ -55,6 +55,11 @@ class Classifier(Network):
         self._frozen: list[nn.Module] = []
         self.normalise_by(mean, std)
 
+    @property
+    def classes(self) -> int:
+        """How many the last layer tells apart; 0 without one."""
+        return int(self.backbone.num_classes)  # type: ignore[arg-type]
+
     def normalise_by(self, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
         """Normalise images by other constants from now on."""
         self.mean, self.std = mean, std
@@ -165,6 +170,8 @@ def build_model(
     standardize: bool = False,
 ) -> Classifier:
     """A classifier on the timm model `name` with random weights, in channels_last. A rate of None is the model's own.
+
+    With 0 `classes` it has no last layer, and answers with features.
 
     Raises HemafastError if timm has no such model, or cannot build it for this size or with these rates.
     """

@@ -178,9 +178,36 @@ def gpu_fast() -> Fields:
     }
 
 
+def pretrain() -> Fields:
+    """Features without labels, for `hemafast pretrain` alone: the network and the size of `quick`, strong views.
+
+    Command: `hemafast pretrain`
+    Time: see docs/pretrain.md, with data and machine.
+    Score: see docs/pretrain.md, of a classifier that starts from it, by its share of labels.
+    """
+    return {
+        "method": "simclr",
+        "model": "tf_efficientnet_lite0",
+        "epochs": 30,
+        "batch_size": 64,
+        "image_size": 128,
+        "policy": "robust",
+        "crop_area": (0.3, 1.0),
+        "background": 0.0,  # else a circle that only one view has tells them apart
+        "lr": 1e-3,
+        "schedule": "cosine",
+        "warmup": 0.1,
+        "weight_decay": 0.05,
+        "clip_grad": 3.0,
+    }
+
+
 PRESETS: dict[str, Callable[[], Fields]] = {
     preset.__name__: preset
-    for preset in (baseline, weighted_loss, strong_augment, b0, onecycle, quick, fast, robust, best, gpu, gpu_fast)
+    for preset in (
+        *(baseline, weighted_loss, strong_augment, b0, onecycle, quick, fast, robust, best, gpu, gpu_fast),
+        pretrain,
+    )
 }
 
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from hemafast.config import Pretrained
 from hemafast.errors import HemafastError
+from hemafast.run_folder import BEST, ENCODER
 from hemafast.weights_file import first_line, read_weights
 from hemafast.weights_fit import fit_weights
 
@@ -45,11 +46,12 @@ class Origin:
 def load_initial_weights(backbone: nn.Module, name: str, *, pretrained: Pretrained, file: Path | None) -> Origin:
     """Fill `backbone` (timm's model `name`, with a head of any size) with the best available weights.
 
-    These are `file` if given. Otherwise, unless `pretrained` is "no", timm's hub if its cache holds the weights or it
-    answers within seconds, then an installed package. Raises HemafastError if `file` does not fit, or if `pretrained`
-    is "yes" and no weights are available.
+    These are `file` if given, or what a run keeps if it is the folder of one. Otherwise, unless `pretrained` is "no",
+    timm's hub if its cache holds the weights or it answers within seconds, then an installed package. Raises
+    HemafastError if `file` does not fit, or if `pretrained` is "yes" and no weights are available.
     """
     if file is not None:
+        file = _of_run(file)
         told = fit_weights(backbone, name, read_weights(file), str(file))
         return Origin("file", f"weights file {file}: {told}")
     if pretrained == "no":
@@ -68,6 +70,12 @@ def load_initial_weights(backbone: nn.Module, name: str, *, pretrained: Pretrain
             "them with --pretrained no.",
         )
     return Origin("random", f"{_NONE_FOUND} ({why})")
+
+
+def _of_run(path: Path) -> Path:
+    """The weights that a run folder keeps; any other path stays."""
+    kept = (path / name for name in (ENCODER, BEST))
+    return next((file for file in kept if file.is_file()), path)
 
 
 def are_random(detail: str) -> bool:

@@ -29,6 +29,7 @@ _WRAPPERS = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", 
 _PREFERRED = {"ema", "teacher", "averaged", "swa"}
 _NOT_PREFERRED = {"student", "momentum", "target"}
 _CONVERSIONS = ("checkpoint_filter_fn", "_filter_fn", "_filter_torchvision_pretrained")
+_CHUNKED = re.compile(r"\bblocks\.\d+\.(\d+)\.")
 _KINDS = {"weight", "bias", "mean", "var"}
 
 
@@ -135,6 +136,10 @@ def _fits(network: _Network, tensors: Tensors) -> list[_Fit]:
     if network.convert and not _filled(fits, 1):
         fits += [_fit(network, place, found, convert=True) for place, found in places.items()]
     if not _filled(fits, LEAST_FILLED):
+        whole = {place: _without_chunks(found) for place, found in places.items()}
+        said = "its blocks lie in chunks, which were left out of their names"
+        fits += [_fit(network, place, found, said, convert=True) for place, found in whole.items() if found]
+    if not _filled(fits, LEAST_FILLED):
         ordered = {place: _by_order(network, found) for place, found in places.items()}
         said = "its names are not timm's, so tensors were taken by order, all shapes agree"
         fits += [_fit(network, place, found, said, convert=True) for place, found in ordered.items() if found]
@@ -200,6 +205,15 @@ def _adapt_stems(network: _Network, found: Tensors) -> list[str]:
 
 def _but_channels(convolution: Tensor) -> tuple[int, ...]:
     return convolution.shape[0], *convolution.shape[2:]
+
+
+def _without_chunks(found: Tensors) -> Tensors:
+    """The tensors by names that count the blocks of a transformer without their chunks; empty if there are none.
+
+    DINOv2 divides its blocks into chunks for training, and counts on through them: blocks.1.7 is the eighth.
+    """
+    renamed = {_CHUNKED.sub(r"blocks.\1.", name): tensor for name, tensor in found.items()}
+    return renamed if len(renamed) == len(found) and renamed.keys() != found.keys() else {}
 
 
 def _by_order(network: _Network, found: Tensors) -> Tensors:

@@ -29,13 +29,13 @@ def hemafast(*arguments, cwd=None) -> subprocess.CompletedProcess[str]:
     return subprocess.CompletedProcess(command, code, out.getvalue(), err.getvalue())
 
 
-def asked_of_training(*arguments, cwd=None) -> TrainConfig:
-    """The settings that `hemafast train ARGUMENTS` would train with."""
+def asked_of_training(*arguments, cwd=None, command="train") -> TrainConfig:
+    """The settings that `hemafast train ARGUMENTS`, or another command that trains, would train with."""
     asked = []
     with pytest.MonkeyPatch.context() as change:
         change.setattr("hemafast.engine.trainer.train", lambda config, **_: asked.append(config))
         change.setattr("hemafast.cli.training.refuse_missing_data", lambda folder: None)
-        done = hemafast("train", *arguments, cwd=cwd)
+        done = hemafast(command, *arguments, cwd=cwd)
     assert done.returncode == 0, done.stderr
     return asked[0]
 

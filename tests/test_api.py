@@ -66,6 +66,7 @@ PUBLIC = {
     "open_model": set(),
     "open_run": set(),
     "prepare": set(),
+    "pretrain": set(),
     "resume": set(),
     "train": set(),
 }

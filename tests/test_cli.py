@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
@@ -28,6 +29,7 @@ COMMANDS = (
     "eda",
     "augment-preview",
     "train",
+    "pretrain",
     "lr-find",
     "runs",
     "evaluate",
@@ -121,11 +123,16 @@ def parameters_of(command):
 
 def test_every_setting_of_training_has_its_option_and_every_option_its_setting():
     options = parameters_of("train")
-    assert options.keys() - {"config_file", "resume", "allow_changes"} - SHORT_FORMS.keys() == set(
-        TrainConfig.__dataclass_fields__
-    )
-    for name in TrainConfig.__dataclass_fields__:
+    known = TrainConfig.__dataclass_fields__.keys()
+    of_settings = options.keys() - {"config_file", "resume", "allow_changes"} - SHORT_FORMS.keys()
+    assert of_settings == known - set(config.PRETRAINING)
+    for name in of_settings:
         assert options[name].opts[0] == f"--{name.replace('_', '-')}"
+
+
+def test_pretraining_has_every_setting_but_those_of_labels_and_the_classifier():
+    of_settings = parameters_of("pretrain").keys() - {"config_file", "resume", "allow_changes", "onecycle"}
+    assert of_settings == TrainConfig.__dataclass_fields__.keys() - set(config.LABELLED)
 
 
 def test_short_forms_say_what_they_are_short_for():
@@ -181,6 +188,8 @@ GIVEN = {
     "teacher": ("there/taught", Path("there/taught")),
     "teacher_weight": ("0.7", 0.7),
     "logit_tau": ("0.5", 0.5),
+    "method": ("byol", "byol"),
+    "views": ("3", 3),
     "label_smoothing": ("0.1", 0.1),
     "lineage_weight": ("0.3", 0.3),
     "stage_temperature": ("0.5", 0.5),
@@ -228,13 +237,34 @@ def test_trackers_can_be_switched_off():
 
 def test_each_option_sets_its_own_setting_and_nothing_else():
     assert GIVEN.keys() == TrainConfig.__dataclass_fields__.keys()
+    apart = {"preset", *config.PRETRAINING}
     typed = {
-        name: [f"--{name.replace('_', '-')}", *text.split()] for name, (text, _) in GIVEN.items() if name != "preset"
+        name: [f"--{name.replace('_', '-')}", *text.split()] for name, (text, _) in GIVEN.items() if name not in apart
     }
     for name, options in typed.items():
         assert asked_of_training(*options) == train_config(**{name: GIVEN[name][1]}) != TrainConfig(), name
     everything = asked_of_training("--preset", "quick", *(word for options in typed.values() for word in options))
-    assert everything == TrainConfig(**{name: value for name, (_, value) in GIVEN.items()})
+    given = {name: value for name, (_, value) in GIVEN.items()}
+    assert everything == TrainConfig(**{name: given[name] for name in given if name not in config.PRETRAINING})
+
+
+def test_each_option_of_pretraining_alone_sets_its_own_setting():
+    plain = asked_of_training(command="pretrain")
+    assert plain == train_config("pretrain")
+    for name in config.PRETRAINING:
+        text, value = GIVEN[name]
+        assert asked_of_training(f"--{name}", text, command="pretrain") == replace(plain, **{name: value}) != plain
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("train", "--preset", "pretrain"), ("method = simclr learns without labels", "hemafast pretrain")),
+        (("pretrain", "--preset", "quick"), ("no method", "--method simclr")),
+    ],
+)
+def test_a_preset_of_the_other_command_is_refused(arguments, words, tmp_path):
+    assert_is_one_line_error(hemafast(*arguments, cwd=tmp_path), *words)
 
 
 @pytest.mark.parametrize("name", ["freeze_norm", "sync_norm"])
@@ -371,7 +401,7 @@ def test_help_is_whole_at_any_width(width):
         assert set(option.opts) <= set(words), name
     for kind in (config.PolicyName, config.ScheduleName, config.LossName, config.Input, config.CompileMode):
         assert all(name in said for name in get_args(kind))
-    assert all(f"{name}:" in said for name in PRESETS)
+    assert all((f"{name}:" in said) == ("method" not in make()) for name, make in PRESETS.items())
     assert max(map(len, said.splitlines())) <= width
 
 

@@ -50,7 +50,8 @@ def test_the_command_of_a_run_asks_for_the_same_training(changes):
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_the_command_of_a_preset_is_its_name(preset):
-    assert train_command(train_config(preset)) == f"hemafast train --preset {preset}"
+    config = train_config(preset)
+    assert train_command(config) == f"hemafast {'pretrain' if config.method else 'train'} --preset {preset}"
 
 
 def test_a_setting_that_a_file_takes_from_its_preset_is_not_in_the_command(tmp_path):

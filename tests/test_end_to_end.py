@@ -16,7 +16,7 @@ from hemafast.preparation.schema import MANIFEST_COLUMNS
 
 ROOT = Path(__file__).resolve().parent.parent
 COMMANDS = (
-    *("demo", "prepare", "verify", "eda", "augment-preview", "train", "lr-find", "runs"),
+    *("demo", "prepare", "verify", "eda", "augment-preview", "train", "pretrain", "lr-find", "runs"),
     *("evaluate", "predict", "adapt", "ensemble", "embed", "export", "push", "explain", "patients", "report"),
     *("audit", "crossdomain", "sweep", "tune", "bench", "doctor"),
 )
@@ -34,6 +34,7 @@ SHRUNK = {
     "demo": ("--images", "130"),
     "prepare": ("--pack-size", "64"),
     "train": (*TINY, "--epochs", "1"),
+    "pretrain": (*TINY, "--epochs", "1"),
     "lr-find": ("--model", "test_resnet", "--image-size", "32", "--batch-size", "16", "--steps", "12"),
     "crossdomain": ("--model", "test_resnet", "--epochs", "1", "--image-size", "32", "--device", "cpu"),
     "sweep": ("--only", "baseline", "--preset-scale", "0.01", "--device", "cpu"),

@@ -368,3 +368,62 @@ def test_the_remedy_of_a_refusal_works(tmp_path):
     name = re.search(r"--model (\w+)", caught.value.remedy)[1]
     assert name == VIT
     assert "filled 100 %" in _load(_network(name), name, content, tmp_path)
+
+
+# Encoders of DINOv2, as published for other images, such as blood cells: no such file is at hand, so these are made up.
+
+DINO, DEPTH = "vit_small_patch14_dinov2", 2
+
+
+def _dino(side, chunk=None, width=384):
+    """A checkpoint of its structure: a teacher's backbone and head; blocks in chunks of this length, if given."""
+    random = torch.Generator().manual_seed(0)
+
+    def values(*shape):
+        return torch.randn(shape, generator=random)
+
+    tensors = {
+        "cls_token": values(1, 1, width),
+        "pos_embed": values(1, 1 + (side // 14) ** 2, width),
+        "mask_token": values(1, width),
+        "patch_embed.proj.weight": values(width, 3, 14, 14),
+        "patch_embed.proj.bias": values(width),
+        "norm.weight": values(width),
+        "norm.bias": values(width),
+    }
+    for number in range(DEPTH):
+        block = f"blocks.{number}" if chunk is None else f"blocks.{number // chunk}.{number}"
+        for layer, shape in {
+            **{"norm1": (width,), "norm2": (width,), "attn.qkv": (3 * width, width), "attn.proj": (width, width)},
+            **{"mlp.fc1": (4 * width, width), "mlp.fc2": (width, 4 * width)},
+        }.items():
+            tensors[f"{block}.{layer}.weight"], tensors[f"{block}.{layer}.bias"] = values(*shape), values(shape[0])
+        tensors[f"{block}.ls1.gamma"], tensors[f"{block}.ls2.gamma"] = values(width), values(width)
+    head = {"dino_head.mlp.0.weight": values(8, width)}
+    return {"teacher": {**{f"backbone.{name}": tensor for name, tensor in tensors.items()}, **head}}
+
+
+@pytest.mark.parametrize("chunk", [None, 1, 2])
+@pytest.mark.parametrize(("side", "image_size"), [(224, 224), (518, 224), (224, 98)])
+def test_an_encoder_of_dinov2_fills_the_transformer_of_timm(tmp_path, chunk, side, image_size):
+    network = _network(DINO, img_size=image_size, depth=DEPTH)
+    content = _dino(side, chunk)
+    told = _load(network, DINO, content, tmp_path)
+    assert "filled 100 % of the network" in told
+    assert "dino_head" in told
+    assert ("chunks" in told) == (chunk is not None)
+    assert ("pos_embed resampled" in told) == (side != image_size)
+    theirs, ours = content["teacher"], network.state_dict()
+    for number in range(DEPTH):
+        place = f"blocks.{number}" if chunk is None else f"blocks.{number // chunk}.{number}"
+        for layer in ("attn.qkv.weight", "ls1.gamma", "mlp.fc2.bias"):
+            assert torch.equal(ours[f"blocks.{number}.{layer}"], theirs[f"backbone.{place}.{layer}"])
+    cells = image_size // 14
+    resampled = resample_abs_pos_embed(theirs["backbone.pos_embed"], (cells, cells), num_prefix_tokens=1)
+    torch.testing.assert_close(ours["pos_embed"], resampled)
+    assert network(torch.zeros(1, 3, image_size, image_size)).shape == (1, 4)
+
+
+def test_the_stages_of_a_convolutional_network_are_no_chunks(tmp_path):
+    network = _network(EFFICIENTNET)
+    assert "chunks" not in _load(network, EFFICIENTNET, _state(EFFICIENTNET, classes=4), tmp_path)

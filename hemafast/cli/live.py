@@ -31,6 +31,17 @@ _MARK_SECONDS = 0.25
 _FIRST_MARKS = 3
 _MARKS = 40  # the rate is that of the last ten seconds, so that compiling is soon forgotten
 
+_OF_TRAINING = {
+    (phase, name): f"{phase}\n{said}"
+    for phase in ("train", "val")
+    for name, said in (("loss", "loss"), ("f1_macro", "macro-F1"))
+}
+_OF_PRETRAINING = {
+    ("train", "loss"): "train\nloss",
+    ("val", "knn_accuracy"): "val\nkNN",
+    ("val", "feature_spread"): "val\nspread",
+}
+
 
 class LiveProgress(Progress):
     """Shows long work while it runs; the table of a training stays when it ends. Costs nothing if nobody listens."""
@@ -169,9 +180,11 @@ class LiveProgress(Progress):
         yield grid
         if self._epoch is not None:
             measured = self._measured
+            score = (
+                f", macro-F1 {_text(measured.get('f1_macro'), '.3f')}" if "f1_macro" in measured or not measured else ""
+            )
             yield Text(
-                f"train loss {_text(measured.get('loss'), '.3f')}, "
-                f"macro-F1 {_text(measured.get('f1_macro'), '.3f')}  "
+                f"train loss {_text(measured.get('loss'), '.3f')}{score}  "
                 f"wait {_text(measured.get('data_wait_share'), '.1%')}  "
                 f"{self._left()}"
             )
@@ -195,15 +208,21 @@ def _epoch_table(ended: Mapping[int, Epoch]) -> RenderableType:
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
-    phases = [f"{phase}\n{name}" for phase in ("train", "val") for name in ("loss", "macro-F1")]
+    scores = _scores_of(ended)
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
-    for name in ("epoch", *phases, "images/s", "data\nwait %", "seconds"):
+    for name in ("epoch", *scores.values(), "images/s", "data\nwait %", "seconds"):
         table.add_column(name, justify="right")
     best = _best(ended)
     for epoch in sorted({*list(ended)[-_SHOWN_EPOCHS:], *best}):
         mark, style = ("* ", "bold green") if epoch in best else ("", None)
-        table.add_row(f"{mark}{epoch}", *_cells(ended[epoch]), style=style)
+        table.add_row(f"{mark}{epoch}", *_cells(ended[epoch], scores), style=style)
     return table
+
+
+def _scores_of(ended: Mapping[int, Epoch]) -> Mapping[tuple[str, str], str]:
+    """Phase and name of each score in the table, and its head; pretraining has others than a classifier."""
+    pretrains = any("feature_spread" in measured.get("val", {}) for measured in ended.values())
+    return _OF_PRETRAINING if pretrains else _OF_TRAINING
 
 
 def _best(ended: Mapping[int, Epoch]) -> list[int]:
@@ -213,11 +232,11 @@ def _best(ended: Mapping[int, Epoch]) -> list[int]:
     return [max(known, key=scores.__getitem__)] if known else []
 
 
-def _cells(measured: Epoch) -> list[str]:
-    train, val = measured.get("train", {}), measured.get("val", {})
+def _cells(measured: Epoch, scores: Iterable[tuple[str, str]]) -> list[str]:
+    train = measured.get("train", {})
     waited = train.get("data_wait_share")
     return [
-        *(_text(phase.get(name), ".4f") for phase in (train, val) for name in ("loss", "f1_macro")),
+        *(_text(measured.get(phase, {}).get(name), ".4f") for phase, name in scores),
         _text(train.get("images_per_second"), ",.0f"),
         _text(None if waited is None else 100 * waited, ".1f"),
         _text(_seconds(measured), ",.1f"),

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 
 import typer
 
-from hemafast.config import LEARNING, TrainConfig, option_of
+from hemafast.config import LABELLED, LEARNING, PRETRAINING, TrainConfig, option_of
 from hemafast.errors import HemafastError
 from hemafast.presets import PRESETS
 
@@ -34,15 +34,19 @@ def configured(
     kind: type[Any],
     *,
     fields: Collection[str] | None = None,
+    pretrains: bool = False,
     common: Collection[str] | None = None,
     defaults: dict[str, Any] | None = None,
 ) -> Callable[[Callable[..., Any]], Callable[..., None]]:
     """Give a command an option for each of the `fields` of `kind`, by default for all; its first argument is `Asked`.
 
+    A command that `pretrains` has no options of labels and the classifier, and all others have none of pretraining.
     `--help` shows those that are `common`, by default those that `kind` says are; `--help-all` shows all. `defaults`
     are what the help of this command gives as defaults, where they are not those of `kind`.
     """
-    names = [name for name in kind.__dataclass_fields__ if fields is None or name in fields]
+    left_out = LABELLED if pretrains else PRETRAINING
+    wanted = set(kind.__dataclass_fields__ if fields is None else fields).difference(left_out)
+    names = [name for name in kind.__dataclass_fields__ if name in wanted]
 
     def decorate(command: Callable[..., Any]) -> Callable[..., None]:
         shorts = [name for name, (field, *_) in _SHORT_FORMS.items() if kind is TrainConfig and field in names]
@@ -56,7 +60,8 @@ def configured(
             given.pop("help_all")
             command({name: value for name, value in asked.items() if value is not None}, **given)
 
-        made = {name: _annotation(kind, name, common, defaults or {}) for name in names}
+        presets = [preset for preset in PRESETS if ("method" in PRESETS[preset]()) == pretrains]
+        made = {name: _annotation(kind, name, common, defaults or {}, presets) for name in names}
         made |= {name: _short_annotation(name, common) for name in shorts}
         own = dict(list(inspect.signature(command, eval_str=True).parameters.items())[1:])
         ordered = _ordered(made)
@@ -89,14 +94,20 @@ def _hidden(kind: type[Any], name: str, common: Collection[str] | None) -> bool:
     return not option_of(kind, name).common if common is None else name not in common
 
 
-def _annotation(kind: type[Any], name: str, common: Collection[str] | None, defaults: dict[str, Any]) -> Any:
+def _annotation(
+    kind: type[Any],
+    name: str,
+    common: Collection[str] | None,
+    defaults: dict[str, Any],
+    presets: Collection[str],
+) -> Any:
     option, hint = option_of(kind, name), _typed(kind, name)
     flag = option.flag or f"--{name.replace('_', '-')}"
     if hint is bool and option.flag is None:
         flag = f"{flag}/--no-{flag[2:]}"
     declared = typer.Option(
         *(_flags(name) or [flag]),
-        help=f"{option.help} [{_default(kind, name, defaults)}]{_presets() if name == 'preset' else ''}",
+        help=f"{option.help} [{_default(kind, name, defaults, presets)}]{_said(presets) if name == 'preset' else ''}",
         show_default=False,  # typer's own takes a line for itself
         rich_help_panel=option.group,
         metavar=option.metavar,
@@ -143,7 +154,7 @@ def _hints(kind: Any) -> dict[str, Any]:
     return get_type_hints(kind, include_extras=True)
 
 
-def _default(kind: type[Any], name: str, defaults: dict[str, Any]) -> str:
+def _default(kind: type[Any], name: str, defaults: dict[str, Any], presets: Collection[str]) -> str:
     """The default of a setting, and what presets set instead."""
     none = option_of(kind, name).none
     field = kind.__dataclass_fields__[name]
@@ -152,12 +163,12 @@ def _default(kind: type[Any], name: str, defaults: dict[str, Any]) -> str:
         return as_typed(defaults[name], none)
     if kind is not TrainConfig:
         return none if none.isupper() or "/" in none else as_typed(plain, none)
-    presets: dict[Any, list[str]] = {plain: []}
-    for preset, make in PRESETS.items():
-        presets.setdefault(make().get(name, plain), []).append(preset)
-    del presets[plain]
+    setting: dict[Any, list[str]] = {plain: []}
+    for preset in presets:
+        setting.setdefault(PRESETS[preset]().get(name, plain), []).append(preset)
+    del setting[plain]
     return "; ".join(
-        [as_typed(plain, none), *(f"{', '.join(presets[value])}: {as_typed(value, none)}" for value in presets)]
+        [as_typed(plain, none), *(f"{', '.join(setting[value])}: {as_typed(value, none)}" for value in setting)]
     )
 
 
@@ -170,9 +181,9 @@ def as_typed(value: Any, none: str = "off") -> str:
     return none if value is None else str(value)
 
 
-def _presets() -> str:
-    """A list of all presets with the first line of each docstring."""
-    said = {name: (preset.__doc__ or "\n").splitlines()[0] for name, preset in PRESETS.items()}
+def _said(presets: Collection[str]) -> str:
+    """A list of presets with the first line of each docstring."""
+    said = {name: (PRESETS[name].__doc__ or "\n").splitlines()[0] for name in presets}
     return "".join(f"\n- {name}: {line}" for name, line in said.items())
 
 

@@ -16,11 +16,11 @@ import typer
 from hemafast.cli.common import ConfigFile, Json, Quiet, Verbose, app, listen, refuse_missing_data, wide_console
 from hemafast.cli.options import REPEATING, RESUMING, Asked, configured
 from hemafast.collector import resting
-from hemafast.config import TrainConfig, train_config
+from hemafast.config import TrainConfig, refuse_other_command, train_config
 from hemafast.errors import HemafastError
 from hemafast.files import make_folder
 from hemafast.progress import Progress
-from hemafast.run_folder import find_run, read_config, summaries
+from hemafast.run_folder import ENCODER, find_run, read_config, summaries
 
 STARTING = (
     "starting: libraries, data and network take some 5 s, up to 20 s from a cold disk, and 10 s more where the kernels "
@@ -28,8 +28,20 @@ STARTING = (
 )
 """Said to who watches a terminal, before the libraries are imported, which prints nothing."""
 
-_TRIED = ("preset", "data", "model", "batch_size", "image_size")
-
+Resume = Annotated[
+    str | None,
+    typer.Option(
+        metavar="RUN|latest|auto",
+        help="Continue a run. auto: the newest run with exactly these settings, or else a new one.",
+        rich_help_panel=RESUMING,
+    ),
+]
+AllowChanges = Annotated[
+    bool,
+    typer.Option(
+        "--allow-changes", help="Let --resume RUN change settings that matter.", rich_help_panel=RESUMING, hidden=True
+    ),
+]
 
 Folds = Annotated[
     int | None,
@@ -62,6 +74,8 @@ Parallel = Annotated[
     ),
 ]
 
+_TRIED = ("preset", "data", "model", "batch_size", "image_size")
+
 
 @app.command(
     epilog="Examples: `hemafast train --preset quick`, "
@@ -77,23 +91,8 @@ def train(
     folds: Folds = None,
     seeds: Seeds = 1,
     parallel: Parallel = None,
-    resume: Annotated[
-        str | None,
-        typer.Option(
-            metavar="RUN|latest|auto",
-            help="Continue a run. auto: the newest run with exactly these settings, or else a new one.",
-            rich_help_panel=RESUMING,
-        ),
-    ] = None,
-    allow_changes: Annotated[
-        bool,
-        typer.Option(
-            "--allow-changes",
-            help="Let --resume RUN change settings that matter.",
-            rich_help_panel=RESUMING,
-            hidden=True,
-        ),
-    ] = False,
+    resume: Resume = None,
+    allow_changes: AllowChanges = False,
     as_json: Json = False,
     verbose: Verbose = False,
     quiet: Quiet = False,
@@ -108,30 +107,67 @@ def train(
     Options override --config, and --config overrides --preset. Brackets show the default and what presets set instead.
     """
     progress = listen(verbose=verbose, quiet=quiet or as_json)
-    if allow_changes and resume in (None, "auto"):
-        raise HemafastError("--allow-changes only works with --resume RUN.", "Leave it out, or name the run.")
     if folds is not None or seeds > 1:
-        if resume not in (None, "auto"):
+        if resume not in (None, "auto") or allow_changes:
             raise HemafastError("--resume RUN is about one run.", "Leave it out: the same command continues.")
         settings = train_config(asked.pop("preset", None), config_file, **asked)
         _train_several(settings, folds, seeds, parallel, progress, as_json=as_json)
         return
     if parallel is not None:
         raise HemafastError("--parallel has no effect on one run.", "Add --folds or --seeds, or leave it out.")
-    folder = _train_once(asked, config_file, resume, progress, allow_changes=allow_changes)
+    folder = _train(asked, config_file, resume, allow_changes=allow_changes, pretrains=False, progress=progress)
     if folder is not None:
         from hemafast.cli.evaluation import print_evaluation
 
         print_evaluation(folder, None, "val", read_config(folder).device, as_json=as_json)
 
 
-def _train_once(
-    asked: Asked, config_file: Path | None, resume: str | None, progress: Progress, *, allow_changes: bool
+@app.command(
+    epilog="Examples: `hemafast pretrain`, `hemafast pretrain --method byol --epochs 100`, "
+    "`hemafast train --preset fast --weights runs/NAME`"
+)
+@configured(TrainConfig, pretrains=True, defaults={"preset": "pretrain"})
+def pretrain(
+    asked: Asked,
+    config_file: ConfigFile = None,
+    resume: Resume = None,
+    allow_changes: AllowChanges = False,
+    as_json: Json = False,
+    verbose: Verbose = False,
+    quiet: Quiet = False,
+) -> None:
+    """Let a network learn features from images without their labels, for `hemafast train --weights RUN`.
+
+    It stops, resumes and runs on several devices as `hemafast train` does. The preset is `pretrain`, and options
+    override it. Labels only score the epochs: by the nearest neighbours of the validation images.
+    """
+    progress = listen(verbose=verbose, quiet=quiet or as_json)
+    if resume in (None, "auto") and config_file is None:
+        asked.setdefault("preset", "pretrain")
+    folder = _train(asked, config_file, resume, allow_changes=allow_changes, pretrains=True, progress=progress)
+    if folder is not None:
+        _print_pretraining(folder, as_json=as_json)
+
+
+def _train(
+    asked: Asked,
+    config_file: Path | None,
+    resume: str | None,
+    *,
+    allow_changes: bool,
+    pretrains: bool,
+    progress: Progress,
 ) -> Path | None:
-    """The folder of a new run or of one that was gone on with; None in all but the first process of torchrun."""
+    """Train a new run, or go on with one; None in all but the first process of torchrun.
+
+    Raises HemafastError if it is a run of the other command.
+    """
+    if allow_changes and resume in (None, "auto"):
+        raise HemafastError("--allow-changes only works with --resume RUN.", "Leave it out, or name the run.")
     began = _start_of_process()
     if resume in (None, "auto"):
         settings = train_config(asked.pop("preset", None), config_file, **asked)
+        refuse_other_command(settings, pretrains=pretrains)
         refuse_missing_data(settings.data)
         _say_that_it_starts()
         with resting():
@@ -141,6 +177,7 @@ def _train_once(
     if "preset" in asked or config_file:
         raise HemafastError("A resumed run already has its settings.", "Leave out --preset and --config.")
     named = find_run(str(resume))
+    refuse_other_command(read_config(named), pretrains=pretrains)
     _say_that_it_starts()
     with resting():
         from hemafast.engine import trainer
@@ -152,6 +189,7 @@ def _train_several(
     settings: TrainConfig, folds: int | None, seeds: int, parallel: int | None, progress: Progress, *, as_json: bool
 ) -> None:
     """Train on all folds or with several seeds, and print what the scores are worth. Exits with 1 if a run failed."""
+    refuse_other_command(settings, pretrains=False)
     refuse_missing_data(settings.data)
     _say_that_it_starts()
     with resting():
@@ -162,6 +200,18 @@ def _train_several(
     with resumable():
         folder = repeat_training(settings, folds=folds, seeds=seeds, parallel=parallel, progress=progress)
     show_result({"folder": str(folder)} | read_repeats(folder), repeats_results, folder / PAGE, as_json=as_json)
+
+
+def _print_pretraining(folder: Path, *, as_json: bool) -> None:
+    """The last epoch of a pretraining run, and what to do with it."""
+    from hemafast.engine.journal import read_rows
+
+    last = [row for row in read_rows(folder) if row["phase"] == "val"][-1]
+    if as_json:
+        scores = {name: value for name, value in last.items() if name not in ("epoch", "phase")}
+        typer.echo(json.dumps({"folder": str(folder), "weights": str(folder / ENCODER), **scores}, indent=2))
+        return
+    wide_console().print(f"{folder / ENCODER}\nTrain from it: hemafast train --weights {folder}", soft_wrap=True)
 
 
 @app.command(epilog="Examples: `hemafast lr-find`, `hemafast lr-find --preset quick --batch-size 64`")

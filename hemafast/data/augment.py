@@ -179,7 +179,7 @@ class Views:
     erase: Boxes
     """(n, 4): the part of the view to blank; may be empty."""
 
-    def __getitem__(self, rows: slice) -> Views:
+    def __getitem__(self, rows: slice | npt.NDArray[np.int64]) -> Views:
         return Views(*(getattr(self, field.name)[rows] for field in fields(self)))
 
 

@@ -73,7 +73,7 @@ class Loader:
 
     @property
     def images(self) -> int:
-        """Images per epoch, of all processes together."""
+        """Images of the split, which all processes together see in an epoch."""
         return len(self._samples)
 
     @property
@@ -152,7 +152,7 @@ class Loader:
         policy = state.get("policy")
         if isinstance(policy, dict):
             state = {**state, "policy": {**Policy().to_plain(), **policy}}
-        return {"batches": self._stream.unmerged, **state}
+        return {"batches": self._stream.unmerged, "views": 1, **state}
 
     def _identity(self) -> dict[str, Any]:
         """Everything that determines the batches of all processes, by names that users know."""
@@ -171,13 +171,14 @@ class Loader:
             "image_size": stream.image_size,
             "packed_size": stream.packed_size,
             "batches": stream.batches,
+            "views": stream.views,
         }
 
     def _build(self, start: Position) -> Feed:
         """What makes the batches from `start` on, over the ends of epochs."""
         policy = self._stream.policy
         largest = max((mine for mine, _ in self.sizes), default=self._shape.batch_size)
-        shape = replace(self._shape, batch_size=largest)
+        shape = replace(self._shape, batch_size=largest * self._stream.views)
         batches = place(self._stream.onwards(*start), self._samples, shape, policy)
         if isinstance(self._source, Resident) and shape.device == "gpu" and not policy.randaugment_ops:
             return GatherFeed(self._source.squares, batches, shape, policy)
@@ -198,12 +199,14 @@ def train_loader(
     sampler: str = "natural",
     process: Process = ALONE,
     source: Images | None = None,
+    views: int = 1,
 ) -> Loader:
     """Shuffled batches of the training split under a policy; `sampler` as `config.balanced_share` reads it.
 
-    `source` is what another loader of the same images has opened already.
+    With several `views`, a batch holds that many of each image (`BatchStream`). `source` is what another loader of the
+    same images has opened already.
     """
-    draws = {"policy": policy, "shuffle": True, "balanced": balanced_share(sampler), "seed": seed}
+    draws = {"policy": policy, "shuffle": True, "balanced": balanced_share(sampler), "seed": seed, "views": views}
     return _loader(samples, shape, process, source, **draws)
 
 

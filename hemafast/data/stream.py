@@ -45,6 +45,10 @@ FEWEST = 2
 class BatchStream:
     """The batches of each epoch: as many images as the split has; the last batch may be shorter.
 
+    With several `views` of each image, a batch holds all its images, then all of them again in other views, and so on.
+    Every process has as many images of a batch as the others, because they compare all of them; so up to one less than
+    there are processes are left out of an epoch, others in each.
+
     Draws depend on the position in the epoch, not on the number of processes. Every process has the same number of
     training batches, and at least `FEWEST` images in each: a shorter last batch and the one before it share their
     images evenly or, where these are too few for two batches, become one. Only a split with fewer than `FEWEST` images
@@ -63,6 +67,8 @@ class BatchStream:
     """Share of an epoch drawn evenly from the classes."""
     seed: int = 0
     process: Process = ALONE
+    views: int = 1
+    """Of each image in its batch."""
 
     def __post_init__(self) -> None:
         if self.shuffle and self.batch_size < FEWEST:
@@ -78,7 +84,7 @@ class BatchStream:
         return len(self.sizes())
 
     def sizes(self) -> list[tuple[int, int]]:
-        """Size of each batch of an epoch: in this process, and in all processes together."""
+        """Images in each batch of an epoch: of this process, and of all processes together."""
         whole = (stop - start for start, stop in pairwise(self._bounds()))
         mine = (stop - start for start, stop in self._spans())
         return [(part, all_) for part, all_ in zip(mine, whole, strict=True) if part]
@@ -124,13 +130,19 @@ class BatchStream:
             order = epoch_order(self.labels, self.balanced, self.seed, epoch, generator)
         else:
             order = np.arange(images)
-        return Draw(order, draw_views(self.policy, self.packed_size, self.image_size, images, generator))
+        drawn = draw_views(self.policy, self.packed_size, self.image_size, self.views * images, generator)
+        return Draw(order, drawn)
 
     def _cut(self, drawn: Draw, first: int) -> Iterator[Draw]:
         """The batches of a whole epoch, from batch `first` on."""
         filled = ((start, stop) for start, stop in self._spans() if stop > start)
         for start, stop in islice(filled, first, None):
-            yield Draw(drawn.rows[start:stop], drawn.views[start:stop])
+            rows = drawn.rows[start:stop]
+            if self.views == 1:
+                yield Draw(rows, drawn.views[start:stop])
+                continue
+            places = np.arange(start, stop) + len(drawn.rows) * np.arange(self.views)[:, None]
+            yield Draw(np.tile(rows, self.views), drawn.views[places.ravel()])
 
     def _spans(self) -> Iterator[tuple[int, int]]:
         """Start and stop of this process's part of each batch; the parts of a batch differ by at most one image."""
@@ -141,11 +153,15 @@ class BatchStream:
 
     def _bounds(self) -> list[int]:
         """Bounds of the batches of all processes together."""
-        images, whole = len(self.labels), self.batch_size * self.process.world_size
+        images, processes = len(self.labels), self.process.world_size
+        if self.views > 1:
+            images -= images % processes
+        whole, least = self.batch_size * processes, FEWEST * processes
         bounds = [*range(0, images, whole), images]
-        least = FEWEST * self.process.world_size
         if self.shuffle and len(bounds) > 2 and bounds[-1] - bounds[-2] < least:
             middle = (bounds[-3] + bounds[-1]) // 2
+            if self.views > 1:
+                middle -= middle % processes
             bounds[-2:-1] = [middle] if middle - bounds[-3] >= least else []
         return bounds
 

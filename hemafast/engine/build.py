@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from hemafast.config import to_plain
+from hemafast.config import to_plain, views_of
 from hemafast.data.loader import eval_loader, train_loader
 from hemafast.engine.distributed import World
 from hemafast.engine.duration import duration_of
@@ -15,6 +15,7 @@ from hemafast.engine.learner import Learner, build_learner
 from hemafast.engine.plan import Plan
 from hemafast.engine.run import Run
 from hemafast.engine.schedule import build_schedule
+from hemafast.engine.task import task_of
 from hemafast.engine.teacher import open_teacher
 from hemafast.objective import lineage_term
 from hemafast.preparation.split import TRAIN
@@ -41,6 +42,7 @@ def build_run(plan: Plan, world: World, saved: dict[str, Any] | None = None, *, 
         shape=graph,
         sampler=settings.sampler,
         process=world.process,
+        views=views_of(settings),
     )
     updates = -(-len(batches) // settings.accumulate)
     duration = duration_of(settings, updates)
@@ -53,6 +55,7 @@ def build_run(plan: Plan, world: World, saved: dict[str, Any] | None = None, *, 
         schedule=build_schedule(settings.schedule, settings.lr, duration.ticks, settings.warmup),
         train_batches=batches,
         val_batches=eval_loader(plan.val, shape=graph, process=world.process),
+        task=task_of(plan, world.process),
     )
     if saved is None:
         run.resize(run.image_size)
@@ -79,7 +82,7 @@ def _learner(plan: Plan, world: World, started_from: str | None) -> Learner:
         plan.settings,
         plan.machine,
         plan.dataset.counts(TRAIN),
-        batch_size=plan.graph.batch_size,
+        batch_size=plan.graph.batch_size * views_of(plan.settings),
         world=world,
         started_from=started_from,
         lineage=lineage_term(

@@ -126,6 +126,7 @@ def why_not(settings: TrainConfig, machine: Machine, *, alone: bool) -> str:
         "a CPU has no graphs": machine.device != "cuda",
         "processes exchange gradients in each step": not alone,
         "an update takes several batches": settings.accumulate > 1,
+        "a loss between views chooses on the host": settings.method is not None,
         "mixing draws on the host for each batch": settings.mixup > 0 or settings.cutmix > 0,
         "a teacher answers each batch": settings.teacher is not None,
         f"--compile-mode {settings.compile_mode} makes graphs of its own": machine.compiled

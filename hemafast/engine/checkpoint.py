@@ -27,7 +27,7 @@ from hemafast.preparation.images.depth import Range
 from hemafast.preparation.images.image_checks import MIN_SIDE
 from hemafast.reading import cause, read_json_text
 from hemafast.regular import refuse_special
-from hemafast.run_folder import BEST, CALIBRATION
+from hemafast.run_folder import BEST, CALIBRATION, ENCODER
 
 DRAWN_WARNING = "THE DATA IS DRAWN, NOT PHOTOGRAPHED: no score on it says anything about real blood"
 
@@ -234,6 +234,12 @@ def model_bytes(model: Network, card: ModelCard) -> bytes:
     return save_tensors(tensors, metadata)
 
 
+def encoder_bytes(model: Classifier, about: Mapping[str, str]) -> bytes:
+    """The backbone alone, as the content of a weights file; `about` goes into its metadata."""
+    kept = {name: tensor.contiguous() for name, tensor in model.state_dict().items() if name.startswith("backbone.")}
+    return save_tensors(kept, {"format": "pt", **about, DIGEST: digest_of(kept)})
+
+
 def save_calibration(file: Path, card: ModelCard, calibration: Calibration) -> None:
     """Write CALIBRATION beside the model `file`, for the weights that `card` describes. `file` stays unchanged."""
     stored = _StoredCalibration(card.epoch, card.data_fingerprint, calibration)
@@ -361,6 +367,9 @@ def read_card(file: Path) -> ModelCard:
 def _read_header(file: Path) -> tuple[Shapes, dict[str, str]]:
     """Shapes of the tensors, and the metadata. safetensors refuses a header that does not fit the file's length."""
     if not file.exists():
+        if file.with_name(ENCODER).exists():
+            problem = f"{file.parent} was pretrained without labels and has no classifier."
+            raise HemafastError(problem, f"Train one: `hemafast train --weights {file.parent}`.")
         raise HemafastError(f"There is no {file}.", "Wait for the first epoch to end, or name another run.")
     try:
         refuse_special(file)

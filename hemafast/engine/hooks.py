@@ -10,8 +10,9 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from statistics import median
 
+from hemafast.command import resuming
 from hemafast.data.batch import Batch
-from hemafast.engine.checkpoint import model_bytes, save_last
+from hemafast.engine.checkpoint import save_last
 from hemafast.engine.duration import TimeBudget, seconds_to_end, what_fits
 from hemafast.engine.journal import Journal
 from hemafast.engine.load import Load
@@ -21,7 +22,7 @@ from hemafast.engine.stop import StopFlag, exit_code
 from hemafast.errors import HemafastError, StoppedError
 from hemafast.files import make_inside, write_bytes, write_table, write_tensors
 from hemafast.preparation.split import TRAIN
-from hemafast.run_folder import BEST, LAST, NONFINITE
+from hemafast.run_folder import LAST, NONFINITE
 from hemafast.words import counted
 
 logger = logging.getLogger("hemafast")
@@ -218,16 +219,16 @@ class Saver:
         return (self._folder / LAST).exists() or not self._folder.is_dir()
 
     def _again(self) -> str:
-        return f"run `hemafast train --resume {self._folder}`" if self._resumable else "start it again"
+        return f"run `{resuming(self._run.config, self._folder)}`" if self._resumable else "start it again"
 
     def hold_best(self) -> None:
         """Hold the present model as the best one until `save` can write it."""
         if self._run.world.first:
-            self._best = model_bytes(self._run.learner.scored_model, self._run.model_card())
+            self._best = self._run.task.kept(self._run)
 
     def _write_best(self) -> None:
         if self._best:
-            write_bytes(self._folder / BEST, self._best)
+            write_bytes(self._folder / self._run.task.file, self._best)
             self._best = b""
 
 
@@ -265,6 +266,6 @@ class Stops:
         raise StoppedError(
             f"Stopped by {signal.Signals(number).name} after {counted(state.steps_done, 'update')}, in epoch "
             f"{state.epochs_done + 1} of {self._run.config.epochs}. Everything is saved.",
-            f"Continue with `hemafast train --resume {self._folder}`.",
+            f"Continue with `{resuming(self._run.config, self._folder)}`.",
             exit_code=exit_code(number),
         )

@@ -18,7 +18,7 @@ from hemafast.engine.step import Totals
 from hemafast.engine.trackers import LR, Tracker
 from hemafast.errors import HemafastError
 from hemafast.files import open_in_place, write_text, writing
-from hemafast.metrics import Confusion, macro_f1
+from hemafast.metrics import Confusion
 from hemafast.pictures import confusion_figure
 from hemafast.printable import PrintableFormatter
 from hemafast.progress import SILENT, Progress
@@ -93,12 +93,12 @@ class Journal:
 
     def advance(self, images: int, totals: Totals | None = None, state: RunState | None = None) -> None:
         """Report this number of further images; in training, with the latest scores if they are known and shown."""
-        latest = totals.glance() if totals is not None and self._progress.shows else None
+        latest = totals.latest() if totals is not None and self._progress.shows else None
         if latest is None:
             self._progress.advance(images)
             return
         waited = {"data_wait_share": state.waited / state.seconds} if state is not None and state.seconds else {}
-        self._progress.advance(images, loss=latest[0], f1_macro=macro_f1(latest[1]), **waited)
+        self._progress.advance(images, **latest, **waited)
 
     def end_epoch(
         self,

@@ -19,12 +19,13 @@ from hemafast.engine.distributed import World
 from hemafast.engine.layout import avoid_wrong_gradients
 from hemafast.engine.machine import Machine
 from hemafast.engine.optimizer import build_optimizer
-from hemafast.engine.step import EvalStep, Mix, TrainStep
+from hemafast.engine.step import EvalStep, Mix, Totals, TrainStep, ViewTotals
 from hemafast.engine.teacher import Teacher
 from hemafast.errors import HemafastError
 from hemafast.fuse_norm import fuse_batch_norms
 from hemafast.model import Classifier, Network, build_model
 from hemafast.objective import CrossEntropy, LineageTerm, build_loss
+from hemafast.pretraining import Encoder, build_encoder
 from hemafast.weights import load_initial_weights
 
 
@@ -44,6 +45,11 @@ class Learner:
     started_from: str
     """The origin of the first weights, in words."""
     teacher: Teacher | None = None
+
+    def new_totals(self) -> Totals:
+        """Totals of what the steps count, which start at zero."""
+        model, device = self.model, self.model.scale.device.type
+        return ViewTotals(model.views, device) if isinstance(model, Encoder) else Totals(model.classes, device)
 
 
 def build_learner(
@@ -69,12 +75,12 @@ def build_learner(
     if machine.device == "cuda":
         torch.backends.cudnn.benchmark = True  # shapes are static, so each is tried once
     classes = len(counts)
-    model, started_from = _build_network(settings, classes, machine, started_from)
+    model, started_from = _build_network(settings, classes, machine, started_from, alone=world.alone)
     if model.learns_norms:
         _refuse_too_few(int(counts.sum()), world.process.world_size)
     model = model.to(machine.device)
     avoid_wrong_gradients(model, machine, settings)
-    ema = Average(model, settings.ema) if settings.ema else None
+    ema = _average_of(model, settings)
     scored_model = ema.module if ema else model
     use_own_gradients(model, machine)
     if fuse and not machine.compiled:
@@ -83,14 +89,9 @@ def build_learner(
     optimizer = build_optimizer(
         model, weight_decay=settings.weight_decay, layer_decay=settings.layer_decay, device=machine.device
     )
-    loss = build_loss(
-        counts,
-        settings.loss,
-        smoothing=settings.label_smoothing,
-        focal_gamma=settings.focal_gamma,
-        logit_tau=settings.logit_tau,
-        lineage=lineage,
-    ).to(machine.device)
+    if ema is not None and isinstance(model, Encoder):
+        model.learn_from(ema.module)
+    loss = _loss_of(model, settings, counts, lineage).to(machine.device)
     mixes = settings.mixup > 0 or settings.cutmix > 0
     compiler = Compiler(
         enabled=machine.compiled,
@@ -127,16 +128,18 @@ def build_eval_step(model: Network, machine: Machine, around: nn.Module | None =
 
 
 def _build_network(
-    settings: TrainConfig, classes: int, machine: Machine, started_from: str | None
+    settings: TrainConfig, classes: int, machine: Machine, started_from: str | None, *, alone: bool
 ) -> tuple[Classifier, str]:
     model = build_model(
         settings.model,
-        classes,
+        0 if settings.method else classes,
         settings.image_size,
         dropout=settings.dropout,
         drop_path=settings.drop_path,
         standardize=settings.standardize,
     )
+    if settings.method:
+        model = build_encoder(model, settings.image_size, settings.method, views=settings.views, gather=not alone)
     if started_from is None:
         started_from = load_initial_weights(
             model.backbone, settings.model, pretrained=settings.pretrained, file=settings.weights
@@ -145,6 +148,27 @@ def _build_network(
         model = synchronised(model, machine)
     model.freeze(stages=settings.freeze_stages, norm=settings.freeze_norm)
     return model, started_from
+
+
+def _average_of(model: Classifier, settings: TrainConfig) -> Average[Classifier] | None:
+    """The averaged network, if one is asked for or a self-supervised method learns from it."""
+    decay = settings.ema or (model.teacher_decay if isinstance(model, Encoder) else None)
+    return Average(model, decay) if decay else None
+
+
+def _loss_of(
+    model: Classifier, settings: TrainConfig, counts: npt.NDArray[np.int64], lineage: LineageTerm | None
+) -> nn.Module:
+    if isinstance(model, Encoder):
+        return model.loss
+    return build_loss(
+        counts,
+        settings.loss,
+        smoothing=settings.label_smoothing,
+        focal_gamma=settings.focal_gamma,
+        logit_tau=settings.logit_tau,
+        lineage=lineage,
+    )
 
 
 def _refuse_too_few(images: int, processes: int) -> None:

@@ -7,8 +7,6 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
-
 from hemafast.data.batch import Batch
 from hemafast.engine.hooks import Clock, NonfiniteCheck, Saver, Stops
 from hemafast.engine.journal import Journal
@@ -16,9 +14,8 @@ from hemafast.engine.run import Run
 from hemafast.engine.starting import Starting
 from hemafast.engine.step import seed_batch, update_plan
 from hemafast.engine.stop import StopFlag
-from hemafast.engine.validate import Outcome, validate
+from hemafast.engine.task import Scored
 from hemafast.errors import HemafastError
-from hemafast.metrics import accuracy, macro_f1
 
 logger = logging.getLogger("hemafast")
 
@@ -65,18 +62,18 @@ def train_run(run: Run, folder: Path, journal: Journal, flag: StopFlag, starting
         clock.trained()
         check_finite(learner.train_step.bad.read())
         rows = {"train": _train_row(run)}
-        outcome, rows["val"] = _validate(run, journal, stops, clock)
-        _refuse_not_finite(outcome.loss, epoch)  # the last update may have ruined the weights
+        scored, rows["val"] = _score(run, journal, stops, clock)
+        _refuse_not_finite(scored.broken, epoch)  # the last update may have ruined the weights
         state.epochs_done, state.steps_validated = epoch, state.steps_done
-        if rows["val"]["f1_macro"] > state.best_f1:
+        if run.task.keeps(scored.score, state.best_f1):
             saver.hold_best()
-            state.best_f1, state.best_epoch = rows["val"]["f1_macro"], epoch
+            state.best_f1, state.best_epoch = scored.score, epoch
         lrs = _rates_of(run, epoch, rates)
-        journal.end_epoch(epoch, rows, confusion=outcome.pooled, classes=run.dataset.info.classes, lrs=lrs)
+        journal.end_epoch(epoch, rows, confusion=scored.confusion, classes=run.dataset.info.classes, lrs=lrs)
         logger.info(_epoch_line(run, epoch, rows))
         run.begin_epoch()
         saver.save(must=run.over)
-    logger.info("best epoch %d: macro-F1 %.4f on the validation set", state.best_epoch, state.best_f1)
+    logger.info(run.task.told_at_the_end(run))
 
 
 def _first_batch(run: Run) -> int:
@@ -99,45 +96,29 @@ def _batches(run: Run, plan: list[tuple[float, bool]], first: int, clock: Clock)
                 break
 
 
-def _validate(run: Run, journal: Journal, stops: Stops, clock: Clock) -> tuple[Outcome, dict[str, float]]:
-    journal.begin("validating", run.state.epochs_done + 1, run.val_batches.images)
+def _score(run: Run, journal: Journal, stops: Stops, clock: Clock) -> tuple[Scored, dict[str, float]]:
+    journal.begin("validating", run.state.epochs_done + 1, run.task.images(run))
     started = time.perf_counter()
 
     def on_batch(images: int) -> None:
         stops.in_validation()
         journal.advance(images)
 
-    outcome = validate(
-        run.learner.scored_model,
-        run.learner.eval_step,
-        run.val_batches,
-        run.plan.val,
-        run.new_totals(),
-        world=run.world,
-        on_batch=on_batch,
-    )
+    scored = run.task.score(run, on_batch)
     seconds = time.perf_counter() - started
     clock.validated(seconds)
-    return outcome, {
-        "loss": outcome.loss,
-        "accuracy": accuracy(outcome.pooled),
-        "f1_macro": macro_f1(outcome.pooled),
-        **{f"f1_macro_{name}": macro_f1(confusion) for name, confusion in outcome.domains.items()},
-        **_paced(run, "evaluation", int(outcome.pooled.sum()), seconds),
-    }
+    return scored, {**scored.row, **_paced(run, "evaluation", scored.images, seconds)}
 
 
 def _train_row(run: Run) -> dict[str, float]:
     state, totals = run.state, run.totals
     totals.load(totals.summed(run.world))
-    loss, confusion = totals.read()
+    measured, images = totals.measured()
     row = {
-        "loss": loss,
-        "accuracy": accuracy(confusion),
-        "f1_macro": macro_f1(confusion),
+        **measured,
         "lr": run.schedule(max(run.tick - 1, 0)),
         "grad_norm": totals.mean_norm(),
-        **_paced(run, "training", int(confusion.sum()), state.seconds),
+        **_paced(run, "training", images, state.seconds),
         "data_wait_share": state.waited / state.seconds,
         "bad_updates": state.bad_updates,
     }
@@ -153,11 +134,11 @@ def _rates_of(run: Run, epoch: int, used: dict[int, float]) -> dict[int, float]:
     return {step: run.schedule(step) for step in range((epoch - 1) * run.updates, epoch * run.updates)}
 
 
-def _refuse_not_finite(loss: float, epoch: int) -> None:
+def _refuse_not_finite(broken: str, epoch: int) -> None:
     """Stop before broken weights replace good ones on the disk."""
-    if not np.isfinite(loss):
+    if broken:
         raise HemafastError(
-            f"The validation loss is {loss} in epoch {epoch}. The checkpoint before it is intact.",
+            f"{broken} in epoch {epoch}. The checkpoint before it is intact.",
             "Lower the learning rate with --lr.",
         )
 
@@ -166,8 +147,7 @@ def _epoch_line(run: Run, epoch: int, rows: dict[str, dict[str, float]]) -> str:
     train, val = rows["train"], rows["val"]
     of = f"/{run.duration.epochs}" if run.duration.epochs else ""
     return (
-        f"epoch {epoch}{of}: train loss {train['loss']:.3f}, val loss {val['loss']:.3f}, "
-        f"val macro-F1 {val['f1_macro']:.4f}, accuracy {val['accuracy']:.4f}, "
+        f"epoch {epoch}{of}: train loss {train['loss']:.3f}, {run.task.told(val)}, "
         f"{train['images_per_second']:,.1f} images/s, {train['seconds'] + val['seconds']:.1f} s{_compiling(rows)}"
     )
 

@@ -20,7 +20,8 @@ def build_optimizer(
 
     The rate is a tensor on the device, so that a captured CUDA graph reads it at every replay.
     """
-    groups = _groups(model.backbone, weight_decay, layer_decay)
+    heads = nn.ModuleList(part for name, part in model.named_children() if name != "backbone")
+    groups = [*_groups(model.backbone, weight_decay, layer_decay), *_two_groups(heads, weight_decay, ())]
     for group in groups:
         group["lr"] = torch.zeros((), device=device)
     return _AdamW(groups, fused=True, capturable=device == "cuda")

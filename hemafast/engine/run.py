@@ -18,6 +18,7 @@ from hemafast.engine.plan import Plan
 from hemafast.engine.schedule import Schedule
 from hemafast.engine.state import RunState
 from hemafast.engine.step import Totals
+from hemafast.engine.task import Task
 from hemafast.errors import HemafastError
 from hemafast.preparation.schema import DatasetInfo, field_of_view_of
 
@@ -35,6 +36,7 @@ class Run:
     schedule: Schedule
     train_batches: Loader
     val_batches: Loader
+    task: Task
     state: RunState = field(default_factory=RunState)
     totals: Totals = field(init=False)
     """Sums over this epoch."""
@@ -70,7 +72,7 @@ class Run:
 
     def new_totals(self) -> Totals:
         """Totals that start at zero."""
-        return Totals(len(self.dataset.info.classes), self.plan.machine.device)
+        return self.learner.new_totals()
 
     def resize(self, image_size: int) -> None:
         """Deliver images of this size from the next batch on."""

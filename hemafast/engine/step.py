@@ -20,7 +20,7 @@ from hemafast.engine.distributed import World
 from hemafast.engine.machine import Machine
 from hemafast.engine.optimizer import set_rate
 from hemafast.engine.teacher import Teacher
-from hemafast.metrics import Confusion
+from hemafast.metrics import Confusion, accuracy, macro_f1
 from hemafast.model import Classifier
 
 _LEAST_SCALE = 1.0  # of fp16: above it, an overflow only means that the scaler still looks for its scale
@@ -90,6 +90,17 @@ class Totals:
         sums = self._late.glance()
         return None if sums is None else self._split(sums)
 
+    def latest(self) -> dict[str, float] | None:
+        """The scores of `glance` by name, to be shown while a run trains."""
+        seen = self.glance()
+        return None if seen is None else {"loss": seen[0], "f1_macro": macro_f1(seen[1])}
+
+    def measured(self) -> tuple[dict[str, float], int]:
+        """Scores by name, and the number of images they are of; waits for the device."""
+        loss, confusion = self.read()
+        scores = {"loss": loss, "accuracy": accuracy(confusion), "f1_macro": macro_f1(confusion)}
+        return scores, int(confusion.sum())
+
     def mean_norm(self) -> float:
         """Mean gradient norm of all updates."""
         return float(self._norm / self._updates)
@@ -107,6 +118,34 @@ class Totals:
     def _split(self, sums: npt.NDArray[np.float64]) -> tuple[float, Confusion]:
         confusion = sums[3:].reshape(self._classes, self._classes).astype(np.int64)
         return float(sums[0]) / max(int(confusion.sum()), 1), confusion
+
+
+class ViewTotals(Totals):
+    """Loss, gradient norm and number of images, without classes."""
+
+    def __init__(self, views: int, device: str) -> None:
+        super().__init__(1, device)
+        self._views = views
+
+    def add(self, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
+        """Add a batch: its mean loss; its labels (n,) say how many views it has."""
+        images = len(labels) // self._views
+        self._confusion += images
+        self._loss += loss.detach().double() * images
+
+    def empty(self) -> ViewTotals:
+        """Sums on the same device that start at zero."""
+        return ViewTotals(self._views, self._sums.device.type)
+
+    def latest(self) -> dict[str, float] | None:
+        """The loss."""
+        seen = self.glance()
+        return None if seen is None else {"loss": seen[0]}
+
+    def measured(self) -> tuple[dict[str, float], int]:
+        """The loss, and the number of images."""
+        loss, confusion = self.read()
+        return {"loss": loss}, int(confusion.sum())
 
 
 class BadUpdates:
@@ -136,12 +175,16 @@ class BadUpdates:
         self._counts[0] = count
 
 
+def precision_of(machine: Machine) -> torch.autocast:
+    """The context in which networks compute in the machine's precision."""
+    return torch.autocast(machine.device, dtype=machine.dtype, enabled=machine.dtype is not None)
+
+
 def loss_forward(model: nn.Module, loss: nn.Module, machine: Machine) -> Forward:
     """A function from uint8 images (n, 3, size, size) and targets to loss and logits, in the machine's precision."""
-    dtype = machine.dtype
 
     def forward(images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        with torch.autocast(machine.device, dtype=dtype, enabled=dtype is not None):
+        with precision_of(machine):
             logits = model(images)
         return loss(logits.float(), targets), logits
 

@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from hemafast.config import Amp, TrainConfig
+from hemafast.config import Amp, TrainConfig, views_of
 from hemafast.data.batch import Batch
 from hemafast.data.dataset import Dataset
 from hemafast.engine.answers import Answers
@@ -30,7 +30,6 @@ from hemafast.engine.compiling import Compiled, cache_in
 from hemafast.engine.distributed import World
 from hemafast.engine.learner import build_learner
 from hemafast.engine.machine import Choice, Machine, choose_input, machine_for, room_of
-from hemafast.engine.step import Totals
 from hemafast.errors import HemafastError
 from hemafast.preparation.split import TRAIN, VAL
 
@@ -283,10 +282,11 @@ class Trial:
         on = replace(self._machine, compiled=False)
         # Random weights, because their values do not affect the time.
         learner = build_learner(config, on, self._counts, batch_size=size, started_from="random weights, for a trial")
-        totals, side = Totals(classes, device), config.image_size
-        images = torch.randint(0, 256, (size, side, side, 3), dtype=torch.uint8, device=device)
-        labels = torch.arange(size, device=device) % classes
-        batch = Batch(images.permute(0, 3, 1, 2), labels, torch.arange(size))
+        totals, side = learner.new_totals(), config.image_size
+        seen = size * views_of(config)
+        images = torch.randint(0, 256, (seen, side, side, 3), dtype=torch.uint8, device=device)
+        labels = torch.arange(seen, device=device) % classes
+        batch = Batch(images.permute(0, 3, 1, 2), labels, torch.arange(seen))
         for step in count():
             started = time.perf_counter()
             learner.train_step(batch, 1e-4, totals, step=step)

@@ -1,4 +1,4 @@
-"""Classify a split, without randomness."""
+"""Look at a split without randomness: classify its images, or take their features."""
 
 from __future__ import annotations
 
@@ -13,8 +13,11 @@ from torch import nn
 from hemafast.data.loader import Loader
 from hemafast.data.samples import Samples
 from hemafast.engine.distributed import World
-from hemafast.engine.step import EvalStep, Totals
+from hemafast.engine.machine import Machine
+from hemafast.engine.step import EvalStep, Totals, precision_of
 from hemafast.metrics import Confusion, count_confusion
+from hemafast.model import Classifier
+from hemafast.neighbours import Features, Labels
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +29,31 @@ class Outcome:
     """(images, classes)."""
     pooled: Confusion
     domains: dict[str, Confusion]
+
+
+@torch.inference_mode()
+def features_of(
+    model: Classifier,
+    machine: Machine,
+    loader: Loader,
+    *,
+    world: World | None = None,
+    on_batch: Callable[[int], None] = lambda images: None,
+) -> tuple[Features, Labels]:
+    """Features (n, d) and labels (n,) of all images of an `eval_loader`, in shard order; otherwise as `validate`."""
+    world = world or World()
+    model.eval()
+    world.align(model)
+    parts = []
+    for batch in loader.epoch(0):
+        with precision_of(machine):
+            found = model.features(batch.images)
+        parts.append((batch.rows.numpy(), found.float().cpu().numpy(), batch.labels.cpu().numpy()))
+        on_batch(len(batch.labels))
+    of_all = [part for mine in world.gather(parts) for part in mine]
+    rows, features, labels = map(np.concatenate, zip(*of_all, strict=True))
+    order = np.argsort(rows)
+    return features[order], labels[order]
 
 
 def validate(

@@ -7,16 +7,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from hemafast.evaluate.folds import folds_apart
 from hemafast.evaluate.intervals import Weights, resample, with_intervals
 from hemafast.evaluate.metrics import Labels, confusions, count_scores
+from hemafast.neighbours import Features, nearest_labels
 
-Features = npt.NDArray[np.float32]
-
-NEIGHBOURS = 20
-"""As many vote, by their closeness in angle (Wu et al. 2018, arXiv 1805.01978); fewer in small sets."""
 MOST = 20_000
 """Cells that are probed; of more, some are drawn."""
 _FOLDS = 5
@@ -48,7 +44,7 @@ def probe(features: Features, labels: Sequence[str], groups: Sequence[str], seed
         "images": len(drawn),
         "classes": names.tolist(),
         "folds": len(folds),
-        "knn": _scored(places, _held_out(_neighbours, features, places, folds), len(names)),
+        "knn": _scored(places, _held_out(nearest_labels, features, places, folds), len(names)),
         "linear": _scored(places, _held_out(_linear, features, places, folds), len(names)),
     }
 
@@ -59,13 +55,6 @@ def _held_out(answer: Any, features: Features, labels: Labels, folds: Sequence[t
     for fitted, left in folds:
         answers[left] = answer(features[fitted], labels[fitted], features[left])
     return answers
-
-
-def _neighbours(features: Features, labels: Labels, asked: Features) -> Labels:
-    from sklearn.neighbors import KNeighborsClassifier
-
-    model = KNeighborsClassifier(min(NEIGHBOURS, len(labels)), weights="distance", metric="cosine")
-    return np.asarray(model.fit(features, labels).predict(asked))
 
 
 def _linear(features: Features, labels: Labels, asked: Features) -> Labels:

@@ -16,7 +16,7 @@ from command import asked_of_training, hemafast
 from typer.testing import CliRunner
 
 from hemafast.cli import app
-from hemafast.config import TrainConfig, option_of
+from hemafast.config import PRETRAINING, TrainConfig, option_of
 
 FROZEN = Path(__file__).with_name("options.json")
 MADE = ("train", "lr-find", "bench", "sweep", "crossdomain")
@@ -70,7 +70,7 @@ def test_no_option_appears_changes_or_goes_unseen():
 
 @pytest.mark.parametrize("command", MADE)
 def test_commands_that_train_take_every_setting(command):
-    missing = {"output"} if command in ("lr-find", "bench") else set()
+    missing = {*PRETRAINING, *(("output",) if command in ("lr-find", "bench") else ())}
     for name in TrainConfig.__dataclass_fields__.keys() - missing:
         flag = option_of(TrainConfig, name).flag or f"--{name.replace('_', '-')}"
         assert any(flag in flags.split("/") for flags in options_of(command)), (command, flag)

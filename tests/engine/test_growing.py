@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from hemafast.data import source
-from hemafast.engine import loop
+from hemafast.engine import task
 from hemafast.engine.checkpoint import load_best, load_last
 from hemafast.engine.journal import read_rows
 from hemafast.engine.step import EvalStep, TrainStep
@@ -68,7 +68,7 @@ def test_an_epoch_in_which_images_grow_has_every_image_once(settings, monkeypatc
 
 
 def test_the_model_knows_the_size_of_its_best_epoch(settings, monkeypatch):
-    monkeypatch.setattr(loop, "macro_f1", lambda _: 0.5)  # so that the first epoch stays the best one
+    monkeypatch.setattr(task, "macro_f1", lambda _: 0.5)  # so that the first epoch stays the best one
     folder = train(settings(epochs=2, batch_size=10, image_size=64, growing_from=(32,)))
     _, card = load_best(folder / BEST)
     assert (card.epoch, card.image_size) == (1, 32)
@@ -77,7 +77,7 @@ def test_the_model_knows_the_size_of_its_best_epoch(settings, monkeypatch):
 def test_a_run_that_grows_is_evaluated_at_the_size_of_its_best_epoch(settings, monkeypatch, sizes):
     from hemafast.evaluate.evaluate import evaluate_run
 
-    monkeypatch.setattr(loop, "macro_f1", lambda _: 0.5)
+    monkeypatch.setattr(task, "macro_f1", lambda _: 0.5)
     folder = train(settings(epochs=2, batch_size=10, image_size=64, growing_from=(32,)))
     sizes["val"].clear()
     metrics = evaluate_run(folder)

@@ -9,7 +9,7 @@ from steps import CLASSES, CPU, batch_of, network
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from hemafast.config import LossName
-from hemafast.engine import loop
+from hemafast.engine import task
 from hemafast.engine.average import Average
 from hemafast.engine.optimizer import build_optimizer
 from hemafast.engine.step import Mix, Totals, TrainStep
@@ -119,7 +119,7 @@ def test_the_watch_sees_a_value_that_is_read_within_a_step(waits):
 
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_an_epoch_of_twice_as_many_batches_makes_the_host_wait_no_more_often(settings, waits, monkeypatch, accumulate):
-    monkeypatch.setattr(loop, "macro_f1", lambda confusion: 0.5)  # or a lucky epoch would write one more best model
+    monkeypatch.setattr(task, "macro_f1", lambda confusion: 0.5)  # or a lucky epoch would write one more best model
     found = {}
     for batch_size in (12, 6):
         config = settings(**EVERYTHING, epochs=2, batch_size=batch_size, accumulate=accumulate)

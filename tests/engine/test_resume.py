@@ -16,7 +16,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from hemafast.config import FREE, TrainConfig, option_of, to_plain
-from hemafast.engine import hooks
+from hemafast.engine import hooks, task
 from hemafast.engine.checkpoint import load_last
 from hemafast.engine.journal import Journal, read_rows
 from hemafast.engine.step import EvalStep, TrainStep
@@ -182,7 +182,7 @@ def test_a_stop_within_validation_loses_nothing(settings, straight, assert_equal
 
 @pytest.mark.parametrize(
     ("place", "name", "call"),
-    [(hooks, "model_bytes", 1), (Journal, "end_epoch", 2), (hooks, "save_last", 3)],
+    [(task, "model_bytes", 1), (Journal, "end_epoch", 2), (hooks, "save_last", 3)],
     ids=["before the best model", "before the row of epoch 2", "between the row and the checkpoint of epoch 2"],
 )
 def test_a_crash_behind_validation_loses_nothing(settings, tracked, assert_equal_runs, place, name, call):
@@ -343,7 +343,7 @@ def test_free_changes_pass_and_change_nothing_that_is_learned(straight, stopped,
     ("name", "value"),
     [
         *(("data", "elsewhere"), ("fold", 1), ("model", "test_vit"), ("weights", "w.safetensors")),
-        *(("pretrained", "yes"), ("lineage", "tree.toml"), ("teacher", "elsewhere")),
+        *(("pretrained", "yes"), ("lineage", "tree.toml"), ("teacher", "elsewhere"), ("method", "byol"), ("views", 3)),
     ],
 )
 def test_what_a_run_is_made_of_is_refused_even_if_changes_are_allowed(straight, name, value):

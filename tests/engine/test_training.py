@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 from torch.nn import functional
 
-from hemafast.engine import loop
+from hemafast.engine import task
 from hemafast.engine.build import build_run
 from hemafast.engine.distributed import World
 from hemafast.engine.journal import column, read_rows
@@ -74,13 +74,13 @@ def test_the_same_seed_gives_the_same_weights_and_another_seed_others(settings):
 
 
 def test_validation_sees_every_image_whole_and_still_while_training_augments(settings, monkeypatch, seen):
-    original, epochs = loop.validate, []
+    original, epochs = task.validate, []
 
     def spy(model, step, loader, samples, totals, **named):
         epochs.append((np.concatenate([batch.images.permute(0, 2, 3, 1).numpy() for batch in loader.epoch()]), samples))
         return original(model, step, loader, samples, totals, **named)
 
-    monkeypatch.setattr(loop, "validate", spy)
+    monkeypatch.setattr(task, "validate", spy)
     train(settings(epochs=2, policy="basic", image_size=56))
     (first, samples), (second, _) = epochs
     assert np.array_equal(first, np.asarray(samples.packed)[:, 4:60, 4:60])  # the centre window of 7/8, pixel for pixel

@@ -59,6 +59,10 @@ class Member:
         return f"{self.domain}/{self.label}/{self.file}"
 
 
+UNLABELLED = "unlabelled"
+"""Class of all images where labels are ignored."""
+
+
 @dataclass(frozen=True, slots=True)
 class Domain:
     """One laboratory: where its images come from."""
@@ -106,6 +110,8 @@ def gather(config: PrepareConfig, progress: Progress = SILENT) -> Gathered:
     members = _apart(members)
     if labels is not None:
         members = [_of_table(member, labels, config) for member in members]
+    if config.ignore_labels:
+        members = [replace(member, label=UNLABELLED) for member in members]
     members, lost = _without_class(members, NOT_LISTED if labels else NO_CLASS)
     passed += lost
     if not members:

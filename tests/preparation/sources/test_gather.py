@@ -277,3 +277,18 @@ def test_a_class_that_cannot_be_a_folder_is_refused(tmp_path, encode):
     (tmp_path / "labels.csv").write_text("path,label\n1.png,band/stab\n", encoding="utf-8")
     with pytest.raises(HemafastError, match="'band/stab' cannot be the name of a folder"):
         _gathered(tmp_path / "source", labels=tmp_path / "labels.csv")
+
+
+def test_where_labels_are_ignored_every_image_of_any_folder_is_of_one_class(tmp_path, encode):
+    names = ("1.png", "basophil/1.png", "odd name/deep/2.png")
+    pack(tmp_path / "source", _images(encode, *names))
+    found = _gathered(tmp_path / "source", ignore_labels=True)
+    assert {member.label for member in found.members} == {"unlabelled"}
+    assert len({member.name for member in found.members}) == len(names)
+    assert found.passed == ()
+
+
+@pytest.mark.parametrize("given", [{"labels": "l.csv"}, {"labels_fix": "f.csv"}, {"class_map": {"a": "b"}}])
+def test_labels_that_are_ignored_are_not_given(given):
+    with pytest.raises(HemafastError, match="exclude each other"):
+        PrepareConfig(ignore_labels=True, **given)
