@@ -91,7 +91,7 @@ def _mean_map(model: Ensemble, views: Pixels, classes: Sequence[int] | None, met
         whole = resized(torch.from_numpy(found)[:, None], model.image_size, model.sizes[place])[:, 0]
         maps += weight * whole.numpy()
     most = maps.max((1, 2), keepdims=True)
-    return maps / np.where(most > 0, most, np.float32(1))
+    return np.asarray(maps / np.where(most > 0, most, 1), dtype=np.float32)
 
 
 @torch.inference_mode()
