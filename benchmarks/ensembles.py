@@ -29,7 +29,6 @@ from output import JsonFile, machine_line, table, write_json
 import hemafast as hf
 from hemafast.deploy.weigh import fit_weights, worth_their_cost
 from hemafast.engine.machine import machine_facts
-from hemafast.evaluate.evaluate import FITTED, scores_folder
 from hemafast.evaluate.intervals import interval, resample
 from hemafast.evaluate.metrics import Labels, Scores, confusions, count_scores
 from hemafast.evaluate.predictions import read_predictions
@@ -117,6 +116,8 @@ def combined(runs: Sequence[hf.TrainedRun], method: Any, folder: Path) -> hf.Tra
 
 def everywhere(run: hf.TrainedRun, labs: Mapping[str, hf.Dataset]) -> ByLab:
     """What a run says of the validation images at home, and of all images of the other laboratories."""
+    from hemafast.evaluate.evaluate import scores_folder  # imports torch, which tables do without
+
     folders = {HOME: run.folder}
     for name, data in labs.items():
         folders[name] = scores_folder(run.folder, dict(evaluated_on(run, data, LABS[name].class_map)))
@@ -124,6 +125,8 @@ def everywhere(run: hf.TrainedRun, labs: Mapping[str, hf.Dataset]) -> ByLab:
 
 
 def _answers(folder: Path) -> Answers:
+    from hemafast.evaluate.evaluate import FITTED
+
     found, classes, probabilities = read_predictions(folder / PREDICTIONS)
     labels = np.array([classes.index(name) for name in found["label"]], dtype=np.int64)
     return Answers(labels, probabilities, (found["part"] == FITTED).to_numpy(dtype=np.bool_))
