@@ -2,40 +2,64 @@
 
     python benchmarks/ensembles.py --source DIR_WITH_THE_ARCHIVES --json benchmarks/results/ensembles.json
 
-Trains three seeds of `fast` on Acevedo_20.zip, or finds those of `another_lab.py` in the same `--work`, makes one model
-of them in each way, and scores all at home and in the laboratories of `another_lab.py`. Differences are to the mean
-score of the seeds alone, by the same resamples of the images. Images/s count seconds of the processor, which a busy
-machine changes little; all models take turns. The result is written after each side, and a later call adds what is
-missing.
+Trains three seeds of `fast` on Acevedo_20.zip, or finds those of `another_lab.py` in the same `--work`, and scores them
+and what is made of them at home and in the laboratories of `another_lab.py`. Mean and fitted weights are taken of the
+predictions of the seeds, which is what the ensemble of them answers (a test compares). The soup, and with `--student` a
+network that learns from the mean, are models that are evaluated. Differences are to the mean score of the seeds alone,
+by the same resamples of the images. Images/s count seconds of the processor, which a busy machine changes little. The
+result is written after each side, and a later call adds what is missing.
 """
 
 from __future__ import annotations
 
 import shlex
-import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import mean
 from typing import Annotated, Any
 
 import numpy as np
+import numpy.typing as npt
 import typer
 from another_lab import HOME, LABS, cell, described, prepared
 from library import evaluated_on, trained
 from output import JsonFile, machine_line, table, write_json
 
 import hemafast as hf
-from hemafast.deploy.engines import rates_of
+from hemafast.deploy.weigh import fit_weights, worth_their_cost
 from hemafast.engine.machine import machine_facts
-from hemafast.evaluate.evaluate import scores_folder
 from hemafast.evaluate.intervals import interval, resample
-from hemafast.evaluate.metrics import Scores, confusions, count_scores
+from hemafast.evaluate.metrics import Labels, Scores, confusions, count_scores
 from hemafast.evaluate.predictions import read_predictions
-from hemafast.run_folder import PREDICTIONS
+from hemafast.run_folder import PREDICTIONS, read_ensemble
 
 PRESET = "fast"
-METHODS = ("mean", "fitted", "soup")
 STUDENT = "student of the mean"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Answers:
+    """What a model says of the images of one laboratory."""
+
+    labels: Labels
+    probabilities: npt.NDArray[np.float64]
+    """(images, classes), calibrated."""
+    chooses: npt.NDArray[np.bool_]
+    """(images,): those that temperatures were fitted on, and that weights may be fitted on."""
+
+    def resampled(self) -> Scores:
+        """Macro-F1 of all images and then of each resample, (1 + resamples,)."""
+        predicted = self.probabilities.argmax(axis=1).astype(np.int64)
+        classes = self.probabilities.shape[1]
+        parts = [
+            count_scores(confusions(self.labels, predicted, weights, classes))["macro_f1"]
+            for weights in resample(len(self.labels))
+        ]
+        return np.concatenate(parts)
+
+
+ByLab = dict[str, Answers]
 
 
 def main(
@@ -43,41 +67,40 @@ def main(
     json_file: JsonFile,
     seed: Annotated[list[int], typer.Option(help="Seed of a member; may be repeated.")] = [1, 2, 3],  # noqa: B006
     work: Annotated[Path, typer.Option(help="Where prepared data and runs are kept.")] = Path("runs/another_lab"),
-    epochs: Annotated[int | None, typer.Option(help="Fewer epochs, to try the script.")] = None,
+    student: Annotated[bool, typer.Option("--student", help="Train a student of the mean too.")] = False,
 ) -> None:
     """Train, combine, teach, score everywhere, and write the result after each side."""
     home, labs = prepared(source, work / "data")
-    changes = {} if epochs is None else {"epochs": epochs}
-    runs = [trained(home, work / "runs", PRESET, number, **changes) for number in seed]
+    runs = [trained(home, work / "runs", PRESET, number) for number in seed]
     alone = [everywhere(run, labs) for run in runs]
+    scores = [{name: one.resampled() for name, one in found.items()} for found in alone]
+    options = [word for number in seed for word in ("--seed", str(number))] + ["--student"] * student
     result: dict[str, Any] = {
-        "command": shlex.join(["python", "benchmarks/ensembles.py", *_options(seed, epochs)]),
+        "command": shlex.join(["python", "benchmarks/ensembles.py", *options]),
         "machine": machine_facts("cpu"),
         "hemafast": hf.__version__,
         "data": described(home, labs),
-        "seeds": {str(number): plain(found) for number, found in zip(seed, alone, strict=True)},
-        "alone": {name: _spread([found[name][0] for found in alone]) for name in alone[0]},
+        "seeds": {str(number): plain(found) for number, found in zip(seed, scores, strict=True)},
+        "alone": {name: _spread([found[name][0] for found in scores]) for name in scores[0]},
         "sides": {},
     }
-    sides = {f"seed {seed[0]}": runs[0]}
-    for method in METHODS:
-        made = combined(runs, method, work / "ensembles")
-        sides[method] = made
-        result["sides"][method] = {"scores": plain(everywhere(made, labs), alone), "made": told(made)}
+
+    def add(side: str, found: ByLab, **more: Any) -> None:
+        own = {name: one.resampled() for name, one in found.items()}
+        result["sides"][side] = {"scores": plain(own, scores), **more}
         write_json(result, json_file)
-    result["images_per_cpu_second"] = rates(sides)
-    write_json(result, json_file)
-    student = trained(home, work / "students", PRESET, seed[0], teacher=sides["mean"].folder, **changes)
-    result["sides"][STUDENT] = {
-        "scores": plain(everywhere(student, labs), alone),
-        "made": {"seed": seed[0], "teacher": dict(student.metrics["training"]["teacher"])},
-    }
-    write_json(result, json_file)
 
-
-def _options(seeds: Sequence[int], epochs: int | None) -> list[str]:
-    words = [word for number in seeds for word in ("--seed", str(number))]
-    return words + ([] if epochs is None else ["--epochs", str(epochs)])
+    add("mean", averaged(alone, [1 / len(runs)] * len(runs)))
+    weights = weights_of([found[HOME] for found in alone])
+    fitted_on = int(alone[0][HOME].chooses.sum())
+    add("fitted", averaged(alone, weights), weights=weights, fitted_on=fitted_on)
+    soup = combined(runs, "soup", work / "ensembles")
+    result["images_per_cpu_second"] = rates(read_ensemble(soup.folder), weights)
+    add("soup", everywhere(soup, labs))
+    if student:
+        teacher = combined(runs, "mean", work / "ensembles")
+        taught = trained(home, work / "students", PRESET, seed[0], teacher=teacher.folder)
+        add(STUDENT, everywhere(taught, labs), teacher=dict(taught.metrics["training"]["teacher"]))
 
 
 def combined(runs: Sequence[hf.TrainedRun], method: Any, folder: Path) -> hf.TrainedRun:
@@ -91,33 +114,51 @@ def combined(runs: Sequence[hf.TrainedRun], method: Any, folder: Path) -> hf.Tra
     return runs[0].ensemble(*runs[1:], method=method, output=folder, device="cpu")
 
 
-def told(run: hf.TrainedRun) -> dict[str, Any]:
-    """What was measured when an ensemble was made: weights, cost, gain on the images that chose nothing."""
-    from hemafast.run_folder import read_ensemble
+def everywhere(run: hf.TrainedRun, labs: Mapping[str, hf.Dataset]) -> ByLab:
+    """What a run says of the validation images at home, and of all images of the other laboratories."""
+    from hemafast.evaluate.evaluate import scores_folder  # imports torch, which tables do without
 
-    found = read_ensemble(run.folder)
-    members = [{name: one[name] for name in ("weight", "macro_f1", "images_per_second")} for one in found["members"]]
-    kept = ("fitted_on", "images", "cost", "images_per_second", "verdict")
-    return {"members": members, **{name: found[name] for name in kept}}
-
-
-def everywhere(run: hf.TrainedRun, labs: Mapping[str, hf.Dataset]) -> dict[str, Scores]:
-    """Macro-F1 by laboratory, of all images and then of each resample, (1 + resamples,)."""
     folders = {HOME: run.folder}
     for name, data in labs.items():
         folders[name] = scores_folder(run.folder, dict(evaluated_on(run, data, LABS[name].class_map)))
-    return {name: _resampled(folder) for name, folder in folders.items()}
+    return {name: _answers(folder) for name, folder in folders.items()}
 
 
-def _resampled(folder: Path) -> Scores:
-    found, classes, _ = read_predictions(folder / PREDICTIONS)
-    places = {name: place for place, name in enumerate(classes)}
-    labels, predicted = (np.array([places[name] for name in found[column]]) for column in ("label", "predicted"))
-    parts = [
-        count_scores(confusions(labels, predicted, weights, len(classes)))["macro_f1"]
-        for weights in resample(len(labels))
-    ]
-    return np.concatenate(parts)
+def _answers(folder: Path) -> Answers:
+    from hemafast.evaluate.evaluate import FITTED
+
+    found, classes, probabilities = read_predictions(folder / PREDICTIONS)
+    labels = np.array([classes.index(name) for name in found["label"]], dtype=np.int64)
+    return Answers(labels, probabilities, (found["part"] == FITTED).to_numpy(dtype=np.bool_))
+
+
+def averaged(found: Sequence[ByLab], weights: Sequence[float]) -> ByLab:
+    """The weighted mean of the answers of several models."""
+    return {
+        name: replace(first, probabilities=np.tensordot(weights, [one[name].probabilities for one in found], axes=1))
+        for name, first in found[0].items()
+    }
+
+
+def weights_of(at_home: Sequence[Answers]) -> list[float]:
+    """Weights of models, fitted as `hemafast ensemble --method fitted` does; 0 for those left out."""
+    chooses = at_home[0].chooses
+    opinions = np.stack([one.probabilities[chooses] for one in at_home])
+    places, weights = worth_their_cost(fit_weights(opinions, at_home[0].labels[chooses]))
+    kept = dict(zip(places, weights.tolist(), strict=True))
+    return [kept.get(place, 0.0) for place in range(len(at_home))]
+
+
+def rates(made: Mapping[str, Any], weights: Sequence[float]) -> dict[str, float]:
+    """Images per second of the processor of each side, from those of the members; a soup costs as much as one."""
+    costs = [1 / one["images_per_second"] for one in made["members"]]
+    fitted = sum(cost for cost, weight in zip(costs, weights, strict=True) if weight)
+    return {
+        "one seed": 1 / mean(costs),
+        "mean": 1 / sum(costs),
+        "fitted": 1 / fitted,
+        "soup": made["images_per_second"],
+    }
 
 
 def plain(found: Mapping[str, Scores], alone: Sequence[Mapping[str, Scores]] = ()) -> dict[str, Any]:
@@ -138,23 +179,16 @@ def _spread(values: Sequence[float]) -> dict[str, float]:
     return {"mean": mean(numbers), "min": min(numbers), "max": max(numbers)}
 
 
-def rates(sides: Mapping[str, hf.TrainedRun]) -> dict[str, float]:
-    """Images per second of the processor of each model; they take turns."""
-    models = {name: run.model(device="cpu") for name, run in sides.items()}
-    (size,) = {model.card.image_size for model in models.values()}
-    return rates_of({name: model.logits for name, model in models.items()}, size, time.process_time)[0]
-
-
 def tables(results: Mapping[str, Any]) -> dict[str, str]:
     """Macro-F1 of each side at home and elsewhere with its gain over the seeds alone, and what it costs."""
     result = results["ensembles"]
-    labs, rate = [*result["data"]], result.get("images_per_cpu_second", {})
-    one = next(iter(rate.values()), None)
+    labs, rate = [*result["data"]], result["images_per_cpu_second"]
+    one = rate["one seed"]
     rows = [["one seed", *(cell(result["alone"][name]) for name in labs), _rate(one)]]
     for side, found in result["sides"].items():
-        own = one if side == STUDENT else rate.get(side)
+        own = rate.get(side, one)  # a student is a network like each of them
         rows.append([side, *(_gained(found["scores"][name]) for name in labs), _rate(own)])
-    fitted = result["sides"]["fitted"]["made"]["fitted_on"]
+    fitted = result["sides"]["fitted"]["fitted_on"]
     note = (
         f"Macro-F1; one seed: mean of {len(result['seeds'])} seeds of `{PRESET}` (least to most); below: difference "
         "to that mean with its 95 % interval, by the same resamples of the images. Weights of `fitted` were fitted on "
@@ -169,8 +203,8 @@ def _gained(found: Mapping[str, Any]) -> str:
     return f"**{found['macro_f1']:.3f}** {found['difference']['macro_f1']:+.3f} ({low:+.3f} to {high:+.3f})"
 
 
-def _rate(rate: float | None) -> str:
-    return "not measured" if rate is None else f"{rate:,.0f}"
+def _rate(rate: float) -> str:
+    return f"{rate:,.0f}"
 
 
 if __name__ == "__main__":
