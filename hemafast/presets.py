@@ -199,6 +199,7 @@ def pretrain() -> Fields:
         "warmup": 0.1,
         "weight_decay": 0.05,
         "clip_grad": 3.0,
+        "compile": "off",  # its losses choose on the host
     }
 
 

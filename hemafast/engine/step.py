@@ -175,16 +175,12 @@ class BadUpdates:
         self._counts[0] = count
 
 
-def precision_of(machine: Machine) -> torch.autocast:
-    """The context in which networks compute in the machine's precision."""
-    return torch.autocast(machine.device, dtype=machine.dtype, enabled=machine.dtype is not None)
-
-
 def loss_forward(model: nn.Module, loss: nn.Module, machine: Machine) -> Forward:
     """A function from uint8 images (n, 3, size, size) and targets to loss and logits, in the machine's precision."""
+    dtype = machine.dtype
 
     def forward(images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        with precision_of(machine):
+        with torch.autocast(machine.device, dtype=dtype, enabled=dtype is not None):
             logits = model(images)
         return loss(logits.float(), targets), logits
 

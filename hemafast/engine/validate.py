@@ -14,7 +14,7 @@ from hemafast.data.loader import Loader
 from hemafast.data.samples import Samples
 from hemafast.engine.distributed import World
 from hemafast.engine.machine import Machine
-from hemafast.engine.step import EvalStep, Totals, precision_of
+from hemafast.engine.step import EvalStep, Totals
 from hemafast.metrics import Confusion, count_confusion
 from hemafast.model import Classifier
 from hemafast.neighbours import Features, Labels
@@ -44,9 +44,9 @@ def features_of(
     world = world or World()
     model.eval()
     world.align(model)
-    parts = []
+    parts, dtype = [], machine.dtype
     for batch in loader.epoch(0):
-        with precision_of(machine):
+        with torch.autocast(machine.device, dtype=dtype, enabled=dtype is not None):
             found = model.features(batch.images)
         parts.append((batch.rows.numpy(), found.float().cpu().numpy(), batch.labels.cpu().numpy()))
         on_batch(len(batch.labels))

@@ -162,6 +162,20 @@ def test_an_epoch_without_validation_or_a_score_is_shown_and_never_the_best(term
     assert lines(live)[3].split() == ["1", "0.5000", "-", "-", "-", "-", "-", "-"]
 
 
+def test_the_table_of_pretraining_has_its_own_scores(terminal):
+    live = LiveProgress(terminal)
+    val = {"feature_spread": 0.8, "knn_accuracy": 0.75, "seconds": 1.0}
+    live.finish(epoch=1, rows={"train": {"loss": 4.0, "seconds": 9.0}, "val": val})
+    live.start("training", 100, epoch=2, epochs=3)
+    live.advance(10, loss=3.5)
+    shown = " ".join(lines(live))
+    assert "macro-F1" not in shown
+    assert "train loss 3.500  wait" in shown
+    assert "4.0000" in shown
+    assert "0.7500" in shown
+    assert "0.8000" in shown
+
+
 def test_nothing_is_cut_off_on_a_terminal_of_eighty_columns(terminal, clock):
     live = LiveProgress(terminal, clock)
     live.finish(epoch=100, rows=measured(0.4, seconds=100.0))

@@ -3,7 +3,7 @@
 import itertools
 import threading
 import time
-from dataclasses import fields
+from dataclasses import fields, replace
 from itertools import islice
 
 import numpy as np
@@ -252,3 +252,31 @@ def test_only_epochs_without_order_and_changes_repeat():
     assert _stream(9, 8, shuffle=False, policy="none").repeats
     assert not _stream(9, 8, shuffle=False).repeats
     assert not _stream(9, 8, policy="none").repeats
+
+
+@settings(max_examples=60, deadline=None, database=None, derandomize=True)
+@given(
+    images=st.integers(1, 120),
+    batch_size=st.integers(2, 20),
+    views=st.integers(2, 3),
+    epoch=st.integers(0, 3),
+    world_size=st.integers(1, 4),
+)
+def test_with_several_views_every_process_has_as_many_images_of_a_batch(images, batch_size, views, epoch, world_size):
+    if images < world_size:
+        return
+    ranks = [
+        replace(_stream(images, batch_size, rank=rank, world_size=world_size), views=views)
+        for rank in range(world_size)
+    ]
+    seen = []
+    for batches in zip(*(stream.epoch(epoch) for stream in ranks), strict=True):
+        assert len({len(draw.rows) for draw in batches}) == 1
+        for draw in batches:
+            rows = draw.rows.reshape(views, -1)
+            assert (rows == rows[0]).all()
+            assert len(draw.views.turn) == draw.rows.size
+            assert all(getattr(draw.views, field.name).flags.c_contiguous for field in fields(draw.views))
+            seen += rows[0].tolist()
+    assert len(seen) == len(set(seen)) == images - images % world_size
+    assert [whole for _, whole in ranks[0].sizes()] == [world_size * mine for mine, _ in ranks[0].sizes()]
