@@ -112,6 +112,15 @@ def test_every_command_that_a_page_mentions_exists_with_its_options(page):
             pass
 
 
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_targets_of_make_and_scripts_on_a_page_exist(page):
+    text = page.read_text(encoding="utf-8")
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), flags=re.MULTILINE))
+    assert set(re.findall(r"(?:^|`)make ([a-z]+)", text, flags=re.MULTILINE)) <= targets
+    scripts = re.findall(r"\b(?:python|bash|sbatch) ((?:tools|benchmarks|docs)/\S+?\.(?:py|sh|sbatch))", text)
+    assert not [script for script in scripts if not (ROOT / script).is_file()]
+
+
 @pytest.mark.parametrize("wrong", ["train --epoch 3", "train --epochs three", "predict", "tran --epochs 3"])
 def test_wrong_commands_are_found(tmp_path, wrong):
     page = tmp_path / "page.md"

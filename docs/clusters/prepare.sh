@@ -1,6 +1,6 @@
 #!/bin/bash
 # Prepare on eight machines, and join when the last one is done. Run this; it submits both jobs:
-#     bash docs/clusters/prepare.sbatch /shared/Source
+#     bash docs/clusters/prepare.sh /shared/Source
 # A part that dies is started again, and goes on.
 set -euo pipefail
 SOURCE=$1
