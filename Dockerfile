@@ -1,4 +1,4 @@
-# Two images, for machines without and with a card. Neither has been built or run yet; see docs/start.md.
+# Two images, for machines without and with a card. Neither has been built or run yet; see docs/install.md.
 #
 #   docker build --target cpu --tag hemafast:cpu .
 #   docker build --target cuda --tag hemafast:cuda .

@@ -23,7 +23,7 @@ INSTALLED := $(VENV)/.installed
 TOOLS     := $(VENV)/.tools
 INSTALL   := $(BIN)/python tools/install.py --device '$(DEVICE)' --torch-index '$(TORCH_INDEX)'
 
-.PHONY: help install train resume bench faults test lint format fuzz soak lock release image clean
+.PHONY: help install train resume bench faults test lint format docs fuzz soak lock release image clean
 
 help: ## List what can be made
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
@@ -37,7 +37,7 @@ $(INSTALLED): pyproject.toml constraints.txt tools/install.py
 	@touch $@
 
 $(TOOLS): $(INSTALLED)
-	$(INSTALL) dev
+	$(INSTALL) dev,docs
 	@touch $@
 
 train: install ## Draw demo archives if there are none, prepare, train, evaluate, report
@@ -66,6 +66,9 @@ format: $(TOOLS) ## Format the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+docs: $(TOOLS) ## Build the site of the pages into site/, without a network
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+
 fuzz: $(TOOLS) ## Search for input that is neither taken nor refused: make fuzz [INPUTS=100000]
 	$(BIN)/python tools/run_fuzz.py --inputs $(INPUTS)
 
@@ -86,4 +89,4 @@ image: ## Build the container images, for a CPU and for CUDA
 	docker build --target cuda --tag hemafast:cuda .
 
 clean: ## Remove the virtual environment and caches; archives and runs stay
-	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache *.egg-info
+	rm -rf $(VENV) site .mypy_cache .pytest_cache .ruff_cache *.egg-info

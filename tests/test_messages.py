@@ -1,17 +1,15 @@
 """Every error that a user sees names what is wrong, with its value, and what to do about it."""
 
-import ast
 import re
-from collections.abc import Iterator
+import sys
 from pathlib import Path
 
 import pytest
 
-import hemafast
-from hemafast import errors
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tools"))
 
-PACKAGE = Path(hemafast.__file__).parent
-ERRORS = {name for name, kind in vars(errors).items() if isinstance(kind, type) and issubclass(kind, Exception)}
+import messages  # a script beside the package, not a part of it
+
 WITHOUT_A_VALUE = {
     "A submission needs a class for every image.",
     "A page about several runs needs a file name.",
@@ -29,30 +27,20 @@ WITHOUT_A_VALUE = {
 SETTING = re.compile(r"--[a-z]|\w+ = |\b[a-z]+_[a-z_]+\b|\b(groups|zoom|abstain|TrainConfig)\b")
 
 
-def _calls() -> Iterator[tuple[str, ast.expr, ast.expr]]:
-    for file in sorted(PACKAGE.rglob("*.py")):
-        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in ERRORS:
-                assert len(node.args) == 2, f"{file}:{node.lineno} gives no remedy"
-                yield f"{file.relative_to(PACKAGE)}:{node.lineno}", *node.args
+RAISED = list(messages.raised())
 
 
-CALLS = list(_calls())
+def _texts(node):
+    return messages.texts(node, value="{}")
 
 
-def _texts(node: ast.expr) -> Iterator[str]:
-    """The literal texts that an argument may be; a value in an f-string becomes {}."""
-    match node:
-        case ast.Constant(value=str()):
-            yield node.value
-        case ast.JoinedStr():
-            yield "".join(part.value if isinstance(part, ast.Constant) else "{}" for part in node.values)
-        case ast.IfExp():
-            yield from (*_texts(node.body), *_texts(node.orelse))
+def test_every_error_has_a_problem_and_a_remedy():
+    assert not [one[:2] for one in RAISED if len(one.arguments) != 2]
 
 
-@pytest.mark.parametrize(("where", "problem", "remedy"), CALLS, ids=[where for where, *_ in CALLS])
-def test_an_error_names_the_value_and_the_remedy(where, problem, remedy):
+@pytest.mark.parametrize("one", RAISED, ids=[f"{one.file}:{one.line}" for one in RAISED])
+def test_an_error_names_the_value_and_the_remedy(one):
+    problem, remedy = one.arguments
     for text in _texts(problem):
         assert text[-1] in ".?})", f"{text!r} is no sentence"
         assert "{}" in text or SETTING.search(text) or text in WITHOUT_A_VALUE, f"{text!r} names no file and no value"
@@ -62,6 +50,6 @@ def test_an_error_names_the_value_and_the_remedy(where, problem, remedy):
 
 
 def test_there_are_errors_to_look_at_and_no_exception_outlives_its_reason():
-    texts = {text for _, problem, _ in CALLS for text in _texts(problem)}
+    texts = {text for one in RAISED for text in _texts(one.arguments[0])}
     assert len(texts) > 150
     assert texts >= WITHOUT_A_VALUE

@@ -25,6 +25,7 @@ def test_one_is_one(number, words):
         ("copy", "copies"),
         ("nucleus", "nuclei"),
         ("day", "days"),
+        ("epoch", "epochs"),
         ("box", "boxes"),
         ("validation image", "validation images"),
     ],
