@@ -37,7 +37,7 @@ $(INSTALLED): pyproject.toml constraints.txt tools/install.py
 	@touch $@
 
 $(TOOLS): $(INSTALLED)
-	$(INSTALL) dev,docs
+	$(INSTALL) dev,docs,ssl
 	@touch $@
 
 train: install ## Draw demo archives if there are none, prepare, train, evaluate, report
