@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-_IRREGULAR = {"epoch": "epochs", "nucleus": "nuclei"}
+_IRREGULAR = {"nucleus": "nuclei", "epoch": "epochs"}
 _HISSING = re.compile(r"(s|x|z|ch|sh)$")
 _Y = re.compile(r"(?<![aeiou])y$")
 

@@ -21,6 +21,7 @@ def test_one_is_one(number, words):
     ("one", "many"),
     [
         ("class", "classes"),
+        ("epoch", "epochs"),
         ("batch", "batches"),
         ("copy", "copies"),
         ("nucleus", "nuclei"),
