@@ -35,6 +35,6 @@ FROM base AS cuda
 # torch.compile needs a C compiler at run time.
 RUN apt-get update && apt-get install --yes --no-install-recommends gcc libc6-dev && rm -rf /var/lib/apt/lists/*
 ENV NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=compute,utility,video
-RUN python tools/install.py --device cuda explain,export,tune,weights
+RUN python tools/install.py --device cuda explain,export,ssl,tune,weights
 USER hemafast
 WORKDIR /data

@@ -33,11 +33,11 @@ install: $(INSTALLED) ## Create the virtual environment and install hemafast int
 $(INSTALLED): pyproject.toml constraints.txt tools/install.py
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "hemafast needs Python 3.11 or newer; name one with PYTHON=...")'
 	$(PYTHON) -m venv $(VENV)
-	$(INSTALL) explain,export,notebook,tune,weights
+	$(INSTALL) explain,export,notebook,ssl,tune,weights
 	@touch $@
 
 $(TOOLS): $(INSTALLED)
-	$(INSTALL) dev,docs,ssl
+	$(INSTALL) dev,docs
 	@touch $@
 
 train: install ## Draw demo archives if there are none, prepare, train, evaluate, report

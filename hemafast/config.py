@@ -637,7 +637,7 @@ def _refuse_labelled(settings: TrainConfig) -> None:
 def refuse_other_command(settings: TrainConfig, *, pretrains: bool) -> None:
     """Raise HemafastError if these settings belong to `hemafast train` where it `pretrains`, or the other way round."""
     if pretrains and settings.method is None:
-        raise HemafastError("There is no method to learn by without labels.", "Give --method simclr, byol or dino.")
+        raise HemafastError("method = None learns from labels.", "Give --method simclr, byol or dino.")
     if not pretrains and settings.method is not None:
         raise HemafastError(f"method = {settings.method} learns without labels.", "Use `hemafast pretrain`.")
 

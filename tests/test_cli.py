@@ -260,7 +260,7 @@ def test_each_option_of_pretraining_alone_sets_its_own_setting():
     ("arguments", "words"),
     [
         (("train", "--preset", "pretrain"), ("method = simclr learns without labels", "hemafast pretrain")),
-        (("pretrain", "--preset", "quick"), ("no method", "--method simclr")),
+        (("pretrain", "--preset", "quick"), ("method = None learns from labels", "--method simclr")),
     ],
 )
 def test_a_preset_of_the_other_command_is_refused(arguments, words, tmp_path):

@@ -127,6 +127,12 @@ def test_a_pretrained_network_is_no_classifier(straight):
         load_best(straight[1] / BEST)
 
 
+@pytest.mark.parametrize(("name", "value"), [("method", None), ("views", 3)])
+def test_another_method_is_another_run(straight, name, value):
+    with pytest.raises(HemafastError, match=f"cannot change this .{name}: "):
+        resume(straight[1], {name: value, "epochs": 9}, allow_changes=True)
+
+
 # What a batch is
 
 

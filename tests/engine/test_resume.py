@@ -343,7 +343,7 @@ def test_free_changes_pass_and_change_nothing_that_is_learned(straight, stopped,
     ("name", "value"),
     [
         *(("data", "elsewhere"), ("fold", 1), ("model", "test_vit"), ("weights", "w.safetensors")),
-        *(("pretrained", "yes"), ("lineage", "tree.toml"), ("teacher", "elsewhere"), ("method", "byol"), ("views", 3)),
+        *(("pretrained", "yes"), ("lineage", "tree.toml"), ("teacher", "elsewhere"), ("views", 3)),
     ],
 )
 def test_what_a_run_is_made_of_is_refused_even_if_changes_are_allowed(straight, name, value):
