@@ -182,8 +182,8 @@ def _spread(values: Sequence[float]) -> dict[str, float]:
 def tables(results: Mapping[str, Any]) -> dict[str, str]:
     """Macro-F1 of each side at home and elsewhere with its gain over the seeds alone, and what it costs."""
     result = results["ensembles"]
-    labs, rate = [*result["data"]], result["images_per_cpu_second"]
-    one = rate["one seed"]
+    labs, rate = [*result["data"]], result.get("images_per_cpu_second", {})
+    one = rate.get("one seed")
     rows = [["one seed", *(cell(result["alone"][name]) for name in labs), _rate(one)]]
     for side, found in result["sides"].items():
         own = rate.get(side, one)  # a student is a network like each of them
@@ -203,8 +203,8 @@ def _gained(found: Mapping[str, Any]) -> str:
     return f"**{found['macro_f1']:.3f}** {found['difference']['macro_f1']:+.3f} ({low:+.3f} to {high:+.3f})"
 
 
-def _rate(rate: float) -> str:
-    return f"{rate:,.0f}"
+def _rate(rate: float | None) -> str:
+    return "not measured" if rate is None else f"{rate:,.0f}"
 
 
 if __name__ == "__main__":

@@ -1,8 +1,14 @@
 """The comparison of ensembles: means and weights are those of `hemafast ensemble`, and gains are paired."""
 
-import ensembles as sides  # a script beside the package, not a part of it
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent / "benchmarks"))
+
+import ensembles as sides  # a script beside the package, not a part of it
 
 LABELS = np.tile(np.arange(3), 20)
 CHOOSES = np.arange(60) < 30
