@@ -24,6 +24,7 @@ from hemafast.cli import app
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = ("*.md", "docs/*.md", "benchmarks/*.md", "Source/*.md")
+LOOK = ("docs/site.css", "docs/site.js")
 STATIONS = {
     "preparation": "Preparing",
     "data": "Reading batches",
@@ -45,7 +46,8 @@ _MARK = re.compile(r"^<!-- site: (?P<name>\w+) -->$", flags=re.MULTILINE)
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """All pages and what they link, from where they lie; beside them, the files of the theme."""
     theme = (file for file in files if not file.is_documentation_page() and file.src_dir != config.docs_dir)
-    names = {name: None for page in pages() for name in (page, *linked(page))}
+    names = dict.fromkeys([name for page in pages() for name in (page, *linked(page))])
+    names |= dict.fromkeys(LOOK)
     return Files([*theme, *(File(name, str(ROOT), config.site_dir, config.use_directory_urls) for name in names)])
 
 
