@@ -10,6 +10,7 @@ axes the same pace, found less in them.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -65,9 +66,9 @@ class GatedAttention(nn.Module):
 
     def strain(self) -> Tensor:
         """What is added to the loss so that the parameters stay small, those of the attention above all."""
-        attention = sum(one.square().sum() for part in (self.sight, self.gate, self.weigh) for one in part.parameters())
-        answer = sum(one.square().sum() for one in self.classify.parameters())
-        return (_HELD * answer + _HELD_ATTENTION * attention) / 2
+        attention = [*self.sight.parameters(), *self.gate.parameters(), *self.weigh.parameters()]
+        held = _HELD * _squared(self.classify.parameters()) + _HELD_ATTENTION * _squared(attention)
+        return held / 2
 
     def forward(self, cells: Tensor, patient: Tensor, patients: int) -> tuple[Tensor, Tensor]:
         """Logits and attention.
@@ -86,6 +87,10 @@ class GatedAttention(nn.Module):
         attention = grown / grown.new_zeros(patients).index_add(0, patient, grown)[patient]
         pooled = cells.new_zeros(patients, cells.shape[1]).index_add(0, patient, attention[:, None] * cells)
         return self.classify(pooled), attention
+
+
+def _squared(parameters: Iterable[Tensor]) -> Tensor:
+    return torch.stack([one.square().sum() for one in parameters]).sum()
 
 
 def fit(features: Features, patient: Places, labels: Places, classes: int, seed: int = 0) -> GatedAttention:
@@ -116,10 +121,10 @@ def fit(features: Features, patient: Places, labels: Places, classes: int, seed:
     def step() -> Tensor:
         optimizer.zero_grad()
         found: Tensor = loss(head(cells, places, len(labels))[0], targets) + head.strain() / len(labels)
-        found.backward()
+        found.backward()  # type: ignore[no-untyped-call] # of torch
         return found
 
-    optimizer.step(step)
+    optimizer.step(step)  # type: ignore[no-untyped-call] # of torch
     return head.eval()
 
 
