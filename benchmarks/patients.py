@@ -168,7 +168,8 @@ def _learned(cells: Cells, places: npt.NDArray[np.int64], draw: int) -> dict[str
     scores = learn(bags, labels, "", seed=draw).scores
     assert scores is not None
     ends = scores["ci95"]["auroc"]
-    return {"auroc": scores["auroc"], "ci95": ends, "differential": scores["differential"]["auroc"]}
+    simple = {name: scores[name]["auroc"] for name in ("means", "differential")}
+    return {"auroc": scores["auroc"], "ci95": ends, **simple}
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ def tables(results: Mapping[str, Any]) -> dict[str, str]:
             f"{counted} {run} {where} {machine}",
         ),
         "labels_of_patients": table(
-            "rule | AUROC, attention | AUROC, differential alone | intervals of attention above 0.5",
+            "rule | AUROC, attention | mean of the cells | differential alone | intervals of attention above 0.5",
             [
                 _labels(f"ill patients have more of {labels['rich']}", labels["planted"]),
                 _labels("none", labels["none"]),
@@ -48,7 +48,7 @@ def _differential(mix: str, size: str, found: Sequence[Mapping[str, Any]]) -> li
 
 
 def _labels(rule: str, found: Sequence[Mapping[str, Any]]) -> list[str]:
-    areas = [_ranged([one[name] for one in found], "", 2) for name in ("auroc", "differential")]
+    areas = [_ranged([one[name] for one in found], "", 2) for name in ("auroc", "means", "differential")]
     return [rule, *areas, f"{sum(one['ci95'][0] > 0.5 for one in found)} of {len(found)}"]
 
 

@@ -148,7 +148,7 @@ def _of_table(file: Path, table: Table, classes: tuple[str, ...], told: Named) -
     if not any(texts["patient"]):
         raise HemafastError(f"{file} does not say whose the {counted(len(names), 'image')} are.", _NAME_THEM)
     texts["label"] = named_as(classes, texts["label"], read_class_map(told.class_map or {}))
-    numbers = {name: _numbers(table, name) for name in ("confidence", "likeness")}
+    numbers = {name: _shares(file, table, name) for name in ("confidence", "likeness")}
     said = {"image": names, "predicted": table["predicted"].tolist()}
     error = table["error"].tolist() if "error" in table else [""] * len(names)
     made = pd.DataFrame({**said, **texts, **numbers, "error": error})
@@ -165,10 +165,17 @@ def _own_columns(file: Path, names: Sequence[str]) -> dict[str, list[str]]:
     return {name: rows[chosen[role]].map(whole).tolist() for name, role in roles.items() if role in chosen}
 
 
-def _numbers(table: Table, name: str) -> npt.NDArray[np.float64]:
+def _shares(file: Path, table: Table, name: str) -> npt.NDArray[np.float64]:
+    """A column of numbers from 0 to 1, nan where it is empty. Raises HemafastError for anything else in it."""
     if name not in table:
         return np.full(len(table), np.nan)
-    return np.asarray(table[name].replace("", np.nan).astype(np.float64))
+    numbers = pd.to_numeric(table[name].replace("", np.nan), errors="coerce").to_numpy(np.float64)
+    wrong = ~((numbers >= 0) & (numbers <= 1)) & (table[name] != "").to_numpy()
+    if wrong.any():
+        row = int(wrong.argmax())
+        problem = f"{file}: {name} of {table['image'].iloc[row]} is {str(table[name].iloc[row])!r}, not 0 to 1."
+        raise HemafastError(problem, "Write the table with `hemafast predict` again.")
+    return numbers
 
 
 def _known(names: Sequence[str], told: Named, classes: Sequence[str]) -> dict[str, list[str]]:

@@ -23,6 +23,7 @@ FEWEST = 5
 _FEW = 30  # patients in all, below which intervals are said to be wide
 _FOLDS = 5
 _CHANCE = 0.5
+_SMOOTHNESS = 0.03  # C of the logistic regressions, on standardised features
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -99,8 +100,11 @@ def learn(bags: Bags, known: Mapping[str, str], network: str, seed: int = 0, pro
         progress.advance(1)
     if len(others):
         _answer(whole, bags, others, probabilities, attention)
-    simple = _by_shares(bags.shares, labels, folds, len(names))
-    scores = _scored(labels[labelled], probabilities[labelled], simple[labelled], names, len(folds))
+    simple = {
+        name: _regressed(seen, labels, folds, len(names))[labelled]
+        for name, seen in (("differential", bags.shares), ("means", _means(bags)))
+    }
+    scores = _scored(labels[labelled], probabilities[labelled], simple, names, len(folds))
     return Learned(tuple(names), probabilities, attention, scores, Head(whole, tuple(names), network, len(labelled)))
 
 
@@ -124,32 +128,44 @@ def _answer(head: GatedAttention, bags: Bags, chosen: Labels, probabilities: Fea
     probabilities[chosen], attention[rows] = apply(head, features, place, len(chosen))
 
 
-def _by_shares(
-    shares: npt.NDArray[np.float64], labels: Labels, folds: Sequence[tuple[Labels, Labels]], classes: int
+def _regressed(
+    seen: npt.NDArray[Any], labels: Labels, folds: Sequence[tuple[Labels, Labels]], classes: int
 ) -> Probabilities:
-    """Held-out probabilities of a logistic regression on shares of classes: what a differential alone tells."""
+    """Held-out probabilities of a logistic regression on what is seen of each patient, (patients, d)."""
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
     found = np.full((len(labels), classes), np.nan)
     for fitted, left in folds:
-        model = make_pipeline(StandardScaler(), LogisticRegression(class_weight="balanced", max_iter=1000))
-        found[left] = model.fit(shares[fitted], labels[fitted]).predict_proba(shares[left])
+        regression = LogisticRegression(C=_SMOOTHNESS, class_weight="balanced", max_iter=1000)
+        model = make_pipeline(StandardScaler(), regression)
+        found[left] = model.fit(seen[fitted], labels[fitted]).predict_proba(seen[left])
     return found
 
 
+def _means(bags: Bags) -> Features:
+    """(patients, d): the mean features of the cells of each patient."""
+    sums = np.zeros((len(bags.patients), bags.features.shape[1]))
+    np.add.at(sums, bags.place, bags.features)
+    return np.asarray(sums / np.bincount(bags.place)[:, None], np.float32)
+
+
 def _scored(
-    labels: Labels, probabilities: Probabilities, simple: Probabilities, names: Sequence[str], folds: int
+    labels: Labels,
+    probabilities: Probabilities,
+    simple: Mapping[str, Probabilities],
+    names: Sequence[str],
+    folds: int,
 ) -> dict[str, Any]:
     """Scores over the patients with 95 % intervals, those of simpler ways, and what they come to in words."""
     of_label = np.bincount(labels, minlength=len(names))
-    by_attention, by_differential = _with_ends(labels, probabilities), _with_ends(labels, simple)
+    by_attention = _with_ends(labels, probabilities)
     return {
         "patients": dict(zip(names, of_label.tolist(), strict=True)),
         "folds": folds,
         **by_attention,
-        "differential": by_differential,
+        **{name: _with_ends(labels, answers) for name, answers in simple.items()},
         "majority": plain(of_label.max() / len(labels)),
         "verdict": _verdict(len(labels), by_attention),
     }

@@ -13,7 +13,7 @@ def counted(distance, adjusted):
 
 
 def learned(area, low):
-    return {"auroc": area, "ci95": [low, 1.0], "differential": 0.75}
+    return {"auroc": area, "ci95": [low, 1.0], "means": 0.7, "differential": 0.75}
 
 
 def test_tables_show_the_mean_the_lowest_and_the_highest():
@@ -36,8 +36,10 @@ def test_tables_show_the_mean_the_lowest_and_the_highest():
     tables = patients_tables.tables({"patients": result})
     row = "| as at home | 25 | 12.0% (10.0% to 14.0%) | 90% (90% to 90%) | 21.0% (20.0% to 22.0%) | 95% (95% to 95%) |"
     assert row in tables["differentials"]
+    simple = "0.70 (0.70 to 0.70) | 0.75 (0.75 to 0.75)"
+    planted = f"| ill patients have more of eosinophil | 0.85 (0.80 to 0.90) | {simple} | 1 of 2 |"
+    assert planted in tables["labels_of_patients"]
     assert (
-        "| ill patients have more of eosinophil | 0.85 (0.80 to 0.90) | 0.75 (0.75 to 0.75) | 1 of 2 |"
-        in (tables["labels_of_patients"])
+        "| none | 0.55 (0.50 to 0.60) | 0.70 (0.70 to 0.70) | 0.75 (0.75 to 0.75) | 0 of 2 |"
+        in tables["labels_of_patients"]
     )
-    assert "| none | 0.55 (0.50 to 0.60) | 0.75 (0.75 to 0.75) | 0 of 2 |" in tables["labels_of_patients"]

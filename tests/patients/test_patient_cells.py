@@ -88,6 +88,16 @@ def test_predictions_without_labels_are_read_too(tmp_path):
     assert np.isnan(cells.table["confidence"].iloc[2])
 
 
+@pytest.mark.parametrize("likeness", ["much", 1.5, -0.1])
+def test_numbers_that_are_no_shares_are_refused(tmp_path, likeness):
+    table = pd.DataFrame({
+        "image": ["a.png", "b.png"], "patient": ["1", "2"], "likeness": ["", likeness], "predicted": ["x", "x"],
+        "confidence": [0.9, 0.8], "p_x": [0.9, 0.8],
+    })  # fmt: skip
+    with pytest.raises(HemafastError, match=r"likeness of b\.png is"):
+        read_cells([write(tmp_path / "predictions.csv", table)], Named())
+
+
 @pytest.mark.parametrize("name", ["\x1b]0;owned\x07", "a\nb", "\x9b31m"])
 def test_names_that_command_a_terminal_are_refused(scored, tmp_path, name):
     table = read_predictions(scored / PREDICTIONS)[0]
