@@ -128,7 +128,7 @@ class _Job:
         settings.write(to_json(config).encode())
         settings.seek(0)
         # Not PYTHONPATH, beside which the working directory would be searched too.
-        code = f"import sys; sys.path[:] = {sys.path}; from hemafast.experiments.apart import serve; serve({on})"
+        code = f"import sys; sys.path[:] = {sys.path}; from hemafast.experiments.apart import serve; exit(serve({on}))"
         environment = dict(os.environ)
         spin_briefly(environment)
         with settings:
@@ -183,10 +183,10 @@ def _end(jobs: Collection[_Job]) -> None:
         job.ended()  # closes its files
 
 
-def serve(on: Sequence[int]) -> None:
+def serve(on: Sequence[int]) -> int:
     """What such a process does: the run whose settings are on standard input, on these cores.
 
-    The last line of standard output is the answer. Raises SystemExit if a signal stopped the run.
+    The last line of standard output is the answer. Returns its exit code: that of a signal if one stopped the run.
     """
     os.sched_setaffinity(0, on)  # before torch counts them
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)  # it saves, though nobody is left to hear of it
@@ -196,9 +196,10 @@ def serve(on: Sequence[int]) -> None:
     try:
         outcome = outcome_of("the run", config)
     except StoppedError as error:
-        raise SystemExit(error.exit_code) from error
+        return error.exit_code
     if isinstance(outcome, Failed):
         answer: dict[str, str | None] = {"folder": None, "reason": outcome.reason}
     else:
         answer = {"folder": str(outcome.folder), "reason": ""}
     sys.stdout.write(f"\n{json.dumps(answer)}\n")
+    return 0
