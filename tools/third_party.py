@@ -22,7 +22,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parent.parent
-EXTRAS = ("explain", "export", "weights")
+EXTRAS = ("explain", "export", "map", "notebook", "ssl", "tune", "weights")
 """Optional dependencies of users; the others are of those who develop hemafast."""
 
 UNSTATED = "not stated"
