@@ -271,8 +271,12 @@ def test_what_was_counted_before_the_battery_was_stopped_is_kept_and_added_to(ba
 
 def test_counts_of_several_calls_are_added(store):
     store.add({"kill": killed(1000, lost=3), "disk": Tally()}, seconds=90)
-    store.add({"kill": killed(5, lost=1), "clock": Tally(skipped="no C compiler")}, seconds=30)
+    for _ in range(2):
+        later = replace(store, options=["--only", "kill"])
+        later.add({}, seconds=15)
+    later.add({"kill": killed(5, lost=1), "clock": Tally(skipped="no C compiler")})
     kept = json.loads(store.file.read_text(encoding="utf-8"))
+    assert kept["command"] == "python tools/run_faults.py --seed 0; python tools/run_faults.py --only kill"
     assert kept["minutes"] == 2
     assert kept["faults"] == {
         "kill": {

@@ -62,6 +62,8 @@ ORDER = (
 ONCE = frozenset({"rank", "surroundings"})
 """Slow ones, whose processes import everything."""
 
+_THEN = "; "  # between the commands of several sittings
+
 app = typer.Typer(add_completion=False)
 
 
@@ -106,13 +108,15 @@ class Store:
             counted = tallies(known.get("faults", {}))
             for name, tally in fresh.items():
                 counted[name] = counted.get(name, Tally()) + tally
-            write_json(self._result(counted, known.get("minutes", 0.0) + seconds / 60), self.file)
+            write_json(self._result(counted, known, seconds / 60), self.file)
         return counted
 
-    def _result(self, counted: Mapping[str, Tally], minutes: float) -> dict[str, Any]:
+    def _result(self, counted: Mapping[str, Tally], known: Mapping[str, Any], minutes: float) -> dict[str, Any]:
+        command = " ".join(["python tools/run_faults.py", *self.options])
+        earlier = known.get("command", command).split(_THEN)
         return {
-            "command": " ".join(["python tools/run_faults.py", *self.options]),
-            "minutes": round(minutes, 6),
+            "command": _THEN.join(dict.fromkeys([*earlier, command])),
+            "minutes": round(known.get("minutes", 0.0) + minutes, 6),
             "machine": self.machine,
             "faults": {name: tally.to_json() for name, tally in counted.items()},
         }
