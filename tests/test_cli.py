@@ -124,7 +124,8 @@ def parameters_of(command):
 def test_every_setting_of_training_has_its_option_and_every_option_its_setting():
     options = parameters_of("train")
     known = TrainConfig.__dataclass_fields__.keys()
-    of_settings = options.keys() - {"config_file", "resume", "allow_changes"} - SHORT_FORMS.keys()
+    of_a_run = {"config_file", "resume", "allow_changes"}
+    of_settings = options.keys() - of_a_run - {"folds", "seeds", "parallel"} - SHORT_FORMS.keys()
     assert of_settings == known - set(config.PRETRAINING)
     for name in of_settings:
         assert options[name].opts[0] == f"--{name.replace('_', '-')}"
@@ -549,6 +550,7 @@ def test_resume_auto_goes_on_with_what_is_there(monkeypatch, resume, go_on):
 def test_resuming_hands_on_what_was_typed_and_nothing_else(monkeypatch, tmp_path):
     asked, run = [], tmp_path / "a"
     run.mkdir()
+    (run / "config.json").write_text("{}")
     monkeypatch.setattr("hemafast.engine.trainer.resume", lambda *arguments, **named: asked.append((arguments, named)))
     assert hemafast("train", "--resume", run, "--epochs", "50", "--onecycle", "--allow-changes").returncode == 0
     (((folder, changes), named),) = asked

@@ -79,6 +79,8 @@ def main() -> None:
         _refuse_commands(sys.argv[1:])
         spin_briefly(os.environ)
         os.environ.setdefault("XDG_CACHE_HOME", str(user_cache()))  # without a home, libraries make a folder named ~
+        # Else numba, where colorama is installed, resets the colours of any terminal at the end.
+        os.environ.setdefault("NUMBA_DISABLE_ERROR_MESSAGE_HIGHLIGHTING", "1")
         app()
     except SecondSignal as error:
         os._exit(error.exit_code)  # at once: what Python would tidy up may take as long as what the user gave up on
