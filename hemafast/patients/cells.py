@@ -148,7 +148,7 @@ def _of_table(file: Path, table: Table, classes: tuple[str, ...], told: Named) -
     if not any(texts["patient"]):
         raise HemafastError(f"{file} does not say whose the {counted(len(names), 'image')} are.", _NAME_THEM)
     texts["label"] = named_as(classes, texts["label"], read_class_map(told.class_map or {}))
-    numbers = {name: _shares(file, table, name) for name in ("confidence", "likeness")}
+    numbers = {"confidence": table["confidence"], "likeness": _shares(file, table, "likeness")}
     said = {"image": names, "predicted": table["predicted"].tolist()}
     error = table["error"].tolist() if "error" in table else [""] * len(names)
     made = pd.DataFrame({**said, **texts, **numbers, "error": error})
