@@ -21,9 +21,10 @@ TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 BIN       := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 TOOLS     := $(VENV)/.tools
+PYTEST    := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
 INSTALL   := $(BIN)/python tools/install.py --device '$(DEVICE)' --torch-index '$(TORCH_INDEX)'
 
-.PHONY: help install train resume bench faults test lint format docs fuzz soak lock release image clean
+.PHONY: help install train resume bench faults test nightly lint format docs fuzz soak lock release image clean
 
 help: ## List what can be made
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
@@ -54,8 +55,11 @@ bench: install ## Measure this machine beside plain PyTorch
 faults: $(TOOLS) ## Kill commands, fill their disk, damage their files, and count what is lost
 	$(BIN)/python tools/run_faults.py --minutes '$(MINUTES)' $(if $(LONG),--kills 1000 --jobs 2) --json '$(OUTPUT)/faults.json' $(ARGS)
 
-test: $(TOOLS) lint ## Linter, type checker, all tests
-	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
+test: $(TOOLS) lint ## Linter, type checker, tests: what CI runs on every commit
+	$(PYTEST) -m 'not nightly'
+
+nightly: $(TOOLS) ## The long tests, which CI runs every night
+	$(PYTEST) -m nightly
 
 lint: $(TOOLS) ## Linter and type checker
 	$(BIN)/ruff check .

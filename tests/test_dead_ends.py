@@ -189,6 +189,7 @@ def test_an_error_of_the_system_gets_the_remedy_of_its_kind(error, remedy):
     assert remedy in remedy_of(error)
 
 
+@pytest.mark.nightly
 def test_a_user_id_without_a_name_or_a_home_prepares_trains_predicts_and_reports(source, tmp_path):
     commands = [
         ("prepare", "--source", source, "--pack-size", "64"),

@@ -106,7 +106,7 @@ def test_every_preset_is_among_the_recipes(name):
 
 
 @needs_browser
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_axe_finds_nothing_at_aa_on_a_phone(site, scheme):
     folder, _ = site

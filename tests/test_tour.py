@@ -31,7 +31,7 @@ def plots(cell):
     return [output.data["image/png"] for output in cell.outputs if "image/png" in output.get("data", {})]
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_the_notebook_runs_from_archives_to_a_umap(tmp_path):
     cells = code_cells(execute(tmp_path, parameters=SMALL))
     (predicted,) = [cell for cell in cells if "model.predict" in cell.source]

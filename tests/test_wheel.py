@@ -87,7 +87,7 @@ def test_the_changelog_begins_with_what_is_not_released():
     assert headings[0] == "## Unreleased"
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_the_wheel_is_small_and_holds_every_file_of_the_package(wheel):
     assert wheel.stat().st_size <= MOST_BYTES
     with zipfile.ZipFile(wheel) as archive:
@@ -96,7 +96,7 @@ def test_the_wheel_is_small_and_holds_every_file_of_the_package(wheel):
     assert held == set(listed.stdout.split("\0")) - {""}
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_the_wheel_says_what_the_project_says(wheel):
     with zipfile.ZipFile(wheel) as archive:
         (name,) = (name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
@@ -105,7 +105,7 @@ def test_the_wheel_says_what_the_project_says(wheel):
     assert set(said.get_all("Provides-Extra")) == set(PROJECT["optional-dependencies"])
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_the_wheel_alone_is_imported_and_works_with_its_packages(environment, tmp_path):
     """Packages of others are those of this environment, without what leads to this checkout."""
     said = run(

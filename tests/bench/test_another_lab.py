@@ -17,6 +17,7 @@ import library
 TINY = {"model": "test_resnet", "pretrained": "no", "epochs": 1, "batch_size": 16, "image_size": 32, "compile": "off"}
 
 
+@pytest.mark.nightly
 def test_a_finished_run_of_the_same_preset_and_seed_is_found_again_and_no_other(dataset, tmp_path):
     small = TINY | {"device": "cpu", "threads": 1, "amp": "off", "track": ()}
     first = library.trained(dataset, tmp_path, "quick", 1, **small)

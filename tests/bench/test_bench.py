@@ -416,7 +416,7 @@ class Told(Progress):
         self.rounds.append((what.removeprefix("measuring: "), done, total))
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_all_stations_are_measured_and_no_process_is_left(bench, dataset):
     told = Told()
     result = run_bench(bench, rounds=3, seconds=0.05, progress=told)
@@ -450,7 +450,7 @@ def test_all_stations_are_measured_and_no_process_is_left(bench, dataset):
     assert result["machine"]["device"] == "cpu"
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_an_interrupted_bench_leaves_no_process(bench):
     class Stop(Told):
         def start(self, what, total=None, **more):

@@ -12,7 +12,7 @@ import on_time  # a script beside the package, not part of it
 from hemafast.config import train_config
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_budget_gives_a_run_and_its_score(prepared, tmp_path, monkeypatch):
     monkeypatch.setattr(on_time, "MODEL", "test_resnet")
     found = on_time.run("quick", 15, prepared.folder, seed=0, output=tmp_path)

@@ -188,7 +188,7 @@ def laid_out(tmp_path_factory, make_archive):
     return folder
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("name", [name for name, side in loader_sides.SIDES.items() if not side.peer])
 def test_each_side_without_a_peer_gives_batches(laid_out, name):
     with loaders.Racer(sys.executable, name, laid_out, threads=1, batch=4) as racer:

@@ -19,6 +19,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent / "benchmar
 
 import scaling  # a script beside the package, not a part of it
 
+pytestmark = pytest.mark.nightly
+
 COST, RATE = scaling.AXES["pixels"], scaling.AXES["threads"]
 
 

@@ -127,7 +127,7 @@ def test_drawn_cells_are_refused_once_they_are_prepared(prepared, monkeypatch):
         time_to_score.prepare_real(Path("archives"), prepared.folder, None)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_our_points_are_those_of_the_log(prepared, tmp_path):
     options = "--model test_resnet --pretrained no --epochs 2 --batch-size 8 --image-size 56 --lr 3e-3 --track none"
     command = ["hemafast", "train", "--data", str(prepared.folder), *options.split()]
@@ -138,7 +138,7 @@ def test_our_points_are_those_of_the_log(prepared, tmp_path):
     assert 0 < found[0]["seconds"] < found[1]["seconds"]
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_the_reference_trains_ends_in_time_and_tells_its_answers(prepared, tmp_path):
     time_to_score.class_folders(prepared.folder, "Acevedo_20", tmp_path)
     file = tmp_path / "answers.json"
@@ -153,7 +153,7 @@ def test_the_reference_trains_ends_in_time_and_tells_its_answers(prepared, tmp_p
     assert point["f1_macro"] == pytest.approx(f1_score([*actual.values()], answers, average="macro", labels=labels))
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_the_timm_loop_trains_for_its_cycle(prepared, tmp_path):
     time_to_score.class_folders(prepared.folder, "Matek_19", tmp_path)
     time_to_score.write_weights("tf_efficientnet_lite0", tmp_path / "weights.pth")

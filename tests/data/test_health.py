@@ -41,7 +41,7 @@ def _command(folder, source, policy, epochs):
     return [sys.executable, "-c", RUN, str(folder), source, policy, str(epochs)]
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize(("source", "policy"), [("packed", "basic"), ("files", "seed")])
 def test_200_epochs_leave_memory_threads_and_files_as_they_are(prepared, source, policy):
     done = subprocess.run(_command(prepared.folder, source, policy, 200), capture_output=True, text=True, check=True)

@@ -87,7 +87,7 @@ def reports(tmp_path_factory):
     return run(), run()
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_compiled_steps_have_the_losses_of_eager_ones(reports):
     for found in reports:
         (eager, eager_evaluation), (compiled, compiled_evaluation) = found["eager"], found["compiled"]
@@ -96,7 +96,7 @@ def test_compiled_steps_have_the_losses_of_eager_ones(reports):
         assert len(set(eager)) == len(eager)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_each_step_is_compiled_once_and_a_shorter_batch_is_not(reports):
     for found in reports:
         assert [one["name"] for one in found["compilations"]] == ["training", "evaluation"]
@@ -104,7 +104,7 @@ def test_each_step_is_compiled_once_and_a_shorter_batch_is_not(reports):
         assert found["frames"] == 2
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_second_process_takes_all_of_it_from_the_cache(reports):
     cold, warm = reports
     assert [one["cached"] for one in cold["compilations"]] == [False, False]

@@ -52,7 +52,7 @@ def _is_child(path):
         return False
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_runs_in_processes_are_those_of_this_process(settings, tmp_path):
     alone, apart = ({str(seed): settings(tmp_path / name / str(seed), seed=seed) for seed in (1, 2)} for name in "ab")
     expected, found = dict(run_all(alone)), dict(run_all(apart, processes=2))
@@ -64,7 +64,7 @@ def test_runs_in_processes_are_those_of_this_process(settings, tmp_path):
     assert dict(run_all(apart, processes=2)) == found  # without a process: nothing is left to do
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_failure_in_a_process_is_a_reason_and_ends_no_other(settings, tmp_path):
     configs = {
         "broken": settings(tmp_path / "broken", weights="no_such_weights.pth"),
@@ -76,7 +76,7 @@ def test_a_failure_in_a_process_is_a_reason_and_ends_no_other(settings, tmp_path
     assert (found["one"].folder, found["one"].reason) == (run_folders(tmp_path / "one")[0], "")
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_signal_stops_all_runs_which_save_and_the_same_call_continues(settings, tmp_path):
     configs, before = (
         {str(seed): settings(tmp_path / str(seed), seed=seed, epochs=400) for seed in (1, 2)},

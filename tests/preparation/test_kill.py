@@ -55,7 +55,7 @@ def clean(source, tmp_path_factory) -> dict[int, dict[str, str]]:
     return {seed: tree(prepare(_config(source, folder / str(seed), seed)).folder) for seed in (1, 2)}
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_after_many_kills_the_data_set_is_that_of_a_clean_run(source, other_source, clean, tmp_path):
     other = tree(prepare(_config(other_source, tmp_path / "other", 1)).folder)
     shutil.rmtree(tmp_path / "other")
