@@ -231,13 +231,15 @@ def _judge(plan: Plan, likenesses: Likenesses) -> dict[str, Any] | None:
         return None
     judged = judge(likenesses, min(model.likeness.images for model in plan.models if model.likeness))
     if said := describe(judged):
-        logger.warning("%s. %s", said, _advice(plan.models[0]))
+        logger.warning("%s. %s", said, advice(plan.models[0]))
     return judged
 
 
-def _advice(model: Model) -> str:
+def advice(model: Model) -> str:
     """What to do about images unlike those of training."""
     folder = model.file.parent
+    if model.members > 1:
+        return "Adapt a member of the ensemble: `hemafast adapt RUN IMAGES`"
     if model.card.adapted is None:
         return f"Adapt the model: `hemafast adapt {folder} IMAGES`"
     return f"If they are of the laboratory that the model was adapted to, see {folder / ADAPTATION_PAGE}"

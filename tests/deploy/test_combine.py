@@ -17,7 +17,7 @@ from hemafast.deploy.export import export_run
 from hemafast.deploy.members import open_sources
 from hemafast.deploy.model import load_models, open_model
 from hemafast.deploy.plan import Options, make_plan
-from hemafast.deploy.predict import classify
+from hemafast.deploy.predict import advice, classify
 from hemafast.engine.checkpoint import ensemble_of, load_best, save_best
 from hemafast.ensemble import Ensemble
 from hemafast.errors import HemafastError
@@ -275,6 +275,11 @@ def test_an_ensemble_is_no_member_and_cannot_be_adapted(made, seeds, cells, tmp_
         combine_runs([made, seeds[0]], output=tmp_path)
     with pytest.raises(HemafastError, match="ensemble, which cannot be adapted"):
         hf.adapt(made, str(cells), output=tmp_path)
+
+
+def test_nobody_is_told_to_adapt_an_ensemble(made, seeds):
+    assert "a member of the ensemble" in advice(open_model(made))
+    assert f"hemafast adapt {seeds[0]}" in advice(open_model(seeds[0]))
 
 
 def test_a_card_whose_members_are_not_in_the_file_is_refused(made, seeds, tmp_path):
