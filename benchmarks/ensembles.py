@@ -100,7 +100,8 @@ def main(
     if student:
         teacher = combined(runs, "mean", work / "ensembles")
         taught = trained(home, work / "students", PRESET, seed[0], teacher=teacher.folder)
-        add(STUDENT, everywhere(taught, labs), teacher=dict(taught.metrics["training"]["teacher"]))
+        told = dict(taught.metrics["training"]["teacher"]) | {"model": teacher.folder.name}  # no path of this machine
+        add(STUDENT, everywhere(taught, labs), teacher=told)
 
 
 def combined(runs: Sequence[hf.TrainedRun], method: Any, folder: Path) -> hf.TrainedRun:
