@@ -32,6 +32,9 @@ FULL = (errno.ENOSPC, errno.EDQUOT)
 TABLES = (".csv", ".tsv", ".xlsx", ".parquet")
 """Suffixes of the tables that `write_table` writes."""
 
+DIGEST = "xxh3_128"
+"""The entry of the metadata of a file of tensors that holds a digest of them."""
+
 _SHEET_ROWS = 2**20  # as many as Excel opens
 _NO_XML = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\ufffe\uffff]")  # what XML, and so xlsx, cannot hold
 
@@ -140,11 +143,33 @@ def write_bytes(file: Path, content: bytes) -> None:
 
 
 def write_tensors(file: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
-    """Write contiguous tensors as safetensors, completely or not at all. Raises OSError."""
+    """Write `tensor_bytes`, completely or not at all. Raises OSError."""
+    # `save_file` would first write a file of a name that it draws, which a kill leaves, and raises no OSError.
+    write_bytes(file, tensor_bytes(tensors, metadata))
+
+
+def tensor_bytes(tensors: dict[str, Tensor], metadata: dict[str, str]) -> bytes:
+    """Contiguous tensors as the content of a safetensors file, with a digest of them in its metadata."""
     from safetensors.torch import save
 
-    # `save_file` would first write a file of a name that it draws, which a kill leaves, and raises no OSError.
-    write_bytes(file, save(tensors, metadata))
+    return save(tensors, metadata | {DIGEST: _digest(tensors)})
+
+
+def refuse_overwritten(tensors: dict[str, Tensor], metadata: Mapping[str, str], what: str) -> None:
+    """Raise ValueError if the tensors of a file are not those that its digest is of; earlier versions wrote none."""
+    if metadata.get(DIGEST, found := _digest(tensors)) != found:
+        raise ValueError(f"its {what} were overwritten")
+
+
+def _digest(tensors: dict[str, Tensor]) -> str:
+    """XXH3 (128 bits) over the bytes of contiguous tensors, in the order of their names."""
+    import torch
+    import xxhash
+
+    digest = xxhash.xxh3_128()
+    for name in sorted(tensors):
+        digest.update(tensors[name].cpu().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def csv_bytes(table: pd.DataFrame, separator: str = ",") -> bytes:

@@ -11,15 +11,13 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
-import xxhash
 from annotated_types import Ge, Gt, Le, Len
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save as save_tensors
 
 from hemafast.config import STRICT
 from hemafast.ensemble import MOST_MEMBERS, Ensemble
 from hemafast.errors import HemafastError
-from hemafast.files import damaged_entry, write_bytes, write_text, write_whole
+from hemafast.files import damaged_entry, refuse_overwritten, tensor_bytes, write_bytes, write_text, write_whole
 from hemafast.lineage import Lineage
 from hemafast.model import Classifier, Network, build_model, tensor_shapes
 from hemafast.pickles import GreedyFileError, refuse_greedy
@@ -32,8 +30,6 @@ from hemafast.run_folder import BEST, CALIBRATION, ENCODER
 DRAWN_WARNING = "THE DATA IS DRAWN, NOT PHOTOGRAPHED: no score on it says anything about real blood"
 
 _FORMAT = "hemafast-2"
-DIGEST = "xxh3_128"
-"""The entry of the metadata of a file of tensors that holds their `digest_of`."""
 _CHANNELS = 3
 Shapes = Mapping[str, tuple[int, ...]]
 """Shapes of tensors by name."""
@@ -228,16 +224,16 @@ def save_best(file: Path, model: Network, card: ModelCard) -> None:
 def model_bytes(model: Network, card: ModelCard) -> bytes:
     """Weights and card, as the content of a model file. The card of an ensemble has the constants of its members."""
     tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
-    metadata = {"format": "pt", "card": json.dumps(asdict(card)), DIGEST: digest_of(tensors)}
+    metadata = {"format": "pt", "card": json.dumps(asdict(card))}
     if isinstance(model, Classifier):
         metadata |= {"mean": str(model.mean), "std": str(model.std), "standardize": json.dumps(model.standardize)}
-    return save_tensors(tensors, metadata)
+    return tensor_bytes(tensors, metadata)
 
 
 def encoder_bytes(model: Classifier, about: Mapping[str, str]) -> bytes:
     """The backbone alone, as the content of a weights file; `about` goes into its metadata."""
     kept = {name: tensor.contiguous() for name, tensor in model.state_dict().items() if name.startswith("backbone.")}
-    return save_tensors(kept, {"format": "pt", **about, DIGEST: digest_of(kept)})
+    return tensor_bytes(kept, {"format": "pt", **about})
 
 
 def save_calibration(file: Path, card: ModelCard, calibration: Calibration) -> None:
@@ -283,8 +279,7 @@ def load_best(file: Path) -> tuple[Network, ModelCard]:
     try:
         model = ensemble_for(card, shapes) if card.members else _classifier_for(card, shapes, metadata)
         model.load_state_dict(tensors := _read_tensors(file))
-        if metadata.get(DIGEST, found := digest_of(tensors)) != found:  # older files have none
-            raise ValueError("its weights were overwritten")
+        refuse_overwritten(tensors, metadata, "weights")
     except (SafetensorError, OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
         raise _cannot_load(file, error) from error
     return model, card
@@ -383,14 +378,6 @@ def _read_header(file: Path) -> tuple[Shapes, dict[str, str]]:
 def _read_tensors(file: Path) -> dict[str, torch.Tensor]:
     with safe_open(file, framework="pt") as content:
         return {name: content.get_tensor(name) for name in content.keys()}  # noqa: SIM118 - not a dict
-
-
-def digest_of(tensors: dict[str, torch.Tensor]) -> str:
-    """XXH3 (128 bits) over the bytes of contiguous tensors, in the order of their names."""
-    digest = xxhash.xxh3_128()
-    for name in sorted(tensors):
-        digest.update(tensors[name].cpu().reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
 
 
 def _card_of(file: Path, metadata: dict[str, str]) -> ModelCard:

@@ -20,11 +20,11 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from hemafast.engine.checkpoint import DIGEST, ModelCard, digest_of
+from hemafast.engine.checkpoint import ModelCard
 from hemafast.ensemble import Ensemble
 from hemafast.errors import HemafastError
 from hemafast.evaluate.intervals import wilson
-from hemafast.files import write_tensors
+from hemafast.files import DIGEST, refuse_overwritten, write_tensors
 from hemafast.model import Network
 from hemafast.regular import refuse_special
 from hemafast.run_folder import LIKENESS
@@ -285,7 +285,7 @@ def save_likeness(file: Path, card: ModelCard, likeness: Likeness | None) -> Non
         beside.unlink(missing_ok=True)
         return
     tensors = {one.name: getattr(likeness, one.name).contiguous().cpu() for one in fields(likeness)}
-    write_tensors(beside, tensors, _identity(card) | {DIGEST: digest_of(tensors)})
+    write_tensors(beside, tensors, _identity(card))
 
 
 def load_likeness(file: Path, card: ModelCard) -> Likeness | None:
@@ -302,13 +302,13 @@ def load_likeness(file: Path, card: ModelCard) -> Likeness | None:
             identity = content.metadata() or {}
             tensors = {one.name: content.get_tensor(one.name) for one in fields(Likeness)}
         _refuse_shapes(tensors)
-        if identity.pop(DIGEST, found := digest_of(tensors)) != found:  # older files have none
-            raise ValueError("its numbers were overwritten")
+        refuse_overwritten(tensors, identity, "numbers")
     except (SafetensorError, OSError, ValueError, RuntimeError) as error:
         said = " ".join(str(error).split())[:200]
         raise HemafastError(
             f"{beside} cannot be read ({said}).", f"Delete it, then run `hemafast evaluate {file.parent}`."
         ) from error
+    identity.pop(DIGEST, None)
     if identity != _identity(card):
         logger.warning("%s ignored: it belongs to other weights than %s. `hemafast evaluate` renews it.", beside, file)
         return None

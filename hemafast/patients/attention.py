@@ -23,7 +23,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from hemafast.errors import HemafastError
-from hemafast.files import write_tensors
+from hemafast.files import refuse_overwritten, write_tensors
 from hemafast.reading import cause
 from hemafast.recorded import Recorded
 from hemafast.regular import refuse_special
@@ -201,6 +201,7 @@ def load_head(file: Path, network: str) -> Head:
             tensors = {name: content.get_tensor(name) for name in content.keys()}  # noqa: SIM118 - no mapping
         if metadata.get("format") != _FORMAT:
             raise ValueError("it is no head of `hemafast patients`")
+        refuse_overwritten(tensors, metadata, "weights")
         card = HeadCard.model_validate_json(metadata["card"])
         module = _module_of(tensors, len(card.labels))
     except (SafetensorError, OSError, ValueError, RuntimeError, KeyError) as error:

@@ -169,6 +169,16 @@ def test_a_damaged_head_is_refused(planted, tmp_path, change):
         load_head(file, "network")
 
 
+def test_weights_that_were_overwritten_in_place_are_refused(planted, tmp_path):
+    file = tmp_path / "head.safetensors"
+    save_head(file, planted[2].head)
+    data = bytearray(file.read_bytes())
+    data[-40:-38] = b"\0\0"
+    file.write_bytes(data)
+    with pytest.raises(HemafastError, match="its weights were overwritten"):
+        load_head(file, "network")
+
+
 def test_no_head_and_no_safetensors_are_refused(tmp_path):
     with pytest.raises(HemafastError, match="cannot be read"):
         load_head(tmp_path / "none.safetensors", "network")
