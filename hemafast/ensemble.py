@@ -75,6 +75,11 @@ class Ensemble(Network):
         disagreement = (torch.special.entr(mean).sum(1) - alone).clamp_min(0)
         return mean.clamp_min(_LEAST).log(), torch.cat(features, dim=1), disagreement
 
+    @property
+    def networks(self) -> tuple[Classifier, ...]:
+        """The members."""
+        return tuple(map(self.member, range(len(self.members))))
+
     def member(self, place: int) -> Classifier:
         """One of the networks."""
         return cast(Classifier, self.members[place])

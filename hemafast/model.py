@@ -21,6 +21,11 @@ class Network(nn.Module):
     quarter_turns: bool
     """Whether answers are means over the four quarter turns of each image, in evaluation mode."""
 
+    @property
+    def networks(self) -> tuple[Classifier, ...]:
+        """The classifiers in it: itself, or the members of an ensemble."""
+        raise NotImplementedError
+
     def features(self, images: Tensor) -> Tensor:
         """Pooled features before the last layer, float (n, d), of uint8 images (n, 3, height, width)."""
         return self.answers(images)[1]
@@ -101,6 +106,11 @@ class Classifier(Network):
         for module in self._frozen:
             module.eval()
         return self
+
+    @property
+    def networks(self) -> tuple[Classifier, ...]:
+        """Itself."""
+        return (self,)
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits, float (n, classes), of uint8 images (n, 3, height, width)."""

@@ -84,7 +84,7 @@ class Model:
     @property
     def members(self) -> int:
         """Networks whose answers it compares: those of an ensemble, else 1."""
-        return len(self._logits_of.members) if isinstance(self._logits_of, Ensemble) else 1
+        return len(self._logits_of.networks) if isinstance(self._logits_of, Network) else 1
 
     def predict(
         self,

@@ -8,7 +8,7 @@ them, so that every loss, class weight and smoothing acts on them as on any othe
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -18,10 +18,10 @@ from hemafast.config import TrainConfig
 from hemafast.data.dataset import Dataset
 from hemafast.engine.checkpoint import ModelCard, load_best, model_file
 from hemafast.engine.machine import Machine
-from hemafast.ensemble import Ensemble, resized
+from hemafast.ensemble import resized
 from hemafast.errors import HemafastError, name_some
 from hemafast.fuse_norm import fuse_batch_norms
-from hemafast.model import Classifier, Network
+from hemafast.model import Network
 from hemafast.preparation.schema import DatasetInfo, field_of_view_of
 from hemafast.run_folder import is_run, read_config
 
@@ -68,7 +68,7 @@ def open_teacher(settings: TrainConfig, dataset: Dataset, machine: Machine) -> T
     file = model_file(settings.teacher)
     network, card = load_best(file)
     _refuse_strange(file, network, card, settings, dataset)
-    for one in _networks(network):
+    for one in network.networks:
         one.quarter_turns = False
     network.quarter_turns = False
     network.to(machine.device).to(memory_format=torch.channels_last)
@@ -78,13 +78,6 @@ def open_teacher(settings: TrainConfig, dataset: Dataset, machine: Machine) -> T
         teacher.digest = hashlib.file_digest(content, "sha256").hexdigest()
     teacher.warnings = tuple(_doubts(file, card, settings, dataset.info))
     return teacher
-
-
-def _networks(network: Network) -> Iterator[Classifier]:
-    if isinstance(network, Ensemble):
-        yield from (network.member(place) for place in range(len(network.members)))
-    elif isinstance(network, Classifier):
-        yield network
 
 
 def _refuse_strange(file: Path, network: Network, card: ModelCard, settings: TrainConfig, dataset: Dataset) -> None:
@@ -100,7 +93,7 @@ def _refuse_strange(file: Path, network: Network, card: ModelCard, settings: Tra
             f"The teacher {file} sees another part of an image than {dataset.folder} holds.",
             "Name a teacher that was trained on data of the same --field-of-view.",
         )
-    if settings.standardize and not all(one.standardize for one in _networks(network)):
+    if settings.standardize and not all(one.standardize for one in network.networks):
         raise HemafastError(
             f"The teacher {file} does not standardize images, and would see those of this run in strange colours.",
             "Train without --standardize, or name a teacher that was trained with it.",
