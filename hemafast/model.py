@@ -34,6 +34,11 @@ class Network(nn.Module):
         """Logits as `forward` and `features`, from the same passes through the network."""
         raise NotImplementedError
 
+    def discussed(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """As `answers`, and how far its classifiers disagree, float (n,) in nats: 0 where there is one."""
+        logits, features = self.answers(images)
+        return logits, features, logits.new_zeros(len(logits))
+
 
 class Classifier(Network):
     """uint8 images in, logits out.

@@ -23,7 +23,6 @@ from hemafast.deploy.inputs import Images, begins_formula, list_inputs, refuse_u
 from hemafast.deploy.programs import refuse_foreign
 from hemafast.engine.checkpoint import ModelCard, load_best
 from hemafast.engine.machine import Machine, choose_machine, tune_allocator
-from hemafast.ensemble import Ensemble
 from hemafast.errors import HemafastError
 from hemafast.evaluate.likeness import PARTS, Likeness, colours_of, load_likeness
 from hemafast.fuse_norm import fuse_batch_norms
@@ -202,15 +201,16 @@ class Model:
     def _watched(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Logits, likeness and disagreement."""
         alike = images.new_zeros(len(images), dtype=torch.float32)
-        unknown = images.new_full((len(images), len(PARTS)), math.nan, dtype=torch.float32)
-        network = self._logits_of
-        if isinstance(network, Ensemble):
-            logits, features, alike = self._run(network.discussed, images)
-        elif self.likeness is None:
-            return self.logits(images), unknown, alike
+        likeness = images.new_full((len(images), len(PARTS)), math.nan, dtype=torch.float32)
+        if self.quick is not None:
+            logits, features = self.quick(images)
+        elif isinstance(self._logits_of, Network):
+            logits, features, alike = self._run(self._logits_of.discussed, images)
         else:
-            logits, features = self.quick(images) if self.quick else self._run(self.network.answers, images)
-        return logits, self.likeness(colours_of(images), features) if self.likeness else unknown, alike
+            return self.logits(images), likeness, alike
+        if self.likeness is not None:
+            likeness = self.likeness(colours_of(images), features)
+        return logits, likeness, alike
 
     def described(self, images: Tensor) -> Tensor:
         """Calibrated probabilities, the likeness as a whole and the features side by side, from one pass: float32.

@@ -318,10 +318,11 @@ def _classify(
     watching = Watching(model, joined if learns else likeness.to(machine.device) if likeness else unknown)
     step, totals = build_eval_step(model, machine, watching), Totals(len(card.classes), machine.device)
     probabilities = validate(model, step, eval_loader(samples, shape=graph), samples, totals).probabilities
-    notes, disagreements = watching.noted(), watching.disagreements()
+    notes = watching.noted()
+    disagreements = watching.disagreements().numpy() if len(model.networks) > 1 else None
     if learns:
         likeness, notes = learn(notes, samples.labels, fitted)
-    return _Seen(probabilities, likeness, notes.numpy(), None if disagreements is None else disagreements.numpy())
+    return _Seen(probabilities, likeness, notes.numpy(), disagreements)
 
 
 def as_seen(config: TrainConfig, card: ModelCard, samples: Samples) -> TrainConfig:

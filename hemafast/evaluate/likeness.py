@@ -21,7 +21,6 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from hemafast.engine.checkpoint import ModelCard
-from hemafast.ensemble import Ensemble
 from hemafast.errors import HemafastError
 from hemafast.evaluate.intervals import wilson
 from hemafast.files import DIGEST, refuse_overwritten, write_tensors
@@ -101,10 +100,10 @@ class Likeness:
 
 
 class Watching(nn.Module):
-    """A classifier that notes of each image on the way what `note` makes of its colours and features.
+    """A network that notes of each image on the way what `note` makes of its colours and features.
 
-    Noting costs no pass through the backbone. `note` takes float32 (n, 6) and (n, d) and returns (n, anything). Of an
-    ensemble, the disagreement of its members is noted too.
+    Noting costs no pass through the backbone. `note` takes float32 (n, 6) and (n, d) and returns (n, anything). How far
+    the classifiers in the network disagree is noted too.
     """
 
     def __init__(self, model: Network, note: Callable[[Tensor, Tensor], Tensor]) -> None:
@@ -115,17 +114,14 @@ class Watching(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits, float (n, classes), of uint8 images (n, 3, height, width)."""
-        if isinstance(self.model, Ensemble):
-            logits, features, disagreement = self.model.discussed(images)
-            self._disagreements.append(disagreement)
-        else:
-            logits, features = self.model.answers(images)
+        logits, features, disagreement = self.model.discussed(images)
+        self._disagreements.append(disagreement)
         self._notes.append(self._note(colours_of(images), features.float()))
         return logits
 
-    def disagreements(self) -> Tensor | None:
-        """Of the members about all images so far, in order, on the CPU; None for one network."""
-        return torch.cat(self._disagreements).cpu() if self._disagreements else None
+    def disagreements(self) -> Tensor:
+        """Of its classifiers about all images so far, in order, on the CPU; 0 where there is one."""
+        return torch.cat(self._disagreements).cpu()
 
     def noted(self) -> Tensor:
         """The notes of all images so far, in order, on the CPU."""
