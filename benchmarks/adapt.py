@@ -35,6 +35,7 @@ from hemafast.engine.machine import machine_facts
 from hemafast.errors import HemafastError
 from hemafast.evaluate.compared import compare
 from hemafast.metrics import count_confusion, macro_f1
+from hemafast.model import Classifier
 from hemafast.preparation.split import SPLITS
 from hemafast.progress import SILENT
 from hemafast.transfer import steps
@@ -124,7 +125,15 @@ def _read(parent: Parent, dataset: Dataset, pairs: Mapping[str, str]) -> Laborat
 
 def _measured(parent: Parent, laboratory: Laboratory, draws: int, *, timed: bool) -> dict[str, Any]:
     chosen, judged = without_labels(parent, laboratory.pixels, SILENT)
-    changes = [_change(parent, laboratory, one, chosen) for one in judged]
+    narrow = open_parent(parent.folder, classes=_own_classes(parent, laboratory))
+    changes = [
+        _change(parent, of, laboratory, one, one is best)
+        for of, best, candidates in (
+            (parent, chosen, judged),
+            (narrow, *without_labels(narrow, laboratory.pixels, SILENT)),
+        )
+        for one in candidates
+    ]
     features = steps.features_of(chosen.network, laboratory.pixels).double().numpy()
     old = _layer_of(chosen)
     return {
@@ -145,23 +154,32 @@ def _timed(parent: Parent, laboratory: Laboratory) -> dict[str, float]:
     return {"without": _seconds(parent, laboratory, []), "with": _seconds(parent, laboratory, labelled)}
 
 
-def _change(parent: Parent, laboratory: Laboratory, one: Candidate, chosen: Candidate) -> dict[str, Any]:
-    """Scores of one candidate beside the run before adapting."""
-    before, after = (
-        steps.logits_of(network, steps.features_of(network, laboratory.pixels)).double().numpy()
-        for network in (parent.network, one.network)
-    )
+def _own_classes(parent: Parent, laboratory: Laboratory) -> list[str]:
+    """Those of the model that the laboratory has cells of, or that count as one that it has."""
+    has = np.isin(laboratory.merged, laboratory.labels)
+    return [name for name, known in zip(parent.card.classes, has, strict=True) if known]
+
+
+def _change(parent: Parent, of: Parent, laboratory: Laboratory, one: Candidate, chosen: bool) -> dict[str, Any]:
+    """Scores of one candidate of `of` beside the run before adapting."""
+    before = _logits(parent.network, laboratory)
+    after = np.full_like(before, -np.inf)
+    after[:, of.rows(of.classes)] = _logits(one.network, laboratory)
     first, other = (np.eye(len(laboratory.merged))[laboratory.answers(logits)] for logits in (before, after))
     compared = compare(laboratory.labels, first, other, parent.card.classes)
     return {
-        "change": one.name,
-        "chosen": one is chosen,
+        "change": one.name if of is parent else f"its classes only, {one.name}",
+        "chosen": chosen,
         "information": one.information,
         "moved": one.moved,
         "macro_f1": compared["after"]["macro_f1"],
         "ci95": compared["after"]["ci95"]["macro_f1"],
         "difference": compared["difference"],
     }
+
+
+def _logits(network: Classifier, laboratory: Laboratory) -> Matrix:
+    return steps.logits_of(network, steps.features_of(network, laboratory.pixels)).double().numpy()
 
 
 def _layer_of(one: Candidate) -> Layer:

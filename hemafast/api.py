@@ -332,6 +332,7 @@ def adapt(
     groups: str | Path | None = None,
     um_per_pixel: UmPerPixel = None,
     bit_depth: int | None = None,
+    classes: Sequence[str] | None = None,
     output: str | Path = TrainConfig.output,
     device: Device = "auto",
     progress: Progress = SILENT,
@@ -351,6 +352,8 @@ def adapt(
         groups: table of patients or slides, which are never on both sides of a score.
         um_per_pixel: as for `Model.predict`.
         bit_depth: as for `Model.predict`.
+        classes: those of the model that this laboratory tells apart; no other can be an answer of the adapted model.
+            None for all.
         output: folder in which the run folder is made.
         device: "cpu", "cuda", or "auto" for a GPU if there is one.
         progress: listens to every stage.
@@ -371,6 +374,7 @@ def adapt(
         groups=None if groups is None else Path(groups),
         um_per_pixel=um_per_pixel,
         bit_depth=bit_depth,
+        classes=classes,
     )
     named = Path(class_map) if isinstance(class_map, str) else class_map
     return TrainedRun(

@@ -210,12 +210,25 @@ class _Scores(Recorded):
     sets: _Sets | None = None
 
 
+class _OwnEnds(Recorded):
+    macro_f1: Ends
+    accuracy: Ends
+
+
+class _OwnClasses(Recorded):
+    classes: list[str]
+    macro_f1: Score
+    accuracy: Score
+    ci95: _OwnEnds
+
+
 class _Folding(Recorded):
     class_map: dict[str, str]
     compared: list[str]
     merged: dict[str, list[str]]
     left_out: dict[str, Count]
     model_only: list[str]
+    own_classes: _OwnClasses | None = None
 
 
 class _Parts(Recorded):
@@ -346,6 +359,7 @@ class Adaptation(Recorded):
     images: Count
     labels: Count
     new_classes: list[str]
+    dropped_classes: list[str] = Field(default_factory=list)
     kept_parent: bool
     steps: list[str]
     verdict: str

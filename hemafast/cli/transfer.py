@@ -42,6 +42,14 @@ def adapt(
             show_default="none",
         ),
     ] = None,
+    classes: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME,...",
+            help="The classes that this laboratory tells apart: no other can be an answer of the adapted model.",
+            show_default="all of the model",
+        ),
+    ] = None,
     suggest: Annotated[
         int | None,
         typer.Option(metavar="N", min=1, max=2000, help="Adapt nothing: choose N cells to label, and copy them."),
@@ -73,7 +81,13 @@ def adapt(
     from hemafast.transfer.suggest import suggest as suggest_cells
 
     class_map = asked.pop("class_map", None)
-    told = OfImages(labels=labels, um_per_pixel=taken.um_per_pixel, bit_depth=taken.bit_depth, **asked)
+    told = OfImages(
+        labels=labels,
+        um_per_pixel=taken.um_per_pixel,
+        bit_depth=taken.bit_depth,
+        classes=None if classes is None else classes.split(","),
+        **asked,
+    )
     named = data[0] if len(data) == 1 else data
     how: dict[str, Any] = {"device": taken.device, "progress": taken.progress}
     done: Adaptation | Suggested

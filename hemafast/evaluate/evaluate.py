@@ -49,7 +49,7 @@ from hemafast.evaluate.looks import take_look
 from hemafast.evaluate.metrics import Labels, Probabilities
 from hemafast.evaluate.nucleus_sizes import nuclei_of
 from hemafast.evaluate.predictions import prediction_table
-from hemafast.evaluate.scores import calibrated_scores, score
+from hemafast.evaluate.scores import calibrated_scores, score, scores_among
 from hemafast.files import make_inside, write_table, write_text, write_whole
 from hemafast.lineage import Lineage, packaged_lineage
 from hemafast.metrics import macro_f1, with_pooled
@@ -124,10 +124,12 @@ def evaluate_run(
         _refuse_folds(folder, card)
     fitted = calibration_part(dataset, card) if calibrates else np.zeros(len(samples), dtype=bool)
     likeness = None if calibrates else load_likeness(folder / BEST, card)
-    seen = _classify(model, card, config, samples, device, fitted, likeness)
+    known = _in_model(card, dataset, samples)
+    # Its loss is not used, but needs labels that are outputs of the model.
+    seen = _classify(model, card, config, replace(samples, labels=known.clip(0)), device, fitted, likeness)
     probabilities, likeness = seen.probabilities, seen.likeness
     lineage = card.lineage or packaged_lineage()
-    calibration = _calibration(card, samples, probabilities, fitted, lineage.blast)
+    calibration = _calibration(card, known, probabilities, fitted, lineage.blast)
     if calibrates:
         calibration = replace(calibration, nuclei=nuclei_of(dataset, card))
     answers = _answers(dataset.images(split), samples, folding, seen, calibration, fitted)
@@ -148,7 +150,7 @@ def evaluate_run(
         ],
         "look": look and asdict(look) | {"told": look.told()},
         "classes": list(folding.classes),
-        "folding": folding.account,
+        "folding": {**folding.account, "own_classes": _own_classes(answers, folding)},
         **scores,
         "likeness": judged,
         "model": {**asdict(replace(card, calibration=calibration)), "file": BEST},
@@ -339,13 +341,21 @@ def calibration_part(dataset: Dataset, card: ModelCard) -> Mask:
     return np.asarray((part == TRAIN) & images["domain"].isin(card.domains))
 
 
+def _in_model(card: ModelCard, dataset: Dataset, samples: Samples) -> Labels:
+    """(images,): places among the classes of the model; -1 for one that it lacks, as adapted ones may."""
+    places = {name: place for place, name in enumerate(card.classes)}
+    return np.array([places.get(name, -1) for name in dataset.info.classes])[samples.labels]
+
+
 def _calibration(
-    card: ModelCard, samples: Samples, probabilities: npt.NDArray[np.float32], fitted: Mask, blast: str | None
+    card: ModelCard, labels: Labels, probabilities: npt.NDArray[np.float32], fitted: Mask, blast: str | None
 ) -> Calibration:
-    if not fitted.any():
+    """Fitted on those of the `fitted` images that are of a class of the model; what the model has if there are none."""
+    known = fitted & (labels >= 0)
+    if not known.any():
         return card.calibration or Calibration(temperature=1.0, threshold=None, target=TARGET, images=0)
     column = card.classes.index(blast) if blast in card.classes else None
-    return calibrate(samples.labels[fitted], probabilities[fitted], blast=column)
+    return calibrate(labels[known], probabilities[known], blast=column)
 
 
 def _scores(answers: _Answers, calibration: Calibration, lineage: Lineage) -> Metrics:
@@ -354,6 +364,16 @@ def _scores(answers: _Answers, calibration: Calibration, lineage: Lineage) -> Me
     parts |= {str(name): answers.domains == name for name in np.unique(answers.domains)}
     scores = {name: _score(answers, part, calibration, lineage) for name, part in parts.items()}
     return {"pooled": scores.pop("pooled"), "domains": scores}
+
+
+def _own_classes(answers: _Answers, folding: Folding) -> dict[str, Any] | None:
+    """What the scores would be if no class that the data lacks could be an answer; None if it lacks none."""
+    lacking = set(folding.account["model_only"])
+    places = [place for place, name in enumerate(folding.classes) if name not in lacking]
+    if not lacking or len(places) < 2:
+        return None
+    names = [name for name, new in zip(folding.model, folding.answers, strict=True) if new in places]
+    return {"classes": names, **scores_among(answers.labels, answers.softened, places)}
 
 
 def _judge(answers: _Answers, likeness: Likeness | None) -> dict[str, Any] | None:

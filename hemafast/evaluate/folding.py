@@ -37,6 +37,8 @@ class OtherClassesError(HemafastError):
 class Folding:
     """Which class of a model is which class of a data set."""
 
+    model: tuple[str, ...]
+    """Classes of the model, in order."""
     classes: tuple[str, ...]
     """The possible answers after merging, in the order of the model's classes."""
     answers: Labels
@@ -86,6 +88,7 @@ def fold_classes(model: Sequence[str], images: Images, class_map: Mapping[str, s
             "Say which classes are the same with --class-map, or score another data set.",
         )
     return Folding(
+        model=tuple(model),
         classes=tuple(spelled.values()),
         answers=np.array([place[fold(name)] for name in answers.values()], dtype=np.int64),
         labels=np.array([place.get(fold(name), -1) for name in labels.values()], dtype=np.int64),
@@ -105,7 +108,18 @@ def notes(account: Mapping[str, Any]) -> list[str]:
         f"{counted(count, f'image of {name} is', f'images of {name} are')} left out"
         for name, count in account["left_out"].items()
     ]
-    return [*merged, *(wrong if outside else []), *left]
+    return [*merged, *(wrong if outside else []), *_without_others(account.get("own_classes")), *left]
+
+
+def _without_others(own: Mapping[str, Any] | None) -> list[str]:
+    """What an adapted model that knows no other classes than the data would score."""
+    if own is None:
+        return []
+    low, high = own["ci95"]["macro_f1"]
+    return [
+        f"Were only classes of these images possible answers, macro-F1 would be {own['macro_f1']:.3f} "
+        f"(95 % interval {low:.3f} to {high:.3f}): hemafast adapt with --classes {','.join(own['classes'])}"
+    ]
 
 
 def _account(

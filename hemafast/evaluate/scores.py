@@ -20,6 +20,7 @@ from hemafast.evaluate.metrics import (
     bins_of,
     bootstrapped,
     confusions,
+    count_scores,
     probability_scores,
 )
 from hemafast.lineage import Lineage, packaged_lineage
@@ -64,6 +65,26 @@ def score(
         "lineage": lineage_scores(confusion, classes, lineage),
         "maturation": maturation_scores(confusion, classes, lineage),
     }
+
+
+def scores_among(
+    labels: Labels, probabilities: Probabilities, places: Sequence[int], *, resamples: int = RESAMPLES
+) -> dict[str, Any]:
+    """Macro-F1 and accuracy, with intervals, where only some classes can be answers.
+
+    Args:
+        labels: (images,), all of them of such a class.
+        probabilities: (images, classes).
+        places: of the classes that can be answers, ascending.
+        resamples: number of bootstrap resamples.
+    """
+    found = bootstrapped(
+        lambda own, among, weights: count_scores(confusions(own, among.argmax(axis=1), weights, len(places))),
+        np.searchsorted(places, labels),
+        probabilities[:, list(places)],
+        resamples=resamples,
+    )
+    return with_intervals({name: found[name] for name in ("macro_f1", "accuracy")})
 
 
 def calibrated_scores(

@@ -32,7 +32,7 @@ from hemafast.run_folder import ADAPTATION_PAGE, BEST, is_run, read_config
 from hemafast.transfer import steps
 from hemafast.transfer.cells import Asked, Cells, read_cells, read_prepared_cells, refuse_own_images
 from hemafast.transfer.choose import Candidate, answers_of, best_candidate, sample_of, table
-from hemafast.transfer.classes import place_labels, read_map
+from hemafast.transfer.classes import keep_classes, place_labels, read_map, refuse_dropped
 from hemafast.transfer.head import Fitted, Layer, fit_head, with_new_classes
 from hemafast.transfer.written import write_adapted
 from hemafast.words import counted
@@ -56,6 +56,10 @@ class Parent:
     """The model as `predict` uses it."""
     network: Classifier
     """The same, its batch norms not fused."""
+    classes: tuple[str, ...]
+    """Those of the network that the new laboratory tells apart, in its order."""
+    start: Classifier
+    """The network with these classes only: what is adapted."""
     home: Home | None
     """What is known of its training images; None for a run of an earlier version whose data set is gone."""
     dataset: Dataset | None
@@ -68,12 +72,23 @@ class Parent:
 
     @property
     def shares(self) -> npt.NDArray[np.float64] | None:
-        """Class frequencies that the network expects, (classes,); None if they are unknown."""
+        """Frequencies of `classes` that the network expects, (classes,); None if they are unknown."""
         if self.home is None:
             return None
         config = self.config
         tau = {"logit-adjusted": min(config.logit_tau, 1.0), "weighted": 1.0}.get(config.loss, 0.0)
-        return steps.learned_shares(np.array(self.home.counts), balanced_share(config.sampler), tau)
+        counts = np.array(self.home.counts)
+        shares = steps.learned_shares(counts, balanced_share(config.sampler), tau)[self.rows(self.classes)]
+        return np.asarray(shares / shares.sum())
+
+    @property
+    def dropped(self) -> tuple[str, ...]:
+        """Classes of the network that the new laboratory does not tell apart."""
+        return tuple(name for name in self.card.classes if name not in self.classes)
+
+    def rows(self, classes: Sequence[str]) -> list[int]:
+        """Places of some classes in the last layer of `network`."""
+        return [self.card.classes.index(name) for name in classes]
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,12 +138,12 @@ def adapt_run(
         HemafastError: `folder` holds no model that can be adapted, or images or labels do not fit it.
     """
     asked, mapped = asked or Asked(), read_map(class_map)
-    parent = open_parent(folder, device)
+    parent = open_parent(folder, device, asked.classes)
     cells = gather_cells(parent, data, asked, mapped, progress)
     given, new = _placed(parent, cells, mapped) if asked.labels is not None else (np.full(len(cells), -1), ())
     chosen, judged = without_labels(parent, cells.pixels, progress)
     if asked.labels is None:
-        made = Made(chosen.network, parent.card.classes, _steps_of(chosen), None)
+        made = Made(chosen.network, parent.classes, _steps_of(parent, chosen), None)
     else:
         made = _with_labels(parent, cells, given, new, chosen, progress)
     labels = int((given >= 0).sum())
@@ -139,9 +154,14 @@ def adapt_run(
 
 
 def _placed(parent: Parent, cells: Cells, mapped: Mapping[str, str]) -> tuple[npt.NDArray[np.int64], tuple[str, ...]]:
-    """The class of each cell, and the names of new classes."""
+    """The class of each cell among those that are kept and new ones, and the names of the new ones."""
     refuse_own_images(cells, parent.dataset)
-    return place_labels(cells.labels, parent.card.classes, mapped)
+    places, new = place_labels(cells.labels, parent.card.classes, mapped)
+    refuse_dropped(places, parent.card.classes, parent.classes)
+    every, kept = (*parent.card.classes, *new), (*parent.classes, *new)
+    place_of = {name: place for place, name in enumerate(kept)}
+    moved = np.array([place_of.get(name, -1) for name in every] + [-1])  # the last one is for cells without a label
+    return moved[places], new
 
 
 def _told(parent: Parent, data: Images | Dataset, cells: Cells, made: Made, labels: int) -> dict[str, Any]:
@@ -152,13 +172,14 @@ def _told(parent: Parent, data: Images | Dataset, cells: Cells, made: Made, labe
         "data": named(data),
         "images": len(cells),
         "labels": labels,
-        "new_classes": list(made.classes[len(parent.card.classes) :]),
+        "new_classes": [name for name in made.classes if name not in parent.card.classes],
+        "dropped_classes": [name for name in parent.card.classes if name not in made.classes],
         "kept_parent": not made.steps,
         "steps": list(made.steps),
         "verdict": _verdict(parent, data, made, labels),
         "scores": made.scores,
         "predicted": _predicted(parent, made, cells.pixels),
-        "command": f"hemafast adapt {shlex.quote(str(parent.folder))} {named(data)}",
+        "command": command(parent, data),
     }
 
 
@@ -177,11 +198,17 @@ def named(data: Images | Dataset) -> str:
     return shlex.join(map(str, paths))
 
 
+def command(parent: Parent, data: Images | Dataset) -> str:
+    """The command line that adapts the parent to the data, without labels."""
+    classes = f" --classes {shlex.quote(','.join(parent.classes))}" if parent.dropped else ""
+    return f"hemafast adapt {shlex.quote(str(parent.folder))} {named(data)}{classes}"
+
+
 def _verdict(parent: Parent, data: Images | Dataset, made: Made, labels: int) -> str:
     """Whether the new run is better, in words."""
     if made.scores is None:
         changed = "Adapted" if made.steps else "Nothing is changed: the parent's weights are kept"
-        more = f"`hemafast adapt {shlex.quote(str(parent.folder))} {named(data)} --suggest 50`"
+        more = f"`{command(parent, data)} --suggest 50`"
         few = f" Its {counted(labels, 'label is', 'labels are')} too few for cross-validation." if labels else ""
         return f"{changed}.{few} Whether it is better is not known without labels; label some: {more}"
     before, after = (made.scores[name]["macro_f1"] for name in ("before", "after"))
@@ -199,16 +226,29 @@ def _verdict(parent: Parent, data: Images | Dataset, made: Made, labels: int) ->
 def _predicted(parent: Parent, made: Made, pixels: Tensor) -> list[dict[str, Any]]:
     """How many cells are given each class before and after, of those that candidates are judged on."""
     some = sample_of(pixels)
-    counts = [
-        np.bincount(answers_of(network, some).argmax(1).numpy(), minlength=len(made.classes))
-        for network in (parent.network, made.network)
-    ]
-    rows = zip(made.classes, *counts, strict=True)
-    return [{"class": name, "before": int(before), "after": int(after)} for name, before, after in rows]
+    before = _counted(parent.network, parent.card.classes, some)
+    after = _counted(made.network, made.classes, some)
+    names = dict.fromkeys((*parent.card.classes, *made.classes))
+    return [{"class": name, "before": before.get(name, 0), "after": after.get(name, 0)} for name in names]
 
 
-def open_parent(folder: Path, device: Device = "auto") -> Parent:
-    """Open the run to adapt. Raises HemafastError for exports, models without a run, and adapted runs."""
+def _counted(network: Classifier, classes: Sequence[str], pixels: Tensor) -> dict[str, int]:
+    """How many of the images are given each class, zeros included."""
+    answers = answers_of(network, pixels).argmax(1)
+    return dict(zip(classes, answers.bincount(minlength=len(classes)).tolist(), strict=True))
+
+
+def open_parent(folder: Path, device: Device = "auto", classes: Sequence[str] | None = None) -> Parent:
+    """Open the run to adapt.
+
+    Args:
+        folder: its run folder.
+        device: where the model runs.
+        classes: those that the new laboratory tells apart; None for all.
+
+    Raises:
+        HemafastError: it is an export, a model without a run or an adapted run, or lacks one of the classes.
+    """
     if not is_run(folder):
         raise HemafastError(
             f"{folder} is not a run folder: only a run can be adapted, not an exported graph or a file of weights.",
@@ -221,11 +261,14 @@ def open_parent(folder: Path, device: Device = "auto") -> Parent:
         raise HemafastError(
             f"{folder} was itself adapted from {card.adapted.parent}.", "Adapt that run, with all images and labels."
         )
+    kept = keep_classes(classes, card.classes)
     steps.last_layer(network)
     opened = open_model(folder, device=device)
     network = network.eval().to(opened.machine.device).to(memory_format=torch.channels_last)
+    start = steps.narrow(network, [card.classes.index(name) for name in kept])
     dataset = _trained_on(config, card)
-    return Parent(folder, config, opened, network, card.home or _home_in(dataset, config, opened), dataset)
+    home = card.home or _home_in(dataset, config, opened)
+    return Parent(folder, config, opened, network, kept, start, home, dataset)
 
 
 def _trained_on(config: TrainConfig, card: ModelCard) -> Dataset | None:
@@ -265,11 +308,11 @@ def without_labels(parent: Parent, pixels: Tensor, progress: Progress) -> tuple[
     if len(pixels) < _FEWEST:
         said = counted(len(pixels), "image is", "images are")
         logger.warning("%s too few to adapt to without labels: at least %d", said, _FEWEST)
-        return (kept := Candidate(parent.network)), [kept]
+        return (kept := Candidate(parent.start)), [kept]
     if not _is_unlike(parent.opened, pixels):
         logger.info("the images are like those of the training set: without labels, nothing is changed")
-        return (kept := Candidate(parent.network)), [kept]
-    return best_candidate(parent.network, pixels, _home_white(parent), parent.shares, progress)
+        return (kept := Candidate(parent.start)), [kept]
+    return best_candidate(parent.start, pixels, _home_white(parent), parent.shares, progress)
 
 
 def _is_unlike(model: Model, pixels: Tensor) -> bool:
@@ -298,9 +341,10 @@ class Made:
     """Before and after on held-out labels; None without enough of them."""
 
 
-def _steps_of(chosen: Candidate) -> tuple[str, ...]:
+def _steps_of(parent: Parent, chosen: Candidate) -> tuple[str, ...]:
     """What a candidate changes, in words; empty for no change."""
-    said = ["the white point of the new images is matched to that of the training set"] if chosen.white else []
+    said = [f"only {', '.join(parent.classes)} can be answers"] if parent.dropped else []
+    said += ["the white point of the new images is matched to that of the training set"] if chosen.white else []
     said += ["answers are sharpened: the norms learned to tell the new images apart"] if chosen.sharpened else []
     return tuple(said)
 
@@ -314,18 +358,20 @@ def _with_labels(
     progress: Progress,
 ) -> Made:
     """The best of: the parent, the change without labels, and a head from labels on either of them."""
-    classes = (*parent.card.classes, *new)
+    classes = (*parent.classes, *new)
     rows = np.flatnonzero(given >= 0)
     labels, groups = given[rows], [cells.groups[row] for row in rows]
-    before = _features(parent.network, cells.pixels, progress)
-    after = before if chosen.network is parent.network else _features(chosen.network, cells.pixels, progress)
-    old = with_new_classes(_layer_of(parent.network), len(new), before)
+    before = _features(parent.start, cells.pixels, progress)
+    after = before if chosen.network is parent.start else _features(chosen.network, cells.pixels, progress)
+    old = with_new_classes(_layer_of(parent.start), len(new), before)
     plain = with_new_classes(_layer_of(chosen.network), len(new), after)
     with stage(progress, "fitting a last layer", unit="fits"):
         head = fit_head(after[rows], labels, groups, plain, after)
-    options = {"parent": old(before[rows]), "unlabelled": plain(after[rows])}
+    outside = _layer_of(parent.network).of(parent.rows(parent.dropped))(before[rows])
+    never = np.full_like(outside, -np.inf)
+    options = {"parent": np.hstack([old(before[rows]), outside]), "unlabelled": np.hstack([plain(after[rows]), never])}
     if head.held_out is not None:
-        options["head"] = head.held_out
+        options["head"] = np.hstack([head.held_out, never])
     return _best(parent, chosen, head, options, labels, classes)
 
 
@@ -337,18 +383,19 @@ def _best(
     labels: npt.NDArray[np.int64],
     classes: tuple[str, ...],
 ) -> Made:
+    """`options` are logits (labels, classes and those dropped); `classes` are without these."""
+    said = (*_steps_of(parent, chosen), _head_said(head, len(labels)))
     if "head" not in options:
-        network = _with_layer(chosen.network, head.layer)
-        return Made(network, classes, (*_steps_of(chosen), _head_said(head, len(labels))), None)
-    compared = {name: compare(labels, options["parent"], logits, classes) for name, logits in options.items()}
+        return Made(_with_layer(chosen.network, head.layer), classes, said, None)
+    every = (*classes, *parent.dropped)
+    compared = {name: compare(labels, options["parent"], logits, every) for name, logits in options.items()}
     best = max(compared, key=lambda name: compared[name]["after"]["macro_f1"])
     if best == "parent":
         return Made(parent.network, parent.card.classes, (), compared[best])
     if best == "unlabelled":
-        return Made(chosen.network, parent.card.classes, _steps_of(chosen), compared[best])
-    temperature = fit_temperature(labels, _softmax(options["head"]))
+        return Made(chosen.network, parent.classes, _steps_of(parent, chosen), compared[best])
+    temperature = fit_temperature(labels, _softmax(options["head"][:, : len(classes)]))
     cooled = Layer(head.layer.weights / temperature, head.layer.bias / temperature)
-    said = (*_steps_of(chosen), _head_said(head, len(labels)))
     return Made(_with_layer(chosen.network, cooled), classes, said, compared[best])
 
 

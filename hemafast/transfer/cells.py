@@ -72,6 +72,8 @@ class Asked:
     """Table of patients or slides."""
     um_per_pixel: UmPerPixel = None
     bit_depth: int | None = None
+    classes: Sequence[str] | None = None
+    """Classes of the model that this laboratory tells apart; None for all."""
 
 
 def read_prepared_cells(model: Model, dataset: Dataset, *, labelled: bool, progress: Progress) -> Cells:

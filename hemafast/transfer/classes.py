@@ -25,6 +25,42 @@ def read_map(given: Path | Mapping[str, str] | None) -> dict[str, str]:
     return {} if given is None else read_class_map(given)
 
 
+def keep_classes(given: Sequence[str] | None, classes: Sequence[str]) -> tuple[str, ...]:
+    """The classes of a model that another laboratory tells apart, in the order of the model.
+
+    Args:
+        given: their names, in any case; None for all.
+        classes: of the model.
+
+    Raises:
+        HemafastError: a name is no class of the model, or fewer than two are named.
+    """
+    if given is None:
+        return tuple(classes)
+    known = {fold(name): name for name in classes}
+    named = {fold(name): name for name in given if name.strip()}
+    unknown = [name for folded, name in named.items() if folded not in known]
+    if unknown:
+        raise HemafastError(
+            f"classes: {unknown[0]!r} is no class of the model.", f"Choose from: {name_some(classes, len(classes))}."
+        )
+    if len(named) < 2:
+        only = f"{next(iter(named.values()))!r} alone is" if named else "nothing is"
+        raise HemafastError(f"classes: {only} no choice.", "Name all classes that this laboratory tells apart.")
+    return tuple(name for name in classes if fold(name) in named)
+
+
+def refuse_dropped(places: npt.NDArray[np.int64], classes: Sequence[str], kept: Sequence[str]) -> None:
+    """Raise HemafastError if a label is of a class that is not kept. `places` are among `classes`, -1 without one."""
+    for place in np.unique(places):
+        if 0 <= place < len(classes) and classes[place] not in kept:
+            images = int((places == place).sum())
+            raise HemafastError(
+                f"{counted(images, 'label is', 'labels are')} {classes[place]}, which classes leaves out.",
+                f"Add {classes[place]} to --classes, or leave its cells out with --class-map {classes[place]}=.",
+            )
+
+
 def place_labels(
     labels: Sequence[str], classes: Sequence[str], class_map: Mapping[str, str]
 ) -> tuple[npt.NDArray[np.int64], tuple[str, ...]]:

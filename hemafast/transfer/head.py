@@ -42,6 +42,10 @@ class Layer:
         """Logits (n, classes) of features (n, d)."""
         return features @ self.weights.T + self.bias
 
+    def of(self, classes: Sequence[int]) -> Layer:
+        """The rows of some classes."""
+        return Layer(self.weights[list(classes)], self.bias[list(classes)])
+
     def plus(self, other: Layer, trust: float) -> Layer:
         """This layer and `trust` times the other one."""
         return Layer(self.weights + trust * other.weights, self.bias + trust * other.bias)

@@ -6,7 +6,7 @@ Each change is one of ordinary weights, so that an adapted model is a model like
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -156,6 +156,15 @@ def logits_of(network: Classifier, features: Tensor) -> Tensor:
     return torch.nn.functional.linear(features, weight, bias)
 
 
+def narrow(network: Classifier, rows: Sequence[int]) -> Classifier:
+    """The network, or a copy whose last layer has these rows only: the classes that it tells apart, in order."""
+    layer = last_layer(network)
+    if len(rows) == layer.out_features:
+        return network
+    chosen = torch.tensor(rows, device=layer.weight.device)
+    return expand(network, layer.weight.detach()[chosen], layer.bias.detach()[chosen])
+
+
 def expand(network: Classifier, weights: Tensor, bias: Tensor) -> Classifier:
     """A copy of a network with another last layer: weights (classes, d) and bias (classes,)."""
     changed = copy.deepcopy(network)
@@ -163,4 +172,5 @@ def expand(network: Classifier, weights: Tensor, bias: Tensor) -> Classifier:
     layer.weight = nn.Parameter(weights.to(layer.weight))
     layer.bias = nn.Parameter(bias.to(layer.bias))
     layer.out_features = len(bias)
+    changed.backbone.num_classes = len(bias)  # type: ignore[assignment]
     return changed

@@ -29,7 +29,7 @@ from hemafast.pages import render
 from hemafast.pictures import embedded_pixels
 from hemafast.progress import SILENT, Progress, stage
 from hemafast.transfer import steps
-from hemafast.transfer.adapt import named, open_parent, without_labels
+from hemafast.transfer.adapt import command, open_parent, without_labels
 from hemafast.transfer.cells import Asked, Cells, read_cells
 from hemafast.words import counted
 
@@ -93,17 +93,18 @@ def suggest(
         HemafastError: there is no such model, no image can be read, or `output` holds files or cannot be written.
     """
     _refuse_full(output)
-    parent = open_parent(folder, device)
-    cells = read_cells(parent.opened, data, asked or Asked(), parent.card.classes, progress)
+    asked = asked or Asked()
+    parent = open_parent(folder, device, asked.classes)
+    cells = read_cells(parent.opened, data, asked, parent.card.classes, progress)
     chosen, _ = without_labels(parent, cells.pixels, progress)
     with stage(progress, "embedding", len(cells)):
         features = steps.features_of(chosen.network, cells.pixels)
     probabilities = steps.logits_of(chosen.network, features).softmax(1).double().numpy()
     rows = choose_cells(features.double().numpy(), probabilities, count)
-    table = _table(cells, rows, probabilities, parent.card.classes)
-    told = _told(rows, probabilities, parent.card.classes)
+    table = _table(cells, rows, probabilities, parent.classes)
+    told = _told(rows, probabilities, parent.classes)
     _write(output, cells, rows, table, told, folder)
-    again = f"hemafast adapt {shlex.quote(str(folder))} {named(data)} --labels {shlex.quote(str(output / TABLE))}"
+    again = f"{command(parent, data)} --labels {shlex.quote(str(output / TABLE))}"
     return Suggested(output, table, again)
 
 

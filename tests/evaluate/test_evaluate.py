@@ -16,6 +16,7 @@ from PIL import Image
 from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, log_loss
 
 from hemafast.config import PrepareConfig, checked
+from hemafast.data.dataset import open_dataset
 from hemafast.engine.checkpoint import load_best, load_last, read_card
 from hemafast.engine.journal import read_rows
 from hemafast.errors import HemafastError
@@ -127,6 +128,28 @@ def test_data_with_fewer_classes_in_another_order_is_scored_as_it_is(run, prepar
         assert found[name] == pytest.approx(expected[name])
     assert [name.casefold() for name in found["per_class"]] == list(expected["per_class"])
     assert read_predictions(scores_folder(run, metrics) / "predictions.csv")[1] == tuple(metrics["classes"])
+
+
+def test_it_says_what_the_score_would_be_without_classes_that_the_data_lacks(run, prepared, tmp_path):
+    evaluate_run(run)
+    assert read_metrics(run)["folding"]["own_classes"] is None
+    lacking = ("basophil", "monocyte", "erythroblast")
+    data = other(prepared, tmp_path / "other", classes="from-data", class_map=dict.fromkeys(lacking, ""))
+    metrics = evaluate_run(run, data=data)
+    own, known = metrics["folding"]["own_classes"], open_dataset(data).info.classes
+    assert own["classes"] == [name for name in metrics["model"]["classes"] if name in known]
+    assert not {*own["classes"]} & {*lacking}
+    table, classes, probabilities = read_predictions(scores_folder(run, metrics) / "predictions.csv")
+    among = [classes.index(name) for name in own["classes"]]
+    predicted = np.array(own["classes"])[probabilities[:, among].argmax(axis=1)]
+    present = sorted(set(table["label"]))
+    expected = f1_score(table["label"], predicted, labels=present, average="macro", zero_division=0)
+    assert own["macro_f1"] == pytest.approx(expected)
+    assert own["accuracy"] == pytest.approx(accuracy_score(table["label"], predicted))
+    low, high = own["ci95"]["macro_f1"]
+    assert low <= own["macro_f1"] <= high
+    said = f"macro-F1 would be {own['macro_f1']:.3f}"
+    assert said in write_report(scores_folder(run, metrics)).read_text(encoding="utf-8")
 
 
 def test_data_with_other_names_is_refused_with_a_command_that_works(run, prepared, tmp_path):

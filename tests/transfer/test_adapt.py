@@ -302,3 +302,92 @@ def test_a_suggestion_takes_no_labels(scored, laboratory):
     done = hemafast("adapt", scored, laboratory, "--suggest", 6, "--labels", "own")
     assert done.returncode == 2
     assert "--suggest 6 chooses cells" in done.stderr
+
+
+@pytest.fixture(scope="module")
+def narrowed(scored, laboratory, tmp_path_factory):
+    """The run adapted to a laboratory that does not know its first class, and the names of the others."""
+    names = read_card(scored / BEST).classes[1:]
+    asked = Asked(classes=[name.upper() for name in reversed(names)])
+    done = adapt_run(scored, str(laboratory), asked, output=tmp_path_factory.mktemp("narrowed"), **CPU)
+    return done, names
+
+
+def test_classes_that_the_laboratory_does_not_tell_apart_are_no_answers(narrowed, scored, laboratory):
+    done, names = narrowed
+    card = read_card(done.folder / BEST)
+    assert card.classes == names
+    assert done.result["dropped_classes"] == [read_card(scored / BEST).classes[0]]
+    assert done.result["steps"][0] == f"only {', '.join(names)} can be answers"
+    assert f"--classes {','.join(names)}" in done.result["command"]
+    table = hf.open_model(done.folder, **CPU).predict(str(laboratory))
+    assert set(table["label"]) <= set(names)
+    assert table[list(names)].sum(axis=1).to_numpy() == pytest.approx(1)
+    after = {row["class"]: row["after"] for row in done.result["predicted"]}
+    assert {name: after[name] for name in names} == table["label"].value_counts().reindex(names, fill_value=0).to_dict()
+    assert sum(row["before"] for row in done.result["predicted"]) == len(table)
+
+
+def test_fewer_classes_are_the_same_answers_without_the_others(scored, laboratory):
+    whole, names = open_parent(scored, "cpu"), read_card(scored / BEST).classes[:2]
+    start = open_parent(scored, "cpu", names).start
+    size = whole.card.image_size
+    pixels = torch.randint(0, 256, (3, 3, size, size), dtype=torch.uint8)
+    with torch.inference_mode():
+        among = whole.network(pixels).softmax(1)[:, :2]
+        assert torch.allclose(start(pixels).softmax(1), among / among.sum(1, keepdim=True), atol=1e-5)
+    assert start.classes == 2
+    assert open_parent(scored, "cpu").start is not None
+
+
+def test_a_run_with_fewer_classes_is_scored_and_calibrated_at_home_on_those(narrowed, tmp_path, monkeypatch):
+    monkeypatch.setattr("hemafast.evaluate.evaluate.LEAST_IMAGES", 5)
+    run = hf.open_run(shutil.copytree(narrowed[0].folder, tmp_path / "adapted"))
+    scores = run.evaluate(**CPU)
+    assert scores["classes"] == list(narrowed[1])
+    assert sum(scores["folding"]["left_out"].values()) > 0
+    calibration = run.model(**CPU).card.calibration
+    assert 0 < calibration.images <= scores["pooled"]["images"]
+    hf.export_run(run.folder, tmp_path / "export", format="safetensors")
+    assert hf.open_model(tmp_path / "export", **CPU).classes == narrowed[1]
+
+
+def test_labels_and_fewer_classes_are_compared_with_the_parent_and_all_its_classes(scored, laboratory, tmp_path):
+    names = hf.open_model(scored, **CPU).classes
+    labels = [names[0], names[1]] * 9
+    done = adapt_run(scored, str(laboratory), Asked(labels=labels, classes=names[:2]), output=tmp_path, **CPU)
+    scores = done.result["scores"]
+    assert scores["cells"] == 18
+    assert scores["after"]["accuracy"] >= scores["before"]["accuracy"]
+    whole = hf.open_model(scored, **CPU).predict(str(laboratory))["label"]
+    assert scores["before"]["accuracy"] == pytest.approx(np.mean(whole.to_numpy() == np.array(labels)), abs=0.06)
+
+
+@pytest.mark.parametrize(
+    ("classes", "said"),
+    [
+        (["monocyte", "Monozyt"], "'Monozyt' is no class of the model"),
+        (["basophil"], "'basophil' alone is no choice"),
+        ([" "], "nothing is no choice"),
+    ],
+)
+def test_classes_that_do_not_fit_are_refused_by_name(scored, laboratory, tmp_path, classes, said):
+    with pytest.raises(HemafastError, match=said):
+        adapt_run(scored, str(laboratory), Asked(classes=classes), output=tmp_path, **CPU)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_label_of_a_class_that_is_left_out_is_refused(scored, laboratory, tmp_path):
+    names = hf.open_model(scored, **CPU).classes
+    asked = Asked(labels=[names[2]] * 18, classes=names[:2])
+    with pytest.raises(HemafastError, match=f"18 labels are {names[2]}, which classes leaves out"):
+        adapt_run(scored, str(laboratory), asked, output=tmp_path, **CPU)
+
+
+def test_the_command_takes_classes(scored, laboratory, tmp_path):
+    names = read_card(scored / BEST).classes[:2]
+    done = hemafast(
+        "adapt", scored, laboratory, "--classes", ",".join(names), "--output", tmp_path, "--device", "cpu", "--json"
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["steps"][0].startswith(f"only {names[0]}")
