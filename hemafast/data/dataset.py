@@ -25,6 +25,7 @@ from hemafast.preparation.pixels import centre_windows
 from hemafast.preparation.reader import PreparedFiles, read_prepared
 from hemafast.preparation.split import ALL, SPLITS, TEST, TRAIN, WORDS
 from hemafast.preparation.webdataset import Members, read_members
+from hemafast.words import counted
 
 _MAKE_A_TEST = (
     "Run `hemafast prepare` with --test-fraction 0.2, on archives with a folder named test, or with a --split-file "
@@ -32,7 +33,7 @@ _MAKE_A_TEST = (
 )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Dataset:
     """A prepared data set on disk."""
 
@@ -42,6 +43,11 @@ class Dataset:
     """Fold to validate on; None for the split that the data set was prepared with."""
     chosen: tuple[str, ...] | None = None
     """Domains in the splits; None for all."""
+
+    def __repr__(self) -> str:
+        images = ", ".join(f"{len(self._rows(name)):,} {name}" for name in self.info.counts)
+        classes = counted(len(self.info.classes), "class")
+        return f"Dataset({str(self.folder)!r}, {', '.join(self.domains)}, {classes}, images: {images})"
 
     @property
     def info(self) -> schema.DatasetInfo:

@@ -32,6 +32,12 @@ def test_samples_are_the_images_of_their_split(dataset):
         assert samples.packed.nbytes == len(samples) * 64 * 64 * 3
 
 
+def test_it_shows_itself_in_one_line(dataset):
+    counts = [len(dataset.samples(name)) for name in ("train", "val")]
+    assert repr(dataset).startswith(f"Dataset({str(dataset.folder)!r}, Acevedo_20, Matek_19, 11 classes")
+    assert repr(dataset).endswith(f"images: {counts[0]} train, {counts[1]} val)")
+
+
 def test_packed_pixels_are_a_memory_map_that_cannot_be_written(train_samples):
     assert isinstance(train_samples.packed[0].base.base, np.memmap)
     with pytest.raises(ValueError, match="read-only"):
