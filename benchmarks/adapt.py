@@ -34,6 +34,7 @@ from hemafast.data.dataset import Dataset, open_dataset
 from hemafast.engine.machine import machine_facts
 from hemafast.errors import HemafastError
 from hemafast.evaluate.compared import compare
+from hemafast.logistic import Layer
 from hemafast.metrics import count_confusion, macro_f1
 from hemafast.preparation.split import SPLITS
 from hemafast.progress import SILENT
@@ -41,7 +42,7 @@ from hemafast.transfer import steps
 from hemafast.transfer.adapt import Parent, adapt_run, open_parent, without_labels
 from hemafast.transfer.cells import Asked, read_samples
 from hemafast.transfer.choose import Candidate
-from hemafast.transfer.head import Layer, fit_layer
+from hemafast.transfer.head import fit_layer
 from hemafast.transfer.suggest import choose_cells
 
 Labels = npt.NDArray[np.int64]

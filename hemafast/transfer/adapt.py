@@ -25,6 +25,7 @@ from hemafast.errors import HemafastError
 from hemafast.evaluate.calibration import fit_temperature
 from hemafast.evaluate.compared import compare
 from hemafast.evaluate.likeness import judge
+from hemafast.logistic import Layer
 from hemafast.model import Classifier
 from hemafast.preparation.schema import is_prepared
 from hemafast.progress import SILENT, Progress, stage
@@ -33,7 +34,7 @@ from hemafast.transfer import steps
 from hemafast.transfer.cells import Asked, Cells, read_cells, read_prepared_cells, refuse_own_images
 from hemafast.transfer.choose import Candidate, answers_of, best_candidate, sample_of, table
 from hemafast.transfer.classes import place_labels, read_map
-from hemafast.transfer.head import Fitted, Layer, fit_head, with_new_classes
+from hemafast.transfer.head import Fitted, fit_head, with_new_classes
 from hemafast.transfer.written import write_adapted
 from hemafast.words import counted
 
