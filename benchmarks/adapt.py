@@ -36,6 +36,7 @@ from hemafast.errors import HemafastError
 from hemafast.evaluate.compared import compare
 from hemafast.logistic import Layer
 from hemafast.metrics import count_confusion, macro_f1
+from hemafast.model import last_layer
 from hemafast.preparation.split import SPLITS
 from hemafast.progress import SILENT
 from hemafast.transfer import steps
@@ -166,7 +167,7 @@ def _change(parent: Parent, laboratory: Laboratory, one: Candidate, chosen: Cand
 
 
 def _layer_of(one: Candidate) -> Layer:
-    layer = steps.last_layer(one.network)
+    layer = last_layer(one.network)
     weights, bias = (value.detach().double().cpu().numpy() for value in (layer.weight, layer.bias))
     return Layer(weights, bias)
 

@@ -26,6 +26,7 @@ from hemafast.engine.journal import Journal, logger
 from hemafast.engine.loop import train_run
 from hemafast.engine.opening import Opened, changed_settings, free_settings, newest_run, open_stopped
 from hemafast.engine.plan import announce, settle
+from hemafast.engine.probe import probe_run
 from hemafast.engine.run import Run, is_finished
 from hemafast.engine.starting import Starting
 from hemafast.engine.stop import StopFlag
@@ -136,7 +137,8 @@ def _loop(run: Run, folder: Path, changed: Sequence[str], starting: Starting, pr
         for line in changed:
             logger.warning("changed on resume: %s", line)
         starting.done("settings")
-        train_run(run, folder, journal, flag, starting)
+        follow = probe_run if run.config.probe else train_run
+        follow(run, folder, journal, flag, starting)
         if run.world.first:
             keep_compile_seconds(run.config, run.plan.machine, run.learner.compiler.compiled)
 

@@ -26,7 +26,7 @@ from hemafast.evaluate.calibration import fit_temperature
 from hemafast.evaluate.compared import compare
 from hemafast.evaluate.likeness import judge
 from hemafast.logistic import Layer
-from hemafast.model import Classifier
+from hemafast.model import Classifier, last_layer
 from hemafast.preparation.schema import is_prepared
 from hemafast.progress import SILENT, Progress, stage
 from hemafast.run_folder import ADAPTATION_PAGE, BEST, is_run, read_config
@@ -222,7 +222,7 @@ def open_parent(folder: Path, device: Device = "auto") -> Parent:
         raise HemafastError(
             f"{folder} was itself adapted from {card.adapted.parent}.", "Adapt that run, with all images and labels."
         )
-    steps.last_layer(network)
+    last_layer(network)
     opened = open_model(folder, device=device)
     network = network.eval().to(opened.machine.device).to(memory_format=torch.channels_last)
     dataset = _trained_on(config, card)
@@ -369,7 +369,7 @@ def _features(network: Classifier, pixels: Tensor, progress: Progress) -> npt.ND
 
 
 def _layer_of(network: Classifier) -> Layer:
-    layer = steps.last_layer(network)
+    layer = last_layer(network)
     weights, bias = (value.detach().double().cpu().numpy() for value in (layer.weight, layer.bias))
     return Layer(weights, bias)
 
