@@ -62,6 +62,8 @@ SPLITTING = "The split"
 PIXELS = "The pixels"
 CHECKING = "The checks"
 
+READ = ("data", "weights", "lineage", "teacher")
+"""Settings of training that name what is read. A run keeps them as absolute paths, as it is resumed from anywhere."""
 PRETRAINING = ("method", "views")
 """Settings of `hemafast pretrain` alone."""
 LABELLED = (
@@ -676,6 +678,12 @@ def refuse_other_command(settings: TrainConfig, *, pretrains: bool) -> None:
 def views_of(settings: TrainConfig) -> int:
     """Views of each image in a training batch."""
     return settings.views if settings.method else 1
+
+
+def located(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of training by name, what is read with its absolute path."""
+    paths = {name: settings[name] for name in READ if isinstance(settings.get(name), str | Path)}
+    return {**settings, **{name: Path(path).absolute() for name, path in paths.items()}}
 
 
 def prepared_beside(source: Path) -> Path:

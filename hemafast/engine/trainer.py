@@ -10,7 +10,6 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ import numpy as np
 import torch
 
 from hemafast.command import train_command
-from hemafast.config import TrainConfig, to_json, to_plain
+from hemafast.config import TrainConfig, checked, located, to_json, to_plain
 from hemafast.engine.build import build_run
 from hemafast.engine.distributed import World, joined, restarts
 from hemafast.engine.duration import refuse_used_up
@@ -55,9 +54,7 @@ def train(
     process that writes it, None in the others. Raises HemafastError before anything is written if settings, machine or
     data do not fit, and StoppedError after a signal.
     """
-    config = replace(  # a run is resumed and evaluated from anywhere
-        config, data=config.data.absolute(), teacher=config.teacher and config.teacher.absolute()
-    )
+    config = checked(TrainConfig, located(to_plain(config)))
     with _starting(began) as starting, joined(config.device) as world, ExitStack() as held:
         opened = Opened(config)
         if go_on or restarts():
