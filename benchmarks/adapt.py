@@ -34,19 +34,19 @@ from hemafast.data.dataset import Dataset, open_dataset
 from hemafast.engine.machine import machine_facts
 from hemafast.errors import HemafastError
 from hemafast.evaluate.compared import compare
+from hemafast.logistic import Layer, Matrix
 from hemafast.metrics import count_confusion, macro_f1
-from hemafast.model import Classifier
+from hemafast.model import Classifier, last_layer
 from hemafast.preparation.split import SPLITS
 from hemafast.progress import SILENT
 from hemafast.transfer import steps
 from hemafast.transfer.adapt import Parent, adapt_run, open_parent, without_labels
 from hemafast.transfer.cells import Asked, read_samples
 from hemafast.transfer.choose import Candidate
-from hemafast.transfer.head import Layer, fit_layer
+from hemafast.transfer.head import fit_layer
 from hemafast.transfer.suggest import choose_cells
 
 Labels = npt.NDArray[np.int64]
-Matrix = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -183,7 +183,7 @@ def _logits(network: Classifier, laboratory: Laboratory) -> Matrix:
 
 
 def _layer_of(one: Candidate) -> Layer:
-    layer = steps.last_layer(one.network)
+    layer = last_layer(one.network)
     weights, bias = (value.detach().double().cpu().numpy() for value in (layer.weight, layer.bias))
     return Layer(weights, bias)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import csv
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
 from functools import cache
@@ -62,13 +62,23 @@ SPLITTING = "The split"
 PIXELS = "The pixels"
 CHECKING = "The checks"
 
+READ = ("data", "weights", "lineage", "teacher")
+"""Settings of training that name what is read. A run keeps them as absolute paths, as it is resumed from anywhere."""
 PRETRAINING = ("method", "views")
 """Settings of `hemafast pretrain` alone."""
 LABELLED = (
     *("loss", "focal_gamma", "logit_tau", "label_smoothing", "lineage_weight", "stage_temperature", "lineage"),
-    *("sampler", "mixup", "cutmix", "dropout", "quarter_turns"),
+    *("sampler", "mixup", "cutmix", "dropout", "quarter_turns", "probe"),
 )
 """Settings of `hemafast train` alone, because they act on labels or on the classifier."""
+STEPPED = (
+    *("time_budget", "accumulate", "lr", "schedule", "warmup", "weight_decay", "layer_decay", "clip_grad", "ema"),
+    *("focal_gamma", "logit_tau", "label_smoothing", "lineage_weight", "stage_temperature", "teacher"),
+    *("teacher_weight", "mixup", "cutmix", "dropout", "drop_path", "growing_from", "freeze_norm", "freeze_stages"),
+    "sync_norm",
+)
+"""Settings that have no effect on a probe, which makes no steps."""
+_PROBE_LOSSES = ("cross-entropy", "weighted")
 
 LEARNS, FREE, FIXED = "learns", "free", "fixed"
 """What a resumed run may change: with --allow-changes, at will, never."""
@@ -428,6 +438,13 @@ class TrainConfig:
         metavar="NAME",
         on_resume=FIXED,
     )
+    probe: Annotated[int, Ge(0), Le(64)] = option(
+        0,
+        "Leave the network as it is, and fit its last layer to features of this many views of each image: the plain "
+        "one and others of the policy; 0 trains the network.",
+        LEARNING,
+        on_resume=FIXED,
+    )
     views: Annotated[int, Ge(2), Le(8)] = option(
         2, "Views of each image that a self-supervised method compares.", LEARNING, on_resume=FIXED
     )
@@ -603,7 +620,9 @@ class TrainConfig:
         refuse_unknown_model(self.model)
         balanced_share(self.sampler)
         if self.method is not None:
-            _refuse_labelled(self)
+            _refuse_idle(self, LABELLED, f"method = {self.method}, which uses no labels", "--preset pretrain")
+        if self.probe:
+            _become_probe(self)
         if list(self.growing_from) != sorted({*self.growing_from, self.image_size})[:-1]:
             raise HemafastError(
                 f"growing_from = {self.growing_from} does not rise to image_size = {self.image_size}.",
@@ -624,14 +643,28 @@ def _refuse_labels(settings: PrepareConfig) -> None:
             raise HemafastError(f"{name} and ignore_labels exclude each other.", "Leave out one of them.")
 
 
-def _refuse_labelled(settings: TrainConfig) -> None:
-    for name in LABELLED:
+def _refuse_idle(settings: TrainConfig, names: Sequence[str], why: str, preset: str) -> None:
+    """Raise HemafastError if one of `names` is not at its default."""
+    for name in names:
         value = getattr(settings, name)
         if value != TrainConfig.__dataclass_fields__[name].default:
-            raise HemafastError(
-                f"{name} = {value} has no effect with method = {settings.method}, which uses no labels.",
-                "Leave it out, or use --preset pretrain.",
-            )
+            raise HemafastError(f"{name} = {value} has no effect with {why}.", f"Leave it out, or use {preset}.")
+
+
+def _become_probe(settings: TrainConfig) -> None:
+    """One epoch. Raises HemafastError for what a probe cannot do."""
+    _refuse_idle(settings, STEPPED, f"probe = {settings.probe}, which makes no steps", "--preset probe")
+    if settings.epochs not in (1, TrainConfig.epochs):
+        raise HemafastError(
+            f"epochs = {settings.epochs}: a probe looks at its views once.",
+            "Leave it out, or give more views, as --probe 8.",
+        )
+    if settings.loss not in _PROBE_LOSSES:
+        raise HemafastError(
+            f"loss = {settings.loss} has no logistic regression, which probe = {settings.probe} fits.",
+            f"Choose {' or '.join(_PROBE_LOSSES)}.",
+        )
+    object.__setattr__(settings, "epochs", 1)
 
 
 def refuse_other_command(settings: TrainConfig, *, pretrains: bool) -> None:
@@ -645,6 +678,12 @@ def refuse_other_command(settings: TrainConfig, *, pretrains: bool) -> None:
 def views_of(settings: TrainConfig) -> int:
     """Views of each image in a training batch."""
     return settings.views if settings.method else 1
+
+
+def located(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of training by name, what is read with its absolute path."""
+    paths = {name: settings[name] for name in READ if isinstance(settings.get(name), str | Path)}
+    return {**settings, **{name: Path(path).absolute() for name, path in paths.items()}}
 
 
 def prepared_beside(source: Path) -> Path:

@@ -157,6 +157,18 @@ class Classifier(Network):
         return torch.addcmul(self.shift, pixels, self.scale)
 
 
+def last_layer(network: Classifier) -> nn.Linear:
+    """The layer that classifies features. Raises HemafastError if it is not linear with a bias."""
+    backbone: Any = network.backbone
+    layer = backbone.get_classifier()
+    if not isinstance(layer, nn.Linear) or layer.bias is None:
+        raise HemafastError(
+            f"The last layer of this network is {type(layer).__name__}, not a linear one with a bias.",
+            "Choose another --model.",
+        )
+    return layer
+
+
 def quarter_turns(images: Tensor) -> Iterator[Tensor]:
     """Square images (n, channels, size, size) and their three quarter turns, in channels_last."""
     for turns in range(4):

@@ -178,6 +178,25 @@ def gpu_fast() -> Fields:
     }
 
 
+def probe() -> Fields:
+    """A last layer alone, on a network that stays as it is: for published encoders (`--weights`), and for a first look.
+
+    Command: `hemafast train --preset probe`
+    Time: one pass over four views of the training images, then seconds; see docs/pretrain.md, with data and machine.
+    Score: see docs/pretrain.md, with data, seeds and interval.
+    """
+    return {
+        "probe": 4,
+        "model": "tf_efficientnet_lite0",
+        "epochs": 1,
+        "batch_size": 64,
+        "image_size": 224,
+        "policy": "basic",
+        "sampler": "balanced",
+        "compile": "off",  # compiling takes longer than the pass
+    }
+
+
 def pretrain() -> Fields:
     """Features without labels, for `hemafast pretrain` alone: the network and the size of `quick`, strong views.
 
@@ -206,7 +225,7 @@ def pretrain() -> Fields:
 PRESETS: dict[str, Callable[[], Fields]] = {
     preset.__name__: preset
     for preset in (
-        *(baseline, weighted_loss, strong_augment, b0, onecycle, quick, fast, robust, best, gpu, gpu_fast),
+        *(baseline, weighted_loss, strong_augment, b0, onecycle, quick, fast, robust, best, gpu, gpu_fast, probe),
         pretrain,
     )
 }

@@ -114,7 +114,7 @@ def _began(folder: Path) -> tuple[datetime, str]:
 def make_run_folder(config: TrainConfig, kind: str | None = None) -> Path:
     """A new, empty folder under `config.output`, named for the moment, the model, and its schedule or `kind`."""
     stamp = datetime.now().astimezone().strftime(_STAMP)
-    kind = kind or ("" if config.schedule == "constant" else config.schedule)
+    kind = kind or ("probe" if config.probe else "" if config.schedule == "constant" else config.schedule)
     name = f"{stamp}_{config.model}" + (f"_{kind}" if kind else "")
     for suffix in ("", *(f"-{number}" for number in range(2, 100))):
         folder = config.output / (name + suffix)

@@ -190,6 +190,7 @@ GIVEN = {
     "teacher_weight": ("0.7", 0.7),
     "logit_tau": ("0.5", 0.5),
     "method": ("byol", "byol"),
+    "probe": ("3", 3),
     "views": ("3", 3),
     "label_smoothing": ("0.1", 0.1),
     "lineage_weight": ("0.3", 0.3),

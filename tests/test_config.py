@@ -3,10 +3,11 @@
 import json
 from dataclasses import FrozenInstanceError, replace
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import pytest
 
-from hemafast.config import PrepareConfig, TrainConfig, checked, to_json, to_plain, train_config
+from hemafast.config import READ, PrepareConfig, TrainConfig, checked, located, to_json, to_plain, train_config
 from hemafast.errors import HemafastError
 from hemafast.presets import PRESETS
 
@@ -289,3 +290,10 @@ def test_settings_are_frozen(config):
 def test_settings_come_back_from_json_as_they_were(config):
     assert checked(type(config), json.loads(to_json(config))) == config
     assert checked(type(config), to_plain(config)) == config
+
+
+def test_every_path_that_is_read_is_known_so_that_a_run_keeps_it_absolute():
+    hints = get_type_hints(TrainConfig)
+    assert {name for name, hint in hints.items() if Path in (hint, *get_args(hint))} == {*READ, "output"}
+    kept = located(to_plain(train_config("quick", data=Path("d"), weights=Path("/w"))))
+    assert (kept["data"], kept["weights"], kept["teacher"]) == (Path.cwd() / "d", Path("/w"), None)

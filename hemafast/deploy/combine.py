@@ -295,7 +295,7 @@ def _ensemble(
 def _soup(sources: Sequence[Source], shared: Shared, asked: Asked) -> _New:
     first = sources[0]
     soup = mean_of_weights([source.network for source in sources])
-    soup.freeze(stages=first.config.freeze_stages, norm=first.config.freeze_norm)
+    soup.freeze(stages=first.config.freeze_stages, norm=first.config.freeze_norm or first.config.probe > 0)
     samples = shared.dataset.samples(TRAIN, first.card.image_size)
     machine, graph = machine_and_graph(as_seen(shared.config, first.card, samples), shared.device, samples)
     soup.to(machine.device)

@@ -40,7 +40,7 @@ def build_run(plan: Plan, world: World, saved: dict[str, Any] | None = None, *, 
         policy=plan.policy,
         seed=settings.seed,
         shape=graph,
-        sampler=settings.sampler,
+        sampler="natural" if settings.probe else settings.sampler,  # a probe weighs each image instead
         process=world.process,
         views=views_of(settings),
     )

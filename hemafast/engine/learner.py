@@ -79,10 +79,12 @@ def build_learner(
     if model.learns_norms:
         _refuse_too_few(int(counts.sum()), world.process.world_size)
     model = model.to(machine.device)
-    avoid_wrong_gradients(model, machine, settings)
+    if not settings.probe:
+        avoid_wrong_gradients(model, machine, settings)
     ema = _average_of(model, settings)
     scored_model = ema.module if ema else model
-    use_own_gradients(model, machine)
+    if not settings.probe:
+        use_own_gradients(model, machine)
     if fuse and not machine.compiled:
         for network in {model, scored_model}:
             fuse_batch_norms(network)
@@ -146,7 +148,7 @@ def _build_network(
         ).detail
     if settings.sync_norm:
         model = synchronised(model, machine)
-    model.freeze(stages=settings.freeze_stages, norm=settings.freeze_norm)
+    model.freeze(stages=settings.freeze_stages, norm=settings.freeze_norm or settings.probe > 0)
     return model, started_from
 
 

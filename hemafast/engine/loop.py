@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from hemafast.data.batch import Batch
@@ -61,19 +61,36 @@ def train_run(run: Run, folder: Path, journal: Journal, flag: StopFlag, starting
         clock.pause()
         clock.trained()
         check_finite(learner.train_step.bad.read())
-        rows = {"train": _train_row(run)}
-        scored, rows["val"] = _score(run, journal, stops, clock)
-        _refuse_not_finite(scored.broken, epoch)  # the last update may have ruined the weights
-        state.epochs_done, state.steps_validated = epoch, state.steps_done
-        if run.task.keeps(scored.score, state.best_f1):
-            saver.hold_best()
-            state.best_f1, state.best_epoch = scored.score, epoch
-        lrs = _rates_of(run, epoch, rates)
-        journal.end_epoch(epoch, rows, confusion=scored.confusion, classes=run.dataset.info.classes, lrs=lrs)
-        logger.info(_epoch_line(run, epoch, rows))
-        run.begin_epoch()
-        saver.save(must=run.over)
+        row, lrs = _train_row(run), _rates_of(run, epoch, rates)
+        end_epoch(run, row, lrs, journal=journal, stops=stops, clock=clock, saver=saver)
     logger.info(run.task.told_at_the_end(run))
+
+
+def end_epoch(
+    run: Run,
+    row: dict[str, float],
+    lrs: Mapping[int, float],
+    *,
+    journal: Journal,
+    stops: Stops,
+    clock: Clock,
+    saver: Saver,
+) -> None:
+    """Score what an epoch has learned, keep it if it is better, write it down and save.
+
+    `row` has the measurements of its training, and `lrs` the learning rates by update.
+    """
+    state, epoch, rows = run.state, run.state.epochs_done + 1, {"train": row}
+    scored, rows["val"] = _score(run, journal, stops, clock)
+    _refuse_not_finite(scored.broken, epoch)  # the last update may have ruined the weights
+    state.epochs_done, state.steps_validated = epoch, state.steps_done
+    if run.task.keeps(scored.score, state.best_f1):
+        saver.hold_best()
+        state.best_f1, state.best_epoch = scored.score, epoch
+    journal.end_epoch(epoch, rows, confusion=scored.confusion, classes=run.dataset.info.classes, lrs=lrs)
+    logger.info(_epoch_line(run, epoch, rows))
+    run.begin_epoch()
+    saver.save(must=run.over)
 
 
 def _first_batch(run: Run) -> int:

@@ -75,13 +75,16 @@ def find_rate(
     """Train for `steps` updates at rates from `first` to `last`, or until the loss diverges. Keeps no weights.
 
     Every process of torchrun calls this; the losses are those of all. Returns the curve in the first process, None in
-    the others. Raises HemafastError if the range is not valid, or if the loss diverges within the first steps.
+    the others. Raises HemafastError for a probe, if the range is not valid, or if the loss diverges within the first
+    steps.
     """
     if not 0 < first < last or steps < 2 * _EDGE:
         raise HemafastError(
             f"{counted(steps, 'step')} from {first} to {last} are not a valid range.",
             f"Give a last rate above the first, and at least {2 * _EDGE} steps.",
         )
+    if config.probe:
+        raise HemafastError(f"probe = {config.probe} makes no steps: there is no rate to find.", "Leave it out.")
     with joined(config.device) as world:
         curve = _try_rates(replace(config, on_nonfinite="skip"), world, np.geomspace(first, last, steps), progress)
         return curve if world.first else None

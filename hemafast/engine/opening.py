@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from hemafast.config import FIXED, FREE, TrainConfig, checked, option_of, to_plain
+from hemafast.config import FIXED, FREE, READ, TrainConfig, checked, located, option_of, to_plain
 from hemafast.engine.checkpoint import load_last
 from hemafast.engine.trial import DECIDED
 from hemafast.errors import HemafastError
@@ -53,7 +53,7 @@ def open_stopped(folder: Path, changes: Mapping[str, Any], *, allow_changes: boo
 def changed_settings(folder: Path, changes: Mapping[str, Any], *, allow_changes: bool) -> TrainConfig:
     """The settings of the run in `folder` with `changes`. Raises HemafastError if a change is not allowed."""
     before = to_plain(read_config(folder))
-    settings = checked(TrainConfig, {**before, **changes})
+    settings = checked(TrainConfig, {**before, **located(changes)})
     _refuse(_changes(before, to_plain(settings)), allow_changes=allow_changes)
     return settings
 
@@ -88,8 +88,15 @@ def _on_resume(name: str) -> str:
 def _changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """One line for each setting that differs and affects what is learned. Settings missing in `old` have defaults."""
     before = {**to_plain(TrainConfig()), **old}
-    names = [name for name in new if _on_resume(name) != FREE and before[name] != new[name]]
+    names = [name for name in new if _on_resume(name) != FREE and not _same(name, before[name], new[name])]
     return [f"{name}: {before[name]} -> {new[name]}" for name in names]
+
+
+def _same(name: str, old: Any, new: Any) -> bool:
+    """Whether two values of a setting are one; two paths are one if they lead to the same place."""
+    if name in READ and None not in (old, new):
+        return Path(old).resolve() == Path(new).resolve()
+    return bool(old == new)
 
 
 def _refuse(changed: list[str], *, allow_changes: bool) -> None:

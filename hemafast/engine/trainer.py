@@ -10,7 +10,6 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ import numpy as np
 import torch
 
 from hemafast.command import train_command
-from hemafast.config import TrainConfig, to_json, to_plain
+from hemafast.config import TrainConfig, checked, located, to_json, to_plain
 from hemafast.engine.build import build_run
 from hemafast.engine.distributed import World, joined, restarts
 from hemafast.engine.duration import refuse_used_up
@@ -26,6 +25,7 @@ from hemafast.engine.journal import Journal, logger
 from hemafast.engine.loop import train_run
 from hemafast.engine.opening import Opened, changed_settings, free_settings, newest_run, open_stopped
 from hemafast.engine.plan import announce, settle
+from hemafast.engine.probe import probe_run
 from hemafast.engine.run import Run, is_finished
 from hemafast.engine.starting import Starting
 from hemafast.engine.stop import StopFlag
@@ -54,9 +54,7 @@ def train(
     process that writes it, None in the others. Raises HemafastError before anything is written if settings, machine or
     data do not fit, and StoppedError after a signal.
     """
-    config = replace(  # a run is resumed and evaluated from anywhere
-        config, data=config.data.absolute(), teacher=config.teacher and config.teacher.absolute()
-    )
+    config = checked(TrainConfig, located(to_plain(config)))
     with _starting(began) as starting, joined(config.device) as world, ExitStack() as held:
         opened = Opened(config)
         if go_on or restarts():
@@ -136,7 +134,8 @@ def _loop(run: Run, folder: Path, changed: Sequence[str], starting: Starting, pr
         for line in changed:
             logger.warning("changed on resume: %s", line)
         starting.done("settings")
-        train_run(run, folder, journal, flag, starting)
+        follow = probe_run if run.config.probe else train_run
+        follow(run, folder, journal, flag, starting)
         if run.world.first:
             keep_compile_seconds(run.config, run.plan.machine, run.learner.compiler.compiled)
 

@@ -111,6 +111,8 @@ def decide_precision(config: TrainConfig, counts: Counts, *, processes: int = 1)
     machine = machine_for(config, config.device, processes)
     if config.amp != "auto" or (machine.device, machine.precision) != ("cpu", "bf16"):
         return config, []
+    if config.probe:
+        return replace(config, amp="off"), [Choice("precision", "fp32", "a trial takes longer than a probe")]
     answers = Answers.of_training(machine, config)
     fp32, bf16 = (_trial_of(config, amp, counts, processes) for amp in ("off", "bf16"))
     if fp32.allowed < _LEAST_SECONDS and answers.kept("precision") is None:

@@ -37,15 +37,20 @@ def features_of(
     machine: Machine,
     loader: Loader,
     *,
+    epoch: int = 0,
+    learns: bool = False,
     world: World | None = None,
     on_batch: Callable[[int], None] = lambda images: None,
 ) -> tuple[Features, Labels]:
-    """Features (n, d) and labels (n,) of all images of an `eval_loader`, in shard order; otherwise as `validate`."""
+    """Features (n, d) and labels (n,) of all images of an epoch of a loader, in shard order; otherwise as `validate`.
+
+    The loader is an `eval_loader` or, for a model that `learns`, a `train_loader` that draws each image once.
+    """
     world = world or World()
-    model.eval()
+    model.train(learns)
     world.align(model)
     parts, dtype = [], machine.dtype
-    for batch in loader.epoch(0):
+    for batch in loader.epoch(epoch):
         with torch.autocast(machine.device, dtype=dtype, enabled=dtype is not None):
             found = model.features(batch.images)
         parts.append((batch.rows.numpy(), found.float().cpu().numpy(), batch.labels.cpu().numpy()))

@@ -12,7 +12,7 @@ from hemafast.evaluate.intervals import Weights, interval, plain, resample, with
 from hemafast.evaluate.metrics import confusions, count_scores
 
 Labels = npt.NDArray[np.int64]
-Logits = npt.NDArray[np.float64]
+Logits = npt.NDArray[np.floating[Any]]
 
 _SHOWN = ("macro_f1", "balanced_accuracy", "accuracy")
 

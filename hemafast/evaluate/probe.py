@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from hemafast.evaluate.folds import folds_apart
 from hemafast.evaluate.intervals import Weights, resample, with_intervals
 from hemafast.evaluate.metrics import Labels, confusions, count_scores
+from hemafast.folds import folds_apart
+from hemafast.logistic import Axes, fit_logistic
 from hemafast.neighbours import Features, nearest_labels
+from hemafast.objective import class_weights
 
 MOST = 20_000
 """Cells that are probed; of more, some are drawn."""
 _FOLDS = 5
 _SCORES = ("accuracy", "macro_f1")
 _SMOOTHNESS = 0.03  # C of the logistic regression, on standardised features
-_ITERATIONS = 300
 
 
 def probe(features: Features, labels: Sequence[str], groups: Sequence[str], seed: int = 0) -> dict[str, Any] | None:
@@ -58,16 +58,10 @@ def _held_out(answer: Any, features: Features, labels: Labels, folds: Sequence[t
 
 
 def _linear(features: Features, labels: Labels, asked: Features) -> Labels:
-    from sklearn.exceptions import ConvergenceWarning
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
-
-    regression = LogisticRegression(C=_SMOOTHNESS, class_weight="balanced", max_iter=_ITERATIONS, tol=1e-3)
-    model = make_pipeline(StandardScaler(), regression)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)
-        return np.asarray(model.fit(features, labels).predict(asked))
+    """Answers of a logistic regression in which each class counts the same."""
+    axes, weights = Axes.of(features, features.shape[1]), class_weights(np.bincount(labels))[labels]
+    layer = fit_logistic(axes(features), labels, int(labels.max()) + 1, _SMOOTHNESS, weights)
+    return np.asarray(layer(axes(asked)).argmax(axis=1))
 
 
 def _scored(labels: Labels, answers: Labels, classes: int) -> dict[str, Any]:

@@ -8,7 +8,6 @@ mistakes too.
 from __future__ import annotations
 
 import shlex
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,11 +27,12 @@ from hemafast.data.samples import Samples
 from hemafast.deploy.model import open_model
 from hemafast.engine.machine import Machine, choose_machine, tune_allocator
 from hemafast.errors import HemafastError
-from hemafast.evaluate.folds import folds_apart
 from hemafast.evaluate.metrics import Labels
 from hemafast.evaluate.suspects import label_quality
 from hemafast.files import csv_bytes, make_folder, write_bytes, write_text, writing
+from hemafast.folds import folds_apart
 from hemafast.fuse_norm import fuse_batch_norms
+from hemafast.logistic import Axes, fit_logistic
 from hemafast.model import build_model
 from hemafast.pages import render
 from hemafast.pictures import embedded_pixels
@@ -48,9 +48,7 @@ SHARE = 0.04
 """Share of the images that is listed by default."""
 
 _FOLDS = 5
-_AXES = 256  # principal axes of the features
 _SMOOTHNESS = 0.003  # C of the logistic regression
-_ITERATIONS = 300
 _BATCH = 64
 _MOST_PICTURES = 500
 _PICTURE = 96  # px
@@ -161,38 +159,19 @@ def cross_validated(
     Returns:
         Probabilities (images, classes), and which images were judged (images,): not those of a class in one group only.
     """
+    from scipy.special import softmax
+
     named = np.array(groups)
     judged = np.isin(labels, [label for label in np.unique(labels) if len(np.unique(named[labels == label])) > 1])
     probabilities = np.zeros((len(labels), classes))
     if len(np.unique(labels[judged])) < 2:
         return probabilities, np.zeros(len(labels), dtype=bool)
-    places, low = np.flatnonzero(judged), _along_axes(features)
+    places, low = np.flatnonzero(judged), Axes.of(features)(features)  # no label has a part in the axes
     for fitted, left in folds_apart(labels[places], named[places].tolist(), _FOLDS):
-        known, found = _answers(low[places[fitted]], labels[places[fitted]], low[places[left]])
-        probabilities[np.ix_(places[left], known)] = found
+        layer = fit_logistic(low[places[fitted]], labels[places[fitted]], classes, _SMOOTHNESS)
+        known = np.unique(labels[places[fitted]])
+        probabilities[np.ix_(places[left], known)] = softmax(layer(low[places[left]])[:, known], axis=1)
     return probabilities, judged
-
-
-def _along_axes(features: Features) -> Features:
-    """Standardised features along their principal axes, (images, axes). No label has a part in it."""
-    from sklearn.decomposition import PCA
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
-
-    axes = PCA(min(_AXES, *features.shape), random_state=0)
-    return np.asarray(make_pipeline(StandardScaler(), axes).fit_transform(features.astype(np.float64)))
-
-
-def _answers(features: Features, labels: Labels, others: Features) -> tuple[Labels, npt.NDArray[np.float64]]:
-    """The classes of the labels, and the probabilities (images, these classes) of other images."""
-    from sklearn.exceptions import ConvergenceWarning
-    from sklearn.linear_model import LogisticRegression
-
-    model = LogisticRegression(C=_SMOOTHNESS, max_iter=_ITERATIONS, tol=1e-3)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)
-        model.fit(features, labels)
-    return model.classes_, model.predict_proba(others)
 
 
 def features_of(

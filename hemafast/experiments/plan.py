@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from hemafast.config import TrainConfig, checked, to_plain, train_config
+from hemafast.config import TrainConfig, checked, located, to_plain, train_config
 from hemafast.data.dataset import open_dataset
 from hemafast.errors import HemafastError
 from hemafast.experiments.published import SWEEPS, refuse_unknown_experiments
@@ -100,9 +100,9 @@ def plan_sweep(
 
 
 def _settings(start: Mapping[str, Any], preset: str, given: Mapping[str, Any], scale: float) -> TrainConfig:
-    """The settings of one experiment, with an absolute path of the data as in the settings of a run."""
+    """The settings of one experiment, with absolute paths as in the settings of a run."""
     config = checked(TrainConfig, {**start, **named_preset(preset), "preset": preset, **given})
-    return scaled(replace(config, data=config.data.absolute()), scale)
+    return scaled(checked(TrainConfig, located(to_plain(config))), scale)
 
 
 def scaled(config: TrainConfig, scale: float) -> TrainConfig:

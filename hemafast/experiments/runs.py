@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from operator import methodcaller
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from typing import Any
 import pandas as pd
 import torch
 
-from hemafast.config import TrainConfig
+from hemafast.config import TrainConfig, checked, located, to_plain
 from hemafast.data.dataset import open_dataset
 from hemafast.engine.checkpoint import DRAWN_WARNING, read_card
 from hemafast.engine.distributed import refuse_several
@@ -77,7 +77,7 @@ def run_all(
 def _is_finished(config: TrainConfig) -> bool:
     """Whether there is such a run that has come to its end."""
     try:
-        folder = newest_run(replace(config, data=config.data.absolute()))
+        folder = newest_run(checked(TrainConfig, located(to_plain(config))))
         return folder is not None and summarise(folder).state == "finished"
     except HemafastError:
         return False

@@ -11,9 +11,9 @@ import numpy as np
 import numpy.typing as npt
 
 from hemafast.errors import HemafastError
-from hemafast.evaluate.folds import folds_apart
 from hemafast.evaluate.intervals import Weights, plain, with_intervals
 from hemafast.evaluate.metrics import Labels, Probabilities, Scores, auroc, bootstrapped, confusions, count_scores
+from hemafast.folds import folds_apart
 from hemafast.patients.attention import Features, GatedAttention, Head, apply, fit
 from hemafast.progress import SILENT, Progress, stage
 from hemafast.words import counted

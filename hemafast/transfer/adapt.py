@@ -25,7 +25,8 @@ from hemafast.errors import HemafastError
 from hemafast.evaluate.calibration import fit_temperature
 from hemafast.evaluate.compared import compare
 from hemafast.evaluate.likeness import judge
-from hemafast.model import Classifier
+from hemafast.logistic import Layer, Matrix
+from hemafast.model import Classifier, last_layer
 from hemafast.preparation.schema import is_prepared
 from hemafast.progress import SILENT, Progress, stage
 from hemafast.run_folder import ADAPTATION_PAGE, BEST, is_run, read_config
@@ -33,7 +34,7 @@ from hemafast.transfer import steps
 from hemafast.transfer.cells import Asked, Cells, read_cells, read_prepared_cells, refuse_own_images
 from hemafast.transfer.choose import Candidate, answers_of, best_candidate, sample_of, table
 from hemafast.transfer.classes import keep_classes, place_labels, read_map, refuse_dropped
-from hemafast.transfer.head import Fitted, Layer, fit_head, with_new_classes
+from hemafast.transfer.head import Fitted, fit_head, with_new_classes
 from hemafast.transfer.written import write_adapted
 from hemafast.words import counted
 
@@ -262,7 +263,7 @@ def open_parent(folder: Path, device: Device = "auto", classes: Sequence[str] | 
             f"{folder} was itself adapted from {card.adapted.parent}.", "Adapt that run, with all images and labels."
         )
     kept = keep_classes(classes, card.classes)
-    steps.last_layer(network)
+    last_layer(network)
     opened = open_model(folder, device=device)
     network = network.eval().to(opened.machine.device).to(memory_format=torch.channels_last)
     start = steps.narrow(network, [card.classes.index(name) for name in kept])
@@ -379,7 +380,7 @@ def _best(
     parent: Parent,
     chosen: Candidate,
     head: Fitted,
-    options: Mapping[str, npt.NDArray[np.float64]],
+    options: Mapping[str, Matrix],
     labels: npt.NDArray[np.int64],
     classes: tuple[str, ...],
 ) -> Made:
@@ -399,7 +400,7 @@ def _best(
     return Made(_with_layer(chosen.network, cooled), classes, said, compared[best])
 
 
-def _softmax(logits: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+def _softmax(logits: Matrix) -> Matrix:
     from scipy.special import softmax
 
     return np.asarray(softmax(logits, axis=1))
@@ -415,7 +416,7 @@ def _features(network: Classifier, pixels: Tensor, progress: Progress) -> npt.ND
 
 
 def _layer_of(network: Classifier) -> Layer:
-    layer = steps.last_layer(network)
+    layer = last_layer(network)
     weights, bias = (value.detach().double().cpu().numpy() for value in (layer.weight, layer.bias))
     return Layer(weights, bias)
 

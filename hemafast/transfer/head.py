@@ -8,47 +8,20 @@ layer, so the mixture of all choices is an ordinary one.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
-from hemafast.evaluate.folds import folds_apart
-
-Matrix = npt.NDArray[np.float64]
-Labels = npt.NDArray[np.int64]
+from hemafast.folds import folds_apart
+from hemafast.logistic import Axes, Labels, Layer, Matrix, fit_logistic
+from hemafast.objective import class_weights
 
 SMOOTHNESS = (0.0003, 0.003, 0.03, 0.3)
 """C of the logistic regression on standardised features: the smaller, the smoother."""
 TRUST = (0.0, 0.5, 1.0, 2.0)
 _FOLDS, _INNER_FOLDS = 4, 3
-_MOST_AXES = 256  # principal axes of the features: more cost time and change nothing
-_ITERATIONS = 300
 _NEGLIGIBLE = 1e-3  # weight of a choice
-
-
-@dataclass(frozen=True, slots=True)
-class Layer:
-    """A linear layer."""
-
-    weights: Matrix
-    """(classes, d)."""
-    bias: Matrix
-    """(classes,)."""
-
-    def __call__(self, features: Matrix) -> Matrix:
-        """Logits (n, classes) of features (n, d)."""
-        return features @ self.weights.T + self.bias
-
-    def of(self, classes: Sequence[int]) -> Layer:
-        """The rows of some classes."""
-        return Layer(self.weights[list(classes)], self.bias[list(classes)])
-
-    def plus(self, other: Layer, trust: float) -> Layer:
-        """This layer and `trust` times the other one."""
-        return Layer(self.weights + trust * other.weights, self.bias + trust * other.bias)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +63,7 @@ def with_new_classes(old: Layer, added: int, features: Matrix) -> Layer:
 
 def fit_layer(features: Matrix, labels: Labels, groups: Sequence[str], old: Layer, seen: Matrix) -> tuple[Layer, float]:
     """A last layer for labelled cells, and how much the old one is trusted; see `fit_head`, which also scores it."""
-    axes = _Axes.of(seen)
+    axes = Axes.of(seen)
     return _fitted(axes, features, labels, groups, old, _keeps(labels, old))
 
 
@@ -107,7 +80,7 @@ def fit_head(features: Matrix, labels: Labels, groups: Sequence[str], old: Layer
     Returns:
         The layer, and held-out answers.
     """
-    axes, keeps, names = _Axes.of(seen), _keeps(labels, old), np.array(groups)
+    axes, keeps, names = Axes.of(seen), _keeps(labels, old), np.array(groups)
     layer, trust = _fitted(axes, features, labels, groups, old, keeps)
     folds = [*folds_apart(labels, groups, _FOLDS)]
     if not folds:
@@ -125,7 +98,7 @@ def _keeps(labels: Labels, old: Layer) -> bool:
 
 
 def _fitted(
-    axes: _Axes, features: Matrix, labels: Labels, groups: Sequence[str], old: Layer, keeps: bool
+    axes: Axes, features: Matrix, labels: Labels, groups: Sequence[str], old: Layer, keeps: bool
 ) -> tuple[Layer, float]:
     """The mixture of all choices by their weights, and the mean trust in the old layer."""
     low = axes(features)
@@ -166,46 +139,6 @@ def _loss(logits: Matrix, labels: Labels) -> float:
 
 
 def _fit(features: Matrix, labels: Labels, classes: int, smoothness: float) -> Layer:
-    """Logistic regression in which each class counts the same; a class without labels gets the mean of the others."""
-    from sklearn.exceptions import ConvergenceWarning
-    from sklearn.linear_model import LogisticRegression
-
-    present = np.unique(labels)
-    layer = Layer(np.zeros((classes, features.shape[1])), np.zeros(classes))
-    if len(present) < 2:
-        return layer
-    model = LogisticRegression(C=smoothness, class_weight="balanced", max_iter=_ITERATIONS, tol=1e-3)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)
-        model.fit(features, labels)
-    weights, bias = model.coef_, model.intercept_
-    if len(present) == 2:  # scikit-learn gives one row: the second class against the first
-        weights, bias = np.vstack([-weights, weights]) / 2, np.concatenate([-bias, bias]) / 2
-    layer.weights[present] = weights - weights.mean(axis=0)
-    layer.bias[present] = bias - bias.mean()
-    return layer
-
-
-@dataclass(frozen=True, slots=True)
-class _Axes:
-    """Standardised features along their principal axes."""
-
-    mean: Matrix
-    to_axes: Matrix
-    """(d, axes)."""
-
-    @classmethod
-    def of(cls, features: Matrix) -> _Axes:
-        mean = features.mean(axis=0)
-        spread = features.std(axis=0)
-        scale = 1 / np.where(spread > 1e-6 * max(spread.max(), 1e-30), spread, np.inf)
-        _, _, axes = np.linalg.svd((features - mean) * scale, full_matrices=False)
-        return cls(mean, scale[:, None] * axes[:_MOST_AXES].T)
-
-    def __call__(self, features: Matrix) -> Matrix:
-        return (features - self.mean) @ self.to_axes
-
-    def unfold(self, layer: Layer) -> Layer:
-        """The same layer on features as they are."""
-        weights = layer.weights @ self.to_axes.T
-        return Layer(weights, layer.bias - weights @ self.mean)
+    """Logistic regression in which each class counts the same."""
+    weights = class_weights(np.bincount(labels, minlength=classes))[labels]
+    return fit_logistic(features, labels, classes, smoothness, weights)

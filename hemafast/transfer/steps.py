@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,9 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from hemafast.errors import HemafastError
 from hemafast.fuse_norm import fuse_batch_norms
-from hemafast.model import Classifier
+from hemafast.model import Classifier, last_layer
 from hemafast.progress import SILENT, Progress, stage
 
 _LEAST_WHITE, _MOST_GAIN = 16.0, 4.0
@@ -110,18 +108,6 @@ def _uncertainty(logits: Tensor, expected: Tensor) -> Tensor:
     entropy: Tensor = torch.special.entr(probabilities).sum(1).mean()
     mean = probabilities.mean(0).clamp_min(1e-8)
     return entropy + (mean * (mean / expected).log()).sum()
-
-
-def last_layer(network: Classifier) -> nn.Linear:
-    """The layer that classifies features. Raises HemafastError if it is not linear with a bias."""
-    backbone: Any = network.backbone
-    layer = backbone.get_classifier()
-    if not isinstance(layer, nn.Linear) or layer.bias is None:
-        raise HemafastError(
-            f"The last layer of this network is {type(layer).__name__}, not a linear one with a bias.",
-            "Adapt a run of another --model.",
-        )
-    return layer
 
 
 def learned_shares(counts: npt.NDArray[np.int64], balanced: float, tau: float) -> npt.NDArray[np.float64]:

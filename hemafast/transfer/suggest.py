@@ -109,7 +109,7 @@ def suggest(
 
 
 def choose_cells(
-    features: npt.NDArray[np.float64], probabilities: npt.NDArray[np.float64], count: int, seed: int = 0
+    features: npt.NDArray[np.floating[Any]], probabilities: npt.NDArray[np.floating[Any]], count: int, seed: int = 0
 ) -> npt.NDArray[np.int64]:
     """Places of the cells to label, the most useful first.
 

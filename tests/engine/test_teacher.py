@@ -2,14 +2,18 @@
 
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 
+import hemafast
+from hemafast.config import TrainConfig, checked, located, to_plain
 from hemafast.data.batch import Batch
 from hemafast.engine import step as module
 from hemafast.engine.checkpoint import load_best, load_last, save_best
 from hemafast.engine.machine import choose_machine
+from hemafast.engine.opening import newest_run
 from hemafast.engine.optimizer import build_optimizer
 from hemafast.engine.step import TrainStep
 from hemafast.engine.teacher import Teacher, open_teacher
@@ -17,7 +21,7 @@ from hemafast.engine.trainer import resume, train
 from hemafast.errors import HemafastError, StoppedError
 from hemafast.evaluate.evaluate import evaluate_run
 from hemafast.objective import CrossEntropy
-from hemafast.run_folder import BEST, LAST
+from hemafast.run_folder import BEST, LAST, read_config
 
 
 @pytest.fixture(scope="module")
@@ -70,6 +74,30 @@ def test_a_teacher_changes_what_is_learned(settings, trained):
     metrics = evaluate_run(taught)
     assert metrics["training"]["teacher"] == {"model": str(trained), "weight": 0.5, "macro_f1": None}
     assert evaluate_run(alone)["training"]["teacher"] is None
+
+
+def test_what_a_run_reads_may_be_named_by_any_path_on_resume(settings, trained, tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    (tmp_path / "link").symlink_to(trained)
+    tree = tmp_path / "tree.toml"
+    shutil.copyfile(Path(hemafast.__file__).with_name("lineage.toml"), tree)
+    monkeypatch.chdir(tmp_path)
+    asked = settings(teacher="link", weights=trained / BEST, lineage="tree.toml")
+    folder = train(asked)
+    kept = read_config(folder)
+    assert (kept.teacher, kept.lineage) == (tmp_path / "link", tree)
+    assert newest_run(checked(TrainConfig, located(to_plain(asked)))) == folder
+    monkeypatch.chdir("here")
+    changes = {
+        "teacher": "../link",
+        "weights": str(trained / BEST),
+        "lineage": Path("../tree.toml"),
+        "data": asked.data,
+    }
+    assert resume(folder, changes | {"teacher": trained}) == folder
+    assert resume(folder, changes) == folder
+    with pytest.raises(HemafastError, match=r"teacher: .*link -> .*here/link"):
+        resume(folder, {"teacher": "link"})
 
 
 def test_another_file_in_its_place_is_refused_on_resume(settings, trained, tmp_path, signal_at):

@@ -7,12 +7,14 @@ import numpy as np
 import pandas as pd
 import pytest
 from command import hemafast
+from scipy.special import softmax
 
 from hemafast.config import PrepareConfig, checked
 from hemafast.data.dataset import open_dataset
 from hemafast.errors import HemafastError
 from hemafast.experiments import audit as room
 from hemafast.experiments.audit import PAGE, TABLE, audit, cross_validated
+from hemafast.logistic import Axes, fit_logistic
 from hemafast.preparation.build import prepare
 
 
@@ -157,8 +159,10 @@ def test_probabilities_are_those_of_models_without_the_group():
     assert judged.all()
     np.testing.assert_allclose(found.sum(axis=1), 1)
     assert not found[:, 2].any()
-    low = room._along_axes(features)
-    without, whole = (room._answers(low[:most], labels[:most], low[540:])[1] for most in (540, 600))
+    low = Axes.of(features)(features)
+    without, whole = (
+        softmax(fit_logistic(low[:most], labels[:most], 2, room._SMOOTHNESS)(low[540:]), axis=1) for most in (540, 600)
+    )
     np.testing.assert_allclose(found[540:, 1], without[:, 1], atol=0.05)
     assert (found[540:, 1] > whole[:, 1] + 0.2).all()  # a model that has seen the group knows better
 

@@ -13,10 +13,10 @@ from command import hemafast
 import hemafast as hf
 from hemafast.engine.checkpoint import load_best, read_card, save_best
 from hemafast.errors import HemafastError
+from hemafast.logistic import Layer
 from hemafast.run_folder import summarise
 from hemafast.transfer.adapt import adapt_run, open_parent
 from hemafast.transfer.cells import Asked
-from hemafast.transfer.head import Layer
 from hemafast.transfer.steps import learned_shares
 
 CPU = {"device": "cpu"}

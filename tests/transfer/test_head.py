@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
-from hemafast.evaluate.folds import folds_apart
-from hemafast.transfer.head import FEW, Layer, fit_head, with_new_classes
+from hemafast.folds import folds_apart
+from hemafast.logistic import Layer
+from hemafast.transfer.head import FEW, fit_head, with_new_classes
 
 CLASSES, AXES = 4, 12
 

@@ -8,7 +8,7 @@ import torch
 
 from hemafast.engine.home import white_point
 from hemafast.errors import HemafastError
-from hemafast.model import build_model
+from hemafast.model import build_model, last_layer
 from hemafast.transfer import steps
 
 
@@ -97,4 +97,4 @@ def test_a_new_last_layer_answers_for_more_classes(network, pixels):
 def test_a_network_whose_last_layer_is_not_linear_is_refused():
     backbone = SimpleNamespace(get_classifier=torch.nn.Identity)
     with pytest.raises(HemafastError, match="The last layer of this network is Identity"):
-        steps.last_layer(SimpleNamespace(backbone=backbone))
+        last_layer(SimpleNamespace(backbone=backbone))
