@@ -1,20 +1,26 @@
-"""What GPUs could do, by counted work and data sheets: the tables of docs/gpu.md. Nothing was measured on a GPU."""
+"""What GPUs could do, by counted work and data sheets: the tables of docs/gpu.md. Nothing was measured on a GPU.
+
+    python benchmarks/gpu_plan.py --json benchmarks/results/gpu_plan.json
+
+The file holds what is counted, on tensors without data; versions of torch and timm may count differently. The tables
+are calculated from it.
+"""
 
 from __future__ import annotations
 
 import ast
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
-from functools import cache
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import typer
 from gpu_day_one import STEPS
-from output import percentages, table
+from output import JsonFile, percentages, table, write_json
+from pydantic import TypeAdapter
 
-if TYPE_CHECKING:
-    from hemafast.bench.result import Costs
+from hemafast.bench.result import Costs
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -79,8 +85,8 @@ class Work:
     """Of an image, if everything is fused into convolutions and matrix products."""
     parameters: int
     batch: int
-    launches: int = 1
-    """Kernels of a step; 1 if the whole step is one CUDA graph."""
+    launches: int
+    """Kernels of a step: of ours, run eagerly, or 1 if the whole step is one CUDA graph."""
 
     def step_bytes(self) -> float:
         """Bytes that a step moves, with the optimizer, if nothing is fused."""
@@ -110,35 +116,56 @@ class Work:
         return gpus * self.batch / self.seconds(card, gpus, memory_share)
 
 
-@cache
-def work_of(model: str, image_size: int, batch: int, *, eager: bool = False) -> Work:
-    """The work of training timm's `model` in bf16, counted on tensors without data; if `eager`, with its launches."""
+Counts = Mapping[str, Work]
+"""Work by `named` network."""
+
+
+def count(key: Key) -> Work:
+    """The work of training a network of timm in bf16, counted on tensors without data, with its launches if eager."""
     import torch
 
     from hemafast.bench.costs import DTYPES, least_training_bytes, model_costs, step_operations
     from hemafast.model import build_model
 
+    model, image_size, batch = key
     with torch.device("meta"):
         network = build_model(model, CLASSES, image_size)
     asked = (network, image_size, DTYPES["bf16"], batch)
     parameters = sum(parameter.numel() for parameter in network.parameters())
-    launches = step_operations(model, CLASSES, "bf16") if eager else 1
+    launches = step_operations(model, CLASSES, "bf16")
     return Work(model_costs(*asked), least_training_bytes(*asked), parameters, batch, launches)
 
 
-def memory_share() -> float:
+def counted_keys() -> list[Key]:
+    """All networks of the tables."""
+    goals = [(model, 224, batch) for model in GOALS for batch in BATCHES]
+    return list(dict.fromkeys([*goals, *PUBLISHED]))
+
+
+def read_counts(results: Mapping[str, Any]) -> dict[str, Work]:
+    """The counts of the result file."""
+    return TypeAdapter(dict[str, Work]).validate_python(results["gpu_plan"])
+
+
+def work_of(counts: Counts, key: Key) -> Work:
+    """The work of a network whose step is one CUDA graph."""
+    return replace(counts[named(key)], launches=1)
+
+
+def memory_share(counts: Counts) -> float:
     """The share of the A100's memory bandwidth that the first published rate implies; assumed for every card."""
-    return work_of(*ANCHOR).step_bytes() / ANCHOR[2] * PUBLISHED[ANCHOR][1] / A100.memory
+    return work_of(counts, ANCHOR).step_bytes() / ANCHOR[2] * PUBLISHED[ANCHOR][1] / A100.memory
 
 
 def tables(results: Mapping[str, Any]) -> dict[str, str]:
     """The tables of docs/gpu.md."""
+    counts = read_counts(results)
     return {
         "gpu_steps": _steps(),
-        "gpu_work": _work(),
-        "gpu_goals": _goals(),
-        "gpu_published": _published(),
-        "gpu_projection": _projection(results["scaling"]),
+        "gpu_work": _work(counts),
+        "gpu_goals": _goals(counts),
+        "gpu_published": _published(counts),
+        "gpu_projection": _projection(counts, results["scaling"]),
     }
 
 
@@ -150,18 +177,18 @@ def _steps() -> str:
     return table(f"step | limit, s ({sum(step.seconds for step in STEPS)} in all) | what it leaves", rows)
 
 
-def _work() -> str:
+def _work(counts: Counts) -> str:
     """What a step costs, and what each cost takes on an H200."""
-    carried = memory_share() * H200.memory
+    carried = memory_share(counts) * H200.memory
     rows = []
     for model in GOALS:
         for batch in BATCHES:
-            work = work_of(model, 224, batch, eager=True)
-            arithmetic, memory, launches = work.parts(H200, memory_share()).values()
+            work = counts[named((model, 224, batch))]
+            arithmetic, memory, launches = work.parts(H200, memory_share(counts)).values()
             fused = batch * work.least_bytes / carried
             rows.append(
                 [
-                    _named((model, 224, batch)),
+                    named((model, 224, batch)),
                     f"{work.costs.training_flops / 1e9:.2f}",
                     f"{work.costs.training_bytes / 1e6:.0f} to {work.least_bytes / 1e6:.0f}",
                     f"{work.launches:,}",
@@ -180,13 +207,13 @@ def _work() -> str:
     return table(f"| {costs} | {spent} | eager, images/s | one graph, images/s | launches bind below batch", rows)
 
 
-def _goals() -> str:
+def _goals(counts: Counts) -> str:
     """What the goals ask of an H200."""
     rows = []
     for model, goal in GOALS.items():
-        work = work_of(model, 224, 256)
+        work = work_of(counts, (model, 224, 256))
         unfused = goal * work.step_bytes() / work.batch
-        allowed = memory_share() * H200.memory / goal
+        allowed = memory_share(counts) * H200.memory / goal
         rows.append(
             [
                 model,
@@ -199,35 +226,35 @@ def _goals() -> str:
             ]
         )
     shares = "of the peak | of the bandwidth, nothing fused | of the bandwidth, all fused"
-    needs = f"MB an image that {_percent(memory_share())} of the bandwidth carry | of the bytes to fuse away"
+    needs = f"MB an image that {_percent(memory_share(counts))} of the bandwidth carry | of the bytes to fuse away"
     return table(f"| goal, images/s | {shares} | {needs}", rows)
 
 
-def _published() -> str:
+def _published(counts: Counts) -> str:
     """Published rates, and those that the model gives."""
     rows = []
     for key, rates in PUBLISHED.items():
-        work = work_of(*key)
+        work = work_of(counts, key)
         for gpus, rate in rates.items():
-            ours = work.rate(A100, gpus, memory_share())
+            ours = work.rate(A100, gpus, memory_share(counts))
             of_memory = rate / gpus * work.step_bytes() / work.batch / A100.memory
             efficiency = _percent(rate / gpus / rates[1])
-            row = [_named(key), str(gpus), f"{rate:,}", efficiency, _percent(of_memory), f"{ours:,.0f}"]
+            row = [named(key), str(gpus), f"{rate:,}", efficiency, _percent(of_memory), f"{ours:,.0f}"]
             rows.append([*row, f"{100 * (ours / rate - 1):+.0f} %"])
     return table("| GPUs | published, images/s | efficiency | of the bandwidth | model, images/s | off by", rows)
 
 
-def _projection(scaling: Mapping[str, Any]) -> str:
+def _projection(counts: Counts, scaling: Mapping[str, Any]) -> str:
     """Training on 1, 8 and 64 GPUs, and what two processes of this machine's kind reached."""
     rows = []
     for model in GOALS:
         for batch in BATCHES:
-            work = work_of(model, 224, batch)
-            one, eight, many = (work.rate(H200, gpus, memory_share()) for gpus in (1, 8, 64))
+            work = work_of(counts, (model, 224, batch))
+            one, eight, many = (work.rate(H200, gpus, memory_share(counts)) for gpus in (1, 8, 64))
             efficiency = [_percent(eight / 8 / one), _percent(many / 64 / one)]
             rates = [f"{rate:,.0f}" for rate in (one, eight, many)]
             steps = [str(math.ceil(IMAGES / 64 / batch)), f"{IMAGES / many:.2g}"]
-            rows.append([_named((model, 224, batch)), *rates, *efficiency, *steps])
+            rows.append([named((model, 224, batch)), *rates, *efficiency, *steps])
     ranks = scaling["axes"]["ranks"]["series"]
     measured = "; ".join(f"{name}: {percentages(found['efficiency'][-1])}" for name, found in ranks.items())
     cores = scaling["machine"]["cores"]
@@ -240,6 +267,16 @@ def _percent(share: float) -> str:
     return f"{100 * share:.0f} %"
 
 
-def _named(key: Key) -> str:
+def named(key: Key) -> str:
+    """A network in words, as tables and the result file name it."""
     model, image_size, batch_size = key
     return f"{model}, {image_size} px, batch {batch_size}"
+
+
+def main(json_file: JsonFile) -> None:
+    """Count the work of all networks: about 15 s on one core."""
+    write_json({named(key): asdict(count(key)) for key in counted_keys()}, json_file)
+
+
+if __name__ == "__main__":
+    typer.run(main)

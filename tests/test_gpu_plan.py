@@ -18,9 +18,18 @@ B0, RESNET18 = ("efficientnet_b0", 224, 256), ("resnet18", 224, 256)
 PROJECTED = [(model, 224, batch) for model in gpu_plan.GOALS for batch in gpu_plan.BATCHES]
 
 
+RESULTS = output.Results(ROOT / "benchmarks/results")
+COUNTS = gpu_plan.read_counts(RESULTS)
+SHARE = gpu_plan.memory_share(COUNTS)
+
+
 @pytest.fixture(scope="module")
 def tables():
-    return gpu_plan.tables(output.Results(ROOT / "benchmarks/results"))
+    return gpu_plan.tables(RESULTS)
+
+
+def work_of(key):
+    return gpu_plan.work_of(COUNTS, key)
 
 
 @pytest.fixture(scope="module")
@@ -44,9 +53,19 @@ def test_a_step_takes_as_long_as_its_slowest_part():
     assert work.rate(card, 1, 1.0) == pytest.approx(10 / 0.2)  # launches bind
 
 
+@pytest.mark.nightly
+@pytest.mark.parametrize("key", gpu_plan.counted_keys(), ids=gpu_plan.named)
+def test_the_result_file_holds_what_is_counted_now(key):
+    assert gpu_plan.count(key) == COUNTS[gpu_plan.named(key)]
+
+
+def test_the_result_file_holds_every_network_of_the_tables():
+    assert list(COUNTS) == list(map(gpu_plan.named, gpu_plan.counted_keys()))
+
+
 def test_flops_of_both_networks_are_those_of_their_papers():
     for key, forward, off in ((RESNET18, 2 * 1.8e9, 0.02), (B0, 2 * 0.39e9, 0.03)):
-        assert gpu_plan.work_of(*key).costs.training_flops == pytest.approx(3 * forward, rel=off)
+        assert work_of(key).costs.training_flops == pytest.approx(3 * forward, rel=off)
 
 
 def test_operations_of_a_step_grow_with_the_network_and_are_those_of_our_step():
@@ -58,13 +77,13 @@ def test_operations_of_a_step_grow_with_the_network_and_are_those_of_our_step():
 
 @pytest.mark.parametrize("key", PROJECTED)
 def test_efficiency_never_rises_with_gpus(key):
-    work, share = gpu_plan.work_of(*key), gpu_plan.memory_share()
-    each = [work.rate(gpu_plan.H200, gpus, share) / gpus for gpus in (1, 2, 4, 8, 16, 64, 256)]
+    work = work_of(key)
+    each = [work.rate(gpu_plan.H200, gpus, SHARE) / gpus for gpus in (1, 2, 4, 8, 16, 64, 256)]
     assert each == sorted(each, reverse=True)
 
 
 def test_the_first_published_rate_is_met():
-    rate = gpu_plan.work_of(*gpu_plan.ANCHOR).rate(gpu_plan.A100, 1, gpu_plan.memory_share())
+    rate = work_of(gpu_plan.ANCHOR).rate(gpu_plan.A100, 1, SHARE)
     assert rate == pytest.approx(gpu_plan.PUBLISHED[gpu_plan.ANCHOR][1])
 
 
@@ -72,7 +91,7 @@ def test_what_the_page_says_of_the_goals_is_what_the_table_says(tables, page):
     b0, resnet18 = (cells(tables["gpu_goals"], row) for row in (0, 1))
     assert b0[:2] == ["efficientnet_b0", "9,000"]
     assert resnet18[:2] == ["resnet18", "20,000"]
-    unfused = gpu_plan.work_of(*B0).rate(gpu_plan.H200, 1, gpu_plan.memory_share())
+    unfused = work_of(B0).rate(gpu_plan.H200, 1, SHARE)
     assert unfused == pytest.approx(5900, rel=0.02)
     assert unfused < 9000
     assert 30 <= int(b0[-1].split()[0]) <= 37  # "a third of the bytes"
@@ -90,7 +109,7 @@ def test_launches_bind_small_batches_alone(tables):
 
 def test_what_the_loader_moves_is_as_little_as_the_page_says():
     assert (3 * 256**2, 3 * 224**2) == (196_608, 150_528)
-    share = (3 * 256**2 + 3 * 224**2) / gpu_plan.work_of(*B0).costs.training_bytes
+    share = (3 * 256**2 + 3 * 224**2) / work_of(B0).costs.training_bytes
     assert share == pytest.approx(0.001, abs=0.0005)
     assert pytest.approx(325_000, rel=0.01) == 64e9 / (3 * 256**2)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import posixpath
+from array import array
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -13,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hemafast.deploy.choices import UmPerPixel
-from hemafast.deploy.inputs import Image
+from hemafast.deploy.inputs import Image, Some
 from hemafast.engine.checkpoint import View
 from hemafast.errors import HemafastError
 from hemafast.preparation.scale import ScaleEstimate
@@ -95,13 +96,14 @@ def _estimated(
     trained: Sequence[float],
 ) -> Crops:
     """The same crops with those of the images in `sets`, by what is estimated of each set."""
-    rows: dict[str, list[int]] = defaultdict(list)
+    rows: dict[str, array[int]] = defaultdict(lambda: array("q"))
     for row, name in enumerate(sets):
         if name is not None:
             rows[name].append(row)
     sides, said, unknown, by_side = known.sides.copy(), [], 0, {}
-    for name, own in rows.items():
-        found = estimate([images[row] for row in own])
+    for name, every in rows.items():
+        own = np.array(every, dtype=np.int64)
+        found = estimate(Some(images, own))
         if found.um_per_pixel is None:
             unknown += len(own)
             continue

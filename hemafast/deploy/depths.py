@@ -6,8 +6,10 @@ import logging
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from hemafast.deploy.crops import domains_of
-from hemafast.deploy.inputs import Image, read_images
+from hemafast.deploy.inputs import Image, Some, read_images
 from hemafast.engine.checkpoint import View
 from hemafast.preparation.images.depth import Range, Ranges, choose_ranges, fixed, may_be_deep
 from hemafast.preparation.images.image_checks import strict_decoders
@@ -58,9 +60,9 @@ def _shared(ranges: Mapping[str, dict[str, Range]]) -> dict[str, Range]:
 
 
 def _measured(images: Sequence[Image], kinds: Collection[str]) -> dict[str, Range]:
-    encoded = [image for image in images if image.array is None and may_be_deep(image.name)]
+    deep = np.flatnonzero([image.array is None and may_be_deep(image.name) for image in images])
     with strict_decoders():
-        found = choose_ranges(encoded, read_images, kinds)
+        found = choose_ranges(Some(images, deep), read_images, kinds)
     if found:
         logger.warning(
             "%s values of more than 8 bits: %s become 0 to 255, by the images given, for the model does not say; "

@@ -10,12 +10,13 @@ import glob
 import logging
 import os
 import re
+from bisect import bisect_right
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import groupby
+from itertools import accumulate, chain, groupby
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -23,9 +24,13 @@ import numpy.typing as npt
 from hemafast.errors import HemafastError, name_some
 from hemafast.preparation.images.image_checks import MAX_PIXELS, Pixels
 from hemafast.preparation.sources import safety
-from hemafast.preparation.sources.containers import Entry, archive_suffix, list_container, reader_of
+from hemafast.preparation.sources.containers import archive_suffix, list_container, reader_of
+from hemafast.preparation.sources.entries import BLOCK, Entries, Entry, packed, sorted_rows, unpacked
 from hemafast.preparation.sources.survey import SYSTEM_FILE, PassedOver, survey
 from hemafast.regular import open_regular
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 Images = str | Path | Sequence[str | Path] | npt.NDArray[np.uint8] | Sequence[npt.NDArray[np.uint8]]
 """Paths of files, folders, archives, globs; or uint8 RGB (height, width, 3), several such, or (n, height, width, 3)."""
@@ -52,7 +57,133 @@ class Image:
     """The folder, archive or glob that it was found by: its images are of one scale. Empty for all other images."""
 
 
-def list_inputs(images: Images) -> list[Image]:
+class _Files(NamedTuple):
+    """Files that a user gave by name or by one glob."""
+
+    paths: pa.ChunkedArray
+    named: str
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def names(self) -> Iterator[str]:
+        return unpacked(self.paths)
+
+    def some(self, start: int, stop: int) -> Iterator[Image]:
+        return (Image(path, named=self.named) for path in unpacked(self.paths.slice(start, stop - start)))
+
+
+class _Packed(NamedTuple):
+    """The images of one folder or archive."""
+
+    entries: Entries
+    around: str
+    named: str
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def names(self) -> Iterator[str]:
+        return (f"{self.around}/{name}" for name in self.entries.names())
+
+    def some(self, start: int, stop: int) -> Iterator[Image]:
+        return (Image(f"{self.around}/{one.name}", one, named=self.named) for one in self.entries[start:stop])
+
+
+_Part = _Files | _Packed
+
+
+class Listed(Sequence[Image]):
+    """Images on a disk, each once, as columns: a million of them take little memory. Each is made when it is used."""
+
+    def __init__(self, parts: Iterable[_Part]) -> None:
+        self._parts = tuple(parts)
+        self._ends = list(accumulate(map(len, self._parts)))
+        self._rows = _each_once(self._all_names, self._ends[-1] if self._ends else 0)
+
+    def __len__(self) -> int:
+        return self._ends[-1] if self._rows is None else len(self._rows)
+
+    @overload
+    def __getitem__(self, index: int) -> Image: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[Image]: ...
+
+    def __getitem__(self, index: int | slice) -> Image | list[Image]:
+        if not isinstance(index, slice):
+            return self._at(range(len(self))[index])
+        found = range(len(self))[index]
+        if self._rows is None and found.step == 1:
+            return list(self._between(found.start, found.stop))
+        return [self._at(row) for row in found]
+
+    def __iter__(self) -> Iterator[Image]:
+        for start in range(0, len(self), BLOCK):
+            yield from self[start : start + BLOCK]
+
+    def names(self) -> Iterator[str]:
+        """Their names, in order."""
+        return self._all_names() if self._rows is None else (image.name for image in self)
+
+    def _all_names(self) -> Iterator[str]:
+        return chain.from_iterable(part.names() for part in self._parts)
+
+    def _at(self, row: int) -> Image:
+        place = row if self._rows is None else int(self._rows[row])
+        (image,) = self._between(place, place + 1)
+        return image
+
+    def _between(self, start: int, stop: int) -> Iterator[Image]:
+        """The images of some rows that follow each other, before those named twice are left out."""
+        for place in range(bisect_right(self._ends, start), len(self._parts)):
+            begin = self._ends[place] - len(self._parts[place])
+            if begin >= stop:
+                return
+            yield from self._parts[place].some(max(start - begin, 0), min(stop - begin, len(self._parts[place])))
+
+
+def _each_once(names: Callable[[], Iterator[str]], count: int) -> npt.NDArray[np.int64] | None:
+    """The last row of each name, in the order of the first ones; None if no name is there twice.
+
+    Names are compared by their hashes, 8 bytes each, and those that share one by themselves.
+    """
+    hashes = np.fromiter(map(hash, names()), np.int64, count)
+    if len(np.unique(hashes)) == count:
+        return None
+    _, place, times = np.unique(hashes, return_inverse=True, return_counts=True)
+    shared = times[place] > 1
+    rows, seen = np.arange(count), dict[str, int]()
+    keep = np.ones(count, dtype=bool)
+    for row, name in enumerate(names()):
+        if shared[row]:
+            keep[row] = name not in seen
+            rows[seen.setdefault(name, row)] = row
+    return rows[keep]
+
+
+class Some(Sequence[Image]):
+    """Some of many images, by their rows."""
+
+    def __init__(self, images: Sequence[Image], rows: npt.NDArray[np.int64]) -> None:
+        self._images, self.rows = images, rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @overload
+    def __getitem__(self, index: int) -> Image: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> Some: ...
+
+    def __getitem__(self, index: int | slice) -> Image | Some:
+        if isinstance(index, slice):
+            return Some(self._images, self.rows[index])
+        return self._images[int(self.rows[index])]
+
+
+def list_inputs(images: Images) -> Sequence[Image]:
     """The images of paths, as `list_images`, or of arrays. Raises HemafastError for what is neither."""
     several = isinstance(images, Iterable) and not isinstance(images, str)
     if isinstance(images, np.ndarray):
@@ -84,17 +215,17 @@ def _refuse_array(index: int, array: Any) -> None:
         raise HemafastError(problem, "Cut it into single cells.")
 
 
-def list_images(paths: Iterable[str]) -> list[Image]:
+def list_images(paths: Iterable[str]) -> Listed:
     """The images of files, folders, archives and globs, each once; those of a folder, zip or glob in name order.
 
     Folders and archives are searched for files that are images by suffix or content; masks are left out. A file given
     by name may be anything. Raises HemafastError for a missing path, a folder or archive without images, an archive
     that cannot be trusted, and names with unprintable characters.
     """
-    found = {image.name: image for named in paths for path in _expand(named) for image in _images_of(path, named)}
-    for name in found:
+    listed = Listed(chain.from_iterable(map(_found_at, paths)))
+    for name in listed.names():
         refuse_unwritable(name)
-    return list(found.values())
+    return listed
 
 
 def refuse_unwritable(name: str) -> None:
@@ -117,24 +248,37 @@ def read_images(images: Iterable[Image]) -> Iterator[bytes | Pixels | OSError]:
             yield from _read_members(container, members)
 
 
-def _expand(named: str) -> list[str]:
+def _found_at(named: str) -> Iterator[_Part]:
+    """The images of what a user names: files in a row, and what each folder or archive holds."""
+    alone = "" if Path(named).exists() else named  # a file given by name is of no set
+    for packed_whole, paths in groupby(_expand(named), _holds_several):
+        if packed_whole:
+            yield from (_Packed(_images_in(path), path.rstrip("/"), path) for path in paths)
+        else:
+            yield _Files(packed(paths), alone)
+
+
+def _holds_several(path: str) -> bool:
+    return bool(archive_suffix(path)) or Path(path).is_dir()
+
+
+def _expand(named: str) -> Iterable[str]:
     """The path itself, or the files that a glob matches; `./` keeps a name from being a formula."""
-    paths = [named]
+    paths: Iterable[str] = (named,)
     if not Path(named).exists():
         if not glob.has_magic(named):
             raise HemafastError(f"There is no {named}.", "Name files, folders, archives, or a quoted glob.")
-        matches = glob.glob(named, recursive=True)  # noqa: PTH207 - pathlib takes no absolute pattern
-        paths = sorted(path for path in matches if not Path(path).is_dir())
-        if not paths:
+        matches = glob.iglob(named, recursive=True)  # noqa: PTH207 - pathlib takes no absolute pattern
+        found = packed(path for path in matches if not os.path.isdir(path))  # noqa: PTH112 - of a million, slow
+        if not len(found):
             raise HemafastError(f"No file matches {named!r}.", "In a glob, ** matches folders of any depth.")
-    return [f"./{path}" if begins_formula(path) else path for path in paths]
+        paths = unpacked(found.take(sorted_rows(found)))
+    return (f"./{path}" if begins_formula(path) else path for path in paths)
 
 
-def _images_of(path: str, named: str) -> Sequence[Image]:
-    whole = Path(path)
-    if not whole.is_dir() and not archive_suffix(path):
-        return [Image(path, named="" if Path(named).exists() else named)]
-    listing = list_container(whole, follow_links=True)
+def _images_in(path: str) -> Entries:
+    """The images of a folder or archive, in order. Raises HemafastError if it holds none."""
+    listing = list_container(Path(path), follow_links=True)
     entries, passed = survey(listing.entries)
     for note in listing.notes:
         logger.warning("%s", note)
@@ -143,18 +287,21 @@ def _images_of(path: str, named: str) -> Sequence[Image]:
         raise HemafastError(f"{path} holds no images{f', only {others}' if others else ''}.", "Name another path.")
     if others:
         logger.warning("%s: not images, and left out: %s", path, others)
-    around = path.rstrip("/")
-    return [Image(f"{around}/{entry.name}", entry, named=path) for entry in _in_order(entries)]
+    return entries.take(_in_order(entries))
 
 
-def _in_order(entries: Iterable[Entry]) -> Iterator[Entry]:
-    """Files in name order; those of a compressed tar, which can only be read from its start, as they lie there."""
-    named = sorted(entries, key=lambda entry: entry.name)
-    for container, group in groupby(named, key=lambda entry: entry.container):
-        own = list(group)
+def _in_order(entries: Entries) -> npt.NDArray[np.int64]:
+    """Rows in the order of their names; of a compressed tar, which can only be read from its start, as they lie there.
+
+    What lies in one archive stays together if nothing else is named between.
+    """
+    rows = entries.by_name()
+    held = entries.numbers("container")[rows]
+    for run in np.split(np.arange(len(rows)), np.flatnonzero(np.diff(held)) + 1):
+        container = entries.containers[held[run[0]]]
         if container.is_file() and archive_suffix(container.name) not in (".zip", ".tar"):
-            own.sort(key=lambda entry: entry.offset)
-        yield from own
+            rows[run] = rows[run][np.argsort(entries.numbers("offset")[rows[run]], kind="stable")]
+    return rows
 
 
 def _said(passed: Sequence[PassedOver]) -> str:

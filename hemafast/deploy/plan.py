@@ -85,7 +85,7 @@ class Group:
 class Plan:
     """What to classify with what; everything exists and fits together."""
 
-    images: tuple[Image, ...]
+    images: Sequence[Image]
     groups: tuple[Group, ...]
     threshold: float | None
     """Least confidence with which a class is named; None to always name one."""
@@ -157,7 +157,7 @@ def plan_for(models: Sequence[Model], images: Sequence[Image], options: Options)
         )
         for view, own in zip(views, depths, strict=True)
     )
-    return Plan(tuple(images), groups, _choose_threshold(models, options), _choose_sets(models, options), options)
+    return Plan(images, groups, _choose_threshold(models, options), _choose_sets(models, options), options)
 
 
 def _is_model(path: Path) -> bool:

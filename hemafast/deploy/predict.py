@@ -125,7 +125,7 @@ def predict_to(
     models, paths = sort_named(named)
     plan = make_plan([*runs, *models], paths, options or Options())
     if submission:
-        refuse_submission([image.name for image in plan.images], plan.classes, plan.threshold)
+        refuse_submission((image.name for image in plan.images), plan.classes, plan.threshold)
     make_folder(output.parent)
     work = Classification(plan, progress)
     with writing(output):
@@ -350,7 +350,7 @@ def _table(
         plan.classes,
         probabilities.astype(np.float32),
         {
-            "image": [plan.images[row].name for row in rows],
+            "image": [image.name for image in plan.images[rows.start : rows.stop]],
             "status": np.where(answered, np.where(sure, OK, ABSTAINED), FAILED),
             "error": ["" if good else errors.get(row, _NO_NUMBER) for row, good in zip(rows, answered, strict=True)],
             "likeness": np.where(answered, likeness, np.nan).astype(np.float32),

@@ -44,7 +44,7 @@ def estimator(images: Sequence[Image], depths: Depths, models: Sequence[Model]) 
     """
     judges = [model for model in models if _sizes(model)]
     threads, min_side = models[0].machine.loader_threads, models[0].card.view.min_side
-    found: dict[tuple[str, ...], ScaleEstimate] = {}
+    found: dict[tuple[object, ...], ScaleEstimate] = {}
 
     def measured(some: Sequence[Image]) -> list[Measured]:
         sample = spread(some, SAMPLE)
@@ -62,7 +62,7 @@ def estimator(images: Sequence[Image], depths: Depths, models: Sequence[Model]) 
             )
 
     def estimate(some: Sequence[Image]) -> ScaleEstimate:
-        names = tuple(image.name for image in some)
+        names = (len(some), *(image.name for image in spread(some, SAMPLE)))
         if names not in found:
             cells = measured(some)
             first = estimate_from([(one.side, one.nucleus) for one in cells])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import posixpath
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import pandas as pd
 
@@ -12,7 +12,7 @@ from hemafast.errors import HemafastError
 from hemafast.taxonomy import SUBMISSION_CLASSES
 
 
-def refuse_submission(images: Sequence[str], classes: Sequence[str], threshold: float | None) -> None:
+def refuse_submission(images: Iterable[str], classes: Sequence[str], threshold: float | None) -> None:
     """Raise HemafastError for what cannot be submitted: other classes, abstention, or two images of the same name.
 
     `images` are paths; a submission holds only their file names.

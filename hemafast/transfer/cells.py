@@ -19,7 +19,7 @@ from hemafast.data.loader import eval_loader
 from hemafast.data.samples import Samples
 from hemafast.deploy.choices import UmPerPixel
 from hemafast.deploy.eval_graph import EvalGraph
-from hemafast.deploy.inputs import Image, Images, list_inputs, read_images
+from hemafast.deploy.inputs import Image, Images, Some, list_inputs, read_images
 from hemafast.deploy.labels import Given, read_told
 from hemafast.deploy.model import Model
 from hemafast.deploy.plan import Options, plan_for
@@ -123,7 +123,7 @@ def read_cells(model: Model, images: Images, asked: Asked, classes: Sequence[str
     chosen = _drawn(np.array([bool(label) for label in labels]))
     plan = plan_for(
         [model],
-        [listed[row] for row in chosen],
+        Some(listed, chosen),
         Options(um_per_pixel=asked.um_per_pixel, bit_depth=asked.bit_depth, batch_size=_BATCH),
     )
     graph, (group,) = EvalGraph(model.card, model.machine, _BATCH), plan.groups

@@ -2,16 +2,18 @@
 
 import os
 import struct
+import tracemalloc
 import warnings
 import zipfile
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from packs import PACKED, pack
 
 from hemafast.deploy import inputs
-from hemafast.deploy.inputs import list_images, read_images
+from hemafast.deploy.inputs import Some, list_images, read_images
 from hemafast.errors import HemafastError
 from hemafast.preparation.sources.safety import MAX_IMAGE_BYTES
 
@@ -84,6 +86,45 @@ def test_things_come_as_they_are_named_and_each_once(tmp_path, monkeypatch):
     monkeypatch.chdir(touch(tmp_path, "cells/a.png", "cells/b.png", "c.png"))
     assert names("c.png", "cells/b.png", "cells", "*.png") == ["c.png", "cells/b.png", "cells/a.png"]
     assert names(".") == ["./c.png", "./cells/a.png", "./cells/b.png"]
+
+
+def test_one_image_of_a_list_is_that_which_comes_in_its_turn(tmp_path, monkeypatch):
+    monkeypatch.chdir(touch(tmp_path, *(f"cells/{number}.png" for number in range(9)), "c.png"))
+    write_zip(Path("d.zip"), "y.png", "x.png")
+    for named in (["cells", "d.zip", "*.png"], ["c.png", "cells/4.png", "cells", "d.zip", "cells/?.png"]):
+        listed = list_images(named)
+        turns = list(listed)
+        assert [listed[row] for row in range(len(listed))] == turns
+        assert [listed[row] for row in np.arange(len(listed))] == turns
+        assert [listed[-1], listed[3:11], listed[::-1]] == [turns[-1], turns[3:11], turns[::-1]]
+        assert [image.named for image in listed[3:11]] == [image.named for image in turns[3:11]]
+        assert list(listed.names()) == [image.name for image in turns]
+        rows = np.array([5, 0])
+        assert list(Some(listed, rows)) == [turns[5], turns[0]]
+        assert list(Some(listed, rows)[1:]) == [turns[0]]
+
+
+def test_names_that_share_a_hash_are_compared(tmp_path, monkeypatch):
+    monkeypatch.setattr(inputs, "hash", lambda name: 0, raising=False)
+    monkeypatch.chdir(touch(tmp_path, "cells/a.png", "cells/b.png"))
+    assert names("cells/b.png", "cells") == ["cells/b.png", "cells/a.png"]
+
+
+def test_an_image_of_a_folder_takes_a_hundred_bytes(tmp_path):
+    """A folder of a million is a hundred megabytes, and not seven hundred."""
+    count = 4_000
+    touch(tmp_path, "cell.png")
+    (tmp_path / "cells").mkdir()
+    for number in range(count):
+        (tmp_path / "cells" / f"neutrophil_segmented_{number:07d}.png").hardlink_to(tmp_path / "cell.png")
+    list_images([str(tmp_path / "cells")])  # what is kept for good
+    before = pa.total_allocated_bytes()
+    tracemalloc.start()
+    listed = list_images([str(tmp_path / "cells")])
+    objects, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(listed) == count
+    assert (pa.total_allocated_bytes() - before + objects) / count < 110
 
 
 @pytest.mark.parametrize("name", ["=1+1.png", "+1.png", "-1.png", "@x.png"])

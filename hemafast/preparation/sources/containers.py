@@ -13,9 +13,9 @@ import struct
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Protocol, cast
 
@@ -24,6 +24,7 @@ from zstandard import ZstdDecompressor, ZstdError
 from hemafast.errors import HemafastError
 from hemafast.preparation.schema import is_prepared
 from hemafast.preparation.sources import safety
+from hemafast.preparation.sources.entries import Entries, Entry
 from hemafast.preparation.sources.names import UTF8, choose_encoding, one_path, plain_name
 from hemafast.preparation.sources.sniff import HEAD_BYTES, kind_of
 from hemafast.regular import open_regular, read_regular
@@ -55,28 +56,10 @@ _SYMLINK = "Replace it with what it points to."
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
-    """One file of a folder or archive."""
-
-    name: str
-    """Path within what was listed, by `names.plain_name`."""
-    size: int
-    """Bytes."""
-    stamp: str
-    """Changes when the content does: the CRC in a zip, otherwise a time of change."""
-    container: Path
-    """The zip or tar that holds it, or the folder that was listed."""
-    place: str | int
-    """Where it is there: its path in a folder, its raw name in a zip, the offset of its bytes in a tar."""
-    offset: int = 0
-    """Position in the archive; reading in this order is fastest."""
-
-
-@dataclass(frozen=True, slots=True)
 class Listing:
     """The files of a folder or archive."""
 
-    entries: tuple[Entry, ...]
+    entries: Entries
     notes: tuple[str, ...] = ()
     """How names were understood."""
 
@@ -131,12 +114,12 @@ def _remedy_for(path: Path, error: BaseException) -> str:
     return "Download it again, or remove it."
 
 
-def without_top(entries: Sequence[Entry], name: str) -> Sequence[Entry]:
+def without_top(entries: Entries, name: str) -> Entries:
     """The files of an archive that was packed from one folder of this `name`, by their path in that folder."""
     top = f"{name}/"
-    if not all(entry.name.startswith(top) for entry in entries if not safety.is_clutter(entry.name)):
+    if not all(one.startswith(top) for one in entries.names() if not safety.is_clutter(one)):
         return entries
-    return [_renamed(entry, entry.name.removeprefix(top)) for entry in entries]
+    return entries.renamed(one.removeprefix(top) for one in entries.names())
 
 
 @contextmanager
@@ -190,64 +173,66 @@ def _open_container(path: Path) -> AbstractContextManager[Read]:
 
 
 def _list_folder(folder: Path, follow_links: bool) -> Listing:
-    entries: list[Entry] = []
     notes: list[str] = []
-    for path, relative in _walk(folder, follow_links):
-        if path.is_dir():
-            notes.append(f"{path} is left out: it is a prepared data set")
-        elif archive_suffix(relative) and not safety.is_clutter(relative):
-            inner = list_container(path)
-            entries += _as_folder(folder, relative, inner.entries)
+    found = Entries(_found_in(folder, follow_links, notes))
+    names, more = _named(lambda: map(_text_or_bytes, found.names()), folder)
+    return Listing(found.renamed(names), (*notes, *more))
+
+
+def _found_in(folder: Path, follow_links: bool, notes: list[str]) -> Iterator[Entry]:
+    """Every file below `folder`, by its path from there; what prepared data sets hold is left out, with a note."""
+    for parent, folders, files in os.walk(folder, onerror=safety.refuse_unlisted):
+        here = Path(parent)
+        prepared = [name for name in folders if is_prepared(here / name)]
+        notes += [f"{here / name} is left out: it is a prepared data set" for name in prepared]
+        folders[:] = sorted(set(folders) - set(prepared))
+        for name in (*folders, *(() if follow_links else files)):
+            if os.path.islink(f"{parent}/{name}"):  # noqa: PTH114 - a path object for each of a million files is slow
+                raise HemafastError(f"{here / name} is a symbolic link.", _SYMLINK)
+        around = here.relative_to(folder).as_posix()
+        files.sort()
+        yield from _of_names(folder, (name if around == "." else f"{around}/{name}" for name in files), notes)
+
+
+def _of_names(folder: Path, names: Iterable[str], notes: list[str]) -> Iterator[Entry]:
+    """Files of a folder; archives among them are folders of their name."""
+    for relative in names:
+        if archive_suffix(relative) and not safety.is_clutter(relative):
+            inner = list_container(folder / relative)
             notes += inner.notes
+            yield from _as_folder(folder, relative, inner.entries)
         else:
-            entries.append(_file_entry(folder, relative))
-    names, found = _named([_text_or_bytes(entry.name) for entry in entries], folder)
-    return Listing(tuple(map(_renamed, entries, names)), (*notes, *found))
+            yield _file_entry(folder, relative)
 
 
 def _file_entry(folder: Path, relative: str) -> Entry:
-    path = folder / relative
     try:
-        status = path.stat()
+        status = os.stat(f"{folder}/{relative}")  # noqa: PTH116 - as above
     except OSError as error:  # a link to nothing, or it has just gone
         raise HemafastError(
-            f"{path} cannot be found ({error.strerror}).", "Put it back, or remove the link."
+            f"{folder / relative} cannot be found ({error.strerror}).", "Put it back, or remove the link."
         ) from error
     if not stat.S_ISREG(status.st_mode):
-        raise HemafastError(f"{path} is not a regular file.", "Remove it.")
+        raise HemafastError(f"{folder / relative} is not a regular file.", "Remove it.")
     safety.refuse_nested_or_large(folder, relative, status.st_size)
     return Entry(relative, status.st_size, f"{status.st_mtime_ns}", folder, relative)
 
 
-def _walk(folder: Path, follow_links: bool) -> Iterator[tuple[Path, str]]:
-    """Every file below `folder`, and its path from there; of a prepared data set there only its folder."""
-    for parent, folders, files in os.walk(folder, onerror=safety.refuse_unlisted):
-        prepared = [name for name in folders if is_prepared(Path(parent, name))]
-        yield from ((Path(parent, name), str(Path(parent, name).relative_to(folder))) for name in prepared)
-        folders[:] = sorted(set(folders) - set(prepared))
-        for name in (*folders, *(() if follow_links else files)):
-            if (whole := Path(parent, name)).is_symlink():
-                raise HemafastError(f"{whole} is a symbolic link.", _SYMLINK)
-        for name in sorted(files):
-            whole = Path(parent, name)
-            yield whole, str(whole.relative_to(folder))
-
-
-def _as_folder(folder: Path, archive: str, inside: Sequence[Entry]) -> Iterator[Entry]:
+def _as_folder(folder: Path, archive: str, inside: Entries) -> Iterator[Entry]:
     """What an archive in a folder holds, as if it were a folder of its name."""
     around = archive[: len(archive) - len(archive_suffix(archive))]
     twins = [folder / f"{around}{suffix}" for suffix in ("", *ARCHIVES)]
     if twin := next((one for one in twins if one != folder / archive and one.exists()), None):
         raise HemafastError(f"{folder / archive} and {twin} would be one folder.", "Remove one of the two.")
-    for entry in without_top(inside, around.rpartition("/")[2]):
-        yield _renamed(entry, f"{around}/{entry.name}")
+    own = without_top(inside, around.rpartition("/")[2])
+    yield from own.renamed(f"{around}/{name}" for name in own.names())
 
 
 @contextmanager
 def _folder_reader(folder: Path) -> Iterator[Read]:
     def read(entry: Entry, most: int | None = None) -> bytes:
         """At most the size that was listed."""
-        with open_regular(folder / cast(str, entry.place)) as file:
+        with open_regular(folder / entry.place) as file:
             if most is not None:
                 return file.read(most)
             data = file.read(entry.size + 1)
@@ -258,23 +243,27 @@ def _folder_reader(folder: Path) -> Iterator[Read]:
     yield read
 
 
-def _named(raw: Sequence[str | bytes], container: Path) -> tuple[list[str], list[str]]:
+def _named(raw: Callable[[], Iterable[str | bytes]], container: Path) -> tuple[Iterator[str], list[str]]:
     """Names as text that can be trusted, and a note if the encoding of those given as bytes was guessed.
 
-    Raises HemafastError for a name that leads out of its container, cannot be printed, or occurs twice in an archive.
+    `raw` gives the names anew each time, so that they need not be in memory. Raises HemafastError for a name that leads
+    out of its container, cannot be printed, or occurs twice in an archive.
     """
-    unclear = [name for name in raw if isinstance(name, bytes)]
+    unclear = [name for name in raw() if isinstance(name, bytes)]
     encoding = choose_encoding(unclear)
-    names = [name if isinstance(name, str) else name.decode(encoding) for name in raw]
-    for name in names:
+
+    def names() -> Iterator[str]:
+        return (name if isinstance(name, str) else name.decode(encoding) for name in raw())
+
+    for name in names():
         safety.refuse_unsafe_name(container, name)
     if container.is_file():  # a folder has each name once; in its archives, they may differ only in Unicode form
-        safety.refuse_repeated(container, list(map(one_path, names)))
+        safety.refuse_repeated(container, list(map(one_path, names())))
     notes = []
     if encoding != UTF8:
         example = next(name.decode(encoding) for name in unclear if not name.isascii())
         notes = [f"{container.name}: names are not UTF-8; read as {encoding}, such as {example}"]
-    return list(map(plain_name, names)), notes
+    return map(plain_name, names()), notes
 
 
 def _text_or_bytes(name: str) -> str | bytes:
@@ -290,10 +279,6 @@ def _is_unicode(name: str) -> bool:
     return True
 
 
-def _renamed(entry: Entry, name: str) -> Entry:
-    return replace(entry, name=name)
-
-
 # Zips
 
 
@@ -304,9 +289,9 @@ def _list_zip(path: Path) -> Listing:
         safety.refuse_unsafe(path, info)
     files = [info for info in listing if not info.filename.endswith(("/", "\\"))]
     safety.refuse_ratio(path, sum(info.file_size for info in listing), path.stat().st_size)
-    names, notes = _named([_raw_name(info) for info in files], path)
+    names, notes = _named(lambda: map(_raw_name, files), path)
     return Listing(
-        tuple(
+        Entries(
             Entry(name, info.file_size, f"{info.CRC:08x}", path, info.filename, info.header_offset)
             for name, info in zip(names, files, strict=True)
         ),
@@ -335,7 +320,7 @@ def _zip_reader(path: Path) -> Iterator[Read]:
 
         def read(entry: Entry, most: int | None = None) -> bytes:
             """Inflate no more than the declared size, even if the data holds more."""
-            info = file.getinfo(cast(str, entry.place))
+            info = file.getinfo(entry.place)
             if f"{info.CRC:08x}" != entry.stamp:
                 raise zipfile.BadZipFile("it has changed since it was listed")
             with file.open(info) as member:
@@ -364,11 +349,11 @@ def _list_tar(path: Path) -> Listing:
             safety.refuse_ratio(path, total, stream.packed_size)
             if not member.isdir():
                 stamp = _tar_stamp(stream, member.offset_data)
-                entries.append(Entry("", member.size, stamp, path, member.offset_data, member.offset_data))
+                entries.append(Entry("", member.size, stamp, path, "", member.offset_data))
                 raw.append(member.name.encode(UTF8, "surrogateescape"))
         _refuse_cut(stream, tar.offset)
-    names, notes = _named(raw, path)
-    return Listing(tuple(map(_renamed, entries, names)), tuple(notes))
+    names, notes = _named(lambda: raw, path)
+    return Listing(Entries(entries).renamed(names), tuple(notes))
 
 
 def _tar_stamp(stream: _Unpacked, offset: int) -> str:
@@ -406,10 +391,9 @@ def _tar_reader(path: Path) -> Iterator[Read]:
     with closing(_open_tar(path)) as stream:
 
         def read(entry: Entry, most: int | None = None) -> bytes:
-            offset = cast(int, entry.place)
-            if _tar_stamp(stream, offset) != entry.stamp:
+            if _tar_stamp(stream, entry.offset) != entry.stamp:
                 raise tarfile.ReadError("it has changed since it was listed")
-            stream.seek(offset)
+            stream.seek(entry.offset)
             wanted = entry.size if most is None else min(most, entry.size)
             data = bytearray()
             while len(data) < wanted and (more := stream.read(min(wanted - len(data), _MAX_READ))):

@@ -13,7 +13,8 @@ from hemafast.command import command_to_prepare
 from hemafast.config import PrepareConfig
 from hemafast.errors import ClassesError, HemafastError, name_some
 from hemafast.preparation.sources.class_names import UnknownClassesError, challenge_class, is_known, rename
-from hemafast.preparation.sources.containers import Entry, read_files, stem_of
+from hemafast.preparation.sources.containers import read_files, stem_of
+from hemafast.preparation.sources.entries import Entry
 from hemafast.preparation.sources.layout import read_layout
 from hemafast.preparation.sources.names import fold, plain_name, same_file
 from hemafast.preparation.sources.survey import SYSTEM_FILE, PassedOver

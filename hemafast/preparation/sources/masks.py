@@ -16,7 +16,8 @@ from hemafast.preparation.images.kinds import UnreadableImageError
 from hemafast.preparation.images.picture import Values
 from hemafast.preparation.images.reference import naming_damage, open_picture
 from hemafast.preparation.sources import safety
-from hemafast.preparation.sources.containers import Entry, read_files
+from hemafast.preparation.sources.containers import read_files
+from hemafast.preparation.sources.entries import Entries, Entry
 from hemafast.preparation.sources.names import words_of
 
 _MASKS = frozenset({
@@ -72,13 +73,13 @@ class _Group:
     """The others."""
 
 
-def find_masks(images: Sequence[Entry]) -> set[str]:
+def find_masks(images: Entries) -> set[str]:
     """Names of the images that are masks of others: named like one of them, and with few colours.
 
     Masks come beside the photograph (`001.bmp`, `001.png` or `001_mask.png`) or in a folder of their own
     (`masks/001.png`). Some of each kind are decoded to be sure, and all of a kind that is mixed.
     """
-    if len({safety.suffix_of(entry.name) for entry in images}) < 2 and not any(map(_says_mask, images)):
+    if len(set(map(safety.suffix_of, images.names()))) < 2 and not any(map(_says_mask, images.names())):
         return set()
     cells = _by_cell(images)
     with strict_decoders():
@@ -90,13 +91,14 @@ def find_masks(images: Sequence[Entry]) -> set[str]:
     return found
 
 
-def _says_mask(entry: Entry) -> bool:
-    return any(word in entry.name.lower() for word in _MASK_WORDS)
+def _says_mask(name: str) -> bool:
+    lower = name.lower()  # most names hold none of the words, and are not taken apart
+    return any(word in lower for word in _MASK_WORDS) and not _MASK_WORDS.isdisjoint(words_of(name))
 
 
-def _by_cell(images: Sequence[Entry]) -> dict[str, dict[_Kind, list[Entry]]]:
+def _by_cell(images: Entries) -> dict[str, dict[_Kind, list[Entry]]]:
     """Images by the cell that their paths name, then by kind. Folders around all of them say nothing."""
-    around = len(PurePosixPath(os.path.commonpath([f"{PurePosixPath(entry.name).parent}/" for entry in images])).parts)
+    around = len(PurePosixPath(os.path.commonpath([f"{PurePosixPath(name).parent}/" for name in images.names()])).parts)
     cells: dict[str, dict[_Kind, list[Entry]]] = defaultdict(lambda: defaultdict(list))
     for entry in images:
         path = PurePosixPath(entry.name)

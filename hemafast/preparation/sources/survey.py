@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from array import array
 from dataclasses import dataclass
+
+import numpy as np
 
 from hemafast.preparation.images.image_checks import FORMATS
 from hemafast.preparation.sources import safety
-from hemafast.preparation.sources.containers import Entry, read_files
+from hemafast.preparation.sources.containers import read_files
+from hemafast.preparation.sources.entries import Entries, Entry
 from hemafast.preparation.sources.masks import find_masks
 from hemafast.preparation.sources.sniff import HEAD_BYTES, image_format, kind_of
 
@@ -23,21 +26,30 @@ class PassedOver:
     entry: Entry | None = None
 
 
-def survey(entries: Sequence[Entry]) -> tuple[list[Entry], list[PassedOver]]:
+def survey(entries: Entries) -> tuple[Entries, list[PassedOver]]:
     """The images among the files of one folder or archive, and all other files by kind.
 
     A file with the suffix of an image counts as one, and is quarantined later if it is none. Every other file is an
     image if its first bytes say so.
     """
-    passed = [PassedOver(SYSTEM_FILE, entry.name, entry) for entry in entries if safety.is_clutter(entry.name)]
-    others = [entry for entry in entries if not safety.is_clutter(entry.name)]
-    images = [entry for entry in others if safety.suffix_of(entry.name) in FORMATS]
-    unclear = [entry for entry in others if safety.suffix_of(entry.name) not in FORMATS]
-    for entry, head in zip(unclear, read_files(unclear, HEAD_BYTES), strict=True):
+    images, others = array("q"), list[tuple[int, Entry]]()
+    passed: list[PassedOver] = []
+    for row, entry in enumerate(entries):
+        if safety.is_clutter(entry.name):
+            passed.append(PassedOver(SYSTEM_FILE, entry.name, entry))
+        elif safety.suffix_of(entry.name) in FORMATS:
+            images.append(row)
+        else:
+            others.append((row, entry))
+    heads = read_files([entry for _, entry in others], HEAD_BYTES)
+    for (row, entry), head in zip(others, heads, strict=True):
         if image_format(head):
-            images.append(entry)
+            images.append(row)
         else:
             passed.append(PassedOver(kind_of(head, entry.name), entry.name, entry))
-    masks = find_masks(images)
-    passed += [PassedOver(MASK, entry.name, entry) for entry in images if entry.name in masks]
-    return [entry for entry in images if entry.name not in masks], passed
+    found = entries.take(np.array(images, dtype=np.int64))
+    masks = find_masks(found)
+    if not masks:
+        return found, passed
+    passed += [PassedOver(MASK, entry.name, entry) for entry in found if entry.name in masks]
+    return found.take(np.flatnonzero([name not in masks for name in found.names()])), passed

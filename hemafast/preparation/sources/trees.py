@@ -14,13 +14,13 @@ from hemafast.preparation.sources import safety
 from hemafast.preparation.sources.class_names import is_known
 from hemafast.preparation.sources.containers import (
     ARCHIVES,
-    Entry,
     Listing,
     archive_suffix,
     list_container,
     stem_of,
     without_top,
 )
+from hemafast.preparation.sources.entries import Entries, Entry
 from hemafast.preparation.sources.layout import is_aside, splits_among
 from hemafast.preparation.sources.names import fold, same_file
 from hemafast.preparation.sources.sniff import HEAD_BYTES, kind_of
@@ -140,7 +140,7 @@ def _open_tree(path: Path) -> Tree:
         hidden = sorted(one for one in path.rglob("*") if not one.is_dir()) if path.is_dir() else [path]
         names = [one.relative_to(path.parent).as_posix() for one in hidden]
         return Tree(path.name, path, (), tuple(PassedOver(SYSTEM_FILE, name) for name in names), ())
-    listing = list_container(path) if _holds_several(path) else Listing((_entry_of(path),))
+    listing = list_container(path) if _holds_several(path) else Listing(Entries([_entry_of(path)]))
     name = stem_of(path)
     images, passed = survey(listing.entries if path.is_dir() else without_top(listing.entries, name))
     return Tree(name, path, tuple(images), tuple(passed), listing.notes)
