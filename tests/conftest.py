@@ -1,5 +1,6 @@
 """Small archives and prepared data sets of seeded noise and blobs, and short runs on them."""
 
+import contextlib
 import gc
 import io
 import logging
@@ -12,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from page import BROWSER
 from PIL import Image
 
 from hemafast.config import PrepareConfig, TrainConfig, checked
@@ -221,3 +223,24 @@ def scored(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(trained: Path, tmp_path: Path) -> Path:
     """A copy of the run to change at will."""
     return Path(shutil.copytree(trained, tmp_path / "run"))
+
+
+@pytest.fixture(scope="module")
+def open_page():
+    """`open_page(file, width=1200)`: the page and what it complained of, without a network."""
+    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    with contextlib.ExitStack() as stack:
+        playwright = stack.enter_context(sync_api.sync_playwright())
+        browser = playwright.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
+        stack.callback(browser.close)
+
+        def load(file, width=1200):
+            page = browser.new_page(viewport={"width": width, "height": 900}, offline=True)
+            complaints = []
+            page.on("console", lambda message: complaints.append(message.text))
+            page.on("pageerror", lambda error: complaints.append(str(error)))
+            page.on("request", lambda request: complaints.append(request.url) if "data:" not in request.url else None)
+            page.goto(file.as_uri())
+            return page, complaints[1:]  # the first request is the page itself
+
+        yield load

@@ -13,6 +13,11 @@ import pytest
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
 needs_browser = pytest.mark.skipif(BROWSER is None, reason="no Chromium here")
 
+WIDTHS, SCHEMES = (390, 992, 1440), ("light", "dark", "print")
+"""In which the pages are looked at."""
+
+_AA = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa"]
+
 _LOOK = """<script>
 addEventListener("load", () => {
   const images = [...document.images];
@@ -65,6 +70,23 @@ class Page(HTMLParser):
             and "@import" not in self.source
             and not re.search(r"url\((?!#)", self.source)
         )
+
+
+def dress(page, scheme):
+    """Show an open page as light, dark or on paper."""
+    page.emulate_media(**({"media": "print"} if scheme == "print" else {"color_scheme": scheme}))
+
+
+def found_by_axe(page):
+    """What axe-core finds at AA on an open page: rule and first element. Skips the test where it is not installed."""
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe-core is not installed").Axe()
+    report = axe.run(page, options={"runOnly": {"type": "tag", "values": _AA}})
+    return [(one["id"], one["nodes"][0]["html"]) for one in report.response["violations"]]
+
+
+def scrolls_sideways(page):
+    """Whether an open page is wider than its window."""
+    return page.evaluate("document.documentElement.scrollWidth > innerWidth")
 
 
 @dataclass(frozen=True)

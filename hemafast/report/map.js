@@ -3,7 +3,8 @@
 (() => {
   const read = (name) => JSON.parse(document.querySelector(`[data-${name}]`).textContent);
   const { points, columns, colours, names, confidence, side, row } = read("listing");
-  const sheets = read("atlases").map((address) => Object.assign(new Image(), { src: address }));
+  const atlases = read("atlases");
+  const sheets = []; // of these, those that were asked for: each is decoded when its first cell is shown
   const cells = names.length;
   const STEPS = 65535;
   const GRID = 128; // squares along an axis, to find the nearest point
@@ -13,17 +14,25 @@
   // Okabe and Ito's colours, then lighter and darker ones.
   const PALETTE = ["#0072B2", "#E69F00", "#009E73", "#D55E00", "#56B4E9", "#CC79A7", "#8C6D00", "#7F7F7F", "#5B3A99",
     "#B0413E", "#2F6B4F", "#9FB8D0", "#C7A76C"];
+  const INKS = PALETTE.map((colour) => { // as the canvas holds them: bytes of red, green, blue and opacity
+    const part = (place) => parseInt(colour.slice(place, place + 2), 16);
+    return new Uint32Array(new Uint8Array([part(1), part(3), part(5), 255]).buffer)[0];
+  });
   const find = (selector) => document.querySelector(selector);
   const [canvas, tip, legend, picker] = [find(".map canvas"), find(".tip"), find("[data-legend]"), find("[data-colour]")];
   const pen = canvas.getContext("2d");
   const view = { x: 0, y: 0, scale: 1 };
-  let [by] = columns;
+  let by; // the column that gives the colours, if there is one
   let hidden = new Set();
+  let order = []; // of the cells: those of one colour after those of another
   let selected = [];
+  const chosen = new Uint8Array(cells); // 1 if selected
+  let screen = null; // what the canvas shows, a number for each pixel
   let drag = null;
 
   const grid = Array.from({ length: GRID * GRID }, () => []);
   let [wide, high] = [1, 1]; // of the map
+  let dense = 1; // pixels of the screen in one of the page
   const squareOf = (value) => Math.min(GRID - 1, Math.floor((value * GRID) / (STEPS + 1)));
   for (let cell = 0; cell < cells; cell += 1) {
     wide = Math.max(wide, points[2 * cell]);
@@ -45,29 +54,55 @@
     view.y = (height - high * view.scale) / 2;
   }
 
-  function draw() {
+  function zoom(factor, x, y) { // what lies under x and y stays there
+    view.x = x - (x - view.x) * factor;
+    view.y = y - (y - view.y) * factor;
+    view.scale *= factor;
+    redraw();
+  }
+
+  function fit() { // the canvas to its room
     const { width, height } = canvas.getBoundingClientRect();
-    const dense = devicePixelRatio || 1;
-    canvas.width = width * dense;
-    canvas.height = height * dense;
+    dense = devicePixelRatio || 1;
+    canvas.width = Math.max(1, Math.round(width * dense));
+    canvas.height = Math.max(1, Math.round(height * dense));
     pen.scale(dense, dense);
-    const size = cells > 10000 ? 2 : cells > 1000 ? 4 : 7;
-    const kinds = by === undefined ? 1 : colours[by].names.length;
-    const chosen = new Set(selected);
-    for (let kind = 0; kind < kinds; kind += 1) {
-      if (hidden.has(kind)) continue;
-      pen.fillStyle = colourOf(kind);
-      for (let cell = 0; cell < cells; cell += 1) {
-        if (kindOf(cell) !== kind) continue;
-        const [x, y] = toScreen(cell);
-        const own = chosen.has(cell) ? size + 3 : size;
-        pen.fillRect(x - own / 2, y - own / 2, own, own);
-      }
+    const image = pen.createImageData(canvas.width, canvas.height);
+    screen = { image, pixels: new Uint32Array(image.data.buffer) };
+  }
+
+  function square(middleX, middleY, side, ink) {
+    const [left, top] = [Math.round(middleX - side / 2), Math.round(middleY - side / 2)];
+    const [right, bottom] = [Math.min(left + side, canvas.width), Math.min(top + side, canvas.height)];
+    for (let y = Math.max(0, top); y < bottom; y += 1) {
+      for (let x = Math.max(0, left); x < right; x += 1) screen.pixels[y * canvas.width + x] = ink;
     }
+  }
+
+  // Squares are set in an array of pixels: a call of the canvas for each of 50,000 cells takes many times as long.
+  function draw() {
+    const size = cells > 10000 ? 2 : cells > 1000 ? 4 : 7;
+    const [scale, left, top] = [view.scale * dense, view.x * dense, view.y * dense];
+    screen.pixels.fill(0);
+    for (const cell of order) {
+      const kind = kindOf(cell);
+      if (hidden.has(kind)) continue;
+      const side = Math.round((chosen[cell] ? size + 3 : size) * dense);
+      square(points[2 * cell] * scale + left, points[2 * cell + 1] * scale + top, side, INKS[kind % INKS.length]);
+    }
+    pen.putImageData(screen.image, 0, 0);
     if (drag && drag.selects) {
       pen.strokeStyle = getComputedStyle(document.body).color;
       pen.strokeRect(drag.fromX, drag.fromY, drag.x - drag.fromX, drag.y - drag.fromY);
     }
+  }
+
+  function colourBy(name) {
+    by = name;
+    hidden = new Set();
+    order = Array.from({ length: cells }, (_, cell) => cell);
+    if (by !== undefined) order.sort((one, other) => kindOf(one) - kindOf(other));
+    writeLegend();
   }
 
   let waiting = false;
@@ -93,10 +128,15 @@
     return best;
   }
 
+  function sheetOf(place) {
+    sheets[place] ??= Object.assign(new Image(), { src: atlases[place] });
+    return sheets[place];
+  }
+
   function picture(cell, size) {
     const made = document.createElement("canvas");
     const place = cell % (row * row);
-    const sheet = sheets[Math.floor(cell / (row * row))];
+    const sheet = sheetOf(Math.floor(cell / (row * row)));
     const corner = [(place % row) * side, Math.floor(place / row) * side];
     const paint = () => made.getContext("2d").drawImage(sheet, ...corner, side, side, 0, 0, size, size);
     made.className = "tile";
@@ -136,6 +176,8 @@
 
   function select(found) {
     selected = found;
+    chosen.fill(0);
+    for (const cell of found) chosen[cell] = 1;
     find("[data-count]").textContent = found.length === 0 ? "Nothing is selected"
       : `${found.length} ${found.length === 1 ? "cell is" : "cells are"} selected`;
     find("[data-save]").disabled = found.length === 0;
@@ -172,13 +214,15 @@
 
   function writeLegend() {
     const kinds = by === undefined ? [] : colours[by].names;
+    const counts = kinds.map(() => 0);
+    for (const kind of by === undefined ? [] : colours[by].of) counts[kind] += 1;
     legend.replaceChildren(...kinds.map((name, kind) => {
       const [item, button, swatch] = ["li", "button", "span"].map((tag) => document.createElement(tag));
       swatch.className = "swatch";
       swatch.style.background = colourOf(kind);
       button.type = "button";
       button.setAttribute("aria-pressed", String(!hidden.has(kind)));
-      button.append(swatch, `${name} (${colours[by].of.filter((own) => own === kind).length})`);
+      button.append(swatch, `${name} (${counts[kind]})`);
       button.addEventListener("click", () => {
         if (!hidden.delete(kind)) hidden.add(kind);
         button.setAttribute("aria-pressed", String(!hidden.has(kind)));
@@ -190,8 +234,12 @@
   }
 
   for (const name of columns) picker.append(new Option(name, name));
-  picker.addEventListener("change", () => { by = picker.value; hidden = new Set(); writeLegend(); redraw(); });
+  picker.addEventListener("change", () => { colourBy(picker.value); redraw(); });
   find("[data-save]").addEventListener("click", save);
+  for (const button of document.querySelectorAll("[data-zoom]")) {
+    const factor = button.dataset.zoom === "in" ? 2 : 1 / 2;
+    button.addEventListener("click", () => zoom(factor, canvas.clientWidth / 2, canvas.clientHeight / 2));
+  }
   find("[data-whole]").addEventListener("click", () => { showAll(); redraw(); });
   canvas.addEventListener("pointerdown", (event) => {
     const selects = find("[name=drag]:checked").value === "select";
@@ -224,14 +272,11 @@
   canvas.addEventListener("pointerleave", () => { tip.hidden = true; });
   canvas.addEventListener("wheel", (event) => {
     event.preventDefault();
-    const factor = event.deltaY < 0 ? ZOOM : 1 / ZOOM;
-    view.x = event.offsetX - (event.offsetX - view.x) * factor;
-    view.y = event.offsetY - (event.offsetY - view.y) * factor;
-    view.scale *= factor;
-    redraw();
+    zoom(event.deltaY < 0 ? ZOOM : 1 / ZOOM, event.offsetX, event.offsetY);
   }, { passive: false });
-  addEventListener("resize", () => { showAll(); redraw(); });
-  writeLegend();
+  addEventListener("resize", () => { fit(); showAll(); redraw(); });
+  colourBy(columns[0]);
+  fit();
   showAll();
   draw();
 })();

@@ -22,13 +22,16 @@ FEWEST = 10
 """Cells that a map needs."""
 _AXES = 50  # principal axes that UMAP sees: more take time and change little
 _NEIGHBOURS = 15
-_ATLAS = 4096  # px: side of a picture with many tiles; phones open no larger ones
+_ATLAS = (
+    1024  # px: side of a picture with many tiles. A browser decodes it within a frame, and only when it is asked for
+)
+_QUALITY = 75  # of the JPEGs
 _STEPS = 65535  # positions along an axis
 _COLOURED = ("label", "predicted", "domain", "mistake")
 
 
 def tile_side(cells: int) -> int:
-    """Side in pixels of the picture of each cell, so that a page stays below some 30 MB."""
+    """Side in pixels of the picture of each cell, so that a page stays below some 40 MB."""
     return 96 if cells <= 2000 else 64 if cells <= 10_000 else 40
 
 
@@ -88,9 +91,7 @@ def write_map(
         "side": tiles.shape[1],
         "row": _ATLAS // tiles.shape[1],
     }
-    page = render(
-        "report/map.html.j2", title=title, cells=len(table), listing=listing, atlases=_atlases(tiles), most=_ATLAS
-    )
+    page = render("report/map.html.j2", title=title, cells=len(table), listing=listing, atlases=_atlases(tiles))
     with writing(file, "Name another --map."):
         write_text(file, page)
     return file
@@ -137,6 +138,6 @@ def _atlases(tiles: npt.NDArray[np.uint8]) -> list[str]:
         sheet[: len(part)] = part
         joined = sheet.reshape(rows, row, side, side, 3).swapaxes(1, 2).reshape(rows * side, row * side, 3)
         encoded = io.BytesIO()
-        Image.fromarray(joined).save(encoded, "JPEG", quality=85)
+        Image.fromarray(joined).save(encoded, "JPEG", quality=_QUALITY)
         pictures.append(data_address(encoded.getvalue(), "jpeg"))
     return pictures

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from command import hemafast
+from page import SCHEMES, WIDTHS, dress, found_by_axe, needs_browser, scrolls_sideways
 from sklearn.metrics import f1_score
 
 from hemafast.config import PrepareConfig, checked, to_json
@@ -75,6 +76,19 @@ def test_the_page_says_what_varies_and_what_does_not(over_folds, folded):
     assert f"scores {len(open_dataset(folded).split('test'))} held-out test images: once" in text
     assert "split is by image, not by patient" in text
     assert "http" not in text.replace("http://www.w3.org", "")
+
+
+@needs_browser
+@pytest.mark.slow
+@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("width", WIDTHS)
+def test_axe_finds_nothing_at_aa_and_the_page_never_scrolls_sideways(over_folds, open_page, width, scheme):
+    page, complaints = open_page(over_folds[1] / PAGE, width)
+    dress(page, scheme)
+    assert found_by_axe(page) == []
+    if (width, scheme) != (390, "print"):  # no paper is so narrow
+        assert not scrolls_sideways(page)
+    assert complaints == []
 
 
 def test_the_same_call_finds_its_runs(over_folds, updates, evaluations):

@@ -7,7 +7,7 @@ import re
 import numpy as np
 import pandas as pd
 import pytest
-from page import Page, needs_browser
+from page import SCHEMES, WIDTHS, Page, dress, found_by_axe, needs_browser, scrolls_sideways
 
 from hemafast.errors import HemafastError
 from hemafast.report.map import plane_of, tile_side, write_map
@@ -94,7 +94,7 @@ def test_a_plane_of_too_few_cells_is_refused():
 def test_the_cell_under_the_pointer_is_shown_and_a_region_is_saved(map_page, open_page, tmp_path, width):
     page, complaints = open_page(map_page, width)
     room = page.locator(".map > canvas").bounding_box()
-    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    assert not scrolls_sideways(page)
     page.mouse.move(room["x"] + 2, room["y"] + 2)
     page.mouse.down()
     page.mouse.move(room["x"] + room["width"] / 2, room["y"] + room["height"] / 2, steps=3)
@@ -111,3 +111,54 @@ def test_the_cell_under_the_pointer_is_shown_and_a_region_is_saved(map_page, ope
     page.mouse.move(room["x"] + room["width"] / 2, room["y"] + room["height"] / 2)
     assert page.locator(".tip").is_hidden()
     assert complaints == []
+
+
+@needs_browser
+@pytest.mark.slow
+@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("width", WIDTHS)
+def test_axe_finds_nothing_at_aa(map_page, open_page, width, scheme):
+    page, complaints = open_page(map_page, width)
+    dress(page, scheme)
+    page.locator("[data-legend] button").last.click()
+    assert found_by_axe(page) == []
+    assert complaints == []
+
+
+@needs_browser
+@pytest.mark.slow
+def test_buttons_zoom_about_the_middle_and_show_all_again(map_page, open_page):
+    page, _ = open_page(map_page)
+    seen = [page.evaluate("document.querySelector('.map > canvas').toDataURL()")]
+    for name in ("Zoom in", "Zoom out", "Zoom in", "Show all"):
+        page.get_by_role("button", name=name).click()
+        page.evaluate("() => new Promise(go => requestAnimationFrame(() => requestAnimationFrame(go)))")
+        seen.append(page.evaluate("document.querySelector('.map > canvas').toDataURL()"))
+    assert seen[0] == seen[2] == seen[4] != seen[1] == seen[3]
+
+
+@needs_browser
+@pytest.mark.slow
+def test_a_frame_of_50000_cells_takes_less_than_50_ms_of_the_processor(tmp_path, open_page):
+    cells = 50_000
+    points = np.random.default_rng(0).normal(size=(cells, 2)).astype(np.float32)
+    names = pd.Series(np.arange(cells)).astype(str)
+    columns = {"image": names, "label": names.str[-1], "predicted": names.str[-1], "confidence": 0.5}
+    tiles = np.zeros((cells, 8, 8, 3), np.uint8)
+    page, _ = open_page(write_map(tmp_path / "map.html", pd.DataFrame(columns), points, tiles, title="Many"))
+    devtools = page.context.new_cdp_session(page)
+    devtools.send("Performance.enable", {"timeDomain": "threadTicks"})
+
+    def spent():
+        told = devtools.send("Performance.getMetrics")["metrics"]
+        return next(one["value"] for one in told if one["name"] == "TaskDuration")
+
+    room = page.locator(".map > canvas").bounding_box()
+    page.mouse.move(room["x"] + room["width"] / 2, room["y"] + room["height"] / 2)
+    frames = []
+    for _ in range(10):
+        before = spent()
+        page.mouse.wheel(0, 100)
+        page.evaluate("() => new Promise(go => requestAnimationFrame(() => requestAnimationFrame(go)))")
+        frames.append(spent() - before)
+    assert np.median(frames) < 0.05
