@@ -150,7 +150,7 @@ def evaluate_run(
         ],
         "look": look and asdict(look) | {"told": look.told()},
         "classes": list(folding.classes),
-        "folding": {**folding.account, "own_classes": _own_classes(answers, folding)},
+        "folding": {**folding.account, "own_classes": None if own else _own_classes(answers, folding, dataset)},
         **scores,
         "likeness": judged,
         "model": {**asdict(replace(card, calibration=calibration)), "file": BEST},
@@ -366,11 +366,12 @@ def _scores(answers: _Answers, calibration: Calibration, lineage: Lineage) -> Me
     return {"pooled": scores.pop("pooled"), "domains": scores}
 
 
-def _own_classes(answers: _Answers, folding: Folding) -> dict[str, Any] | None:
-    """What the scores would be if no class that the data lacks could be an answer; None if it lacks none."""
-    lacking = set(folding.account["model_only"])
-    places = [place for place, name in enumerate(folding.classes) if name not in lacking]
-    if not lacking or len(places) < 2:
+def _own_classes(answers: _Answers, folding: Folding, dataset: Dataset) -> dict[str, Any] | None:
+    """What the scores would be if no class that the data has no image of could be an answer; None if it has of all."""
+    counted_in = [images for domains in dataset.info.counts.values() for images in domains.values()]
+    there = [any(images.get(name) for images in counted_in) for name in dataset.info.classes]
+    places = sorted({place for place, known in zip(folding.labels.tolist(), there, strict=True) if known} - {-1})
+    if not 1 < len(places) < len(folding.classes):
         return None
     names = [name for name, new in zip(folding.model, folding.answers, strict=True) if new in places]
     return {"classes": names, **scores_among(answers.labels, answers.softened, places)}

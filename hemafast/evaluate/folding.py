@@ -117,8 +117,8 @@ def _without_others(own: Mapping[str, Any] | None) -> list[str]:
         return []
     low, high = own["ci95"]["macro_f1"]
     return [
-        f"Were only classes of these images possible answers, macro-F1 would be {own['macro_f1']:.3f} "
-        f"(95 % interval {low:.3f} to {high:.3f}): hemafast adapt with --classes {','.join(own['classes'])}"
+        f"If only classes of these images could be answers, macro-F1 would be {own['macro_f1']:.3f} "
+        f"(95 % interval {low:.3f} to {high:.3f}): `hemafast adapt RUN IMAGES --classes {','.join(own['classes'])}`"
     ]
 
 

@@ -130,17 +130,18 @@ def test_data_with_fewer_classes_in_another_order_is_scored_as_it_is(run, prepar
     assert read_predictions(scores_folder(run, metrics) / "predictions.csv")[1] == tuple(metrics["classes"])
 
 
-def test_it_says_what_the_score_would_be_without_classes_that_the_data_lacks(run, prepared, tmp_path):
+@pytest.mark.parametrize("classes", ["from-data", "challenge"])
+def test_it_says_what_the_score_would_be_without_classes_that_the_data_lacks(run, prepared, tmp_path, classes):
     evaluate_run(run)
     assert read_metrics(run)["folding"]["own_classes"] is None
     lacking = ("basophil", "monocyte", "erythroblast")
-    data = other(prepared, tmp_path / "other", classes="from-data", class_map=dict.fromkeys(lacking, ""))
+    data = other(prepared, tmp_path / "other", classes=classes, class_map=dict.fromkeys(lacking, ""))
     metrics = evaluate_run(run, data=data)
-    own, known = metrics["folding"]["own_classes"], open_dataset(data).info.classes
+    own, known = metrics["folding"]["own_classes"], set(open_dataset(data).split("all")["label"])
     assert own["classes"] == [name for name in metrics["model"]["classes"] if name in known]
     assert not {*own["classes"]} & {*lacking}
-    table, classes, probabilities = read_predictions(scores_folder(run, metrics) / "predictions.csv")
-    among = [classes.index(name) for name in own["classes"]]
+    table, names, probabilities = read_predictions(scores_folder(run, metrics) / "predictions.csv")
+    among = [names.index(name) for name in own["classes"]]
     predicted = np.array(own["classes"])[probabilities[:, among].argmax(axis=1)]
     present = sorted(set(table["label"]))
     expected = f1_score(table["label"], predicted, labels=present, average="macro", zero_division=0)
