@@ -13,6 +13,7 @@ import typer
 from hemafast.cli.tables import spread
 from hemafast.files import write_whole
 from hemafast.versions import DALI
+from hemafast.words import counted
 
 ranged = spread
 """Text of a median with its extremes, `{"median": ..., "min": ..., "max": ...}`."""
@@ -90,4 +91,4 @@ def machine_line(facts: Mapping[str, str]) -> str:
     """Processor, GPU and versions, as a sentence."""
     dali = next((facts[name] for name in DALI if name in facts), "not installed")
     versions = f"torch {facts['torch']}, DALI {dali}"
-    return f"{facts['cores']} cores of {facts['processor']}, {facts.get('gpu', 'no GPU')}, {versions}."
+    return f"{counted(int(facts['cores']), 'core')} of {facts['processor']}, {facts.get('gpu', 'no GPU')}, {versions}."
