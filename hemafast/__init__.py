@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         pretrain,
         resume,
         train,
+        tune,
     )
     from hemafast.config import PrepareConfig, TrainConfig
     from hemafast.data.dataset import Dataset
@@ -31,13 +32,14 @@ if TYPE_CHECKING:
     from hemafast.deploy.explain import explain
     from hemafast.deploy.export import export_run
     from hemafast.deploy.model import Model, open_model
+    from hemafast.deploy.push import push_run
     from hemafast.errors import HemafastError, StoppedError
     from hemafast.progress import Progress, ProgressBar
 
 _HOMES = {
     "hemafast.api": (
         *("TrainedRun", "adapt", "count_patients", "list_runs", "open_dataset", "open_run", "prepare", "pretrain"),
-        *("resume", "train"),
+        *("resume", "train", "tune"),
     ),
     "hemafast.config": ("PrepareConfig", "TrainConfig"),
     "hemafast.data.dataset": ("Dataset",),
@@ -45,6 +47,7 @@ _HOMES = {
     "hemafast.deploy.explain": ("explain",),
     "hemafast.deploy.export": ("export_run",),
     "hemafast.deploy.model": ("Model", "open_model"),
+    "hemafast.deploy.push": ("push_run",),
     "hemafast.errors": ("HemafastError", "StoppedError"),
     "hemafast.progress": ("Progress", "ProgressBar"),
 }
@@ -71,8 +74,10 @@ __all__ = [
     "open_run",
     "prepare",
     "pretrain",
+    "push_run",
     "resume",
     "train",
+    "tune",
 ]
 
 

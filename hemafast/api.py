@@ -17,6 +17,7 @@ from hemafast.config import (
     parse_class_map,
     prepared_beside,
     refuse_other_command,
+    seconds_of,
     to_plain,
     train_config,
 )
@@ -295,6 +296,64 @@ def pretrain(
     folder = trainer.train(chosen, go_on=go_on, progress=progress)
     assert folder is not None  # None is for the other processes of torchrun
     return TrainedRun(folder)
+
+
+def tune(
+    data: Dataset | str | Path,
+    config: TrainConfig | str | Path | None = None,
+    *,
+    preset: str | None = None,
+    space: Sequence[str] = (),
+    trials: int = 20,
+    folds: int | None = None,
+    test: bool = False,
+    time_budget: str | float | None = None,
+    output: str | Path = "runs/tune",
+    progress: Progress = SILENT,
+    **settings: Any,
+) -> Mapping[str, Any]:
+    """Search for settings by many trainings. The same call continues.
+
+    The same as `hemafast tune`.
+
+    Args:
+        data: a data set, or the folder of one.
+        config: as for `train`.
+        preset: name of the preset to start from; None for `fast`.
+        space: what is searched, as `["lr=1e-4..1e-2", "policy=basic,robust"]`; none for the usual settings.
+        trials: how many there are in the end, those of earlier calls included.
+        folds: score each trial by its mean over so many folds, with which the data was prepared; None for its split.
+        test: once all trials have ended, score the best one on the held-out test images. That counts as a look.
+        time_budget: of this call: seconds, or a duration such as "2h"; None for no limit.
+        output: folder of the study, its page and all runs.
+        progress: listens to the runs.
+        settings: fields of `TrainConfig` for all trials, such as `epochs=4`.
+
+    Returns:
+        What was found, as `tune.json` holds it: `best`, `trials`, `test`, `notes`, `failures`.
+
+    Raises:
+        HemafastError: optuna is not installed, a setting does not fit, the folder holds another search, or the data
+            has no such folds or no test images.
+        StoppedError: a run was interrupted; everything is saved.
+    """
+    from hemafast.experiments.space import DEFAULT, parse_space
+    from hemafast.experiments.tune import tune as search
+
+    if preset is None and config is None:
+        preset = "fast"
+    chosen = _chosen(data, config, preset, {"output": Path(output), **settings})
+    refuse_other_command(chosen, pretrains=False)
+    seconds = seconds_of(time_budget) if isinstance(time_budget, str) else time_budget
+    return search(
+        chosen,
+        parse_space(space or DEFAULT),
+        trials=trials,
+        folds=folds,
+        test=test,
+        time_budget=float("inf") if seconds is None else seconds,
+        progress=progress,
+    )
 
 
 def _chosen(
@@ -620,6 +679,73 @@ class TrainedRun:
         from hemafast.deploy.model import open_model
 
         return open_model(self.folder, device=device, amp=amp)
+
+    def embed(
+        self,
+        images: Images,
+        output: str | Path = "embeddings.parquet",
+        *,
+        labels: Labels = None,
+        columns: Mapping[str, str] | None = None,
+        groups: str | Path | None = None,
+        class_map: Mapping[str, str] | str | Path | None = None,
+        page: str | Path | None = None,
+        um_per_pixel: UmPerPixel = None,
+        bit_depth: int | None = None,
+        device: Device = "auto",
+        progress: Progress = SILENT,
+    ) -> Mapping[str, Any]:
+        """Write features and answers of images as a table, say how well they tell classes, and draw a map of the cells.
+
+        The same as `hemafast embed`. `model().embed` gives the features alone, as an array.
+
+        Args:
+            images: as `Model.predict` takes them.
+            output: .parquet or .npz.
+            labels: of the images: a table of path and label, "own" for class folders, or None.
+            columns: names of columns in the table of labels, by role.
+            groups: table of path and patient or slide.
+            class_map: new names of labels by their old ones, or a table of them; "" leaves a class out.
+            page: the map, a page that needs no other file; None for none.
+            um_per_pixel: as for `Model.predict`.
+            bit_depth: as for `Model.predict`.
+            device: "cpu", "cuda", or "auto" for a GPU if there is one.
+            progress: listens to every stage.
+
+        Returns:
+            `output`, `map`, `images`, `unreadable`, `dimensions`, and `probe`: scores of nearest neighbours and of a
+            linear probe with 95 % intervals, or None without labels.
+
+        Raises:
+            HemafastError: something named is missing or does not fit, or umap-learn is not installed.
+        """
+        from hemafast.deploy.plan import Options
+        from hemafast.report.embedding import Named, embed_to
+
+        named = Named(
+            labels=labels,
+            columns=columns,
+            groups=None if groups is None else Path(groups),
+            class_map=Path(class_map) if isinstance(class_map, str) else class_map,
+        )
+        options = Options(um_per_pixel=um_per_pixel, bit_depth=bit_depth, device=device)
+        drawn = None if page is None else Path(page)
+        return embed_to(Path(output), self.folder, images, named, options, page=drawn, progress=progress).to_plain()
+
+    def report(self, *others: TrainedRun | str | Path, output: str | Path | None = None) -> Path:
+        """Write the page of this run, or one that compares it with others on the same images, with paired intervals.
+
+        Args:
+            others: evaluated runs, or their folders.
+            output: the page; needed for several runs, and None for `report.html` in the run.
+
+        Raises:
+            HemafastError: a run is not evaluated, runs are about different images, or the page cannot be written.
+        """
+        from hemafast.report.page import write_report
+
+        folders = [one.folder if isinstance(one, TrainedRun) else find_run(one) for one in (self, *others)]
+        return write_report(folders, None if output is None else Path(output))
 
     def evaluate(
         self,

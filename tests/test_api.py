@@ -56,7 +56,10 @@ PUBLIC = {
     "ProgressBar": {"advance", "finish", "say", "shows", "start"},
     "StoppedError": set(),
     "TrainConfig": set(),
-    "TrainedRun": {"adaptation", "config", "ensemble", "evaluate", "history", "metrics", "model", "predictions"},
+    "TrainedRun": {
+        *("adaptation", "config", "embed", "ensemble", "evaluate", "history", "metrics", "model", "predictions"),
+        "report",
+    },
     "adapt": set(),
     "count_patients": set(),
     "explain": set(),
@@ -67,8 +70,10 @@ PUBLIC = {
     "open_run": set(),
     "prepare": set(),
     "pretrain": set(),
+    "push_run": set(),
     "resume": set(),
     "train": set(),
+    "tune": set(),
 }
 """Public names with their methods and properties: an addition is meant, and seen here."""
 

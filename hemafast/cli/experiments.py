@@ -121,7 +121,8 @@ def sweep(
 
 @app.command(
     epilog="Examples: `hemafast tune --preset fast --trials 20 --time-budget 2h`, "
-    "`hemafast tune --preset fast --space lr=1e-4..1e-2 --space freeze_stages=0,3,5`"
+    "`hemafast tune --preset fast --space lr=1e-4..1e-2 --space freeze_stages=0,3,5`, "
+    "`hemafast tune --preset fast --folds 5 --test`"
 )
 @configured(
     TrainConfig,
@@ -136,6 +137,18 @@ def tune(
     time_budget: Annotated[
         str | None, typer.Option(metavar="DURATION", help="Stop after this time, as 2h; the same command continues.")
     ] = None,
+    folds: Annotated[
+        int | None,
+        typer.Option(
+            min=2,
+            help="Score each trial by its mean over so many folds, of data prepared with --folds.",
+            show_default="the validation images",
+        ),
+    ] = None,
+    test: Annotated[
+        bool,
+        typer.Option("--test", help="Once all trials have ended, score the best one on the held-out test images."),
+    ] = False,
     space: Annotated[
         list[str] | None,
         typer.Option(
@@ -150,9 +163,10 @@ def tune(
 ) -> None:
     """Search for settings by many trainings: Optuna draws each trial, and ends early those that fall behind.
 
-    The best trial is the one with the best macro-F1 on the validation images, so its score is too good. Finished trials
-    are kept, interrupted ones resume, and one failure does not stop the rest (exit code 1). Writes tune.html, .csv and
-    .json, and the study as tune.db; each run has a folder of its own.
+    The best trial is the one with the best macro-F1 on the validation images, or over the folds, so its score is too
+    good; that on test images, which no trial has seen, is not. Finished trials are kept, interrupted ones resume, and
+    one failure does not stop the rest (exit code 1). Writes tune.html, .csv and .json, and the study as tune.db; each
+    run has a folder of its own.
     """
     preset = asked.pop("preset", None) or (None if config_file else "fast")
     settings = train_config(preset, config_file, **{"output": Path("runs/tune"), **asked})
@@ -165,7 +179,9 @@ def tune(
     from hemafast.experiments.tune import tune as search
 
     with resumable():
-        result = search(settings, searched, trials=trials, time_budget=seconds, progress=progress)
+        result = search(
+            settings, searched, trials=trials, folds=folds, test=test, time_budget=seconds, progress=progress
+        )
     show_result(result, tune_results, settings.output / PAGE, as_json=as_json)
 
 

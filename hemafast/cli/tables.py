@@ -254,7 +254,15 @@ def tune_results(result: Mapping[str, Any]) -> Iterator[RenderableType]:
     counted = Counter(trial["state"] for trial in result["trials"])
     title = ", ".join(f"{count} {state}" for state, count in counted.items()) or "no trial has ended yet"
     table = _table(title, rows, ("trial", "state"), ("macro-F1",), ("settings",), overflow="fold")
-    return _results(result, table, *map(Text, result["notes"]))
+    return _results(result, table, *map(Text, [*_tested_lines(result), *result["notes"]]))
+
+
+def _tested_lines(result: Mapping[str, Any]) -> Iterator[str]:
+    if tested := result["test"]:
+        score, trial = tested["macro_f1"], tested["trial"]
+        images = counted(tested["images"], "test image")
+        low_high = f"{ends(score['cells'])} for other cells"
+        yield f"trial {trial} on {images}: macro-F1 {score['value']:.3f}, 95 % interval {low_high}"
 
 
 def repeats_results(result: Mapping[str, Any]) -> Iterator[RenderableType]:

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 
 from hemafast.evaluate.intervals import interval, plain
 from hemafast.evaluate.metrics import Confusions, count_scores
@@ -41,6 +42,26 @@ class Passes:
         _, groups = np.unique(self.groups[chosen], return_inverse=True)
         answers = {name: answer[chosen] for name, answer in self.answers.items()}
         return Passes(self.labels[chosen], answers, groups, self.domains[chosen], self.classes)
+
+
+def passes_of(images: pd.DataFrame, tables: Mapping[str, pd.DataFrame], classes: Sequence[str]) -> Passes:
+    """The passes of some tables of answers.
+
+    Args:
+        images: label, group and domain of each.
+        tables: by pass, a column `predicted` with one row for each image, in the same order.
+        classes: in label order.
+    """
+    places = pd.Index(classes)
+    return Passes(
+        labels=places.get_indexer(pd.Index(images["label"])).astype(np.int64),
+        answers={
+            name: places.get_indexer(pd.Index(table["predicted"])).astype(np.int64) for name, table in tables.items()
+        },
+        groups=np.unique(images["group"], return_inverse=True)[1].astype(np.int64),
+        domains=images["domain"].to_numpy(np.str_),
+        classes=classes,
+    )
 
 
 def certainty(passes: Passes) -> dict[str, Any]:

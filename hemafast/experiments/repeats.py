@@ -19,7 +19,7 @@ from hemafast.engine.journal import measured, read_rows
 from hemafast.errors import HemafastError
 from hemafast.evaluate.predictions import read_predictions
 from hemafast.experiments.apart import processes_for
-from hemafast.experiments.certainty import Passes, certainty, spread_of
+from hemafast.experiments.certainty import certainty, passes_of, spread_of
 from hemafast.experiments.repeats_plan import RESULT, Repeats, newest_repeats, plan_repeats, refuse_other_folds
 from hemafast.experiments.runs import Failed, Outcome, Scored, csv_of, run_all, warnings_about, write_files
 from hemafast.files import csv_bytes
@@ -100,7 +100,8 @@ def _write(folder: Path, repeats: Repeats, dataset: Dataset, outcomes: Mapping[s
     """Write the results so far. Raises HemafastError if the folder cannot be written."""
     scored = {name: run for name, run in outcomes.items() if isinstance(run, Scored)}
     tables = dict(_complete(repeats, dataset, scored))
-    sure = certainty(_passes(dataset, repeats, tables)) if tables else None
+    named = {str(seed): table for seed, table in tables.items()}
+    sure = certainty(passes_of(_images(repeats, dataset), named, dataset.classes)) if tables else None
     result = _result(repeats, dataset, outcomes, sure)
     page = render("experiments/repeats.html.j2", result=result, pictures=_pictures(dataset, sure, len(tables)))
     contents = {
@@ -139,21 +140,6 @@ def _images(repeats: Repeats, dataset: Dataset) -> pd.DataFrame:
     """The images that a pass answers for, each once: of all folds, or the validation images."""
     parts = [replace(dataset, fold=fold).images(VAL, "group") for fold in repeats.validating]
     return pd.concat(parts).sort_index()
-
-
-def _passes(dataset: Dataset, repeats: Repeats, tables: Mapping[int, pd.DataFrame]) -> Passes:
-    images = _images(repeats, dataset)
-    classes = pd.Index(dataset.classes)
-    return Passes(
-        labels=classes.get_indexer(pd.Index(images["label"])).astype(np.int64),
-        answers={
-            str(seed): classes.get_indexer(pd.Index(table["predicted"])).astype(np.int64)
-            for seed, table in tables.items()
-        },
-        groups=np.unique(images["group"], return_inverse=True)[1].astype(np.int64),
-        domains=images["domain"].to_numpy(np.str_),
-        classes=dataset.classes,
-    )
 
 
 def _result(

@@ -6,25 +6,30 @@ import io
 import json
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hemafast import __version__
 from hemafast.config import TrainConfig, to_plain
 from hemafast.data.dataset import open_dataset
 from hemafast.engine.checkpoint import DRAWN_WARNING
-from hemafast.errors import HemafastError, StoppedError, require
-from hemafast.experiments.runs import Failed, Scored, csv_of, run_all, write_files
+from hemafast.errors import HemafastError, require
+from hemafast.experiments.repeats_plan import refuse_other_folds
+from hemafast.experiments.runs import Failed, csv_of, write_files
 from hemafast.experiments.space import Space
+from hemafast.experiments.tested import score_on_test
+from hemafast.experiments.trials import BY_FOLD, OutOfTimeError, PrunedError, train_trial
 from hemafast.pages import render
 from hemafast.pictures import data_address
+from hemafast.preparation.split import TEST
 from hemafast.progress import SILENT, Progress
 from hemafast.run_folder import locked
 
 if TYPE_CHECKING:
-    from optuna import Study, Trial
+    from optuna import Study
     from optuna.trial import FrozenTrial
 
 EXTRA = "tune"
@@ -34,53 +39,23 @@ SCHEMA = 1
 DONE, PRUNED, FAILED = "done", "pruned", "failed"
 
 CAVEAT = (
-    "All trials are scored on the same validation images, so the best score is too good. Train with these settings and "
-    "other seeds, or score held-out test images once with `hemafast evaluate --split test`"
+    "All trials are scored on the same images, so the best score is too good. Train with these settings and other "
+    "seeds, or score held-out test images once with --test"
+)
+NESTED = (
+    "The test images are the outer part of a nested search: no trial has seen them, and no setting was chosen by them. "
+    "So this is the score to expect"
 )
 
 _NAME = "hemafast"
-_ASKED, _FOLDER, _FACTS, _REASON = "asked", "folder", "facts", "reason"  # attributes of the study and of its trials
+_ASKED, _TESTED = "asked", "tested"  # attributes of the study
+_FOLDER, _FACTS, _REASON = "folder", "facts", "reason"  # attributes of its trials
 _UNPRUNED = 4  # trials that run to their end before any is pruned
-_JUDGED_FROM = 2  # the epoch at whose end a trial may be pruned first
+_JUDGED_FROM = 2  # the epoch, or the number of folds, at whose end a trial may be pruned first
 _FREE = ("data", "output", "device", "threads")  # settings that a study may be continued with
 _DPI = 110
 
 Result = dict[str, Any]
-
-
-class _PrunedError(StoppedError):
-    """A trial is worse than others were at that epoch."""
-
-
-class _OutOfTimeError(StoppedError):
-    """The time budget is used up within a trial."""
-
-
-class _Watch(Progress):
-    """Reports each epoch's macro-F1 to a trial, and ends its run early where that is asked for."""
-
-    def __init__(self, listener: Progress, trial: Trial, ends: float) -> None:
-        self._listener, self._trial, self._ends = listener, trial, ends
-        self.shows = listener.shows
-
-    def start(self, what: str, total: int | None = None, *, unit: str = "images", done: int = 0, **facts: Any) -> None:
-        self._listener.start(what, total, unit=unit, done=done, **facts)
-
-    def advance(self, count: int = 1, **measured: float) -> None:
-        self._listener.advance(count, **measured)
-
-    def say(self, text: str) -> None:
-        self._listener.say(text)
-
-    def finish(self, **results: Any) -> None:
-        self._listener.finish(**results)
-        if "val" not in results.get("rows", {}):
-            return
-        self._trial.report(results["rows"]["val"]["f1_macro"], results["epoch"])
-        if time.monotonic() > self._ends:
-            raise _OutOfTimeError("The time budget is used up.", "Run the same command to continue.")
-        if self._trial.should_prune():
-            raise _PrunedError("Others were better at this epoch.", "The trial is not resumed.")
 
 
 def tune(
@@ -88,10 +63,12 @@ def tune(
     space: Space,
     *,
     trials: int,
+    folds: int | None = None,
+    test: bool = False,
     time_budget: float = float("inf"),
     progress: Progress = SILENT,
 ) -> Result:
-    """Search for the settings with the best macro-F1 on the validation images.
+    """Search for the settings with the best macro-F1 on the validation images, or the best mean over folds.
 
     Writes tune.html, tune.csv, tune.json and the study, tune.db, into `config.output`, and each run into a folder below
     it. A second call continues: finished trials are kept, and an interrupted one resumes.
@@ -100,6 +77,9 @@ def tune(
         config: settings of every trial.
         space: what trials change, and within which bounds.
         trials: how many there are in the end, those of earlier calls included.
+        folds: with which the data was prepared; None for its split. A trial falls behind by its epochs, or by the mean
+            over its folds so far.
+        test: once all trials have ended, score the models of the best one on the test images. That counts as a look.
         time_budget: seconds of this call; the epoch at its end is finished, and the trial resumes with the next call.
         progress: listens to the runs.
 
@@ -107,33 +87,61 @@ def tune(
         The content of tune.json; `failures` names failed trials.
 
     Raises:
-        HemafastError: Optuna is missing, the study is of other settings or in use, or a value of `space` is refused.
+        HemafastError: Optuna is missing, the study is of other settings or in use, a value of `space` is refused, or
+            the data has no such folds or no test images.
         StoppedError: a signal stopped a run.
     """
     require(EXTRA, "optuna")
     space.check(config)
+    search = _Search(config, space, folds)
+    search.refuse_other_data(test=test)
     ends = time.monotonic() + time_budget
     write_files(config.output, {})
     with locked(config.output):
-        study = _open_study(config, space)
+        study = _open_study(search)
         _take_up(study)
         while len(_counted(study)) < trials and time.monotonic() < ends:
             try:
-                _run_trial(study, config, space, ends, progress)
-            except _OutOfTimeError:
+                _run_trial(study, search, ends, progress)
+            except OutOfTimeError:
                 break
-            _write(study, config, space)
-        return _write(study, config, space)
+            _write(study, search)
+        if test and len(_counted(study)) >= trials:
+            _test_best(study, search)
+        return _write(study, search)
 
 
-def _open_study(config: TrainConfig, space: Space) -> Study:
-    """The study in `config.output`. Raises HemafastError if it is of other settings, or cannot be read."""
+@dataclass(frozen=True, slots=True)
+class _Search:
+    """What is searched, and on which images."""
+
+    config: TrainConfig
+    space: Space
+    folds: int | None
+
+    def refuse_other_data(self, *, test: bool) -> None:
+        """Raise HemafastError if the data has no such folds, or no test images where they are asked for."""
+        if self.folds is not None and self.config.fold is not None:
+            problem = f"fold = {self.config.fold} and folds = {self.folds} exclude each other."
+            raise HemafastError(problem, "Leave out one of them.")
+        dataset = open_dataset(self.config.data)
+        refuse_other_folds(dataset, self.folds)
+        if test:
+            dataset.images(TEST)
+
+    def asked(self) -> dict[str, Any]:
+        """What a study cannot be continued without."""
+        settings = {name: value for name, value in to_plain(self.config).items() if name not in _FREE}
+        return settings | {"space": self.space.to_plain(), "folds": self.folds}
+
+
+def _open_study(search: _Search) -> Study:
+    """The study in the output. Raises HemafastError if it is of other settings, or cannot be read."""
     import optuna
     from sqlalchemy.exc import SQLAlchemyError
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    file = (config.output / STUDY).resolve()
-    asked = {name: value for name, value in to_plain(config).items() if name not in _FREE} | {"space": space.to_plain()}
+    file, asked = (search.config.output / STUDY).resolve(), search.asked()
     pruner = optuna.pruners.MedianPruner(n_startup_trials=_UNPRUNED, n_warmup_steps=_JUDGED_FROM)
     try:
         study = optuna.create_study(
@@ -146,7 +154,7 @@ def _open_study(config: TrainConfig, space: Space) -> Study:
         raise HemafastError(f"{file} cannot be used ({why}).", "Name another --output.") from error
     if changed := [name for name in asked if before.get(name) != asked[name]]:
         raise HemafastError(f"{file} is a study with other {', '.join(changed)}.", "Name another --output for these.")
-    study.sampler = optuna.samplers.TPESampler(seed=config.seed + len(study.trials))  # another one in each call
+    study.sampler = optuna.samplers.TPESampler(seed=search.config.seed + len(study.trials))  # another one in each call
     return study
 
 
@@ -168,34 +176,33 @@ def _counted(study: Study) -> list[FrozenTrial]:
     return [trial for trial in ended if trial.state != TrialState.FAIL or _REASON in trial.user_attrs]
 
 
-def _run_trial(study: Study, config: TrainConfig, space: Space, ends: float, progress: Progress) -> None:
+def _run_trial(study: Study, search: _Search, ends: float, progress: Progress) -> None:
     from optuna.trial import TrialState
 
     trial = study.ask()
     name = trial.user_attrs.get(_FOLDER, f"trial_{trial.number + 1:03d}")
-    drawn = replace(space.draw(trial, config), output=config.output / name)
+    drawn = replace(search.space.draw(trial, search.config), output=search.config.output / name)
     trial.set_user_attr(_FOLDER, name)
     try:
-        ((_, outcome),) = run_all({name: drawn}, progress=_Watch(progress, trial, ends))
-    except _PrunedError:
+        outcome = train_trial(trial, drawn, search.folds, ends=ends, progress=progress)
+    except PrunedError:
         study.tell(trial, state=TrialState.PRUNED)
         return
     if isinstance(outcome, Failed):
         trial.set_user_attr(_REASON, outcome.reason)
         study.tell(trial, state=TrialState.FAIL)
     else:
-        trial.set_user_attr(_FACTS, _facts(outcome))
-        study.tell(trial, outcome.metrics["pooled"]["macro_f1"])
+        trial.set_user_attr(_FACTS, outcome.facts())
+        study.tell(trial, outcome.macro_f1)
 
 
-def _facts(outcome: Scored) -> dict[str, Any]:
-    metrics = outcome.metrics
-    return {
-        "ci95": metrics["pooled"]["ci95"]["macro_f1"],
-        "epochs": metrics["training"]["epochs"],
-        "seconds": metrics["training"]["total_seconds"],
-        "run": str(outcome.folder),
-    }
+def _test_best(study: Study, search: _Search) -> None:
+    """Score the best trial on the test images, unless that was done before."""
+    best = _best([_row(trial) for trial in _counted(study)])
+    if best is None or study.user_attrs.get(_TESTED, {}).get("trial") == best["trial"]:
+        return
+    runs = [Path(run) for run in best["runs"]]
+    study.set_user_attr(_TESTED, {"trial": best["trial"]} | score_on_test(runs, search.config))
 
 
 def _row(trial: FrozenTrial) -> dict[str, Any]:
@@ -208,32 +215,41 @@ def _row(trial: FrozenTrial) -> dict[str, Any]:
         "state": states[trial.state.name],
         "macro_f1": trial.intermediate_values.get(last) if trial.value is None else trial.value,
         "ci95": facts.get("ci95", [None, None]),
-        "epochs": facts.get("epochs", last),
+        "by_fold": (by_fold := trial.user_attrs.get(BY_FOLD, [])),
+        "epochs": facts.get("epochs", None if by_fold else last),
         "seconds": facts.get("seconds"),
         "settings": trial.params,
         "run": facts.get("run"),
+        "runs": facts.get("runs", [facts["run"]] if facts else []),
         "reason": trial.user_attrs.get(_REASON),
     }
 
 
-def _write(study: Study, config: TrainConfig, space: Space) -> Result:
+def _best(rows: Iterable[dict[str, Any]]) -> dict[str, Any] | None:
+    return max((row for row in rows if row["state"] == DONE), key=lambda row: row["macro_f1"], default=None)
+
+
+def _write(study: Study, search: _Search) -> Result:
     """Write the results so far. Raises HemafastError if the output cannot be written."""
     rows = [_row(trial) for trial in _counted(study)]
-    done = sorted((row for row in rows if row["state"] == DONE), key=lambda row: -row["macro_f1"])
-    info = open_dataset(config.data).info
+    config, space, best = search.config, search.space, _best(rows)
+    info, tested = open_dataset(config.data).info, study.user_attrs.get(_TESTED)
+    tested = tested if best and tested and tested["trial"] == best["trial"] else None
     result = {
         "schema": SCHEMA,
         "hemafast": __version__,
         "warnings": [DRAWN_WARNING] if info.drawn else [],
         "space": space.to_plain(),
+        "folds": search.folds,
         "settings": to_plain(config),
         "trials": rows,
-        "best": done[0] if done else None,
-        "notes": [CAVEAT],
+        "best": best,
+        "test": tested,
+        "notes": [NESTED, tested["look"]] if tested else [CAVEAT],
         "failures": {f"trial {row['trial']}": row["reason"] for row in rows if row["state"] == FAILED},
         "data": {"folder": str(config.data), "fingerprint": info.fingerprint, "drawn": info.drawn},
     }
-    pictures = _pictures(study) if len(done) > 1 else {}
+    pictures = _pictures(study) if sum(row["state"] == DONE for row in rows) > 1 else {}
     write_files(
         config.output,
         {
@@ -246,13 +262,15 @@ def _write(study: Study, config: TrainConfig, space: Space) -> Result:
 
 
 def _columns(space: Space) -> list[str]:
-    return ["trial", "state", "macro_f1", "low", "high", "epochs", "seconds", *space.parts, "run", "reason"]
+    scores = ["macro_f1", "low", "high", "by_fold"]
+    return ["trial", "state", *scores, "epochs", "seconds", *space.parts, "run", "reason"]
 
 
 def _flat(row: Mapping[str, Any], space: Space) -> dict[str, Any]:
     low, high = row["ci95"]
     settings = {name: row["settings"].get(name) for name in space.parts}
-    return {**row, **settings, "low": low, "high": high}
+    by_fold = " ".join(f"{score:.4f}" for score in row["by_fold"])
+    return {**row, **settings, "low": low, "high": high, "by_fold": by_fold}
 
 
 def _ranked(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

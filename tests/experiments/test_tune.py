@@ -4,14 +4,19 @@ import json
 import sqlite3
 import sys
 
+import numpy as np
 import pandas as pd
 import pytest
 
-from hemafast.config import train_config
+from hemafast.config import PrepareConfig, checked, train_config
+from hemafast.data.dataset import open_dataset
 from hemafast.errors import HemafastError, StoppedError
-from hemafast.experiments import tune as tuning
+from hemafast.evaluate.looks import looks_file
+from hemafast.experiments import trials as running
 from hemafast.experiments.space import parse_space
 from hemafast.experiments.tune import PAGE, RESULT, STUDY, TABLE, tune
+from hemafast.preparation.build import prepare
+from hemafast.run_folder import read_metrics
 
 optuna = pytest.importorskip("optuna")
 SPACE = parse_space(["lr=1e-4..1e-2", "loss=cross-entropy,weighted"])
@@ -45,9 +50,9 @@ def scored_by(monkeypatch):
                 "pooled": {"macro_f1": last, "ci95": {"macro_f1": [last - 0.1, last]}},
                 "training": {"epochs": config.epochs, "total_seconds": 1.0},
             }
-            yield name, tuning.Scored(config.output, metrics)
+            yield name, running.Scored(config.output, metrics)
 
-        monkeypatch.setattr(tuning, "run_all", run_all)
+        monkeypatch.setattr(running, "run_all", run_all)
         return ran
 
     return make
@@ -127,9 +132,9 @@ def test_a_trial_beyond_the_time_budget_is_finished_by_the_next_call(settings, s
 
 def test_a_failed_trial_is_named_and_does_not_stop_the_others(settings, monkeypatch):
     def run_all(configs, *, progress):
-        yield next(iter(configs)), tuning.Failed("too large")
+        yield next(iter(configs)), running.Failed("too large")
 
-    monkeypatch.setattr(tuning, "run_all", run_all)
+    monkeypatch.setattr(running, "run_all", run_all)
     result = tune(settings(), SPACE, trials=2)
     assert result["failures"] == {"trial 1": "too large", "trial 2": "too large"}
     assert result["best"] is None
@@ -166,3 +171,104 @@ def test_without_optuna_its_name_is_told(settings, monkeypatch):
     monkeypatch.setitem(sys.modules, "optuna", None)
     with pytest.raises(HemafastError, match=r"optuna cannot be imported.*hemafast\[tune\]"):
         tune(settings(), SPACE, trials=1)
+
+
+@pytest.fixture
+def nested(prepared, tmp_path):
+    """Three folds of what is left of 58 images after some are held out."""
+    fields = {"source": prepared.folder.parent, "output": tmp_path / "nested", "pack_sizes": (64,), "folds": 3}
+    return prepare(checked(PrepareConfig, fields | {"test_fraction": 0.2})).folder
+
+
+def test_the_score_of_a_trial_is_the_mean_over_its_folds(settings, scored_by, nested):
+    ran = scored_by(lambda config, _: {0: 0.3, 1: 0.6, 2: 0.9}[config.fold] + config.lr)
+    result = tune(settings(data=nested), SPACE, trials=2, folds=3)
+    assert ran == ["fold_0", "fold_1", "fold_2"] * 2
+    for trial in result["trials"]:
+        rate = trial["settings"]["lr"]
+        assert trial["macro_f1"] == pytest.approx(0.6 + rate)
+        assert trial["by_fold"] == pytest.approx([0.3 + rate, 0.6 + rate, 0.9 + rate])
+        assert (trial["epochs"], trial["seconds"], trial["ci95"]) == (1, 3.0, [None, None])
+    assert result["best"] == max(result["trials"], key=lambda trial: trial["macro_f1"])
+    page = (settings().output / PAGE).read_text(encoding="utf-8")
+    assert "mean over 3 folds" in page
+    assert result["test"] is None
+
+
+def test_a_trial_that_falls_behind_is_pruned_between_folds(settings, scored_by, nested):
+    order = []
+
+    def score(config, _):  # each trial is worse than the one before
+        if config.lr not in order:
+            order.append(config.lr)
+        return 0.9 - 0.1 * order.index(config.lr)
+
+    ran = scored_by(score)
+    result = tune(settings(data=nested), SPACE, trials=6, folds=3)
+    assert [trial["state"] for trial in result["trials"]] == ["done"] * 4 + ["pruned"] * 2
+    assert ran.count("fold_2") == 4
+    assert result["trials"][-1]["by_fold"] == pytest.approx([0.4, 0.4])
+
+
+def test_an_interrupted_trial_goes_on_with_its_settings_and_folds(settings, scored_by, nested):
+    drawn, stop = [], [True]
+
+    def score(config, _):
+        drawn.append((config.lr, config.output))
+        if stop and config.fold == 1:
+            raise StoppedError("Stopped.", "Go on.")
+        return 0.5
+
+    scored_by(score)
+    with pytest.raises(StoppedError):
+        tune(settings(data=nested), SPACE, trials=1, folds=3)
+    stop.clear()
+    first = set(drawn)
+    result = tune(settings(data=nested), SPACE, trials=1, folds=3)
+    assert first < set(drawn)
+    assert len({rate for rate, _ in drawn}) == 1
+    assert {output.name for _, output in drawn} == {"fold_0", "fold_1", "fold_2"}
+    assert result["best"]["macro_f1"] == 0.5
+
+
+def test_a_failed_fold_is_named(settings, nested, monkeypatch):
+    def run_all(configs, *, progress):
+        yield next(iter(configs)), running.Failed("too large")
+
+    monkeypatch.setattr(running, "run_all", run_all)
+    assert tune(settings(data=nested), SPACE, trials=1, folds=3)["failures"] == {"trial 1": "fold_0: too large"}
+
+
+def test_what_the_data_does_not_have_is_refused_before_anything_is_written(settings, prepared, nested):
+    with pytest.raises(HemafastError, match=r"has no folds, not 3.*--folds 3"):
+        tune(settings(), SPACE, trials=1, folds=3)
+    with pytest.raises(HemafastError, match="has no split 'test'"):
+        tune(settings(), SPACE, trials=1, test=True)
+    with pytest.raises(HemafastError, match="fold = 1 and folds = 3 exclude each other"):
+        tune(settings(data=nested, fold=1), SPACE, trials=1, folds=3)
+    assert not settings().output.exists()
+
+
+@pytest.mark.slow
+def test_the_best_trial_is_scored_on_test_images_once(settings, nested):
+    config = settings(data=nested)
+    before = tune(config, SPACE, trials=1, folds=3)
+    assert before["test"] is None
+    assert not looks_file(nested).exists()
+    tested = tune(config, SPACE, trials=1, folds=3, test=True)["test"]
+    score = tested["macro_f1"]
+    runs = [config.output / "trial_001" / f"fold_{fold}" for fold in range(3)]
+    own = [read_metrics(scored) for run in runs for scored in run.glob("*/evaluations/test")]
+    assert len(own) == 3
+    assert score["by_run"] == pytest.approx([one["pooled"]["macro_f1"] for one in own])
+    assert score["value"] == pytest.approx(np.mean(score["by_run"]))
+    assert score["cells"][0] <= score["value"] <= score["cells"][1]
+    assert tested["images"] == len(open_dataset(nested).split("test"))
+    looks = looks_file(nested).read_text(encoding="utf-8")
+    assert len(looks.splitlines()) == 1 + 3
+    again = tune(config, SPACE, trials=1, folds=3, test=True)
+    assert again["test"] == tested
+    assert looks_file(nested).read_text(encoding="utf-8") == looks
+    page = " ".join((config.output / PAGE).read_text(encoding="utf-8").split())
+    assert "no trial has seen them" in page
+    assert f"{score['cells'][0]:.3f} to {score['cells'][1]:.3f}" in page
