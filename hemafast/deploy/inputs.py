@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate, chain, groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, overload
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -57,8 +57,9 @@ class Image:
     """The folder, archive or glob that it was found by: its images are of one scale. Empty for all other images."""
 
 
-class _Files(NamedTuple):
-    """Files that a user gave by name or by one glob."""
+@dataclass(frozen=True, slots=True, eq=False)
+class _Files:
+    """Files that follow each other, given by name or by one glob."""
 
     paths: pa.ChunkedArray
     named: str
@@ -73,7 +74,8 @@ class _Files(NamedTuple):
         return (Image(path, named=self.named) for path in unpacked(self.paths.slice(start, stop - start)))
 
 
-class _Packed(NamedTuple):
+@dataclass(frozen=True, slots=True, eq=False)
+class _Packed:
     """The images of one folder or archive."""
 
     entries: Entries
@@ -99,10 +101,12 @@ class Listed(Sequence[Image]):
     def __init__(self, parts: Iterable[_Part]) -> None:
         self._parts = tuple(parts)
         self._ends = list(accumulate(map(len, self._parts)))
-        self._rows = _each_once(self._all_names, self._ends[-1] if self._ends else 0)
+        count = sum(map(len, self._parts))
+        self._rows = _each_once(self._all_names, count)
+        self._count = count if self._rows is None else len(self._rows)
 
     def __len__(self) -> int:
-        return self._ends[-1] if self._rows is None else len(self._rows)
+        return self._count
 
     @overload
     def __getitem__(self, index: int) -> Image: ...
@@ -222,7 +226,7 @@ def list_images(paths: Iterable[str]) -> Listed:
     by name may be anything. Raises HemafastError for a missing path, a folder or archive without images, an archive
     that cannot be trusted, and names with unprintable characters.
     """
-    listed = Listed(chain.from_iterable(map(_found_at, paths)))
+    listed = Listed(_parts_of(paths))
     for name in listed.names():
         refuse_unwritable(name)
     return listed
@@ -248,32 +252,32 @@ def read_images(images: Iterable[Image]) -> Iterator[bytes | Pixels | OSError]:
             yield from _read_members(container, members)
 
 
-def _found_at(named: str) -> Iterator[_Part]:
-    """The images of what a user names: files in a row, and what each folder or archive holds."""
-    alone = "" if Path(named).exists() else named  # a file given by name is of no set
-    for packed_whole, paths in groupby(_expand(named), _holds_several):
-        if packed_whole:
-            yield from (_Packed(_images_in(path), path.rstrip("/"), path) for path in paths)
+def _parts_of(paths: Iterable[str]) -> Iterator[_Part]:
+    """Files in a row, and what each folder or archive holds."""
+    expanded = ((path, named) for given in paths for named, found in [_expand(given)] for path in found)
+    for (several, named), some in groupby(expanded, lambda one: (_holds_several(one[0]), one[1])):
+        if several:
+            yield from (_Packed(_images_in(path), path.rstrip("/"), path) for path, _ in some)
         else:
-            yield _Files(packed(paths), alone)
+            yield _Files(packed(path for path, _ in some), named)
 
 
 def _holds_several(path: str) -> bool:
     return bool(archive_suffix(path)) or Path(path).is_dir()
 
 
-def _expand(named: str) -> Iterable[str]:
-    """The path itself, or the files that a glob matches; `./` keeps a name from being a formula."""
-    paths: Iterable[str] = (named,)
-    if not Path(named).exists():
-        if not glob.has_magic(named):
-            raise HemafastError(f"There is no {named}.", "Name files, folders, archives, or a quoted glob.")
-        matches = glob.iglob(named, recursive=True)  # noqa: PTH207 - pathlib takes no absolute pattern
+def _expand(given: str) -> tuple[str, Iterable[str]]:
+    """The path itself, of no set; or a glob and the files that it matches. `./` keeps a name from being a formula."""
+    named, paths = "", iter([given])
+    if not Path(given).exists():
+        if not glob.has_magic(given):
+            raise HemafastError(f"There is no {given}.", "Name files, folders, archives, or a quoted glob.")
+        matches = glob.iglob(given, recursive=True)  # noqa: PTH207 - pathlib takes no absolute pattern
         found = packed(path for path in matches if not os.path.isdir(path))  # noqa: PTH112 - of a million, slow
         if not len(found):
-            raise HemafastError(f"No file matches {named!r}.", "In a glob, ** matches folders of any depth.")
-        paths = unpacked(found.take(sorted_rows(found)))
-    return (f"./{path}" if begins_formula(path) else path for path in paths)
+            raise HemafastError(f"No file matches {given!r}.", "In a glob, ** matches folders of any depth.")
+        named, paths = given, unpacked(found.take(sorted_rows(found)))
+    return named, (f"./{path}" if begins_formula(path) else path for path in paths)
 
 
 def _images_in(path: str) -> Entries:

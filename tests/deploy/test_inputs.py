@@ -104,6 +104,17 @@ def test_one_image_of_a_list_is_that_which_comes_in_its_turn(tmp_path, monkeypat
         assert list(Some(listed, rows)[1:]) == [turns[0]]
 
 
+def test_files_that_are_named_one_by_one_are_one_column(tmp_path):
+    files = [str(touch(tmp_path, f"{number}.png") / f"{number}.png") for number in range(300)]
+    listed = list_images(files)
+    assert [image.name for image in listed] == files
+    assert len(listed._parts) == 1
+
+
+def test_no_paths_are_no_images():
+    assert [len(list_images([])), list(list_images([]))] == [0, []]
+
+
 def test_names_that_share_a_hash_are_compared(tmp_path, monkeypatch):
     monkeypatch.setattr(inputs, "hash", lambda name: 0, raising=False)
     monkeypatch.chdir(touch(tmp_path, "cells/a.png", "cells/b.png"))
