@@ -9,7 +9,7 @@ each repeat changes other labels and judges them all anew. Labels that were wron
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -21,8 +21,9 @@ from output import JsonFileOrNone, machine_line, print_json, table
 from hemafast.bench.result import spread
 from hemafast.data.dataset import open_dataset
 from hemafast.engine.machine import machine_facts
-from hemafast.evaluate.metrics import Labels, Probabilities
+from hemafast.evaluate.metrics import Labels
 from hemafast.evaluate.suspects import label_quality
+from hemafast.logistic import Matrix
 
 CHANGED = 0.02
 """Share of the labels that each way of changing them changes."""
@@ -30,26 +31,23 @@ LISTED = 2 * CHANGED
 """Share of the labels that is looked at."""
 RANDOM, LIKELIEST = "to a class at random", "to the likeliest wrong class"
 
-Quality = Callable[[Labels, Probabilities], npt.NDArray[np.float64]]
+Quality = Callable[[Labels, Matrix], npt.NDArray[np.float64]]
 
 
-def margin(labels: Labels, probabilities: Probabilities) -> npt.NDArray[np.float64]:
-    """The probability of the label minus that of the likeliest other class: `normalized_margin` of cleanlab."""
-    rows = np.arange(len(labels))
-    return np.asarray(probabilities[rows, labels] - probabilities[rows, likeliest_wrong(labels, probabilities)])
+def beside(share: float) -> Quality:
+    """The score of the label less `share` of that of the likeliest other class."""
 
+    def quality(labels: Labels, scores: Matrix) -> npt.NDArray[np.float64]:
+        rows = np.arange(len(labels))
+        return np.asarray(scores[rows, labels] - share * scores[rows, likeliest_wrong(labels, scores)])
 
-def share(labels: Labels, probabilities: Probabilities) -> npt.NDArray[np.float64]:
-    """The probability of the label as a share of itself and that of the likeliest other class."""
-    rows = np.arange(len(labels))
-    own, other = probabilities[rows, labels], probabilities[rows, likeliest_wrong(labels, probabilities)]
-    return np.asarray(own / np.maximum(own + other, 1e-30))
+    return quality
 
 
 RANKINGS: dict[str, Quality] = {
-    "probability of the label (hemafast audit)": label_quality,
-    "its share beside the likeliest other class": share,
-    "margin over the likeliest other class": margin,
+    "score of the label less that of the likeliest other class (hemafast audit)": label_quality,
+    "score of the label alone": beside(0),
+    "less twice that of the likeliest other class": beside(2),
     "chance": lambda labels, _: np.random.default_rng(1).random(len(labels)),
 }
 
@@ -67,10 +65,10 @@ def changed(
     return wrong, places
 
 
-def likeliest_wrong(labels: Labels, probabilities: Probabilities) -> Labels:
+def likeliest_wrong(labels: Labels, scores: Matrix) -> Labels:
     """(images,): the class other than its label that an image most probably has."""
-    others = probabilities.astype(np.float64, copy=True)
-    others[np.arange(len(labels)), labels] = -1
+    others = scores.astype(np.float64, copy=True)
+    others[np.arange(len(labels)), labels] = -np.inf
     return np.asarray(others.argmax(axis=1), dtype=np.int64)
 
 
@@ -80,35 +78,49 @@ def found_by(quality: npt.NDArray[np.float64], places: npt.NDArray[np.int64]) ->
     return float(np.isin(places, first).mean())
 
 
+def doubted_before(
+    quality: npt.NDArray[np.float64], places: Mapping[str, npt.NDArray[np.int64]], doubted: npt.NDArray[np.bool_]
+) -> float:
+    """Of the listed labels that nobody changed, the share that was `doubted` already, before any was changed."""
+    first = np.argsort(quality, kind="stable")[: round(LISTED * len(quality))]
+    return float(doubted[np.setdiff1d(first, np.concatenate([*places.values()]))].mean())
+
+
 def main(
     data: Annotated[Path, typer.Argument(help="Prepared data set of real images.")],
     json_file: JsonFileOrNone = None,
     domain: Annotated[str | None, typer.Option(help="Of this domain only.", show_default="all")] = "Acevedo_20",
-    repeats: Annotated[int, typer.Option(min=1, help="How often labels are changed.")] = 5,
+    repeats: Annotated[int, typer.Option(min=1, help="How often labels are changed.")] = 40,
 ) -> None:
     """Change labels and rank them; a few minutes on two cores."""
-    from hemafast.experiments.audit import cross_validated, features_of
+    from hemafast.evaluate.left_out import LeftOut
+    from hemafast.experiments.audit import features_of
     from hemafast.preparation.split import ALL
 
     dataset = open_dataset(data, domains=None if domain is None else (domain,))
     samples, groups = dataset.samples(ALL), dataset.split(ALL)["group"].tolist()
     features, judged_by = features_of(dataset, samples, None, "cpu")
     labels, classes = samples.labels, len(dataset.classes)
-    clean, _ = cross_validated(features, labels, groups, classes)
+    judge = LeftOut.of(features, groups)
+    clean = judge(labels, classes)
     found: dict[str, dict[str, list[float]]] = {name: {RANDOM: [], LIKELIEST: []} for name in RANKINGS}
+    others: list[float] = []
     for repeat in range(repeats):
         wrong, places = changed(labels, likeliest_wrong(labels, clean), np.random.default_rng(repeat))
-        probabilities, _ = cross_validated(features, wrong, groups, classes)
+        scores = judge(wrong, classes)
         for name, ranking in RANKINGS.items():
-            quality = ranking(wrong, probabilities)
+            quality = ranking(wrong, scores)
             for way, rows in places.items():
                 found[name][way].append(found_by(quality, rows))
+        others.append(doubted_before(label_quality(wrong, scores), places, clean.argmax(axis=1) != labels))
     result: dict[str, Any] = {
         "command": f"python benchmarks/audit.py DATA --domain {domain} --repeats {repeats}",
         "machine": machine_facts("cpu"),
         "judged_by": judged_by,
         "images": len(labels),
         "accuracy": float((clean.argmax(axis=1) == labels).mean()),
+        "likeliest_is_answer": float((likeliest_wrong(labels, clean) == clean.argmax(axis=1)).mean()),
+        "others_doubted_before": spread(others),
         "found": {name: {way: spread(shares) for way, shares in ways.items()} for name, ways in found.items()},
     }
     print_json(result, json_file)
@@ -121,10 +133,13 @@ def tables(results: Any) -> dict[str, str]:
         [name, *(f"{one['median']:.0%} ({one['min']:.0%} to {one['max']:.0%})" for one in ways.values())]
         for name, ways in result["found"].items()
     ]
+    doubted = result["others_doubted_before"]["median"]
     note = (
         f"Share of the changed labels among the first {LISTED:.0%} of {result['images']:,}, median of the repeats "
-        f"(least to most). Judged by {result['judged_by']}, whose answers agree with {result['accuracy']:.1%} of the "
-        f"labels as they are. `{result['command']}`. {machine_line(result['machine'])}"
+        f"(least to most). Judged by {result['judged_by']}. The regression agrees with {result['accuracy']:.1%} of the "
+        f"labels as they are; changed to the likeliest wrong class, {result['likeliest_is_answer']:.1%} would have its "
+        f"answer as their label, and it cannot find them. Of the listed labels that nobody changed, it doubts "
+        f"{doubted:.0%} as they are. `{result['command']}`. {machine_line(result['machine'])}"
     )
     return {"audit": table(f"ranking | {RANDOM} | {LIKELIEST}", rows, note)}
 

@@ -5,17 +5,19 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from hemafast.evaluate.metrics import Labels, Probabilities
+from hemafast.evaluate.metrics import Labels
+from hemafast.logistic import Matrix
 
 
-def label_quality(labels: Labels, probabilities: Probabilities) -> npt.NDArray[np.float64]:
-    """How likely each label is right, (images,): its probability, the self-confidence of confident learning.
+def label_quality(labels: Labels, scores: Matrix) -> npt.NDArray[np.float64]:
+    """How likely each label is right, (images,): its score less that of the likeliest other class.
 
-    (Northcutt et al. 2021, arXiv 1911.00068; `self_confidence` of the package cleanlab.) `benchmarks/audit.py` compares
-    it with other rankings.
+    `benchmarks/audit.py` compares it with other rankings.
 
     Args:
         labels: (images,), indices of the given classes.
-        probabilities: (images, classes), rows that add up to 1, from models that did not learn from these labels.
+        scores: (images, classes), rows that add up to 1, from models that did not learn from these labels.
     """
-    return np.asarray(probabilities[np.arange(len(labels)), labels], dtype=np.float64)
+    rows, others = np.arange(len(labels)), scores.astype(np.float64, copy=True)
+    others[rows, labels] = -np.inf
+    return np.asarray(scores[rows, labels] - others.max(axis=1), dtype=np.float64)

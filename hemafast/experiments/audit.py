@@ -1,8 +1,7 @@
 """List the labels of a data set that are probably wrong, with a page of pictures and a table to correct them in.
 
-Each label is judged by models that have not learned from it: logistic regression on features of a network that knows
-nothing of these labels, by cross-validation, groups apart. A network trained on the labels would have learned its
-mistakes too.
+Each label is judged by a regression on all other images, groups apart, from features of a network that knows nothing of
+these labels (`evaluate.left_out`). A network trained on the labels would have learned its mistakes too.
 """
 
 from __future__ import annotations
@@ -27,13 +26,12 @@ from hemafast.data.samples import Samples
 from hemafast.deploy.model import open_model
 from hemafast.engine.machine import Machine, choose_machine, tune_allocator
 from hemafast.errors import HemafastError
+from hemafast.evaluate.left_out import LeftOut
 from hemafast.evaluate.metrics import Labels
 from hemafast.evaluate.suspects import label_quality
 from hemafast.files import csv_bytes, make_folder, write_bytes, write_text, writing
-from hemafast.folds import folds_apart
 from hemafast.fuse_norm import fuse_batch_norms
-from hemafast.logistic import Axes, fit_logistic
-from hemafast.model import build_model
+from hemafast.model import build_model, quarter_turns
 from hemafast.pages import render
 from hemafast.pictures import embedded_pixels
 from hemafast.preparation.schema import QUARANTINED
@@ -42,13 +40,11 @@ from hemafast.progress import SILENT, Progress, stage
 from hemafast.weights import load_initial_weights
 
 TABLE, PAGE = "suspects.csv", "audit.html"
-NETWORK, SIZE = "tf_efficientnet_lite0", 160
+NETWORK, SIZE = "tf_efficientnet_lite0", 224
 """What looks at the images by default, with ImageNet weights, and the side of its input in pixels."""
 SHARE = 0.04
 """Share of the images that is listed by default."""
 
-_FOLDS = 5
-_SMOOTHNESS = 0.003  # C of the logistic regression
 _BATCH = 64
 _MOST_PICTURES = 500
 _PICTURE = 96  # px
@@ -128,50 +124,28 @@ def audit(
     shown = (rows["split"] != TEST).to_numpy()  # a test whose labels were changed by what a model says is none
     samples, rows = data.samples(ALL, SIZE).select(np.flatnonzero(shown)), rows[shown]
     features, judged_by = features_of(data, samples, run, device, progress)
-    with stage(progress, "judging labels"):
-        probabilities, judged = cross_validated(features, samples.labels, rows["group"].tolist(), len(data.classes))
-    if not judged.any():
+    labels, groups = samples.labels, rows["group"].to_numpy()
+    places = judgeable(labels, groups)
+    if not len(places):
         raise HemafastError(
             f"{data.folder} has too few images to judge their labels.", "Prepare two classes of several images each."
         )
-    places = np.flatnonzero(judged)
-    quality = label_quality(samples.labels[places], probabilities[places])
+    with stage(progress, "judging labels"):
+        scores = LeftOut.of(features[places], groups[places])(labels[places], len(data.classes))
+    quality = label_quality(labels[places], scores)
     worst = np.argsort(quality, kind="stable")[: round(SHARE * len(places)) if count is None else count]
-    table = _table(data, rows.iloc[places[worst]], probabilities[places[worst]], quality[worst])
-    present = np.unique(samples.labels)
-    unjudged = tuple(data.classes[label] for label in present if not judged[samples.labels == label].any())
+    table = _table(data, rows.iloc[places[worst]], scores[worst], quality[worst])
+    unjudged = tuple(data.classes[label] for label in np.setdiff1d(labels, labels[places]))
     _write(output, table, samples, places[worst], judged_by)
     again = f"hemafast prepare --source SOURCE --labels-fix {shlex.quote(str(output / TABLE))}"
     return Audit(output, table, len(places), judged_by, unjudged, again)
 
 
-def cross_validated(
-    features: Features, labels: Labels, groups: Sequence[str], classes: int
-) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.bool_]]:
-    """Probabilities of the classes from models that have not seen an image's group.
-
-    Args:
-        features: (images, d).
-        labels: (images,), indices of the given classes.
-        groups: patient, slide or copies, by image; never on both sides of a fold.
-        classes: number of classes.
-
-    Returns:
-        Probabilities (images, classes), and which images were judged (images,): not those of a class in one group only.
-    """
-    from scipy.special import softmax
-
+def judgeable(labels: Labels, groups: Sequence[str]) -> npt.NDArray[np.int64]:
+    """Places of the images that can be judged: those of classes with images in two groups, if there are two such."""
     named = np.array(groups)
     judged = np.isin(labels, [label for label in np.unique(labels) if len(np.unique(named[labels == label])) > 1])
-    probabilities = np.zeros((len(labels), classes))
-    if len(np.unique(labels[judged])) < 2:
-        return probabilities, np.zeros(len(labels), dtype=bool)
-    places, low = np.flatnonzero(judged), Axes.of(features)(features)  # no label has a part in the axes
-    for fitted, left in folds_apart(labels[places], named[places].tolist(), _FOLDS):
-        layer = fit_logistic(low[places[fitted]], labels[places[fitted]], classes, _SMOOTHNESS)
-        known = np.unique(labels[places[fitted]])
-        probabilities[np.ix_(places[left], known)] = softmax(layer(low[places[left]])[:, known], axis=1)
-    return probabilities, judged
+    return np.flatnonzero(judged) if len(np.unique(labels[judged])) > 1 else np.zeros(0, dtype=np.int64)
 
 
 def features_of(
@@ -192,7 +166,11 @@ def features_of(
     origin = load_initial_weights(network.backbone, NETWORK, pretrained="yes", file=None)
     network.eval().to(machine.device).to(memory_format=torch.channels_last)
     fuse_batch_norms(network)
-    return _embedded(network.levels, machine, samples, SIZE, progress), f"features of {NETWORK}, {origin.detail}"
+
+    def levels(images: Tensor) -> Tensor:  # cells have no up
+        return torch.stack([network.levels(turned) for turned in quarter_turns(images)]).mean(0)
+
+    return _embedded(levels, machine, samples, SIZE, progress), f"features of {NETWORK}, {origin.detail}"
 
 
 @torch.inference_mode()
@@ -211,12 +189,12 @@ def _embedded(
 
 
 def _table(
-    data: Dataset, rows: pd.DataFrame, probabilities: npt.NDArray[np.float64], quality: npt.NDArray[np.float64]
+    data: Dataset, rows: pd.DataFrame, scores: npt.NDArray[np.float64], quality: npt.NDArray[np.float64]
 ) -> pd.DataFrame:
     """The suspects, and before them the images that lie in two classes."""
     images = data.table[data.table["verdict"] == QUARANTINED]
     twice = images[images["kind"] == _CONTRADICTION]
-    suggested = [data.classes[place] for place in probabilities.argmax(axis=1)]
+    suggested = [data.classes[place] for place in scores.argmax(axis=1)]
     ours = [
         {"path": path, "label": "", "given": given, "suggested": name, "quality": round(float(value), 4), "reason": ""}
         for path, given, name, value in zip(rows["path"], rows["label"], suggested, quality, strict=True)

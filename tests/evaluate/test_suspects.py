@@ -1,12 +1,17 @@
-"""The quality of labels: the probability that a model gives them."""
+"""The quality of labels: what is said for them, and against them."""
 
 import numpy as np
 
 from hemafast.evaluate.suspects import label_quality
 
 
-def test_the_quality_of_a_label_is_its_probability():
-    probabilities = np.array([[0.7, 0.2, 0.1], [0.7, 0.2, 0.1], [0.0, 1.0, 0.0]], np.float32)
-    found = label_quality(np.array([0, 2, 1]), probabilities)
+def test_the_quality_of_a_label_is_its_score_less_that_of_the_likeliest_other():
+    scores = np.array([[0.7, 0.2, 0.1], [0.7, 0.2, 0.1], [0.0, 1.0, 0.0]], np.float32)
+    found = label_quality(np.array([0, 2, 1]), scores)
     assert found.dtype == np.float64
-    np.testing.assert_allclose(found, [0.7, 0.1, 1], rtol=1e-6)
+    np.testing.assert_allclose(found, [0.5, -0.6, 1], rtol=1e-6)
+
+
+def test_a_sure_answer_for_another_class_is_worse_than_a_label_that_nothing_speaks_for():
+    sure, unsure = np.array([[0.1, 0.9, 0.0]]), np.array([[0.0, 0.4, 0.6]])
+    assert label_quality(np.array([0]), sure) < label_quality(np.array([0]), unsure)

@@ -7,14 +7,12 @@ import numpy as np
 import pandas as pd
 import pytest
 from command import hemafast
-from scipy.special import softmax
 
 from hemafast.config import PrepareConfig, checked
 from hemafast.data.dataset import open_dataset
 from hemafast.errors import HemafastError
 from hemafast.experiments import audit as room
-from hemafast.experiments.audit import PAGE, TABLE, audit, cross_validated
-from hemafast.logistic import Axes, fit_logistic
+from hemafast.experiments.audit import PAGE, TABLE, audit, judgeable
 from hemafast.preparation.build import prepare
 
 
@@ -149,24 +147,6 @@ def test_pictures_that_lie_in_two_classes_come_before_all_others(source, by_brig
     assert set(after.table["verdict"]) == {"accepted"}
 
 
-def test_probabilities_are_those_of_models_without_the_group():
-    generator = np.random.default_rng(0)
-    labels = np.repeat([0, 1], 300)
-    features = generator.normal(size=(600, 3)) + labels[:, None]
-    groups = [f"g{number // 60}" for number in range(600)]
-    features[540:], labels[540:] = 3, 0  # one group of the class 0, far out on the side of the other
-    found, judged = cross_validated(features, labels, groups, 3)
-    assert judged.all()
-    np.testing.assert_allclose(found.sum(axis=1), 1)
-    assert not found[:, 2].any()
-    low = Axes.of(features)(features)
-    without, whole = (
-        softmax(fit_logistic(low[:most], labels[:most], 2, room._SMOOTHNESS)(low[540:]), axis=1) for most in (540, 600)
-    )
-    np.testing.assert_allclose(found[540:, 1], without[:, 1], atol=0.05)
-    assert (found[540:, 1] > whole[:, 1] + 0.2).all()  # a model that has seen the group knows better
-
-
 def test_a_class_in_one_group_is_not_judged_and_is_named(source, by_brightness, tmp_path, draw, encode):
     lone = source / "Lab" / "blast" / "only.png"
     lone.parent.mkdir()
@@ -177,10 +157,22 @@ def test_a_class_in_one_group_is_not_judged_and_is_named(source, by_brightness, 
     assert "not judged: blast" in "\n".join(found.lines())
 
 
-def test_data_with_too_few_images_is_refused():
-    found, judged = cross_validated(np.zeros((2, 3), np.float32), np.array([0, 1]), ["a", "b"], 2)
-    assert not judged.any()
-    assert not found.any()
+def test_data_with_too_few_images_is_refused(tmp_path, by_brightness, draw, encode):
+    for number, label in enumerate(("basophil", "basophil", "monocyte")):
+        path = tmp_path / "source" / "Lab" / label / f"cell_{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(encode(draw(number)))
+    with pytest.raises(HemafastError, match="too few images to judge"):
+        audit(prepared_from(tmp_path / "source"), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("groups", "places"), [("abcd", [0, 1, 2, 3]), ("aabc", []), ("aabb", []), ("abcde", [0, 1, 2, 3])]
+)
+def test_only_classes_with_images_in_two_groups_are_judged(groups, places):
+    labels = np.array([0, 0, 1, 1, 2])[: len(groups)]
+    assert judgeable(labels, list(groups)).tolist() == places
 
 
 def test_a_run_on_these_labels_may_not_judge_them(scored, dataset, tmp_path):
