@@ -169,7 +169,7 @@ def _learned(cells: Cells, places: npt.NDArray[np.int64], draw: int) -> dict[str
     assert scores is not None
     ends = scores["ci95"]["auroc"]
     simple = {name: scores[name]["auroc"] for name in ("means", "differential")}
-    return {"auroc": scores["auroc"], "ci95": ends, **simple}
+    return {"auroc": scores["auroc"], "ci95": ends, "p": scores["permutation"]["p"], **simple}
 
 
 if __name__ == "__main__":

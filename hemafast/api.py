@@ -466,7 +466,7 @@ def count_patients(
 
     Args:
         named: a run and then images, as `["runs/NAME", "slides/"]`; a run alone, for its validation images; or a
-            table that `hemafast predict` or `evaluate` wrote as csv.
+            table that `hemafast predict` or `evaluate` wrote.
         output: folder to write into.
         groups: table of path and patient; None for what the table of predictions says, or the folders around images.
         labels: of cells, to compare the counts with: a table of path and label, "own" for class folders, or None.

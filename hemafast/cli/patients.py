@@ -12,9 +12,8 @@ from hemafast.cli.new_images import Taken, takes_images, whole_or_nothing
 from hemafast.cli.options import Asked, configured
 from hemafast.config import PrepareConfig
 from hemafast.errors import HemafastError
+from hemafast.files import TABLES
 from hemafast.run_folder import find_run
-
-_TABLES = (".csv",)
 
 
 @app.command(
@@ -31,7 +30,7 @@ def patients(
         typer.Argument(
             metavar="RUN [IMAGE...]|TABLE",
             help="Run folder or latest, then images: files, folders, zips, quoted globs; its validation images if none "
-            "are named. Or a predictions.csv.",
+            "are named. Or a table of predictions: csv, tsv, xlsx or parquet.",
         ),
     ],
     groups: Annotated[
@@ -127,7 +126,7 @@ def patients(
 
 def _found(named: list[str]) -> list[str]:
     """What the user names, with the folder of the latest run. Raises HemafastError if it does not exist."""
-    if Path(named[0]).suffix.lower() in _TABLES and len(named) > 1:
+    if Path(named[0]).suffix.lower() in TABLES and len(named) > 1:
         problem = f"{named[0]} is a table, and {named[1]} is named behind it."
         raise HemafastError(problem, "Name one table, or a run and then images.")
     if not Path(named[0]).is_file():

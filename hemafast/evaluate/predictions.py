@@ -12,6 +12,8 @@ import numpy.typing as npt
 import pandas as pd
 
 from hemafast.errors import HemafastError
+from hemafast.files import TABLES
+from hemafast.preparation.tables.read import read_table
 from hemafast.reading import cause
 from hemafast.regular import read_regular
 
@@ -54,14 +56,13 @@ def entropy(probabilities: Probabilities) -> Probabilities:
 def read_predictions(
     file: Path, *, labelled: bool = True
 ) -> tuple[pd.DataFrame, tuple[str, ...], npt.NDArray[np.float64]]:
-    """Read a table: all columns, the classes, and the probabilities (images, classes).
+    """Read a table, csv or another of TABLES: all columns, the classes, and the probabilities (images, classes).
 
     Raises HemafastError if `file` is not such a table. One that is not `labelled`, as `predict` writes it, may have
     images without an answer: an empty class, and nan.
     """
     try:
-        content = io.BytesIO(read_regular(file))
-        table = pd.read_csv(content, keep_default_na=False, encoding="utf-8-sig", dtype=dict.fromkeys(_NAMES, str))
+        table = _read(file)
         classes = tuple(name.removeprefix(PREFIX) for name in table.columns if name.startswith(PREFIX))
         _refuse_other_cells(table, classes, _NAMES if labelled else _ANSWERS)
         shares = table[["confidence", *(f"{PREFIX}{name}" for name in classes)]].replace("", np.nan).astype(np.float64)
@@ -70,6 +71,14 @@ def read_predictions(
         said = " ".join(cause(error).split())[:200]
         raise HemafastError(f"{file} cannot be read ({said}).", "Run `hemafast evaluate` again.") from error
     return table.assign(confidence=shares["confidence"]), classes, shares.iloc[:, 1:].to_numpy()
+
+
+def _read(file: Path) -> pd.DataFrame:
+    """All columns. Those of csv have numbers; other tables that `predict` writes are all text."""
+    if file.suffix.lower() in set(TABLES) - {".csv"}:
+        return read_table(file).reset_index(drop=True)
+    content = io.BytesIO(read_regular(file))
+    return pd.read_csv(content, keep_default_na=False, encoding="utf-8-sig", dtype=dict.fromkeys(_NAMES, str))
 
 
 def _refuse_other_cells(table: pd.DataFrame, classes: tuple[str, ...], names: Sequence[str]) -> None:

@@ -93,34 +93,70 @@ def _squared(parameters: Iterable[Tensor]) -> Tensor:
     return torch.stack([one.square().sum() for one in parameters]).sum()
 
 
-def fit(features: Features, patient: Places, labels: Places, classes: int, seed: int = 0) -> GatedAttention:
-    """Train a head. Each label counts the same, however many patients have it.
+@dataclass(frozen=True, slots=True, eq=False)
+class Seen:
+    """What heads learn from, whatever the labels are: cells along the principal axes of their features."""
+
+    mean: Tensor
+    """(d,)."""
+    axes: Tensor
+    """(d, k), as `GatedAttention.axes`."""
+    cells: Tensor
+    """(n, k): all cells of a patient, or a draw."""
+    patient: Tensor
+    """(n,), the patient of each cell, from 0."""
+
+    def head(self, classes: int, seed: int) -> GatedAttention:
+        """A head with random weights on these axes. Random states stay as they were."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            head = GatedAttention(*self.axes.shape, classes)
+        head.mean.copy_(self.mean)
+        head.axes.copy_(self.axes)
+        return head
+
+
+def look_at(features: Features, patient: Places, patients: int, seed: int = 0) -> Seen:
+    """Reduce the cells of some patients, for one head or for many.
 
     Args:
         features: (n, d), finite.
         patient: (n,), the patient of each cell, from 0; each has a cell.
+        patients: how many there are.
+        seed: of the cells that are learned from.
+    """
+    from sklearn.decomposition import PCA
+
+    rows = np.sort(_drawn(patient, patients, np.random.default_rng(seed)))
+    kept = min(AXES, *features.shape)
+    found = PCA(kept, svd_solver="randomized", random_state=seed).fit(features)
+    scale = np.sqrt(max(float(found.explained_variance_.mean()), _TINY)) if len(features) > 1 else 1.0
+    mean = torch.from_numpy(np.asarray(found.mean_, np.float32))
+    axes = torch.from_numpy(np.asarray(found.components_.T / scale, np.float32))
+    return Seen(mean, axes, (torch.from_numpy(features[rows]) - mean) @ axes, torch.from_numpy(patient[rows]))
+
+
+def fit(seen: Seen, labels: Places, classes: int, seed: int = 0) -> GatedAttention:
+    """Train a head. Each label counts the same, however many patients have it.
+
+    Args:
+        seen: the cells of the patients.
         labels: (patients,), from 0; each has a patient.
         classes: how many labels there are.
-        seed: of the initial weights, and of the cells that a step sees.
+        seed: of the initial weights.
 
     Returns:
         The head, in evaluation mode. The same input gives the same head, and random states stay as they were.
     """
-    rows = np.sort(_drawn(patient, len(labels), np.random.default_rng(seed)))
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        head = _head_for(features, classes, seed)
-    cells, places, targets = (
-        head.reduced(torch.from_numpy(features[rows])),
-        *map(torch.from_numpy, (patient[rows], labels)),
-    )
+    head, targets = seen.head(classes, seed), torch.from_numpy(labels)
     counts = torch.bincount(targets, minlength=classes).float()
     loss = nn.CrossEntropyLoss(len(labels) / (classes * counts))
     optimizer = torch.optim.LBFGS(head.parameters(), max_iter=_STEPS, line_search_fn="strong_wolfe")
 
     def step() -> Tensor:
         optimizer.zero_grad()
-        found: Tensor = loss(head(cells, places, len(labels))[0], targets) + head.strain() / len(labels)
+        logits, _ = head(seen.cells, seen.patient, len(labels))
+        found: Tensor = loss(logits, targets) + head.strain() / len(labels)
         found.backward()  # type: ignore[no-untyped-call] # of torch
         return found
 
@@ -143,19 +179,6 @@ def apply(head: GatedAttention, features: Features, patient: Places, patients: i
     """
     logits, attention = head(head.reduced(torch.from_numpy(features)), torch.from_numpy(patient), patients)
     return logits.softmax(dim=1).numpy(), attention.numpy()
-
-
-def _head_for(features: Features, classes: int, seed: int) -> GatedAttention:
-    """A head with random weights on the principal axes of these features."""
-    from sklearn.decomposition import PCA
-
-    kept = min(AXES, *features.shape)
-    found = PCA(kept, svd_solver="randomized", random_state=seed).fit(features)
-    scale = np.sqrt(max(float(found.explained_variance_.mean()), _TINY)) if len(features) > 1 else 1.0
-    head = GatedAttention(features.shape[1], kept, classes)
-    head.mean.copy_(torch.from_numpy(found.mean_))
-    head.axes.copy_(torch.from_numpy(found.components_.T / scale))
-    return head
 
 
 def _drawn(patient: Places, patients: int, generator: np.random.Generator) -> Places:

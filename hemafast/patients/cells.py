@@ -74,7 +74,7 @@ def read_cells(
 
     Args:
         named: a run and then images, as `predict` takes them; or a run, for its validation images; or a table that
-            `predict` or `evaluate` wrote as csv.
+            `predict` or `evaluate` wrote.
         told: labels and patients of the images.
         options: scale, bit depth, batch size and device, for images.
         progress: listens to the number of images done.

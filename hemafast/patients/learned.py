@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,7 @@ from hemafast.errors import HemafastError
 from hemafast.evaluate.intervals import Weights, plain, with_intervals
 from hemafast.evaluate.metrics import Labels, Probabilities, Scores, auroc, bootstrapped, confusions, count_scores
 from hemafast.folds import folds_apart
-from hemafast.patients.attention import Features, GatedAttention, Head, apply, fit
+from hemafast.patients.attention import Features, GatedAttention, Head, Seen, apply, fit, look_at
 from hemafast.progress import SILENT, Progress, stage
 from hemafast.words import counted
 
@@ -22,7 +22,11 @@ FEWEST = 5
 """Patients that each label needs."""
 _FEW = 30  # patients in all, below which intervals are said to be wide
 _FOLDS = 5
-_CHANCE = 0.5
+PERMUTATIONS = 99
+"""Of the labels of patients, at most: the smallest p is 0.01."""
+_ENOUGH = 10  # permutations that score as high, after which no more are drawn
+_LEVEL = 0.05  # p below which the labels are said to be told
+_TIED = 1e-9  # areas that differ by less are equal
 _SMOOTHNESS = 0.03  # C of the logistic regressions, on standardised features
 
 
@@ -73,7 +77,7 @@ def learn(bags: Bags, known: Mapping[str, str], network: str, seed: int = 0, pro
         known: labels by patient.
         network: sha256 of the model's file whose features these are.
         seed: of folds and heads.
-        progress: listens to the number of heads trained.
+        progress: listens to the number of permutations.
 
     Returns:
         Held-out answers for patients with a label, those of the head trained on them all for the others, and scores.
@@ -85,26 +89,19 @@ def learn(bags: Bags, known: Mapping[str, str], network: str, seed: int = 0, pro
     labels = np.array([names.index(known[one]) if one in known else -1 for one in bags.patients], dtype=np.int64)
     _refuse_few(Counter(known[one] for one in bags.patients if one in known))
     labelled, others = np.flatnonzero(labels >= 0), np.flatnonzero(labels < 0)
-    folds = [
-        (labelled[fitted], labelled[left])
-        for fitted, left in folds_apart(labels[labelled], [bags.patients[one] for one in labelled], _FOLDS, seed)
-    ]
-    probabilities = np.full((len(labels), len(names)), np.nan, np.float32)
-    attention = np.zeros(len(bags.place), np.float32)
-    with stage(progress, "learning labels of patients", len(folds) + 1, unit="heads"):
-        for fitted, left in folds:
-            head = _fitted(bags, labels, fitted, len(names), seed)
-            _answer(head, bags, left, probabilities, attention)
-            progress.advance(1)
-        whole = _fitted(bags, labels, labelled, len(names), seed)
-        progress.advance(1)
-    if len(others):
-        _answer(whole, bags, others, probabilities, attention)
+    with stage(progress, "learning labels of patients"):
+        folds = list(_folds(bags, labels, labelled, seed))
+        probabilities, attention = _held_out(bags, labels, folds, len(names), seed)
+        whole = fit(_seen(bags, labelled, seed), labels[labelled], len(names), seed)
+        if len(others):
+            _answer(whole, bags, others, probabilities, attention)
     simple = {
         name: _regressed(seen, labels, folds, len(names))[labelled]
         for name, seen in (("differential", bags.shares), ("means", _means(bags)))
     }
     scores = _scored(labels[labelled], probabilities[labelled], simple, names, len(folds))
+    scores["permutation"] = found = _permuted(bags, labels, folds, scores["auroc"], len(names), seed, progress)
+    scores["verdict"] = _verdict(len(labelled), scores, found)
     return Learned(tuple(names), probabilities, attention, scores, Head(whole, tuple(names), network, len(labelled)))
 
 
@@ -117,9 +114,63 @@ def _refuse_few(of_label: Counter[str]) -> None:
         )
 
 
-def _fitted(bags: Bags, labels: Labels, chosen: Labels, classes: int, seed: int) -> GatedAttention:
+@dataclass(frozen=True, slots=True, eq=False)
+class _Fold:
+    fitted: Labels
+    """Patients that a head learns from."""
+    left: Labels
+    """Patients that it then answers for."""
+    seen: Seen
+    """The cells of the former."""
+
+
+def _folds(bags: Bags, labels: Labels, labelled: Labels, seed: int) -> Iterator[_Fold]:
+    patients = [bags.patients[one] for one in labelled]
+    for fitted, left in folds_apart(labels[labelled], patients, _FOLDS, seed):
+        yield _Fold(labelled[fitted], labelled[left], _seen(bags, labelled[fitted], seed))
+
+
+def _seen(bags: Bags, chosen: Labels, seed: int) -> Seen:
     _, features, place = bags.of(chosen)
-    return fit(features, place, labels[chosen], classes, seed)
+    return look_at(features, place, len(chosen), seed)
+
+
+def _held_out(bags: Bags, labels: Labels, folds: Sequence[_Fold], classes: int, seed: int) -> tuple[Features, Features]:
+    """Probabilities (patients, classes) and attention (n,) of heads that have not seen the patient."""
+    probabilities = np.full((len(labels), classes), np.nan, np.float32)
+    attention = np.zeros(len(bags.place), np.float32)
+    for fold in folds:
+        head = fit(fold.seen, labels[fold.fitted], classes, seed)
+        _answer(head, bags, fold.left, probabilities, attention)
+    return probabilities, attention
+
+
+def _permuted(
+    bags: Bags, labels: Labels, folds: Sequence[_Fold], found: float, classes: int, seed: int, progress: Progress
+) -> dict[str, Any]:
+    """How often labels that mean nothing reach the AUROC that was found: `p`, `permutations` and `as_high`.
+
+    Labels change places within each fold, so that all folds keep theirs, and heads are trained and scored as before.
+    Patients without a rule can change places, so p is exact. After _ENOUGH that score as high, p is their share of
+    those drawn (Besag and Clifford 1991): where there is nothing to find, that takes some twenty.
+    """
+    generator, drawn, high = np.random.default_rng(seed), 0, 0
+    labelled = np.concatenate([fold.left for fold in folds])
+    with stage(progress, "permuting labels of patients", PERMUTATIONS, unit="permutations"):
+        while drawn < PERMUTATIONS and high < _ENOUGH:
+            mixed = labels.copy()
+            for fold in folds:
+                mixed[fold.left] = generator.permutation(labels[fold.left])
+            probabilities, _ = _held_out(bags, mixed, folds, classes, seed)
+            high += bool(_area(mixed[labelled], probabilities[labelled]) >= found - _TIED)
+            drawn += 1
+            progress.advance(1)
+    p = high / drawn if high == _ENOUGH else (high + 1) / (drawn + 1)
+    return {"p": p, "permutations": drawn, "as_high": high}
+
+
+def _area(labels: Labels, probabilities: Probabilities) -> float:
+    return float(auroc(labels, probabilities, np.ones((len(labels), 1))).mean())
 
 
 def _answer(head: GatedAttention, bags: Bags, chosen: Labels, probabilities: Features, attention: Features) -> None:
@@ -128,19 +179,17 @@ def _answer(head: GatedAttention, bags: Bags, chosen: Labels, probabilities: Fea
     probabilities[chosen], attention[rows] = apply(head, features, place, len(chosen))
 
 
-def _regressed(
-    seen: npt.NDArray[Any], labels: Labels, folds: Sequence[tuple[Labels, Labels]], classes: int
-) -> Probabilities:
+def _regressed(seen: npt.NDArray[Any], labels: Labels, folds: Sequence[_Fold], classes: int) -> Probabilities:
     """Held-out probabilities of a logistic regression on what is seen of each patient, (patients, d)."""
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
     found = np.full((len(labels), classes), np.nan)
-    for fitted, left in folds:
+    for fold in folds:
         regression = LogisticRegression(C=_SMOOTHNESS, class_weight="balanced", max_iter=1000)
         model = make_pipeline(StandardScaler(), regression)
-        found[left] = model.fit(seen[fitted], labels[fitted]).predict_proba(seen[left])
+        found[fold.left] = model.fit(seen[fold.fitted], labels[fold.fitted]).predict_proba(seen[fold.left])
     return found
 
 
@@ -158,16 +207,14 @@ def _scored(
     names: Sequence[str],
     folds: int,
 ) -> dict[str, Any]:
-    """Scores over the patients with 95 % intervals, those of simpler ways, and what they come to in words."""
+    """Scores over the patients with 95 % intervals, and those of simpler ways."""
     of_label = np.bincount(labels, minlength=len(names))
-    by_attention = _with_ends(labels, probabilities)
     return {
         "patients": dict(zip(names, of_label.tolist(), strict=True)),
         "folds": folds,
-        **by_attention,
+        **_with_ends(labels, probabilities),
         **{name: _with_ends(labels, answers) for name, answers in simple.items()},
         "majority": plain(of_label.max() / len(labels)),
-        "verdict": _verdict(len(labels), by_attention),
     }
 
 
@@ -180,10 +227,12 @@ def _with_ends(labels: Labels, probabilities: Probabilities) -> dict[str, Any]:
     return with_intervals(bootstrapped(calculate, labels, probabilities))
 
 
-def _verdict(patients: int, found: Mapping[str, Any]) -> str:
-    low, high = found["ci95"]["auroc"]
-    ends = f"AUROC {found['auroc']:.2f}, {low:.2f} to {high:.2f}"
+def _verdict(patients: int, scores: Mapping[str, Any], permuted: Mapping[str, Any]) -> str:
+    """What the scores come to in words."""
+    area = "AUROC {:.2f}, {:.2f} to {:.2f}".format(scores["auroc"], *scores["ci95"]["auroc"])
+    of = f"{permuted['as_high']} of {counted(permuted['permutations'], 'permutation')} of the labels as high"
+    said = f"{area}; {of}, p = {permuted['p']:.2f}"
     few = f" {counted(patients, 'patient')} are few: intervals are wide." if patients < _FEW else ""
-    if low > _CHANCE:
-        return f"The cells tell the labels of these patients better than chance ({ends}).{few}"
-    return f"Nothing shows that the cells tell the labels ({ends}; chance is 0.50).{few}"
+    if permuted["p"] <= _LEVEL:
+        return f"The cells tell the labels of these patients better than chance ({said}).{few}"
+    return f"Nothing shows that the cells tell the labels ({said}; chance is 0.50).{few}"

@@ -1,6 +1,18 @@
-"""A folder of images with one folder for each patient."""
+"""A folder of images for each patient, and fewer permutations than users get: each trains five heads."""
 
 import pytest
+
+from hemafast.patients import learned
+
+FEW_PERMUTATIONS = 19
+"""The smallest p is 0.05, which is still told from chance."""
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _few_permutations():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(learned, "PERMUTATIONS", FEW_PERMUTATIONS)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -9,6 +9,7 @@ import pytest
 from hemafast.deploy.plan import Options
 from hemafast.errors import HemafastError
 from hemafast.evaluate.predictions import read_predictions
+from hemafast.files import write_table
 from hemafast.patients.cells import read_cells, read_patient_labels
 from hemafast.report.embedding import Named
 from hemafast.run_folder import PREDICTIONS
@@ -73,6 +74,17 @@ def test_a_table_of_predictions_may_have_the_patients_itself(scored, tmp_path, c
     assert cells.table["patient"].tolist() == owners
     assert cells.table["label"].tolist() == table["label"].tolist()
     assert cells.home is None
+
+
+@pytest.mark.parametrize("suffix", [".tsv", ".xlsx", ".parquet"])
+def test_a_table_of_predictions_may_be_any_that_predict_writes(scored, tmp_path, suffix):
+    table = read_predictions(scored / PREDICTIONS)[0].assign(patient="007")
+    text, other = (tmp_path / f"predictions{end}" for end in (".csv", suffix))
+    for file in (text, other):
+        write_table(file, table)
+    expected, found = (read_cells([file], Named()) for file in (text, other))
+    pd.testing.assert_frame_equal(found.table, expected.table)
+    assert found.classes == expected.classes
 
 
 def test_predictions_without_labels_are_read_too(tmp_path):
