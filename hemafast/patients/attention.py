@@ -110,7 +110,8 @@ class Seen:
         """A head with random weights on these axes. Random states stay as they were."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            head = GatedAttention(*self.axes.shape, classes)
+            features, kept = self.axes.shape
+            head = GatedAttention(features, kept, classes)
         head.mean.copy_(self.mean)
         head.axes.copy_(self.axes)
         return head

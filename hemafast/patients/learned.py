@@ -170,7 +170,7 @@ def _permuted(
 
 
 def _area(labels: Labels, probabilities: Probabilities) -> float:
-    return float(auroc(labels, probabilities, np.ones((len(labels), 1))).mean())
+    return float(auroc(labels, probabilities, np.ones((len(labels), 1), np.float32)).mean())
 
 
 def _answer(head: GatedAttention, bags: Bags, chosen: Labels, probabilities: Features, attention: Features) -> None:
