@@ -94,7 +94,10 @@ def make_sides(
 
 
 def engines_of(run: Path, archive: Path, images: int, rounds: int) -> dict[str, Any]:
-    """Images a second from a folder, and milliseconds a batch of 1 and of 64, by engine that can run `run` here."""
+    """Images a second from a folder, CPU milliseconds an image, and milliseconds a batch of 1 and of 64, by engine.
+
+    Engines are those that can run `run` here. CPU time is that of all threads: of the whole, and of the network alone.
+    """
     import torch
 
     from hemafast.deploy.engines import OPENERS, TORCH, available
@@ -109,25 +112,38 @@ def engines_of(run: Path, archive: Path, images: int, rounds: int) -> dict[str, 
             for name in names
         }
         rates: dict[str, list[float]] = {name: [] for name in names}
+        spent: dict[str, dict[str, list[float]]] = {name: {"whole": [], "network": []} for name in names}
         waits: dict[str, dict[int, list[float]]] = {name: {1: [], 64: []} for name in names}
         for number in range(1 + rounds):
             for name, plan in plans.items():
-                rate, _ = measured(lambda plan=plan: len(classify(plan)))  # type: ignore[misc]
+                rate, of_cpu = measured(lambda plan=plan: len(classify(plan)))  # type: ignore[misc]
                 model = plan.models[0]
                 side = model.card.image_size
                 for size, times in waits[name].items():
                     batch = torch.randint(0, 256, (size, side, side, 3), dtype=torch.uint8).permute(0, 3, 1, 2)
-                    started = time.perf_counter()
+                    started, cpu = time.perf_counter(), time.process_time()
                     model.logits(batch)
                     if number:  # the first is the warm-up
                         times.append(1000 * (time.perf_counter() - started))
+                        network = 1000 * (time.process_time() - cpu) / size  # of the larger batch, which comes last
                 if number:
                     rates[name].append(rate)
+                    spent[name]["whole"].append(1000 / of_cpu)
+                    spent[name]["network"].append(network)
+    card = plan.models[0].card
+    asked = f"--archive {archive.name} --run RUN --images {images} --rounds {rounds}"
     return {
+        "command": f"python benchmarks/predict.py {asked}",
         "machine": machine_facts("cpu"),
+        "model": card.backbone,
+        "image_size": card.image_size,
+        "quarter_turns": card.quarter_turns,
         "images": count,
         "rounds": rounds,
         "images_per_second": {name: spread(found) for name, found in rates.items()},
+        "cpu_milliseconds_an_image": {
+            name: {part: spread(found) for part, found in parts.items()} for name, parts in spent.items()
+        },
         "milliseconds": {
             name: {str(size): spread(times) for size, times in sizes.items()} for name, sizes in waits.items()
         },

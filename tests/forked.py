@@ -11,6 +11,7 @@ import multiprocessing
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from multiprocessing import forkserver
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
@@ -44,14 +45,16 @@ def context() -> ForkServerContext:
 Ended = subprocess.CompletedProcess[str]
 
 
-def hemafast(*arguments: object, cwd: Path, timeout: float = 300, **environment: str) -> Ended:
-    """Exit code and output of `hemafast ARGUMENTS`.
+def hemafast(
+    *arguments: object, cwd: Path, timeout: float = 300, first: Callable[[], None] | None = None, **environment: str
+) -> Ended:
+    """Exit code and output of `hemafast ARGUMENTS`, in a process that calls `first` before.
 
     Raises subprocess.TimeoutExpired after that many seconds.
     """
     words = list(map(str, arguments))
     with TemporaryDirectory() as said:
-        process = context().Process(target=_run, args=(words, cwd, {**os.environ, **environment}, said))
+        process = context().Process(target=_run, args=(words, cwd, {**os.environ, **environment}, said, first))
         process.start()
         process.join(timeout)
         if process.exitcode is None:
@@ -62,7 +65,7 @@ def hemafast(*arguments: object, cwd: Path, timeout: float = 300, **environment:
     return Ended(["hemafast", *words], process.exitcode, out, err)
 
 
-def _run(words: list[str], cwd: Path, environment: dict[str, str], said: str) -> None:
+def _run(words: list[str], cwd: Path, environment: dict[str, str], said: str, first: Callable[[], None] | None) -> None:
     """In the new process: become the command."""
     os.environ.clear()
     os.environ.update(environment)
@@ -70,6 +73,8 @@ def _run(words: list[str], cwd: Path, environment: dict[str, str], said: str) ->
     for number, name in ((1, "out"), (2, "err")):
         os.dup2(os.open(Path(said, name), os.O_WRONLY | os.O_CREAT), number)
     sys.argv = ["hemafast", *words]
+    if first is not None:
+        first()
     from hemafast.cli import main
 
     main()

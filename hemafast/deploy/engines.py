@@ -51,7 +51,10 @@ def open_onnxruntime(content: bytes) -> Run:
     require_onnx("onnxruntime")
     import onnxruntime
 
-    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # decoders need the cores meanwhile
+    session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
     names = [session.get_outputs()[0].name, FEATURES]
     return lambda pixels: tuple(session.run(names, {INPUT: pixels}))
 

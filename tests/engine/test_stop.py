@@ -8,13 +8,16 @@ import sys
 import textwrap
 import threading
 import time
+from functools import partial
 from pathlib import Path
 
+import forked
 import pytest
 
 from hemafast.config import to_json
 from hemafast.engine import stop
 from hemafast.engine.checkpoint import load_last
+from hemafast.engine.step import TrainStep
 from hemafast.engine.stop import SIGNALS, SecondSignal, StopFlag, exit_code
 from hemafast.engine.trainer import train
 from hemafast.run_folder import LAST
@@ -34,8 +37,8 @@ COMMAND = """
     from hemafast.engine import hooks
     from hemafast.engine.step import TrainStep
 
-    update, number, slow = map(int, sys.argv[1:4])
-    del sys.argv[1:4]
+    update, number = map(int, sys.argv[1:3])
+    del sys.argv[1:3]
     step, save, signalled = TrainStep.__call__, hooks.save_last, False
 
     def step_and_signal(self, *arguments, **named):
@@ -46,7 +49,7 @@ COMMAND = """
             os.kill(os.getpid(), number)
 
     def save_slowly(*arguments, **named):
-        if slow and signalled:
+        if signalled:
             print("saving", flush=True)
             time.sleep(60)
         save(*arguments, **named)
@@ -56,22 +59,16 @@ COMMAND = """
 """
 
 
-@pytest.fixture
-def command(tmp_path):
-    """`command(update, signal, *arguments, slow=False)`: the command line, which signals itself behind that update."""
-    script = tmp_path / "command.py"
-    script.write_text(textwrap.dedent(COMMAND), encoding="utf-8")
+def signal_behind(update: int, number: int) -> None:
+    """The process that calls it signals itself behind that update."""
+    step = TrainStep.__call__
 
-    def start(update: int, number: int, *arguments: object, slow: bool = False) -> subprocess.Popen[str]:
-        return subprocess.Popen(
-            [sys.executable, script, str(update), str(int(number)), str(int(slow)), *map(str, arguments)],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-        )
+    def step_and_signal(self, *arguments, **named):
+        step(self, *arguments, **named)
+        if named["step"] + 1 == update:
+            os.kill(os.getpid(), number)
 
-    return start
+    TrainStep.__call__ = step_and_signal
 
 
 def written(config, tmp_path: Path) -> Path:
@@ -91,30 +88,36 @@ def straight(settings):
     "number", [signal.SIGINT, signal.SIGUSR1, signal.SIGHUP], ids=lambda number: number.name
 )  # the others come the same way: below
 def test_a_signal_saves_behind_the_update_and_the_resumed_run_is_whole(
-    command, settings, tmp_path, assert_equal_runs, straight, number
+    settings, tmp_path, assert_equal_runs, straight, number
 ):
     config = settings(epochs=2, dropout=0.3)
-    process = command(8, number, "train", "--config", written(config, tmp_path), "--quiet")
-    _, said = process.communicate(timeout=120)
+    train_it = ("train", "--config", written(config, tmp_path), "--quiet")
+    ended = forked.hemafast(*train_it, cwd=tmp_path, timeout=120, first=partial(signal_behind, 8, number))
     (folder,) = config.output.iterdir()
-    assert process.returncode == CODES[number]
-    assert f"Stopped by {number.name} after 8 updates, in epoch 2 of 2" in said
-    assert f"--resume {folder}" in said
+    assert ended.returncode == CODES[number]
+    assert f"Stopped by {number.name} after 8 updates, in epoch 2 of 2" in ended.stderr
+    assert f"--resume {folder}" in ended.stderr
     assert load_last(folder / LAST)["progress"]["steps_done"] == 8
-    resumed = command(0, signal.SIGINT, "train", "--resume", folder, "--quiet")
-    resumed.communicate(timeout=120)
+    resumed = forked.hemafast("train", "--resume", folder, "--quiet", cwd=tmp_path, timeout=120)
     assert resumed.returncode == 0
     assert_equal_runs(folder, straight)
 
 
 @pytest.mark.slow
-def test_a_second_signal_ends_the_process_at_once_and_leaves_the_last_checkpoint_whole(command, settings, tmp_path):
+def test_a_second_signal_ends_the_process_at_once_and_leaves_the_last_checkpoint_whole(settings, tmp_path):
     config = settings(epochs=2)
-    process = command(8, signal.SIGTERM, "train", "--config", written(config, tmp_path), "--quiet", slow=True)
+    asked = [str(8), str(int(signal.SIGTERM)), "train", "--config", str(written(config, tmp_path)), "--quiet"]
+    process = subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(COMMAND), *asked],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
     assert process.stdout.readline() == "saving\n"  # which would take a minute
     time.sleep(stop._ONE_PRESS + 0.2)
     process.send_signal(signal.SIGINT)
-    process.communicate(timeout=20)
+    process.communicate(timeout=40)
     assert process.returncode == CODES[signal.SIGINT]
     (folder,) = config.output.iterdir()
     assert load_last(folder / LAST)["progress"]["epochs_done"] == 1
