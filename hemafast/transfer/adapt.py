@@ -324,7 +324,7 @@ def _with_labels(
     plain = with_new_classes(_layer_of(chosen.network), len(new), after)
     with stage(progress, "fitting a last layer", unit="fits"):
         head = fit_head(after[rows], labels, groups, plain, after)
-    options = {"parent": old(before[rows]), "unlabelled": plain(after[rows])}
+    options: dict[str, npt.NDArray[Any]] = {"parent": old(before[rows]), "unlabelled": plain(after[rows])}
     if head.held_out is not None:
         options["head"] = head.held_out
     return _best(parent, chosen, head, options, labels, classes)
