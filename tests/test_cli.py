@@ -245,9 +245,10 @@ def test_each_option_sets_its_own_setting_and_nothing_else():
     }
     for name, options in typed.items():
         assert asked_of_training(*options) == train_config(**{name: GIVEN[name][1]}) != TrainConfig(), name
+    del typed["probe"]  # it refuses most of the others
     everything = asked_of_training("--preset", "quick", *(word for options in typed.values() for word in options))
     given = {name: value for name, (_, value) in GIVEN.items()}
-    assert everything == TrainConfig(**{name: given[name] for name in given if name not in config.PRETRAINING})
+    assert everything == TrainConfig(**{name: given[name] for name in ("preset", *typed)})
 
 
 def test_each_option_of_pretraining_alone_sets_its_own_setting():
@@ -387,7 +388,8 @@ def test_tars_that_are_not_there_are_one_line(tmp_path, prepared):
 def test_help_shows_the_default_and_what_presets_make_of_it():
     options = parameters_of("train")
     assert options["model"].help.endswith(
-        "[resnet18; b0, onecycle, best, gpu: efficientnet_b0; quick, fast, robust, gpu_fast: tf_efficientnet_lite0]"
+        "[resnet18; b0, onecycle, best, gpu: efficientnet_b0; "
+        "quick, fast, robust, gpu_fast, probe: tf_efficientnet_lite0]"
     )
     assert options["ema"].help.endswith("[off; fast, robust, gpu_fast: 0.95; best: 0.999; gpu: 0.99]")
     assert options["threads"].help.endswith("[chosen for the machine]")

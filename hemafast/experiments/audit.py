@@ -124,14 +124,14 @@ def audit(
     shown = (rows["split"] != TEST).to_numpy()  # a test whose labels were changed by what a model says is none
     samples, rows = data.samples(ALL, SIZE).select(np.flatnonzero(shown)), rows[shown]
     features, judged_by = features_of(data, samples, run, device, progress)
-    labels, groups = samples.labels, rows["group"].to_numpy()
+    labels, groups = samples.labels, rows["group"].tolist()
     places = judgeable(labels, groups)
     if not len(places):
         raise HemafastError(
             f"{data.folder} has too few images to judge their labels.", "Prepare two classes of several images each."
         )
     with stage(progress, "judging labels"):
-        scores = LeftOut.of(features[places], groups[places])(labels[places], len(data.classes))
+        scores = LeftOut.of(features[places], [groups[place] for place in places])(labels[places], len(data.classes))
     quality = label_quality(labels[places], scores)
     worst = np.argsort(quality, kind="stable")[: round(SHARE * len(places)) if count is None else count]
     table = _table(data, rows.iloc[places[worst]], scores[worst], quality[worst])

@@ -43,6 +43,8 @@ def test_the_table_has_a_row_for_each_ranking():
         "command": "python benchmarks/audit.py DATA",
         "machine": {"cores": "2", "processor": "P", "torch": "2"},
         "judged_by": "features",
+        "likeliest_is_answer": 0.12,
+        "others_doubted_before": shares,
         "images": 1000,
         "accuracy": 0.9,
         "found": {name: {measured.RANDOM: shares, measured.LIKELIEST: shares} for name in measured.RANKINGS},
