@@ -79,6 +79,12 @@ def main(
     json_file: JsonFile,
     merge: Annotated[list[str] | None, typer.Option(help="FROM=TO, for laboratories without FROM.")] = None,
     draws: Annotated[int, typer.Option(min=1, help="Draws of labels.")] = 5,
+    own_classes: Annotated[
+        bool,
+        typer.Option(
+            "--own-classes", help="Only changes without labels, also with the classes of the laboratory alone."
+        ),
+    ] = False,
 ) -> None:
     """Adapt each run to each laboratory, and write all scores."""
     pairs = dict(one.split("=") for one in merge or ())
@@ -88,11 +94,15 @@ def main(
         found = []
         for other in data:
             laboratory = _read(parent, open_dataset(other), pairs)
-            found.append(_measured(parent, laboratory, draws, timed=not runs))
+            if own_classes:
+                found.append(_with_own_classes(parent, laboratory))
+            else:
+                found.append(_measured(parent, laboratory, draws, timed=not runs))
             print(f"{folder.name}, {laboratory.name}: {found[-1]['chosen']}", file=sys.stderr)
         runs.append({**_described(parent), "laboratories": found})
     names = [one["name"] for one in runs[0]["laboratories"]]
     command = ["python", "benchmarks/adapt.py", *names, *(word for _ in run for word in ("--run", "RUN"))]
+    command += ["--own-classes"] if own_classes else []
     facts = {"command": shlex.join(command), "machine": machine_facts("cpu"), "draws": draws}
     write_json({**facts, "runs": runs}, json_file)
 
@@ -125,15 +135,7 @@ def _read(parent: Parent, dataset: Dataset, pairs: Mapping[str, str]) -> Laborat
 
 def _measured(parent: Parent, laboratory: Laboratory, draws: int, *, timed: bool) -> dict[str, Any]:
     chosen, judged = without_labels(parent, laboratory.pixels, SILENT)
-    narrow = open_parent(parent.folder, classes=_own_classes(parent, laboratory))
-    changes = [
-        _change(parent, of, laboratory, one, one is best)
-        for of, best, candidates in (
-            (parent, chosen, judged),
-            (narrow, *without_labels(narrow, laboratory.pixels, SILENT)),
-        )
-        for one in candidates
-    ]
+    changes = [_change(parent, parent, laboratory, one, one is chosen) for one in judged]
     features = steps.features_of(chosen.network, laboratory.pixels).double().numpy()
     old = _layer_of(chosen)
     return {
@@ -145,6 +147,22 @@ def _measured(parent: Parent, laboratory: Laboratory, draws: int, *, timed: bool
         "labels": [*_curve(laboratory, features, old, draws)],
         "suggested": _suggested(laboratory, features, old, draws),
         **({"seconds": _timed(parent, laboratory)} if timed else {}),
+    }
+
+
+def _with_own_classes(parent: Parent, laboratory: Laboratory) -> dict[str, Any]:
+    """Changes without labels, where all classes can be answers, and where those of the laboratory can."""
+    narrow = open_parent(parent.folder, classes=_own_classes(parent, laboratory))
+    changes = []
+    for of in (parent, narrow):
+        chosen, judged = without_labels(of, laboratory.pixels, SILENT)
+        changes += [_change(parent, of, laboratory, one, one is chosen) for one in judged]
+    return {
+        "name": laboratory.name,
+        "cells": len(laboratory.labels),
+        "classes": len(np.unique(laboratory.labels)),
+        "chosen": changes[-1]["change"],
+        "changes": changes,
     }
 
 

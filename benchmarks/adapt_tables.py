@@ -19,18 +19,11 @@ Measured = Mapping[str, Any]
 def tables(results: Mapping[str, Any]) -> dict[str, str]:
     """Changes without labels by laboratory, curves with few labels, and what a suggestion gains, as means over runs."""
     result = results["adapt"]
-    by_name = {
-        one["name"]: [run["laboratories"][place] for run in result["runs"]]
-        for place, one in enumerate(result["runs"][0]["laboratories"])
-    }
-    of_runs = f"{len(result['runs'])} seeds of `{result['runs'][0]['preset']}`"
+    by_name, of_runs = _by_name(result), _of_runs(result)
     of_draws = f"Mean of {of_runs} and {result['draws']} draws of labels each."
     return {
-        "adapt_changes": table(
-            " | ".join(["without labels", *by_name, "mean"]),
-            [*_changes(by_name)],
-            f"Macro-F1, mean of {of_runs} (least to most). `{result['command']}`, {machine_line(result['machine'])}",
-        ),
+        "adapt_changes": _changes_table(result),
+        "adapt_classes": _changes_table(results["adapt_classes"]),
         "adapt_labels": table(
             " | ".join(["labels", *by_name, "mean"]),
             [[f"{count} a class", *_across(by_name, place)] for place, count in enumerate(PER_CLASS)],
@@ -45,6 +38,24 @@ def tables(results: Mapping[str, Any]) -> dict[str, str]:
             of_draws,
         ),
     }
+
+
+def _by_name(result: Measured) -> dict[str, list[Measured]]:
+    """What each run measured, by laboratory."""
+    return {
+        one["name"]: [run["laboratories"][place] for run in result["runs"]]
+        for place, one in enumerate(result["runs"][0]["laboratories"])
+    }
+
+
+def _of_runs(result: Measured) -> str:
+    return f"{len(result['runs'])} seeds of `{result['runs'][0]['preset']}`"
+
+
+def _changes_table(result: Measured) -> str:
+    by_name, measured_by = _by_name(result), f"`{result['command']}`, {machine_line(result['machine'])}"
+    note = f"Macro-F1, mean of {_of_runs(result)} (least to most). {measured_by}"
+    return table(" | ".join(["without labels", *by_name, "mean"]), [*_changes(by_name)], note)
 
 
 def _changes(by_name: Mapping[str, Sequence[Measured]]) -> Iterable[list[str]]:

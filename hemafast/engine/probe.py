@@ -128,7 +128,9 @@ def _embedded(run: Run, journal: Journal, on_batch: Callable[[int], None]) -> tu
     ]
     views = np.stack([features for features, _ in found])
     if not np.isfinite(views).all():
-        raise HemafastError("A feature of a training image is not finite.", "Give other --weights, or --amp off.")
+        broken = counted(int((~np.isfinite(views).all(axis=(0, 2))).sum()), "training image")
+        remedy = "Give other --weights, or --amp off."
+        raise HemafastError(f"{run.config.model} makes features of {broken} that are not finite.", remedy)
     return views, found[0][1]
 
 

@@ -92,13 +92,14 @@ def test_a_signal_saves_behind_the_update_and_the_resumed_run_is_whole(
 ):
     config = settings(epochs=2, dropout=0.3)
     train_it = ("train", "--config", written(config, tmp_path), "--quiet")
-    ended = forked.hemafast(*train_it, cwd=tmp_path, timeout=120, first=partial(signal_behind, 8, number))
+    alone = {"cwd": tmp_path, "timeout": 120, "OMP_NUM_THREADS": "1"}
+    ended = forked.hemafast(*train_it, **alone, first=partial(signal_behind, 8, number))
     (folder,) = config.output.iterdir()
     assert ended.returncode == CODES[number]
     assert f"Stopped by {number.name} after 8 updates, in epoch 2 of 2" in ended.stderr
     assert f"--resume {folder}" in ended.stderr
     assert load_last(folder / LAST)["progress"]["steps_done"] == 8
-    resumed = forked.hemafast("train", "--resume", folder, "--quiet", cwd=tmp_path, timeout=120)
+    resumed = forked.hemafast("train", "--resume", folder, "--quiet", **alone)
     assert resumed.returncode == 0
     assert_equal_runs(folder, straight)
 
