@@ -102,6 +102,7 @@ def main(
         runs.append({**_described(parent), "laboratories": found})
     names = [one["name"] for one in runs[0]["laboratories"]]
     command = ["python", "benchmarks/adapt.py", *names, *(word for _ in run for word in ("--run", "RUN"))]
+    command += [word for one in merge or () for word in ("--merge", one)]
     command += ["--own-classes"] if own_classes else []
     facts = {"command": shlex.join(command), "machine": machine_facts("cpu"), "draws": draws}
     write_json({**facts, "runs": runs}, json_file)
