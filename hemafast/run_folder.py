@@ -11,8 +11,9 @@ import fcntl
 import logging
 import os
 import platform
+import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from difflib import get_close_matches
@@ -21,6 +22,7 @@ from typing import Any
 
 from hemafast.config import TrainConfig, checked
 from hemafast.errors import HemafastError
+from hemafast.files import writing
 from hemafast.reading import cause, read_object
 from hemafast.regular import open_regular, read_regular
 
@@ -67,6 +69,7 @@ METRICS_SCHEMA = 2
 logger = logging.getLogger("hemafast")
 
 _LOCK = ".lock"
+_UNFINISHED = ".unfinished"  # in a run folder that is filled in one go
 _STAMP = "%Y%m%d_%H%M%S"
 
 
@@ -126,6 +129,46 @@ def make_run_folder(config: TrainConfig, kind: str | None = None) -> Path:
             raise HemafastError(f"{folder} cannot be made ({error.strerror}).", "Choose another --output.") from error
         return folder
     raise HemafastError(f"{config.output} holds a hundred runs of this second.", "Choose another --output.")
+
+
+@contextmanager
+def filling_run_folder(config: TrainConfig, kind: str) -> Iterator[Path]:
+    """A new run folder, as `make_run_folder`, that is whole after the block or not there.
+
+    What a killed process has left of such a folder is removed by the next one under the same output: it bears a mark,
+    and its lock is free. Raises HemafastError if the folder cannot be written.
+    """
+    _remove_unfinished(config.output)
+    folder = make_run_folder(config, kind)
+    held = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        with suppress(OSError):  # a file system without locks, where nothing is removed either
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with writing(folder):
+            (folder / _UNFINISHED).touch()
+            yield folder
+            (folder / _UNFINISHED).unlink()
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    finally:
+        os.close(held)
+
+
+def _remove_unfinished(output: Path) -> None:
+    for mark in output.glob(f"*/{_UNFINISHED}"):
+        try:
+            held = os.open(mark.parent, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        except OSError:
+            continue
+        try:
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            continue  # a process fills it
+        else:
+            shutil.rmtree(mark.parent, ignore_errors=True)
+        finally:
+            os.close(held)
 
 
 def read_config(folder: Path) -> TrainConfig:

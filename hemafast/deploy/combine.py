@@ -38,11 +38,11 @@ from hemafast.ensemble import Ensemble
 from hemafast.errors import HemafastError, name_some
 from hemafast.evaluate.compared import compare
 from hemafast.evaluate.evaluate import as_seen, calibration_part
-from hemafast.files import write_text, writing
+from hemafast.files import write_text
 from hemafast.model import Classifier, Network
 from hemafast.preparation.split import TRAIN, VAL
 from hemafast.progress import SILENT, Progress, stage
-from hemafast.run_folder import BEST, COMMAND, CONFIG, ENSEMBLE, MACHINE, make_run_folder
+from hemafast.run_folder import BEST, COMMAND, CONFIG, ENSEMBLE, MACHINE, filling_run_folder
 from hemafast.words import counted
 
 SCHEMA = 1
@@ -375,17 +375,12 @@ def _write(first: Source, shared: Shared, made: _New, output: Path, result: dict
     """The run folder, completely or not at all."""
     config = replace(shared.config, image_size=made.card.image_size)
     kind = "soup" if result["method"] == "soup" else f"ensemble-of-{len(made.places)}"
-    folder = make_run_folder(replace(config, output=output), kind)
     made.network.cpu()
-    try:
-        with writing(folder):
-            if (first.run / MACHINE).is_file():
-                shutil.copyfile(first.run / MACHINE, folder / MACHINE)
-            write_text(folder / CONFIG, to_json(config))
-            write_text(folder / COMMAND, result["command"] + "\n")
-            write_text(folder / ENSEMBLE, json.dumps(result, indent=2, allow_nan=False) + "\n")
-            save_best(folder / BEST, made.network, made.card)
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
+    with filling_run_folder(replace(config, output=output), kind) as folder:
+        if (first.run / MACHINE).is_file():
+            shutil.copyfile(first.run / MACHINE, folder / MACHINE)
+        write_text(folder / CONFIG, to_json(config))
+        write_text(folder / COMMAND, result["command"] + "\n")
+        write_text(folder / ENSEMBLE, json.dumps(result, indent=2, allow_nan=False) + "\n")
+        save_best(folder / BEST, made.network, made.card)
     return folder

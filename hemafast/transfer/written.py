@@ -10,7 +10,7 @@ from typing import Any
 
 from hemafast.config import TrainConfig, to_json
 from hemafast.engine.checkpoint import ModelCard, save_best
-from hemafast.files import write_text, writing
+from hemafast.files import write_text
 from hemafast.model import Classifier
 from hemafast.pages import render
 from hemafast.run_folder import (
@@ -23,7 +23,7 @@ from hemafast.run_folder import (
     LIKENESS,
     LOG_TABLE,
     MACHINE,
-    make_run_folder,
+    filling_run_folder,
 )
 
 
@@ -47,19 +47,14 @@ def write_adapted(
     Raises:
         HemafastError: it cannot be written.
     """
-    folder = make_run_folder(replace(config, output=output), "adapted")
-    try:
-        with writing(folder):
-            kept = (MACHINE, LOG_TABLE, *((CALIBRATION, LIKENESS) if result["kept_parent"] else ()))
-            for name in kept:
-                if (parent / name).is_file():
-                    shutil.copyfile(parent / name, folder / name)
-            write_text(folder / CONFIG, to_json(config))
-            write_text(folder / COMMAND, result["command"] + "\n")
-            write_text(folder / ADAPTATION, json.dumps(result, indent=2, allow_nan=False) + "\n")
-            write_text(folder / ADAPTATION_PAGE, render("transfer/adaptation.html.j2", name=folder.name, **result))
-            save_best(folder / BEST, network, card)
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
+    with filling_run_folder(replace(config, output=output), "adapted") as folder:
+        kept = (MACHINE, LOG_TABLE, *((CALIBRATION, LIKENESS) if result["kept_parent"] else ()))
+        for name in kept:
+            if (parent / name).is_file():
+                shutil.copyfile(parent / name, folder / name)
+        write_text(folder / CONFIG, to_json(config))
+        write_text(folder / COMMAND, result["command"] + "\n")
+        write_text(folder / ADAPTATION, json.dumps(result, indent=2, allow_nan=False) + "\n")
+        write_text(folder / ADAPTATION_PAGE, render("transfer/adaptation.html.j2", name=folder.name, **result))
+        save_best(folder / BEST, network, card)
     return folder

@@ -1,19 +1,21 @@
 """What a run leaves on disk, and what it refuses before it writes anything."""
 
 import json
+import os
+import signal
 from datetime import datetime
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from hemafast import run_folder
-from hemafast.config import TrainConfig, checked
+from hemafast.config import TrainConfig, checked, train_config
 from hemafast.engine import trainer
 from hemafast.engine.checkpoint import load_best, load_last
 from hemafast.engine.journal import column, read_rows
 from hemafast.engine.trainer import train
 from hemafast.errors import HemafastError
-from hemafast.run_folder import read_config
+from hemafast.run_folder import filling_run_folder, read_config
 
 SPLITS = {"train": "training", "val": "validation"}
 
@@ -119,3 +121,35 @@ def test_the_log_is_whole_whoever_calls(settings, monkeypatch):
     trainer.logger.manager._clear_cache()
     folder = train(settings())
     assert "epoch 1/1" in (folder / "train.log").read_text(encoding="utf-8")
+
+
+def test_what_a_killed_process_left_of_a_folder_is_removed_and_what_another_fills_stays(tmp_path):
+    config = train_config(output=tmp_path)
+    whole = tmp_path / "whole"
+    whole.mkdir()
+    (whole / "config.json").touch()
+    pid = os.fork()
+    if not pid:
+        with filling_run_folder(config, "killed") as folder:
+            (folder / ".config.json.part").touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+    os.waitpid(pid, 0)
+    (left,) = tmp_path.glob("*killed*")
+    assert (left / ".config.json.part").exists()
+    with filling_run_folder(config, "first") as first:
+        assert not left.exists()
+        with filling_run_folder(config, "second") as second:
+            assert first.exists()
+        assert second.exists()
+    assert whole.exists()
+    assert not [*first.iterdir(), *second.iterdir()]
+
+
+def test_a_folder_that_cannot_be_filled_is_not_there(tmp_path):
+    def fill() -> None:
+        with filling_run_folder(train_config(output=tmp_path), "full"):
+            raise OSError(28, "No space left on device")
+
+    with pytest.raises(HemafastError, match="full cannot be written"):
+        fill()
+    assert not [*tmp_path.iterdir()]
