@@ -686,6 +686,11 @@ def located(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {**settings, **{name: Path(path).absolute() for name, path in paths.items()}}
 
 
+def everywhere(config: TrainConfig) -> TrainConfig:
+    """The same settings, with absolute paths as in the settings of a run."""
+    return checked(TrainConfig, located(to_plain(config)))
+
+
 def prepared_beside(source: Path) -> Path:
     """Where the data set of a source goes unless --output says it: in the folder, or beside the archive."""
     archive = source.stem.removesuffix(".tar")

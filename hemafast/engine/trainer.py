@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from hemafast.command import train_command
-from hemafast.config import TrainConfig, checked, located, to_json, to_plain
+from hemafast.config import TrainConfig, everywhere, to_json, to_plain
 from hemafast.engine.build import build_run
 from hemafast.engine.distributed import World, joined, restarts
 from hemafast.engine.duration import refuse_used_up
@@ -54,7 +54,7 @@ def train(
     process that writes it, None in the others. Raises HemafastError before anything is written if settings, machine or
     data do not fit, and StoppedError after a signal.
     """
-    config = checked(TrainConfig, located(to_plain(config)))
+    config = everywhere(config)
     with _starting(began) as starting, joined(config.device) as world, ExitStack() as held:
         opened = Opened(config)
         if go_on or restarts():

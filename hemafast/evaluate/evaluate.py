@@ -343,8 +343,8 @@ def calibration_part(dataset: Dataset, card: ModelCard) -> Mask:
 
 def _in_model(card: ModelCard, dataset: Dataset, samples: Samples) -> Labels:
     """(images,): places among the classes of the model; -1 for one that it lacks, as adapted ones may."""
-    places = {name: place for place, name in enumerate(card.classes)}
-    return np.array([places.get(name, -1) for name in dataset.info.classes])[samples.labels]
+    places: Labels = pd.Index(card.classes).get_indexer(pd.Index(dataset.info.classes)).astype(np.int64)
+    return places[samples.labels]
 
 
 def _calibration(
@@ -368,9 +368,8 @@ def _scores(answers: _Answers, calibration: Calibration, lineage: Lineage) -> Me
 
 def _own_classes(answers: _Answers, folding: Folding, dataset: Dataset) -> dict[str, Any] | None:
     """What the scores would be if no class that the data has no image of could be an answer; None if it has of all."""
-    counted_in = [images for domains in dataset.info.counts.values() for images in domains.values()]
-    there = [any(images.get(name) for images in counted_in) for name in dataset.info.classes]
-    places = sorted({place for place, known in zip(folding.labels.tolist(), there, strict=True) if known} - {-1})
+    there = np.isin(dataset.info.classes, dataset.images(ALL)["label"].unique())
+    places = sorted({*folding.labels[there].tolist()} - {-1})
     if not 1 < len(places) < len(folding.classes):
         return None
     names = [name for name, new in zip(folding.model, folding.answers, strict=True) if new in places]

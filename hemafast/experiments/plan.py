@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from hemafast.config import TrainConfig, checked, located, to_plain, train_config
+from hemafast.config import TrainConfig, checked, everywhere, to_plain, train_config
 from hemafast.data.dataset import open_dataset
 from hemafast.errors import HemafastError
 from hemafast.experiments.published import SWEEPS, refuse_unknown_experiments
@@ -102,7 +102,7 @@ def plan_sweep(
 def _settings(start: Mapping[str, Any], preset: str, given: Mapping[str, Any], scale: float) -> TrainConfig:
     """The settings of one experiment, with absolute paths as in the settings of a run."""
     config = checked(TrainConfig, {**start, **named_preset(preset), "preset": preset, **given})
-    return scaled(checked(TrainConfig, located(to_plain(config))), scale)
+    return scaled(everywhere(config), scale)
 
 
 def scaled(config: TrainConfig, scale: float) -> TrainConfig:

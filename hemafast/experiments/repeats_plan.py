@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from hemafast.command import prepare_command
-from hemafast.config import FREE, TrainConfig, checked, located, option_of, to_plain
+from hemafast.config import FREE, TrainConfig, everywhere, option_of, to_plain
 from hemafast.data.dataset import Dataset
 from hemafast.errors import HemafastError
 from hemafast.recorded import RepeatsFile, read_recorded
@@ -65,8 +65,7 @@ def plan_repeats(config: TrainConfig, folds: int | None, seeds: int) -> Repeats:
         raise HemafastError(f"fold = {config.fold} and folds = {folds} exclude each other.", "Leave out one of them.")
     if not 1 <= seeds <= MOST_SEEDS:
         raise HemafastError(f"seeds = {seeds} is out of range.", f"Give a number from 1 to {MOST_SEEDS}.")
-    everywhere = checked(TrainConfig, located(to_plain(config)))
-    return Repeats(everywhere, folds, tuple(range(config.seed, config.seed + seeds)))
+    return Repeats(everywhere(config), folds, tuple(range(config.seed, config.seed + seeds)))
 
 
 def refuse_other_folds(dataset: Dataset, folds: int | None) -> None:

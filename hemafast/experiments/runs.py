@@ -13,7 +13,7 @@ from typing import Any
 import pandas as pd
 import torch
 
-from hemafast.config import TrainConfig, checked, located, to_plain
+from hemafast.config import TrainConfig, everywhere
 from hemafast.data.dataset import open_dataset
 from hemafast.engine.checkpoint import DRAWN_WARNING, read_card
 from hemafast.engine.distributed import refuse_several
@@ -77,7 +77,7 @@ def run_all(
 def _is_finished(config: TrainConfig) -> bool:
     """Whether there is such a run that has come to its end."""
     try:
-        folder = newest_run(checked(TrainConfig, located(to_plain(config))))
+        folder = newest_run(everywhere(config))
         return folder is not None and summarise(folder).state == "finished"
     except HemafastError:
         return False
