@@ -18,8 +18,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from unittest.mock import patch
 
+import torch
+
 IMPORTED = (
-    *("torch", "torchvision", "timm", "numba", "nvidia.dali.fn", "nvidia.dali.plugin.numba", "pandas"),
+    *("pytest", "torch", "torchvision", "timm", "numba", "nvidia.dali.fn", "nvidia.dali.plugin.numba", "pandas"),
     *("pyarrow.parquet", "scipy.sparse.csgraph", "matplotlib.figure", "jinja2", "tensorboard", "rich", "hemafast.cli"),
     *("hemafast.preparation.build", "hemafast.engine.trainer", "hemafast.evaluate.evaluate", "hemafast.report"),
 )
@@ -34,7 +36,7 @@ ONE_THREAD = {
 
 
 def context() -> ForkServerContext:
-    """Start processes from the server. All that use it call this, since its imports are settled when it starts."""
+    """Start processes from the server. All call this: its imports and threads are settled when it starts."""
     server = multiprocessing.get_context("forkserver")
     server.set_forkserver_preload(list(IMPORTED))
     with patch.dict(os.environ, ONE_THREAD):
@@ -67,6 +69,7 @@ def hemafast(
 
 def _run(words: list[str], cwd: Path, environment: dict[str, str], said: str, first: Callable[[], None] | None) -> None:
     """In the new process: become the command."""
+    assert torch.get_num_threads() == 1, "the server was started elsewhere, not by `context`"
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(cwd)

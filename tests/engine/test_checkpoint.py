@@ -2,7 +2,6 @@
 
 import json
 import logging
-import multiprocessing
 import os
 import random
 import re
@@ -13,6 +12,7 @@ from itertools import count
 from multiprocessing.connection import Connection
 from pathlib import Path
 
+import forked
 import pytest
 import torch
 from power_cut import PowerCut, moments, power_cut
@@ -329,9 +329,7 @@ def save_without_end(file: Path, first: int, saved: Connection) -> None:
 @pytest.mark.slow
 def test_a_process_killed_at_any_moment_leaves_the_last_state_that_was_saved_or_the_one_after_it(tmp_path):
     file, draw, reported = tmp_path / "last", random.Random(0), -1
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["pytest", "hemafast.engine.checkpoint"])  # processes then start in no time
-    parts = set()
+    context, parts = forked.context(), set()
     for _ in range(50):
         ours, theirs = context.Pipe(duplex=False)
         process = context.Process(target=save_without_end, args=(file, reported + 2, theirs), daemon=True)

@@ -19,6 +19,7 @@ from hemafast.engine import stop
 from hemafast.engine.checkpoint import load_last
 from hemafast.engine.step import TrainStep
 from hemafast.engine.stop import SIGNALS, SecondSignal, StopFlag, exit_code
+from hemafast.engine.trainer import train
 from hemafast.run_folder import LAST
 
 CODES = {
@@ -76,17 +77,10 @@ def written(config, tmp_path: Path) -> Path:
     return file
 
 
-ALONE = {"timeout": 120, "OMP_NUM_THREADS": "1"}
-
-
 @pytest.fixture(scope="module")
-def straight(settings, tmp_path_factory):
-    """The folder of a run that nobody stopped, from a process like those that are stopped and resumed."""
-    config, folder = settings(epochs=2, dropout=0.3), tmp_path_factory.mktemp("straight")
-    ended = forked.hemafast("train", "--config", written(config, folder), "--quiet", cwd=folder, **ALONE)
-    assert ended.returncode == 0, ended.stderr
-    (run,) = config.output.iterdir()
-    return run
+def straight(settings):
+    """The folder of a run that nobody stopped."""
+    return train(settings(epochs=2, dropout=0.3))
 
 
 @pytest.mark.slow
@@ -98,13 +92,14 @@ def test_a_signal_saves_behind_the_update_and_the_resumed_run_is_whole(
 ):
     config = settings(epochs=2, dropout=0.3)
     train_it = ("train", "--config", written(config, tmp_path), "--quiet")
-    ended = forked.hemafast(*train_it, cwd=tmp_path, **ALONE, first=partial(signal_behind, 8, number))
+    alone = {"cwd": tmp_path, "timeout": 120, "OMP_NUM_THREADS": "1"}
+    ended = forked.hemafast(*train_it, **alone, first=partial(signal_behind, 8, number))
     (folder,) = config.output.iterdir()
     assert ended.returncode == CODES[number]
     assert f"Stopped by {number.name} after 8 updates, in epoch 2 of 2" in ended.stderr
     assert f"--resume {folder}" in ended.stderr
     assert load_last(folder / LAST)["progress"]["steps_done"] == 8
-    resumed = forked.hemafast("train", "--resume", folder, "--quiet", cwd=tmp_path, **ALONE)
+    resumed = forked.hemafast("train", "--resume", folder, "--quiet", **alone)
     assert resumed.returncode == 0
     assert_equal_runs(folder, straight)
 
