@@ -1,6 +1,7 @@
 """Search for input that hemafast neither takes nor refuses. Prints a summary as JSON; exit code 1 if there is any.
 
 python tools/run_fuzz.py                           # 100,000 inputs
+python tools/run_fuzz.py --json benchmarks/results/fuzz.json
 python tools/run_fuzz.py --inputs 900 --seed 3     # fewer, others
 python tools/run_fuzz.py --only settings tables    # some readers
 python tools/run_fuzz.py --engine atheris          # guided by the lines that inputs reach: pip install atheris
@@ -11,14 +12,19 @@ from __future__ import annotations
 import argparse
 import importlib
 import importlib.util
-import json
 import os
+import shlex
 import sys
+from collections.abc import Mapping
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "benchmarks"))
 
 from fuzz.search import ATHERIS, HYPOTHESIS, search, summary
 from fuzz.targets import TARGETS
+from output import machine_line, print_json, table  # a script beside the package, not a part of it
 
 SLOW = ("archives", "data_sets", "manifests", "models", "programs", "reports", "predictions", "commands")
 """They get one share of the inputs; the others get QUICK shares."""
@@ -39,6 +45,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1, help="another seed draws other inputs")
     parser.add_argument("--only", nargs="+", choices=sorted(TARGETS), default=list(TARGETS), help="readers")
     parser.add_argument("--keep", type=Path, help="folder for inputs that failed")
+    parser.add_argument("--json", type=Path, help="file for the counts")
     parser.add_argument("--engine", choices=(HYPOTHESIS, ATHERIS), default=HYPOTHESIS, help="what finds the inputs")
     asked = parser.parse_args()
     if asked.engine == ATHERIS and importlib.util.find_spec(ATHERIS) is None:
@@ -52,8 +59,20 @@ def main() -> int:
         inputs = -(-asked.inputs * share // sum(shares.values()))
         outcomes[name] = search(name, TARGETS[name], inputs, asked.seed, asked.engine)
     found = summary(outcomes, asked.keep)
-    print(json.dumps(found, indent=2))
+    print_json({"command": _command(asked), "machine": _machine(), **found}, asked.json)
     return 1 if found["failures"] else 0
+
+
+def _command(asked: argparse.Namespace) -> str:
+    words = ["python", "tools/run_fuzz.py", "--inputs", str(asked.inputs), "--seed", str(asked.seed)]
+    words += [] if asked.only == list(TARGETS) else ["--only", *asked.only]
+    return shlex.join(words + ([] if asked.engine == HYPOTHESIS else ["--engine", asked.engine]))
+
+
+def _machine() -> dict[str, str]:
+    from hemafast.engine.machine import machine_facts  # after `import_early`
+
+    return machine_facts("cpu")
 
 
 def import_early(engine: str) -> None:
@@ -66,6 +85,18 @@ def import_early(engine: str) -> None:
     with counted:
         for name in EARLY:
             importlib.import_module(name)
+
+
+def tables(results: Mapping[str, Any]) -> dict[str, str]:
+    """What became of the inputs of the last search, by reader."""
+    result = results["fuzz"]
+    failed = [one["target"] for one in result["failures"]]
+    rows = []
+    for name, one in result["targets"].items():
+        counts = one["inputs"], one["inputs"] - one["refused"], one["refused"], failed.count(name)
+        rows.append([name.replace("_", " "), *(f"{count:,}" for count in counts)])
+    note = f"`{result['command']}`. {machine_line(result['machine'])}"
+    return {"fuzz": table("reader of | inputs | taken | refused in words | neither", rows, note)}
 
 
 if __name__ == "__main__":

@@ -216,10 +216,7 @@ def summary(outcomes: dict[str, Outcome], keep: Path | None = None) -> dict[str,
         "inputs": sum(one.inputs for one in outcomes.values()),
         "seconds": round(sum(one.seconds for one in outcomes.values()), 1),
         "failures": [{"target": name, "fault": fault, "bytes": len(data)} for name, fault, data in failures],
-        "targets": {
-            name: {"inputs": one.inputs, "refused": one.refused, "seconds": one.seconds}
-            for name, one in outcomes.items()
-        },
+        "targets": {name: _counts(one) for name, one in outcomes.items()},
     }
 
 
