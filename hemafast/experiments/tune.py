@@ -20,8 +20,9 @@ from hemafast.errors import HemafastError, require
 from hemafast.experiments.repeats_plan import refuse_other_folds
 from hemafast.experiments.runs import Failed, csv_of, write_files
 from hemafast.experiments.space import Space
+from hemafast.experiments.study import open_study, told_of
 from hemafast.experiments.tested import score_on_test
-from hemafast.experiments.trials import BY_FOLD, OutOfTimeError, PrunedError, train_trial
+from hemafast.experiments.trials import OutOfTimeError, PrunedError, train_trial
 from hemafast.pages import render
 from hemafast.pictures import data_address
 from hemafast.preparation.split import TEST
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 
 EXTRA = "tune"
 """What pip calls the packages that this needs."""
-STUDY, PAGE, TABLE, RESULT = "tune.db", "tune.html", "tune.csv", "tune.json"
+PAGE, TABLE, RESULT = "tune.html", "tune.csv", "tune.json"
 SCHEMA = 1
 DONE, PRUNED, FAILED = "done", "pruned", "failed"
 
@@ -47,11 +48,8 @@ NESTED = (
     "So this is the score to expect"
 )
 
-_NAME = "hemafast"
-_ASKED, _TESTED = "asked", "tested"  # attributes of the study
-_FOLDER, _FACTS, _REASON = "folder", "facts", "reason"  # attributes of its trials
-_UNPRUNED = 4  # trials that run to their end before any is pruned
-_JUDGED_FROM = 2  # the epoch, or the number of folds, at whose end a trial may be pruned first
+_TESTED = "tested"  # attribute of the study
+_FOLDER, _FACTS, _REASON = "folder", "facts", "reason"  # attributes of its trials: `study.Told`
 _FREE = ("data", "output", "device", "threads")  # settings that a study may be continued with
 _DPI = 110
 
@@ -98,7 +96,7 @@ def tune(
     ends = time.monotonic() + time_budget
     write_files(config.output, {})
     with locked(config.output):
-        study = _open_study(search)
+        study = open_study(config.output, search.asked(), seed=config.seed)
         _take_up(study)
         while len(_counted(study)) < trials and time.monotonic() < ends:
             try:
@@ -135,37 +133,14 @@ class _Search:
         return settings | {"space": self.space.to_plain(), "folds": self.folds}
 
 
-def _open_study(search: _Search) -> Study:
-    """The study in the output. Raises HemafastError if it is of other settings, or cannot be read."""
-    import optuna
-    from sqlalchemy.exc import SQLAlchemyError
-
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    file, asked = (search.config.output / STUDY).resolve(), search.asked()
-    pruner = optuna.pruners.MedianPruner(n_startup_trials=_UNPRUNED, n_warmup_steps=_JUDGED_FROM)
-    try:
-        study = optuna.create_study(
-            storage=f"sqlite:///{file}", study_name=_NAME, load_if_exists=True, direction="maximize", pruner=pruner
-        )
-        before = study.user_attrs.get(_ASKED, asked)
-        study.set_user_attr(_ASKED, before)
-    except (SQLAlchemyError, optuna.exceptions.OptunaError, OSError, ValueError, RuntimeError) as error:
-        why = str(error).partition("\n")[0]
-        raise HemafastError(f"{file} cannot be used ({why}).", "Name another --output.") from error
-    if changed := [name for name in asked if before.get(name) != asked[name]]:
-        raise HemafastError(f"{file} is a study with other {', '.join(changed)}.", "Name another --output for these.")
-    study.sampler = optuna.samplers.TPESampler(seed=search.config.seed + len(study.trials))  # another one in each call
-    return study
-
-
 def _take_up(study: Study) -> None:
     """Ask again for trials that were interrupted: with the same folder, their runs resume."""
     from optuna.trial import TrialState
 
     for trial in study.get_trials(states=(TrialState.RUNNING,)):
         study.tell(trial.number, state=TrialState.FAIL)
-        if _FOLDER in trial.user_attrs:
-            study.enqueue_trial(trial.params, user_attrs={_FOLDER: trial.user_attrs[_FOLDER]})
+        if folder := told_of(trial).folder:
+            study.enqueue_trial(trial.params, user_attrs={_FOLDER: folder})
 
 
 def _counted(study: Study) -> list[FrozenTrial]:
@@ -173,7 +148,7 @@ def _counted(study: Study) -> list[FrozenTrial]:
     from optuna.trial import TrialState
 
     ended = study.get_trials(states=(TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL))
-    return [trial for trial in ended if trial.state != TrialState.FAIL or _REASON in trial.user_attrs]
+    return [trial for trial in ended if trial.state != TrialState.FAIL or told_of(trial).reason is not None]
 
 
 def _run_trial(study: Study, search: _Search, ends: float, progress: Progress) -> None:
@@ -207,21 +182,22 @@ def _test_best(study: Study, search: _Search) -> None:
 
 def _row(trial: FrozenTrial) -> dict[str, Any]:
     """One trial; of a pruned one, the macro-F1 of its last epoch."""
-    facts = trial.user_attrs.get(_FACTS, {})
+    told = told_of(trial)
+    facts = told.facts
     last = max(trial.intermediate_values, default=None)
     states = {"COMPLETE": DONE, "PRUNED": PRUNED, "FAIL": FAILED}
     return {
         "trial": trial.number + 1,
         "state": states[trial.state.name],
         "macro_f1": trial.intermediate_values.get(last) if trial.value is None else trial.value,
-        "ci95": facts.get("ci95", [None, None]),
-        "by_fold": (by_fold := trial.user_attrs.get(BY_FOLD, [])),
-        "epochs": facts.get("epochs", None if by_fold else last),
-        "seconds": facts.get("seconds"),
+        "ci95": facts.ci95 if facts else [None, None],
+        "by_fold": told.by_fold,
+        "epochs": facts.epochs if facts else None if told.by_fold else last,
+        "seconds": facts.seconds if facts else None,
         "settings": trial.params,
-        "run": facts.get("run"),
-        "runs": facts.get("runs", [facts["run"]] if facts else []),
-        "reason": trial.user_attrs.get(_REASON),
+        "run": facts.run if facts else None,
+        "runs": facts.runs or [facts.run] if facts else [],
+        "reason": told.reason,
     }
 
 

@@ -14,7 +14,8 @@ from hemafast.errors import HemafastError, StoppedError
 from hemafast.evaluate.looks import looks_file
 from hemafast.experiments import trials as running
 from hemafast.experiments.space import parse_space
-from hemafast.experiments.tune import PAGE, RESULT, STUDY, TABLE, tune
+from hemafast.experiments.study import STUDY
+from hemafast.experiments.tune import PAGE, RESULT, TABLE, tune
 from hemafast.preparation.build import prepare
 from hemafast.run_folder import read_metrics
 
@@ -165,6 +166,45 @@ def test_a_database_of_something_else_is_refused(settings):
     base.close()
     with pytest.raises(HemafastError, match=rf"{STUDY} cannot be used"):
         tune(settings(), SPACE, trials=1)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("folder", "../elsewhere", "folder: String should match pattern"),
+        ("folder", 7, "folder: Input should be a valid string"),
+        ("facts", {"run": "x"}, "facts.ci95: Field required"),
+        ("by_fold", [float("inf")], "by_fold.0: Input should be a finite number"),
+    ],
+)
+def test_a_study_that_was_changed_is_refused(settings, scored_by, name, value, said):
+    scored_by(lambda *_: 0.5)
+    tune(settings(), SPACE, trials=1)
+    file = settings().output / STUDY
+    study = optuna.load_study(study_name="hemafast", storage=f"sqlite:///{file}")
+    trial = study.ask()
+    trial.set_user_attr(name, value)
+    with pytest.raises(HemafastError, match=rf"{STUDY} cannot be used \({said}"):
+        tune(settings(), SPACE, trials=2)
+    assert not (settings().output.parent / "elsewhere").exists()
+
+
+def test_settings_of_a_study_that_are_none_are_refused(settings, scored_by):
+    scored_by(lambda *_: 0.5)
+    tune(settings(), SPACE, trials=1)
+    study = optuna.load_study(study_name="hemafast", storage=f"sqlite:///{settings().output / STUDY}")
+    study.set_user_attr("asked", "nothing")
+    with pytest.raises(HemafastError, match=r"cannot be used \(asked: Input should be a valid dictionary"):
+        tune(settings(), SPACE, trials=2)
+
+
+def test_a_study_is_not_written_through_a_link(settings, scored_by, tmp_path):
+    scored_by(lambda *_: 0.5)
+    settings().output.mkdir()
+    (settings().output / STUDY).symlink_to(tmp_path / "victim.db")
+    with pytest.raises(HemafastError, match="it is a link, which is not followed"):
+        tune(settings(), SPACE, trials=1)
+    assert not (tmp_path / "victim.db").exists()
 
 
 def test_without_optuna_its_name_is_told(settings, monkeypatch):
