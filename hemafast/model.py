@@ -71,7 +71,9 @@ class Classifier(Network):
         return int(self.backbone.num_classes)  # type: ignore[arg-type]
 
     def normalise_by(self, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
-        """Normalise images by other constants from now on."""
+        """Normalise images by other constants from now on. Raises ValueError unless all of `std` are above 0."""
+        if not all(deviation > 0 for deviation in std):
+            raise ValueError(f"images cannot be divided by the deviations {std}")
         self.mean, self.std = mean, std
         deviation = torch.tensor(std)
         # (x / 255 - mean) / std as one multiplication and one addition.

@@ -111,6 +111,11 @@ def test_weights_are_in_channels_last():
     assert all(kernel.is_contiguous(memory_format=torch.channels_last) for kernel in kernels)
 
 
+def test_images_are_not_divided_by_nothing():
+    with pytest.raises(ValueError, match="deviations"):
+        build_model("test_resnet", 5, SIZE).normalise_by((0.5,) * 3, (0.2, float("nan"), 0.2))
+
+
 def test_normalisation_is_no_part_of_the_weights():
     state = build_model("test_resnet", 5, SIZE).state_dict()
     assert all(name.startswith("backbone.") for name in state)

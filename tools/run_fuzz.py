@@ -26,7 +26,9 @@ from fuzz.search import ATHERIS, HYPOTHESIS, search, summary
 from fuzz.targets import TARGETS
 from output import machine_line, print_json, table  # a script beside the package, not a part of it
 
-SLOW = ("archives", "data_sets", "manifests", "models", "programs", "reports", "predictions", "commands")
+from hemafast.words import counted
+
+SLOW = ("archives", "data_sets", "manifests", "models", "ensembles", "programs", "reports", "predictions", "commands")
 """They get one share of the inputs; the others get QUICK shares."""
 QUICK = 3
 DRAWN = ("commands",)
@@ -57,7 +59,9 @@ def main() -> int:
     outcomes = {}
     for name, share in shares.items():
         inputs = -(-asked.inputs * share // sum(shares.values()))
-        outcomes[name] = search(name, TARGETS[name], inputs, asked.seed, asked.engine)
+        outcomes[name] = one = search(name, TARGETS[name], inputs, asked.seed, asked.engine)
+        told = f"{name}: {one.inputs:,} inputs, {one.refused:,} refused, {counted(len(one.failures), 'fault')}"
+        print(f"{told}, {one.seconds:.0f} s", file=sys.stderr, flush=True)
     found = summary(outcomes, asked.keep)
     print_json({"command": _command(asked), "machine": _machine(), **found}, asked.json)
     return 1 if found["failures"] else 0

@@ -31,6 +31,7 @@ DRAWN_WARNING = "THE DATA IS DRAWN, NOT PHOTOGRAPHED: no score on it says anythi
 
 _FORMAT = "hemafast-2"
 _CHANNELS = 3
+_ROUNDING = 1e-3  # of weights that add up to 1
 Shapes = Mapping[str, tuple[int, ...]]
 """Shapes of tensors by name."""
 _Level = Annotated[float, Ge(0), Le(255)]
@@ -204,6 +205,8 @@ class ModelCard:
         for member in self.members:
             if sorted(set(member.order)) != list(range(len(self.classes))) or len(member.order) != len(self.classes):
                 raise ValueError(f"the order of the classes of {member.run} is no permutation of the classes")
+        if self.members and abs((total := sum(member.weight for member in self.members)) - 1) > _ROUNDING:
+            raise ValueError(f"the weights of the members add up to {total:g}, not to 1")
 
     @property
     def members(self) -> tuple[Member, ...]:

@@ -290,6 +290,23 @@ def test_a_card_whose_members_are_not_in_the_file_is_refused(made, seeds, tmp_pa
         load_best(tmp_path / BEST)
 
 
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"weight": 0.0}, r"the weights of the members add up to 0\.\d+, not to 1"),
+        ({"std": (0.2, 0.0, 0.2)}, r"divided by the deviations \(0\.2, 0\.0, 0\.2\)"),
+        ({"order": (0, 0)}, "no permutation of the classes"),
+    ],
+)
+def test_members_that_cannot_answer_are_refused(made, tmp_path, changes, said):
+    network, card = load_best(made / BEST)
+    for name, value in changes.items():
+        object.__setattr__(card.members[0], name, value)  # as a file may hold it
+    save_best(tmp_path / BEST, network, card)
+    with pytest.raises(HemafastError, match=said):
+        load_best(tmp_path / BEST)
+
+
 def test_nothing_is_left_of_an_ensemble_that_cannot_be_written(seeds, tmp_path, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")

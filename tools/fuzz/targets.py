@@ -15,7 +15,7 @@ import sys
 import tarfile
 import zipfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 _FORMS = ("PNG", "JPEG", "TIFF", "BMP", "WEBP")
 _COMMANDS = (
     *("train", "evaluate", "predict", "report", "export", "prepare", "runs", "verify", "eda", "explain", "adapt"),
-    *("lr-find", "bench", "sweep", "crossdomain", "patients"),
+    *("lr-find", "bench", "sweep", "crossdomain", "patients", "ensemble", "embed", "push", "audit", "tune", "pretrain"),
 )
 """Commands that refuse to work in an empty folder; `demo` and `doctor` would work, slowly."""
 
@@ -222,6 +222,32 @@ def models(room: Path) -> Target:
     return Target(st.one_of(_edited_headers(sound, others), edited, damaged([sound])), read, sound=sound)
 
 
+def ensembles(room: Path) -> Target:
+    """A model of two members: its card says what each is."""
+    import torch
+
+    from hemafast.deploy.model import open_model
+    from hemafast.engine.checkpoint import Combined, Member, ensemble_of, save_best
+    from hemafast.model import build_model
+
+    file = room / "best_model.safetensors"
+    torch.manual_seed(0)
+    networks = [build_model("test_resnet", 2, 32) for _ in range(2)]
+    members = tuple(
+        Member(f"runs/{place}", 1, "test_resnet", 32, (0.5,) * 3, (0.2,) * 3, True, False, 1.0, 0.5, (1, 0))
+        for place in range(2)
+    )
+    card = replace(_card(), combined=Combined("mean", tuple(member.run for member in members), members))
+    save_best(file, ensemble_of(networks, card), card)
+    sound = file.read_bytes()
+
+    def read(data: bytes) -> None:
+        file.write_bytes(data)
+        open_model(file, device="cpu")
+
+    return Target(st.one_of(_edited_headers(sound), damaged([sound])), read, sound=sound)
+
+
 def programs(_: Path) -> Target:
     """Looking through an exported program before torch may load it."""
     import torch
@@ -376,7 +402,19 @@ def commands(room: Path) -> Target:
 TARGETS: dict[str, Callable[[Path], Target]] = {
     one.__name__: one
     for one in (
-        *(archives, images, tables, settings, data_sets, manifests, checkpoints, models, programs, likenesses),
+        *(
+            archives,
+            images,
+            tables,
+            settings,
+            data_sets,
+            manifests,
+            checkpoints,
+            models,
+            ensembles,
+            programs,
+            likenesses,
+        ),
         *(heads, lineages, reports, predictions, commands),
     )
 }
