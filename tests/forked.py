@@ -7,6 +7,7 @@ on the variables that libraries read when they are imported needs a new interpre
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import subprocess
@@ -22,8 +23,10 @@ import torch
 
 IMPORTED = (
     *("pytest", "torch", "torchvision", "timm", "numba", "nvidia.dali.fn", "nvidia.dali.plugin.numba", "pandas"),
-    *("pyarrow.parquet", "scipy.sparse.csgraph", "matplotlib.figure", "jinja2", "tensorboard", "rich", "hemafast.cli"),
-    *("hemafast.preparation.build", "hemafast.engine.trainer", "hemafast.evaluate.evaluate", "hemafast.report"),
+    *("pyarrow.parquet", "pyarrow.dataset", "scipy.sparse.csgraph", "scipy.stats", "scipy.ndimage", "jinja2"),
+    *("matplotlib.figure", "matplotlib.backends.backend_agg", "matplotlib.backends.backend_svg", "rich.table"),
+    *("rich.logging", "torch.utils.tensorboard", "hemafast.cli", "hemafast.cli.tables", "hemafast.report.page"),
+    *("hemafast.preparation.build", "hemafast.engine.trainer", "hemafast.evaluate.evaluate", "hemafast.doctor"),
 )
 
 
@@ -68,8 +71,9 @@ def hemafast(
 
 
 def _run(words: list[str], cwd: Path, environment: dict[str, str], said: str, first: Callable[[], None] | None) -> None:
-    """In the new process: become the command."""
+    """In the new process: become the command. Collections of garbage pass over what the server has imported."""
     assert torch.get_num_threads() == 1, "the server was started elsewhere, not by `context`"
+    gc.freeze()
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(cwd)
