@@ -42,7 +42,7 @@ class Source:
             quarter_turns=network.quarter_turns,
             temperature=card.temperature,
             weight=weight,
-            order=tuple(card.classes.index(name) for name in classes),
+            order=tuple(card.places_of(classes)),
             fold=self.config.fold,
         )
 

@@ -33,7 +33,7 @@ class Teacher:
         self, network: Network, card: ModelCard, classes: Sequence[str], machine: Machine, weight: float
     ) -> None:
         self._network, self._card, self._weight = network.eval().requires_grad_(False), card, weight
-        self._order = torch.tensor([card.classes.index(name) for name in classes], device=machine.device)
+        self._order = torch.tensor(card.places_of(classes), device=machine.device)
         self._device, self._dtype = machine.device, machine.dtype
         self.digest, self.warnings = "", tuple[str, ...]()
 
