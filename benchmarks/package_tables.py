@@ -117,6 +117,8 @@ def _draws(policy: augment.Policy) -> str:
         f"RandAugment({policy.randaugment_ops}, {policy.randaugment_magnitude})": policy.randaugment_ops,
         f"stains by {100 * policy.stain:.0f} %": policy.stain,
         f"another background in {100 * policy.background:.0f} % of the images": policy.background,
+        f"up to {100 * policy.crosstalk:.0f} % of each channel's density in another channel": policy.crosstalk,
+        f"{100 * policy.grey:.0f} % of the images without colour": policy.grey,
         f"optical density by {100 * policy.density:.0f} %": policy.density,
         f"contrast of each channel by up to e^{policy.contrast:g}": policy.contrast,
         f"brightness of each channel by {100 * policy.brightness:.0f} % of the range": policy.brightness,

@@ -337,7 +337,7 @@ def tune(
             has no such folds or no test images.
         StoppedError: a run was interrupted; everything is saved.
     """
-    from hemafast.experiments.space import DEFAULT, parse_space
+    from hemafast.experiments.space import default_space, parse_space
     from hemafast.experiments.tune import tune as search
 
     if preset is None and config is None:
@@ -347,7 +347,7 @@ def tune(
     seconds = seconds_of(time_budget) if isinstance(time_budget, str) else time_budget
     return search(
         chosen,
-        parse_space(space or DEFAULT),
+        parse_space(space) if space else default_space(chosen),
         trials=trials,
         folds=folds,
         test=test,

@@ -620,7 +620,7 @@ class TrainConfig:
         refuse_unknown_model(self.model)
         balanced_share(self.sampler)
         if self.method is not None:
-            _refuse_idle(self, LABELLED, f"method = {self.method}, which uses no labels", "--preset pretrain")
+            _refuse_idle(self, LABELLED, f"method = {self.method}, which uses no labels", "pretrain")
         if self.probe:
             _become_probe(self)
         if list(self.growing_from) != sorted({*self.growing_from, self.image_size})[:-1]:
@@ -644,16 +644,17 @@ def _refuse_labels(settings: PrepareConfig) -> None:
 
 
 def _refuse_idle(settings: TrainConfig, names: Sequence[str], why: str, preset: str) -> None:
-    """Raise HemafastError if one of `names` is not at its default."""
+    """Raise HemafastError if one of `names` is not at its default, where `preset` leaves all of them there."""
+    other = "" if settings.preset == preset else f", or use --preset {preset}"
     for name in names:
         value = getattr(settings, name)
         if value != TrainConfig.__dataclass_fields__[name].default:
-            raise HemafastError(f"{name} = {value} has no effect with {why}.", f"Leave it out, or use {preset}.")
+            raise HemafastError(f"{name} = {value} has no effect with {why}.", f"Leave it out{other}.")
 
 
 def _become_probe(settings: TrainConfig) -> None:
     """One epoch. Raises HemafastError for what a probe cannot do."""
-    _refuse_idle(settings, STEPPED, f"probe = {settings.probe}, which makes no steps", "--preset probe")
+    _refuse_idle(settings, STEPPED, f"probe = {settings.probe}, which makes no steps", "probe")
     if settings.epochs not in (1, TrainConfig.epochs):
         raise HemafastError(
             f"epochs = {settings.epochs}: a probe looks at its views once.",

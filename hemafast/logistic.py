@@ -71,6 +71,19 @@ class Axes:
         return Layer(weights, layer.bias - weights @ self.mean)
 
 
+def cross_entropy(logits: Matrix, labels: Labels, weights: Matrix) -> float:
+    """Mean over images of the negative logarithm of the probability of the true class, times their weights.
+
+    Args:
+        logits: (n, classes).
+        labels: (n,), indices of classes.
+        weights: (n,), how much each image counts.
+    """
+    from scipy.special import log_softmax
+
+    return float(-(weights * log_softmax(logits, axis=1)[np.arange(len(labels)), labels]).mean())
+
+
 def fit_logistic(
     features: Matrix, labels: Labels, classes: int, smoothness: float, weights: Matrix | None = None
 ) -> Layer:

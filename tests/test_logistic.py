@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 from scipy.special import softmax
 from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import log_loss
 
-from hemafast.logistic import Axes, Layer, fit_logistic
+from hemafast.logistic import Axes, Layer, cross_entropy, fit_logistic
 
 
 @pytest.fixture
@@ -48,6 +49,14 @@ def test_a_weight_counts_as_often_as_the_cell_came(cells):
         fit_logistic(features[twice], labels[twice], 3, 0.1),
     )
     np.testing.assert_allclose(weighed(features), repeated(features), atol=0.05)
+
+
+def test_cross_entropy_is_that_of_scikit_learn_and_no_certain_mistake_makes_it_infinite(cells):
+    features, labels = cells
+    logits, weights = features[:, :3], np.linspace(0.5, 1.5, 90)  # of mean 1
+    theirs = log_loss(labels, softmax(logits, axis=1), sample_weight=weights)
+    assert cross_entropy(logits, labels, weights) == pytest.approx(theirs)
+    assert cross_entropy(np.array([[0.0, 1e4]]), np.array([0]), np.array([2.0])) == pytest.approx(2e4)
 
 
 @pytest.mark.parametrize("images", [4, 90])

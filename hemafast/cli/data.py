@@ -134,7 +134,8 @@ def prepare(
     _say([*(f"note: {note}" for note in prepared.info.notes), f"{prepared.folder}: {written}."])
     if settings.output != PrepareConfig.output:
         folds = "" if settings.folds is None else f" --folds {settings.folds}"
-        _say([f"Train on it with: hemafast train --data {shlex.quote(str(prepared.folder))}{folds}"])
+        command = "pretrain" if settings.ignore_labels else "train"
+        _say([f"Train on it with: hemafast {command} --data {shlex.quote(str(prepared.folder))}{folds}"])
 
 
 def _chosen_part(text: str | None, *, join: bool, dry_run: bool) -> Part | None:
@@ -212,7 +213,8 @@ def eda(
 
 
 @app.command(
-    epilog="Examples: `hemafast augment-preview`, `hemafast augment-preview --policy lineage --stain 0.2 --draws 4`"
+    epilog="Examples: `hemafast augment-preview`, `hemafast augment-preview --policy lineage --stain 0.2 --draws 4`, "
+    "`hemafast augment-preview --policy lineage --parts`"
 )
 @configured(TrainConfig, fields=_OF_POLICY, common=_OF_POLICY)
 def augment_preview(
@@ -227,19 +229,21 @@ def augment_preview(
     draws: Annotated[int, typer.Option(min=1, max=20, help="Rows per policy.")] = 2,
     image_size: Annotated[int, typer.Option(min=32, max=1024, help="Side of the views in pixels.")] = 224,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the draws.")] = TrainConfig.seed,
+    parts: Annotated[bool, typer.Option("--parts", help="Show each change of a policy alone.")] = False,
     as_json: Json = False,
     verbose: Verbose = False,
     quiet: Quiet = False,
 ) -> None:
-    """Draw the same cells under each augmentation policy, as training sees them."""
+    """Draw the same cells under each augmentation policy, or under each of its changes, as training sees them."""
     train_config(**asked)  # the same checks as for training
     refuse_missing_data(data)
     progress = listen(verbose=verbose, quiet=quiet or as_json)
-    from hemafast.data.augment import POLICIES, named_policy
+    from hemafast.data.augment import POLICIES, named_policy, parts_of
     from hemafast.data.preview import write_preview
     from hemafast.progress import stage
 
     policies = {name: named_policy(name, **asked) for name in policy or POLICIES}
+    policies = parts_of(policies) if parts else policies
     with stage(progress, "drawing"):
         write_preview(data, output, policies, cells=cells, draws=draws, image_size=image_size, seed=seed)
     if as_json:

@@ -28,7 +28,7 @@ from hemafast.cli.options import Asked, configured
 from hemafast.config import TrainConfig, parse_class_map, seconds_of, train_config
 from hemafast.errors import StoppedError
 from hemafast.experiments.published import refuse_unknown_experiments
-from hemafast.experiments.space import DEFAULT, parse_space
+from hemafast.experiments.space import DEFAULT, default_space, parse_space
 from hemafast.run_folder import find_run
 
 _COMPARED = ("preset", "data", "domains", "output", "model", "epochs", "image_size", "batch_size", "seed", "device")
@@ -171,7 +171,7 @@ def tune(
     preset = asked.pop("preset", None) or (None if config_file else "fast")
     settings = train_config(preset, config_file, **{"output": Path("runs/tune"), **asked})
     refuse_missing_data(settings.data)
-    searched = parse_space(space or DEFAULT)
+    searched = parse_space(space) if space else default_space(settings)
     seconds = float("inf") if time_budget is None else seconds_of(time_budget)
     progress = listen(verbose=verbose, quiet=quiet or as_json)
     from hemafast.cli.tables import tune_results

@@ -7,6 +7,7 @@ from files, with any number of threads, and after a restart.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
@@ -121,6 +122,21 @@ def named_policy(name: str, **changes: Any) -> Policy:
         raise HemafastError(f"There is no policy {name!r}.", f"Choose from: {', '.join(POLICIES)}.")
     return replace(POLICIES[name], **{field: value for field, value in changes.items() if value is not None})
 
+
+def parts_of(policies: Mapping[str, Policy]) -> dict[str, Policy]:
+    """Each change of each policy alone, as "POLICY: CHANGE". Raises HemafastError if they change nothing."""
+    found = {}
+    for name, policy in policies.items():
+        shapes = Policy(**{shape: getattr(policy, shape) for shape in _SHAPES})
+        changed = {one.name: value for one in fields(policy) if (value := getattr(policy, one.name)) != one.default}
+        found |= {f"{name}: {of}": replace(shapes, **{of: changed[of]}) for of in changed if of not in _SHAPES}
+    if not found:
+        raise HemafastError(f"{', '.join(policies)} has no changes to show.", "Name another policy, such as lineage.")
+    return found
+
+
+_SHAPES = ("crop_ratio", "randaugment_magnitude")
+"""Fields that only say how another change is."""
 
 ENHANCEMENTS = (
     "as it is",

@@ -42,7 +42,7 @@ class Source:
             quarter_turns=network.quarter_turns,
             temperature=card.temperature,
             weight=weight,
-            order=tuple(card.classes.index(name) for name in classes),
+            order=tuple(card.places_of(classes)),
             fold=self.config.fold,
         )
 
@@ -103,7 +103,8 @@ def _snapshots(run: Path) -> list[Source]:
         found[epoch] = replace(best, network=network, card=replace(best.card, epoch=epoch))
     if len(found) < 2:
         problem = f"{run} keeps the weights of one epoch only (epoch {best.card.epoch})."
-        raise HemafastError(problem, "Train with more checkpoints, such as --keep 5.")
+        remedy = "Name several probes." if best.config.probe else "Train with more checkpoints, such as --keep 5."
+        raise HemafastError(problem, remedy)
     return [found[epoch] for epoch in sorted(found)]
 
 

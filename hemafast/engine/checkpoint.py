@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -217,6 +217,10 @@ class ModelCard:
     def temperature(self) -> float:
         """Divisor of the logits; 1 before the model was evaluated."""
         return self.calibration.temperature if self.calibration else 1.0
+
+    def places_of(self, classes: Iterable[str]) -> list[int]:
+        """The places of some of its classes among them."""
+        return [self.classes.index(name) for name in classes]
 
 
 def save_best(file: Path, model: Network, card: ModelCard) -> None:

@@ -16,6 +16,7 @@ from hemafast.engine.captured import why_not
 from hemafast.engine.checkpoint import DRAWN_WARNING
 from hemafast.engine.distributed import World
 from hemafast.engine.machine import Choice, Machine, amp_of, choose_input, has_precision, machine_for, reading, room_of
+from hemafast.engine.teacher import refuse_strange_teacher
 from hemafast.engine.trial import decide
 from hemafast.errors import HemafastError, name_some
 from hemafast.lineage import Lineage, as_lineage, fitting_lineage
@@ -60,7 +61,9 @@ def settle(config: TrainConfig, world: World, saved: dict[str, Any] | None = Non
     """
     dataset = open_dataset(config.data, config.fold, config.domains)
     tried: Sequence[Any] = ()
-    if saved is None:
+    lineage = _lineage_of(config, dataset.info.classes, saved)
+    refuse_strange_teacher(config, dataset)
+    if saved is None:  # a trial takes seconds, and comes behind all that may be refused
         config, tried = decide(config, dataset, world)
     else:
         _refuse_other_data(saved, dataset)
@@ -77,7 +80,7 @@ def settle(config: TrainConfig, world: World, saved: dict[str, Any] | None = Non
         machine=machine.with_choices([*tried, *choices_of_a_card(config, machine, alone=world.alone)]),
         graph=graph,
         policy=policy_of(config),
-        lineage=_lineage_of(config, dataset.info.classes, saved),
+        lineage=lineage,
         warnings=() if saved is None else _other_precision(saved, machine),
     )
 

@@ -29,7 +29,7 @@ from hemafast.engine.stop import StopFlag
 from hemafast.engine.validate import features_of
 from hemafast.errors import HemafastError
 from hemafast.folds import folds_apart
-from hemafast.logistic import Axes, Layer, Matrix, fit_logistic
+from hemafast.logistic import Axes, Layer, Matrix, cross_entropy, fit_logistic
 from hemafast.metrics import accuracy, count_confusion, macro_f1
 from hemafast.model import last_layer
 from hemafast.neighbours import Labels
@@ -110,7 +110,7 @@ def fit_probe(views: Matrix, labels: Labels, groups: Sequence[str], classes: int
         answers[smoothness] = np.zeros((len(labels), classes))
         for fitted, left in folds:
             answers[smoothness][left] = fit(fitted, smoothness)(low[0, left])
-    best = min(answers, key=lambda one: _loss(answers[one], labels, weights))
+    best = min(answers, key=lambda one: cross_entropy(answers[one], labels, weights))
     return Probe(axes.unfold(fit(every, best)), best, answers[best])
 
 
@@ -158,18 +158,12 @@ def _weights(run: Run, labels: Labels) -> Matrix:
     return weights
 
 
-def _loss(logits: Matrix, labels: Labels, weights: Matrix) -> float:
-    from scipy.special import log_softmax
-
-    return float(-(weights * log_softmax(logits, axis=1)[np.arange(len(labels)), labels]).mean())
-
-
 def _scores_of(made: Probe, plain: Matrix, labels: Labels, weights: Matrix) -> dict[str, float]:
     """Scores on training images: held-out ones or, without folds, those of the layer itself."""
     logits = made.layer(plain) if made.held_out is None else made.held_out
     confusion = count_confusion(labels, logits.argmax(axis=1), logits.shape[1])
     return {
-        "loss": _loss(logits, labels, weights),
+        "loss": cross_entropy(logits, labels, weights),
         "accuracy": accuracy(confusion),
         "f1_macro": macro_f1(confusion),
     }

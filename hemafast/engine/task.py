@@ -130,7 +130,7 @@ class Pretraining(Task):
 
     def score(self, run: Run, on_batch: OnBatch) -> Scored:  # noqa: D102
         found, labels = _features(run, run.val_batches, on_batch)
-        row = {SPREAD: spread(found)}
+        row = {SPREAD: spread(found)} if len(found) > 1 else {}  # one image has none
         if not np.isfinite(found).all():
             return Scored(row, 0.0, len(found), "A feature of a validation image is not finite")
         if self._references is not None:
@@ -138,7 +138,7 @@ class Pretraining(Task):
                 self._references = self._references.resized(run.val_batches.image_size)
             known, known_labels = _features(run, self._references, on_batch)
             row[KNN] = float((nearest_labels(known, known_labels, found) == labels).mean())
-        if row[SPREAD] < _COLLAPSED and run.world.first:
+        if row.get(SPREAD, 1.0) < _COLLAPSED and run.world.first:
             logger.warning(
                 "the features have collapsed: their spread is %.3f, and 1 at best. All images look alike to this "
                 "network. Lower --lr, raise --batch-size, or take another --method",
@@ -156,8 +156,8 @@ class Pretraining(Task):
         return encoder_bytes(run.learner.scored_model, about | {"data_fingerprint": run.dataset.info.fingerprint})
 
     def told(self, row: Row) -> str:  # noqa: D102
-        scored = f"kNN accuracy {row[KNN]:.4f}, " if KNN in row else ""
-        return f"{scored}spread of the features {row[SPREAD]:.3f}"
+        said = {KNN: "kNN accuracy {:.4f}", SPREAD: "spread of the features {:.3f}"}
+        return ", ".join(text.format(row[name]) for name, text in said.items() if name in row) or "no scores"
 
     def told_at_the_end(self, run: Run) -> str:  # noqa: D102
         return f"{ENCODER} is that of epoch {run.state.best_epoch}, the last"

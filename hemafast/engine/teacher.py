@@ -16,7 +16,7 @@ from torch import Tensor
 
 from hemafast.config import TrainConfig
 from hemafast.data.dataset import Dataset
-from hemafast.engine.checkpoint import ModelCard, load_best, model_file
+from hemafast.engine.checkpoint import ModelCard, load_best, model_file, read_card
 from hemafast.engine.machine import Machine
 from hemafast.ensemble import resized
 from hemafast.errors import HemafastError, name_some
@@ -33,7 +33,7 @@ class Teacher:
         self, network: Network, card: ModelCard, classes: Sequence[str], machine: Machine, weight: float
     ) -> None:
         self._network, self._card, self._weight = network.eval().requires_grad_(False), card, weight
-        self._order = torch.tensor([card.classes.index(name) for name in classes], device=machine.device)
+        self._order = torch.tensor(card.places_of(classes), device=machine.device)
         self._device, self._dtype = machine.device, machine.dtype
         self.digest, self.warnings = "", tuple[str, ...]()
 
@@ -60,14 +60,17 @@ def open_teacher(settings: TrainConfig, dataset: Dataset, machine: Machine) -> T
     It answers each image as it is, without quarter turns: training turns images anyway.
 
     Raises:
-        HemafastError: there is no such model, it has other classes, or it was trained on another part of an image or on
-            other colours than the student sees.
+        HemafastError: it was trained on other colours than the student sees. `refuse_strange_teacher` knows the rest.
     """
     if settings.teacher is None:
         return None
     file = model_file(settings.teacher)
     network, card = load_best(file)
-    _refuse_strange(file, network, card, settings, dataset)
+    if settings.standardize and not all(one.standardize for one in network.networks):
+        raise HemafastError(
+            f"The teacher {file} does not standardize images, and would see those of this run in strange colours.",
+            "Train without --standardize, or name a teacher that was trained with it.",
+        )
     for one in network.networks:
         one.quarter_turns = False
     network.quarter_turns = False
@@ -80,7 +83,12 @@ def open_teacher(settings: TrainConfig, dataset: Dataset, machine: Machine) -> T
     return teacher
 
 
-def _refuse_strange(file: Path, network: Network, card: ModelCard, settings: TrainConfig, dataset: Dataset) -> None:
+def refuse_strange_teacher(settings: TrainConfig, dataset: Dataset) -> None:
+    """Raise HemafastError if there is no such teacher, or if it knows other classes or another part of an image."""
+    if settings.teacher is None:
+        return
+    file = model_file(settings.teacher)
+    card = read_card(file)
     ours, theirs = set(dataset.info.classes), set(card.classes)
     if ours != theirs:
         raise HemafastError(
@@ -92,11 +100,6 @@ def _refuse_strange(file: Path, network: Network, card: ModelCard, settings: Tra
         raise HemafastError(
             f"The teacher {file} sees another part of an image than {dataset.folder} holds.",
             "Name a teacher that was trained on data of the same --field-of-view.",
-        )
-    if settings.standardize and not all(one.standardize for one in network.networks):
-        raise HemafastError(
-            f"The teacher {file} does not standardize images, and would see those of this run in strange colours.",
-            "Train without --standardize, or name a teacher that was trained with it.",
         )
 
 

@@ -43,7 +43,7 @@ TABLE, PAGE = "suspects.csv", "audit.html"
 NETWORK, SIZE = "tf_efficientnet_lite0", 224
 """What looks at the images by default, with ImageNet weights, and the side of its input in pixels."""
 SHARE = 0.04
-"""Share of the images that is listed by default."""
+"""Share of the images that is listed by default; one at least."""
 
 _BATCH = 64
 _MOST_PICTURES = 500
@@ -133,7 +133,7 @@ def audit(
     with stage(progress, "judging labels"):
         scores = LeftOut.of(features[places], [groups[place] for place in places])(labels[places], len(data.classes))
     quality = label_quality(labels[places], scores)
-    worst = np.argsort(quality, kind="stable")[: round(SHARE * len(places)) if count is None else count]
+    worst = np.argsort(quality, kind="stable")[: max(1, round(SHARE * len(places))) if count is None else count]
     table = _table(data, rows.iloc[places[worst]], scores[worst], quality[worst])
     unjudged = tuple(data.classes[label] for label in np.setdiff1d(labels, labels[places]))
     _write(output, table, samples, places[worst], judged_by)

@@ -231,7 +231,7 @@ def _of_patients(dataset: Dataset) -> Iterator[str]:
 
 
 def _of_epochs(done: Iterable[Mapping[str, Any]]) -> Iterator[str]:
-    gains = [row["epoch_gain"] for row in done if row["epoch_gain"] is not None]
+    gains = [row["epoch_gain"] for row in done if row["epoch_gain"] is not None and row["epochs"] > 1]
     if gains:
         yield (
             "The best epoch of each run was chosen on the images that it is scored on. Over the last epoch, that "

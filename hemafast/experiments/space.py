@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
-from hemafast.config import LEARNS, TrainConfig, checked, option_of
+from hemafast.config import LEARNS, STEPPED, TrainConfig, checked, option_of
 from hemafast.errors import HemafastError
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ DEFAULT = (
     "policy=basic,robust",
     "sampler=natural,mixed:0.5",
 )
-"""What is searched unless something else is asked for."""
+"""What is searched unless something else is asked for, but for what a probe has no use for."""
 
 _WIDE = 10  # a range over so large a factor is drawn on a logarithmic scale
 _EXAMPLE = "Write a range as lr=1e-4..1e-2, or choices as policy=basic,robust."
@@ -74,6 +74,12 @@ class Space:
         return _with(config, {name: _drawn(trial, config, name, part) for name, part in self.parts.items()})
 
 
+def default_space(config: TrainConfig) -> Space:
+    """DEFAULT, as far as these settings have a use for it."""
+    idle = STEPPED if config.probe else ()
+    return Space({name: part for name, part in parse_space(DEFAULT).parts.items() if name not in idle})
+
+
 def parse_space(texts: Iterable[str]) -> Space:
     """A space from texts such as `lr=1e-4..1e-2`. Raises HemafastError for one that is neither range nor choices."""
     parts: dict[str, Range | Choice] = {}
@@ -113,13 +119,17 @@ def _extremes(config: TrainConfig, name: str, part: Range | Choice) -> tuple[Any
 
 
 def _is_whole(config: TrainConfig, name: str, part: Range) -> bool:
-    """Whether the setting takes whole numbers only, as its type says by refusing others."""
+    """Whether the setting takes whole numbers only, as it says by refusing others."""
     middle = (part.low + part.high) / 2
+    return not _takes(config, name, middle if middle % 1 else middle + 0.5) and _takes(config, name, round(middle))
+
+
+def _takes(config: TrainConfig, name: str, value: float) -> bool:
     try:
-        _with(config, {name: middle if middle % 1 else middle + 0.5})
+        _with(config, {name: value})
     except HemafastError:
-        return True
-    return False
+        return False
+    return True
 
 
 def _drawn(trial: Trial, config: TrainConfig, name: str, part: Range | Choice) -> Any:

@@ -193,7 +193,7 @@ def _overlays(part: Part) -> list[str]:
     if gallery.dataset is None or not count:
         return []
     model, card = load_best(part.run / BEST)
-    classes = [card.classes.index(name) for name in gallery.table["predicted"][:count]]
+    classes = card.places_of(gallery.table["predicted"][:count])
     pictures = overlays(model, gallery.views(range(count), card.image_size), classes)
     return [embedded_pixels(picture, _SIDE) for picture in pictures]
 

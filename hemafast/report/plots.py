@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from hemafast.engine.journal import Row, column
+from hemafast.engine.journal import Row, column, measured
 from hemafast.pictures import DOMAIN_COLOURS, TRAIN_COLOUR, VAL_COLOUR, domain_style, label_of, subplots
 
 _MARKERS = "osD^vPX*"
@@ -16,7 +16,10 @@ _WIDTH, _HEIGHT = 3.65, 3.1  # inches: 350 px on a page, so that letters keep th
 
 
 def curve_figures(rows: Sequence[Row]) -> list[Any]:
-    """Loss, macro-F1 and learning rate by epoch, a figure each, from the rows of a training log."""
+    """Loss, macro-F1 and learning rate by epoch, a figure each, from the rows of a training log.
+
+    A probe has no learning rate, and no figure of it.
+    """
     loss, scores, rate = (_panel(title) for title in ("loss", "macro-F1", "learning rate at the end of the epoch"))
     for axis, name in ((loss, "loss"), (scores, "f1_macro")):
         _draw_curve(axis, rows, "train", name, color=TRAIN_COLOUR, marker="o", label="training")
@@ -30,7 +33,8 @@ def curve_figures(rows: Sequence[Row]) -> list[Any]:
         _count_epochs(axis)
     for axis in (loss, scores):
         axis.legend(fontsize=8)
-    return [axis.figure for axis in (loss, scores, rate)]
+    drawn = [loss, scores, rate] if measured(rows, "train", "lr") else [loss, scores]
+    return [axis.figure for axis in drawn]
 
 
 def validation_figures(runs: Mapping[str, Sequence[Row]]) -> list[Any]:

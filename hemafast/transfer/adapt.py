@@ -79,17 +79,13 @@ class Parent:
         config = self.config
         tau = {"logit-adjusted": min(config.logit_tau, 1.0), "weighted": 1.0}.get(config.loss, 0.0)
         counts = np.array(self.home.counts)
-        shares = steps.learned_shares(counts, balanced_share(config.sampler), tau)[self.rows(self.classes)]
+        shares = steps.learned_shares(counts, balanced_share(config.sampler), tau)[self.card.places_of(self.classes)]
         return np.asarray(shares / shares.sum())
 
     @property
-    def dropped(self) -> tuple[str, ...]:
+    def dropped_classes(self) -> tuple[str, ...]:
         """Classes of the network that the new laboratory does not tell apart."""
         return tuple(name for name in self.card.classes if name not in self.classes)
-
-    def rows(self, classes: Sequence[str]) -> list[int]:
-        """Places of some classes in the last layer of `network`."""
-        return [self.card.classes.index(name) for name in classes]
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,7 +170,7 @@ def _told(parent: Parent, data: Images | Dataset, cells: Cells, made: Made, labe
         "images": len(cells),
         "labels": labels,
         "new_classes": [name for name in made.classes if name not in parent.card.classes],
-        "dropped_classes": [name for name in parent.card.classes if name not in made.classes],
+        "dropped_classes": [*parent.dropped_classes] if made.steps else [],
         "kept_parent": not made.steps,
         "steps": list(made.steps),
         "verdict": _verdict(parent, data, made, labels),
@@ -201,7 +197,7 @@ def named(data: Images | Dataset) -> str:
 
 def command(parent: Parent, data: Images | Dataset) -> str:
     """The command line that adapts the parent to the data, without labels."""
-    classes = f" --classes {shlex.quote(','.join(parent.classes))}" if parent.dropped else ""
+    classes = f" --classes {shlex.quote(','.join(parent.classes))}" if parent.dropped_classes else ""
     return f"hemafast adapt {shlex.quote(str(parent.folder))} {named(data)}{classes}"
 
 
@@ -266,7 +262,7 @@ def open_parent(folder: Path, device: Device = "auto", classes: Sequence[str] | 
     last_layer(network)
     opened = open_model(folder, device=device)
     network = network.eval().to(opened.machine.device).to(memory_format=torch.channels_last)
-    start = steps.narrow(network, [card.classes.index(name) for name in kept])
+    start = steps.narrow(network, card.places_of(kept))
     dataset = _trained_on(config, card)
     home = card.home or _home_in(dataset, config, opened)
     return Parent(folder, config, opened, network, kept, start, home, dataset)
@@ -344,7 +340,7 @@ class Made:
 
 def _steps_of(parent: Parent, chosen: Candidate) -> tuple[str, ...]:
     """What a candidate changes, in words; empty for no change."""
-    said = [f"only {', '.join(parent.classes)} can be answers"] if parent.dropped else []
+    said = [f"only {', '.join(parent.classes)} can be answers"] if parent.dropped_classes else []
     said += ["the white point of the new images is matched to that of the training set"] if chosen.white else []
     said += ["answers are sharpened: the norms learned to tell the new images apart"] if chosen.sharpened else []
     return tuple(said)
@@ -368,7 +364,7 @@ def _with_labels(
     plain = with_new_classes(_layer_of(chosen.network), len(new), after)
     with stage(progress, "fitting a last layer", unit="fits"):
         head = fit_head(after[rows], labels, groups, plain, after)
-    outside = _layer_of(parent.network).of(parent.rows(parent.dropped))(before[rows])
+    outside = _layer_of(parent.network).of(parent.card.places_of(parent.dropped_classes))(before[rows])
     never = np.full_like(outside, -np.inf)
     options = {"parent": np.hstack([old(before[rows]), outside]), "unlabelled": np.hstack([plain(after[rows]), never])}
     if head.held_out is not None:
@@ -388,7 +384,7 @@ def _best(
     said = (*_steps_of(parent, chosen), _head_said(head, len(labels)))
     if "head" not in options:
         return Made(_with_layer(chosen.network, head.layer), classes, said, None)
-    every = (*classes, *parent.dropped)
+    every = (*classes, *parent.dropped_classes)
     compared = {name: compare(labels, options["parent"], logits, every) for name, logits in options.items()}
     best = max(compared, key=lambda name: compared[name]["after"]["macro_f1"])
     if best == "parent":

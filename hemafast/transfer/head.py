@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from hemafast.folds import folds_apart
-from hemafast.logistic import Axes, Labels, Layer, Matrix, fit_logistic
+from hemafast.logistic import Axes, Labels, Layer, Matrix, cross_entropy, fit_logistic
 from hemafast.objective import class_weights
 
 SMOOTHNESS = (0.0003, 0.003, 0.03, 0.3)
@@ -119,26 +119,23 @@ def _weigh(
     folds, before = [*folds_apart(labels, groups, _INNER_FOLDS)], old(features)
     if not folds:
         return {FEW: 1.0}
-    losses: dict[Choice, float] = {}
+    losses, weights = dict[Choice, float](), _even(labels, len(old.bias))
     for smoothness in SMOOTHNESS:
         new = np.zeros_like(before)
         for fitted, left in folds:
             new[left] = _fit(low[fitted], labels[fitted], len(old.bias), smoothness)(low[left])
         for trust in TRUST:
             if trust or not keeps:
-                losses[Choice(smoothness, trust)] = _loss(new + trust * before, labels)
+                losses[Choice(smoothness, trust)] = cross_entropy(new + trust * before, labels, weights)
     likelihoods = np.exp(-len(labels) * (np.array([*losses.values()]) - min(losses.values())))
     return dict(zip(losses, (likelihoods / likelihoods.sum()).tolist(), strict=True))
 
 
-def _loss(logits: Matrix, labels: Labels) -> float:
-    from scipy.special import log_softmax
-
-    of_label = log_softmax(logits, axis=1)[np.arange(len(labels)), labels]
-    return -float(np.mean([of_label[labels == label].mean() for label in np.unique(labels)]))
+def _even(labels: Labels, classes: int) -> Matrix:
+    """Weights of cells, (n,), with which each class counts the same."""
+    weights: Matrix = class_weights(np.bincount(labels, minlength=classes))[labels]
+    return weights
 
 
 def _fit(features: Matrix, labels: Labels, classes: int, smoothness: float) -> Layer:
-    """Logistic regression in which each class counts the same."""
-    weights = class_weights(np.bincount(labels, minlength=classes))[labels]
-    return fit_logistic(features, labels, classes, smoothness, weights)
+    return fit_logistic(features, labels, classes, smoothness, _even(labels, classes))

@@ -104,8 +104,9 @@ def _turned(images: Tensor, generator: np.random.Generator) -> Tensor:
 
 def _uncertainty(logits: Tensor, expected: Tensor) -> Tensor:
     """Mean entropy of answers (n, classes), and the divergence of their mean from the `expected` (classes,)."""
-    probabilities = logits.float().softmax(1)
-    entropy: Tensor = torch.special.entr(probabilities).sum(1).mean()
+    logs = logits.float().log_softmax(1)
+    probabilities = logs.exp()
+    entropy = -(probabilities * logs).sum(1).mean()  # not of the probabilities: at 0 their gradient is infinite
     mean = probabilities.mean(0).clamp_min(1e-8)
     return entropy + (mean * (mean / expected).log()).sum()
 

@@ -9,7 +9,7 @@ from scipy.stats import chisquare, ks_2samp
 from torchvision import transforms
 
 from hemafast.config import TrainConfig
-from hemafast.data.augment import ENHANCEMENTS, POLICIES, RANDAUGMENT, Policy, draw_views, named_policy
+from hemafast.data.augment import ENHANCEMENTS, POLICIES, RANDAUGMENT, Policy, draw_views, named_policy, parts_of
 from hemafast.data.geometry import SYMMETRIES
 from hemafast.errors import HemafastError
 
@@ -78,6 +78,24 @@ NEXT = {
     "none": 0.636961687321,
 }
 """What the generator gives after the draws for five images, as in version 0.1.0."""
+
+
+def test_the_parts_of_a_policy_make_up_the_whole():
+    for name, whole in POLICIES.items():
+        parts = parts_of({name: whole, "basic": POLICIES["basic"]})
+        changes = [
+            {one.name: getattr(part, one.name) for one in fields(part) if getattr(part, one.name) != one.default}
+            for label, part in parts.items()
+            if label.startswith(f"{name}: ")
+        ]
+        assert all(len(change) == 1 for change in changes)
+        assert Policy(**dict(item for change in changes for item in change.items())) == whole
+
+
+def test_a_magnitude_is_no_change_of_its_own():
+    parts = parts_of({"mine": replace(POLICIES["strong"], randaugment_magnitude=20)})
+    assert [*parts] == ["mine: crop_area", "mine: symmetry", "mine: randaugment_ops", "mine: erase"]
+    assert parts["mine: randaugment_ops"] == Policy(randaugment_ops=2, randaugment_magnitude=20)
 
 
 @pytest.mark.parametrize("name", NEXT)

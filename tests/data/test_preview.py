@@ -8,7 +8,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from hemafast.cli import app
-from hemafast.data.augment import POLICIES, named_policy
+from hemafast.data.augment import POLICIES, Policy, named_policy
 from hemafast.data.preview import _choose, _views, write_preview
 from hemafast.errors import HemafastError
 
@@ -59,9 +59,20 @@ def test_the_command_writes_it_and_says_what_it_shows(prepared, tmp_path):
     assert said["policies"] == {name: named_policy(name, stain=0.2).to_plain() for name in ("lineage", "basic")}
 
 
+def test_each_change_of_a_policy_is_shown_alone(prepared, tmp_path):
+    asked = ["--policy", "lineage", "--policy", "none", "--stain", "0.2", "--parts", "--cells", "2"]
+    where = ["--data", str(prepared.folder), "--output", str(tmp_path / "parts.png"), "--image-size", "56"]
+    done = CliRunner().invoke(app, ["augment-preview", *where, *asked, "--json"])
+    assert done.exit_code == 0
+    shown = json.loads(done.stdout)["policies"]
+    assert [*shown] == ["lineage: shift", "lineage: zoom", "lineage: symmetry", "lineage: stain", "none: stain"]
+    assert shown["lineage: stain"] == shown["none: stain"] == Policy(stain=0.2).to_plain()
+
+
 @pytest.mark.parametrize(
     ("asked", "named"),
     [
+        (["--policy", "none", "--parts"], "none has no changes"),
         (["--policy", "wild"], "no policy 'wild'"),
         (["--stain", "7"], "stain = 7"),
         (["--crop-area", "0.5", "0.2"], "crop_area"),

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import hemafast as hf
+from hemafast.config import TrainConfig
 from hemafast.deploy.combine import card_of, combine_runs
 from hemafast.deploy.explain import explain
 from hemafast.deploy.export import export_run
@@ -191,6 +192,23 @@ def test_a_soup_is_one_network_with_the_mean_of_the_weights(seeds, tmp_path):
     assert card.combined.method == "soup" and not card.members
     assert made.result["cost"] == pytest.approx(1)
     evaluate_run(made.folder)
+
+
+def test_a_soup_of_probes_is_the_mean_of_their_last_layers_and_a_probe_has_no_snapshots(
+    prepared, train_on, weights, tmp_path
+):
+    fields = {"weights": weights, "probe": 2, "policy": "basic", "lr": TrainConfig.lr, "epochs": 1}
+    probes = [train_on(prepared.folder, seed=seed, **fields) for seed in (1, 2)]
+    soup, one, other = (
+        load_best(run / BEST)[0].state_dict()
+        for run in (combine_runs(probes, method="soup", output=tmp_path, device="cpu").folder, *probes)
+    )
+    last = {"backbone.fc.weight", "backbone.fc.bias"}
+    assert not any(torch.equal(one[name], other[name]) for name in last)
+    for name, tensor in soup.items():
+        torch.testing.assert_close(tensor, (one[name] + other[name]) / 2 if name in last else one[name])
+    with pytest.raises(HemafastError, match="Name several probes"):
+        combine_runs(probes[:1], method="snapshots", output=tmp_path, device="cpu")
 
 
 def test_snapshots_are_the_checkpoints_that_a_run_kept(prepared, train_on, tmp_path):

@@ -269,6 +269,17 @@ def test_a_whole_run_of_two_processes_is_that_of_one_with_batches_twice_as_large
     assert scores[0]["pooled"]["confusion"] == scores[1]["pooled"]["confusion"]
 
 
+def test_a_probe_of_two_processes_is_that_of_one_with_batches_twice_as_large(pair, settings):
+    asked = {"probe": 2, "policy": "basic", "sampler": "balanced", "lr": TrainConfig.lr}
+    folder, nothing = pair(trained_run, settings(**asked, batch_size=4))
+    assert nothing is None
+    (two, card), (one, same_card) = (load_best(run / BEST) for run in (folder, trained_run(settings(**asked))))
+    assert card == same_card
+    alone = one.state_dict()
+    for name, tensor in two.state_dict().items():
+        torch.testing.assert_close(tensor, alone[name], rtol=1e-2, atol=1e-3)  # the fit stops within a tolerance
+
+
 @pytest.mark.slow
 def test_what_two_processes_validate_is_the_model_that_is_kept(pair, settings):
     """Statistics of batch norm differ from process to process, and only those of the first are kept."""

@@ -67,7 +67,8 @@ def test_a_run_keeps_its_tree_when_the_file_is_gone(settings, tree, signal_at):
     assert "most at a specificity of 95 %" in page
 
 
-def test_a_tree_that_does_not_fit_is_refused_before_anything_is_written(settings, tree):
+def test_a_tree_that_does_not_fit_is_refused_before_trials_and_before_anything_is_written(settings, tree, monkeypatch):
+    monkeypatch.setattr("hemafast.engine.plan.decide", lambda config, *_: pytest.fail("a trial was made"))
     tree.write_text('[lineages]\nmine = ["monocyte", "basofil"]')
     config = settings(lineage=tree)
     with pytest.raises(HemafastError, match=r"Only in the data: basophil, .* Only in the tree: basofil"):

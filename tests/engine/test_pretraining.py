@@ -226,6 +226,13 @@ def test_features_that_collapse_are_noticed_and_said(asked, monkeypatch, caplog)
     assert [record for record in caplog.records if "have collapsed" in record.getMessage()]
 
 
+def test_one_image_has_no_spread_and_has_not_collapsed(asked, monkeypatch, caplog):
+    monkeypatch.setattr(task, "features_of", lambda *_, **__: (np.ones((1, 4), np.float32), np.zeros(1)))
+    folder = train(asked("simclr", epochs=1))
+    assert "have collapsed" not in caplog.text
+    assert "feature_spread" not in next(row for row in read_rows(folder) if row["phase"] == "val")
+
+
 def test_features_that_are_not_finite_stop_the_run(asked, monkeypatch):
     monkeypatch.setattr(task, "features_of", lambda *_, **__: (np.full((11, 4), np.nan, np.float32), np.zeros(11)))
     config = asked("simclr", epochs=1)

@@ -215,6 +215,13 @@ def test_what_is_about_steps_is_refused_by_name(name):
         TrainConfig(probe=4, **{name: REFUSED[name]})
 
 
+@pytest.mark.parametrize(("preset", "other"), [("probe", ""), ("quick", ", or use --preset probe")])
+def test_the_remedy_names_no_preset_that_is_used_already(preset, other):
+    with pytest.raises(HemafastError) as refused:
+        TrainConfig(preset=preset, probe=4, clip_grad=1.0)
+    assert refused.value.remedy == f"Leave it out{other}."
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [

@@ -112,7 +112,10 @@ def test_another_file_in_its_place_is_refused_on_resume(settings, trained, tmp_p
         resume(max(config.output.iterdir()))
 
 
-def test_a_strange_teacher_is_refused_before_anything_is_written(settings, trained, tmp_path):
+def test_a_strange_teacher_is_refused_before_trials_and_before_anything_is_written(
+    settings, trained, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("hemafast.engine.plan.decide", lambda config, *_: pytest.fail("a trial was made"))
     network, card = load_best(trained / BEST)
     odd = {
         "other classes .*smudge": {"classes": (*card.classes[:-1], "smudge")},
@@ -124,10 +127,11 @@ def test_a_strange_teacher_is_refused_before_anything_is_written(settings, train
         with pytest.raises(HemafastError, match=said):
             train(config)
         assert not [*config.output.iterdir()]
-    with pytest.raises(HemafastError, match="does not standardize"):
-        train(settings(teacher=trained, standardize=True))
     with pytest.raises(HemafastError, match="There is no"):
         train(settings(teacher=tmp_path / "nowhere"))
+    monkeypatch.undo()
+    with pytest.raises(HemafastError, match="does not standardize"):
+        train(settings(teacher=trained, standardize=True))
 
 
 def test_doubts_about_the_scores_are_warned_of(settings, trained, tmp_path, dataset, machine):

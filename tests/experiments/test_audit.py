@@ -167,6 +167,14 @@ def test_data_with_too_few_images_is_refused(tmp_path, by_brightness, draw, enco
     assert not (tmp_path / "out").exists()
 
 
+def test_few_images_have_a_most_suspicious_one_too(tmp_path, by_brightness, draw, encode):
+    for number, label in enumerate(("basophil", "basophil", "monocyte", "monocyte")):
+        path = tmp_path / "source" / "Lab" / label / f"cell_{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(encode(draw(number)))
+    assert len(audit(prepared_from(tmp_path / "source"), tmp_path / "out").table) == 1
+
+
 @pytest.mark.parametrize(
     ("groups", "places"), [("abcd", [0, 1, 2, 3]), ("aabc", []), ("aabb", []), ("abcde", [0, 1, 2, 3])]
 )

@@ -4,7 +4,7 @@ import pytest
 
 from hemafast.config import train_config
 from hemafast.errors import HemafastError
-from hemafast.experiments.space import DEFAULT, Choice, Range, parse_space
+from hemafast.experiments.space import DEFAULT, Choice, Range, default_space, parse_space
 
 
 def test_ranges_and_choices_are_read_and_told_as_they_are_typed():
@@ -55,6 +55,15 @@ def test_values_that_training_refuses_are_refused_before_it(text, said):
 def test_the_default_fits_the_presets():
     for preset in ("quick", "fast", "robust", "best"):
         parse_space(DEFAULT).check(train_config(preset))
+
+
+def test_the_default_for_a_probe_has_nothing_about_steps():
+    config = train_config("probe")
+    space = default_space(config)
+    assert [*space.parts] == ["policy", "sampler"]
+    space.check(config)
+    with pytest.raises(HemafastError, match=r"lr = 0\.01 has no effect with probe = 4"):
+        parse_space(["lr=1e-4..1e-2"]).check(config)
 
 
 class Low:

@@ -141,7 +141,7 @@ def test_the_curves_are_those_of_the_log_phase_by_phase_with_gaps_where_nothing_
 
 def test_a_domain_whose_name_reads_like_a_formula_is_in_the_legend_of_the_curves():
     row = {"epoch": 1, "phase": "val", "loss": 5.0, "f1_macro": 0.3, "f1_macro_$\\frac{$": 0.4, "f1_macro__b": 0.5}
-    _, scores, _ = curve_figures([row])
+    _, scores = curve_figures([row])  # and no figure of rates, as there are none
     labels = [text.get_text() for text in scores.axes[0].get_legend().get_texts()]
     assert labels == ["training", "validation", "\\$\\frac{\\$", "b"]
     assert ">$\\frac{$<" in on_page(scores, "scores")

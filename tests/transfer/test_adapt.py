@@ -176,7 +176,7 @@ def test_a_parent_that_is_never_beaten_keeps_its_weights_and_says_so(run, draw, 
     (run / "likeness.safetensors").write_text("of these weights")
     monkeypatch.setattr("hemafast.deploy.model.load_likeness", lambda *_: None)
     monkeypatch.setattr(Layer, "__call__", perfect)
-    monkeypatch.setattr("hemafast.transfer.head._loss", lambda logits, labels: 0.0)
+    monkeypatch.setattr("hemafast.transfer.head.cross_entropy", lambda logits, labels, weights: 0.0)
     done = adapt_run(run, cells, Asked(labels=labels), output=tmp_path, **CPU)
     assert done.result["kept_parent"]
     assert (done.folder / "likeness.safetensors").read_text() == "of these weights"

@@ -49,6 +49,15 @@ def test_sharpened_answers_are_surer_and_as_frequent_as_expected(network, pixels
     assert off[1] < off[0]
 
 
+def test_answers_that_are_certain_leave_the_network_finite(pixels):
+    network = build_model("test_resnet", 3, 32).eval()
+    last_layer(network).weight.data *= 1e6
+    with torch.inference_mode():
+        assert (network(pixels).softmax(1) == 0).any()
+    changed = steps.sharpen(network, pixels, np.full(3, 1 / 3))
+    assert all(value.isfinite().all() for value in changed.state_dict().values())
+
+
 @pytest.mark.parametrize("name", ["test_resnet", "test_vit"])
 def test_sharpening_changes_scales_and_shifts_of_norms_and_nothing_else(name, pixels):
     network = build_model(name, 3, 32).eval()
