@@ -33,7 +33,7 @@ from hemafast.evaluate.predictions import read_predictions
 from hemafast.patients.cells import Cells
 from hemafast.patients.count import Counting, count_patients
 from hemafast.patients.known import compare
-from hemafast.patients.learned import learn
+from hemafast.patients.learned import LEVEL, learn
 from hemafast.patients.written import bags_of
 from hemafast.run_folder import PREDICTIONS, read_config, read_metrics
 
@@ -167,9 +167,9 @@ def _learned(cells: Cells, places: npt.NDArray[np.int64], draw: int) -> dict[str
     labels = {name: ("ill", "well")[number % 2] for number, name in enumerate(bags.patients)}
     scores = learn(bags, labels, "", seed=draw).scores
     assert scores is not None
-    ends = scores["ci95"]["auroc"]
+    p = scores["permutation"]["p"]
     simple = {name: scores[name]["auroc"] for name in ("means", "differential")}
-    return {"auroc": scores["auroc"], "ci95": ends, "p": scores["permutation"]["p"], **simple}
+    return {"auroc": scores["auroc"], "ci95": scores["ci95"]["auroc"], "p": p, "told": p <= LEVEL, **simple}
 
 
 if __name__ == "__main__":

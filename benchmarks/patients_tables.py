@@ -31,7 +31,8 @@ def tables(results: Mapping[str, Any]) -> dict[str, str]:
             f"{counted} {run} {where} {machine}",
         ),
         "labels_of_patients": table(
-            "rule | AUROC, attention | mean of the cells | differential alone | intervals of attention above 0.5",
+            "rule | AUROC, attention | mean of the cells | differential alone "
+            "| p of the permutation test | said to be told",
             [
                 _labels(f"ill patients have more of {labels['rich']}", labels["planted"]),
                 _labels("none", labels["none"]),
@@ -49,7 +50,8 @@ def _differential(mix: str, size: str, found: Sequence[Mapping[str, Any]]) -> li
 
 def _labels(rule: str, found: Sequence[Mapping[str, Any]]) -> list[str]:
     areas = [_ranged([one[name] for one in found], "", 2) for name in ("auroc", "means", "differential")]
-    return [rule, *areas, f"{sum(one['ci95'][0] > 0.5 for one in found)} of {len(found)}"]
+    p = _ranged([one["p"] for one in found], "", 2)
+    return [rule, *areas, p, f"{sum(one['told'] for one in found)} of {len(found)}"]
 
 
 def _ranged(values: Sequence[float], unit: str, digits: int = 1) -> str:

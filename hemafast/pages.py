@@ -14,19 +14,21 @@ if TYPE_CHECKING:
 
 CONTENTS = "<!-- contents -->"
 """In a template: where the page lists its sections."""
+_JOINT = re.compile(r"(?<=[_/-])(?=\w)")
 _SECTION = re.compile(r"<h2>(.*?)</h2>", re.DOTALL)
 
 
 def environment(**options: Any) -> Environment:
     """Templates, named relative to this package. Everything is escaped; a missing value is an error.
 
-    They can count, `{{ 1|counted("image") }}`, and scroll what is wide: `<div {{ wide("Scores") }}>`.
+    They can count, `{{ 1|counted("image") }}`, scroll what is wide, `<div {{ wide("Scores") }}>`, and let a long name
+    break where it has joints, `{{ name|jointed }}`.
     """
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     loader = FileSystemLoader(Path(__file__).parent)
     made = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, **options)
-    made.filters["counted"] = counted
+    made.filters |= {"counted": counted, "jointed": _jointed}
     made.globals["wide"] = _wide
     return made
 
@@ -36,6 +38,13 @@ def _wide(label: str) -> Markup:
     from markupsafe import Markup
 
     return Markup('class="wide" tabindex="0" role="region" aria-label="{}"').format(label)
+
+
+def _jointed(name: Any) -> Markup:
+    """A name that may break after a `_`, `/` or `-`, and so not within a word. Copied, it is the name again."""
+    from markupsafe import Markup, escape
+
+    return Markup(_JOINT.sub("<wbr>", str(escape(name))))
 
 
 def render(template: str, **values: Any) -> str:

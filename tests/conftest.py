@@ -227,7 +227,7 @@ def run(trained: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def open_page():
-    """`open_page(file, width=1200)`: the page and what it complained of, without a network."""
+    """`open_page(file, width=1200)`: the page, without a network, and the list of what it complains of from then on."""
     sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
     with contextlib.ExitStack() as stack:
         playwright = stack.enter_context(sync_api.sync_playwright())
@@ -236,11 +236,11 @@ def open_page():
 
         def load(file, width=1200):
             page = browser.new_page(viewport={"width": width, "height": 900}, offline=True)
-            complaints = []
+            complaints, own = [], (file.as_uri(), "data:", "blob:")
             page.on("console", lambda message: complaints.append(message.text))
             page.on("pageerror", lambda error: complaints.append(str(error)))
-            page.on("request", lambda request: complaints.append(request.url) if "data:" not in request.url else None)
+            page.on("request", lambda one: None if one.url.startswith(own) else complaints.append(one.url))
             page.goto(file.as_uri())
-            return page, complaints[1:]  # the first request is the page itself
+            return page, complaints
 
         yield load

@@ -13,8 +13,8 @@ import pytest
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
 needs_browser = pytest.mark.skipif(BROWSER is None, reason="no Chromium here")
 
-WIDTHS, SCHEMES = (390, 992, 1440), ("light", "dark", "print")
-"""In which the pages are looked at."""
+LOOKS = [(width, scheme) for width in (390, 992, 1440) for scheme in ("light", "dark")] + [(794, "print")]
+"""In which the pages are looked at: width in pixels, and scheme. A4 is 794 pixels wide."""
 
 _AA = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa"]
 
@@ -74,7 +74,9 @@ class Page(HTMLParser):
 
 def dress(page, scheme):
     """Show an open page as light, dark or on paper."""
-    page.emulate_media(**({"media": "print"} if scheme == "print" else {"color_scheme": scheme}))
+    page.emulate_media(
+        media="print" if scheme == "print" else "screen", color_scheme="dark" if scheme == "dark" else "light"
+    )
 
 
 def found_by_axe(page):
@@ -87,6 +89,26 @@ def found_by_axe(page):
 def scrolls_sideways(page):
     """Whether an open page is wider than its window."""
     return page.evaluate("document.documentElement.scrollWidth > innerWidth")
+
+
+def wrong_with(open_page, file, act=None):
+    """What is wrong with a page, by where it is seen; nothing if axe-core finds nothing at AA and it never scrolls
+    sideways in any of LOOKS, every picture is whole, and the browser neither complains nor fetches anything.
+
+    `act` is done to the open page before.
+    """
+    page, complaints = open_page(file)
+    if act:
+        act(page)
+    broken = page.evaluate("[...document.images].filter(one => one.naturalWidth === 0).map(one => one.alt)")
+    wrong = {look: _wrong_in(page, *look) for look in LOOKS} | {"console": complaints, "pictures": broken}
+    return {where: found for where, found in wrong.items() if found}
+
+
+def _wrong_in(page, width, scheme):
+    page.set_viewport_size({"width": width, "height": 900})
+    dress(page, scheme)
+    return found_by_axe(page) + (["scrolls sideways"] if scrolls_sideways(page) else [])
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
+from page import LOOKS, Page, needs_browser, wrong_with
 
 import hemafast
 from hemafast.pages import _with_contents, environment
@@ -68,6 +69,33 @@ def test_a_page_lists_its_sections_where_it_asks_for_it():
 def test_templates_count_and_name_what_scrolls():
     made = environment().from_string('{{ 1|counted("image") }}, {{ 2|counted("class") }} <div {{ wide("a \\" b") }}>')
     assert made.render() == '1 image, 2 classes <div class="wide" tabindex="0" role="region" aria-label="a &#34; b">'
+
+
+def test_a_long_name_may_break_at_its_joints_and_is_read_as_it_is():
+    page = environment().from_string("{{ name|jointed }}").render(name="lab/a-1_<b>_")
+    assert page == "lab/<wbr>a-<wbr>1_&lt;b&gt;_"
+    assert Page(page).text == "lab/a-1_<b>_"
+
+
+@needs_browser
+@pytest.mark.slow
+def test_what_is_wrong_with_a_page_is_found_and_said_where(tmp_path, open_page):
+    page = tmp_path / "page.html"
+    sound = '<!doctype html><html lang="en"><title>A page</title><style>{}</style><main><h1>A page</h1>{}</main></html>'
+    page.write_text(sound.format("", ""), encoding="utf-8")
+    assert wrong_with(open_page, page) == {}
+    style = "p { width: 900px } @media (prefers-color-scheme: dark) { body { background: #333 } }"
+    parts = '<p>dark on dark</p><img src="data:image/png;base64,AAAA" alt="broken"><script>nothing()</script>'
+    page.write_text(sound.format(style, parts), encoding="utf-8")
+    wrong = wrong_with(open_page, page)
+    assert wrong.pop("console") == ["nothing is not defined"]
+    assert wrong.pop("pictures") == ["broken"]
+    assert {look for look, found in wrong.items() if "scrolls sideways" in found} == {
+        look for look in LOOKS if look[0] < 900
+    }
+    assert {look for look, found in wrong.items() if any(one[0] == "color-contrast" for one in found)} == {
+        look for look in LOOKS if look[1] == "dark"
+    }
 
 
 def test_every_picture_of_a_template_has_a_text():

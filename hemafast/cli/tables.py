@@ -78,6 +78,8 @@ def account_table(account: Account) -> Table:
     """What became of every file of a source; the rows add up to the files found."""
     rows = [(what, files, ", ".join(examples)) for what, files, examples in account.rows()]
     rows.append(("files found", account.found, ""))
+    if not any(examples for *_, examples in rows):
+        return _table("account", [row[:2] for row in rows], [""], ["files"])
     return _table("account", rows, [""], ["files"], ["examples"])
 
 

@@ -138,12 +138,14 @@ def evaluate_run(
     scores = _scores(answers, calibration, lineage)
     look = take_look(dataset, split, folder, epoch=card.epoch, macro_f1=scores["pooled"]["macro_f1"])
     again = [look.told()] if look and look.number > 1 else []
+    training = _training(folder, config)
     metrics = {
         "schema": METRICS_SCHEMA,
         "split": split,
         "warnings": [
             *again,
             *_warnings(dataset, card),
+            *_cut_short(training, config, dataset, card, own=own),
             *_fitted_here(card, split, own=own),
             *_untrained(folder, dataset, card, folding),
             *unlike,
@@ -155,7 +157,7 @@ def evaluate_run(
         "likeness": judged,
         "model": {**asdict(replace(card, calibration=calibration)), "file": BEST},
         "data": _data(dataset),
-        "training": _training(folder, config),
+        "training": training,
     }
     if calibrates:
         save_calibration(folder / BEST, card, calibration)
@@ -444,16 +446,17 @@ def _data(dataset: Dataset) -> dict[str, Any]:
 
 def _training(folder: Path, config: TrainConfig) -> dict[str, Any]:
     rows = read_rows(folder)
-    rates = measured(rows, "train", "images_per_second")
-    seconds = sum(measured(rows, "train", "seconds"))
+    rates, times = (measured(rows, "train", name) for name in ("images_per_second", "seconds"))
+    seconds = sum(times)
+    images = sum(rate * time for rate, time in zip(rates, times, strict=True))
     return {
         "preset": config.preset,
         "seed": config.seed,
         "epochs": len(rates),
+        "images": round(images),
         "train_seconds": seconds,
         "total_seconds": seconds + sum(measured(rows, "val", "seconds")),
-        # Every epoch trains the same images, so the mean rate is the harmonic mean of the rates.
-        "train_images_per_second": len(rates) / sum(1 / rate for rate in rates) if rates else None,
+        "train_images_per_second": images / seconds if rates else None,
         "teacher": _teacher(config),
     }
 
@@ -488,6 +491,18 @@ def _warnings(dataset: Dataset, card: ModelCard) -> list[str]:
             "scores may be too good"
         )
     return warnings
+
+
+def _cut_short(
+    training: Mapping[str, Any], config: TrainConfig, dataset: Dataset, card: ModelCard, *, own: bool
+) -> list[str]:
+    """A warning where a time budget ended before the model had seen its training images once."""
+    if config.time_budget is None or not own or not training["epochs"]:
+        return []
+    images, seen = int(dataset.images(TRAIN)["domain"].isin(card.domains).sum()), training["images"]
+    if seen >= images:
+        return []
+    return [f"The time budget ended training within its first epoch: it saw {seen:,} of {images:,} training images"]
 
 
 def _fitted_here(card: ModelCard, split: str, *, own: bool) -> list[str]:

@@ -14,6 +14,14 @@ from hemafast.words import counted
 _NO_SCORE = "#dddddd"  # ground of cells without a score
 _BAR = 0.5  # thickness, as a share of the distance between two bars
 
+_OPTUNA_SAYS = {
+    "Objective Value": "macro-F1",
+    "Best Value": "best so far",
+    "Trial": "trial",
+    "Hyperparameter": "setting",
+    "Hyperparameter Importance": "share of the importance",
+}
+
 Target = Path | IO[bytes]
 
 
@@ -51,6 +59,34 @@ def _write_cell(axis: Any, colours: Any, place: tuple[int, int], score: Mapping[
     colour = ink_on(_NO_SCORE if value is None else hex_of(colours, value))
     axis.text(place[1], place[0], text, ha="center", va="center", fontsize=9, color=colour)
     return float("nan") if value is None else float(value)
+
+
+def plain(figure: Any) -> None:
+    """Give a figure of Optuna our words, no title of its own, and the colours that `pictures.on_page` replaces."""
+    from matplotlib.text import Text
+
+    figure.set_layout_engine("constrained")
+    figure.suptitle("")
+    for axis in figure.axes:
+        _plain_axis(axis)
+    for text in figure.findobj(Text):
+        text.set(color="black", text=_OPTUNA_SAYS.get(text.get_text(), text.get_text()))
+
+
+def _plain_axis(axis: Any) -> None:
+    for side in ("left", "center", "right"):
+        axis.set_title("", loc=side)
+    axis.set(facecolor="none", axisbelow=True)
+    axis.tick_params(which="both", colors="black")
+    axis.spines[:].set_color("black")
+    if axis.get_label() != "<colorbar>":
+        axis.grid(visible=True, color="0.6", alpha=0.3)
+    legend, lines = axis.get_legend(), list(axis.lines)
+    if legend:
+        legend.get_frame().set_visible(False)
+        lines += legend.get_lines()
+    for line in lines:
+        line.set(color=VAL_COLOUR, alpha=1)
 
 
 def plot_summary(target: Target, rows: Sequence[Mapping[str, Any]], title: str) -> None:

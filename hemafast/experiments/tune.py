@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import time
 import warnings
@@ -17,6 +16,7 @@ from hemafast.config import TrainConfig, to_plain
 from hemafast.data.dataset import open_dataset
 from hemafast.engine.checkpoint import DRAWN_WARNING
 from hemafast.errors import HemafastError, require
+from hemafast.experiments.plots import plain
 from hemafast.experiments.repeats_plan import refuse_other_folds
 from hemafast.experiments.runs import Failed, csv_of, write_files
 from hemafast.experiments.space import Space
@@ -24,12 +24,13 @@ from hemafast.experiments.study import open_study, told_of
 from hemafast.experiments.tested import score_on_test
 from hemafast.experiments.trials import OutOfTimeError, PrunedError, train_trial
 from hemafast.pages import render
-from hemafast.pictures import data_address
+from hemafast.pictures import on_page
 from hemafast.preparation.split import TEST
 from hemafast.progress import SILENT, Progress
 from hemafast.run_folder import locked
 
 if TYPE_CHECKING:
+    from markupsafe import Markup
     from optuna import Study
     from optuna.trial import FrozenTrial
 
@@ -51,7 +52,6 @@ NESTED = (
 _TESTED = "tested"  # attribute of the study
 _FOLDER, _FACTS, _REASON = "folder", "facts", "reason"  # attributes of its trials: `study.Told`
 _FREE = ("data", "output", "device", "threads")  # settings that a study may be continued with
-_DPI = 110
 
 Result = dict[str, Any]
 
@@ -255,8 +255,8 @@ def _ranked(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return sorted(rows, key=lambda row: (order.index(row["state"]), -(row["macro_f1"] or 0), row["trial"]))
 
 
-def _pictures(study: Study) -> dict[str, str]:
-    """Optuna's own plots as data URLs, by what they show."""
+def _pictures(study: Study) -> dict[str, Markup]:
+    """Optuna's own plots as parts of the page, by what they show."""
     from optuna.exceptions import ExperimentalWarning
     from optuna.visualization import matplotlib as plots
 
@@ -268,28 +268,29 @@ def _pictures(study: Study) -> dict[str, str]:
     with _no_display(), warnings.catch_warnings():
         warnings.simplefilter("ignore", ExperimentalWarning)
         warnings.simplefilter("ignore", UserWarning)  # of matplotlib, about axes on which all trials have one value
-        return {title: _drawn(plot(study)) for title, plot in asked.items()}
+        return {title: _drawn(plot(study), title) for title, plot in asked.items()}
 
 
-def _drawn(axes: Any) -> str:
+def _drawn(axes: Any, title: str) -> Markup:
     from matplotlib import pyplot
     from numpy import ravel
 
     figure = ravel(axes)[0].figure
-    picture = io.BytesIO()
-    figure.savefig(picture, format="png", dpi=_DPI, bbox_inches="tight")
+    plain(figure)
+    drawn = on_page(figure, f"{title}; the numbers are in the table")
     pyplot.close(figure)
-    return data_address(picture.getvalue(), "png")
+    return drawn
 
 
 @contextmanager
 def _no_display() -> Iterator[None]:
-    """matplotlib draws into files within the block: Optuna's plots go through pyplot."""
+    """matplotlib draws into files within the block: Optuna's plots go through pyplot, and set its style for all."""
     import matplotlib
 
     before = matplotlib.get_backend()
     matplotlib.use("agg")
     try:
-        yield
+        with matplotlib.rc_context():
+            yield
     finally:
         matplotlib.use(before)

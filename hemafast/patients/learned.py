@@ -25,7 +25,8 @@ _FOLDS = 5
 PERMUTATIONS = 99
 """Of the labels of patients, at most: the smallest p is 0.01."""
 _ENOUGH = 10  # permutations that score as high, after which no more are drawn
-_LEVEL = 0.05  # p below which the labels are said to be told
+LEVEL = 0.05
+"""p up to which the labels are said to be told."""
 _TIED = 1e-9  # areas that differ by less are equal
 _SMOOTHNESS = 0.03  # C of the logistic regressions, on standardised features
 
@@ -233,6 +234,6 @@ def _verdict(patients: int, scores: Mapping[str, Any], permuted: Mapping[str, An
     of = f"{permuted['as_high']} of {counted(permuted['permutations'], 'permutation')} of the labels as high"
     said = f"{area}; {of}, p = {permuted['p']:.2f}"
     few = f" {counted(patients, 'patient')} are few: intervals are wide." if patients < _FEW else ""
-    if permuted["p"] <= _LEVEL:
+    if permuted["p"] <= LEVEL:
         return f"The cells tell the labels of these patients better than chance ({said}).{few}"
     return f"Nothing shows that the cells tell the labels ({said}; chance is 0.50).{few}"

@@ -210,6 +210,7 @@ def _comparison(parts: Sequence[Part]) -> dict[str, Any]:
         "metrics": [part.metrics for part in parts],
         "domains": list(dict.fromkeys(name for part in parts for name in part.metrics["domains"])),
         "settings": changed_settings([to_plain(part.config) for part in parts]),
+        "words": WORDS,
         "differences": [difference(parts[0].scores, part.scores) for part in parts[1:]],
         "curves": _shown(
             validation_figures({part.name: part.rows for part in parts}),

@@ -27,7 +27,8 @@ def curve_figures(rows: Sequence[Row]) -> list[Any]:
     prefix = "f1_macro_"
     domains = dict.fromkeys(name for row in rows for name in row if row["phase"] == "val" and name.startswith(prefix))
     for index, name in enumerate(domains):
-        _draw_curve(scores, rows, "val", name, linestyle="--", **domain_style(index, name.removeprefix(prefix)))
+        style = domain_style(index, name.removeprefix(prefix))
+        _draw_curve(scores, rows, "val", name, linestyle="--", marker=".", **style)
     _draw_curve(rate, rows, "train", "lr", color=TRAIN_COLOUR, marker="o")
     for axis in (loss, scores, rate):
         _count_epochs(axis)
@@ -85,7 +86,7 @@ def _panel(title: str) -> Any:
 
 def _count_epochs(axis: Any) -> None:
     axis.set_xlabel("epoch")
-    axis.xaxis.get_major_locator().set_params(integer=True)
+    axis.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
 
 
 def _draw_curve(axis: Any, rows: Sequence[Row], phase: str, name: str, **style: Any) -> None:

@@ -15,6 +15,13 @@ for (const run of document.querySelectorAll("[data-run]")) {
     return made;
   }
 
+  const JOINTS = /(?<=[_/-])(?=\w)/; // where a long name may break, as in pages.py
+
+  function jointed(made, name) {
+    for (const [place, part] of name.split(JOINTS).entries()) made.append(...(place ? [element("wbr")] : []), part);
+    return made;
+  }
+
   function picture(address, alt) {
     const made = element("img");
     made.src = address;
@@ -31,7 +38,8 @@ for (const run of document.querySelectorAll("[data-run]")) {
     if (place < overlays.length) made.append(picture(overlays[place], `Grad-CAM of ${classes[predicted]} in ${file}`));
     const caption = element("figcaption");
     const shares = told.map(([name, share]) => `${classes[name]} ${share.toFixed(2)}`).join(", ");
-    caption.append(element("b", verdict), element("br"), shares, element("br"), element("code", file));
+    caption.append(jointed(element("b"), verdict), element("br"), jointed(element("span"), shares), element("br"));
+    caption.append(jointed(element("code"), file));
     made.title = domains[domain];
     made.append(caption);
     return made;

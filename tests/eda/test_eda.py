@@ -8,7 +8,7 @@ from unittest.mock import Mock, call
 import numpy as np
 import pandas as pd
 import pytest
-from page import Page, needs_browser, open_in_browser
+from page import Page, needs_browser, open_in_browser, wrong_with
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -79,13 +79,8 @@ def test_the_page_is_alone_and_its_pictures_lie_beside_it(written, page):
 
 @needs_browser
 @pytest.mark.slow
-@pytest.mark.parametrize("width", [500, 1200])
-def test_a_browser_shows_it_whole(written, page, tmp_path, width):
-    seen = open_in_browser(written, tmp_path, width=width)
-    assert seen.console == []
-    assert (seen.images, seen.broken) == (page.tags.count("img"), 0)
-    assert seen.fetched == 0
-    assert not seen.sideways
+def test_the_page_is_sound_in_every_look(written, open_page):
+    assert wrong_with(open_page, written) == {}
 
 
 @needs_browser

@@ -11,12 +11,13 @@ from hemafast.engine.journal import read_rows
 from hemafast.engine.step import TrainStep
 from hemafast.engine.trainer import resume, train
 from hemafast.errors import HemafastError, StoppedError
+from hemafast.evaluate.evaluate import evaluate_run
 from hemafast.run_folder import BEST, LAST
 
 
 @pytest.fixture(autouse=True)
 def no_report(monkeypatch):
-    """Nothing is evaluated here."""
+    """Time for a report is not planned."""
     monkeypatch.setattr(duration, "_REPORT", 0.0)
 
 
@@ -72,6 +73,11 @@ def test_a_budget_shorter_than_an_epoch_says_what_fits_and_leaves_a_model(settin
     (said,) = [one.getMessage() for one in caplog.records if "time budget" in one.getMessage()]
     assert said.startswith("the time budget of 4 s fits about 4")  # 20 of 47 images
     assert "a whole epoch with validation and report takes about 7 s" in said
+    metrics = evaluate_run(folder)
+    assert metrics["training"]["images"] == 20
+    assert (
+        "The time budget ended training within its first epoch: it saw 20 of 47 training images" in metrics["warnings"]
+    )
 
 
 def test_what_fits_is_said_once_the_pace_is_known_and_not_of_a_budget_that_is_long_enough(settings, clock, caplog):

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from command import hemafast
+from page import needs_browser, wrong_with
 
 from hemafast.config import PrepareConfig, checked
 from hemafast.data.dataset import open_dataset
@@ -89,6 +90,15 @@ def test_wrong_labels_come_first_and_the_right_class_is_suggested(source, by_bri
     page = (tmp_path / "out" / PAGE).read_text(encoding="utf-8")
     assert page.count("data:image/jpeg") == 4
     assert "4 labels to look at again" in page
+
+
+@needs_browser
+@pytest.mark.slow
+def test_the_page_is_sound_in_every_look(source, by_brightness, tmp_path, open_page):
+    again = source / "Lab" / "monocyte" / "cell_12.png"  # also a picture in two classes
+    again.write_bytes((source / "Lab" / "basophil" / "cell_12.png").read_bytes())
+    audit(prepared_from(source), tmp_path / "out", count=4)
+    assert wrong_with(open_page, tmp_path / "out" / PAGE) == {}
 
 
 def test_a_corrected_table_goes_back_into_prepare(source, by_brightness, tmp_path):

@@ -10,7 +10,7 @@ from unittest.mock import Mock
 import numpy as np
 import pytest
 from command import hemafast
-from page import Page, needs_browser, open_in_browser
+from page import Page, needs_browser, wrong_with
 from PIL import Image
 from rich.console import Console
 from sklearn.metrics import f1_score
@@ -157,9 +157,8 @@ def test_the_page_is_alone_and_has_every_score(compared, result):
 
 @needs_browser
 @pytest.mark.slow
-def test_a_browser_shows_the_page_whole(compared, tmp_path):
-    seen = open_in_browser(compared / "crossdomain.html", tmp_path)
-    assert (seen.console, seen.broken, seen.fetched, seen.sideways) == ([], 0, 0, False)
+def test_the_page_is_sound_in_every_look(compared, open_page):
+    assert wrong_with(open_page, compared / "crossdomain.html") == {}
 
 
 def test_a_second_call_trains_and_evaluates_nothing_and_writes_the_same(compared, settings, updates, evaluations):

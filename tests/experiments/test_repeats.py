@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from command import hemafast
-from page import SCHEMES, WIDTHS, dress, found_by_axe, needs_browser, scrolls_sideways
+from page import needs_browser, wrong_with
 from sklearn.metrics import f1_score
 
 from hemafast.config import PrepareConfig, checked, to_json
@@ -86,15 +86,8 @@ def test_what_the_choice_of_an_epoch_gains_is_said_where_there_is_one():
 
 @needs_browser
 @pytest.mark.slow
-@pytest.mark.parametrize("scheme", SCHEMES)
-@pytest.mark.parametrize("width", WIDTHS)
-def test_axe_finds_nothing_at_aa_and_the_page_never_scrolls_sideways(over_folds, open_page, width, scheme):
-    page, complaints = open_page(over_folds[1] / PAGE, width)
-    dress(page, scheme)
-    assert found_by_axe(page) == []
-    if (width, scheme) != (390, "print"):  # no paper is so narrow
-        assert not scrolls_sideways(page)
-    assert complaints == []
+def test_the_page_is_sound_in_every_look(over_folds, open_page):
+    assert wrong_with(open_page, over_folds[1] / PAGE) == {}
 
 
 def test_the_same_call_finds_its_runs(over_folds, updates, evaluations):

@@ -1,12 +1,15 @@
 """A search for settings: resumed, pruned, out of time, failed, and refused where it does not fit."""
 
 import json
+import re
 import sqlite3
 import sys
 
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib import rcParams
+from page import Page, needs_browser, wrong_with
 
 from hemafast.config import PrepareConfig, checked, train_config
 from hemafast.data.dataset import open_dataset
@@ -82,8 +85,18 @@ def test_the_search_finds_what_is_better(settings, scored_by):
     assert result["best"]["settings"]["loss"] == "weighted"
     assert result["best"]["macro_f1"] == 0.9
     page = (settings().output / PAGE).read_text(encoding="utf-8")
-    assert page.count("data:image/png") == 3
-    assert "http" not in page.replace("http://www.w3.org", "")
+    assert Page(page).is_alone
+    assert page.count('<svg class="plot"') == 3
+    assert not re.search("Objective Value|Hyperparameter|ggplot", page)
+    assert rcParams["axes.facecolor"] == "white"  # Optuna sets a style for the whole process
+
+
+@needs_browser
+@pytest.mark.slow
+def test_the_page_is_sound_in_every_look(settings, scored_by, open_page):
+    scored_by(lambda config, _: 0.9 if config.loss == "weighted" else 0.5)
+    tune(settings(), SPACE, trials=4)
+    assert wrong_with(open_page, settings().output / PAGE) == {}
 
 
 def test_a_trial_that_falls_behind_is_pruned_and_says_how_far_it_came(settings, scored_by):

@@ -1,7 +1,7 @@
 """The page in a real browser: clicked, filtered, narrow, printed."""
 
 import pytest
-from page import SCHEMES, WIDTHS, dress, found_by_axe, needs_browser, scrolls_sideways
+from page import needs_browser, scrolls_sideways, wrong_with
 
 from hemafast.evaluate.evaluate import evaluate_run
 from hemafast.report.page import write_report
@@ -96,12 +96,13 @@ def test_side_by_side_all_runs_are_in_sight(scored, run, open_page, tmp_path):
     assert box.evaluate("box => box.scrollWidth <= box.clientWidth")
 
 
-@pytest.mark.parametrize("scheme", SCHEMES)
-@pytest.mark.parametrize("width", WIDTHS)
-def test_axe_finds_nothing_at_aa(hostile, open_page, width, scheme):
-    page, _ = open_page(write_report(hostile), width)
-    dress(page, scheme)
-    assert found_by_axe(page) == []
+def test_the_page_is_sound_in_every_look(hostile, open_page):
+    assert wrong_with(open_page, write_report(hostile)) == {}
+
+
+def test_the_page_of_several_runs_is_sound_in_every_look(scored, run, open_page, tmp_path):
+    evaluate_run(run)
+    assert wrong_with(open_page, write_report([scored, run], tmp_path / "both.html")) == {}
 
 
 def test_letters_of_plots_have_the_colour_of_the_page(scored, open_page):

@@ -2,7 +2,7 @@
 
 import pytest
 from drawn_patients import learn_labels
-from page import SCHEMES, WIDTHS, dress, found_by_axe, needs_browser, scrolls_sideways
+from page import needs_browser, wrong_with
 
 from hemafast.patients.written import PAGE
 
@@ -16,15 +16,8 @@ def page_of_patients(scored, tmp_path_factory, make_archive):
     return folder / "out" / PAGE
 
 
-@pytest.mark.parametrize("scheme", SCHEMES)
-@pytest.mark.parametrize("width", WIDTHS)
-def test_axe_finds_nothing_at_aa_and_the_page_never_scrolls_sideways(page_of_patients, open_page, width, scheme):
-    page, complaints = open_page(page_of_patients, width)
-    dress(page, scheme)
-    assert found_by_axe(page) == []
-    if (width, scheme) != (390, "print"):  # no paper is so narrow
-        assert not scrolls_sideways(page)
-    assert complaints == []
+def test_the_page_is_sound_in_every_look(page_of_patients, open_page):
+    assert wrong_with(open_page, page_of_patients) == {}
 
 
 def test_patients_open_and_show_their_cells(page_of_patients, open_page):

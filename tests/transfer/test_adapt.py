@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 import torch
 from command import hemafast
+from page import needs_browser, wrong_with
 
 import hemafast as hf
 from hemafast.engine.checkpoint import load_best, read_card, save_best
@@ -51,6 +52,14 @@ def test_without_labels_it_says_what_was_changed_and_that_nobody_knows_whether_i
     page = (unlabelled[0].folder / "adaptation.html").read_text()
     assert result["steps"][0] in page
     assert "not known without labels" in page
+
+
+@needs_browser
+@pytest.mark.slow
+def test_the_page_is_sound_in_every_look(unlabelled, scored, laboratory, tmp_path, open_page):
+    labelled = adapt_run(scored, str(laboratory), Asked(labels="own"), output=tmp_path, **CPU)
+    for done in (unlabelled[0], labelled):
+        assert wrong_with(open_page, done.folder / "adaptation.html") == {}
 
 
 def test_images_like_those_of_home_change_nothing(scored, laboratory, tmp_path, monkeypatch, caplog):

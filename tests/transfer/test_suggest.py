@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from page import needs_browser, wrong_with
 
 from hemafast.errors import HemafastError
 from hemafast.transfer.suggest import choose_cells, suggest
@@ -62,6 +63,13 @@ def test_copies_a_table_and_a_page_are_handed_over(scored, laboratory, tmp_path)
     assert done.to_plain()["next"].endswith("labels.csv")
     with pytest.raises(HemafastError, match="is not an empty folder"):
         suggest(scored, str(laboratory), tmp_path / "to-label", count=5, device="cpu")
+
+
+@needs_browser
+@pytest.mark.slow
+def test_the_page_is_sound_in_every_look(scored, laboratory, tmp_path, open_page):
+    done = suggest(scored, str(laboratory), tmp_path / "to-label", count=12, device="cpu")
+    assert wrong_with(open_page, done.folder / "label.html") == {}
 
 
 def test_arrays_are_handed_over_as_pictures(scored, draw, tmp_path):
