@@ -64,7 +64,8 @@ def cause(error: OSError | ValueError) -> str:
     errors = getattr(error, "errors", None)
     if errors is not None:
         first = errors()[0]
-        return ": ".join(filter(None, (".".join(map(str, first["loc"])), first["msg"])))
+        said = first["msg"].removeprefix("Value error, ")  # what pydantic puts before words of ours
+        return ": ".join(filter(None, (".".join(map(str, first["loc"])), said)))
     return getattr(error, "strerror", None) or str(error)
 
 

@@ -311,7 +311,7 @@ def test_a_card_whose_members_are_not_in_the_file_is_refused(made, seeds, tmp_pa
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"weight": 0.0}, r"the weights of the members add up to 0\.\d+, not to 1"),
+        ({"weight": 0.0}, r"\(the weights of the members add up to 0\.\d+, not to 1"),
         ({"std": (0.2, 0.0, 0.2)}, r"divided by the deviations \(0\.2, 0\.0, 0\.2\)"),
         ({"order": (0, 0)}, "no permutation of the classes"),
     ],
