@@ -230,16 +230,23 @@ def run(trained: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def open_page():
-    """`open_page(file, width=1200)`: the page and what it complained of, without a network."""
+def browser():
+    """A browser without a window; not for the session, since a test that runs an event loop cannot run beside it."""
     sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    with sync_api.sync_playwright() as playwright:
+        started = playwright.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
+        yield started
+        started.close()
+
+
+@pytest.fixture
+def open_page(browser):
+    """`open_page(file, width=1200)`: the page and what it complained of, without a network."""
     with contextlib.ExitStack() as stack:
-        playwright = stack.enter_context(sync_api.sync_playwright())
-        browser = playwright.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
-        stack.callback(browser.close)
 
         def load(file, width=1200):
             page = browser.new_page(viewport={"width": width, "height": 900}, offline=True)
+            stack.callback(page.close)
             complaints = []
             page.on("console", lambda message: complaints.append(message.text))
             page.on("pageerror", lambda error: complaints.append(str(error)))

@@ -72,16 +72,19 @@ class Page(HTMLParser):
         )
 
 
-def dress(page, scheme):
-    """Show an open page as light, dark or on paper."""
-    page.emulate_media(**({"media": "print"} if scheme == "print" else {"color_scheme": scheme}))
+def dressed(page):
+    """Show an open page as light, as dark and on paper, one after the other; yields the names."""
+    for scheme in SCHEMES:
+        media = "print" if scheme == "print" else "screen"
+        page.emulate_media(media=media, color_scheme="dark" if scheme == "dark" else "light")
+        yield scheme
 
 
 def found_by_axe(page):
     """What axe-core finds at AA on an open page: rule and first element. Skips the test where it is not installed."""
     axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe-core is not installed").Axe()
-    report = axe.run(page, options={"runOnly": {"type": "tag", "values": _AA}})
-    return [(one["id"], one["nodes"][0]["html"]) for one in report.response["violations"]]
+    options = {"runOnly": {"type": "tag", "values": _AA}, "resultTypes": ["violations"]}
+    return [(one["id"], one["nodes"][0]["html"]) for one in axe.run(page, options=options).response["violations"]]
 
 
 def scrolls_sideways(page):
