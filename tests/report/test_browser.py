@@ -1,5 +1,8 @@
 """The page in a real browser: clicked, filtered, narrow, printed."""
 
+import shutil
+from pathlib import Path
+
 import pytest
 from page import needs_browser, scrolls_sideways, wrong_with
 
@@ -11,13 +14,32 @@ from hemafast.words import counted
 pytestmark = [needs_browser, pytest.mark.slow]
 
 
+@pytest.fixture(scope="module")
+def report(scored):
+    return write_report(scored)
+
+
+@pytest.fixture(scope="module")
+def hostile_report(hostile):
+    return write_report(hostile)
+
+
+@pytest.fixture(scope="module")
+def both(scored, trained, tmp_path_factory):
+    """The page of two runs."""
+    room = tmp_path_factory.mktemp("both")
+    second = Path(shutil.copytree(trained, room / "run"))
+    evaluate_run(second)
+    return write_report([scored, second], room / "both.html")
+
+
 def confusion_of(scored, name):
     metrics = read_metrics(scored)
     return metrics["pooled"]["confusion"] if name == "pooled" else metrics["domains"][name]["confusion"]
 
 
-def test_a_click_on_a_cell_shows_its_images(scored, open_page):
-    page, complaints = open_page(write_report(scored))
+def test_a_click_on_a_cell_shows_its_images(scored, report, open_page):
+    page, complaints = open_page(report)
     matrix = confusion_of(scored, "Acevedo_20")
     page.select_option("[data-filter=set]", label="Acevedo_20")
     for true, row in enumerate(matrix):
@@ -30,8 +52,8 @@ def test_a_click_on_a_cell_shows_its_images(scored, open_page):
     assert complaints == []
 
 
-def test_a_click_shows_the_domain_of_the_matrix_whatever_was_filtered_before(scored, open_page):
-    page, _ = open_page(write_report(scored))  # the first matrix is that of Acevedo_20, and no filter is set
+def test_a_click_shows_the_domain_of_the_matrix_whatever_was_filtered_before(scored, report, open_page):
+    page, _ = open_page(report)  # the first matrix is that of Acevedo_20, and no filter is set
     matrix = confusion_of(scored, "Acevedo_20")
     true, predicted = next((t, p) for t, row in enumerate(matrix) for p, count in enumerate(row) if count)
     for before in ("any", "Matek_19"):
@@ -45,8 +67,8 @@ def test_a_click_shows_the_domain_of_the_matrix_whatever_was_filtered_before(sco
     assert page.locator("table.matrix button[aria-pressed=true]").count() == 0
 
 
-def test_filters_narrow_what_is_shown(scored, open_page):
-    page, complaints = open_page(write_report(scored))
+def test_filters_narrow_what_is_shown(scored, report, open_page):
+    page, complaints = open_page(report)
     pooled = confusion_of(scored, "pooled")
     images, right = sum(map(sum, pooled)), sum(row[index] for index, row in enumerate(pooled))
     assert page.inner_text("[data-count]").startswith(f"{images - right} cells")  # mistakes, to begin with
@@ -59,16 +81,16 @@ def test_filters_narrow_what_is_shown(scored, open_page):
     assert complaints == []
 
 
-def test_another_domain_shows_another_matrix(scored, open_page):
-    page, _ = open_page(write_report(scored))
+def test_another_domain_shows_another_matrix(report, open_page):
+    page, _ = open_page(report)
     for place, name in enumerate(("Acevedo_20", "Matek_19", "pooled")):
         page.select_option("[data-filter=set]", label=name)
         visible = [matrix.get_attribute("data-matrix") for matrix in page.locator("[data-matrix]:visible").all()]
         assert visible == [str(place)]
 
 
-def test_more_cells_can_be_asked_for(scored, open_page, tmp_path):
-    page, _ = open_page(write_report([scored], tmp_path / "page.html"))
+def test_more_cells_can_be_asked_for(report, open_page):
+    page, _ = open_page(report)
     page.evaluate("document.querySelector('[data-filter=wrong]').click()")
     total = int(page.inner_text("[data-count]").split()[0])
     while page.locator("[data-more]").is_visible():
@@ -77,36 +99,34 @@ def test_more_cells_can_be_asked_for(scored, open_page, tmp_path):
 
 
 @pytest.mark.parametrize("width", [360, 1200])
-def test_the_page_never_scrolls_sideways(scored, open_page, width):
-    page, _ = open_page(write_report(scored), width)
+def test_the_page_never_scrolls_sideways(report, open_page, width):
+    page, _ = open_page(report, width)
     assert not scrolls_sideways(page)
 
 
-def test_on_paper_there_are_all_matrices_and_no_controls(scored, open_page):
-    page, _ = open_page(write_report(scored))
+def test_on_paper_there_are_all_matrices_and_no_controls(report, open_page):
+    page, _ = open_page(report)
     page.emulate_media(media="print")
     assert page.locator("[data-matrix]:visible").count() == 3
     assert page.locator(".filters:visible").count() == 0
 
 
-def test_side_by_side_all_runs_are_in_sight(scored, run, open_page, tmp_path):
-    evaluate_run(run)
-    page, _ = open_page(write_report([scored, run], tmp_path / "both.html"), 992)
+def test_side_by_side_all_runs_are_in_sight(both, open_page):
+    page, _ = open_page(both, 992)
     box = page.locator(".wide").first
     assert box.evaluate("box => box.scrollWidth <= box.clientWidth")
 
 
-def test_the_page_is_sound_in_every_look(hostile, open_page):
-    assert wrong_with(open_page, write_report(hostile)) == {}
+def test_the_page_is_sound_in_every_look(hostile_report, open_page):
+    assert wrong_with(open_page, hostile_report) == {}
 
 
-def test_the_page_of_several_runs_is_sound_in_every_look(scored, run, open_page, tmp_path):
-    evaluate_run(run)
-    assert wrong_with(open_page, write_report([scored, run], tmp_path / "both.html")) == {}
+def test_the_page_of_several_runs_is_sound_in_every_look(both, open_page):
+    assert wrong_with(open_page, both) == {}
 
 
-def test_letters_of_plots_have_the_colour_of_the_page(scored, open_page):
-    page, _ = open_page(write_report(scored))
+def test_letters_of_plots_have_the_colour_of_the_page(report, open_page):
+    page, _ = open_page(report)
     for scheme in ("light", "dark"):
         page.emulate_media(color_scheme=scheme)
         ink = page.locator("body").evaluate("body => getComputedStyle(body).color")
@@ -115,9 +135,8 @@ def test_letters_of_plots_have_the_colour_of_the_page(scored, open_page):
         assert set(letters) == {ink}
 
 
-def test_runs_side_by_side_are_browsed_apart(scored, run, open_page, tmp_path):
-    evaluate_run(run)
-    page, complaints = open_page(write_report([scored, run], tmp_path / "both.html"))
+def test_runs_side_by_side_are_browsed_apart(both, open_page):
+    page, complaints = open_page(both)
     page.click("details.run:nth-of-type(2) > summary")
     first, second = page.locator("[data-run]").all()
     second.locator("[data-filter=wrong]").uncheck()
@@ -126,8 +145,8 @@ def test_runs_side_by_side_are_browsed_apart(scored, run, open_page, tmp_path):
     assert complaints == []
 
 
-def test_names_meant_to_break_the_page_are_shown_as_they_are(hostile, open_page):
-    page, complaints = open_page(write_report(hostile))
+def test_names_meant_to_break_the_page_are_shown_as_they_are(hostile_report, open_page):
+    page, complaints = open_page(hostile_report)
     page.uncheck("[data-filter=wrong]")
     assert "<b>bold" in page.inner_text("[data-cells]")
     assert page.locator("[data-cells] figcaption b b").count() == 0
