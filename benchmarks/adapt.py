@@ -183,7 +183,7 @@ def _change(parent: Parent, of: Parent, laboratory: Laboratory, one: Candidate, 
     """Scores of one candidate of `of` beside the run before adapting."""
     before = _logits(parent.network, laboratory)
     after = np.full_like(before, -np.inf)
-    after[:, of.rows(of.classes)] = _logits(one.network, laboratory)
+    after[:, of.card.places_of(of.classes)] = _logits(one.network, laboratory)
     first, other = (np.eye(len(laboratory.merged))[laboratory.answers(logits)] for logits in (before, after))
     compared = compare(laboratory.labels, first, other, parent.card.classes)
     return {

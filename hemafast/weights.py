@@ -43,16 +43,19 @@ class Origin:
     detail: str
 
 
-def load_initial_weights(backbone: nn.Module, name: str, *, pretrained: Pretrained, file: Path | None) -> Origin:
+def load_initial_weights(
+    backbone: nn.Module, name: str, *, pretrained: Pretrained, file: Path | None, whole: bool = False
+) -> Origin:
     """Fill `backbone` (timm's model `name`, with a head of any size) with the best available weights.
 
     These are `file` if given, or what a run keeps if it is the folder of one. Otherwise, unless `pretrained` is "no",
     timm's hub if its cache holds the weights or it answers within seconds, then an installed package. Raises
-    HemafastError if `file` does not fit, or if `pretrained` is "yes" and no weights are available.
+    HemafastError if `file` does not fit, or not the `whole` network but its head, or if `pretrained` is "yes" and no
+    weights are available.
     """
     if file is not None:
         file = _of_run(file)
-        told = fit_weights(backbone, name, read_weights(file), str(file))
+        told = fit_weights(backbone, name, read_weights(file), str(file), whole=whole)
         return Origin("file", f"weights file {file}: {told}")
     if pretrained == "no":
         return Origin("random", _AS_ASKED)

@@ -31,6 +31,8 @@ _NOT_PREFERRED = {"student", "momentum", "target"}
 _CONVERSIONS = ("checkpoint_filter_fn", "_filter_fn", "_filter_torchvision_pretrained")
 _CHUNKED = re.compile(r"\bblocks\.\d+\.(\d+)\.")
 _KINDS = {"weight", "bias", "mean", "var"}
+_RECOMPUTED = {"attn_mask", "relative_position_index", "relative_coords_table"}
+"""Buffers that networks make themselves."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +77,7 @@ class _Fit:
         return round(self.share, 2), preference, self.share, self.known, len(_parts(self.place))
 
 
-def fit_weights(backbone: nn.Module, name: str, stored: StoredWeights, source: str) -> str:
+def fit_weights(backbone: nn.Module, name: str, stored: StoredWeights, source: str, *, whole: bool = False) -> str:
     """Fill `backbone` with the tensors of a weights file, wherever they lie in it.
 
     Prefixes of names are found by what they leave. Names of other libraries are converted by timm where it can;
@@ -87,18 +89,20 @@ def fit_weights(backbone: nn.Module, name: str, stored: StoredWeights, source: s
         name: Its name.
         stored: The content of the file.
         source: The file, as errors name it.
+        whole: Whether all but the head must be filled, for a network that is not trained.
 
     Returns:
         What was stripped, adapted and left out, and how much of the network was filled, on one line.
 
     Raises:
-        HemafastError: less than LEAST_FILLED of the network would be filled, or a tensor does not hold finite numbers.
+        HemafastError: less than LEAST_FILLED of the network would be filled, or not the `whole`; the file is of a
+            network with other layers in its blocks; or a tensor does not hold finite numbers.
     """
     network = _network_of(backbone)
     fits = _fits(network, stored.tensors)
     best = max(fits, key=lambda fit: fit.rank)
-    if best.share < LEAST_FILLED:
-        raise _does_not_fit(network, best, name, stored, source)
+    if problem := _problem_of(network, best, name, whole=whole):
+        raise _does_not_fit(f"{source} {problem}", name, stored)
     ready = {key: _checked(key, tensor, network.wanted[key], source) for key, tensor in best.filled.items()}
     counters = {key: tensor for key, tensor in best.found.items() if is_counter(key) and tensor.ndim == 0}
     backbone.load_state_dict(ready | counters, strict=False)
@@ -337,14 +341,60 @@ def _ignored(stored: StoredWeights) -> list[str]:
     return [f"read tensors only, no {name_some(stored.ignored, 2)}"] if stored.ignored else []
 
 
-def _does_not_fit(network: _Network, best: _Fit, name: str, stored: StoredWeights, source: str) -> HemafastError:
+def _problem_of(network: _Network, best: _Fit, name: str, *, whole: bool) -> str:
+    """Why a file does not fit, as the rest of a sentence about it; empty if it does.
+
+    Few elements may be what blocks do with all others: without its layer scales, a transformer answers nonsense.
+    """
     missing = [key for key in network.body if key not in best.filled]
-    problem = f"{source} fills only {_percent(best.share)} of {name}; not filled: {_missing(network, best, missing)}."
+    if best.share < LEAST_FILLED:
+        return f"fills only {_percent(best.share)} of {name}; not filled: {_missing(network, best, missing)}."
+    if foreign := _foreign(network, best):
+        return f"is not of {name}, whose blocks have no {name_some(foreign, 3)}."
+    if absent := _absent(network, best):
+        return f"is not of {name}, whose blocks have {name_some(absent, 3)}, which it lacks."
+    if whole and missing:
+        return f"leaves random what is not trained of {name}: {_missing(network, best, missing)}."
+    return ""
+
+
+def _foreign(network: _Network, best: _Fit) -> list[str]:
+    """Tensors of the file that lie in numbered parts as the network has them, and have no place there."""
+    stems = {begin for name in network.body for begin in _beginnings(_kind(name))}
+    left = [name for name in best.found.keys() - network.wanted.keys() if best.found[name].is_floating_point()]
+    known = {name: max((one for one in _beginnings(_kind(name)) if one in stems), key=len) for name in left}
+    return sorted(name for name in left if "*" in known[name] and not _is_made(name))
+
+
+def _absent(network: _Network, best: _Fit) -> list[str]:
+    """Kinds of tensors that several numbered parts of the network have, and the file none of."""
+    of_kind: dict[str, list[str]] = {}
+    for name in network.body:
+        of_kind.setdefault(_kind(name), []).append(name)
+    return [
+        kind
+        for kind, names in of_kind.items()
+        if len(names) > 1 and not _is_made(kind) and not any(name in best.filled for name in names)
+    ]
+
+
+def _is_made(name: str) -> bool:
+    """Whether networks make this tensor themselves."""
+    return is_counter(name) or _parts(name)[-1] in _RECOMPUTED
+
+
+def _kind(name: str) -> str:
+    """A name with * in place of numbers."""
+    return ".".join("*" if part.isdigit() else part for part in _parts(name))
+
+
+def _does_not_fit(problem: str, name: str, stored: StoredWeights) -> HemafastError:
     tensors = stored.tensors
     places = [_below(place, tensors) for place in _places(tensors, _elements(tensors.values()) / 4)]
     nearest = nearest_model([_shapes(place) for place in places], stored.words, name)
     if nearest is not None and nearest.name == name.partition(".")[0]:
-        return HemafastError(problem, "No timm model is nearer: the file holds a part of it. Give a complete file.")
+        part = "the file holds a part of it, or more than it"
+        return HemafastError(problem, f"No timm model is nearer: {part}. Give a file of this network alone.")
     if nearest is not None and nearest.share >= LEAST_FILLED:
         told = f"{problem} It fills {_percent(nearest.share)} of {nearest.name}."
         return HemafastError(told, f"Use --model {nearest.name}.")

@@ -45,6 +45,11 @@ def _load(network, name, content, tmp_path):
     return fit_weights(network, name, read_weights(file), str(file))
 
 
+def _stored(content, tmp_path):
+    torch.save(content, tmp_path / "whole.pth")
+    return read_weights(tmp_path / "whole.pth")
+
+
 def _body(network):
     head = network.pretrained_cfg["classifier"]
     return {n: t for n, t in network.state_dict().items() if not n.startswith(f"{head}.") and not is_counter(n)}
@@ -359,6 +364,68 @@ def test_a_file_that_does_not_fit_is_refused_and_changes_nothing(tmp_path, monke
     assert "\n" not in said
     assert not [word for word in words if word not in said], said
     assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
+
+
+def _in_blocks(state, tensors):
+    """A state of a transformer with more in each of its blocks."""
+    blocks = {name.split(".")[1] for name in state if name.startswith("blocks.")}
+    return state | {f"blocks.{block}.{name}": tensor for block in blocks for name, tensor in tensors.items()}
+
+
+OTHER_BLOCKS = {
+    "layer scales that the network lacks": (
+        VIT,
+        lambda: _in_blocks(_state(VIT), {"ls1.gamma": torch.ones(64), "ls2.gamma": torch.ones(64)}),
+        "whose blocks have no blocks.0.ls1.gamma, blocks.0.ls2.gamma",
+    ),
+    "more blocks": (
+        VIT,
+        lambda: _state(VIT) | {"blocks.6.norm1.weight": torch.ones(64)},
+        "whose blocks have no blocks.6.norm1.weight",
+    ),
+    "low ranks beside the weights": (
+        VIT,
+        lambda: _in_blocks(_state(VIT), {"attn.qkv.lora_A": torch.ones(4, 64)}),
+        "whose blocks have no blocks.0.attn.qkv.lora_A",
+    ),
+    "no layer scales": (
+        "test_vit2",
+        lambda: {name: one for name, one in _state("test_vit2").items() if "gamma" not in name},
+        "whose blocks have blocks.*.ls1.gamma, blocks.*.ls2.gamma, which it lacks",
+    ),
+    "squeeze and excitation": (
+        RESNET,
+        lambda: _state(RESNET) | {"layer1.0.se.fc1.weight": torch.ones(8, 32, 1, 1)},
+        "whose blocks have no layer1.0.se.fc1.weight",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", OTHER_BLOCKS)
+def test_a_network_with_other_layers_in_its_blocks_is_refused_however_small_they_are(tmp_path, monkeypatch, kind):
+    monkeypatch.setattr(nearest_model, "_SECONDS", 0.2)
+    name, state, said = OTHER_BLOCKS[kind]
+    network = _network(name)
+    before = {key: tensor.clone() for key, tensor in network.state_dict().items()}
+    with pytest.raises(HemafastError, match=re.escape(said)):
+        _load(network, name, state(), tmp_path)
+    assert all(torch.equal(tensor, before[key]) for key, tensor in network.state_dict().items())
+
+
+def test_buffers_that_networks_make_themselves_are_passed_over(tmp_path):
+    state = _in_blocks(_state(VIT), {"attn_mask": torch.ones(4, 4), "attn.relative_position_index": torch.arange(4)})
+    assert "filled 100 %" in _load(_network(VIT), VIT, state, tmp_path)
+
+
+def test_what_is_not_trained_is_filled_whole_or_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(nearest_model, "_SECONDS", 0.2)
+    state = _state(VIT)
+    state["pos_embed"] = torch.ones(1, 19, 64)  # 18 patches are no square
+    assert "not filled: pos_embed (1x19x64, not 1x17x64)" in _load(_network(VIT), VIT, state, tmp_path)
+    stored = read_weights(tmp_path / "stranger.pth")
+    with pytest.raises(HemafastError, match=r"leaves random what is not trained of test_vit: pos_embed \(1x19x64"):
+        fit_weights(_network(VIT), VIT, stored, "stranger.pth", whole=True)
+    assert "filled 100 %" in fit_weights(_network(RESNET), RESNET, _stored(_state(RESNET), tmp_path), "r", whole=True)
 
 
 def test_the_remedy_of_a_refusal_works(tmp_path):

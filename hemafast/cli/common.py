@@ -178,14 +178,18 @@ def listen(*, verbose: bool, quiet: bool) -> LiveProgress:
     return LiveProgress(console)
 
 
-def refuse_missing_data(folder: Path) -> None:
-    """Raise HemafastError at once if `folder` is not a prepared data set, before anything heavy is imported."""
+def refuse_missing_data(folder: Path, option: str = "--data ") -> None:
+    """Raise HemafastError at once if `folder` is not a prepared data set, before anything heavy is imported.
+
+    `option` stands before it on the command line.
+    """
     if (folder / _DATASET).exists():
         return
     near = {found.parent.name: found.parent for found in folder.parent.glob(f"*/{_DATASET}")}
     near |= {str(found.parent): found.parent for found in Path().glob(f"*/*/{_DATASET}")}
     close = [near[name] for text in (folder.name, str(folder)) for name in get_close_matches(text, near, n=1)]
-    hint = f"Did you mean --data {close[0]}?" if close else "Make one with `hemafast prepare`, or name one with --data."
+    made = f"Make one with `hemafast prepare`, or name one{f' with {option}'.rstrip() if option else ''}."
+    hint = f"Did you mean {option}{close[0]}?" if close else made
     raise HemafastError(f"{folder.absolute()} is not a prepared data set.", hint)
 
 

@@ -29,7 +29,7 @@ from hemafast.config import TrainConfig, parse_class_map, seconds_of, train_conf
 from hemafast.errors import StoppedError
 from hemafast.experiments.published import refuse_unknown_experiments
 from hemafast.experiments.space import DEFAULT, default_space, parse_space
-from hemafast.run_folder import find_run
+from hemafast.run_folder import LATEST, find_run, is_run, read_config
 
 _COMPARED = ("preset", "data", "domains", "output", "model", "epochs", "image_size", "batch_size", "seed", "device")
 _SWEPT = ("preset", "data", "output", "epochs", "image_size", "seed", "device")
@@ -185,9 +185,11 @@ def tune(
     show_result(result, tune_results, settings.output / PAGE, as_json=as_json)
 
 
-@app.command(epilog="Examples: `hemafast audit`, `hemafast audit Source/prepared --count 200`")
+@app.command(epilog="Examples: `hemafast audit Source/prepared --count 200`, `hemafast audit runs/NAME`")
 def audit(
-    data: Annotated[Path, typer.Argument(metavar="DATA", help="Prepared data set.")] = TrainConfig.data,
+    data: Annotated[
+        Path, typer.Argument(metavar="DATA|RUN", help="Prepared data set, or a run: the data that it was trained on.")
+    ] = TrainConfig.data,
     run: Annotated[
         str | None,
         typer.Option(
@@ -207,11 +209,13 @@ def audit(
 ) -> None:
     """List the labels that are probably wrong, with a page of pictures and a table to correct them in.
 
-    Each label is judged by models that have not seen it: logistic regression on features of a network, by
-    cross-validation, patients and copies apart. Writes suspects.csv and audit.html. Fill in the column label of the
+    Each label is judged by a regression on all other images, patients and copies apart, from features of a network
+    that knows nothing of these labels. Writes suspects.csv and audit.html. Fill in the column label of the
     table where a label is wrong, and give it to `hemafast prepare --labels-fix`. Test images are not looked at.
     """
-    refuse_missing_data(data)
+    if data == Path(LATEST) or is_run(data):
+        data = read_config(find_run(data)).data
+    refuse_missing_data(data, option="")
     folder = None if run is None else find_run(run)
     progress = listen(verbose=verbose, quiet=quiet or as_json)
     from hemafast.data.dataset import open_dataset

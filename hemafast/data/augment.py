@@ -125,7 +125,7 @@ def named_policy(name: str, **changes: Any) -> Policy:
 
 def parts_of(policies: Mapping[str, Policy]) -> dict[str, Policy]:
     """Each change of each policy alone, as "POLICY: CHANGE". Raises HemafastError if they change nothing."""
-    found = {}
+    found: dict[str, Policy] = {}
     for name, policy in policies.items():
         shapes = Policy(**{shape: getattr(policy, shape) for shape in _SHAPES})
         changed = {one.name: value for one in fields(policy) if (value := getattr(policy, one.name)) != one.default}

@@ -144,7 +144,11 @@ def _build_network(
         model = build_encoder(model, settings.image_size, settings.method, views=settings.views, gather=not alone)
     if started_from is None:
         started_from = load_initial_weights(
-            model.backbone, settings.model, pretrained=settings.pretrained, file=settings.weights
+            model.backbone,
+            settings.model,
+            pretrained=settings.pretrained,
+            file=settings.weights,
+            whole=settings.probe > 0,
         ).detail
     if settings.sync_norm:
         model = synchronised(model, machine)

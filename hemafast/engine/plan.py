@@ -61,6 +61,7 @@ def settle(config: TrainConfig, world: World, saved: dict[str, Any] | None = Non
     """
     dataset = open_dataset(config.data, config.fold, config.domains)
     tried: Sequence[Any] = ()
+    _refuse_one_class(config, dataset)
     lineage = _lineage_of(config, dataset.info.classes, saved)
     refuse_strange_teacher(config, dataset)
     if saved is None:  # a trial takes seconds, and comes behind all that may be refused
@@ -83,6 +84,14 @@ def settle(config: TrainConfig, world: World, saved: dict[str, Any] | None = Non
         lineage=lineage,
         warnings=() if saved is None else _other_precision(saved, machine),
     )
+
+
+def _refuse_one_class(config: TrainConfig, dataset: Dataset) -> None:
+    if config.method is None and len(dataset.info.classes) < 2:
+        raise HemafastError(
+            f"{dataset.folder} has one class, {dataset.info.classes[0]}: there is nothing to tell apart.",
+            "Prepare a folder for each of several classes, or learn without labels: `hemafast pretrain`.",
+        )
 
 
 def announce(plan: Plan, started_from: str) -> None:

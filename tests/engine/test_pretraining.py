@@ -242,12 +242,16 @@ def test_features_that_are_not_finite_stop_the_run(asked, monkeypatch):
     assert not (folder / ENCODER).exists()
 
 
-def test_images_of_one_class_are_learned_from_without_scores(asked, prepare_again):
+def test_images_of_one_class_are_learned_from_without_scores_and_not_classified(asked, settings, prepare_again):
     data = prepare_again(ignore_labels=True)
     folder = train(asked("simclr", epochs=1, data=data))
     (row,) = [row for row in read_rows(folder) if row["phase"] == "val"]
     assert "knn_accuracy" not in row
     assert (folder / ENCODER).exists()
+    config = settings(data=data)
+    with pytest.raises(HemafastError, match=r"one class, unlabelled: .* `hemafast pretrain`"):
+        train(config)
+    assert not [*config.output.iterdir()]
 
 
 # Settings

@@ -213,4 +213,12 @@ def test_the_command_prints_what_to_do_next(source, by_brightness, tmp_path):
     assert f"--labels-fix {tmp_path}" in re.sub(r"\s+", " ", said.stdout)
     plain = json.loads(hemafast("audit", data.folder, "--output", tmp_path / "out", "--json").stdout)
     assert len(plain["suspects"]) == 2  # 4 %
-    assert hemafast("audit", tmp_path / "nowhere").returncode == 2
+    refused = hemafast("audit", tmp_path / "nowhere")
+    assert refused.returncode == 2
+    assert "or name one." in refused.stderr
+
+
+def test_of_a_run_the_labels_that_it_was_trained_on_are_judged(scored, by_brightness, tmp_path):
+    said = hemafast("audit", scored, "--count", 3, "--output", tmp_path / "out", "--json")
+    assert said.returncode == 0, said.stderr
+    assert json.loads(said.stdout)["images"] == 58
