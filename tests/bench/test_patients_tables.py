@@ -37,7 +37,9 @@ def test_tables_show_the_mean_the_lowest_and_the_highest():
     row = "| as at home | 25 | 12.0% (10.0% to 14.0%) | 90% (90% to 90%) | 21.0% (20.0% to 22.0%) | 95% (95% to 95%) |"
     assert row in tables["differentials"]
     simple = "0.70 (0.70 to 0.70) | 0.75 (0.75 to 0.75)"
-    planted = f"| ill patients have more of eosinophil | 0.85 (0.80 to 0.90) | {simple} | 0.06 (0.01 to 0.11) | 1 of 2 |"
+    planted = (
+        f"| ill patients have more of eosinophil | 0.85 (0.80 to 0.90) | {simple} | 0.06 (0.01 to 0.11) | 1 of 2 |"
+    )
     assert planted in tables["labels_of_patients"]
     none = f"| none | 0.55 (0.50 to 0.60) | {simple} | 0.45 (0.40 to 0.50) | 0 of 2 |"
     assert none in tables["labels_of_patients"]
