@@ -251,7 +251,7 @@ def resume(
     from hemafast.engine.distributed import refuse_several
 
     refuse_several()
-    folder = run.folder if isinstance(run, TrainedRun) else find_run(run)
+    folder = find_run(run)
     return _finish(trainer.resume(folder, changes, allow_changes=allow_changes, progress=progress), progress)
 
 
@@ -303,7 +303,7 @@ def tune(
     config: TrainConfig | str | Path | None = None,
     *,
     preset: str | None = None,
-    space: Sequence[str] = (),
+    space: str | Sequence[str] = (),
     trials: int = 20,
     folds: int | None = None,
     test: bool = False,
@@ -320,7 +320,7 @@ def tune(
         data: a data set, or the folder of one.
         config: as for `train`.
         preset: name of the preset to start from; None for `fast`.
-        space: what is searched, as `["lr=1e-4..1e-2", "policy=basic,robust"]`; none for the usual settings.
+        space: what is searched, as "lr=1e-4..1e-2" or several of these; none for the usual settings.
         trials: how many there are in the end, those of earlier calls included.
         folds: score each trial by its mean over so many folds, with which the data was prepared; None for its split.
         test: once all trials have ended, score the best one on the held-out test images. That counts as a look.
@@ -333,8 +333,8 @@ def tune(
         What was found, as `tune.json` holds it: `best`, `trials`, `test`, `notes`, `failures`.
 
     Raises:
-        HemafastError: optuna is not installed, a setting does not fit, the folder holds another search, or the data
-            has no such folds or no test images.
+        HemafastError: no trial or no time is asked for, optuna is not installed, a setting does not fit, the folder
+            holds another search, or the data has no such folds or no test images.
         StoppedError: a run was interrupted; everything is saved.
     """
     from hemafast.experiments.space import default_space, parse_space
@@ -347,7 +347,7 @@ def tune(
     seconds = seconds_of(time_budget) if isinstance(time_budget, str) else time_budget
     return search(
         chosen,
-        parse_space(space) if space else default_space(chosen),
+        parse_space([space] if isinstance(space, str) else space) if space else default_space(chosen),
         trials=trials,
         folds=folds,
         test=test,
@@ -426,7 +426,7 @@ def adapt(
     from hemafast.transfer.adapt import adapt_run
     from hemafast.transfer.cells import Asked
 
-    folder = run.folder if isinstance(run, TrainedRun) else find_run(run)
+    folder = find_run(run)
     asked = Asked(
         labels=labels,
         columns=columns,
@@ -635,7 +635,7 @@ class TrainedRun:
         """
         from hemafast.deploy.combine import combine_runs
 
-        folders = [one.folder if isinstance(one, TrainedRun) else find_run(one) for one in (self, *others)]
+        folders = [find_run(one) for one in (self, *others)]
         made = combine_runs(
             folders, method=method, max_cost=max_cost, output=Path(output), device=device, progress=progress
         )
@@ -744,7 +744,7 @@ class TrainedRun:
         """
         from hemafast.report.page import write_report
 
-        folders = [one.folder if isinstance(one, TrainedRun) else find_run(one) for one in (self, *others)]
+        folders = [find_run(one) for one in (self, *others)]
         return write_report(folders, None if output is None else Path(output))
 
     def evaluate(

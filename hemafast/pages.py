@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 CONTENTS = "<!-- contents -->"
 """In a template: where the page lists its sections."""
 _JOINT = re.compile(r"(?<=[_/-])(?=\w)")
+_COMMAND = re.compile(r"`([^`]+)`")
 _SECTION = re.compile(r"<h2>(.*?)</h2>", re.DOTALL)
 
 
@@ -22,13 +23,13 @@ def environment(**options: Any) -> Environment:
     """Templates, named relative to this package. Everything is escaped; a missing value is an error.
 
     They can count, `{{ 1|counted("image") }}`, scroll what is wide, `<div {{ wide("Scores") }}>`, and let a long name
-    break where it has joints, `{{ name|jointed }}`.
+    break where it has joints, `{{ name|jointed }}`. `{{ sentence|said }}` shows a command between backticks as code.
     """
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     loader = FileSystemLoader(Path(__file__).parent)
     made = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, **options)
-    made.filters |= {"counted": counted, "jointed": _jointed}
+    made.filters |= {"counted": counted, "jointed": _jointed, "said": _said}
     made.globals["wide"] = _wide
     return made
 
@@ -45,6 +46,13 @@ def _jointed(name: Any) -> Markup:
     from markupsafe import Markup, escape
 
     return Markup(_JOINT.sub("<wbr>", str(escape(name))))
+
+
+def _said(sentence: str) -> Markup:
+    """A sentence as the terminal shows it, with what stands between backticks as code."""
+    from markupsafe import Markup, escape
+
+    return Markup(_COMMAND.sub(r"<code>\1</code>", str(escape(sentence))))
 
 
 def render(template: str, **values: Any) -> str:

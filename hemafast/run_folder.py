@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from hemafast.config import TrainConfig, checked
 from hemafast.errors import HemafastError
@@ -73,12 +73,25 @@ _UNFINISHED = ".unfinished"  # in a run folder that is filled in one go
 _STAMP = "%Y%m%d_%H%M%S"
 
 
-def find_run(named: str | Path, output: Path = TrainConfig.output) -> Path:
-    """The folder that a user means: a path, or "latest" for the newest run under `output`.
+class OpenedRun(Protocol):
+    """A run that was opened: `hf.TrainedRun`."""
+
+    @property
+    def folder(self) -> Path:
+        """The run folder."""
+
+
+NamedRun = OpenedRun | str | Path
+"""How a user names a run."""
+
+
+def find_run(run: NamedRun, output: Path = TrainConfig.output) -> Path:
+    """The folder that a user means: an opened run, a path, or "latest" for the newest run under `output`.
 
     Raises:
         HemafastError: there is no such run.
     """
+    named = run if isinstance(run, str | Path) else run.folder
     path = Path(named)
     if str(named) == LATEST and not path.exists():
         runs = run_folders(output, nested=True)
@@ -194,7 +207,9 @@ def read_metrics(folder: Path) -> dict[str, Any]:
     try:
         return read_recorded(folder / METRICS, Metrics)
     except (OSError, ValueError) as error:
-        raise HemafastError(f"{folder} holds no readable {METRICS} ({cause(error)}).", remedy) from error
+        absent = folder.is_dir() and not (folder / METRICS).exists()
+        what = "was not evaluated" if absent else f"holds no readable {METRICS} ({cause(error)})"
+        raise HemafastError(f"{folder} {what}.", remedy) from error
 
 
 def read_adaptation(folder: Path) -> dict[str, Any]:

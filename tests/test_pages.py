@@ -77,6 +77,17 @@ def test_a_long_name_may_break_at_its_joints_and_is_read_as_it_is():
     assert Page(page).text == "lab/a-1_<b>_"
 
 
+def test_a_sentence_shows_commands_as_code():
+    page = environment().from_string("{{ sentence|said }}").render(sentence="Run `hemafast <run>`; it's short")
+    assert page == "Run <code>hemafast &lt;run&gt;</code>; it&#39;s short"
+
+
+def test_no_template_shows_a_backtick_of_a_message():
+    for file in PACKAGE.rglob("*.html.j2"):
+        for shown in re.findall(r"{{ (warning|note|said|verdict|reason) }}", file.read_text("utf-8")):
+            raise AssertionError(f"{file}: {shown} is not |said")
+
+
 @needs_browser
 @pytest.mark.slow
 def test_what_is_wrong_with_a_page_is_found_and_said_where(tmp_path, open_page):

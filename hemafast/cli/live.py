@@ -151,7 +151,7 @@ class LiveProgress(Progress):
 
     def _count(self) -> str:
         of = f"/{self._total:,}" if self._total else ""
-        return f"{self._done:,}{of} {self._unit}  {_text(self.rate(), ',.0f')} {self._unit}/s"
+        return f"{self._done:,}{of} {self._unit}  {_rate_text(self.rate())} {self._unit}/s"
 
     def _left(self) -> str:
         stage = _clock_text(self.stage_left())
@@ -237,7 +237,7 @@ def _cells(measured: Epoch, scores: Iterable[tuple[str, str]]) -> list[str]:
     waited = train.get("data_wait_share")
     return [
         *(_text(measured.get(phase, {}).get(name), ".4f") for phase, name in scores),
-        _text(train.get("images_per_second"), ",.0f"),
+        _rate_text(train.get("images_per_second")),
         _text(None if waited is None else 100 * waited, ".1f"),
         _text(_seconds(measured), ",.1f"),
     ]
@@ -251,6 +251,11 @@ def _seconds(measured: Epoch) -> float | None:
 
 def _text(value: float | None, form: str) -> str:
     return "-" if value is None else format(value, form)
+
+
+def _rate_text(value: float | None) -> str:
+    """Whole numbers, and a decimal below ten: slow is not nothing."""
+    return _text(value, ",.0f" if value is None or value >= 10 else ".1f")
 
 
 def _clock_text(seconds: float | None) -> str:

@@ -25,6 +25,7 @@ from hemafast.files import make_inside, write_whole, writing
 from hemafast.pictures import HEAT_COLOURS, save, subplots
 from hemafast.preparation.images.image_checks import Pixels
 from hemafast.progress import SILENT, Progress, stage
+from hemafast.run_folder import NamedRun, find_run
 
 _BATCH = 16
 _LONGEST_NAME = 50  # letters of at most four bytes each; file systems take 255 bytes
@@ -49,11 +50,12 @@ class Explained:
         """The result in one line."""
         if self.error:
             return f"{self.image}: {self.error}"
-        return f"{self.picture}  {self.explained} {self.probability:.3f}, predicted {self.predicted}"
+        instead = f", predicted {self.predicted}" if self.predicted != self.explained else ""
+        return f"{self.picture}  {self.explained} {self.probability:.3f}{instead}"
 
 
 def explain(
-    run: str | Path,
+    run: NamedRun,
     images: Images,
     output: str | Path | None = None,
     *,
@@ -67,7 +69,7 @@ def explain(
     """Draw where a model looks: one PNG for each image.
 
     Args:
-        run: a run folder or the file of a model.
+        run: a run, its folder, the file of a model, or "latest".
         images: paths or arrays, as `Model.predict` takes them.
         output: folder for the pictures; None for "explain" beside the model.
         label: the class to explain; None for the predicted one.
@@ -85,7 +87,7 @@ def explain(
             the network has no feature map.
     """
     require("explain", "pytorch_grad_cam")
-    model = open_model(run, device=device, amp="off")
+    model = open_model(find_run(run), device=device, amp="off")
     _ = model.network  # refuses graphs before anything is read
     options = Options(um_per_pixel=um_per_pixel, bit_depth=bit_depth, batch_size=_BATCH)
     plan = plan_for([model], list_inputs(images), options)

@@ -24,7 +24,7 @@ from hemafast.ensemble import single
 from hemafast.errors import HemafastError
 from hemafast.files import make_inside, write_text, write_whole, writing
 from hemafast.preparation.split import VAL
-from hemafast.run_folder import read_config
+from hemafast.run_folder import NamedRun, find_run, read_config
 
 CARD = "MODEL_CARD.md"
 
@@ -39,12 +39,12 @@ logger = logging.getLogger("hemafast")
 
 
 def export_run(
-    run: str | Path, output: str | Path | None = None, *, format: Format = "onnx", layout: Layout = "nhwc"
+    run: NamedRun, output: str | Path | None = None, *, format: Format = "onnx", layout: Layout = "nhwc"
 ) -> Exported:
     """Export the best model of a run, with a model card beside it.
 
     Args:
-        run: a run folder or its `best_model.safetensors`.
+        run: a run, its folder or `best_model.safetensors`, or "latest".
         output: folder to write into; None for "export" in the run folder.
         format: "onnx" or "torch-export" for a graph, "onnx-int8" for a quantised one that may lose 0.005 of
             macro-F1 on the validation images, "safetensors" for the weights under timm's names.
@@ -58,7 +58,7 @@ def export_run(
         HemafastError: there is no model, it cannot be exported, or the export differs from it (int8: loses too much
             macro-F1, or the data set is not there); nothing is written.
     """
-    file = model_file(Path(run))
+    file = model_file(find_run(run))
     folder = Path(output) if output else file.parent / EXPORT
     exported, content, text = make_export(file, folder, format=format, layout=layout)
     with writing(folder):

@@ -28,6 +28,7 @@ from hemafast.preparation.sources.containers import archive_suffix, list_contain
 from hemafast.preparation.sources.entries import BLOCK, Entries, Entry, packed, sorted_rows, unpacked
 from hemafast.preparation.sources.survey import SYSTEM_FILE, PassedOver, survey
 from hemafast.regular import open_regular
+from hemafast.words import counted
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -311,7 +312,7 @@ def _in_order(entries: Entries) -> npt.NDArray[np.int64]:
 def _said(passed: Sequence[PassedOver]) -> str:
     """Files that are no images, by kind, without what operating systems leave."""
     kinds = Counter(one.kind for one in passed if one.kind != SYSTEM_FILE)
-    return name_some([f"{count} {kind}" for kind, count in kinds.most_common()], 5)
+    return name_some([f"{kind} ({counted(count, 'file')})" for kind, count in kinds.most_common()], 5)
 
 
 def _read_members(container: Path, members: Iterable[Image]) -> Iterator[bytes | OSError]:

@@ -18,6 +18,7 @@ from hemafast.ensemble import single
 from hemafast.errors import HemafastError
 from hemafast.files import make_inside, write_bytes, writing
 from hemafast.model import Classifier
+from hemafast.run_folder import NamedRun, find_run
 from hemafast.weights import is_offline
 
 PUSH = "push"
@@ -48,7 +49,7 @@ class Pushed:
 
 
 def push_run(
-    run: str | Path, output: str | Path | None = None, *, licence: str = UNKNOWN_LICENCE, to: str | None = None
+    run: NamedRun, output: str | Path | None = None, *, licence: str = UNKNOWN_LICENCE, to: str | None = None
 ) -> Pushed:
     """Write the best model of a run as model hubs expect it, and upload it if asked.
 
@@ -56,7 +57,7 @@ def push_run(
     ONNX Runtime; neither needs hemafast.
 
     Args:
-        run: a run folder or its `best_model.safetensors`.
+        run: a run, its folder or `best_model.safetensors`, or "latest".
         output: folder to write into; None for PUSH in the run folder.
         licence: identifier of the licence of the weights, such as "cc-by-nc-4.0".
         to: OWNER/NAME of a repository on the hub; it is made private if there is none. None to upload nothing.
@@ -70,7 +71,7 @@ def push_run(
     """
     if to is not None and is_offline():
         raise HemafastError(f"{to} is on a hub, and --offline or HF_HUB_OFFLINE forbids to ask it.", "Leave out --to.")
-    file = model_file(Path(run))
+    file = model_file(find_run(run))
     folder = Path(output) if output else file.parent / PUSH
     contents = _contents(file, folder, licence)
     with writing(folder):
@@ -88,7 +89,7 @@ def _contents(file: Path, folder: Path, licence: str) -> dict[str, bytes]:
     _, weights, text = make_export(file, folder, format="safetensors", layout="nchw")
     _, graph, _ = make_export(file, folder, format="onnx", layout="nhwc")
     texts = {
-        README: f"---\n{_front(card, file.parent, licence)}\n---\n{text}{_use(model)}",
+        README: f"---\n{_front(card, file.parent, licence)}\n---\n{text}{_stated(licence)}{_use(model)}",
         CONFIG: _timm_config(model, card),
         PREPROCESSING: json.dumps(_preprocessing(model, card), indent=2, ensure_ascii=False) + "\n",
         EXAMPLE: _TEMPLATE.read_text(encoding="utf-8"),
@@ -150,6 +151,11 @@ def _preprocessing(model: Classifier, card: ModelCard) -> dict[str, Any]:
         "quarter_turns": model.quarter_turns,
         "temperature": card.temperature,
     }
+
+
+def _stated(licence: str) -> str:
+    """The end of the section about the licence."""
+    return "" if licence == UNKNOWN_LICENCE else f"\nWhoever published these weights states the licence {licence}.\n"
 
 
 def _use(model: Classifier) -> str:

@@ -85,10 +85,12 @@ def tune(
         The content of tune.json; `failures` names failed trials.
 
     Raises:
-        HemafastError: Optuna is missing, the study is of other settings or in use, a value of `space` is refused, or
-            the data has no such folds or no test images.
+        HemafastError: no trial or no time is asked for, Optuna is missing, the study is of other settings or in use, a
+            value of `space` is refused, or the data has no such folds or no test images.
         StoppedError: a signal stopped a run.
     """
+    if trials < 1 or not time_budget > 0:
+        raise HemafastError(f"trials = {trials}, time_budget = {time_budget:g}: nothing is trained.", "Ask for more.")
     require(EXTRA, "optuna")
     space.check(config)
     search = _Search(config, space, folds)

@@ -78,6 +78,14 @@ def test_the_present_epoch_is_told_with_its_rate_and_what_is_left(terminal, cloc
     assert how == "train loss 0.500, macro-F1 0.250  wait 12.5%  left: epoch 0:00:04, run 0:00:25"
 
 
+def test_a_slow_rate_is_told_with_a_decimal(terminal, clock):
+    live = LiveProgress(terminal, clock)
+    live.start("explaining", 120)
+    clock.now += 5
+    live.advance(2)
+    assert any("2/120 images  0.4 images/s" in line for line in lines(live))
+
+
 def test_what_is_not_known_yet_is_a_dash(terminal):
     live = LiveProgress(terminal)
     live.start("training", 1200, epoch=1, epochs=4)

@@ -103,6 +103,7 @@ def test_a_class_can_be_asked_for(run, cells, tmp_path):
     (found,) = explain(run, [str(file)], tmp_path / "out", label=least)
     assert (found.explained, found.predicted) == (least, SEEN.classes[shares.argmax()])
     assert found.probability == pytest.approx(shares.min(), abs=1e-4)
+    assert found.told().endswith(f"{least} {found.probability:.3f}, predicted {found.predicted}")
 
 
 def test_the_model_and_method_asked_for_are_used(run, cells, tmp_path, monkeypatch):
@@ -125,7 +126,7 @@ def test_the_command_writes_into_the_run_by_default_and_tells_of_each_image(run,
     lines = result.stdout.splitlines()
     assert len(lines) == 5
     assert lines[0].startswith(str(tmp_path / "own" / "explain" / "cell_0.png"))
-    assert "predicted" in lines[0]
+    assert "predicted" not in lines[0]  # the class that is shown is the predicted one
 
 
 def test_the_command_as_json(run, cells, tmp_path):

@@ -158,7 +158,7 @@ def test_no_name_of_a_zip_begins_as_a_formula(tmp_path, monkeypatch):
         (lambda path: None, "*.png", ["No file matches", "*.png"]),
         (lambda path: (path / "cells/sub").mkdir(parents=True), "cells/*", ["No file matches", "cells/*"]),
         (lambda path: (path / "cells").mkdir(), "cells", ["cells", "no images"]),
-        (lambda path: touch(path, "cells/notes.txt"), "cells", ["cells", "no images, only 1 text"]),
+        (lambda path: touch(path, "cells/notes.txt"), "cells", ["cells", "no images, only text (1 file)"]),
         (lambda path: write_zip(path / "d.zip", "notes.txt"), "d.zip", ["d.zip", "no images"]),
         (lambda path: write_zip(path / "d.zip"), "d.zip", ["d.zip", "no images"]),
         (lambda path: touch(path, "d.zip"), "d.zip", ["d.zip", "cannot be listed"]),

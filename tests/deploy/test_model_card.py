@@ -89,6 +89,9 @@ def test_calibration_is_told_or_said_to_be_missing(tmp_path):
     told = card_of(write_run(tmp_path / "b", replace(CARD, calibration=never)))
     assert "At no probability were 90 %" in told
     assert "as a blast from a probability of 0.125" in told
+    sets = replace(never, set_thresholds=(0.25, None, 0.5))
+    told = card_of(write_run(tmp_path / "d", replace(CARD, calibration=sets)))
+    assert "basophil 0.2500, größe never, monocyte 0.5000." in told
     for missing in (None, replace(never, images=0, temperature=1.0)):
         told = card_of(write_run(tmp_path / "c", replace(CARD, calibration=missing)))
         assert "None: probabilities are the plain softmax" in told

@@ -79,6 +79,7 @@ def test_hubs_can_read_the_card(pushed):
     assert card.data.license == "cc-by-nc-4.0"
     assert (card.data.library_name, card.data.pipeline_tag) == ("timm", "image-classification")
     assert "## Licence" in card.text
+    assert "states the licence cc-by-nc-4.0" in card.text
     assert "not a medical device" in card.text
 
 
@@ -88,6 +89,7 @@ def test_a_licence_that_nobody_gave_is_not_made_up(run, tmp_path):
     fields = yaml.safe_load(front)
     assert (fields["license"], fields["license_name"]) == ("other", "not-stated")
     assert "--license" in pushed.told()
+    assert "states the licence" not in (tmp_path / "README.md").read_text(encoding="utf-8")
 
 
 def test_the_preprocessing_is_that_of_the_card(pushed):

@@ -139,6 +139,17 @@ def test_the_curves_are_those_of_the_log_phase_by_phase_with_gaps_where_nothing_
     assert np.array_equal(rates, [0.5, np.nan], equal_nan=True)
 
 
+@pytest.mark.parametrize("epochs", [1, 2, 30])
+def test_axes_count_whole_epochs(epochs):
+    row = {"phase": "train", "loss": 1.0, "f1_macro": 0.5, "lr": 0.1}
+    rows = [{"epoch": epoch} | row for epoch in range(1, epochs + 1)]
+    for figure in [*curve_figures(rows), validation_figures({"run": rows})[0]]:
+        low, high = figure.axes[0].get_xlim()
+        shown = [tick for tick in figure.axes[0].get_xticks() if low <= tick <= high]
+        assert shown
+        assert all(float(tick).is_integer() for tick in shown)
+
+
 def test_a_domain_whose_name_reads_like_a_formula_is_in_the_legend_of_the_curves():
     row = {"epoch": 1, "phase": "val", "loss": 5.0, "f1_macro": 0.3, "f1_macro_$\\frac{$": 0.4, "f1_macro__b": 0.5}
     _, scores = curve_figures([row])  # and no figure of rates, as there are none
