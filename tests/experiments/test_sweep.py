@@ -12,11 +12,14 @@ from command import hemafast
 from PIL import Image
 
 from hemafast import presets
-from hemafast.config import TrainConfig
+from hemafast.config import TrainConfig, checked
+from hemafast.engine.layout import avoid_wrong_gradients
+from hemafast.engine.machine import choose_machine
 from hemafast.errors import HemafastError
 from hemafast.experiments import sweep
 from hemafast.experiments.plan import plan_sweep, scaled
 from hemafast.experiments.published import SWEEPS
+from hemafast.model import build_model
 from hemafast.run_folder import read_metrics
 
 PUBLISHED = {
@@ -40,7 +43,15 @@ def tiny_presets(tiny):
 
 
 @pytest.fixture(scope="module")
-def first(prepared, tmp_path_factory):
+def compared(tiny):
+    """The answer about layouts is kept, which the first run on a machine asks for and logs."""
+    config = checked(TrainConfig, tiny)
+    machine = choose_machine(device=config.device, amp=config.amp, compiled=config.compile, threads=config.threads)
+    avoid_wrong_gradients(build_model(config.model, 2, config.image_size), machine, config)
+
+
+@pytest.fixture(scope="module")
+def first(prepared, compared, tmp_path_factory):
     """The output of a first call, which ran three of the five, and what it printed; read it, never change it."""
     output = tmp_path_factory.mktemp("sweep") / "out"
     chosen = (word for name in ("baseline", "b0", "onecycle") for word in ("--only", name))
