@@ -141,7 +141,8 @@ def test_the_curves_are_those_of_the_log_phase_by_phase_with_gaps_where_nothing_
 
 @pytest.mark.parametrize("epochs", [1, 2, 30])
 def test_axes_count_whole_epochs(epochs):
-    rows = [{"epoch": epoch, "phase": "train", "loss": 1.0, "f1_macro": 0.5, "lr": 0.1} for epoch in range(1, epochs + 1)]
+    measured = {"loss": 1.0, "f1_macro": 0.5, "lr": 0.1, "seconds": 2.0}
+    rows = [measured | {"epoch": 1 + epoch, "phase": phase} for epoch in range(epochs) for phase in ("train", "val")]
     for figure in [*curve_figures(rows), validation_figures({"run": rows})[0]]:
         low, high = figure.axes[0].get_xlim()
         shown = [tick for tick in figure.axes[0].get_xticks() if low <= tick <= high]
