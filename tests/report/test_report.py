@@ -15,7 +15,7 @@ from PIL import Image
 
 from hemafast.errors import HemafastError
 from hemafast.evaluate.evaluate import evaluate_run
-from hemafast.pictures import confusion_figure, on_page, save
+from hemafast.pictures import confusion_figure, on_page, save, subplots
 from hemafast.report.compare import difference
 from hemafast.report.page import write_report
 from hemafast.report.plots import curve_figures, reliability_figures, validation_figures
@@ -137,6 +137,15 @@ def test_the_curves_are_those_of_the_log_phase_by_phase_with_gaps_where_nothing_
     ((epochs, rates),) = drawn[2].values()
     assert epochs == [1, 2]
     assert np.array_equal(rates, [0.5, np.nan], equal_nan=True)
+
+
+def test_a_plot_has_no_ground_of_its_own_so_that_the_shadow_of_a_wide_one_is_seen():
+    figure, (axis, other) = subplots(2, width=2, height=2, columns=2)
+    axis.plot([0, 1], [0, 1])
+    other.set_facecolor("#dddddd")  # meant
+    drawn = on_page(figure, "a plot")
+    assert "var(--paper)" not in drawn
+    assert "#dddddd" in drawn
 
 
 @pytest.mark.parametrize("epochs", [1, 2, 30])
