@@ -32,7 +32,7 @@ def tables(results: Mapping[str, Any]) -> dict[str, str]:
         ),
         "labels_of_patients": table(
             "rule | AUROC, attention | mean of the cells | differential alone "
-            "| p of the permutation test | said to be told",
+            "| p of the permutation test | verdict: better than chance",
             [
                 _labels(f"ill patients have more of {labels['rich']}", labels["planted"]),
                 _labels("none", labels["none"]),

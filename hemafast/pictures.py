@@ -59,7 +59,8 @@ def _any_letter() -> Iterator[None]:
 def on_page(figure: Any, alt: str) -> Markup:
     """A figure as part of a page: SVG whose black is the colour of the page's letters, whose white is its paper.
 
-    So it is readable in dark mode and on paper, and its text is as sharp and as large as that of the page.
+    So it is readable in dark mode and on paper, and its text is as sharp and as large as that of the page. Its ground is
+    left out: the shadow beside what is wider than the page is seen.
 
     Args:
         figure: what matplotlib has drawn.
@@ -71,10 +72,13 @@ def on_page(figure: Any, alt: str) -> Markup:
     import matplotlib as mpl
     from markupsafe import Markup, escape
 
+    for axis in figure.axes:
+        if axis.get_facecolor() == (1, 1, 1, 1):
+            axis.set_facecolor("none")
     target = io.BytesIO()
     nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
     with _any_letter(), mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "hemafast"}):
-        figure.savefig(target, format="svg", metadata=nothing)
+        figure.savefig(target, format="svg", metadata=nothing, facecolor="none")
     text = target.getvalue().decode("utf-8")
     text = _GROUP_ID.sub("", text[text.index("<svg") :])  # two figures on a page would have the same
     text = text.replace("#000000", "currentColor").replace("#ffffff", "var(--paper)")

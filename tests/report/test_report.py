@@ -15,7 +15,7 @@ from PIL import Image
 
 from hemafast.errors import HemafastError
 from hemafast.evaluate.evaluate import evaluate_run
-from hemafast.pictures import confusion_figure, on_page, save
+from hemafast.pictures import confusion_figure, on_page, save, subplots
 from hemafast.report.compare import difference
 from hemafast.report.page import write_report
 from hemafast.report.plots import curve_figures, reliability_figures, validation_figures
@@ -139,10 +139,19 @@ def test_the_curves_are_those_of_the_log_phase_by_phase_with_gaps_where_nothing_
     assert np.array_equal(rates, [0.5, np.nan], equal_nan=True)
 
 
+def test_a_plot_has_no_ground_of_its_own_so_that_the_shadow_of_a_wide_one_is_seen():
+    figure, (axis, other) = subplots(2, width=2, height=2, columns=2)
+    axis.plot([0, 1], [0, 1])
+    other.set_facecolor("#dddddd")  # meant
+    drawn = on_page(figure, "a plot")
+    assert "var(--paper)" not in drawn
+    assert "#dddddd" in drawn
+
+
 @pytest.mark.parametrize("epochs", [1, 2, 30])
 def test_axes_count_whole_epochs(epochs):
-    row = {"phase": "train", "loss": 1.0, "f1_macro": 0.5, "lr": 0.1}
-    rows = [{"epoch": epoch} | row for epoch in range(1, epochs + 1)]
+    measured = {"loss": 1.0, "f1_macro": 0.5, "lr": 0.1, "seconds": 2.0}
+    rows = [measured | {"epoch": 1 + epoch, "phase": phase} for epoch in range(epochs) for phase in ("train", "val")]
     for figure in [*curve_figures(rows), validation_figures({"run": rows})[0]]:
         low, high = figure.axes[0].get_xlim()
         shown = [tick for tick in figure.axes[0].get_xticks() if low <= tick <= high]
