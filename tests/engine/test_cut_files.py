@@ -1,33 +1,30 @@
 """A packed file or a tar that is cut in the middle of an epoch: one line that names it, and the run goes on later."""
 
+import os
 import shutil
-import subprocess
-import sys
-import textwrap
+from functools import partial
 from pathlib import Path
 
+import forked
 import pytest
 
 from hemafast.config import TrainConfig, checked, to_json
 from hemafast.engine.checkpoint import load_last
+from hemafast.engine.step import TrainStep
 from hemafast.engine.trainer import resume
 from hemafast.run_folder import LAST
 
-COMMAND = """
-    import os, sys
-    from hemafast.cli import main
-    from hemafast.engine.step import TrainStep
 
-    step, file = TrainStep.__call__, sys.argv.pop(1)
+def cut_behind(update: int, file: Path) -> None:
+    """In the process that trains: the file is cut behind that update, counted from 0."""
+    step = TrainStep.__call__
 
     def step_and_cut(self, *arguments, **named):
         step(self, *arguments, **named)
-        if named["step"] == 8:
+        if named["step"] == update:
             os.truncate(file, 3000)
 
     TrainStep.__call__ = step_and_cut
-    main()
-"""
 
 
 @pytest.mark.parametrize(("source", "cut"), [("packed", "packed/64-00000.npy"), ("webdataset", None)])
@@ -39,8 +36,7 @@ def test_a_file_that_is_cut_in_an_epoch_is_named_and_the_run_can_be_resumed(tarr
     fixed = {"data": folder, "output": tmp_path, "device": "cpu", "threads": 1, "input": source}
     settings = tmp_path / "settings.json"
     settings.write_text(to_json(checked(TrainConfig, small | fixed)), encoding="utf-8")
-    command = [sys.executable, "-c", textwrap.dedent(COMMAND), file, "train", "--config", settings, "--quiet"]
-    done = subprocess.run(list(map(str, command)), check=False, capture_output=True, text=True)
+    done = forked.hemafast("train", "--config", settings, "--quiet", cwd=tmp_path, first=partial(cut_behind, 8, file))
     assert done.returncode == 2, done.stderr
     assert f"error: {file} was cut while it was read." in done.stderr
     assert "Traceback" not in done.stderr

@@ -2,11 +2,12 @@
 
 import errno
 import os
-import subprocess
-import sys
-import textwrap
+import resource
+import signal
+from functools import partial
 from itertools import count
 
+import forked
 import pytest
 
 from hemafast import files
@@ -17,18 +18,14 @@ from hemafast.engine.trainer import resume, train
 from hemafast.errors import HemafastError, StoppedError
 from hemafast.run_folder import BEST, LAST, LOG_TABLE
 
-SCRIPT = """
-    import resource, signal
-    from itertools import count
 
-    from hemafast.cli import main
-    from hemafast.engine import hooks
-
+def limit_a_save(number: int) -> None:
+    """In the process that trains: no file may grow beyond 100 kB during that save, counted from 1."""
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # then a write beyond the limit is an error of the file
     save, numbers = hooks.save_last, count(1)
 
     def save_within_a_limit(*arguments, **named):
-        limit = 100_000 if next(numbers) == 2 else resource.RLIM_INFINITY
+        limit = 100_000 if next(numbers) == number else resource.RLIM_INFINITY
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
         try:
             save(*arguments, **named)
@@ -36,8 +33,6 @@ SCRIPT = """
             resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
 
     hooks.save_last = save_within_a_limit
-    main()
-"""
 
 
 @pytest.fixture
@@ -164,17 +159,10 @@ def test_what_finds_no_room_at_the_end_is_an_error_and_the_run_can_be_finished(
 @pytest.mark.slow
 def test_a_file_that_may_grow_no_further_leaves_the_checkpoint_before(settings, tmp_path):
     """A real limit of the system, as torch's own writer meets it."""
-    config, script, asked = settings(epochs=2), tmp_path / "limited.py", tmp_path / "settings.json"
-    script.write_text(textwrap.dedent(SCRIPT), encoding="utf-8")
+    config, asked = settings(epochs=2), tmp_path / "settings.json"
     asked.write_text(to_json(config), encoding="utf-8")
-    done = subprocess.run(
-        [sys.executable, script, "train", "--config", asked],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        timeout=120,
-        check=False,
-    )
+    alone = {"cwd": tmp_path, "timeout": 120, "OMP_NUM_THREADS": "1"}
+    done = forked.hemafast("train", "--config", asked, **alone, first=partial(limit_a_save, 2))
     assert done.returncode == 0, done.stderr
     (folder,) = config.output.iterdir()
     log = (folder / "train.log").read_text(encoding="utf-8")
