@@ -374,7 +374,7 @@ def _absent(network: _Network, best: _Fit) -> list[str]:
     return [
         kind
         for kind, names in of_kind.items()
-        if len(names) > 1 and not _is_made(kind) and not any(name in best.filled for name in names)
+        if len(names) > 1 and not _is_made(kind) and not any(name in best.found for name in names)
     ]
 
 

@@ -412,6 +412,12 @@ def test_a_network_with_other_layers_in_its_blocks_is_refused_however_small_they
     assert all(torch.equal(tensor, before[key]) for key, tensor in network.state_dict().items())
 
 
+def test_biases_of_another_image_size_stay_random_and_that_is_said(tmp_path):
+    state = _state("levit_128s")
+    told = _load(_network("levit_128s", img_size=128), "levit_128s", state, tmp_path)
+    assert "not filled: stages.0.blocks.0.attn.attention_biases (4x196, not 4x64)" in told
+
+
 def test_buffers_that_networks_make_themselves_are_passed_over(tmp_path):
     state = _in_blocks(_state(VIT), {"attn_mask": torch.ones(4, 4), "attn.relative_position_index": torch.arange(4)})
     assert "filled 100 %" in _load(_network(VIT), VIT, state, tmp_path)

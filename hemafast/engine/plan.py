@@ -60,14 +60,14 @@ def settle(config: TrainConfig, world: World, saved: dict[str, Any] | None = Non
     Raises HemafastError if this machine or this data cannot do what the settings ask for.
     """
     dataset = open_dataset(config.data, config.fold, config.domains)
-    tried: Sequence[Any] = ()
+    if saved is not None:
+        _refuse_other_data(saved, dataset)
     _refuse_one_class(config, dataset)
     lineage = _lineage_of(config, dataset.info.classes, saved)
     refuse_strange_teacher(config, dataset)
-    if saved is None:  # a trial takes seconds, and comes behind all that may be refused
+    tried: Sequence[Any] = ()
+    if saved is None:  # trials take seconds, and come behind all that may be refused
         config, tried = decide(config, dataset, world)
-    else:
-        _refuse_other_data(saved, dataset)
     train, val = (dataset.samples(split, config.image_size) for split in (TRAIN, VAL))
     kept = config if saved is None else world.broadcast(_with_first_choices(config, saved))
     machine, graph = machine_and_graph(kept, config.device, train, val, world=world)
