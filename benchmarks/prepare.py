@@ -216,7 +216,7 @@ def _timed(work: Callable[[], None]) -> tuple[float, float]:
 
 def _cpu_seconds() -> float:
     children = [one.cpu_times() for one in psutil.Process().children(recursive=True)]
-    return time.process_time() + sum(times.user + times.system for times in children)
+    return time.process_time() + float(sum(times.user + times.system for times in children))
 
 
 def _spread(values: list[float]) -> dict[str, float]:
