@@ -207,9 +207,9 @@ def read_metrics(folder: Path) -> dict[str, Any]:
     try:
         return read_recorded(folder / METRICS, Metrics)
     except (OSError, ValueError) as error:
-        absent = folder.is_dir() and not (folder / METRICS).exists()
-        what = "was not evaluated" if absent else f"holds no readable {METRICS} ({cause(error)})"
-        raise HemafastError(f"{folder} {what}.", remedy) from error
+        if folder.is_dir() and not (folder / METRICS).exists():
+            raise HemafastError(f"{folder} was not evaluated.", remedy) from error
+        raise HemafastError(f"{folder} holds no readable {METRICS} ({cause(error)}).", remedy) from error
 
 
 def read_adaptation(folder: Path) -> dict[str, Any]:

@@ -62,10 +62,9 @@ def _write_cell(axis: Any, colours: Any, place: tuple[int, int], score: Mapping[
 
 
 def plain(figure: Any) -> None:
-    """Give a figure of Optuna our words, no title of its own, and the colours that `pictures.on_page` replaces."""
+    """Give a figure of Optuna our words, our numbers of trials, and the colours that `pictures.on_page` replaces."""
     from matplotlib.text import Text
 
-    figure.set_layout_engine("constrained")
     figure.suptitle("")
     for axis in figure.axes:
         _plain_axis(axis)
@@ -81,12 +80,25 @@ def _plain_axis(axis: Any) -> None:
     axis.spines[:].set_color("black")
     if axis.get_label() != "<colorbar>":
         axis.grid(visible=True, color="0.6", alpha=0.3)
+    for side in (axis.xaxis, axis.yaxis):
+        if side.get_label_text() == "Trial":
+            _count_from_one(side)
     legend, lines = axis.get_legend(), list(axis.lines)
-    if legend:
+    if legend and len(legend.get_texts()) == 1:
+        legend.remove()
+    elif legend:
         legend.get_frame().set_visible(False)
         lines += legend.get_lines()
     for line in lines:
         line.set(color=VAL_COLOUR, alpha=1)
+
+
+def _count_from_one(side: Any) -> None:
+    """Ticks at whole trials; Optuna counts them from 0, and we from 1."""
+    from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+    side.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    side.set_major_formatter(FuncFormatter(lambda trial, _: f"{trial + 1:.0f}"))
 
 
 def plot_summary(target: Target, rows: Sequence[Mapping[str, Any]], title: str) -> None:

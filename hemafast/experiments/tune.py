@@ -265,8 +265,9 @@ def _pictures(study: Study) -> dict[str, Markup]:
     asked = {
         "Macro-F1 of each trial, and the best so far": plots.plot_optimization_history,
         "Macro-F1 over each setting": plots.plot_slice,
-        "How much each setting matters": plots.plot_param_importances,
     }
+    if len(study.best_params) > 1:
+        asked["How much each setting matters"] = plots.plot_param_importances
     with _no_display(), warnings.catch_warnings():
         warnings.simplefilter("ignore", ExperimentalWarning)
         warnings.simplefilter("ignore", UserWarning)  # of matplotlib, about axes on which all trials have one value
@@ -292,7 +293,8 @@ def _no_display() -> Iterator[None]:
     before = matplotlib.get_backend()
     matplotlib.use("agg")
     try:
-        with matplotlib.rc_context():
+        # The layout is set before a figure is made: set later, it cannot lay out a bar of colours.
+        with matplotlib.rc_context({"figure.constrained_layout.use": True}):
             yield
     finally:
         matplotlib.use(before)

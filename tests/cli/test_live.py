@@ -242,7 +242,7 @@ def test_where_nothing_can_be_drawn_a_line_tells_the_progress_now_and_then(kind,
     assert stream.getvalue().splitlines() == [
         "reading images: 1,500/10,000 images  100 images/s, left: 0:01:25",
         "reading images: 3,000/10,000 images  100 images/s, left: 0:01:10",
-        "training  epoch 2/4: 100/1,000 images  5 images/s, left: epoch 0:03:00, run 0:09:40",
+        "training  epoch 2/4: 100/1,000 images  5.0 images/s, left: epoch 0:03:00, run 0:09:40",
     ]
 
 

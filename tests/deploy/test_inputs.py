@@ -325,4 +325,4 @@ def test_masks_are_left_out_and_a_warning_says_so(tmp_path, encode, draw, caplog
     pack(tmp_path / "cells", {"1.bmp": encode(draw(1), "BMP"), "1.png": encode(mask)})
     with caplog.at_level("WARNING"):
         assert names(tmp_path / "cells") == [f"{tmp_path}/cells/1.bmp"]
-    assert "1 mask of a cell" in caplog.text
+    assert "mask of a cell (1 file)" in caplog.text
