@@ -7,11 +7,14 @@ import select
 import signal
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import get_args
 
+import forked
 import pytest
 import typer
 from command import asked_of_training, hemafast
@@ -51,14 +54,6 @@ COMMANDS = (
 )
 TINY = ("--model", "test_resnet", "--pretrained", "no", "--image-size", "32", "--compile", "off", "--device", "cpu")
 ENDLESS = ("train", *TINY, "--epochs", "500")
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _cache_of_its_own(tmp_path_factory):
-    """What trials find stays out of the cache of whoever runs the tests."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-        yield
 
 
 def assert_is_one_line_error(result, *words, code=2):
@@ -585,20 +580,24 @@ def test_an_unknown_option_exits_with_2():
     assert hemafast("train", "--turbo").returncode == 2
 
 
+def interrupt_behind_an_epoch(output):
+    """The process that calls it gets Ctrl-C once a log below `output` tells of an epoch."""
+
+    def wait_and_interrupt():
+        while not any("epoch 1/" in log.read_text(encoding="utf-8") for log in output.glob("*/train.log")):
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=wait_and_interrupt, daemon=True).start()
+
+
 @pytest.mark.slow
 def test_ctrl_c_exits_with_130_and_says_how_to_go_on(tmp_path, prepared):
-    command = [sys.executable, "-m", "hemafast", *ENDLESS, "--data", str(prepared.folder), "--output", str(tmp_path)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        deadline = time.monotonic() + 120
-        while not any("epoch 1/" in log.read_text(encoding="utf-8") for log in tmp_path.glob("*/train.log")):
-            assert process.poll() is None
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
-        os.kill(process.pid, signal.SIGINT)
-        _, said = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert "--resume" in said.splitlines()[-1]
-    assert "Traceback" not in said
+    asked = (*ENDLESS, "--data", prepared.folder, "--output", tmp_path)
+    ended = forked.hemafast(*asked, cwd=tmp_path, timeout=120, first=partial(interrupt_behind_an_epoch, tmp_path))
+    assert ended.returncode == 130
+    assert "--resume" in ended.stderr.splitlines()[-1]
+    assert "Traceback" not in ended.stderr
 
 
 @pytest.mark.slow

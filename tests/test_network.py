@@ -46,13 +46,11 @@ TRAIN = ("train", "--model", "test_resnet", "--image-size", "32", "--epochs", "1
 ONLINE = [
     ("demo", "--images", "120"),
     ("prepare", "--pack-size", "64"),
-    TRAIN,
-    ("evaluate", "latest"),
+    TRAIN,  # which evaluates and writes the report
     ("predict", "latest", "Source/Acevedo_20.zip", "--output", "predicted.csv"),
-    ("report", "latest"),
     ("export", "latest"),
 ]
-OFFLINE = [("--offline", *TRAIN), ("--offline", "doctor")]
+OFFLINE = [("--offline", *TRAIN), ("--offline", "doctor", "--model", "test_resnet", "--image-size", "32")]
 
 
 @pytest.mark.slow

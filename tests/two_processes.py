@@ -1,8 +1,4 @@
-"""Two processes that train together on this machine: a pair that waits for work, or the command under torchrun.
-
-As a program it is the command `hemafast` with an accident: `two_processes.py EVENT@UPDATE train ...`, where EVENT is
-`kill` (the second process kills itself) or `stop` (it sends SIGTERM to torchrun), once, before that update.
-"""
+"""Two processes that train together on this machine: a pair that waits for work, or the command under torchrun."""
 
 import os
 import signal
@@ -11,10 +7,12 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from multiprocessing import get_context
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
+
+import forked
 
 TIMEOUT = 120  # seconds; none of it takes a tenth of that
 
@@ -45,7 +43,7 @@ class Pair:
 @contextmanager
 def pair_of_processes() -> Iterator[Pair]:
     """Start both, and end them."""
-    context = get_context("spawn")
+    context = forked.context()
     ends = [context.Pipe() for _ in range(2)]
     processes = [context.Process(target=_serve, args=(rank, far), daemon=True) for rank, (_, far) in enumerate(ends)]
     for process in processes:
@@ -76,9 +74,9 @@ def _serve(rank: int, pipe: Connection) -> None:
             pipe.send((None, traceback.format_exc()))
 
 
-def torchrun(*arguments: str | Path, options: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
+def torchrun(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     """What `torchrun` with two processes on this machine leaves; `arguments` as of python."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *options]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.run(
         [*command, *map(str, arguments)],
@@ -90,10 +88,32 @@ def torchrun(*arguments: str | Path, options: tuple[str, ...] = ()) -> subproces
     )
 
 
-def _main() -> None:
-    event, _, update = sys.argv.pop(1).partition("@")
+def torchrun_with(event: str, update: int, *arguments: object, cwd: Path, restarts: int = 0) -> forked.Ended:
+    """What `torchrun` with two processes of `hemafast ARGUMENTS` leaves, where something happens once.
+
+    `event` is `kill` (the second process kills itself) or `stop` (it sends SIGTERM to torchrun), before that update.
+    All three processes are forked, so that they need not import anything.
+    """
+    first = partial(_become_torchrun, event, update, restarts)
+    return forked.hemafast(*arguments, cwd=cwd, timeout=TIMEOUT, first=first, OMP_NUM_THREADS="1")
+
+
+def _become_torchrun(event: str, update: int, restarts: int) -> None:
+    """In the process that was to be the command: it launches two of them, as `torchrun` does."""
+    from torch.distributed import run
+    from torch.distributed.launcher.api import elastic_launch
+
+    standalone = ("--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0")
+    asked = [*standalone, "--nproc-per-node", "2", "--max-restarts", str(restarts), "hemafast"]
+    config, _, _ = run.config_from_args(run.parse_args(asked))
+    config.start_method = "fork"
+    elastic_launch(config, _command)(event, update)
+    sys.exit()
+
+
+def _command(event: str, update: int) -> None:
     if os.environ["RANK"] == "1" and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
-        _let_happen(event, int(update))
+        _let_happen(event, update)
     from hemafast.cli import main
 
     main()
@@ -112,7 +132,3 @@ def _let_happen(event: str, update: int) -> None:
         train(self, *arguments, step=step, **options)
 
     TrainStep.__call__ = call  # type: ignore[method-assign]
-
-
-if __name__ == "__main__":
-    _main()

@@ -135,7 +135,7 @@ def test_evaluate_writes_scores_predictions_and_a_page(made):
     assert page and all(Path(run).name in page for run in metrics["model"]["combined"]["runs"])
 
 
-@pytest.mark.parametrize("format", ["onnx", pytest.param("torch-export", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("format", ["onnx", pytest.param("torch-export", marks=pytest.mark.nightly)])
 def test_graphs_answer_as_the_ensemble(seeds, format, cells, tmp_path):
     run = combine_runs(seeds, output=tmp_path, device="cpu").folder
     exported = export_run(run, format=format)

@@ -13,9 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import two_processes
 from torch import nn
-from two_processes import Pair, pair_of_processes, torchrun
+from two_processes import Pair, pair_of_processes, torchrun, torchrun_with
 
 from hemafast.config import TrainConfig, to_json
 from hemafast.data.graph import GraphShape
@@ -41,7 +40,6 @@ from hemafast.run_folder import BEST, LAST, LOG, LOG_TABLE
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*GradScaler is enabled, but CUDA is not available")
 
-SCRIPT = Path(two_processes.__file__)
 WITHOUT_BATCH_NORM = {"model": "test_vit", "dropout": 0.0, "policy": "basic"}
 IMAGES, VALIDATED = 47, 11  # of the small prepared data set
 
@@ -552,9 +550,9 @@ def test_one_process_writes_and_speaks(asked, straight, assert_equal_runs):
 
 
 @pytest.mark.slow
-def test_a_run_goes_on_from_its_checkpoint_after_a_process_was_killed(asked, straight, assert_equal_runs):
+def test_a_run_goes_on_from_its_checkpoint_after_a_process_was_killed(asked, straight, assert_equal_runs, tmp_path):
     config = asked(save_every=1e-5)
-    done = torchrun(SCRIPT, "kill@10", "train", "--config", written(config), options=("--max-restarts", "2"))
+    done = torchrun_with("kill", 10, "train", "--config", written(config), cwd=tmp_path, restarts=2)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("report ") == 1  # one table of results
     (folder,) = runs_in(config.output)
@@ -565,9 +563,11 @@ def test_a_run_goes_on_from_its_checkpoint_after_a_process_was_killed(asked, str
 
 
 @pytest.mark.slow
-def test_sigterm_to_torchrun_stops_all_processes_behind_the_same_update(pair, asked, straight, assert_equal_runs):
+def test_sigterm_to_torchrun_stops_all_processes_behind_the_same_update(
+    pair, asked, straight, assert_equal_runs, tmp_path
+):
     config = asked(save_every=None)
-    done = torchrun(SCRIPT, "stop@8", "train", "--config", written(config))
+    done = torchrun_with("stop", 8, "train", "--config", written(config), cwd=tmp_path)
     assert done.returncode == 1, done.stderr  # torchrun's own code; its processes ended with 143
     (folder,) = runs_in(config.output)
     state = load_last(folder / LAST)

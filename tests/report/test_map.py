@@ -69,7 +69,7 @@ def test_tiles_shrink_so_that_many_cells_fit_a_page():
     assert 50_000 * sides[-1] ** 2 < 1e8  # pixels
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_features_of_two_groups_lie_apart_on_the_plane():
     pytest.importorskip("umap")
     generator = np.random.default_rng(0)
