@@ -300,11 +300,9 @@ def _soup(sources: Sequence[Source], shared: Shared, asked: Asked) -> _New:
     machine, graph = machine_and_graph(as_seen(shared.config, first.card, samples), shared.device, samples)
     soup.to(machine.device)
     batches: Iterator[Tensor] = (batch.images for batch in eval_loader(samples, shape=graph).epoch(0))
-    logger.info(
-        "%s measured anew on %s",
-        counted(reestimate_norms(soup, batches), "batch norm"),
-        counted(len(samples), "training image"),
-    )
+    if norms := reestimate_norms(soup, batches):
+        images = counted(len(samples), "training image")
+        logger.info("%s measured anew on %s", counted(norms, "batch norm"), images)
     combined = Combined("soup", tuple(str(source.run.absolute()) for source in sources))
     card = replace(first.card, calibration=None, epoch=max(one.card.epoch for one in sources), combined=combined)
     answers = _answers_of(soup, card, shared)

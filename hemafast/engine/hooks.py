@@ -259,6 +259,12 @@ class Stops:
         if self._run.world.alone and self._flag.number:
             self._stop(self._flag.number)
 
+    def between_views(self) -> None:
+        """Stop after a signal to any of the processes; each waits for all."""
+        number = int(self._run.world.highest(self._flag.number or 0)[0])
+        if number:
+            self._stop(number)
+
     def _stop(self, number: int) -> None:
         state = self._run.state
         self._saver.save(must=True)

@@ -11,6 +11,7 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -73,7 +74,7 @@ def probe_run(run: Run, folder: Path, journal: Journal, flag: StopFlag, starting
         stops.in_validation()
         journal.advance(images)
 
-    views, labels = _embedded(run, journal, on_batch)
+    views, labels = _embedded(run, journal, stops, on_batch)
     seconds = time.perf_counter() - began
     made = run.world.broadcast(_fitted(run, views, labels) if run.world.first else None)
     assert made is not None
@@ -114,18 +115,18 @@ def fit_probe(views: Matrix, labels: Labels, groups: Sequence[str], classes: int
     return Probe(axes.unfold(fit(every, best)), best, answers[best])
 
 
-def _embedded(run: Run, journal: Journal, on_batch: Callable[[int], None]) -> tuple[npt.NDArray[np.float32], Labels]:
+def _embedded(
+    run: Run, journal: Journal, stops: Stops, on_batch: Callable[[int], None]
+) -> tuple[npt.NDArray[np.float32], Labels]:
     """Features (views, images, d) and labels (images,) of the training images; collective."""
     learner, world, count = run.learner, run.world, run.config.probe
     plain = eval_loader(run.plan.train, shape=run.plan.graph, process=world.process)
     journal.begin("embedding", 1, count * plain.images)
-    found = [features_of(learner.model, run.plan.machine, plain, world=world, on_batch=on_batch)]
-    found += [
-        features_of(
-            learner.model, run.plan.machine, run.train_batches, epoch=view, learns=True, world=world, on_batch=on_batch
-        )
-        for view in range(count - 1)
-    ]
+    look = partial(features_of, learner.model, run.plan.machine, world=world, on_batch=on_batch)
+    found = [look(plain)]
+    for view in range(count - 1):
+        stops.between_views()
+        found.append(look(run.train_batches, epoch=view, learns=True))
     views = np.stack([features for features, _ in found])
     if not np.isfinite(views).all():
         broken = counted(int((~np.isfinite(views).all(axis=(0, 2))).sum()), "training image")

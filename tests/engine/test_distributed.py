@@ -4,6 +4,7 @@ import json
 import math
 import os
 import platform
+import signal
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -20,7 +21,7 @@ from hemafast.config import TrainConfig, to_json
 from hemafast.data.graph import GraphShape
 from hemafast.data.loader import eval_loader
 from hemafast.engine import distributed as world_of
-from hemafast.engine import hooks, machine, plan, trainer, trial
+from hemafast.engine import hooks, machine, plan, probe, trainer, trial
 from hemafast.engine.build import build_run
 from hemafast.engine.checkpoint import load_best, load_last
 from hemafast.engine.distributed import World, joined, refuse_several, restarts
@@ -33,7 +34,7 @@ from hemafast.engine.plan import settle
 from hemafast.engine.step import Totals, update_plan
 from hemafast.engine.trainer import resume, train
 from hemafast.engine.validate import validate
-from hemafast.errors import HemafastError
+from hemafast.errors import HemafastError, StoppedError
 from hemafast.evaluate.evaluate import evaluate_run
 from hemafast.model import build_model
 from hemafast.run_folder import BEST, LAST, LOG, LOG_TABLE
@@ -123,6 +124,21 @@ def traced_updates(config: TrainConfig) -> tuple[int, int, torch.Tensor]:
         weights = torch.cat([parameter.detach().flatten() for parameter in run.learner.model.parameters()])
         compiler = run.learner.compiler
         return compiler.recompiles, len(compiler.compiled), weights
+
+
+def probe_with_a_signal(config: TrainConfig) -> str:
+    """How a probe ends whose second process gets a signal in its second view."""
+    found, views = probe.features_of, iter(range(9))
+
+    def features_of(*given, **named):
+        if next(views) == 1 and os.environ["RANK"] == "1":
+            signal.raise_signal(signal.SIGTERM)
+        return found(*given, **named)
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(StoppedError) as stopped:
+        patch.setattr(probe, "features_of", features_of)
+        train(config)
+    return stopped.value.problem
 
 
 def saves_of_a_run(config: TrainConfig, due: int) -> list[int]:
@@ -276,6 +292,17 @@ def test_a_probe_of_two_processes_is_that_of_one_with_batches_twice_as_large(pai
     alone = one.state_dict()
     for name, tensor in two.state_dict().items():
         torch.testing.assert_close(tensor, alone[name], rtol=1e-2, atol=1e-3)  # the fit stops within a tolerance
+
+
+def test_a_signal_to_one_process_stops_a_probe_of_both_between_views(pair, settings):
+    config = settings(probe=8, policy="basic", lr=TrainConfig.lr, model="test_vit")
+    first, second = pair(probe_with_a_signal, config)
+    assert first == second
+    assert "Stopped by SIGTERM" in first
+    (folder,) = config.output.iterdir()
+    assert not (folder / BEST).exists()
+    assert pair(resumed_run, folder) == [folder, None]
+    assert (folder / BEST).exists()
 
 
 @pytest.mark.slow
