@@ -393,7 +393,9 @@ def commands(room: Path) -> Target:
             try:
                 main()
             except SystemExit as end:
-                if end.code not in (None, 0, 1, 2):
+                if end.code in (1, 2):
+                    raise HemafastError("It ended with an error of its own.", "Read it.") from end
+                if end.code not in (None, 0):
                     raise AssertionError(f"exit code {end.code}") from end
 
     return Target(lines.map(lambda one: as_json([one[0], *one[1]])), read, sound=as_json(["runs"]))
