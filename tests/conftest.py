@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from nvidia.dali._utils import dali_trace
 from page import BROWSER
 from PIL import Image
 
@@ -107,6 +108,12 @@ def _imports_are_kept() -> None:
     """
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _operators_keep_no_traceback() -> None:
+    """DALI notes the traceback of each operator that is made, for its errors; within pytest it has a hundred frames."""
+    dali_trace.set_tracing(enabled=False)
 
 
 @pytest.fixture(autouse=True, scope="session")
