@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+import shlex
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -79,13 +80,25 @@ def named_as(classes: Sequence[str], labels: Sequence[str], class_map: Mapping[s
 
 def _of_folders(names: Sequence[str], classes: Sequence[str]) -> Told:
     known = {fold(name) for name in classes}
-    layout = read_layout(names, lambda name: is_known(name) or fold(name) in known, resplit=True, labelled=False)
-    places = layout.places
-    if not any(place.label for place in places):
-        remedy = "Put images into a folder per class, as basophil/BA_1.jpg, or name a table with --labels."
-        raise HemafastError(f"None of {counted(len(names), 'image')} is in a class folder, as {names[0]}.", remedy)
+
+    def is_class(name: str) -> bool:
+        return is_known(name) or fold(name) in known
+
+    places = read_layout(names, is_class, resplit=True, labelled=False).places
+    _refuse_no_classes(names, {place.label for place in places if place.label}, is_class)
     groups = [one.group or name for one, name in zip(places, names, strict=True)]
     return Told([one.label for one in places], groups, [one.domain for one in places])
+
+
+def _refuse_no_classes(names: Sequence[str], labels: set[str], is_class: Callable[[str], bool]) -> None:
+    """One folder with all images, which names no class, says nothing of them."""
+    remedy = "Put images into a folder per class, as basophil/BA_1.jpg, or name a table with --labels."
+    if not labels:
+        raise HemafastError(f"None of {counted(len(names), 'image')} is in a class folder, as {names[0]}.", remedy)
+    (one, *others) = sorted(labels)
+    if not others and not is_class(one):
+        if_so = f" If it is a class: --class-map {shlex.quote(f'{one}={one}')}."
+        raise HemafastError(f"All labelled images are in the folder {one}, which names no known class.", remedy + if_so)
 
 
 def _of_table(names: Sequence[str], file: Path, columns: Mapping[str, str]) -> Told:

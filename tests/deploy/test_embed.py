@@ -9,6 +9,7 @@ import pytest
 
 from hemafast.deploy.embed import FEATURES, embed_images, write_embeddings
 from hemafast.deploy.inputs import list_inputs
+from hemafast.deploy.labels import read_told
 from hemafast.deploy.model import open_model
 from hemafast.deploy.plan import Options
 from hemafast.errors import HemafastError
@@ -77,6 +78,15 @@ def test_labels_of_folders_are_named_as_the_model_names_them(fitted, classes_of_
     assert done.probed["classes"] == ["basophil", "monocyte"]
     assert any(line.startswith("linear probe: accuracy") for line in done.lines())
     json.dumps(done.to_plain())
+
+
+def test_one_folder_of_all_images_is_no_class_unless_that_is_said(tmp_path):
+    names = [f"Set 1/{number}.png" for number in range(3)]
+    with pytest.raises(HemafastError, match="All labelled images are in the folder Set 1") as error:
+        read_told(names, "own", classes=["monocyte"])
+    assert "--class-map 'Set 1=Set 1'" in error.value.remedy
+    assert read_told(names, "own", classes=["monocyte", "Set 1"]).labels == ["Set 1"] * 3
+    assert read_told([f"monocyte/{name}" for name in "ab"], "own", classes=["monocyte"]).labels == ["monocyte"] * 2
 
 
 def test_a_class_map_renames_labels_and_leaves_classes_out(fitted, classes_of_cells, tmp_path):
