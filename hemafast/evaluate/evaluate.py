@@ -325,7 +325,7 @@ def _classify(
     notes = watching.noted()
     disagreements = watching.disagreements().numpy() if len(model.networks) > 1 else None
     if learns:
-        likeness, notes = learn(notes, samples.labels, fitted)
+        likeness, notes = learn(notes, samples.labels, samples.domains, fitted)
     return _Seen(probabilities, likeness, notes.numpy(), disagreements)
 
 

@@ -2,7 +2,9 @@
 
 Each image is compared with images of home, the calibration half of the validation images: its colours, and the
 features that the network finds in it. The distance to the `_NEAREST`th nearest image of home (Sun et al. 2022, arXiv
-2204.06507) becomes the share of the images of home that are at least as far from the others.
+2204.06507) becomes the share of the images of home that are at least as far from the others. Of several domains at
+home, the nearest counts, in units of how far its own images are from each other. The few images of a small domain lie
+farther apart than those of a large one, and would all be unlike otherwise.
 """
 
 from __future__ import annotations
@@ -10,7 +12,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -41,10 +43,13 @@ _MEAN_MATTERS = 0.35  # mean likeness; 0.5 at home
 _CHANCE = 0.005  # that a set of images of home is called unlike by one of the two tests
 _NEAREST = 5
 _MOST = 256  # images of home that are kept
+_OF_DOMAIN = 2 * _NEAREST  # fewest that tell how far the images of a domain are from each other
 _COLOURS = 6
 
 logger = logging.getLogger("hemafast")
 
+Indices = npt.NDArray[np.int64]
+Names = npt.NDArray[np.str_]
 Likenesses = npt.NDArray[np.floating[Any]]
 """(images, 3): PARTS of each image, from 0 (unlike) to 1 (typical of home)."""
 
@@ -61,6 +66,10 @@ class Likeness:
     """float32 (kept, 6): whitened colours of the images that are kept."""
     features: Tensor
     """float16 (kept, d): their features, of length 1."""
+    counts: Tensor
+    """int64 (domains,): how many are kept of each domain; they lie one domain behind the other. On the CPU."""
+    spreads: Tensor
+    """float32 (2, domains): how far images of a domain are from each other, in colour and in content."""
     home: Tensor
     """float32 (3, images), each ascending: how far all images of home are as a whole, in colour, in content."""
 
@@ -84,19 +93,23 @@ class Likeness:
 
     def to(self, device: str) -> Likeness:
         """The same on another device."""
-        return Likeness(*(getattr(self, one.name).to(device) for one in fields(self)))
+        moved = {one.name: getattr(self, one.name).to(device) for one in fields(self) if one.name != "counts"}
+        return replace(self, **moved)
 
     def _distances(self, colours: Tensor, features: Tensor, own: Tensor | None = None) -> Tensor:
         """Distance of each image in colour and in content, (2, n); `own` is its place among the kept, or -1."""
+        return (self._from_domains(colours, features, own) / self.spreads[:, None]).min(2).values
+
+    def _from_domains(self, colours: Tensor, features: Tensor, own: Tensor | None) -> Tensor:
+        """Distance of each image from each domain, (2, n, domains)."""
         colour = torch.cdist((colours - self.centre) @ self.whitening, self.colours)
         content = 1 - _unit(features) @ self.features.float().T
-        found = []
-        for distances in (colour, content):
-            if own is not None:  # an image is no neighbour of itself
-                rows = torch.nonzero(own >= 0)[:, 0]
-                distances[rows, own[rows]] = math.inf
-            found.append(distances.kthvalue(_NEAREST, dim=1).values)
-        return torch.stack(found)
+        distances = torch.stack([colour, content])
+        if own is not None:  # an image is no neighbour of itself
+            rows = torch.nonzero(own >= 0)[:, 0]
+            distances[:, rows, own[rows]] = math.inf
+        of_domains = torch.split(distances, self.counts.tolist(), dim=2)
+        return torch.stack([one.kthvalue(_NEAREST, dim=2).values for one in of_domains], dim=2)
 
 
 class Watching(nn.Module):
@@ -147,44 +160,52 @@ def unknown(colours: Tensor, _: Tensor) -> Tensor:
     return colours.new_full((len(colours), len(PARTS)), math.nan)
 
 
-def learn(notes: Tensor, labels: npt.NDArray[np.int64], home: npt.NDArray[np.bool_]) -> tuple[Likeness, Tensor]:
+def learn(notes: Tensor, labels: Indices, domains: Names, home: npt.NDArray[np.bool_]) -> tuple[Likeness, Tensor]:
     """Fit a likeness on the images of `home`.
 
     Args:
         notes: `joined` of all images, float32 (images, 6 + d).
         labels: (images,), indices of classes.
+        domains: (images,), names of domains.
         home: (images,), which of them to learn from; at least LEAST_IMAGES.
 
     Returns:
         The likeness, and PARTS of all images, float32 (images, 3). Each image of home is compared with the others only.
     """
     colours, features, place = notes[:, :_COLOURS], notes[:, _COLOURS:], torch.tensor(home)
-    likeness, at_home = fit_likeness(colours[place], features[place], labels[home])
+    likeness, at_home = fit_likeness(colours[place], features[place], labels[home], domains[home])
     found = likeness(colours, features).clone()  # out of inference mode, to be written to
     found[place] = at_home
     return likeness, found
 
 
-def fit_likeness(colours: Tensor, features: Tensor, labels: npt.NDArray[np.int64]) -> tuple[Likeness, Tensor]:
+def fit_likeness(colours: Tensor, features: Tensor, labels: Indices, domains: Names) -> tuple[Likeness, Tensor]:
     """Learn what images of home look like.
 
     Args:
         colours: float32 (n, 6), as `colours_of`; at least LEAST_IMAGES of them.
         features: float (n, d).
-        labels: (n,), indices of classes. Where not all images can be kept, each class keeps as many as the others.
+        labels: (n,), indices of classes. Where not all images can be kept, each class of each domain keeps as many as
+            the others.
+        domains: (n,), names of domains. Those with few images count as part of the largest one.
 
     Returns:
         The likeness, and PARTS of the same images, float32 (n, 3), each compared with the others only.
     """
-    kept = _choose(labels)
+    kept, counts, of_domain = _choose(labels, domains)
     centre = colours.mean(0)
     spread = torch.linalg.eigh(torch.cov(colours.T).double())
     scales = spread.eigenvalues.clamp_min(1e-8).rsqrt()  # a camera without noise has a spread of 0
     whitening = (spread.eigenvectors * scales).float()
     known = (colours[kept] - centre) @ whitening
-    likeness = Likeness(centre, whitening, known, _unit(features[kept]).half(), torch.empty(3, len(labels)))
+    ones, home = torch.ones(2, len(counts)), torch.empty(3, len(labels))
+    likeness = Likeness(centre, whitening, known, _unit(features[kept]).half(), counts, ones, home)
     own = torch.full((len(labels),), -1)
     own[kept] = torch.arange(len(kept))
+    if len(counts) > 1:
+        apart = likeness._from_domains(colours, features, own)
+        for domain in range(len(counts)):
+            likeness.spreads[:, domain] = apart[:, of_domain == domain, domain].median(1).values.clamp_min(1e-6)
     distances = likeness._distances(colours, features, own)
     every = torch.cat([_farther(distances, distances.sort(dim=1).values)[None], distances])
     likeness.home.copy_(every.sort(dim=1).values)
@@ -207,14 +228,27 @@ def _unit(features: Tensor) -> Tensor:
     return torch.nn.functional.normalize(features.float(), dim=1)
 
 
-def _choose(labels: npt.NDArray[np.int64]) -> Tensor:
-    """Places of the images to keep, in order: the first of each class, the second of each class, and so on."""
+def _choose(labels: Indices, domains: Names) -> tuple[Tensor, Tensor, Tensor]:
+    """Which images to keep: the first of each class of each domain, the second of each, and so on.
+
+    Returns:
+        Their places, one domain behind the other and each in order; how many are kept of each domain; and the domain of
+        each image, (n,), from 0. Domains of which fewer than `_OF_DOMAIN` would be kept are part of the largest one.
+    """
+    known = np.unique(domains, return_inverse=True)[1]
+    groups = known * (1 + labels.max()) + labels
     order = np.random.default_rng(0).permutation(len(labels))
     turn = np.empty(len(labels), np.int64)
-    for label in np.unique(labels):
-        of_label = order[labels[order] == label]
-        turn[of_label] = np.arange(len(of_label))
-    return torch.from_numpy(np.sort(np.lexsort((order, turn))[:_MOST]))
+    for group in np.unique(groups):
+        of_group = order[groups[order] == group]
+        turn[of_group] = np.arange(len(of_group))
+    kept = np.sort(np.lexsort((order, turn))[:_MOST])
+    counts = np.bincount(known[kept], minlength=known.max() + 1)
+    known = np.unique(
+        np.where(counts < _OF_DOMAIN, counts.argmax(), np.arange(len(counts)))[known], return_inverse=True
+    )[1]
+    kept = kept[np.argsort(known[kept], kind="stable")]
+    return torch.from_numpy(kept), torch.from_numpy(np.bincount(known[kept])), torch.from_numpy(known)
 
 
 def judge(likenesses: Likenesses, fitted_on: int) -> dict[str, Any]:
@@ -296,9 +330,9 @@ def load_likeness(file: Path, card: ModelCard) -> Likeness | None:
         refuse_special(beside)
         with safe_open(beside, framework="pt") as content:
             identity = content.metadata() or {}
-            tensors = {one.name: content.get_tensor(one.name) for one in fields(Likeness)}
-        _refuse_shapes(tensors)
-        refuse_overwritten(tensors, identity, "numbers")
+            stored = {name: content.get_tensor(name) for name in content.keys()}  # noqa: SIM118 - no mapping
+        tensors = _of_all_fields(stored)
+        refuse_overwritten(stored, identity, "numbers")
     except (SafetensorError, OSError, ValueError, RuntimeError) as error:
         said = " ".join(str(error).split())[:200]
         raise HemafastError(
@@ -315,13 +349,30 @@ def _identity(card: ModelCard) -> dict[str, str]:
     return {"format": "pt", "epoch": str(card.epoch), "data_fingerprint": card.data_fingerprint}
 
 
+def _of_all_fields(stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors of a file as those of a Likeness. Raises ValueError if they cannot be. Older files know one domain."""
+    one_domain = {"counts": torch.tensor([len(stored.get("features", ()))]), "spreads": torch.ones(2, 1)}
+    every = one_domain | dict(stored)
+    names = [one.name for one in fields(Likeness)]
+    if sorted(every) != sorted(names):
+        raise ValueError(f"it holds {', '.join(sorted(stored)) or 'nothing'}, not {', '.join(names)}")
+    tensors = {name: every[name] for name in names}
+    _refuse_shapes(tensors)
+    return tensors
+
+
 def _refuse_shapes(tensors: Mapping[str, Tensor]) -> None:
-    features, home = tensors["features"], tensors["home"]
+    features, counts, home = (tensors[name] for name in ("features", "counts", "home"))
     (kept, width), images = (features.shape if features.ndim == 2 else (0, 0)), home.shape[-1] if home.ndim else 0
-    shapes = [(_COLOURS,), (_COLOURS, _COLOURS), (kept, _COLOURS), (kept, width), (len(PARTS), images)]
-    for (name, tensor), shape in zip(tensors.items(), shapes, strict=True):
-        dtype = torch.float16 if name == "features" else torch.float32
-        if tuple(tensor.shape) != shape or tensor.dtype != dtype or not tensor.isfinite().all():
-            raise ValueError(f"{name} is not {dtype} {shape}, or not finite")
-    if not _NEAREST <= kept <= images:
-        raise ValueError(f"it keeps {kept} of {counted(images, 'image')}")
+    domains = len(counts) if counts.ndim else 0
+    shapes = {"centre": (_COLOURS,), "whitening": (_COLOURS, _COLOURS), "colours": (kept, _COLOURS)}
+    shapes |= {"features": (kept, width), "counts": (domains,), "spreads": (2, domains), "home": (len(PARTS), images)}
+    dtypes = {"features": torch.float16, "counts": torch.int64}
+    for name, tensor in tensors.items():
+        dtype = dtypes.get(name, torch.float32)
+        if tuple(tensor.shape) != shapes[name] or tensor.dtype != dtype or not tensor.isfinite().all():
+            raise ValueError(f"{name} is not {dtype} {shapes[name]}, or not finite")
+    if not _NEAREST <= kept <= images or int(counts.sum()) != kept or int(counts.min()) < _NEAREST:
+        raise ValueError(f"it keeps {kept} of {counted(images, 'image')}, and {counts.tolist()} of domains")
+    if not (tensors["spreads"] > 0).all():
+        raise ValueError("images of a domain have no distance from each other")

@@ -38,6 +38,11 @@ CARD = ModelCard(
 )
 
 
+def fitted(colours, features, labels):
+    """Of images of one domain."""
+    return fit_likeness(colours, features, labels, np.full(len(labels), "Lab"))
+
+
 def cells(images, seed, colour=0.0, content=0.0, width=1280):
     """Colours (images, 6), features (images, width) and labels of two classes."""
     draw = np.random.default_rng(seed)
@@ -50,7 +55,7 @@ def cells(images, seed, colour=0.0, content=0.0, width=1280):
 
 @pytest.fixture(scope="module")
 def home():
-    return fit_likeness(*cells(300, 0))
+    return fitted(*cells(300, 0))
 
 
 def test_the_likeness_of_new_images_of_home_is_spread_evenly(home):
@@ -79,7 +84,7 @@ def test_an_image_of_home_is_not_its_own_neighbour():
     colours, features, labels = cells(100, 3)
     colours[0] += 5.0
     features[0] *= -1
-    _, at_home = fit_likeness(colours, features, labels)
+    _, at_home = fitted(colours, features, labels)
     assert at_home[0].tolist() == pytest.approx([0.01, 0.01, 0.01])
 
 
@@ -88,9 +93,35 @@ def test_a_rare_class_is_kept_whole():
     rare = np.arange(600) < 12
     features[:12] = 0
     features[:12, 5] = 1
-    likeness, _ = fit_likeness(colours, features, rare.astype(np.int64))
+    likeness, _ = fitted(colours, features, rare.astype(np.int64))
     assert len(likeness.features) == 256
     assert int((likeness.features[:, 5] > 0.99).sum()) == 12
+
+
+def of_two_domains(few, seed=0):
+    """Images of home: 300 of a large domain and `few` of one with other colours and other contents."""
+    parts = zip(cells(300, seed), cells(few, seed + 1, colour=0.3, content=4.0), strict=True)
+    colours, features, labels = (np.concatenate(one) for one in parts)
+    return torch.from_numpy(colours), torch.from_numpy(features), labels, np.repeat(["large", "small"], [300, few])
+
+
+@pytest.mark.parametrize("few", [12, 25, 100])
+def test_a_small_domain_is_home_too(few):
+    likeness, at_home = fit_likeness(*of_two_domains(few))
+    assert (at_home[:, 0] <= ALARM).float().mean() <= ALARM
+    for change in ({}, {"colour": 0.3, "content": 4.0}):
+        new = likeness(*cells(400, 7, **change)[:2])
+        assert (new[:, 0] <= ALARM).float().mean() < 0.2, "in the mean of many draws it is 5 %"
+    strange = likeness(*cells(400, 8, colour=-0.3, content=8.0)[:2])
+    assert (strange[:, 0] <= ALARM).all()
+
+
+def test_a_domain_of_too_few_images_is_part_of_the_largest():
+    likeness, _ = fit_likeness(*of_two_domains(9))
+    assert likeness.counts.tolist() == [256]
+    assert likeness.spreads.tolist() == [[1.0], [1.0]]
+    many = fit_likeness(*cells(300, 0), np.array([f"domain {number % 60}" for number in range(300)]))[0]
+    assert many.counts.tolist() == [256]
 
 
 def test_colours_are_means_and_spreads_of_optical_density():
@@ -104,7 +135,7 @@ def test_colours_are_means_and_spreads_of_optical_density():
 
 def test_one_colour_and_black_images_break_nothing():
     colours, features, labels = torch.zeros(50, 6), torch.zeros(50, 8), np.zeros(50, np.int64)
-    likeness, at_home = fit_likeness(colours, features, labels)
+    likeness, at_home = fitted(colours, features, labels)
     assert torch.isfinite(at_home).all()
     assert torch.isfinite(likeness(colours, features)).all()
 
@@ -128,7 +159,8 @@ def test_images_beside_those_of_home_are_judged_by_them():
         np.concatenate(parts) for parts in zip(cells(60, 5), cells(40, 6, colour=0.5), strict=True)
     )
     home = np.arange(100) < 60
-    likeness, found = learn(torch.cat([torch.from_numpy(colours), torch.from_numpy(features)], dim=1), labels, home)
+    notes = torch.cat([torch.from_numpy(colours), torch.from_numpy(features)], dim=1)
+    likeness, found = learn(notes, labels, np.full(100, "Lab"), home)
     assert likeness.images == 60
     assert (found[60:, 0] <= ALARM).all()
     assert (found[:60, 0] <= ALARM).float().mean() <= ALARM
@@ -228,8 +260,8 @@ def overwrite(file, place, content):
     file.write_bytes(data)
 
 
-def test_a_likeness_of_an_earlier_version_has_no_digest(stored, home):
-    damage(stored.with_name("likeness.safetensors"))
+def test_a_likeness_of_an_earlier_version_has_no_digest_and_one_domain(stored, home):
+    damage(stored.with_name("likeness.safetensors"), counts=None, spreads=None)
     images = cells(50, 7)[:2]
     assert torch.equal(load_likeness(stored, CARD)(*images), home[0](*images))
 
@@ -245,6 +277,11 @@ def test_a_likeness_of_an_earlier_version_has_no_digest(stored, home):
         lambda file: damage(file, centre=torch.full((6,), torch.nan)),
         lambda file: damage(file, colours=torch.zeros(3, 6), features=torch.zeros(3, 8).half()),
         lambda file: damage(file, whitening=torch.zeros(6, 6, dtype=torch.int64)),
+        lambda file: damage(file, counts=torch.tensor([250, 5])),
+        lambda file: damage(file, counts=torch.tensor([254, 2]), spreads=torch.ones(2, 2)),
+        lambda file: damage(file, counts=torch.tensor([-256, 512]), spreads=torch.ones(2, 2)),
+        lambda file: damage(file, spreads=torch.zeros(2, 1)),
+        lambda file: damage(file, more=torch.zeros(1)),
         lambda file: overwrite(file, -1000, b"\0\0"),
     ],
 )

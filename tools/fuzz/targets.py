@@ -278,7 +278,7 @@ def likenesses(room: Path) -> Target:
 
     torch.manual_seed(0)
     model, card = room / "best_model.safetensors", _card()
-    save_likeness(model, card, fit_likeness(torch.rand(60, 6), torch.rand(60, 8), np.zeros(60, np.int64))[0])
+    save_likeness(model, card, fit_likeness(torch.rand(60, 6), torch.rand(60, 8), *np.zeros((2, 60), np.int64))[0])
     sound = (room / LIKENESS).read_bytes()
 
     def read(data: bytes) -> None:
