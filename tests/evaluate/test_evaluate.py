@@ -311,7 +311,7 @@ def test_scores_on_other_data_have_a_folder_of_their_own_for_each_data_set(run, 
 def test_the_page_about_other_data_names_run_and_data_and_shows_its_scores(run, prepared, tmp_path):
     metrics = evaluate_run(run, data=other(prepared, tmp_path / "Bonn", seed=7))
     folder = scores_folder(run, metrics)
-    text = write_report(folder).read_text(encoding="utf-8")
+    text = write_report(folder).read_text(encoding="utf-8").replace("<wbr>", "")
     assert f"<h1>{run.name}/evaluations/{folder.name}</h1>" in text
     assert metrics["data"]["fingerprint"] in text
     assert f"macro-F1 {metrics['pooled']['macro_f1']:.3f}" in text
