@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
+from processes import cpu_seconds  # a script beside this one
 
 Batches = Iterator[int]
 """Yields the number of images of each batch once it is ready."""
@@ -549,29 +549,23 @@ def serve(batches: Batches, answers: Any) -> None:
 def _measure(batches: Batches, seconds: float) -> tuple[int, float, float]:
     for _ in range(_DRAINED):
         next(batches)
-    images, cpu, started = 0, _cpu_seconds(), time.perf_counter()
+    images, cpu, started = 0, cpu_seconds(), time.perf_counter()
     for number in count():
         elapsed = time.perf_counter() - started
         if elapsed >= seconds and number >= _FEWEST_BATCHES:
             break
         images += next(batches)
-    measured = images, elapsed, _cpu_seconds() - cpu
+    measured = images, elapsed, cpu_seconds() - cpu
     _settle()
     return measured
 
 
-def _cpu_seconds() -> float:
-    me = psutil.Process()
-    times = [process.cpu_times() for process in (me, *me.children(recursive=True))]
-    return float(sum(part.user + part.system for part in times))
-
-
 def _settle() -> None:
     """Wait until reading ahead is over, so that the next side has the machine to itself."""
-    deadline, before = time.perf_counter() + _LONGEST_WAIT, _cpu_seconds()
+    deadline, before = time.perf_counter() + _LONGEST_WAIT, cpu_seconds()
     while time.perf_counter() < deadline:
         time.sleep(_QUIET_SECONDS)
-        now = _cpu_seconds()
+        now = cpu_seconds()
         if now - before < _QUIET_SECONDS / 5:
             return
         before = now

@@ -31,11 +31,10 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
-import psutil
 import typer
 from output import JsonFile, machine_line, ranged, table, write_json
 from PIL import Image
-from processes import cost_of
+from processes import cost_of, cpu_seconds
 
 from hemafast.config import AUTO_FIELD_OF_VIEW, PrepareConfig
 from hemafast.engine.machine import machine_facts
@@ -209,14 +208,9 @@ def _our_pipeline(threads: int) -> Any:
 
 def _timed(work: Callable[[], None]) -> tuple[float, float]:
     """Wall-clock seconds, and CPU seconds of this process and its children: in one of them DALI reads for prepare."""
-    wall, cpu = time.perf_counter(), _cpu_seconds()
+    wall, cpu = time.perf_counter(), cpu_seconds()
     work()
-    return time.perf_counter() - wall, _cpu_seconds() - cpu
-
-
-def _cpu_seconds() -> float:
-    children = [one.cpu_times() for one in psutil.Process().children(recursive=True)]
-    return time.process_time() + float(sum(times.user + times.system for times in children))
+    return time.perf_counter() - wall, cpu_seconds() - cpu
 
 
 def _spread(values: list[float]) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""What a process costs, measured from outside: its time and the peak of its memory."""
+"""What processes cost: their time, and the peak of their memory."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+
+import psutil
 
 _LOOK = 0.05  # s
 
@@ -34,6 +36,13 @@ def cost_of(arguments: Sequence[str]) -> dict[str, float]:
         "peak_memory_mb": peak / 1024,
         "own_memory_mb": own / 1024,
     }
+
+
+def cpu_seconds() -> float:
+    """CPU seconds of this process and of its children so far."""
+    me = psutil.Process()
+    times = [process.cpu_times() for process in (me, *me.children(recursive=True))]
+    return float(sum(part.user + part.system for part in times))
 
 
 def _kib(process: int, name: str) -> int:

@@ -59,8 +59,8 @@ def _any_letter() -> Iterator[None]:
 def on_page(figure: Any, alt: str) -> Markup:
     """A figure as part of a page: SVG whose black is the colour of the page's letters, whose white is its paper.
 
-    So it is readable in dark mode and on paper, and its text is as sharp and as large as that of the page. Its ground
-    is left out: the shadow beside what is wider than the page is seen.
+    So it is readable in dark mode and on paper, and its text is as sharp and as large as that of the page. It has no
+    background, so that the shadow of a box that scrolls can be seen.
 
     Args:
         figure: what matplotlib has drawn.

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from hemafast.engine.checkpoint import ModelCard
 from hemafast.errors import HemafastError
 from hemafast.evaluate.intervals import wilson
+from hemafast.evaluate.metrics import Labels
 from hemafast.files import DIGEST, refuse_overwritten, write_tensors
 from hemafast.model import Network
 from hemafast.regular import refuse_special
@@ -48,7 +49,6 @@ _COLOURS = 6
 
 logger = logging.getLogger("hemafast")
 
-Indices = npt.NDArray[np.int64]
 Names = npt.NDArray[np.str_]
 Likenesses = npt.NDArray[np.floating[Any]]
 """(images, 3): PARTS of each image, from 0 (unlike) to 1 (typical of home)."""
@@ -160,7 +160,7 @@ def unknown(colours: Tensor, _: Tensor) -> Tensor:
     return colours.new_full((len(colours), len(PARTS)), math.nan)
 
 
-def learn(notes: Tensor, labels: Indices, domains: Names, home: npt.NDArray[np.bool_]) -> tuple[Likeness, Tensor]:
+def learn(notes: Tensor, labels: Labels, domains: Names, home: npt.NDArray[np.bool_]) -> tuple[Likeness, Tensor]:
     """Fit a likeness on the images of `home`.
 
     Args:
@@ -179,7 +179,7 @@ def learn(notes: Tensor, labels: Indices, domains: Names, home: npt.NDArray[np.b
     return likeness, found
 
 
-def fit_likeness(colours: Tensor, features: Tensor, labels: Indices, domains: Names) -> tuple[Likeness, Tensor]:
+def fit_likeness(colours: Tensor, features: Tensor, labels: Labels, domains: Names) -> tuple[Likeness, Tensor]:
     """Learn what images of home look like.
 
     Args:
@@ -228,7 +228,7 @@ def _unit(features: Tensor) -> Tensor:
     return torch.nn.functional.normalize(features.float(), dim=1)
 
 
-def _choose(labels: Indices, domains: Names) -> tuple[Tensor, Tensor, Tensor]:
+def _choose(labels: Labels, domains: Names) -> tuple[Tensor, Tensor, Tensor]:
     """Which images to keep: the first of each class of each domain, the second of each, and so on.
 
     Returns:

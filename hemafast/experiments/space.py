@@ -19,7 +19,7 @@ DEFAULT = (
     "policy=basic,robust",
     "sampler=natural,mixed:0.5",
 )
-"""What is searched unless something else is asked for, but for what a probe has no use for."""
+"""What is searched by default. A probe leaves out what it does not use: `default_space`."""
 
 _WIDE = 10  # a range over so large a factor is drawn on a logarithmic scale
 _EXAMPLE = "Write a range as lr=1e-4..1e-2, or choices as policy=basic,robust."

@@ -1,4 +1,4 @@
-"""The file of a search: a study of Optuna, with what it keeps of each trial. Anybody may have made or changed it."""
+"""Open the file of a search, a study of Optuna, and check what hemafast keeps in it: anybody may have changed it."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _JUDGED_FROM = 2  # the epoch, or the number of folds, at whose end a trial may 
 
 
 class Facts(Recorded):
-    """What is told of a trial that came to its end."""
+    """Results of a trial that came to its end."""
 
     ci95: Annotated[list[float | None], Len(2, 2)]
     """Of macro-F1; None for several runs."""
@@ -52,20 +52,38 @@ class Told(Recorded):
     """Why it failed."""
 
 
+class Score(Recorded):
+    """A macro-F1 on test images."""
+
+    value: float | None
+    by_run: list[float | None]
+    cells: list[float | None]
+    """Ends of the interval for other cells."""
+
+
+class Tested(Recorded):
+    """What `tested.score_on_test` found, and of which trial."""
+
+    trial: int
+    macro_f1: Score
+    images: int
+    look: str
+
+
 class _AboutAll(Recorded):
     """Attributes of a study."""
 
     asked: dict[str, Any]
-    tested: dict[str, Any] | None = None
+    tested: Tested | None = None
 
 
 def told_of(trial: FrozenTrial) -> Told:
-    """What is known of a trial beside its score and settings. Raises ValueError for what hemafast never wrote."""
+    """The attributes of a trial. Raises ValueError if hemafast never wrote such."""
     return Told.model_validate(trial.user_attrs)
 
 
 def open_study(output: Path, asked: Mapping[str, Any], *, seed: int) -> Study:
-    """The study in a folder, which is made there if there is none.
+    """Open the study in a folder, or make one.
 
     Args:
         output: its folder.
@@ -91,9 +109,9 @@ def open_study(output: Path, asked: Mapping[str, Any], *, seed: int) -> Study:
         for trial in study.trials:
             _refuse_changed(trial)
     except (SQLAlchemyError, optuna.exceptions.OptunaError, OSError, ValueError, RuntimeError, KeyError) as error:
-        why = cause(error) if isinstance(error, OSError | ValueError) else str(error)
-        problem = f"{file} cannot be used ({why.partition(chr(10))[0]})."
-        raise HemafastError(problem, "Name another --output.") from error
+        said = cause(error) if isinstance(error, OSError | ValueError) else str(error)
+        why = said.partition("\n")[0]
+        raise HemafastError(f"{file} cannot be used ({why}).", "Name another --output.") from error
     if changed := [name for name in asked if before.get(name) != asked[name]]:
         raise HemafastError(f"{file} is a study with other {', '.join(changed)}.", "Name another --output for these.")
     study.sampler = optuna.samplers.TPESampler(seed=seed + len(study.trials))

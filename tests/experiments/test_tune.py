@@ -216,12 +216,19 @@ def test_a_study_that_was_changed_is_refused(settings, scored_by, name, value, s
     assert not (settings().output.parent / "elsewhere").exists()
 
 
-def test_settings_of_a_study_that_are_none_are_refused(settings, scored_by):
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("asked", "nothing", "asked: Input should be a valid dictionary"),
+        ("tested", {"look": 3}, "tested.trial: Field required"),
+    ],
+)
+def test_attributes_of_a_study_that_were_changed_are_refused(settings, scored_by, name, value, said):
     scored_by(lambda *_: 0.5)
     tune(settings(), SPACE, trials=1)
     study = optuna.load_study(study_name="hemafast", storage=f"sqlite:///{settings().output / STUDY}")
-    study.set_user_attr("asked", "nothing")
-    with pytest.raises(HemafastError, match=r"cannot be used \(asked: Input should be a valid dictionary"):
+    study.set_user_attr(name, value)
+    with pytest.raises(HemafastError, match=rf"cannot be used \({said}"):
         tune(settings(), SPACE, trials=2)
 
 
