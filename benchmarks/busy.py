@@ -1,12 +1,13 @@
 """The training step of `--preset fast` beside busy neighbours and under a quota, against its fair share.
 
-    python benchmarks/busy.py --json benchmarks/results/busy.json    # 7 minutes
+    python benchmarks/busy.py --json benchmarks/results/busy.json    # 15 minutes
 
 Each setting of the OpenMP runtime trains in a process of its own, on random pixels; neighbours are processes that count
 on one core each. Settings take turns within a round, so that a slow minute falls on all. A process of as many threads
 as cores beside n neighbours has a fair share of cores / (cores + n) of the quiet rate; under a quota of q cores,
-q / cores. Run it on a quiet machine: with other work, nothing is as it says. The quota needs a control group of the
-processor that this user may make (as root); without one, its rows are missing and the result says why.
+q / cores. Each side trains for some seconds before it is measured: hemafast looks at the load once a second. Run it on
+a quiet machine: with other work, nothing is as it says. The quota needs a control group of the processor that this user
+may make (as root); without one, its rows are missing and the result says why.
 """
 
 from __future__ import annotations
@@ -16,29 +17,31 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Annotated, Any
+from unittest.mock import patch
 
 import typer
 from output import JsonFile, machine_line, ranged, table, write_json
 
 from hemafast.bench.result import spread
-from hemafast.waiting import SPIN_COUNT, WAIT_POLICY
+from hemafast.waiting import SPIN_COUNT, SPINS, WAIT_POLICY
 
-AS_IT_IS = "as it is"
+AS_IT_IS, OURS = "as it is", "hemafast"
 SETTINGS: dict[str, dict[str, str]] = {
     AS_IT_IS: {},
-    "50,000 spins": {SPIN_COUNT: "50000"},
     "10,000 spins": {SPIN_COUNT: "10000"},
     "1,000 spins": {SPIN_COUNT: "1000"},
     "no spins": {SPIN_COUNT: "0", WAIT_POLICY: "PASSIVE"},
+    OURS: {SPIN_COUNT: str(SPINS)},
 }
-"""Variables of the environment. libgomp, which torch uses, reads them once, when it is loaded. hemafast sets SPINS."""
+"""Variables of the environment. libgomp, which torch uses, reads them once, when it is loaded. OURS also watches."""
 
 CORES = len(os.sched_getaffinity(0))
 QUOTA = 1.5
 SITUATIONS = ("0 neighbours", "1 neighbour", "2 neighbours", "3 neighbours", "quota")
+_SETTLING = 8.0  # seconds until hemafast is sure that it is alone again
 _PERIOD = 100_000  # microseconds, the kernel's own
 _V1, _V2 = Path("/sys/fs/cgroup/cpu"), Path("/sys/fs/cgroup")
 _COUNT = "import os\nparent = os.getppid()\nwhile os.getppid() == parent: pass"
@@ -85,8 +88,8 @@ def quota(pid: int) -> Iterator[None]:
 class Worker:
     """A process that trains as a setting says, when it is asked to."""
 
-    def __init__(self, variables: dict[str, str]) -> None:
-        command = [sys.executable, __file__, "--train"]
+    def __init__(self, variables: dict[str, str], *, watches: bool) -> None:
+        command = [sys.executable, __file__, "--train", *(["--watch"] if watches else [])]
         pipe = subprocess.PIPE
         kept = {name: value for name, value in os.environ.items() if name not in _OTHERS}
         self._process = subprocess.Popen(command, env=kept | variables, stdin=pipe, stdout=pipe, text=True)
@@ -112,19 +115,24 @@ class Worker:
         return float(self._answer())
 
 
-def serve() -> None:
-    """Be the worker: train for as many seconds as each line of standard input says, and answer with images/s."""
+def serve(*, watches: bool) -> None:
+    """Be the worker: train for as many seconds as each line of standard input says, and answer with images/s.
+
+    Only a worker that `watches` looks at the load, as hemafast does.
+    """
     import numpy as np
     import torch
 
     from hemafast.config import train_config
     from hemafast.data.batch import Batch
+    from hemafast.engine import machine as machines
     from hemafast.engine.learner import build_learner
-    from hemafast.engine.machine import machine_for
     from hemafast.engine.step import Totals
 
     config = train_config("fast", amp="off", compile="off")
-    machine, size = machine_for(config, "cpu"), 32
+    size = 32
+    with nullcontext() if watches else patch.object(machines, "yield_to_others", return_value=False):
+        machine = machines.machine_for(config, "cpu")
     counts = np.full(11, 200)
     learner = build_learner(config, machine, counts, batch_size=size, started_from="random weights")
     learner.model.train()
@@ -134,12 +142,17 @@ def serve() -> None:
     for _ in range(3):
         learner.train_step(batch, 1e-4, totals, step=0)
     print("ready", flush=True)
-    for line in sys.stdin:
+
+    def trained(seconds: float) -> float:
         steps, began = 0, time.perf_counter()
-        while (passed := time.perf_counter() - began) < float(line):
+        while (passed := time.perf_counter() - began) < seconds:
             learner.train_step(batch, 1e-4, totals, step=0)
             steps += 1
-        print(steps * size / passed, flush=True)
+        return steps * size / passed
+
+    for line in sys.stdin:
+        trained(min(_SETTLING, 2 * float(line)))
+        print(trained(float(line)), flush=True)
 
 
 @contextmanager
@@ -162,7 +175,9 @@ def measure(seconds: float, rounds: int, situations: list[str]) -> dict[str, dic
     """Images per second of each setting by situation, in rounds in which the settings take turns."""
     found: dict[str, dict[str, list[float]]] = {name: {one: [] for one in situations} for name in SETTINGS}
     with ExitStack() as held:
-        workers = {name: held.enter_context(Worker(variables)) for name, variables in SETTINGS.items()}
+        workers = {
+            name: held.enter_context(Worker(variables, watches=name == OURS)) for name, variables in SETTINGS.items()
+        }
         for number in range(rounds):
             for one in situations:
                 for name, worker in workers.items():
@@ -212,10 +227,11 @@ def main(
     rounds: Annotated[int, typer.Option(help="How often each setting is measured.")] = 3,
     seconds: Annotated[float, typer.Option(help="Of each measurement.")] = 5.0,
     train: Annotated[bool, typer.Option("--train", hidden=True)] = False,
+    watch: Annotated[bool, typer.Option("--watch", hidden=True)] = False,
 ) -> None:
     """Measure all settings in all situations."""
     if train:
-        serve()
+        serve(watches=watch)
         return
     from hemafast.engine.machine import machine_facts
 

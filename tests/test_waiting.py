@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import hemafast
-from hemafast.waiting import SPINS, SPINS_BESIDE_OTHERS, cores_are_short, spin_as_usual, spin_briefly, waiting_told
+from hemafast.waiting import SPINS, set_by_user, spin_as_usual, spin_briefly, waiting_told
 
 WAITS = """
 import os, sys, time
@@ -35,44 +35,19 @@ print(time.process_time() - began)
         ({"OMP_WAIT_POLICY": "ACTIVE"}, None, "active"),
     ],
 )
-def test_what_the_user_has_set_stays(given, count, told, monkeypatch):
-    monkeypatch.setattr("hemafast.waiting.cores_are_short", lambda: False)
+def test_what_the_user_has_set_stays(given, count, told):
     environment = dict(given)
     spin_briefly(environment)
     assert environment.get("GOMP_SPINCOUNT") == count
     assert waiting_told(environment)[0] == told
 
 
-def test_beside_busy_programs_threads_sleep_sooner(monkeypatch):
-    monkeypatch.setattr("hemafast.waiting.cores_are_short", lambda: True)
+def test_what_hemafast_sets_is_not_what_the_user_has_set():
     environment: dict[str, str] = {}
     spin_briefly(environment)
-    assert environment == {"GOMP_SPINCOUNT": str(SPINS_BESIDE_OTHERS)}
-    spin_as_usual(environment)
-    assert not environment
-
-
-@pytest.mark.parametrize(
-    ("running", "cores", "usable", "short"),
-    [
-        ("1/180", 2, 2, False),  # this program alone
-        ("2/180", 2, 2, True),
-        ("9/180", 64, 8, False),  # others have 56 cores of their own
-        ("60/900", 64, 8, True),
-        ("3/180", 2, 1, True),
-        ("many", 2, 2, False),
-    ],
-)
-def test_cores_are_short_if_others_run_on_those_that_are_used(tmp_path, monkeypatch, running, cores, usable, short):
-    load = tmp_path / "loadavg"
-    load.write_text(f"0.00 0.00 0.00 {running} 4711\n")
-    monkeypatch.setattr("os.cpu_count", lambda: cores)
-    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(usable)))
-    assert cores_are_short(load) is short
-
-
-def test_where_the_system_does_not_tell_nothing_is_short(tmp_path):
-    assert not cores_are_short(tmp_path / "loadavg")
+    assert not set_by_user(environment)
+    assert set_by_user({"GOMP_SPINCOUNT": "7"})
+    assert set_by_user({"OMP_WAIT_POLICY": "PASSIVE"})
 
 
 def test_a_peer_waits_as_usual_and_as_its_user_wants():

@@ -29,6 +29,10 @@ class Load:
                 ran, waited = ran + int(times[0]), waited + int(times[1])
         return cls(ran, waited)
 
+    def wanted_since(self, before: Load) -> float:
+        """Seconds of processor time that this process wanted since `before`, whether it got them or not."""
+        return (max(self.ran - before.ran, 0) + max(self.waited - before.waited, 0)) / 1e9
+
     def others_since(self, before: Load) -> float:
         """The share, 0 to 1, of the wanted time since `before` that this process waited for a core."""
         ran, waited = max(self.ran - before.ran, 0), max(self.waited - before.waited, 0)

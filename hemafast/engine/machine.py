@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Literal
 from hemafast.config import Amp, Compile, Device, Input, TrainConfig
 from hemafast.cores import cores
 from hemafast.data.graph import Source, default_threads
+from hemafast.engine.yielding import yield_to_others
 from hemafast.errors import HemafastError
 from hemafast.nvidia import card_on_bus, uses_gpu
 from hemafast.versions import DALI, installed_versions
@@ -235,9 +236,11 @@ def _choose_torch_threads() -> Choice:
 
 
 def _waiting() -> Choice:
-    """Told, not chosen: libraries have read it when they were loaded."""
+    """Told, not chosen, as libraries have read it when they were loaded; but from now on they yield to others."""
     how, where = waiting_told(os.environ)
-    return Choice("waiting threads", how, where)
+    return Choice(
+        "waiting threads", how + (", at once while others want the cores" if yield_to_others() else ""), where
+    )
 
 
 def _choose_device(asked: Device) -> Choice:

@@ -1,0 +1,111 @@
+"""Threads of torch that wait for each other give up their cores sooner while other programs want them.
+
+GNU OpenMP reads how long a waiting thread keeps its core once, when it is loaded (`hemafast.waiting`). But where it has
+more threads than cores, it lets them sleep nearly at once (libgomp, config/linux/wait.h). So a few threads more, which
+only sleep, are a switch that works during a run. The number of threads that compute, and so every sum, stays.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from math import ceil
+
+from hemafast.engine.load import Load
+from hemafast.waiting import set_by_user
+
+logger = logging.getLogger("hemafast")
+
+LOOK = 1.0
+"""Seconds between two looks at the load."""
+
+CROWDED, QUIET = 0.2, 0.15
+"""Shares of the wanted processor time spent waiting for a core (`Load.others_since`): above, others compete; below,
+they do not. A training alone on two cores waits for 0.08 to 0.12, because its own threads meet; beside one busy
+process for 0.4 and more."""
+
+_SURE = 5  # quiet looks in a row until waiting threads may spin again
+_IDLE = 0.25  # of a core: whoever wants less has no threads that wait for each other
+_GRAIN = 1 << 15  # elements that torch gives a thread at least
+
+
+class SpareThreads:
+    """Enough sleeping threads beside those of torch that OpenMP has more than cores; all end with `close`."""
+
+    def __init__(self, threads: int, cores: int) -> None:
+        self._elements, self._ended = threads * _GRAIN, threading.Event()
+        teams = max(1, ceil((cores + 1 - threads) / (threads - 1)))
+        self._teams = [threading.Thread(target=self._hold, daemon=True) for _ in range(teams)]
+        for team in self._teams:
+            team.start()
+
+    def close(self) -> None:
+        """End them, and wait until they have."""
+        self._ended.set()
+        for team in self._teams:
+            team.join()
+
+    def _hold(self) -> None:
+        """The first parallel operation of a thread gives it a team of its own, which lives as long as the thread."""
+        import torch
+
+        torch.zeros(self._elements, dtype=torch.int8).add_(1)
+        self._ended.wait()
+
+
+class Watch:
+    """Looks at the load again and again, and holds spare threads for as long as other programs want the cores."""
+
+    def __init__(self, spare: Callable[[], SpareThreads], load: Callable[[], Load] = Load.now) -> None:
+        self._spare, self._load, self._before, self._quiet = spare, load, load(), 0
+        self._held = ExitStack()
+        self.yields = False
+        """Whether waiting threads sleep nearly at once now."""
+
+    def look(self) -> None:
+        """Judge the time since the last look."""
+        load, before = self._load(), self._before
+        self._before = load
+        if load.wanted_since(before) < _IDLE * LOOK:
+            return
+        share = load.others_since(before)
+        self._quiet = self._quiet + 1 if share < QUIET else 0
+        if share > CROWDED and not self.yields:
+            self._held.callback(self._spare().close)
+            self.yields = True
+            logger.debug(
+                "others have the cores for %.0f %% of the wanted time: waiting threads sleep at once", 100 * share
+            )
+        elif self.yields and self._quiet >= _SURE:
+            self._held.close()
+            self.yields = False
+            logger.debug("the cores are free again: waiting threads keep them for a moment")
+
+    def run(self) -> None:
+        """Look for as long as the process lives."""
+        pause = threading.Event()
+        while not pause.wait(LOOK):
+            self.look()
+
+
+_watching = threading.Lock()
+"""Held from the first call of `yield_to_others` on."""
+
+
+def yield_to_others(environment: Mapping[str, str] = os.environ) -> bool:
+    """Watch the load of this process from now on, in one thread, unless the user has set how threads wait.
+
+    Returns whether it is watched: with one thread for torch, none waits for another.
+    """
+    import torch
+
+    threads = torch.get_num_threads()
+    if threads == 1 or set_by_user(environment):
+        return False
+    if _watching.acquire(blocking=False):
+        watch = Watch(lambda: SpareThreads(threads, len(os.sched_getaffinity(0))))
+        threading.Thread(target=watch.run, name="watch the load", daemon=True).start()
+    return True

@@ -1,0 +1,143 @@
+"""While other programs want the cores, waiting threads of torch give them up; sums and later waits stay as they are."""
+
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+import hemafast
+from hemafast.engine import yielding
+from hemafast.engine.load import Load
+from hemafast.engine.yielding import SpareThreads, Watch, yield_to_others
+
+SECOND = 10**9
+ALONE, BESIDE = (1.7, 0.2), (1.0, 0.8)
+"""Seconds that a training ran and waited, of one second on two cores."""
+
+WAITS = """
+import sys, time, torch
+from hemafast.engine.yielding import SpareThreads
+torch.set_num_threads(2)
+numbers = torch.ones(1 << 20)
+
+def waited():
+    numbers.add_(1)
+    began = time.process_time()
+    for _ in range(40):
+        numbers.add_(1)
+        time.sleep(0.02)
+    return time.process_time() - began
+
+before = waited()
+spare = SpareThreads(2, 2)
+meanwhile = waited()
+spare.close()
+print(before, meanwhile, waited())
+"""
+
+
+def loads(*seconds: tuple[float, float]) -> Iterator[Load]:
+    """What looks at the load find, from the first one on, if so many seconds passed between them."""
+    ran, waited = 0, 0
+    yield Load()
+    for more_ran, more_waited in seconds:
+        ran, waited = ran + int(more_ran * SECOND), waited + int(more_waited * SECOND)
+        yield Load(ran, waited)
+
+
+class Spare:
+    """Spare threads that are only counted."""
+
+    held = 0
+
+    def __init__(self) -> None:
+        Spare.held += 1
+
+    def close(self) -> None:
+        Spare.held -= 1
+
+
+def watched(*seconds: tuple[float, float]) -> list[bool]:
+    """Whether threads yield after each look."""
+    each, Spare.held = loads(*seconds), 0
+    watch, answers = Watch(Spare, lambda: next(each)), []
+    for _ in seconds:
+        watch.look()
+        answers.append(watch.yields)
+        assert Spare.held == watch.yields
+    return answers
+
+
+def test_threads_yield_from_the_first_crowded_look_on():
+    assert watched(ALONE, ALONE, BESIDE, BESIDE) == [False, False, True, True]
+
+
+def test_they_wait_as_before_once_it_has_been_quiet_for_a_while():
+    assert watched(BESIDE, *[ALONE] * 5, ALONE) == [True] * 5 + [False] * 2
+    assert watched(BESIDE, ALONE, ALONE, BESIDE, *[ALONE] * 5) == [True] * 8 + [False]
+
+
+def test_between_the_limits_all_stays_as_it_is():
+    between = (1.66, 0.34)  # 0.17
+    assert watched(between, BESIDE, *[between] * 9) == [False] + [True] * 10
+
+
+def test_a_process_that_rests_is_not_judged():
+    assert watched((0.01, 0.02), BESIDE, *[(0.01, 0.0)] * 9) == [False] + [True] * 10
+
+
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) != 2, reason="OpenMP counts the cores; the figures are for two")
+def test_the_openmp_of_torch_takes_spare_threads_as_a_switch():
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("GOMP", "OMP"))}
+    environment["PYTHONPATH"] = str(Path(hemafast.__file__).parent.parent)
+    command = [sys.executable, "-c", WAITS]
+    told = subprocess.run(command, check=True, capture_output=True, text=True, env=environment).stdout
+    before, meanwhile, after = map(float, told.split())
+    assert meanwhile < 0.7 * before
+    assert meanwhile < 0.7 * after
+
+
+@pytest.mark.parametrize(("threads", "cores", "teams"), [(2, 2, 1), (2, 4, 3), (16, 16, 1), (8, 64, 9), (4, 2, 1)])
+def test_there_are_more_threads_than_cores_and_they_end(threads, cores, teams, monkeypatch):
+    monkeypatch.setattr(SpareThreads, "_hold", lambda self: self._ended.wait())  # without threads of OpenMP
+    before = threading.active_count()
+    spare = SpareThreads(threads, cores)
+    assert threading.active_count() == before + teams
+    assert threads + teams * (threads - 1) > cores
+    spare.close()
+    assert threading.active_count() == before
+
+
+def test_sums_stay_the_same_beside_spare_threads():
+    numbers = torch.randn(1 << 20, generator=torch.Generator().manual_seed(1))
+    alone, threads = numbers.sum(), torch.get_num_threads()
+    spare = SpareThreads(max(threads, 2), len(os.sched_getaffinity(0)))
+    assert torch.equal(numbers.sum(), alone)
+    assert torch.get_num_threads() == threads
+    spare.close()
+
+
+@pytest.mark.parametrize(
+    ("threads", "given"), [(1, {}), (2, {"GOMP_SPINCOUNT": "7"}), (2, {"OMP_WAIT_POLICY": "ACTIVE"})]
+)
+def test_nothing_is_watched_for_one_thread_or_against_the_user(threads, given, monkeypatch):
+    monkeypatch.setattr("torch.get_num_threads", lambda: threads)
+    monkeypatch.setattr(yielding, "_watching", threading.Lock())
+    assert not yield_to_others(given)
+    assert not yielding._watching.locked()
+
+
+def test_one_thread_watches_however_often_it_is_asked_for(monkeypatch):
+    monkeypatch.setattr("torch.get_num_threads", lambda: 2)
+    monkeypatch.setattr(yielding, "_watching", threading.Lock())
+    started, seen = list[Watch](), threading.Event()
+    monkeypatch.setattr(Watch, "run", lambda self: (started.append(self), seen.set()))
+    assert yield_to_others({})
+    assert seen.wait(10)
+    assert yield_to_others({})
+    assert len(started) == 1
