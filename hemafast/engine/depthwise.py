@@ -1,7 +1,8 @@
-"""Compiled weight gradients of depthwise convolutions on a CPU, because oneDNN has no kernel for them without AVX-512.
+"""Compiled weight gradients of depthwise convolutions on a CPU, where oneDNN is slow at them.
 
-oneDNN multiplies matrices there, one channel at a time. With kernels of 5 x 5, this takes a quarter of a training step
-of EfficientNet-Lite0 at 128 px. Forward passes and the gradients of inputs stay with oneDNN, which is fast at them.
+Without AVX-512, oneDNN multiplies matrices, one channel at a time. With AVX-512, it has a kernel that is fast at 3 x 3
+taps, and takes two to eight times as long as ours at 5 x 5 and more (benchmarks/depthwise.py). Forward passes and the
+gradients of inputs stay with oneDNN, which is fast at them.
 
 numba and torch share the same GNU OpenMP threads, so they do not compete for the cores.
 """
@@ -25,6 +26,7 @@ from hemafast.light_timm import Conv2dSame, pad_same
 Floats = npt.NDArray[np.float32]
 
 _LEAST_CHANNELS = 40  # with 32 channels it is as fast as oneDNN, with 16 three times slower
+_LEAST_TAPS_AVX512 = 5  # along a side
 _CHANNELS = 128  # per block: the sums for 5 x 5 taps take 13 KB and stay in the first-level cache
 _IMAGES = 8  # summed by one thread; fixed, so that a sum does not depend on the number of threads
 
@@ -162,13 +164,18 @@ class _DepthwiseSame(Conv2dSame):  # type: ignore[misc] # timm is not annotated
 _OWN: dict[type[nn.Module], type[nn.Module]] = {nn.Conv2d: _Depthwise, Conv2dSame: _DepthwiseSame}
 
 
+def _least_taps() -> int:
+    """Of a kernel along a side, from which on ours is faster than oneDNN's on this processor."""
+    return _LEAST_TAPS_AVX512 if torch.backends.cpu.get_cpu_capability() == "AVX512" else 2
+
+
 def _is_ours(module: nn.Conv2d) -> bool:
     """Whether it is depthwise, large enough, learns, and has only the options of `_Convolution`."""
     return (
         module.groups == module.in_channels == module.out_channels >= _LEAST_CHANNELS
         and module.weight.requires_grad
         and len({*module.kernel_size}) == len({*module.stride}) == 1
-        and module.kernel_size[0] > 1
+        and module.kernel_size[0] >= _least_taps()
         and module.dilation == (1, 1)
         and module.padding_mode == "zeros"
         and not isinstance(module.padding, str)

@@ -63,7 +63,7 @@ def test_any_number_of_threads_gives_the_same_bits():
 @pytest.mark.parametrize(
     "first_call",
     [
-        "assert use_own_gradients(nn.Conv2d(64, 64, 3, groups=64), CPU)",
+        "assert use_own_gradients(nn.Conv2d(64, 64, 5, groups=64), CPU)",
         "weight_gradient(torch.zeros(1, 8, 4, 4), torch.zeros(1, 8, 4, 4), 3, 1, (1, 1))",
     ],
     ids=["of a network", "of a gradient"],
@@ -123,11 +123,20 @@ def test_only_what_gains_is_changed():
     assert [type(module) for module in left] == kinds
 
 
+@pytest.mark.parametrize(("capability", "taps"), [("AVX2", {3, 5, 7}), ("AVX512", {5, 7})])
+def test_a_kernel_is_ours_where_that_of_the_processor_is_slower(monkeypatch, capability, taps):
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    model = nn.ModuleList([nn.Conv2d(64, 64, size, groups=64) for size in (1, 3, 5, 7)])
+    assert use_own_gradients(model, OWN) == len(taps)
+    assert {module.kernel_size[0] for module in model if type(module) is not nn.Conv2d} == taps
+
+
 @pytest.mark.parametrize(
     ("capability", "precision", "compiled", "own"),
     [
         ("AVX2", "fp32", "off", True),
-        ("AVX512", "fp32", "off", False),
+        ("AVX512", "fp32", "off", True),
+        ("AVX512", "bf16", "off", False),
         ("DEFAULT", "fp32", "off", False),
         ("AVX2", "bf16", "off", False),
         ("AVX2", "fp32", "on", False),
