@@ -80,6 +80,7 @@ def plan_sweep(
     names = [experiment.preset for experiment in SWEEPS[name]]
     start = to_plain(train_config(base, file)) if base or file else {}
     given = {name: value for name, value in (changes or {}).items() if value is not None}
+    _refuse_probe({**start, **given})
     configs = {preset: _settings(start, preset, {**given, "output": output / preset}, scale) for preset in names}
     data = configs[names[0]].data
     return Sweep(
@@ -97,6 +98,14 @@ def plan_sweep(
             *(f"--{name.replace('_', '-')}" for name in given if name not in _UNCHANGED_BY),
         ),
     )
+
+
+def _refuse_probe(settings: Mapping[str, Any]) -> None:
+    if settings.get("probe"):
+        raise HemafastError(
+            f"probe = {settings['probe']}: the experiments of a sweep train in steps, and a probe makes none.",
+            "Leave out the probe, or measure it with `hemafast train --preset probe --seeds 3`.",
+        )
 
 
 def _settings(start: Mapping[str, Any], preset: str, given: Mapping[str, Any], scale: float) -> TrainConfig:

@@ -258,6 +258,14 @@ def test_an_unknown_name_is_answered_with_those_that_there_are(prepared, tmp_pat
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("asked", [{"base": "probe"}, {"changes": {"probe": 4}}])
+def test_a_probe_is_no_experiment_of_a_sweep(prepared, tmp_path, asked):
+    changes = {"data": prepared.folder, **asked.pop("changes", {})}
+    with pytest.raises(HemafastError, match=r"^probe = 4: .* Leave out the probe, or measure it with `hemafast train"):
+        plan_sweep("seed-table", output=tmp_path, changes=changes, **asked)
+    assert not list(tmp_path.iterdir())
+
+
 def test_the_page_takes_names_that_would_break_a_table():
     result = {
         "headline": "x",
