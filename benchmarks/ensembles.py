@@ -1,13 +1,15 @@
-"""Several seeds as one model: their mean, their mean with fitted weights, the soup of their weights, a student of them.
+"""Several models as one: seeds, folds, snapshots; their mean, fitted weights, the best of them, soup, a student.
 
     python benchmarks/ensembles.py --source DIR_WITH_THE_ARCHIVES --json benchmarks/results/ensembles.json
 
 Trains three seeds of `fast` on Acevedo_20.zip, or finds those of `another_lab.py` in the same `--work`, and scores them
-and what is made of them at home and in the laboratories of `another_lab.py`. Mean and fitted weights are taken of the
-predictions of the seeds, which is what the ensemble of them answers (a test compares). The soup, and with `--student` a
-network that learns from the mean, are models that are evaluated. Differences are to the mean score of the seeds alone,
-by the same resamples of the images. Images/s count seconds of the processor, which a busy machine changes little. The
-result is written after each side, and a later call adds what is missing.
+and what is made of them at home and in the laboratories of `another_lab.py`. Mean, fitted weights and the best two are
+taken of the predictions of the seeds, which is what the ensemble of them answers (a test compares). The soup, the
+snapshots of one seed, and with `--student` a network that learns from the mean, are models that are evaluated. With
+`--folds`, so many models are trained that leave out one fold each; no image at home is held out for all of them.
+Differences are to the mean score of the seeds alone, by the same resamples of the images. Images/s count seconds of the
+processor, which a busy machine changes little. The result is written after each side, and a later call adds what is
+missing.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ from library import evaluated_on, trained
 from output import JsonFile, machine_line, table, write_json
 
 import hemafast as hf
-from hemafast.deploy.weigh import fit_weights, worth_their_cost
+from hemafast.deploy.weigh import best_members, fit_weights, worth_their_cost
 from hemafast.engine.machine import machine_facts
 from hemafast.evaluate.intervals import interval, resample
 from hemafast.evaluate.metrics import Labels, Scores, confusions, count_scores
@@ -35,7 +37,10 @@ from hemafast.evaluate.predictions import read_predictions
 from hemafast.run_folder import PREDICTIONS, read_ensemble
 
 PRESET = "fast"
+BEST_TWO, SNAPSHOTS = "best two", "snapshots"
 STUDENT = "student of the mean"
+KEPT = 5
+"""Checkpoints of the run whose snapshots are combined."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -68,6 +73,7 @@ def main(
     seed: Annotated[list[int], typer.Option(help="Seed of a member; may be repeated.")] = [1, 2, 3],  # noqa: B006
     work: Annotated[Path, typer.Option(help="Where prepared data and runs are kept.")] = Path("runs/another_lab"),
     student: Annotated[bool, typer.Option("--student", help="Train a student of the mean too.")] = False,
+    folds: Annotated[int, typer.Option(min=0, help="Train so many folds too, and take their mean.")] = 0,
 ) -> None:
     """Train, combine, teach, score everywhere, and write the result after each side."""
     home, labs = prepared(source, work / "data")
@@ -75,6 +81,7 @@ def main(
     alone = [everywhere(run, labs) for run in runs]
     scores = [{name: one.resampled() for name, one in found.items()} for found in alone]
     options = [word for number in seed for word in ("--seed", str(number))] + ["--student"] * student
+    options += ["--folds", str(folds)] if folds else []
     result: dict[str, Any] = {
         "command": shlex.join(["python", "benchmarks/ensembles.py", *options]),
         "machine": machine_facts("cpu"),
@@ -94,14 +101,20 @@ def main(
     weights = weights_of([found[HOME] for found in alone])
     fitted_on = int(alone[0][HOME].chooses.sum())
     add("fitted", averaged(alone, weights), weights=weights, fitted_on=fitted_on)
+    two = best_two([found[HOME] for found in alone])
+    add(BEST_TWO, averaged(alone, two), weights=two)
     soup = combined(runs, "soup", work / "ensembles")
-    result["images_per_cpu_second"] = rates(read_ensemble(soup.folder), weights)
+    result["images_per_cpu_second"] = rates(read_ensemble(soup.folder), {"fitted": weights, BEST_TWO: two})
     add("soup", everywhere(soup, labs))
-    if student:
-        teacher = combined(runs, "mean", work / "ensembles")
-        taught = trained(home, work / "students", PRESET, seed[0], teacher=teacher.folder)
-        told = dict(taught.metrics["training"]["teacher"]) | {"model": teacher.folder.name}  # no path of this machine
-        add(STUDENT, everywhere(taught, labs), teacher=told)
+    kept = trained(home, work / "snapshots", PRESET, seed[0], keep=KEPT)
+    snapshots = combined([kept], "snapshots", work / "snapshots_combined")
+    result["images_per_cpu_second"][SNAPSHOTS] = read_ensemble(snapshots.folder)["images_per_second"]
+    add(SNAPSHOTS, everywhere(snapshots, labs))
+    if folds:
+        cut = hf.prepare(source / f"{HOME}.zip", work / "data" / f"{folds} folds", folds=folds)
+        own = [trained(cut, work / f"fold {number}", PRESET, seed[0], fold=number) for number in range(folds)]
+        result["images_per_cpu_second"][f"{folds} folds"] = result["images_per_cpu_second"]["one seed"] / folds
+        add(f"{folds} folds", averaged([elsewhere(run, labs) for run in own], [1 / folds] * folds))
 
 
 def combined(runs: Sequence[hf.TrainedRun], method: Any, folder: Path) -> hf.TrainedRun:
@@ -117,12 +130,15 @@ def combined(runs: Sequence[hf.TrainedRun], method: Any, folder: Path) -> hf.Tra
 
 def everywhere(run: hf.TrainedRun, labs: Mapping[str, hf.Dataset]) -> ByLab:
     """What a run says of the validation images at home, and of all images of the other laboratories."""
+    return {HOME: _answers(run.folder), **elsewhere(run, labs)}
+
+
+def elsewhere(run: hf.TrainedRun, labs: Mapping[str, hf.Dataset]) -> ByLab:
+    """What a run says of all images of the other laboratories."""
     from hemafast.evaluate.evaluate import scores_folder  # imports torch, which tables do without
 
-    folders = {HOME: run.folder}
-    for name, data in labs.items():
-        folders[name] = scores_folder(run.folder, dict(evaluated_on(run, data, LABS[name].class_map)))
-    return {name: _answers(folder) for name, folder in folders.items()}
+    found = {name: evaluated_on(run, data, LABS[name].class_map) for name, data in labs.items()}
+    return {name: _answers(scores_folder(run.folder, dict(one))) for name, one in found.items()}
 
 
 def _answers(folder: Path) -> Answers:
@@ -150,15 +166,28 @@ def weights_of(at_home: Sequence[Answers]) -> list[float]:
     return [kept.get(place, 0.0) for place in range(len(at_home))]
 
 
-def rates(made: Mapping[str, Any], weights: Sequence[float]) -> dict[str, float]:
-    """Images per second of the processor of each side, from those of the members; a soup costs as much as one."""
+def best_two(at_home: Sequence[Answers]) -> list[float]:
+    """Weights of models, those that `hemafast ensemble --max-cost 2x` takes and others, which have 0."""
+    chooses = at_home[0].chooses
+    opinions = np.stack([one.probabilities[chooses] for one in at_home])
+    taken = best_members(opinions, at_home[0].labels[chooses], [1.0] * len(at_home), 2.0)
+    return [1 / len(taken) if place in taken else 0.0 for place in range(len(at_home))]
+
+
+def rates(made: Mapping[str, Any], chosen: Mapping[str, Sequence[float]]) -> dict[str, float]:
+    """Images per second of the processor of each side, from those of the members; a soup costs as much as one.
+
+    `chosen` has the weights of the members of sides that may leave some out.
+    """
     costs = [1 / one["images_per_second"] for one in made["members"]]
-    fitted = sum(cost for cost, weight in zip(costs, weights, strict=True) if weight)
     return {
         "one seed": 1 / mean(costs),
         "mean": 1 / sum(costs),
-        "fitted": 1 / fitted,
         "soup": made["images_per_second"],
+        **{
+            side: 1 / sum(cost for cost, weight in zip(costs, weights, strict=True) if weight)
+            for side, weights in chosen.items()
+        },
     }
 
 
@@ -188,7 +217,8 @@ def tables(results: Mapping[str, Any]) -> dict[str, str]:
     rows = [["one seed", *(cell(result["alone"][name]) for name in labs), _rate(one)]]
     for side, found in result["sides"].items():
         own = rate.get(side, one)  # a student is a network like each of them
-        rows.append([side, *(_gained(found["scores"][name]) for name in labs), _rate(own)])
+        gains = (_gained(found["scores"][name]) if name in found["scores"] else "none held out" for name in labs)
+        rows.append([side, *gains, _rate(own)])
     fitted = result["sides"]["fitted"]["fitted_on"]
     note = (
         f"Macro-F1; one seed: mean of {len(result['seeds'])} seeds of `{PRESET}` (least to most); below: difference "

@@ -46,6 +46,7 @@ def _of_ensembles(result: Mapping[str, Any]) -> Panels:
         f"{lab}: gain in macro-F1 over one seed": {
             named[side]: Gain(difference["macro_f1"], *difference["ci95"])
             for side, found in result["sides"].items()
+            if lab in found["scores"]  # no image at home is held out for all folds
             for difference in [found["scores"][lab]["difference"]]
         }
         for lab in result["data"]

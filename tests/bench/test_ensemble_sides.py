@@ -44,6 +44,15 @@ def test_weights_are_fitted_on_one_half_alone(alone):
     assert sides.weights_of(others) == weights
 
 
+def test_the_best_two_are_taken_by_one_half_alone(alone):
+    at_home = [one[sides.HOME] for one in alone]
+    two = sides.best_two(at_home)
+    assert two[2] == 0
+    assert sum(two) == pytest.approx(1)
+    others = [sides.Answers(LABELS, np.where(CHOOSES[:, None], one.probabilities, 1 / 3), CHOOSES) for one in at_home]
+    assert sides.best_two(others) == two
+
+
 def test_the_difference_of_a_model_to_itself_is_none(alone):
     scores = alone[0][sides.HOME].resampled()
     found = sides.plain({"lab": scores}, [{"lab": scores}, {"lab": scores}])["lab"]
@@ -53,7 +62,7 @@ def test_the_difference_of_a_model_to_itself_is_none(alone):
 
 def test_a_soup_costs_as_one_and_members_without_weight_cost_nothing():
     made = {"members": [{"images_per_second": 100.0}] * 3, "images_per_second": 100.0}
-    assert sides.rates(made, [0.5, 0.5, 0.0]) == pytest.approx(
+    assert sides.rates(made, {"fitted": [0.5, 0.5, 0.0]}) == pytest.approx(
         {"one seed": 100, "mean": 100 / 3, "fitted": 50, "soup": 100}
     )
 
@@ -70,8 +79,10 @@ def test_the_table_has_a_row_for_each_side_and_says_where_weights_come_from(alon
         "sides": {
             "mean": {"scores": sides.plain(scores[0], scores)},
             "fitted": {"scores": sides.plain(scores[1], scores), "fitted_on": 30},
+            "5 folds": {"scores": {}},
         },
     }
     text = sides.tables({"ensembles": result})["ensembles"]
     assert [line.split("|")[1].strip() for line in text.splitlines()[2:5]] == ["one seed", "mean", "fitted"]
+    assert "| 5 folds | none held out |" in text
     assert "fitted on 30 of the validation images" in text and "| 45 |" in text
