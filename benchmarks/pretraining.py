@@ -1,6 +1,7 @@
 """What pretraining without labels is worth, by share of the labels: ImageNet weights alone, and pretrained further.
 
-    python benchmarks/pretraining.py --source DIR_WITH_THE_ARCHIVES --json benchmarks/results/pretraining.json
+    python benchmarks/pretraining.py --source DIR_WITH_THE_ARCHIVES --json benchmarks/results/pretraining.json \
+        --plot benchmarks/results/pretraining.png
 
 The network is pretrained once for each seed: on the training images of one domain and on all images of the other
 archives, never on a validation image. Then both starts are trained on the same share of the labels, drawn from each
@@ -122,6 +123,7 @@ def main(
     seeds: Annotated[int, typer.Option(min=1, help="How many runs each side has in the end.")] = 3,
     share: Annotated[list[float] | None, typer.Option(help="Share of the labels; may be repeated.")] = None,
     work: Annotated[Path | None, typer.Option(help="Where data and runs are kept.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Draw the curve to this PNG.")] = None,
 ) -> None:
     """Pretrain, and train both starts with every share of the labels and every seed."""
     asked = f"{method}, {epochs} epochs"
@@ -148,6 +150,8 @@ def main(
                     write_json(result, json_file)
                     score = result["scores"][start][f"{part:g}"]["mean"]
                     typer.echo(f"{start}, {part:.0%} of the labels, seed {seed}: mean macro-F1 {score:.3f}", err=True)
+        if plot is not None:
+            draw(result["scores"], plot)
 
 
 def _pretrained(cells: Cells, method: str, epochs: int, seed: int, folder: Path, result: dict[str, Any]) -> Path:
@@ -209,6 +213,27 @@ def _told(seeds: Mapping[str, Scores], base: Mapping[str, Scores]) -> dict[str, 
     told = {"seeds": list(seeds), **of(list(seeds.values()))}
     shared = [seed for seed in seeds if seed in base]
     return {**told, "gain": of([seeds[seed] - base[seed] for seed in shared])} if shared else told
+
+
+def draw(scores: Mapping[str, Any], file: Path) -> None:
+    """Macro-F1 against the share of the labels: a line for each start, its interval as a band."""
+    from hemafast.pictures import DOMAIN_COLOURS, save, subplots
+
+    figure, (panel,) = subplots(1, width=6.4, height=3.8, columns=1)
+    shares = sorted({float(share) for found in scores.values() for share in found})
+    for (start, found), colour in zip(scores.items(), DOMAIN_COLOURS, strict=False):
+        points = sorted((float(share), one["mean"], *one["ci95"]) for share, one in found.items())
+        places, means, lows, highs = zip(*points, strict=True)
+        panel.plot(places, means, "o-", ms=4, color=colour, label=start)
+        panel.fill_between(places, lows, highs, color=colour, alpha=0.2, linewidth=0)
+    panel.set_xscale("log")
+    panel.set_xticks(shares, [f"{share:.0%}" for share in shares])
+    panel.set_xticks([], minor=True)
+    panel.set_xlabel("share of the labels")
+    panel.set_ylabel("macro-F1")
+    panel.grid(alpha=0.3)
+    panel.legend(frameon=False)
+    save(figure, file)
 
 
 def tables(results: Mapping[str, Any]) -> dict[str, str]:
