@@ -38,7 +38,7 @@ CLASSES = ("basophil", "eosinophil", "lymphocyte", "monocyte", "neutrophil")
 SIDE, FIELDS = 48, 8
 """px of an image, and fields of colour along its side."""
 PACKED = 32
-STAGES = ("prepare", "prepare again", "open", "first step", "epoch", "evaluate", "report", "verify")
+STAGES = ("prepare", "prepare again", "open", "first step", "epoch", "evaluate", "predict", "report", "verify")
 
 
 def write_images(path: Path, images: int) -> None:
@@ -114,6 +114,10 @@ def grow(images: int, room: Path, done: dict[str, Any]) -> Iterator[str]:
         "first step": lambda: _own("train_step", data, room / "cut"),
         "epoch": lambda: _own("train_epoch", data, runs),
         **of_run,
+        "predict": lambda: [
+            *("-m", "hemafast", "predict", str(_run_in(runs)), str(source / "Random.zip")),
+            *("--output", str(room / "predicted.csv"), "--json"),
+        ],
         "verify": lambda: ["-m", "hemafast", "verify", str(data), "--json"],
     }
     for name in STAGES:
@@ -204,7 +208,8 @@ def tables(results: Mapping[str, Any]) -> dict[str, str]:
     note = (
         f"`{result['command']}`: JPEGs of {SIDE} px of random colours, packed at {PACKED} px, a toy network; "
         "one process each, imports included: CPU seconds, then the most memory of its own, without pages of mapped "
-        f"files.{beside} {machine_line(result['machine'])}"
+        f"files. Prepare, verify and predict have all images, evaluate a fifth of them.{beside} "
+        f"{machine_line(result['machine'])}"
     )
     return {"growth": table(header.strip(), rows, note)}
 
