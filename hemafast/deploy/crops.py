@@ -72,9 +72,9 @@ def choose_crops(
     if um_per_pixel == "unknown":
         return Crops(whole, unknown=len(images))
     if um_per_pixel is not None:
-        far, sides = view.far_from_training(um_per_pixel), _side(field_of_view, um_per_pixel)
+        far = view.far_from_training(um_per_pixel)
         doubts = (f"um_per_pixel = {um_per_pixel:g}: {far}",) if far else ()
-        return Crops(np.full(len(images), sides, dtype=np.int64), doubts=doubts)
+        return Crops(np.full(len(images), _side(field_of_view, um_per_pixel), dtype=np.int64), doubts=doubts)
     sides = {domain: _side(field_of_view, scale) if scale else 0 for domain, scale in view.um_per_pixel.items()}
     domains = domains_of(images, frozenset(sides))
     counts = Counter(domain for domain in domains if domain)
