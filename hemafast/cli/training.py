@@ -262,6 +262,8 @@ def runs(
         from hemafast.cli.tables import run_table
 
         wide_console().print(run_table(found))
+        said = "Scores are at home. `hemafast report RUN` and --json say what is known of other laboratories."
+        wide_console().print(said, soft_wrap=True)
     else:
         wide_console().print(f"{output} holds no runs. Start one with `hemafast train`.")
 

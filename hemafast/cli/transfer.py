@@ -66,9 +66,10 @@ def adapt(
 ) -> None:
     """Adapt a run's best model to the images of another laboratory, without labels or with a few.
 
-    Without labels, colours, batch norm and class frequencies are matched where that seems worth it. With labels, a new
-    last layer is mixed with the old one, and cross-validation scores the model before and after. The result is a run
-    of its own with a page, adaptation.html; the run it came from stays as it was.
+    Without labels, the white point is matched and answers are sharpened, unless the images are like those of the
+    training set. With labels, a new last layer is added to the old one, and cross-validation scores the model before
+    and after; if nothing is better, its weights are kept. The result is a run of its own with a page, adaptation.html;
+    the run it came from stays as it was.
     """
     folder = find_run(run)
     refuse_missing_paths(data)

@@ -83,9 +83,10 @@ def _draw(rows: list[tuple[str, Pixels]], classes: list[str]) -> Any:
     for axis, (name, views) in zip(axes, rows, strict=True):
         framed = np.pad(views, ((0, 0), (0, 0), (0, _GAP), (0, 0)), constant_values=255)
         axis.imshow(np.concatenate(list(framed), axis=1), interpolation="lanczos")
-        axis.set_axis_off()
-        points = min(10, 130 / max(len(name), 1))  # as long as the row is high
-        axis.text(-0.1 * side, side / 2, name, rotation=90, ha="center", va="center", fontsize=points, weight="bold")
+        axis.set(xticks=[], yticks=[])
+        axis.spines[:].set_visible(False)
+        points = min(10, 110 / max(len(name), 1))  # as long as the row is high
+        axis.set_ylabel(name, fontsize=points, weight="bold")
     for column, label in enumerate(classes):
         axes[0].text((column + 0.5) * side + column * _GAP, -0.06 * side, label, ha="center", fontsize=7)
     return figure

@@ -22,7 +22,6 @@ from hemafast.preparation.sources.containers import archive_suffix
 from hemafast.words import counted
 
 _SMALLEST = 16  # px
-_STRETCH = 1.5  # times as large or small as in training that pixels may be
 
 logger = logging.getLogger("hemafast")
 
@@ -37,6 +36,8 @@ class Crops:
     """Which scale is used for how many images, one sentence per domain."""
     estimates: tuple[str, ...] = ()
     """What was estimated and why it is doubtful, one sentence per set."""
+    doubts: tuple[str, ...] = ()
+    """Why a scale that was given is doubtful."""
     unknown: int = 0
     """Images of unknown scale, which are seen whole."""
     sets: Sequence[str | None] = ()
@@ -66,13 +67,14 @@ def choose_crops(
     view is only a few pixels wide.
     """
     field_of_view, whole = view.field_of_view, np.zeros(len(images), dtype=np.int64)
-    trained = [scale for scale in view.um_per_pixel.values() if scale]
-    if field_of_view is None or (um_per_pixel in (None, "unknown") and not trained):
+    if field_of_view is None or (um_per_pixel in (None, "unknown") and not view.scales):
         return Crops(whole)
     if um_per_pixel == "unknown":
         return Crops(whole, unknown=len(images))
     if um_per_pixel is not None:
-        return Crops(np.full(len(images), _side(field_of_view, um_per_pixel), dtype=np.int64))
+        far = view.far_from_training(um_per_pixel)
+        doubts = (f"um_per_pixel = {um_per_pixel:g}: {far}",) if far else ()
+        return Crops(np.full(len(images), _side(field_of_view, um_per_pixel), dtype=np.int64), doubts=doubts)
     sides = {domain: _side(field_of_view, scale) if scale else 0 for domain, scale in view.um_per_pixel.items()}
     domains = domains_of(images, frozenset(sides))
     counts = Counter(domain for domain in domains if domain)
@@ -84,7 +86,7 @@ def choose_crops(
         ),
     )
     sets = tuple(None if domain else image.named for image, domain in zip(images, domains, strict=True))
-    return _estimated(known, images, sets, estimate, field_of_view, trained)
+    return _estimated(known, images, sets, estimate, field_of_view, view)
 
 
 def _estimated(
@@ -93,7 +95,7 @@ def _estimated(
     sets: Sequence[str | None],
     estimate: Callable[[Sequence[Image]], ScaleEstimate],
     field_of_view: float,
-    trained: Sequence[float],
+    view: View,
 ) -> Crops:
     """The same crops with those of the images in `sets`, by what is estimated of each set."""
     rows: dict[str, array[int]] = defaultdict(lambda: array("q"))
@@ -109,7 +111,7 @@ def _estimated(
             continue
         sides[own] = _side(field_of_view, found.um_per_pixel)
         by_side[name] = {side: _side(field_of_view, scale) for side, scale in found.by_side.items()}
-        said.append(f"{_called(name, len(own))}: {found.words()}{_doubts(found, trained)}")
+        said.append(f"{_called(name, len(own))}: {found.words()}{_doubts(found, view)}")
     return replace(known, sides=sides, estimates=tuple(said), unknown=unknown, sets=sets, by_side=by_side)
 
 
@@ -117,17 +119,15 @@ def _called(named: str, images: int) -> str:
     return counted(images, "image") + (f" of {named}" if named else "")
 
 
-def _doubts(found: ScaleEstimate, trained: Sequence[float]) -> str:
+def _doubts(found: ScaleEstimate, view: View) -> str:
     """What is doubtful about an estimate, for the end of its sentence."""
     assert found.um_per_pixel is not None
     doubts = ""
     if found.by_side:
         listed = ", ".join(f"{side} px: {scale:.3g} um/px" for side, scale in found.by_side.items())
         doubts += f"; sizes differ in scale, and each is cut by its own ({listed})"
-    if not min(trained) / _STRETCH <= found.um_per_pixel <= max(trained) * _STRETCH:
-        usual = " to ".join(dict.fromkeys(f"{scale:g}" for scale in (min(trained), max(trained))))
-        doubts += f"; the model was trained at {usual} um/px, and cells of other sharpness may be classified worse"
-    return doubts
+    far = view.far_from_training(found.um_per_pixel)
+    return f"{doubts}; {far}" if far else doubts
 
 
 def domains_of(images: Sequence[Image], names: frozenset[str]) -> list[str | None]:
@@ -139,6 +139,8 @@ def log_scales(crops: Sequence[Crops]) -> None:
     """Log which scale is used for which images, once for all models, and how many images have no known scale."""
     for said in sorted({said for one in crops for said in one.scales}):
         logger.info(said)
+    for said in sorted({said for one in crops for said in one.doubts}):
+        logger.warning(said)
     for said in sorted({said for one in crops for said in one.estimates}):
         logger.warning("%s; give um_per_pixel (--um-per-pixel) if you know it", said)
     if unknown := max(one.unknown for one in crops):

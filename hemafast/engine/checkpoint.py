@@ -34,6 +34,7 @@ _CHANNELS = 3
 _ROUNDING = 1e-3  # of weights that add up to 1
 Shapes = Mapping[str, tuple[int, ...]]
 """Shapes of tensors by name."""
+_FAR = 1.5  # times as large or small as in training that pixels may be
 _Level = Annotated[float, Ge(0), Le(255)]
 
 logger = logging.getLogger("hemafast")
@@ -55,6 +56,19 @@ class View:
     """By domain and kind of values ("integer", "float"), what becomes 0 and 255 of values of more than 8 bits."""
     min_side: Annotated[int, Ge(1), Le(1024)] = MIN_SIDE
     """Smallest side in pixels of an image that is accepted."""
+
+    @property
+    def scales(self) -> list[float]:
+        """Micrometres per pixel of the training domains where they are known, ascending."""
+        return sorted(scale for scale in self.um_per_pixel.values() if scale)
+
+    def far_from_training(self, um_per_pixel: float) -> str:
+        """Half a sentence on a scale more than 1.5 times as large or small as those of training; empty for others."""
+        scales = self.scales
+        if not scales or scales[0] / _FAR <= um_per_pixel <= scales[-1] * _FAR:
+            return ""
+        usual = " to ".join(dict.fromkeys(f"{scale:g}" for scale in (scales[0], scales[-1])))
+        return f"the model was trained at {usual} um/px, and cells of other sharpness may be classified worse"
 
 
 @dataclass(frozen=True)

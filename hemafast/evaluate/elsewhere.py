@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,12 @@ def home_and_elsewhere(run: Path) -> str:
     others += _evaluated(run, own)
     elsewhere = name_some(others, _SHOWN) if others else _left_out(run, own)
     return f"at home: {', '.join(home)}{_apart(own, [*there])}; elsewhere: {elsewhere}"
+
+
+def note_on_elsewhere(domains: Sequence[str]) -> str:
+    """What scores of several runs on images of `domains` say of other laboratories, without a full stop."""
+    known = "not known: one domain" if len(domains) == 1 else "not known: `hemafast crossdomain` measures it"
+    return f"Scores are at home, in {' and '.join(domains)}. In other laboratories: {known}"
 
 
 def _told(name: str, scores: Metrics, more: str = "") -> str:

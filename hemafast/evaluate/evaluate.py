@@ -49,6 +49,7 @@ from hemafast.evaluate.looks import take_look
 from hemafast.evaluate.metrics import Labels, Probabilities
 from hemafast.evaluate.nucleus_sizes import nuclei_of
 from hemafast.evaluate.predictions import prediction_table
+from hemafast.evaluate.scale_warnings import scale_warnings
 from hemafast.evaluate.scores import calibrated_scores, score, scores_among
 from hemafast.files import make_inside, write_table, write_text, write_whole
 from hemafast.lineage import Lineage, packaged_lineage
@@ -148,6 +149,7 @@ def evaluate_run(
             *_cut_short(training, config, dataset, card, own=own),
             *_fitted_here(card, split, own=own),
             *_untrained(folder, dataset, card, folding),
+            *([] if own else scale_warnings(card.view, dataset.info)),
             *unlike,
         ],
         "look": look and asdict(look) | {"told": look.told()},

@@ -17,6 +17,7 @@ from hemafast.data.dataset import Dataset, open_dataset
 from hemafast.engine.distributed import refuse_several
 from hemafast.engine.journal import measured, read_rows
 from hemafast.errors import HemafastError
+from hemafast.evaluate.elsewhere import note_on_elsewhere
 from hemafast.evaluate.predictions import read_predictions
 from hemafast.experiments.apart import processes_for
 from hemafast.experiments.certainty import certainty, passes_of, spread_of
@@ -208,6 +209,7 @@ def _notes(repeats: Repeats, dataset: Dataset, done: Sequence[Mapping[str, Any]]
         *_of_epochs(done),
         *(["Two seeds say little about others: their interval is wide"] if len(repeats.seeds) == 2 else []),
         _of_choices(dataset),
+        note_on_elsewhere(dataset.domains),
     ]
 
 

@@ -13,6 +13,7 @@ import numpy as np
 from hemafast import __version__
 from hemafast.config import TrainConfig, to_plain
 from hemafast.data.dataset import Dataset, open_dataset
+from hemafast.evaluate.elsewhere import note_on_elsewhere
 from hemafast.experiments.plan import RESULTS, Sweep
 from hemafast.experiments.plots import plot_summary
 from hemafast.experiments.published import SWEEPS, Experiment
@@ -79,7 +80,7 @@ def _result(sweep: Sweep, outcomes: Mapping[str, Outcome]) -> Result:
             for experiment in SWEEPS[sweep.name]
         ],
         "failures": {name: outcome.reason for name, outcome in outcomes.items() if isinstance(outcome, Failed)},
-        "notes": [SOURCE, f"{OURS} {_data_note(dataset)}"],
+        "notes": [SOURCE, f"{OURS} {_data_note(dataset)}", f"{note_on_elsewhere(dataset.domains)}."],
         "data": {
             "folder": str(dataset.folder),
             "fingerprint": info.fingerprint,

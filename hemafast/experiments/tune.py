@@ -16,6 +16,7 @@ from hemafast.config import TrainConfig, to_plain
 from hemafast.data.dataset import open_dataset
 from hemafast.engine.checkpoint import DRAWN_WARNING
 from hemafast.errors import HemafastError, require
+from hemafast.evaluate.elsewhere import note_on_elsewhere
 from hemafast.experiments.plots import plain
 from hemafast.experiments.repeats_plan import refuse_other_folds
 from hemafast.experiments.runs import Failed, csv_of, write_files
@@ -46,7 +47,7 @@ CAVEAT = (
 )
 NESTED = (
     "The test images are the outer part of a nested search: no trial has seen them, and no setting was chosen by them. "
-    "So this is the score to expect"
+    "So this is the score to expect on other images of the same laboratories"
 )
 
 _TESTED = "tested"  # attribute of the study
@@ -211,7 +212,8 @@ def _write(study: Study, search: _Search) -> Result:
     """Write the results so far. Raises HemafastError if the output cannot be written."""
     rows = [_row(trial) for trial in _counted(study)]
     config, space, best = search.config, search.space, _best(rows)
-    info, tested = open_dataset(config.data).info, study.user_attrs.get(_TESTED)
+    dataset, tested = open_dataset(config.data, domains=config.domains), study.user_attrs.get(_TESTED)
+    info = dataset.info
     tested = tested if best and tested and tested["trial"] == best["trial"] else None
     result = {
         "schema": SCHEMA,
@@ -223,7 +225,7 @@ def _write(study: Study, search: _Search) -> Result:
         "trials": rows,
         "best": best,
         "test": tested,
-        "notes": [NESTED, tested["look"]] if tested else [CAVEAT],
+        "notes": [*([NESTED, tested["look"]] if tested else [CAVEAT]), note_on_elsewhere(dataset.domains)],
         "failures": {f"trial {row['trial']}": row["reason"] for row in rows if row["state"] == FAILED},
         "data": {"folder": str(config.data), "fingerprint": info.fingerprint, "drawn": info.drawn},
     }

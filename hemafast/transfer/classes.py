@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from hemafast.deploy.labels import named_as
 from hemafast.errors import HemafastError, name_some
-from hemafast.preparation.sources.class_names import suggestion_for
+from hemafast.preparation.sources.class_names import covered_by, suggestion_for
 from hemafast.preparation.sources.names import fold
 from hemafast.preparation.tables.lists import read_class_map
 from hemafast.words import counted
@@ -75,7 +75,7 @@ def place_labels(
         Places among the classes of the model and the new ones, -1 without a label; and the names of the new ones.
 
     Raises:
-        HemafastError: a name is unknown to the model, or a new class has too few labels.
+        HemafastError: a name is unknown to the model, a new class has too few labels, or all are of one class.
     """
     known = {fold(name): name for name in classes}
     mapped = {fold(old): new for old, new in class_map.items()}
@@ -93,19 +93,32 @@ def place_labels(
             )
     if not counts:
         raise HemafastError(f"None of {counted(len(labels), 'image')} has a label.", "Fill in labels.")
+    if len(counts) == 1:
+        ((name, images),) = counts.items()
+        problem = f"All labels ({images}) are {name}: one class alone says nothing about the others."
+        raise HemafastError(problem, "Label cells of other classes too, or leave out --labels.")
     places = {name: place for place, name in enumerate((*classes, *new))}
     found = [places[meant[label]] if label and meant[label] else -1 for label in labels]
     return np.array(found, dtype=np.int64), tuple(new)
 
 
 def _refuse_likely(new: Sequence[str], classes: Sequence[str], mapped: Mapping[str, str]) -> None:
-    """Raise HemafastError for names that probably mean a class of the model, unless they are mapped to themselves."""
-    pairs = {name: suggestion_for(name) for name in new if fold(mapped.get(fold(name), "")) != fold(name)}
-    likely = {name: meant for name, meant in pairs.items() if meant in classes}
+    """Raise HemafastError for names that probably mean classes of the model, unless they are mapped to themselves."""
+    pairs = {name: _meant(name, classes) for name in new if fold(mapped.get(fold(name), "")) != fold(name)}
+    likely = {name: meant for name, meant in pairs.items() if meant is not None}
     if likely:
         asked = ",".join(f"{name}={meant}" for name, meant in likely.items())
         own = ",".join(f"{name}={name}" for name in likely)
         raise HemafastError(
             f"{name_some(list(likely), 6)}: no class of the model, which has {name_some(classes, 12)}.",
-            f"If you agree: --class-map '{asked}'. As new classes: --class-map '{own}'.",
+            f"If you agree (NAME= leaves a class out): --class-map '{asked}'. As new classes: --class-map '{own}'.",
         )
+
+
+def _meant(name: str, classes: Sequence[str]) -> str | None:
+    """The class of the model that a name probably means; "" if it covers several of them; None if it is another one."""
+    suggested = suggestion_for(name)
+    if suggested in classes:
+        return suggested
+    same = [one for one in classes if covered_by(one) & covered_by(name)]
+    return same[0] if len(same) == 1 else "" if same else None

@@ -4,12 +4,13 @@ import json
 
 import numpy as np
 import pytest
+from matplotlib.text import Text
 from PIL import Image
 from typer.testing import CliRunner
 
 from hemafast.cli import app
 from hemafast.data.augment import POLICIES, Policy, named_policy
-from hemafast.data.preview import _choose, _views, write_preview
+from hemafast.data.preview import _choose, _draw, _views, write_preview
 from hemafast.errors import HemafastError
 
 
@@ -34,6 +35,20 @@ def test_the_views_are_those_of_training(train_samples):
     assert not np.array_equal(first, second)
     for view, square in zip(first, np.asarray(some.packed), strict=True):
         assert abs(float(view.mean()) - float(square.mean())) < 20  # still that cell
+
+
+@pytest.mark.parametrize(("rows", "cells"), [(1, 1), (18, 4), (12, 8)])
+def test_no_word_of_the_picture_is_cut_off(rows, cells):
+    views = np.zeros((cells, 128, 128, 3), np.uint8)
+    figure = _draw(
+        [(f"robust: {row}" if row % 2 else "a policy: brightness", views) for row in range(rows)], ["a"] * cells
+    )
+    figure.draw_without_rendering()
+    words = [one for one in figure.findobj(Text) if one.get_text()]
+    assert len(words) == rows + cells
+    edges = np.array([one.get_window_extent().extents for one in words])
+    assert edges[:, :2].min() >= 0
+    assert (edges[:, 2:].max(axis=0) <= figure.bbox.size).all()
 
 
 @pytest.mark.parametrize("cells", [1, 3, 5, 9, 500])

@@ -59,8 +59,16 @@ def test_the_folder_that_one_stands_in_counts_too(tmp_path, monkeypatch):
 
 def test_a_scale_that_is_given_goes_before_all_domains(caplog):
     with caplog.at_level(logging.WARNING, "hemafast"):
-        assert sides("Acevedo_20/a.jpg", "cells/b.jpg", um_per_pixel=0.2) == [125, 125]
+        assert sides("Acevedo_20/a.jpg", "cells/b.jpg", um_per_pixel=0.125) == [200, 200]
     assert not caplog.records
+
+
+def test_a_scale_that_is_given_and_far_from_those_of_training_is_doubted_once(caplog):
+    with caplog.at_level(logging.WARNING, "hemafast"):
+        assert sides("Acevedo_20/a.jpg", "cells/b.jpg", um_per_pixel=0.2) == [125, 125]
+    assert [one.getMessage().partition(", and")[0] for one in caplog.records] == [
+        "um_per_pixel = 0.2: the model was trained at 0.0725 to 0.1 um/px"
+    ]
 
 
 def test_a_scale_that_leaves_a_few_pixels_is_refused():

@@ -3,9 +3,10 @@
 import json
 
 import pytest
+from command import hemafast
 from sound_metrics import metrics
 
-from hemafast.evaluate.elsewhere import home_and_elsewhere
+from hemafast.evaluate.elsewhere import home_and_elsewhere, note_on_elsewhere
 
 UNKNOWN = "not known: one domain"
 
@@ -56,6 +57,16 @@ def test_evaluations_on_other_laboratories_count_and_those_of_home_do_not(tmp_pa
         "Bonn 0.400 (0.300 to 0.500; 100 images, 2 classes), Jena 0.600 (0.500 to 0.700; 100 images, 2 classes, test "
         "images, classes merged), Ulm 0.200 (0.100 to 0.300; 100 images, 2 classes)"
     )
+
+
+def test_the_table_of_runs_says_that_scores_are_of_home(scored):
+    assert "Scores are at home" in hemafast("runs", "--output", scored.parent).stdout
+
+
+def test_scores_of_several_runs_say_that_they_are_of_home():
+    assert note_on_elsewhere(["A"]) == "Scores are at home, in A. In other laboratories: not known: one domain"
+    assert "in A and B" in note_on_elsewhere(["A", "B"])
+    assert "`hemafast crossdomain` measures it" in note_on_elsewhere(["A", "B"])
 
 
 def test_a_run_on_all_domains_names_the_command_that_measures(tmp_path):

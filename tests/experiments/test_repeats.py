@@ -75,6 +75,7 @@ def test_the_page_says_what_varies_and_what_does_not(over_folds, folded):
     assert "that choice gains" not in text  # of one epoch
     assert f"scores {len(open_dataset(folded).split('test'))} held-out test images: once" in text
     assert "split is by image, not by patient" in text
+    assert "Scores are at home, in Acevedo_20 and Matek_19" in text
     assert "http" not in text.replace("http://www.w3.org", "")
 
 

@@ -136,6 +136,7 @@ def test_the_table_says_where_published_scores_come_from_and_what_differs(first)
     for said in (" ".join(text.split()), " ".join(done.stdout.split())):
         assert "github.com/harefi/Hematology-Challenge-HIDA" in said
         assert "validation has no augmentation" in said
+        assert "Scores are at home, in Acevedo_20 and Matek_19" in said
         assert "47 training images and 11 validation images" in said
         assert NOT_THE_REFERENCE not in said
 

@@ -98,6 +98,7 @@ def test_the_search_finds_what_is_better(settings, scored_by, undrawn):
     assert Page(page).is_alone
     assert page.count('<svg class="plot"') == 3
     assert not re.search("Objective Value|Hyperparameter|ggplot", page)
+    assert "Scores are at home, in Acevedo_20 and Matek_19" in page
     (history, *_) = page.partition('aria-label="Macro-F1 over each setting')
     trials = [int(tick) for tick in re.findall(r"<text[^>]*>(\d+)</text>", history)]
     assert trials == sorted(set(trials))  # whole ones, as the table counts them

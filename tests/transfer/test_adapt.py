@@ -276,6 +276,7 @@ def test_what_cannot_be_adapted_is_named(scored, laboratory, unlabelled, prepare
     own = str(prepared.folder.parent / "Acevedo_20.zip")
     refused("are among those that the model was trained on", scored, own, labels="own", **to)
     refused("None of 2 images has a label", scored, [draw(1), draw(2)], labels=["", ""], **to)
+    refused(r"All labels \(1\) are monocyte", scored, [draw(1), draw(2)], labels=["monocyte", ""], **to)
     refused("1 label for 2 images", scored, [draw(1), draw(2)], labels=["x"], **to)
     refused("is in a class folder", scored, [draw(1), draw(2)], labels="own", **to)
     broken = tmp_path / "broken.png"
@@ -388,8 +389,8 @@ def test_classes_that_do_not_fit_are_refused_by_name(scored, laboratory, tmp_pat
 
 def test_a_label_of_a_class_that_is_left_out_is_refused(scored, laboratory, tmp_path):
     names = hf.open_model(scored, **CPU).classes
-    asked = Asked(labels=[names[2]] * 18, classes=names[:2])
-    with pytest.raises(HemafastError, match=f"18 labels are {names[2]}, which classes leaves out"):
+    asked = Asked(labels=[names[2], names[0]] * 9, classes=names[:2])
+    with pytest.raises(HemafastError, match=f"9 labels are {names[2]}, which classes leaves out"):
         adapt_run(scored, str(laboratory), asked, output=tmp_path, **CPU)
 
 

@@ -28,10 +28,29 @@ def test_a_class_that_the_model_lacks_needs_five_labels():
 
 
 def test_a_name_that_probably_means_a_class_of_the_model_is_asked_for():
+    labels = ["Monocytes"] * 6 + ["basophil"]
     with pytest.raises(HemafastError, match="--class-map 'Monocytes=monocyte'") as caught:
-        place_labels(["Monocytes"] * 6, CLASSES, {})
+        place_labels(labels, CLASSES, {})
     assert "--class-map 'Monocytes=Monocytes'" in caught.value.remedy
-    assert place_labels(["Monocytes"] * 6, CLASSES, {"Monocytes": "Monocytes"})[1] == ("Monocytes",)
+    assert place_labels(labels, CLASSES, {"Monocytes": "Monocytes"})[1] == ("Monocytes",)
+
+
+@pytest.mark.parametrize(
+    ("name", "classes", "meant"),
+    [
+        ("ig", ("monocyte", "myelocyte", "promyelocyte"), ""),  # covers two classes of the model
+        ("ig", ("monocyte", "myelocyte"), "myelocyte"),
+        ("neutrophil_banded", ("monocyte", "Neutrophil"), "Neutrophil"),  # the model is the coarser one
+    ],
+)
+def test_a_coarser_or_finer_name_becomes_no_new_class_in_silence(name, classes, meant):
+    with pytest.raises(HemafastError, match=f"--class-map '{name}={meant}'"):
+        place_labels([name] * 6 + ["monocyte"], classes, {})
+
+
+def test_labels_of_one_class_alone_are_refused():
+    with pytest.raises(HemafastError, match=r"All labels \(3\) are monocyte"):
+        place_labels(["monocyte", "", "Monocyte", "MONOCYTE"], CLASSES, {})
 
 
 @pytest.mark.parametrize("labels", [["", ""], ["x", "x"]])
