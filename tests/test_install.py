@@ -1,6 +1,7 @@
 """Which build of torch an installation takes, and what it says of it."""
 
 import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -78,6 +79,26 @@ def test_both_images_check_their_health_and_are_not_run_by_root():
     assert len(images) == 2
     for image in images:
         assert re.findall(r"^USER (\w+)$", image, flags=re.MULTILINE)[-1] == "hemafast"
+
+
+def test_a_change_of_the_code_leaves_the_packages_of_an_image_as_they_are():
+    """Docker keeps the layers before the first that changes."""
+    text = (ROOT / "Dockerfile").read_text(encoding="utf-8")
+    base, *images = re.split(r"^FROM .*$", text, flags=re.MULTILINE)[1:]
+    assert "COPY hemafast" not in base
+    for image in images:
+        assert image.index("tools/install.py") < image.index("COPY hemafast") < image.index("compileall")
+
+
+def test_the_image_for_a_cpu_is_none_with_another_build_of_torch(tmp_path):
+    text = (ROOT / "Dockerfile").read_text(encoding="utf-8")
+    image = text[text.index("AS cpu") : text.index("AS cuda")]
+    (check,) = re.findall(r"python -c '(.*)'$", image, flags=re.MULTILINE)
+    for cuda, code in ((None, 0), ("13.0", 1)):
+        (tmp_path / "torch.py").write_text(f"class version:\n    cuda = {cuda!r}\n")
+        command = [sys.executable, "-c", check]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert (done.returncode, "TORCH_INDEX" in done.stderr) == (code, bool(code))
 
 
 def test_installing_leaves_out_the_tools_of_developers():

@@ -97,7 +97,7 @@ class Compiler:
                 return forward(images, targets)
             before, size = _Counts(), images.shape[-1]
             if size not in sizes:
-                logger.info("compiling the %s step at %d px: minutes with a cold cache, seconds with a warm one", name, size)
+                logger.info("compiling the %s step at %d px: minutes, or seconds with a warm cache", name, size)
             try:
                 results = fast(images, targets)
             except torch._dynamo.exc.TorchDynamoException as error:
