@@ -32,13 +32,20 @@ def _install(monkeypatch, *arguments):
     return install.main()
 
 
-@pytest.mark.parametrize(
-    ("devices", "card"), [(["nvidia0", "nvidiactl"], True), (["nvidiactl"], False), ([], False), (["nvidia12"], True)]
-)
-def test_a_card_is_one_that_the_driver_shows(tmp_path, devices, card):
-    for name in devices:
-        (tmp_path / name).touch()
-    assert install.has_card(tmp_path) == card
+def test_a_card_is_looked_for_as_the_engine_does_before_any_package_is_there(monkeypatch):
+    for there in (True, False):
+        monkeypatch.setattr("hemafast.nvidia.card_present", lambda there=there: there)
+        assert install.has_card() is there
+    alone = [sys.executable, "-S", "-c", "import install; print(install.has_card())"]  # -S: nothing is installed
+    done = subprocess.run(alone, cwd=ROOT / "tools", capture_output=True, text=True, check=True)
+    assert done.stdout.strip() in ("True", "False")
+
+
+@pytest.mark.parametrize(("card", "calls"), [(True, 1), (False, 3)])
+def test_without_a_word_the_card_decides(asked, monkeypatch, card, calls):
+    monkeypatch.setattr(install, "has_card", lambda: card)
+    _install(monkeypatch, "dev")
+    assert len(asked) == calls
 
 
 def test_the_cpu_builds_are_of_the_pinned_versions():
