@@ -782,9 +782,10 @@ class TrainedRun:
         from hemafast.report.page import write_report
 
         folder = None if data is None else Path(_data_settings(data)["data"])
-        with stage(progress, "evaluating"):
-            chosen = device or read_config(self.folder).device
-            renamed = parse_class_map(class_map)
-            metrics = evaluate_run(self.folder, data=folder, split=split, class_map=renamed, device=chosen)
+        chosen, renamed = device or read_config(self.folder).device, parse_class_map(class_map)
+        metrics = evaluate_run(
+            self.folder, data=folder, split=split, class_map=renamed, device=chosen, progress=progress
+        )
+        with stage(progress, "writing the page"):
             write_report(scores_folder(self.folder, metrics))
         return metrics

@@ -253,9 +253,11 @@ def test_progress_is_told_of_training_validation_and_evaluation(data, tmp_path):
     told = Recorder()
     hf.train(data, output=tmp_path, progress=told, **TINY)
     stages = [(stage.what, stage.total) for stage in told.stages]
-    assert [what for what, _ in stages] == ["training", "validating"] * 2 + ["evaluating"]
+    assert [what for what, _ in stages] == ["training", "validating"] * 2 + ["evaluating", "writing the page"]
     assert stages[0][1] == len(data.split("train"))
     assert told.stages[0].done[-1] == len(data.split("train"))
+    evaluating = told.stage("evaluating")
+    assert evaluating.done[-1] == evaluating.total == len(data.split("val"))
 
 
 # A run

@@ -632,6 +632,7 @@ def test_ctrl_c_on_a_terminal_gives_the_terminal_back(tmp_path, prepared):
             while not re.search(rb"epoch \d+/500.*train loss", re.sub(rb"\x1b\[[0-9;?]*[a-zA-Z]", b"", said)):
                 assert process.poll() is None
                 said += os.read(ours, 1024) if select.select([ours], [], [], 0.2)[0] else b""
+            assert b"starting: libraries, data and network" in said
             os.write(ours, b"\x03")
             said = b""
             while process.poll() is None:

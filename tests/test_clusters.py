@@ -76,10 +76,33 @@ def test_the_join_waits_for_all_parts(run):
     assert code == 0
     assert "--array=1-8" in parts
     assert "--dependency=afterok:4711" in join
-    wrapped = [shlex.split(words[words.index("--wrap") + 1]) for words in (parts, join)]
-    assert wrapped[0] == ["hemafast", "prepare", "--source", "/shared/a source", "--part", "$SLURM_ARRAY_TASK_ID/8"]
-    assert wrapped[1] == ["hemafast", "prepare", "--source", "/shared/a source", "--join"]
-    assert not any(refused("prepare", words) for words in wrapped)
+    assert shlex.split(join[-1]) == ["hemafast", "prepare", "--source", "/shared/a source", "--join"]
+    assert not refused("prepare", shlex.split(join[-1]))
+
+
+@pytest.mark.parametrize(
+    ("ends", "calls", "code"),
+    [
+        ("true", 1, 0),
+        ('[ $(wc -l < "$CALLS") -gt 2 ] || kill -KILL $$', 3, 0),
+        ("kill -KILL $$", 3, 1),
+        ("exit 2", 1, 1),
+    ],
+    ids=["well", "killed twice", "killed always", "refuses"],
+)
+def test_a_part_that_is_killed_is_started_again_and_one_that_refuses_is_not(run, tmp_path, ends, calls, code):
+    _, ((_, *parts), _) = run("prepare.sh", "/shared/a source")
+    (tmp_path / "calls").write_text("")
+    program = tmp_path / "bin" / "hemafast"
+    program.write_text(f'#!/bin/bash\nprintf "%q " "$@" >> "$CALLS"; echo >> "$CALLS"\n{ends}\n')
+    program.chmod(0o755)
+    environment = {"PATH": f"{program.parent}:{os.environ['PATH']}", "CALLS": str(tmp_path / "calls")}
+    command = ["bash", "-c", parts[parts.index("--wrap") + 1]]
+    done = subprocess.run(command, env=environment | {"SLURM_ARRAY_TASK_ID": "3"}, timeout=60, check=False)
+    assert done.returncode == code
+    asked = [shlex.split(line) for line in (tmp_path / "calls").read_text().splitlines()]
+    assert asked == [["prepare", "--source", "/shared/a source", "--part", "3/8"]] * calls
+    assert not refused("prepare", asked[0])
 
 
 @pytest.mark.parametrize(("variables", "processes"), [({}, "gpu"), ({"PROCESSES": "2"}, "2")])

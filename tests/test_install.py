@@ -1,6 +1,7 @@
 """Which build of torch an installation takes, and what it says of it."""
 
 import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -31,13 +32,20 @@ def _install(monkeypatch, *arguments):
     return install.main()
 
 
-@pytest.mark.parametrize(
-    ("devices", "card"), [(["nvidia0", "nvidiactl"], True), (["nvidiactl"], False), ([], False), (["nvidia12"], True)]
-)
-def test_a_card_is_one_that_the_driver_shows(tmp_path, devices, card):
-    for name in devices:
-        (tmp_path / name).touch()
-    assert install.has_card(tmp_path) == card
+def test_a_card_is_looked_for_as_the_engine_does_before_any_package_is_there(monkeypatch):
+    for there in (True, False):
+        monkeypatch.setattr("hemafast.nvidia.card_present", lambda there=there: there)
+        assert install.has_card() is there
+    alone = [sys.executable, "-S", "-c", "import install; print(install.has_card())"]  # -S: nothing is installed
+    done = subprocess.run(alone, cwd=ROOT / "tools", capture_output=True, text=True, check=True)
+    assert done.stdout.strip() in ("True", "False")
+
+
+@pytest.mark.parametrize(("card", "calls"), [(True, 1), (False, 3)])
+def test_without_a_word_the_card_decides(asked, monkeypatch, card, calls):
+    monkeypatch.setattr(install, "has_card", lambda: card)
+    _install(monkeypatch, "dev")
+    assert len(asked) == calls
 
 
 def test_the_cpu_builds_are_of_the_pinned_versions():
@@ -78,6 +86,26 @@ def test_both_images_check_their_health_and_are_not_run_by_root():
     assert len(images) == 2
     for image in images:
         assert re.findall(r"^USER (\w+)$", image, flags=re.MULTILINE)[-1] == "hemafast"
+
+
+def test_a_change_of_the_code_leaves_the_packages_of_an_image_as_they_are():
+    """Docker keeps the layers before the first that changes."""
+    text = (ROOT / "Dockerfile").read_text(encoding="utf-8")
+    base, *images = re.split(r"^FROM .*$", text, flags=re.MULTILINE)[1:]
+    assert "COPY hemafast" not in base
+    for image in images:
+        assert image.index("tools/install.py") < image.index("COPY hemafast") < image.index("compileall")
+
+
+def test_the_image_for_a_cpu_is_none_with_another_build_of_torch(tmp_path):
+    text = (ROOT / "Dockerfile").read_text(encoding="utf-8")
+    image = text[text.index("AS cpu") : text.index("AS cuda")]
+    (check,) = re.findall(r"python -c '(.*)'$", image, flags=re.MULTILINE)
+    for cuda, code in ((None, 0), ("13.0", 1)):
+        (tmp_path / "torch.py").write_text(f"class version:\n    cuda = {cuda!r}\n")
+        command = [sys.executable, "-c", check]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert (done.returncode, "TORCH_INDEX" in done.stderr) == (code, bool(code))
 
 
 def test_installing_leaves_out_the_tools_of_developers():

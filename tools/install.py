@@ -25,9 +25,12 @@ _IMPATIENT = ["--retries", "0", "--timeout", "15"]
 """An index that does not answer costs seconds, not minutes."""
 
 
-def has_card(devices: Path = Path("/dev")) -> bool:
-    """Whether the NVIDIA driver shows a card."""
-    return any(path.name[len("nvidia") :].isdigit() for path in devices.glob("nvidia*"))
+def has_card() -> bool:
+    """Whether the system shows an NVIDIA card with a driver. This needs no package."""
+    sys.path.insert(0, str(ROOT))
+    from hemafast.nvidia import card_present
+
+    return card_present()
 
 
 def cpu_builds(constraints: str) -> list[str]:

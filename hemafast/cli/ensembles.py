@@ -66,9 +66,9 @@ def ensemble(
         from hemafast.cli.evaluation import evaluated, print_evaluation
 
         if as_json:
-            evaluated(made.folder, None, "val", device)
+            evaluated(made.folder, None, "val", device, progress=progress)
         else:
-            print_evaluation(made.folder, None, "val", device, as_json=False)
+            print_evaluation(made.folder, None, "val", device, as_json=False, progress=progress)
 
 
 def _times(text: str | None) -> float | None:

@@ -13,6 +13,7 @@ from hemafast.cli.common import ClassMap, Device, Json, Quiet, Verbose, app, lis
 from hemafast.collector import resting
 from hemafast.config import Device as DeviceName
 from hemafast.config import ScoredSplit, parse_class_map
+from hemafast.progress import Progress, stage
 from hemafast.run_folder import find_run, read_config
 
 if TYPE_CHECKING:
@@ -56,8 +57,8 @@ def evaluate(
     if data is not None:
         refuse_missing_data(data)
     renamed = parse_class_map(class_map)
-    listen(verbose=verbose, quiet=quiet or as_json)
-    print_evaluation(folder, data, split, device, as_json=as_json, class_map=renamed)
+    progress = listen(verbose=verbose, quiet=quiet or as_json)
+    print_evaluation(folder, data, split, device, as_json=as_json, class_map=renamed, progress=progress)
 
 
 def print_evaluation(
@@ -68,9 +69,10 @@ def print_evaluation(
     *,
     as_json: bool,
     class_map: Mapping[str, str] | Path | None = None,
+    progress: Progress,
 ) -> None:
     """Evaluate a run, write its report, and print what both say."""
-    metrics, scores, report = evaluated(folder, data, split, device, class_map)
+    metrics, scores, report = evaluated(folder, data, split, device, class_map, progress=progress)
     from hemafast.cli.tables import score_table, training_lines
     from hemafast.evaluate.elsewhere import home_and_elsewhere
 
@@ -93,15 +95,18 @@ def evaluated(
     split: ScoredSplit,
     device: DeviceName,
     class_map: Mapping[str, str] | Path | None = None,
+    *,
+    progress: Progress,
 ) -> tuple[Metrics, Path, Path]:
     """Evaluate a run and write its report: the scores, their folder, and the page."""
     with resting():
         from hemafast.evaluate.evaluate import evaluate_run, scores_folder
         from hemafast.report.page import write_report
 
-    metrics = evaluate_run(folder, data=data, split=split, class_map=class_map, device=device)
+    metrics = evaluate_run(folder, data=data, split=split, class_map=class_map, device=device, progress=progress)
     scores = scores_folder(folder, metrics)
-    return metrics, scores, write_report(scores)
+    with stage(progress, "writing the page"):
+        return metrics, scores, write_report(scores)
 
 
 @app.command(
@@ -127,7 +132,6 @@ def report(
     """
     folders = [find_run(run) for run in runs]
     progress = listen(verbose=verbose, quiet=quiet or as_json)
-    from hemafast.progress import stage
     from hemafast.report.page import write_report
 
     with stage(progress, "writing the page"):

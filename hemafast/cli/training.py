@@ -119,7 +119,7 @@ def train(
     if folder is not None:
         from hemafast.cli.evaluation import print_evaluation
 
-        print_evaluation(folder, None, "val", read_config(folder).device, as_json=as_json)
+        print_evaluation(folder, None, "val", read_config(folder).device, as_json=as_json, progress=progress)
 
 
 @app.command(

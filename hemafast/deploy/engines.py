@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import logging
+import math
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -41,7 +42,8 @@ EXPORT = "export"
 MOST_LOST = 0.005
 """Macro-F1 on the validation images that an int8 graph may lose: at export, and when it is used, as it may come from
 elsewhere."""
-_BATCH, _ROUNDS = 64, 5
+_BATCH, _ROUNDS, _SECONDS = 64, 5, 20.0
+"""Images, rounds and seconds of a trial at most. A round that has begun is waited for."""
 
 logger = logging.getLogger("hemafast")
 
@@ -176,7 +178,8 @@ def fastest(
 
     They take turns, and medians are compared. The spread is the range as a share of the median, the largest of all.
     """
-    rates, spread = rates_of(runs, card.image_size, clock)
+    logger.info("trying %s, for at most %.0f s", " and ".join(runs), _SECONDS)
+    rates, spread = rates_of(runs, card.image_size, clock, most=_SECONDS)
     tried = ", ".join(f"{name} {rate:,.0f}" for name, rate in rates.items())
     reason = f"the fastest in a trial; images/s: {tried}; rounds differ by {spread:.0%} at most"
     return Choice("engine", max(rates, key=lambda name: rates[name]), reason), spread
@@ -187,13 +190,21 @@ def rates_of(
     image_size: int,
     clock: Callable[[], float] = time.perf_counter,
     device: str = "cpu",
+    *,
+    most: float = math.inf,
 ) -> tuple[dict[str, float], float]:
-    """Images per second of the clock of each of several functions on a batch of noise, and the spread as `fastest`."""
+    """Images per second of the clock of each of several functions on a batch of noise, and the spread as `fastest`.
+
+    After `most` seconds of the clock, no further round begins, once each has been timed.
+    """
     draw = torch.Generator().manual_seed(0)
     noise = torch.randint(0, 256, (_BATCH, 3, image_size, image_size), dtype=torch.uint8, generator=draw)
     images = noise.to(device).contiguous(memory_format=torch.channels_last)
     seconds: dict[str, list[float]] = {name: [] for name in runs}
+    until = clock() + most
     for number in range(1 + _ROUNDS):
+        if number > 1 and clock() >= until:
+            break
         for name, run in runs.items():
             started = clock()
             run(images)

@@ -6,7 +6,7 @@ import hashlib
 import json
 import logging
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -69,21 +69,19 @@ def pack_int8(deployed: Deployed, card: ModelCard, file: Path, dataset: Dataset 
         raise HemafastError(problem, "Run `hemafast prepare` where the run says, or choose another --format.")
     content, opset = pack_onnx(deployed, card)
     ranges = [images for images, _ in _batches(dataset, TRAIN, card, deployed, _CALIBRATION, _SMALL_BATCH)]
-    scored = [*_batches(dataset, VAL, card, deployed, None, _BATCH)]
-    labels = np.concatenate([labels for _, labels in scored])
-    own = _score(lambda pixels: deployed(torch.from_numpy(pixels))[0].numpy(), scored, labels, card)
+
+    def score_of(logits_of: Callable[[Pixels], npt.NDArray[np.float32]]) -> float:
+        return _score(logits_of, _batches(dataset, VAL, card, deployed, None, _BATCH), card)  # read anew: they are many
+
+    own = score_of(lambda pixels: deployed(torch.from_numpy(pixels))[0].numpy())
     turns, lost = _TURNS if card.quarter_turns else 1, dict[str, float]()
     for spared in _SPARED:
         graph = quantised(content, ranges, spared, turns)
-        lost = {
-            name: own - _score(_logits_of(name, graph, deployed), scored, labels, card)
-            for name in OPENERS
-            if available(name)
-        }
+        lost = {name: own - score_of(_logits_of(name, graph)) for name in OPENERS if available(name)}
         logger.info("int8 with %d convolutions in fp32 loses %s of macro-F1 %.4f", spared, _said(lost), own)
         if min(lost.values()) <= MOST_LOST:
             digest, count = hashlib.sha256(file.read_bytes()).hexdigest(), sum(map(len, ranges))
-            measured = Measured(digest, len(labels), own, lost, count, spared)
+            measured = Measured(digest, len(dataset.samples(VAL, card.image_size)), own, lost, count, spared)
             return _with_metadata(graph, {INT8: json.dumps(asdict(measured))}), opset
     problem = f"{card.backbone} loses {_said(lost)} of macro-F1 {own:.4f} as int8; {MOST_LOST} is allowed."
     raise HemafastError(problem, "Choose another format (--format); nothing was written.")
@@ -130,7 +128,7 @@ def _in_fp32(nodes: Sequence[Any], spared: int, turns: int) -> list[str]:
     return around + [name for place, name in enumerate(convolutions) if place % each < spared]
 
 
-def _logits_of(engine: str, graph: bytes, deployed: Deployed) -> Callable[[Pixels], npt.NDArray[np.float32]]:
+def _logits_of(engine: str, graph: bytes) -> Callable[[Pixels], npt.NDArray[np.float32]]:
     run = OPENERS[engine](graph)
     return lambda pixels: run(pixels)[0]
 
@@ -149,14 +147,14 @@ def _batches(
 @torch.inference_mode()
 def _score(
     logits_of: Callable[[Pixels], npt.NDArray[np.float32]],
-    batches: list[tuple[Pixels, npt.NDArray[np.int64]]],
-    labels: npt.NDArray[np.int64],
+    batches: Iterable[tuple[Pixels, npt.NDArray[np.int64]]],
     card: ModelCard,
 ) -> float:
-    from sklearn.metrics import confusion_matrix
-
-    named = np.concatenate([logits_of(pixels).argmax(axis=1) for pixels, _ in batches])
-    return float(macro_f1(confusion_matrix(labels, named, labels=np.arange(len(card.classes)))))
+    classes = len(card.classes)
+    confusion = np.zeros((classes, classes), np.int64)
+    for pixels, labels in batches:
+        np.add.at(confusion, (labels, logits_of(pixels).argmax(axis=1)), 1)
+    return float(macro_f1(confusion))
 
 
 def _with_metadata(graph: bytes, said: dict[str, str]) -> bytes:

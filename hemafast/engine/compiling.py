@@ -96,6 +96,8 @@ class Compiler:
             if fast is forward or len(images) != self._batch_size:
                 return forward(images, targets)
             before, size = _Counts(), images.shape[-1]
+            if size not in sizes:
+                logger.info("compiling the %s step at %d px: minutes, or seconds with a warm cache", name, size)
             try:
                 results = fast(images, targets)
             except torch._dynamo.exc.TorchDynamoException as error:

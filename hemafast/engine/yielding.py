@@ -7,11 +7,12 @@ only sleep, are a switch that works during a run. The number of threads that com
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
 import threading
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from math import ceil
 
 from hemafast.engine.load import Load
@@ -33,14 +34,21 @@ _GRAIN = 1 << 15  # elements that torch gives a thread at least
 
 
 class SpareThreads:
-    """Enough sleeping threads beside those of torch that OpenMP has more than cores; all end with `close`."""
+    """Enough sleeping threads beside those of torch that OpenMP has more than cores; all end with `close`.
+
+    Raises RuntimeError, and leaves none behind, where no more threads can be started.
+    """
 
     def __init__(self, threads: int, cores: int) -> None:
         self._elements, self._ended = threads * _GRAIN, threading.Event()
-        teams = max(1, ceil((cores + 1 - threads) / (threads - 1)))
-        self._teams = [threading.Thread(target=self._hold, daemon=True) for _ in range(teams)]
-        for team in self._teams:
-            team.start()
+        self._teams: list[threading.Thread] = []
+        with ExitStack() as failing:
+            failing.callback(self.close)
+            for _ in range(max(1, ceil((cores + 1 - threads) / (threads - 1)))):
+                team = threading.Thread(target=self._hold, daemon=True)
+                team.start()
+                self._teams.append(team)
+            failing.pop_all()
 
     def close(self) -> None:
         """End them, and wait until they have."""
@@ -84,15 +92,15 @@ class Watch:
             self.yields = False
             logger.debug("the cores are free again: waiting threads keep them for a moment")
 
-    def run(self) -> None:
-        """Look for as long as the process lives."""
-        pause = threading.Event()
-        while not pause.wait(LOOK):
-            self.look()
+    def run(self, ended: threading.Event) -> None:
+        """Look again and again until the process has `ended`, or has no room for more threads."""
+        with self._held, suppress(RuntimeError):
+            while not ended.wait(LOOK):
+                self.look()
 
 
-_watching = threading.Lock()
-"""Held from the first call of `yield_to_others` on."""
+_watches: dict[int, Watch] = {}
+"""By process: a forked one has no thread of its parent."""
 
 
 def yield_to_others(environment: Mapping[str, str] = os.environ) -> bool:
@@ -105,7 +113,16 @@ def yield_to_others(environment: Mapping[str, str] = os.environ) -> bool:
     threads = torch.get_num_threads()
     if threads == 1 or set_by_user(environment):
         return False
-    if _watching.acquire(blocking=False):
-        watch = Watch(lambda: SpareThreads(threads, len(os.sched_getaffinity(0))))
-        threading.Thread(target=watch.run, name="watch the load", daemon=True).start()
+    watch = Watch(lambda: SpareThreads(threads, len(os.sched_getaffinity(0))))
+    if _watches.setdefault(os.getpid(), watch) is watch:
+        ended = threading.Event()
+        watching = threading.Thread(target=watch.run, args=(ended,), name="watch the load", daemon=True)
+        watching.start()
+        atexit.register(_end, ended, watching)
     return True
+
+
+def _end(ended: threading.Event, watching: threading.Thread) -> None:
+    """Let the threads end before the interpreter does, which aborts the process where one is within torch."""
+    ended.set()
+    watching.join()

@@ -59,6 +59,7 @@ from hemafast.pictures import confusion_figure, save
 from hemafast.preparation.schema import divided_groups, grouped_domains
 from hemafast.preparation.split import ALL, TRAIN, VAL, WORDS, assign_split
 from hemafast.preparation.tables.lists import read_class_map
+from hemafast.progress import SILENT, Progress, stage
 from hemafast.run_folder import (
     BEST,
     CONFUSION_PLOT,
@@ -91,6 +92,7 @@ def evaluate_run(
     split: ScoredSplit = "val",
     class_map: Mapping[str, str] | Path | None = None,
     device: Device = "auto",
+    progress: Progress = SILENT,
 ) -> Metrics:
     """Score the best model of a run on the validation images, or on the test images.
 
@@ -106,6 +108,7 @@ def evaluate_run(
         class_map: new names for classes of the model, of the data or of both, which merges those of one name; "" leaves
             the images of a class out. A mapping, or a table with the columns from and to.
         device: where the model runs.
+        progress: listens to how many images are classified.
 
     Returns:
         The content of METRICS.
@@ -127,7 +130,7 @@ def evaluate_run(
     likeness = None if calibrates else load_likeness(folder / BEST, card)
     known = _in_model(card, dataset, samples)
     # Its loss is not used, but needs labels that are outputs of the model.
-    seen = _classify(model, card, config, replace(samples, labels=known.clip(0)), device, fitted, likeness)
+    seen = _classify(model, card, config, replace(samples, labels=known.clip(0)), device, fitted, likeness, progress)
     probabilities, likeness = seen.probabilities, seen.likeness
     lineage = card.lineage or packaged_lineage()
     calibration = _calibration(card, known, probabilities, fitted, lineage.blast)
@@ -317,13 +320,16 @@ def _classify(
     device: Device,
     fitted: Mask,
     likeness: Likeness | None,
+    progress: Progress,
 ) -> _Seen:
     """The likeness is `likeness`, or one learned from the `fitted` images if they are enough. One pass answers all."""
     machine, graph = machine_and_graph(as_seen(config, card, samples), device, samples)
     learns = int(fitted.sum()) >= LEAST_IMAGES
     watching = Watching(model, joined if learns else likeness.to(machine.device) if likeness else unknown)
     step, totals = build_eval_step(model, machine, watching), Totals(len(card.classes), machine.device)
-    probabilities = validate(model, step, eval_loader(samples, shape=graph), samples, totals).probabilities
+    with stage(progress, "evaluating", len(samples)):
+        loader = eval_loader(samples, shape=graph)
+        probabilities = validate(model, step, loader, samples, totals, on_batch=progress.advance).probabilities
     notes = watching.noted()
     disagreements = watching.disagreements().numpy() if len(model.networks) > 1 else None
     if learns:

@@ -133,7 +133,7 @@ def _train_and_score(config: TrainConfig, progress: Progress) -> Scored:
     assert folder is not None  # None only in processes that torchrun started
     scored = scored_before(folder, open_dataset(config.data).info.fingerprint)
     if scored is None:
-        evaluate_run(folder, device=config.device)
+        evaluate_run(folder, device=config.device, progress=progress)
         (folder / REPORT).unlink(missing_ok=True)  # it is of scores before
     if not (folder / REPORT).is_file():  # a disk may have refused it after the scores were written
         write_report(folder)

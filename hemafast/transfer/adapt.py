@@ -20,6 +20,7 @@ from hemafast.deploy.inputs import Images
 from hemafast.deploy.model import Model, open_model
 from hemafast.engine.checkpoint import Adapted, Home, ModelCard, load_best
 from hemafast.engine.home import home_of
+from hemafast.engine.layout import avoid_wrong_gradients
 from hemafast.ensemble import single
 from hemafast.errors import HemafastError
 from hemafast.evaluate.calibration import fit_temperature
@@ -309,6 +310,8 @@ def without_labels(parent: Parent, pixels: Tensor, progress: Progress) -> tuple[
     if not _is_unlike(parent.opened, pixels):
         logger.info("the images are like those of the training set: without labels, nothing is changed")
         return (kept := Candidate(parent.start)), [kept]
+    machine = replace(parent.opened.machine, precision="fp32")  # in which norms learn
+    avoid_wrong_gradients(parent.start, machine, parent.config)
     return best_candidate(parent.start, pixels, _home_white(parent), parent.shares, progress)
 
 

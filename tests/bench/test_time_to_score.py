@@ -13,6 +13,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent / "benchmar
 
 import levers  # scripts beside the package, not parts of it
 import output
+import peers
 import time_to_score
 
 from hemafast.preparation.schema import DatasetInfo
@@ -161,6 +162,13 @@ def test_the_timm_loop_trains_for_its_cycle(prepared, tmp_path):
     first, second = time_to_score.run_loop(time_to_score.LOOPS["timm loop"], tmp_path, **asked)
     assert 0 < first["seconds"] < second["seconds"]
     assert 0 <= second["f1_macro"] <= 1
+
+
+def test_each_peer_of_the_race_has_its_packages_pinned():
+    asked = {loop.peer for loop in time_to_score.LOOPS.values()} - {None}
+    assert asked == {"fastai"}
+    for name in asked:
+        assert name in peers.pins(name)
 
 
 def test_the_race_goes_on_without_a_peer_that_cannot_be_had(prepared, tmp_path, monkeypatch, capsys):

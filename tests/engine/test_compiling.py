@@ -226,6 +226,16 @@ def test_the_log_names_the_folder_of_the_cache(by_dynamo_alone, monkeypatch, tmp
     assert f"from {tmp_path}" in caplog.text
 
 
+def test_it_is_said_before_each_size_is_compiled(by_dynamo_alone, caplog):
+    caplog.set_level("INFO", "hemafast")
+    run = Compiler(enabled=True, batch_size=SIZE).compile(forward_by([1]), "training")
+    for _ in range(2):
+        run(*pixels(SIZE))
+    before, after = caplog.messages
+    assert before.startswith("compiling the training step at ")
+    assert after.startswith("compiled the training step in ")
+
+
 def test_seconds_of_compiling_are_told_once_and_by_step(by_dynamo_alone):
     compiler = Compiler(enabled=True, batch_size=SIZE)
     run = compiler.compile(forward_by([1]), "training")

@@ -26,7 +26,7 @@ DEEP = Convolution(6, 12, 9, 7, 3, (3, 3), (2, 1), (1, 0), (1, 2))
 CPU = choose_machine(device="cpu", amp="off", compiled="off")
 
 INJECTED = """
-import os, sys, torch
+import os, sys, time, torch
 from torch.nn import functional
 from hemafast.engine import layout_trial
 right = functional.conv2d
@@ -35,7 +35,7 @@ def conv2d(images, weight, bias, stride, *others):
         {what}
     return right(images, weight, bias, stride, *others)
 functional.conv2d = conv2d
-layout_trial._LONGEST = 1
+layout_trial._LONGEST, layout_trial._PATIENCE = 1, 5
 layout_trial.main(int(sys.argv[1]), sys.argv[2])
 """
 
@@ -64,8 +64,9 @@ def test_right_convolutions_are_found_right():
         "weight = weight * float('nan')",
         "os.kill(os.getpid(), 11)",
         "while True: pass",
+        "time.sleep(600)",
     ],
-    ids=["a little wrong", "not a number", "ends the process", "hangs"],
+    ids=["a little wrong", "not a number", "ends the process", "hangs", "sleeps"],
 )
 def test_a_wrong_convolution_is_found_in_a_child_and_the_rest_goes_on(injected, what):
     injected(what)

@@ -1,10 +1,13 @@
 """While other programs want the cores, waiting threads of torch give them up; sums and later waits stay as they are."""
 
+import atexit
 import os
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -127,17 +130,61 @@ def test_sums_stay_the_same_beside_spare_threads():
 )
 def test_nothing_is_watched_for_one_thread_or_against_the_user(threads, given, monkeypatch):
     monkeypatch.setattr("torch.get_num_threads", lambda: threads)
-    monkeypatch.setattr(yielding, "_watching", threading.Lock())
+    monkeypatch.setattr(yielding, "_watches", {})
     assert not yield_to_others(given)
-    assert not yielding._watching.locked()
+    assert not yielding._watches
 
 
-def test_one_thread_watches_however_often_it_is_asked_for(monkeypatch):
+def test_one_thread_watches_however_often_it_is_asked_for_until_the_process_ends(monkeypatch):
     monkeypatch.setattr("torch.get_num_threads", lambda: 2)
-    monkeypatch.setattr(yielding, "_watching", threading.Lock())
-    started, seen = list[Watch](), threading.Event()
-    monkeypatch.setattr(Watch, "run", lambda self: (started.append(self), seen.set()))
+    monkeypatch.setattr(yielding, "_watches", {})
+    started, ends = list[Watch](), list[Callable[[], None]]()
+    monkeypatch.setattr(Watch, "run", lambda self, ended: (started.append(self), ended.wait()))
+    monkeypatch.setattr(atexit, "register", lambda end, *given: ends.append(partial(end, *given)))
+    before = threading.active_count()
     assert yield_to_others({})
-    assert seen.wait(10)
     assert yield_to_others({})
+    (end,) = ends
+    end()
     assert len(started) == 1
+    assert threading.active_count() == before
+
+
+def test_a_forked_process_watches_by_itself(monkeypatch):
+    monkeypatch.setattr("torch.get_num_threads", lambda: 2)
+    monkeypatch.setattr(yielding, "_watches", {os.getpid() + 1: None})
+    started = threading.Event()
+    monkeypatch.setattr(Watch, "run", lambda self, ended: started.set())
+    assert yield_to_others({})
+    assert started.wait(10)
+
+
+def test_spare_threads_end_with_the_watch(monkeypatch):
+    monkeypatch.setattr(yielding, "LOOK", 0.001)
+    each, ended, Spare.held = loads(*[BESIDE] * 10**6), threading.Event(), 0
+    watch = Watch(Spare, lambda: next(each))
+    watching = threading.Thread(target=watch.run, args=(ended,))
+    watching.start()
+    while not watch.yields:
+        time.sleep(0.001)
+    ended.set()
+    watching.join()
+    assert Spare.held == 0
+
+
+def test_where_no_thread_can_be_started_the_watch_ends_and_leaves_none(monkeypatch):
+    start, room = threading.Thread.start, iter([True])
+
+    def start_one(self):
+        if not next(room, False):
+            raise RuntimeError("can't start new thread")
+        start(self)
+
+    monkeypatch.setattr(SpareThreads, "_hold", lambda self: self._ended.wait())  # without threads of OpenMP
+    monkeypatch.setattr(threading.Thread, "start", start_one)
+    monkeypatch.setattr(yielding, "LOOK", 0.001)
+    before, each = threading.active_count(), loads(BESIDE)
+    watch = Watch(lambda: SpareThreads(2, 4), lambda: next(each))
+    watch.run(threading.Event())
+    assert not watch.yields
+    assert threading.active_count() == before

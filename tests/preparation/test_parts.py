@@ -3,8 +3,10 @@
 import json
 import os
 import shutil
+import signal
 from pathlib import Path
 
+import forked
 import pytest
 from recorder import Recorder
 from trees import tree
@@ -106,6 +108,42 @@ def test_parts_that_die_go_on_where_they_were(source, tmp_path, whole):
         join(config)
     _read(config, 2, of=2)
     assert tree(join(config).folder) == whole
+
+
+class Killed(BaseException):
+    """Raised by nobody: who makes it is dead."""
+
+    def __init__(self) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _read_or_join(config: PrepareConfig, part: Part | None, stage: str, after: int) -> None:
+    """In a process of its own: read a part, or join all, and be killed in a stage."""
+    killer = Recorder(stage, after, Killed)
+    if part is None:
+        join(config, progress=killer, workers=2)
+    else:
+        prepare_part(config, part, progress=killer, workers=2)
+
+
+@pytest.mark.slow
+def test_parts_and_a_join_that_are_killed_go_on_and_nothing_is_lost(source, tmp_path, whole):
+    config = _config(source, tmp_path / "prepared")
+    for part, stage, after in (
+        (Part(1, 2), "reading images", 32),
+        (Part(2, 2), "reading images", 1),
+        (None, "joining parts", 60),
+        (None, "writing to disk", 0),
+    ):
+        if part is None:
+            _read(config, 1, 2, of=2)
+        process = forked.context().Process(target=_read_or_join, args=(config, part, stage, after))
+        process.start()
+        process.join()
+        assert process.exitcode == -signal.SIGKILL
+        assert not config.output.exists()
+    assert tree(join(config).folder) == whole
+    assert {path.name for path in tmp_path.iterdir()} == {"prepared", ".prepared.lock"}
 
 
 def test_a_part_that_is_finished_is_not_read_again(config):

@@ -12,11 +12,13 @@ from command import hemafast
 from page import needs_browser, wrong_with
 
 import hemafast as hf
+from hemafast.engine import layout
 from hemafast.engine.checkpoint import load_best, read_card, save_best
 from hemafast.errors import HemafastError
 from hemafast.logistic import Layer
+from hemafast.progress import SILENT
 from hemafast.run_folder import summarise
-from hemafast.transfer.adapt import adapt_run, open_parent
+from hemafast.transfer.adapt import adapt_run, open_parent, without_labels
 from hemafast.transfer.cells import Asked
 from hemafast.transfer.steps import learned_shares
 
@@ -69,6 +71,19 @@ def test_images_like_those_of_home_change_nothing(scored, laboratory, tmp_path, 
     assert done.result["kept_parent"]
     assert "are like those of the training set" in caplog.text
     assert done.result["verdict"].startswith("Nothing is changed")
+
+
+def test_norms_learn_with_right_gradients(scored, tmp_path, monkeypatch, caplog):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))  # without what training has found
+    monkeypatch.setattr("hemafast.transfer.adapt._is_unlike", lambda model, pixels: True)
+    monkeypatch.setattr(layout, "compare", lambda found, _: layout.Comparison(frozenset(found[:1])))
+    parent = open_parent(scored, "cpu")
+    side = parent.card.image_size
+    pixels = torch.randint(0, 256, (20, 3, side, side), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    chosen, _ = without_labels(parent, pixels, SILENT)
+    assert "have wrong gradients in channels_last" in caplog.text
+    hooked = [one for one in chosen.network.modules() if layout._contiguous in one._forward_pre_hooks.values()]
+    assert hooked
 
 
 @pytest.fixture
