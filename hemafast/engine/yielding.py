@@ -31,6 +31,14 @@ process for 0.4 and more."""
 _SURE = 5  # quiet looks in a row until waiting threads may spin again
 _IDLE = 0.25  # of a core: whoever wants less has no threads that wait for each other
 _GRAIN = 1 << 15  # elements that torch gives a thread at least
+_MOST_TEAMS = (
+    16  # of spare threads: OpenMP ends the process where it may not start one, as under a limit of a container
+)
+
+
+def teams_for(threads: int, cores: int) -> int:
+    """Teams beside one of `threads` (2 or more), each with all but one of them new, that make more than `cores`."""
+    return max(1, ceil((cores + 1 - threads) / (threads - 1)))
 
 
 class SpareThreads:
@@ -44,7 +52,7 @@ class SpareThreads:
         self._teams: list[threading.Thread] = []
         with ExitStack() as failing:
             failing.callback(self.close)
-            for _ in range(max(1, ceil((cores + 1 - threads) / (threads - 1)))):
+            for _ in range(teams_for(threads, cores)):
                 team = threading.Thread(target=self._hold, daemon=True)
                 team.start()
                 self._teams.append(team)
@@ -106,14 +114,15 @@ _watches: dict[int, Watch] = {}
 def yield_to_others(environment: Mapping[str, str] = os.environ) -> bool:
     """Watch the load of this process from now on, in one thread, unless the user has set how threads wait.
 
-    Returns whether it is watched: with one thread for torch, none waits for another.
+    Returns whether it is watched: with one thread for torch, none waits for another, and few threads on many cores would
+    need too many beside them.
     """
     import torch
 
-    threads = torch.get_num_threads()
-    if threads == 1 or set_by_user(environment):
+    threads, cores = torch.get_num_threads(), len(os.sched_getaffinity(0))
+    if threads == 1 or set_by_user(environment) or teams_for(threads, cores) > _MOST_TEAMS:
         return False
-    watch = Watch(lambda: SpareThreads(threads, len(os.sched_getaffinity(0))))
+    watch = Watch(lambda: SpareThreads(threads, cores))
     if _watches.setdefault(os.getpid(), watch) is watch:
         ended = threading.Event()
         watching = threading.Thread(target=watch.run, args=(ended,), name="watch the load", daemon=True)

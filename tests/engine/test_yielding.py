@@ -108,12 +108,11 @@ def test_the_openmp_of_torch_takes_spare_threads_as_a_switch():
 @pytest.mark.parametrize(("threads", "cores", "teams"), [(2, 2, 1), (2, 4, 3), (16, 16, 1), (8, 64, 9), (4, 2, 1)])
 def test_there_are_more_threads_than_cores_and_they_end(threads, cores, teams, monkeypatch):
     monkeypatch.setattr(SpareThreads, "_hold", lambda self: self._ended.wait())  # without threads of OpenMP
-    before = threading.active_count()
     spare = SpareThreads(threads, cores)
-    assert threading.active_count() == before + teams
+    assert [team.is_alive() for team in spare._teams] == [True] * teams
     assert threads + teams * (threads - 1) > cores
     spare.close()
-    assert threading.active_count() == before
+    assert not any(team.is_alive() for team in spare._teams)
 
 
 def test_sums_stay_the_same_beside_spare_threads():
@@ -126,10 +125,19 @@ def test_sums_stay_the_same_beside_spare_threads():
 
 
 @pytest.mark.parametrize(
-    ("threads", "given"), [(1, {}), (2, {"GOMP_SPINCOUNT": "7"}), (2, {"OMP_WAIT_POLICY": "ACTIVE"})]
+    ("threads", "cores", "given"),
+    [
+        (1, 2, {}),
+        (2, 2, {"GOMP_SPINCOUNT": "7"}),
+        (2, 2, {"OMP_WAIT_POLICY": "ACTIVE"}),
+        (2, 64, {}),  # 63 teams would be needed
+    ],
 )
-def test_nothing_is_watched_for_one_thread_or_against_the_user(threads, given, monkeypatch):
+def test_nothing_is_watched_where_none_waits_or_it_costs_too_many_threads_or_against_the_user(
+    threads, cores, given, monkeypatch
+):
     monkeypatch.setattr("torch.get_num_threads", lambda: threads)
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(cores)))
     monkeypatch.setattr(yielding, "_watches", {})
     assert not yield_to_others(given)
     assert not yielding._watches
@@ -141,13 +149,13 @@ def test_one_thread_watches_however_often_it_is_asked_for_until_the_process_ends
     started, ends = list[Watch](), list[Callable[[], None]]()
     monkeypatch.setattr(Watch, "run", lambda self, ended: (started.append(self), ended.wait()))
     monkeypatch.setattr(atexit, "register", lambda end, *given: ends.append(partial(end, *given)))
-    before = threading.active_count()
+    before = set(threading.enumerate())
     assert yield_to_others({})
     assert yield_to_others({})
     (end,) = ends
     end()
     assert len(started) == 1
-    assert threading.active_count() == before
+    assert "watch the load" not in {thread.name for thread in set(threading.enumerate()) - before}
 
 
 def test_a_forked_process_watches_by_itself(monkeypatch):
