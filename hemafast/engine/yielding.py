@@ -114,8 +114,8 @@ _watches: dict[int, Watch] = {}
 def yield_to_others(environment: Mapping[str, str] = os.environ) -> bool:
     """Watch the load of this process from now on, in one thread, unless the user has set how threads wait.
 
-    Returns whether it is watched: with one thread for torch, none waits for another, and few threads on many cores would
-    need too many beside them.
+    Returns whether it is watched: with one thread for torch, none waits for another, and few threads on many cores
+    would need too many beside them.
     """
     import torch
 
