@@ -11,7 +11,7 @@ from torch.nn import functional
 from two_processes import pair_of_processes
 
 from hemafast.config import TrainConfig
-from hemafast.data.dataset import Dataset
+from hemafast.data.dataset import Dataset, open_dataset
 from hemafast.engine import task
 from hemafast.engine.build import build_run
 from hemafast.engine.checkpoint import load_best, load_last
@@ -270,6 +270,25 @@ def test_images_of_one_class_are_learned_from_without_scores_and_not_classified(
     with pytest.raises(HemafastError, match=r"one class, unlabelled: .* `hemafast pretrain`"):
         train(config)
     assert not [*config.output.iterdir()]
+
+
+def test_neighbours_are_scored_on_the_labelled_part(asked, prepare_again, monkeypatch, tmp_path):
+    (tmp_path / "map.csv").write_text("from,to\nmonocyte,unlabelled\n")
+    data = prepare_again(class_map=tmp_path / "map.csv", classes="from-data")
+    seen = []
+
+    def recorded(features, labels, asked_for):
+        seen.append((labels, asked_for))
+        return nearest_labels(features, labels, asked_for)
+
+    monkeypatch.setattr(task, "nearest_labels", recorded)
+    train(asked("simclr", epochs=1, data=data))
+    prepared = open_dataset(data)
+    known, unknown = prepared.split("val")["label"] != "unlabelled", prepared.classes.index("unlabelled")
+    assert not known.all()
+    ((labels, questions),) = seen
+    assert len(questions) == known.sum() and unknown not in labels
+    assert len(labels) == (prepared.split("train")["label"] != "unlabelled").sum()
 
 
 # Settings

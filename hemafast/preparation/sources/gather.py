@@ -22,7 +22,7 @@ from hemafast.preparation.sources.trees import Tree, find_trees
 from hemafast.preparation.tables import lists
 from hemafast.preparation.tables.matching import AmbiguousPathError
 from hemafast.progress import SILENT, Progress
-from hemafast.taxonomy import CHALLENGE_CLASSES
+from hemafast.taxonomy import CHALLENGE_CLASSES, UNLABELLED
 from hemafast.words import counted
 
 NO_CLASS, NOT_LISTED, LEFT_OUT = "image outside class folders", "image not in the labels", "class left out"
@@ -58,10 +58,6 @@ class Member:
     def name(self) -> str:
         """`domain/class/file`."""
         return f"{self.domain}/{self.label}/{self.file}"
-
-
-UNLABELLED = "unlabelled"
-"""Class of all images where labels are ignored."""
 
 
 @dataclass(frozen=True, slots=True)
