@@ -309,8 +309,8 @@ def _corrected(
     if unknown and config.classes == "from-data":  # those of the challenge are checked with all others
         raise HemafastError(f"{file}: no image was of the class {unknown[0]!r} before.", "Correct its name.")
     corrected = [replace(member, label=fixes.values.get(member.source, member.label)) for member in members]
-    changed = sum(old.label != new.label for old, new in zip(members, corrected, strict=True))
-    return corrected, [f"{file.name}: {changed} labels corrected"]
+    changed = sum(fold(old.label) != fold(new.label) for old, new in zip(members, corrected, strict=True))
+    return corrected, [f"{file.name}: {counted(changed, 'label')} corrected"]
 
 
 def _without_class(members: Sequence[Member], kind: str) -> tuple[list[Member], list[PassedOver]]:
