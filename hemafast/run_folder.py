@@ -199,6 +199,13 @@ def read_config(folder: Path) -> TrainConfig:
         raise HemafastError(f"{folder / CONFIG}: {error.problem}", error.remedy) from error
 
 
+def refuse_encoder(folder: Path) -> None:
+    """Raise HemafastError if `folder` is a pretraining run, which has no classes to answer, to score or to show."""
+    if (folder / ENCODER).exists():
+        problem = f"{folder} was pretrained without labels and has no classifier."
+        raise HemafastError(problem, f"Train one: `hemafast train --weights {folder}`.")
+
+
 def read_metrics(folder: Path) -> dict[str, Any]:
     """The scores in `folder`, a run folder or one of its EVALUATIONS. Raises HemafastError if there are none."""
     from hemafast.recorded import Metrics, read_recorded
@@ -208,6 +215,7 @@ def read_metrics(folder: Path) -> dict[str, Any]:
         return read_recorded(folder / METRICS, Metrics)
     except (OSError, ValueError) as error:
         if folder.is_dir() and not (folder / METRICS).exists():
+            refuse_encoder(folder)
             raise HemafastError(f"{folder} was not evaluated.", remedy) from error
         raise HemafastError(f"{folder} holds no readable {METRICS} ({cause(error)}).", remedy) from error
 

@@ -36,3 +36,6 @@ UM_PER_PIXEL = {"Acevedo_20": 0.100, "Matek_19": 0.0725}
 
 COUNTED_APART = ("erythroblast",)
 """Classes that are no leukocytes: a differential counts them per 100 leukocytes, and not among these."""
+
+UNLABELLED = "unlabelled"
+"""The class of images whose class nobody knows: they are pretrained on, and never scored."""

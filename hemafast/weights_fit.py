@@ -7,6 +7,7 @@ import re
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from difflib import get_close_matches
 from inspect import signature
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +31,8 @@ _PREFERRED = {"ema", "teacher", "averaged", "swa"}
 _NOT_PREFERRED = {"student", "momentum", "target"}
 _CONVERSIONS = ("checkpoint_filter_fn", "_filter_fn", "_filter_torchvision_pretrained")
 _CHUNKED = re.compile(r"\bblocks\.\d+\.(\d+)\.")
+_REGISTERS = ("reg_token", "register_tokens")
+"""What timm and DINOv2 call the tokens of a transformer that stand for no patch and no class."""
 _KINDS = {"weight", "bias", "mean", "var"}
 _RECOMPUTED = {"attn_mask", "relative_position_index", "relative_coords_table"}
 """Buffers that networks make themselves."""
@@ -96,11 +99,13 @@ def fit_weights(backbone: nn.Module, name: str, stored: StoredWeights, source: s
 
     Raises:
         HemafastError: less than LEAST_FILLED of the network would be filled, or not the `whole`; the file is of a
-            network with other layers in its blocks; or a tensor does not hold finite numbers.
+            network with other layers in its blocks, or with other registers; or a tensor does not hold finite numbers.
     """
     network = _network_of(backbone)
     fits = _fits(network, stored.tensors)
     best = max(fits, key=lambda fit: fit.rank)
+    if best.share >= LEAST_FILLED:
+        _refuse_other_registers(network, best, name, source)
     if problem := _problem_of(network, best, name, whole=whole):
         raise _does_not_fit(f"{source} {problem}", name, stored)
     ready = {key: _checked(key, tensor, network.wanted[key], source) for key, tensor in best.filled.items()}
@@ -178,11 +183,16 @@ def _fit(network: _Network, place: str, found: Tensors, said: str = "", *, conve
     resized = [
         f"{name} resampled from {shape_of(found[name])} to {shape_of(tensor)} for this image size"
         for name, tensor in filled.items()
-        if name in found and found[name].numel() != tensor.numel() and name not in network.stems
+        if name in found and _is_resampled(found[name], tensor) and name not in network.stems
     ]
     told = (said, *resized[:2], *adapted)
     known = len(converted.keys() & network.wanted.keys())
     return _Fit(place, converted, filled, network.share_of(filled), known, tuple(filter(None, told)))
+
+
+def _is_resampled(before: Tensor, after: Tensor) -> bool:
+    """Whether values were lost or added. A single position is not: it is the class token's, which timm adds to that."""
+    return before.numel() != after.numel() and not (before.ndim == 3 and before.shape[1] - after.shape[1] == 1)
 
 
 def _converted(network: _Network, found: Tensors) -> Tensors:
@@ -356,6 +366,28 @@ def _problem_of(network: _Network, best: _Fit, name: str, *, whole: bool) -> str
     if whole and missing:
         return f"leaves random what is not trained of {name}: {_missing(network, best, missing)}."
     return ""
+
+
+def _refuse_other_registers(network: _Network, best: _Fit, name: str, source: str) -> None:
+    """Raise HemafastError if the blocks learned with another number of registers than the network has."""
+    from timm import list_models
+
+    ours, theirs = _registers(network.wanted), _registers(best.found)
+    if ours == theirs:
+        return
+    marks = {model: re.search(r"_reg(\d+)", model) for model in list_models()}
+    fitting = [model for model, mark in marks.items() if int(mark[1] if mark else 0) == theirs]
+    near = get_close_matches(name.partition(".")[0], fitting, 1, cutoff=0)
+    raise HemafastError(
+        f"{source} is of a transformer with {counted(theirs, 'register')}, and {name} has {ours}.",
+        f"Use --model {near[0]}." if near else "Give the timm model of this file with --model.",
+    )
+
+
+def _registers(tensors: Mapping[str, Tensor]) -> int:
+    """How many registers are among these tensors."""
+    found = (tensors[name] for name in _REGISTERS if name in tensors)
+    return next((tensor.shape[1] for tensor in found if tensor.ndim == 3), 0)
 
 
 def _foreign(network: _Network, best: _Fit) -> list[str]:

@@ -250,7 +250,7 @@ def test_the_registers_of_dinov2_are_converted(tmp_path):
     body = _body(network)
     assert torch.equal(body.pop("cls_token"), state["cls_token"] + 0.5)
     assert all(torch.equal(tensor, state[name]) for name, tensor in body.items())
-    assert "filled 100 %" in told
+    assert "filled 100 %" in told and "resampled" not in told
 
 
 def _vision_transformer(image_size=32):
@@ -448,8 +448,11 @@ def test_the_remedy_of_a_refusal_works(tmp_path):
 DINO, DEPTH = "vit_small_patch14_dinov2", 2
 
 
-def _dino(side, chunk=None, width=384):
-    """A checkpoint of its structure: a teacher's backbone and head; blocks in chunks of this length, if given."""
+def _dino(side, chunk=None, width=384, gated=None, registers=0):
+    """A checkpoint of its structure: a teacher's backbone and head; blocks in chunks of this length, if given.
+
+    With `gated` hidden values, blocks have SwiGLU as those of ViT-G.
+    """
     random = torch.Generator().manual_seed(0)
 
     def values(*shape):
@@ -468,10 +471,16 @@ def _dino(side, chunk=None, width=384):
         block = f"blocks.{number}" if chunk is None else f"blocks.{number // chunk}.{number}"
         for layer, shape in {
             **{"norm1": (width,), "norm2": (width,), "attn.qkv": (3 * width, width), "attn.proj": (width, width)},
-            **{"mlp.fc1": (4 * width, width), "mlp.fc2": (width, 4 * width)},
+            **(
+                {"mlp.fc1": (4 * width, width), "mlp.fc2": (width, 4 * width)}
+                if gated is None
+                else {"mlp.w12": (2 * gated, width), "mlp.w3": (width, gated)}
+            ),
         }.items():
             tensors[f"{block}.{layer}.weight"], tensors[f"{block}.{layer}.bias"] = values(*shape), values(shape[0])
         tensors[f"{block}.ls1.gamma"], tensors[f"{block}.ls2.gamma"] = values(width), values(width)
+    if registers:
+        tensors["register_tokens"] = values(1, registers, width)
     head = {"dino_head.mlp.0.weight": values(8, width)}
     return {"teacher": {**{f"backbone.{name}": tensor for name, tensor in tensors.items()}, **head}}
 
@@ -495,6 +504,42 @@ def test_an_encoder_of_dinov2_fills_the_transformer_of_timm(tmp_path, chunk, sid
     resampled = resample_abs_pos_embed(theirs["backbone.pos_embed"], (cells, cells), num_prefix_tokens=1)
     torch.testing.assert_close(ours["pos_embed"], resampled)
     assert network(torch.zeros(1, 3, image_size, image_size)).shape == (1, 4)
+
+
+@pytest.mark.parametrize("chunk", [None, 2])
+def test_the_gated_blocks_of_the_largest_are_filled_too(tmp_path, chunk):
+    name, width, hidden = "vit_giant_patch14_dinov2", 48, 128
+    network = _network(name, img_size=224, depth=DEPTH, embed_dim=width, num_heads=4)
+    content = _dino(224, chunk, width, gated=hidden)
+    assert "filled 100 % of the network" in _load(network, name, content, tmp_path)
+    last = f"backbone.blocks.{DEPTH - 1}" if chunk is None else f"backbone.blocks.0.{DEPTH - 1}"
+    ours, theirs = network.state_dict(), content["teacher"]
+    for our, their in {"fc1": "w12", "fc2": "w3"}.items():
+        assert torch.equal(ours[f"blocks.{DEPTH - 1}.mlp.{our}.weight"], theirs[f"{last}.mlp.{their}.weight"])
+
+
+@pytest.mark.parametrize("prefix", ["module.student.backbone", "model.teacher.backbone._orig_mod", "encoder.0.net"])
+def test_an_encoder_of_dinov2_is_found_under_any_prefix(tmp_path, prefix):
+    tensors = {name: one for name, one in _dino(224)["teacher"].items() if name.startswith("backbone.")}
+    network = _network(DINO, img_size=224, depth=DEPTH)
+    content = {name.replace("backbone", prefix, 1): tensor for name, tensor in tensors.items()}
+    assert "filled 100 % of the network" in _load(network, DINO, content, tmp_path)
+    assert torch.equal(network.state_dict()["blocks.1.norm2.bias"], tensors["backbone.blocks.1.norm2.bias"])
+
+
+@pytest.mark.parametrize(
+    ("name", "registers", "other"),
+    [(DINO, 4, "vit_small_patch14_reg4_dinov2"), ("vit_small_patch14_reg4_dinov2", 0, DINO)],
+)
+def test_another_number_of_registers_is_refused_with_the_model_that_has_it(tmp_path, name, registers, other):
+    network, content = _network(name, img_size=224, depth=DEPTH), _dino(224, registers=registers)
+    before = {key: tensor.clone() for key, tensor in network.state_dict().items()}
+    said = f"of a transformer with {registers} registers, and {name} has {4 - registers}. Use --model {other}."
+    with pytest.raises(HemafastError, match=re.escape(said)):
+        _load(network, name, content, tmp_path)
+    assert all(torch.equal(tensor, before[key]) for key, tensor in network.state_dict().items())
+    fitting = _network(other, img_size=224, depth=DEPTH)
+    assert "filled 100 %" in _load(fitting, other, content, tmp_path)
 
 
 def test_the_stages_of_a_convolutional_network_are_no_chunks(tmp_path):

@@ -25,7 +25,7 @@ from hemafast.preparation.images.depth import Range
 from hemafast.preparation.images.image_checks import MIN_SIDE
 from hemafast.reading import cause, read_json_text
 from hemafast.regular import refuse_special
-from hemafast.run_folder import BEST, CALIBRATION, ENCODER
+from hemafast.run_folder import BEST, CALIBRATION, refuse_encoder
 
 DRAWN_WARNING = "THE DATA IS DRAWN, NOT PHOTOGRAPHED: no score on it says anything about real blood"
 
@@ -383,9 +383,7 @@ def read_card(file: Path) -> ModelCard:
 def _read_header(file: Path) -> tuple[Shapes, dict[str, str]]:
     """Shapes of the tensors, and the metadata. safetensors refuses a header that does not fit the file's length."""
     if not file.exists():
-        if file.with_name(ENCODER).exists():
-            problem = f"{file.parent} was pretrained without labels and has no classifier."
-            raise HemafastError(problem, f"Train one: `hemafast train --weights {file.parent}`.")
+        refuse_encoder(file.parent)
         raise HemafastError(f"There is no {file}.", "Wait for the first epoch to end, or name another run.")
     try:
         refuse_special(file)

@@ -19,7 +19,7 @@ from hemafast.engine.machine import Choice, Machine, amp_of, choose_input, has_p
 from hemafast.engine.teacher import refuse_strange_teacher
 from hemafast.engine.trial import decide
 from hemafast.errors import HemafastError, name_some
-from hemafast.lineage import Lineage, as_lineage, fitting_lineage
+from hemafast.lineage import PACKAGED, Lineage, as_lineage, fitting_lineage
 from hemafast.nvidia import uses_gpu
 from hemafast.preparation.schema import QUARANTINED
 from hemafast.preparation.split import TEST, TRAIN, VAL
@@ -155,7 +155,22 @@ def _lineage_of(config: TrainConfig, classes: Sequence[str], saved: dict[str, An
     if saved is not None and saved.get("lineage"):
         return _saved_lineage(saved["lineage"], classes)
     needed = config.lineage_weight > 0 or config.stage_temperature > 0
-    return fitting_lineage(config.lineage, classes, needed=needed)
+    lineage = fitting_lineage(config.lineage, classes, needed=needed)
+    if needed and lineage is not None:
+        _refuse_without_effect(config, lineage, classes)
+    return lineage
+
+
+def _refuse_without_effect(config: TrainConfig, lineage: Lineage, classes: Sequence[str]) -> None:
+    """Raise HemafastError if a loss is asked for that this tree turns into plain cross-entropy."""
+    lineages, stages = len(lineage.groups(classes)[0]), len({*lineage.stages} & {*classes})
+    for name, count, what in (("lineage_weight", lineages, "lineage"), ("stage_temperature", stages, "stage")):
+        if getattr(config, name) and count < 2:
+            raise HemafastError(
+                f"{name} = {getattr(config, name)} has no effect: the classes of the data are of "
+                f"{counted(count, what)} in {config.lineage or PACKAGED}.",
+                "Leave it out, or name a tree for these classes with --lineage.",
+            )
 
 
 def _saved_lineage(plain: Any, classes: Sequence[str]) -> Lineage:

@@ -17,6 +17,7 @@ from hemafast.engine.validate import features_of, validate
 from hemafast.metrics import Confusion, accuracy, macro_f1
 from hemafast.neighbours import Features, Labels, nearest_labels, spread
 from hemafast.run_folder import BEST, ENCODER
+from hemafast.taxonomy import UNLABELLED
 
 if TYPE_CHECKING:
     from hemafast.engine.run import Run
@@ -117,13 +118,14 @@ class Pretraining(Task):
     """Learn features from views without labels. Every epoch is kept, so that the last one remains.
 
     Labels score an epoch, and nothing else: the share of the validation images that their nearest neighbours among
-    training images give the right class. Without `references` there are no classes to score.
+    training images give the right class. Images of the class UNLABELLED, whose index is `unlabelled`, have no part in
+    it. Without `references` there are no classes to score.
     """
 
     file = ENCODER
 
-    def __init__(self, references: Loader | None) -> None:
-        self._references = references
+    def __init__(self, references: Loader | None, unlabelled: int | None = None) -> None:
+        self._references, self._unlabelled = references, unlabelled
 
     def images(self, run: Run) -> int:  # noqa: D102
         return run.val_batches.images + (self._references.images if self._references else 0)
@@ -137,7 +139,8 @@ class Pretraining(Task):
             if self._references.image_size != run.val_batches.image_size:
                 self._references = self._references.resized(run.val_batches.image_size)
             known, known_labels = _features(run, self._references, on_batch)
-            row[KNN] = float((nearest_labels(known, known_labels, found) == labels).mean())
+            asked = labels != self._unlabelled
+            row[KNN] = float((nearest_labels(known, known_labels, found[asked]) == labels[asked]).mean())
         if row.get(SPREAD, 1.0) < _COLLAPSED and run.world.first:
             logger.warning(
                 "the features have collapsed: their spread is %.3f, and 1 at best. All images look alike to this "
@@ -167,12 +170,15 @@ def task_of(plan: Plan, process: Process) -> Task:
     """What the settings of a plan ask for."""
     if plan.settings.method is None:
         return Classification()
-    if len(np.unique(plan.train.labels)) < 2:
-        logger.info("the training images are of one class: no neighbours are scored")
+    classes = plan.dataset.classes
+    unlabelled = classes.index(UNLABELLED) if UNLABELLED in classes else None
+    labelled = np.flatnonzero(plan.train.labels != unlabelled)
+    if len(np.unique(plan.train.labels[labelled])) < 2 or not (plan.val.labels != unlabelled).any():
+        logger.info("images of two known classes are not there: no neighbours are scored")
         return Pretraining(None)
-    drawn = np.random.default_rng(plan.settings.seed).permutation(len(plan.train))[:_REFERENCES]
+    drawn = np.random.default_rng(plan.settings.seed).permutation(labelled)[:_REFERENCES]
     references = plan.train.select(np.sort(drawn))
-    return Pretraining(eval_loader(references, shape=plan.graph, process=process))
+    return Pretraining(eval_loader(references, shape=plan.graph, process=process), unlabelled)
 
 
 def _features(run: Run, loader: Loader, on_batch: OnBatch) -> tuple[Features, Labels]:

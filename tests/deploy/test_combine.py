@@ -118,9 +118,15 @@ def test_runs_behind_predict_disagree_as_the_ensemble_of_them_does(made, seeds, 
 
 
 def test_the_single_file_answers_as_the_folder(made, cells, tmp_path):
-    shutil.copyfile(made / BEST, tmp_path / "alone.safetensors")
-    network, card = load_best(tmp_path / "alone.safetensors")
+    file = Path(shutil.copyfile(made / BEST, tmp_path / "alone.safetensors"))
+    network, card = load_best(file)
     assert isinstance(network, Ensemble) and card.calibration is None
+    alone, folder = (answers(one, cells) for one in (file, made))  # which may be calibrated: it changes no order
+    np.testing.assert_array_equal(probabilities(alone).argmax(1), probabilities(folder).argmax(1))
+    np.testing.assert_allclose(alone["disagreement"], folder["disagreement"], atol=1e-6)
+    alone, folder = (open_model(one, device="cpu").embed(str(cells)) for one in (file, made))
+    pd.testing.assert_frame_equal(pd.DataFrame(alone), pd.DataFrame(folder))
+    assert all(one.picture.is_file() for one in explain(file, str(cells), tmp_path / "explained", device="cpu"))
 
 
 def test_evaluate_writes_scores_predictions_and_a_page(made):

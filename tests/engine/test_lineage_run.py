@@ -76,6 +76,23 @@ def test_a_tree_that_does_not_fit_is_refused_before_trials_and_before_anything_i
     assert not any(config.output.iterdir())
 
 
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ({"stage_temperature": 0.5}, "stage_temperature = 0.5 has no effect: .* of 0 stages in"),
+        ({"lineage_weight": 0.3}, "lineage_weight = 0.3 has no effect: .* of 1 lineage in"),
+    ],
+)
+def test_a_tree_with_which_the_loss_stays_as_it_is_is_refused(settings, tree, asked, said):
+    named = ", ".join(f'"{name}"' for name in CHALLENGE_CLASSES)
+    tree.write_text(f"[lineages]\nall = [{named}]")
+    config = settings(lineage=tree, **asked)
+    with pytest.raises(HemafastError, match=said):
+        train(config)
+    assert not any(config.output.iterdir())
+    assert settle(settings(lineage=tree), World()).lineage == read_lineage(tree)  # scores take any tree
+
+
 def test_a_checkpoint_with_something_else_for_a_tree_is_refused(settings):
     config = settings()
     state = build_run(settle(config, World()), World()).state_dict()

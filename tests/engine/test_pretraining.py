@@ -10,7 +10,8 @@ from safetensors.torch import load_file
 from torch.nn import functional
 from two_processes import pair_of_processes
 
-from hemafast.data.dataset import Dataset
+from hemafast.config import TrainConfig
+from hemafast.data.dataset import Dataset, open_dataset
 from hemafast.engine import task
 from hemafast.engine.build import build_run
 from hemafast.engine.checkpoint import load_best, load_last
@@ -21,7 +22,8 @@ from hemafast.engine.trainer import resume, train
 from hemafast.errors import HemafastError, StoppedError
 from hemafast.neighbours import nearest_labels
 from hemafast.pretraining import Encoder
-from hemafast.run_folder import BEST, COMMAND, ENCODER, LAST, LOG
+from hemafast.report.page import write_report
+from hemafast.run_folder import BEST, COMMAND, ENCODER, LAST, LOG, read_metrics
 
 METHODS = ("simclr", "byol", "dino")
 UPDATES = 3  # an epoch: 47 images are batches of 16, 16, 15
@@ -125,6 +127,22 @@ def test_a_classifier_is_a_start_too(settings):
 def test_a_pretrained_network_is_no_classifier(straight):
     with pytest.raises(HemafastError, match=r"no classifier.*hemafast train --weights"):
         load_best(straight[1] / BEST)
+
+
+def test_its_scores_and_its_page_are_refused_in_the_same_words(straight):
+    for asked in (read_metrics, write_report):
+        with pytest.raises(HemafastError, match=r"no classifier.*hemafast train --weights"):
+            asked(straight[1])
+
+
+def test_a_last_layer_may_be_fitted_first_and_all_layers_go_on_from_it(straight, settings):
+    layer = {"policy": "basic", "probe": 2, "lr": TrainConfig.lr}
+    probe = train(settings(weights=straight[1], **layer))
+    whole = train(settings(weights=probe, lr=1e-12))
+    (fitted, _), (begun, card) = (load_best(run / BEST) for run in (probe, whole))
+    assert str(probe) in card.started_from
+    for name, parameter in begun.named_parameters():
+        torch.testing.assert_close(parameter, fitted.get_parameter(name), atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize(("name", "value"), [("method", None), ("views", 3)])
@@ -252,6 +270,25 @@ def test_images_of_one_class_are_learned_from_without_scores_and_not_classified(
     with pytest.raises(HemafastError, match=r"one class, unlabelled: .* `hemafast pretrain`"):
         train(config)
     assert not [*config.output.iterdir()]
+
+
+def test_neighbours_are_scored_on_the_labelled_part(asked, prepare_again, monkeypatch, tmp_path):
+    (tmp_path / "map.csv").write_text("from,to\nmonocyte,unlabelled\n")
+    data = prepare_again(class_map=tmp_path / "map.csv", classes="from-data")
+    seen = []
+
+    def recorded(features, labels, asked_for):
+        seen.append((labels, asked_for))
+        return nearest_labels(features, labels, asked_for)
+
+    monkeypatch.setattr(task, "nearest_labels", recorded)
+    train(asked("simclr", epochs=1, data=data))
+    prepared = open_dataset(data)
+    known, unknown = prepared.split("val")["label"] != "unlabelled", prepared.classes.index("unlabelled")
+    assert not known.all()
+    ((labels, questions),) = seen
+    assert len(questions) == known.sum() and unknown not in labels
+    assert len(labels) == (prepared.split("train")["label"] != "unlabelled").sum()
 
 
 # Settings

@@ -8,8 +8,9 @@ import pytest
 import torch
 
 import hemafast
-from hemafast.config import TrainConfig, checked, located, to_plain
+from hemafast.config import TrainConfig, checked, located, to_json, to_plain
 from hemafast.data.batch import Batch
+from hemafast.deploy.combine import combine_runs
 from hemafast.engine import step as module
 from hemafast.engine.checkpoint import load_best, load_last, save_best
 from hemafast.engine.machine import choose_machine
@@ -20,8 +21,9 @@ from hemafast.engine.teacher import Teacher, open_teacher
 from hemafast.engine.trainer import resume, train
 from hemafast.errors import HemafastError, StoppedError
 from hemafast.evaluate.evaluate import evaluate_run
+from hemafast.files import write_text
 from hemafast.objective import CrossEntropy
-from hemafast.run_folder import BEST, LAST, read_config
+from hemafast.run_folder import BEST, CONFIG, LAST, read_config
 
 
 @pytest.fixture(scope="module")
@@ -52,6 +54,18 @@ def test_classes_are_found_by_name_and_images_by_size(trained, machine):
     pixels, labels = images(side=40), torch.zeros(6, dtype=torch.int64)
     ours, theirs = (Teacher(network, card, classes, machine, 1.0)(pixels, labels) for classes in (card.classes, turned))
     torch.testing.assert_close(ours, theirs.flip(1))
+
+
+def test_an_ensemble_teaches_the_mean_of_its_members(trained, settings, machine, tmp_path):
+    other = train(settings(seed=5, image_size=48))
+    made = combine_runs([trained, other], output=tmp_path, device="cpu").folder
+    network, card = load_best(made / BEST)
+    teacher, pixels = Teacher(network, card, card.classes, machine, 1.0), images()
+    each = [network.opinion(place, pixels)[0] for place in (0, 1)]
+    torch.testing.assert_close(teacher(pixels, torch.zeros(6, dtype=torch.int64)), torch.stack(each).mean(0))
+    student = train(settings(teacher=made, image_size=40))
+    assert evaluate_run(student)["training"]["teacher"]["model"] == str(made)
+    assert not load_best(student / BEST)[1].members
 
 
 @pytest.mark.parametrize(
@@ -138,6 +152,9 @@ def test_doubts_about_the_scores_are_warned_of(settings, trained, tmp_path, data
     network, card = load_best(trained / BEST)
     save_best(tmp_path / BEST, network, replace(card, data_fingerprint="0" * 64))
     assert "other data" in open_teacher(settings(teacher=tmp_path), dataset, machine).warnings[0]
+    folded = Path(shutil.copytree(trained, tmp_path / "folded"))
+    write_text(folded / CONFIG, to_json(replace(read_config(trained), fold=1)))
+    assert "validation images of this run" in open_teacher(settings(teacher=folded), dataset, machine).warnings[0]
     assert not open_teacher(settings(teacher=trained), dataset, machine).warnings
 
 

@@ -123,6 +123,16 @@ def test_an_empty_table_of_corrections_changes_no_label(source, tmp_path):
     (tmp_path / "none.csv").write_text("path,label\nimages/Lab/basophil/cell_00.png,\n")
     after = prepared_from(source, labels_fix=tmp_path / "none.csv")
     assert after.table["label"].tolist() == before.table["label"].tolist()
+    assert "none.csv: 0 labels corrected" in after.info.notes
+
+
+def test_a_table_that_a_spreadsheet_saved_corrects_too_and_another_case_is_no_correction(source, tmp_path):
+    text = "path;label\nimages/Lab/basophil/cell_00.png;Monocyte\nimages/Lab/basophil/cell_02.png;Basophil\n"
+    (tmp_path / "fixed.csv").write_text(text, encoding="utf-8-sig")
+    after = prepared_from(source, labels_fix=tmp_path / "fixed.csv")
+    labels = {path.rpartition("/")[2]: label for path, label in _pairs(after)}
+    assert (labels["cell_00.png"], labels["cell_02.png"]) == ("monocyte", "basophil")
+    assert "fixed.csv: 1 label corrected" in after.info.notes
 
 
 @pytest.mark.parametrize(

@@ -5,12 +5,15 @@ import zipfile
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from hemafast.config import PrepareConfig
 from hemafast.data.dataset import open_dataset
 from hemafast.data.graph import GraphShape
 from hemafast.data.loader import eval_loader
+from hemafast.experiments import audit as room
+from hemafast.experiments.audit import audit
 from hemafast.preparation.build import prepare
 from hemafast.preparation.images.image_checks import decode_reference, strict_decoders, verify_image
 from hemafast.preparation.images.kinds import UnreadableImageError
@@ -80,6 +83,14 @@ def test_an_image_with_two_labels_is_quarantined(images):
     assert set(refused.index) == CONTRADICTION
     assert (refused["split"] == "").all()
     assert refused["sha256"].nunique() == 1
+
+
+def test_an_image_with_two_labels_leads_the_audit(real, tmp_path, monkeypatch):
+    drawn = np.random.default_rng(0).normal
+    monkeypatch.setattr(room, "features_of", lambda _, samples, *__: (drawn(size=(len(samples), 8)), "chance"))
+    table = pd.read_csv(audit(real, tmp_path, count=3).folder / room.TABLE, keep_default_na=False)
+    assert {Path(path).stem for path in table["path"][:2]} == CONTRADICTION
+    assert table["reason"].ne("").tolist() == [True, True, False, False, False]
 
 
 @pytest.mark.parametrize("twins", TWINS, ids="=".join)

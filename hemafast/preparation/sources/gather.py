@@ -22,7 +22,7 @@ from hemafast.preparation.sources.trees import Tree, find_trees
 from hemafast.preparation.tables import lists
 from hemafast.preparation.tables.matching import AmbiguousPathError
 from hemafast.progress import SILENT, Progress
-from hemafast.taxonomy import CHALLENGE_CLASSES
+from hemafast.taxonomy import CHALLENGE_CLASSES, UNLABELLED
 from hemafast.words import counted
 
 NO_CLASS, NOT_LISTED, LEFT_OUT = "image outside class folders", "image not in the labels", "class left out"
@@ -58,10 +58,6 @@ class Member:
     def name(self) -> str:
         """`domain/class/file`."""
         return f"{self.domain}/{self.label}/{self.file}"
-
-
-UNLABELLED = "unlabelled"
-"""Class of all images where labels are ignored."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -313,8 +309,8 @@ def _corrected(
     if unknown and config.classes == "from-data":  # those of the challenge are checked with all others
         raise HemafastError(f"{file}: no image was of the class {unknown[0]!r} before.", "Correct its name.")
     corrected = [replace(member, label=fixes.values.get(member.source, member.label)) for member in members]
-    changed = sum(old.label != new.label for old, new in zip(members, corrected, strict=True))
-    return corrected, [f"{file.name}: {changed} labels corrected"]
+    changed = sum(fold(old.label) != fold(new.label) for old, new in zip(members, corrected, strict=True))
+    return corrected, [f"{file.name}: {counted(changed, 'label')} corrected"]
 
 
 def _without_class(members: Sequence[Member], kind: str) -> tuple[list[Member], list[PassedOver]]:
