@@ -22,7 +22,7 @@ from hemafast.bench.result import spread
 from hemafast.data.dataset import open_dataset
 from hemafast.engine.machine import machine_facts
 from hemafast.evaluate.metrics import Labels
-from hemafast.evaluate.suspects import label_quality
+from hemafast.evaluate.suspects import label_quality, likeliest_other
 from hemafast.logistic import Matrix
 
 CHANGED = 0.02
@@ -39,13 +39,14 @@ def beside(share: float) -> Quality:
 
     def quality(labels: Labels, scores: Matrix) -> npt.NDArray[np.float64]:
         rows = np.arange(len(labels))
-        return np.asarray(scores[rows, labels] - share * scores[rows, likeliest_wrong(labels, scores)])
+        return np.asarray(scores[rows, labels] - share * scores[rows, likeliest_other(labels, scores)])
 
     return quality
 
 
 RANKINGS: dict[str, Quality] = {
-    "score of the label less that of the likeliest other class (hemafast audit)": label_quality,
+    "margin, less half of what is usual for the class (hemafast audit)": label_quality,
+    "margin: score of the label less that of the likeliest other class": beside(1),
     "score of the label alone": beside(0),
     "less twice that of the likeliest other class": beside(2),
     "chance": lambda labels, _: np.random.default_rng(1).random(len(labels)),
@@ -63,13 +64,6 @@ def changed(
     wrong[places[RANDOM]] = [generator.choice(present[present != label]) for label in labels[places[RANDOM]]]
     wrong[places[LIKELIEST]] = likeliest[places[LIKELIEST]]
     return wrong, places
-
-
-def likeliest_wrong(labels: Labels, scores: Matrix) -> Labels:
-    """(images,): the class other than its label that an image most probably has."""
-    others = scores.astype(np.float64, copy=True)
-    others[np.arange(len(labels)), labels] = -np.inf
-    return np.asarray(others.argmax(axis=1), dtype=np.int64)
 
 
 def found_by(quality: npt.NDArray[np.float64], places: npt.NDArray[np.int64]) -> float:
@@ -106,7 +100,7 @@ def main(
     found: dict[str, dict[str, list[float]]] = {name: {RANDOM: [], LIKELIEST: []} for name in RANKINGS}
     others: list[float] = []
     for repeat in range(repeats):
-        wrong, places = changed(labels, likeliest_wrong(labels, clean), np.random.default_rng(repeat))
+        wrong, places = changed(labels, likeliest_other(labels, clean), np.random.default_rng(repeat))
         scores = judge(wrong, classes)
         for name, ranking in RANKINGS.items():
             quality = ranking(wrong, scores)
@@ -119,7 +113,7 @@ def main(
         "judged_by": judged_by,
         "images": len(labels),
         "accuracy": float((clean.argmax(axis=1) == labels).mean()),
-        "likeliest_is_answer": float((likeliest_wrong(labels, clean) == clean.argmax(axis=1)).mean()),
+        "likeliest_is_answer": float((likeliest_other(labels, clean) == clean.argmax(axis=1)).mean()),
         "others_doubted_before": spread(others),
         "found": {name: {way: spread(shares) for way, shares in ways.items()} for name, ways in found.items()},
     }

@@ -28,7 +28,7 @@ from hemafast.engine.machine import Machine, choose_machine, tune_allocator
 from hemafast.errors import HemafastError
 from hemafast.evaluate.left_out import LeftOut
 from hemafast.evaluate.metrics import Labels
-from hemafast.evaluate.suspects import label_quality
+from hemafast.evaluate.suspects import label_quality, likeliest_other
 from hemafast.files import csv_bytes, make_folder, write_bytes, write_text, writing
 from hemafast.fuse_norm import fuse_batch_norms
 from hemafast.model import build_model, quarter_turns
@@ -134,7 +134,8 @@ def audit(
         scores = LeftOut.of(features[places], [groups[place] for place in places])(labels[places], len(data.classes))
     quality = label_quality(labels[places], scores)
     worst = np.argsort(quality, kind="stable")[: max(1, round(SHARE * len(places))) if count is None else count]
-    table = _table(data, rows.iloc[places[worst]], scores[worst], quality[worst])
+    others = likeliest_other(labels[places[worst]], scores[worst])
+    table = _table(data, rows.iloc[places[worst]], others, quality[worst])
     unjudged = tuple(data.classes[label] for label in np.setdiff1d(labels, labels[places]))
     _write(output, table, samples, places[worst], judged_by)
     again = f"hemafast prepare --source SOURCE --labels-fix {shlex.quote(str(output / TABLE))}"
@@ -188,13 +189,11 @@ def _embedded(
     return np.asarray(torch.cat(found)[torch.cat(rows).argsort()].numpy())
 
 
-def _table(
-    data: Dataset, rows: pd.DataFrame, scores: npt.NDArray[np.float64], quality: npt.NDArray[np.float64]
-) -> pd.DataFrame:
-    """The suspects, and before them the images that lie in two classes."""
+def _table(data: Dataset, rows: pd.DataFrame, others: Labels, quality: npt.NDArray[np.float64]) -> pd.DataFrame:
+    """The suspects with the class that each may have instead, and before them the images that lie in two classes."""
     images = data.table[data.table["verdict"] == QUARANTINED]
     twice = images[images["kind"] == _CONTRADICTION]
-    suggested = [data.classes[place] for place in scores.argmax(axis=1)]
+    suggested = [data.classes[place] for place in others]
     ours = [
         {"path": path, "label": "", "given": given, "suggested": name, "quality": round(float(value), 4), "reason": ""}
         for path, given, name, value in zip(rows["path"], rows["label"], suggested, quality, strict=True)
