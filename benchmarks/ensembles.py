@@ -37,7 +37,7 @@ from hemafast.evaluate.predictions import read_predictions
 from hemafast.run_folder import PREDICTIONS, read_ensemble
 
 PRESET = "fast"
-BEST_TWO, SNAPSHOTS = "best two", "snapshots"
+BEST_TWO, SNAPSHOTS = "best, two at most", "snapshots"
 STUDENT = "student of the mean"
 KEPT = 5
 """Checkpoints of the run whose snapshots are combined."""
@@ -115,6 +115,11 @@ def main(
         own = [trained(cut, work / f"fold {number}", PRESET, seed[0], fold=number) for number in range(folds)]
         result["images_per_cpu_second"][f"{folds} folds"] = result["images_per_cpu_second"]["one seed"] / folds
         add(f"{folds} folds", averaged([elsewhere(run, labs) for run in own], [1 / folds] * folds))
+    if student:
+        teacher = combined(runs, "mean", work / "ensembles")
+        taught = trained(home, work / "students", PRESET, seed[0], teacher=teacher.folder)
+        told = dict(taught.metrics["training"]["teacher"]) | {"model": teacher.folder.name}  # no path of this machine
+        add(STUDENT, everywhere(taught, labs), teacher=told)
 
 
 def combined(runs: Sequence[hf.TrainedRun], method: Any, folder: Path) -> hf.TrainedRun:
