@@ -68,7 +68,7 @@ def test_peers_share_the_versions_of_what_they_share():
 def test_sides_and_requirements_agree():
     assert len(loader_sides.SIDES) == sum(map(len, loader_sides.TASKS.values()))
     of_peers = {name: side.peer for name, side in loader_sides.SIDES.items() if side.peer}
-    assert sorted(set(of_peers.values())) == peers.names()
+    assert sorted({*of_peers.values(), "fastai"}) == peers.names()  # fastai trains, in time_to_score.py
     assert loader_sides.WRITERS.keys() <= set(peers.names())
     assert all(name.startswith(peer) for name, peer in of_peers.items())
     assert {name for name, side in loader_sides.SIDES.items() if side.ours} == {
