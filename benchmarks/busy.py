@@ -212,9 +212,9 @@ def tables(results: Any) -> dict[str, str]:
     situations = list(result["settings"][AS_IT_IS])
     rows = [[name, *(_cell(rates[one]) for one in situations)] for name, rates in result["settings"].items()]
     note = (
-        f"`python benchmarks/busy.py --rounds {result['rounds']}`: the training step of `--preset fast`, images per "
-        "second (median and range of the rounds), and the median share of the fair rate. Quota: a control group of "
-        f"{QUOTA:g} cores."
+        f"`python benchmarks/busy.py --rounds {result['rounds']} --seconds {result['seconds']:g}`: the training step "
+        "of `--preset fast`, images per second (median and range of the rounds), and the median share of the fair rate."
+        f" Quota: a control group of {QUOTA:g} cores."
     )
     lines = [note, machine_line(result["machine"])]
     if result["no_quota"]:
@@ -237,7 +237,8 @@ def main(
 
     reason = no_quota()
     rates = measure(seconds, rounds, [one for one in SITUATIONS if one != "quota" or reason is None])
-    result = {"machine": machine_facts("cpu"), "rounds": rounds, "no_quota": reason, "settings": judged(rates)}
+    asked = {"rounds": rounds, "seconds": seconds}
+    result = {"machine": machine_facts("cpu"), **asked, "no_quota": reason, "settings": judged(rates)}
     write_json(result, json_file)
 
 

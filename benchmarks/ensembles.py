@@ -164,19 +164,21 @@ def averaged(found: Sequence[ByLab], weights: Sequence[float]) -> ByLab:
 
 def weights_of(at_home: Sequence[Answers]) -> list[float]:
     """Weights of models, fitted as `hemafast ensemble --method fitted` does; 0 for those left out."""
-    chooses = at_home[0].chooses
-    opinions = np.stack([one.probabilities[chooses] for one in at_home])
-    places, weights = worth_their_cost(fit_weights(opinions, at_home[0].labels[chooses]))
+    places, weights = worth_their_cost(fit_weights(*_held_out(at_home)))
     kept = dict(zip(places, weights.tolist(), strict=True))
     return [kept.get(place, 0.0) for place in range(len(at_home))]
 
 
 def best_two(at_home: Sequence[Answers]) -> list[float]:
     """Weights of models, those that `hemafast ensemble --max-cost 2x` takes and others, which have 0."""
-    chooses = at_home[0].chooses
-    opinions = np.stack([one.probabilities[chooses] for one in at_home])
-    taken = best_members(opinions, at_home[0].labels[chooses], [1.0] * len(at_home), 2.0)
+    taken = best_members(*_held_out(at_home), [1.0] * len(at_home), 2.0)
     return [1 / len(taken) if place in taken else 0.0 for place in range(len(at_home))]
+
+
+def _held_out(at_home: Sequence[Answers]) -> tuple[npt.NDArray[np.float64], Labels]:
+    """What models say of the images that choose among them, (models, images, classes), and the labels of these."""
+    chooses = at_home[0].chooses
+    return np.stack([one.probabilities[chooses] for one in at_home]), at_home[0].labels[chooses]
 
 
 def rates(made: Mapping[str, Any], chosen: Mapping[str, Sequence[float]]) -> dict[str, float]:

@@ -202,13 +202,14 @@ def tables(results: Mapping[str, Any]) -> dict[str, str]:
     """CPU seconds and memory of each stage by number of images."""
     result = results["growth"]
     sizes = result["sizes"]
-    rows = [[name, *(_cost(one, name) for one in sizes), _exponent(result, name)] for name in STAGES]
+    measured = [name for name in STAGES if any(name in one["stages"] for one in sizes)]
+    rows = [[name, *(_cost(one, name) for one in sizes), _exponent(result, name)] for name in measured]
     header = " | ".join(["", *(f"{one['images']:,} images" for one in sizes), "exponent"])
     beside = " Other work ran beside, so seconds of the clock are not told." if _disturbed(sizes) else ""
     note = (
         f"`{result['command']}`: JPEGs of {SIDE} px of random colours, packed at {PACKED} px, a toy network; "
         "one process each, imports included: CPU seconds, then the most memory of its own, without pages of mapped "
-        f"files. Prepare, verify and predict have all images, evaluate a fifth of them.{beside} "
+        f"files. Evaluate has a fifth of the images.{beside} "
         f"{machine_line(result['machine'])}"
     )
     return {"growth": table(header.strip(), rows, note)}

@@ -22,7 +22,7 @@ from hemafast.deploy.engines import MOST_LOST, OPENERS, available
 from hemafast.deploy.formats import INPUT, INT8, Deployed, Packed, laid_out, pack_onnx
 from hemafast.engine.checkpoint import ModelCard
 from hemafast.errors import HemafastError
-from hemafast.metrics import macro_f1
+from hemafast.metrics import count_confusion, macro_f1
 from hemafast.preparation.split import TRAIN, VAL
 
 _CALIBRATION = 256  # training images; twice as many change the ranges by little
@@ -153,7 +153,7 @@ def _score(
     classes = len(card.classes)
     confusion = np.zeros((classes, classes), np.int64)
     for pixels, labels in batches:
-        np.add.at(confusion, (labels, logits_of(pixels).argmax(axis=1)), 1)
+        confusion += count_confusion(labels, logits_of(pixels).argmax(axis=1), classes)
     return float(macro_f1(confusion))
 
 

@@ -31,9 +31,13 @@ class Load:
 
     def wanted_since(self, before: Load) -> float:
         """Seconds of processor time that this process wanted since `before`, whether it got them or not."""
-        return (max(self.ran - before.ran, 0) + max(self.waited - before.waited, 0)) / 1e9
+        return sum(self._since(before)) / 1e9
 
     def others_since(self, before: Load) -> float:
         """The share, 0 to 1, of the wanted time since `before` that this process waited for a core."""
-        ran, waited = max(self.ran - before.ran, 0), max(self.waited - before.waited, 0)
+        ran, waited = self._since(before)
         return waited / (ran + waited) if ran + waited else 0.0
+
+    def _since(self, before: Load) -> tuple[int, int]:
+        """Nanoseconds run and waited; threads that have ended take theirs with them."""
+        return max(self.ran - before.ran, 0), max(self.waited - before.waited, 0)

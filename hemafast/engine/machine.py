@@ -238,9 +238,8 @@ def _choose_torch_threads() -> Choice:
 def _waiting() -> Choice:
     """Told, not chosen, as libraries have read it when they were loaded; but from now on they yield to others."""
     how, where = waiting_told(os.environ)
-    return Choice(
-        "waiting threads", how + (", at once while others want the cores" if yield_to_others() else ""), where
-    )
+    sooner = ", at once while others want the cores" if yield_to_others() else ""
+    return Choice("waiting threads", how + sooner, where)
 
 
 def _choose_device(asked: Device) -> Choice:

@@ -31,9 +31,7 @@ process for 0.4 and more."""
 _SURE = 5  # quiet looks in a row until waiting threads may spin again
 _IDLE = 0.25  # of a core: whoever wants less has no threads that wait for each other
 _GRAIN = 1 << 15  # elements that torch gives a thread at least
-_MOST_TEAMS = (
-    16  # of spare threads: OpenMP ends the process where it may not start one, as under a limit of a container
-)
+_MOST_TEAMS = 16  # of spare threads: where a container limits threads, OpenMP ends the process that wants too many
 
 
 def teams_for(threads: int, cores: int) -> int:

@@ -25,7 +25,7 @@ def test_a_round_is_compared_with_its_own_quiet_rate(monkeypatch):
     rates = {busy.AS_IT_IS: {"0 neighbours": [100.0, 50.0], "2 neighbours": [40.0, 20.0]}}
     found = busy.judged(rates)[busy.AS_IT_IS]["2 neighbours"]
     assert (found["share"]["min"], found["share"]["max"]) == pytest.approx((0.8, 0.8))
-    result = {"machine": MACHINE, "rounds": 2, "no_quota": "read-only", "settings": busy.judged(rates)}
+    result = {"machine": MACHINE, "rounds": 2, "seconds": 5.0, "no_quota": "read-only", "settings": busy.judged(rates)}
     text = busy.tables({"busy": result})["busy"]
     assert "| waiting threads | 0 neighbours | 2 neighbours |" in text
     assert "No quota was measured: read-only." in text
