@@ -516,16 +516,21 @@ def open_run(run: str | Path = "latest", output: str | Path = TrainConfig.output
     """Open a run that was trained before.
 
     Args:
-        run: the run folder, or "latest" for the newest run under `output`.
+        run: the run folder, or "latest" for the newest run under `output`; or the file of a model, such as
+            `best_model.safetensors` of an ensemble that somebody sent, which gets a run folder under `output`.
         output: folder of the runs.
 
     Returns:
         The run.
 
     Raises:
-        HemafastError: there is no such run.
+        HemafastError: there is no such run, or the file holds no model.
     """
     folder = find_run(run, Path(output))
+    if folder.is_file():
+        from hemafast.deploy.lone import run_of_file
+
+        folder = run_of_file(folder, output=Path(output))
     read_config(folder)
     return TrainedRun(folder)
 

@@ -88,6 +88,8 @@ NamedRun = OpenedRun | str | Path
 def find_run(run: NamedRun, output: Path = TrainConfig.output) -> Path:
     """The folder that a user means: an opened run, a path, or "latest" for the newest run under `output`.
 
+    BEST of a run means that run; any other file is returned as it is.
+
     Raises:
         HemafastError: there is no such run.
     """
@@ -103,7 +105,7 @@ def find_run(run: NamedRun, output: Path = TrainConfig.output) -> Path:
         close = [name for name in known if name.startswith(str(named))] or get_close_matches(str(named), known, n=1)
         hint = f"Did you mean {close[0]}?" if close else "`hemafast runs` lists the runs."
         raise HemafastError(f"There is no run {named}.", hint)
-    return path
+    return path.parent if path.name == BEST and is_run(path.parent) else path
 
 
 def run_folders(output: Path, *, nested: bool = False) -> list[Path]:
@@ -142,6 +144,11 @@ def make_run_folder(config: TrainConfig, kind: str | None = None) -> Path:
             raise HemafastError(f"{folder} cannot be made ({error.strerror}).", "Choose another --output.") from error
         return folder
     raise HemafastError(f"{config.output} holds a hundred runs of this second.", "Choose another --output.")
+
+
+def tells_settings(folder: Path) -> bool:
+    """Whether CONFIG holds what the model was trained with; a run made of a model's file does not know it."""
+    return any((folder / name).exists() for name in (LOG, LOG_TABLE, ENSEMBLE, ADAPTATION))
 
 
 @contextmanager
@@ -186,6 +193,9 @@ def _remove_unfinished(output: Path) -> None:
 
 def read_config(folder: Path) -> TrainConfig:
     """The settings of the run in `folder`. Raises HemafastError if it is not a run."""
+    if folder.is_file():
+        evaluate = f"`hemafast evaluate {folder} --data PREPARED` scores a model's file, and makes a run folder of it."
+        raise HemafastError(f"{folder} is a file, not the folder of a run.", evaluate)
     try:
         fields = read_object(folder / CONFIG)
     except (OSError, ValueError) as error:

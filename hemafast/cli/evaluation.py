@@ -12,14 +12,14 @@ import typer
 from hemafast.cli.common import ClassMap, Device, Json, Quiet, Verbose, app, listen, refuse_missing_data, wide_console
 from hemafast.collector import resting
 from hemafast.config import Device as DeviceName
-from hemafast.config import ScoredSplit, parse_class_map
+from hemafast.config import ScoredSplit, TrainConfig, parse_class_map
 from hemafast.progress import Progress, stage
 from hemafast.run_folder import find_run, read_config
 
 if TYPE_CHECKING:
     from hemafast.evaluate.evaluate import Metrics
 
-Run = Annotated[str, typer.Argument(metavar="RUN", help="Run folder, or latest.")]
+Run = Annotated[str, typer.Argument(metavar="RUN", help="Run folder, latest, or the file of a model.")]
 
 
 @app.command(
@@ -51,11 +51,18 @@ def evaluate(
 
     Other data may have other classes. Those of equal names are compared; images of a class that the model lacks are
     left out; answers of a class that the data lacks are mistakes.
+
+    RUN may be the one file of a model, such as best_model.safetensors of an ensemble that somebody sent. It gets a run
+    folder under runs/, for which the data set of --data counts as its own if the model was trained on it.
     """
     folder = find_run(run)
-    read_config(folder)
     if data is not None:
         refuse_missing_data(data)
+    if folder.is_file():
+        from hemafast.deploy.lone import run_of_file
+
+        folder = run_of_file(folder, data or TrainConfig.data)
+    read_config(folder)
     renamed = parse_class_map(class_map)
     progress = listen(verbose=verbose, quiet=quiet or as_json)
     print_evaluation(folder, data, split, device, as_json=as_json, class_map=renamed, progress=progress)

@@ -26,10 +26,22 @@ from hemafast.preparation.schema import Scale, scale_words
 from hemafast.preparation.split import WORDS
 from hemafast.reading import cause
 from hemafast.recorded import MachineFile, read_recorded
+from hemafast.regular import read_regular
 from hemafast.report.compare import changed_settings, difference
 from hemafast.report.gallery import Gallery, listing, open_gallery
 from hemafast.report.plots import curve_figures, reliability_figures, validation_figures
-from hemafast.run_folder import BEST, ENSEMBLE, MACHINE, PREDICTIONS, REPORT, read_config, read_ensemble, read_metrics
+from hemafast.run_folder import (
+    BEST,
+    COMMAND,
+    ENSEMBLE,
+    MACHINE,
+    PREDICTIONS,
+    REPORT,
+    read_config,
+    read_ensemble,
+    read_metrics,
+    tells_settings,
+)
 from hemafast.words import counted
 
 if TYPE_CHECKING:
@@ -38,6 +50,7 @@ if TYPE_CHECKING:
 THUMBNAILS = 600
 """Pictures of cells on a page, all runs together: about 2 MB."""
 _WORST = 24
+_LONGEST_COMMAND = 65_536  # bytes
 _SIDE = 112  # px: of an overlay
 _CELL, _CELL_IN_THE_DARK = "#005ea2", "#56b4e9"  # of the confusion matrix, where all of a row is in one cell
 
@@ -156,16 +169,19 @@ def _run(part: Part, thumbnails: int, explain: bool) -> dict[str, Any]:
         "listed": len(gallery.table),
         "images": gallery.images,
         "machine": part.machine,
-        "config": {name: value for name, value in to_plain(part.config).items() if value is not None},
+        "config": {name: value for name, value in to_plain(part.config).items() if value is not None}
+        if tells_settings(part.run)
+        else {},
         "commands": [prepare_command(metrics["data"]["prepared_by"]), _made_by(part)],
     }
 
 
 def _made_by(part: Part) -> str:
-    """The command that makes the run again; of an ensemble, that which made it of its runs."""
-    if (part.run / ENSEMBLE).is_file():
-        return str(read_ensemble(part.run).get("command", "hemafast ensemble"))
-    return train_command(part.config)
+    """The command that makes the run again; of a run of an older version, as its settings have it."""
+    try:
+        return read_regular(part.run / COMMAND, _LONGEST_COMMAND).decode("utf-8", "replace").strip()
+    except OSError:
+        return train_command(part.config)
 
 
 def _scale_words(domain: Mapping[str, Any]) -> str:

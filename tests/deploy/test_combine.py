@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from command import hemafast
 
 import hemafast as hf
 from hemafast.config import TrainConfig
@@ -127,6 +128,26 @@ def test_the_single_file_answers_as_the_folder(made, cells, tmp_path):
     alone, folder = (open_model(one, device="cpu").embed(str(cells)) for one in (file, made))
     pd.testing.assert_frame_equal(pd.DataFrame(alone), pd.DataFrame(folder))
     assert all(one.picture.is_file() for one in explain(file, str(cells), tmp_path / "explained", device="cpu"))
+
+
+def test_the_single_file_is_scored_as_the_folder_and_shown(made, prepared, tmp_path):
+    file = Path(shutil.copyfile(made / BEST, tmp_path / "sent.safetensors"))
+    done = hemafast("evaluate", file, "--data", prepared.folder, "--device", "cpu", "--json", cwd=tmp_path)
+    said = json.loads(done.stdout)
+    scores = evaluate_run(made)
+    assert said["pooled"]["confusion"] == scores["pooled"]["confusion"]
+    temperatures = [told["model"]["calibration"]["temperature"] for told in (said, scores)]
+    np.testing.assert_allclose(*temperatures, rtol=1e-2)  # other batches, other sums
+    (folder,) = (tmp_path / "runs").iterdir()
+    page = (folder / REPORT).read_text(encoding="utf-8")
+    assert f"hemafast evaluate {file} --data {prepared.folder}" in page
+    assert "Settings" not in page  # which the file does not tell
+    again = hf.open_run(file, tmp_path / "runs")
+    assert again.folder.resolve() == folder
+    assert again.evaluate(prepared.folder)["pooled"]["confusion"] == scores["pooled"]["confusion"]
+    assert file.read_bytes() == (made / BEST).read_bytes()
+    with pytest.raises(HemafastError, match="is a file, not the folder of a run"):
+        hf.open_run(folder).report(file, output=tmp_path / "both.html")  # not yet
 
 
 def test_evaluate_writes_scores_predictions_and_a_page(made):

@@ -1,12 +1,18 @@
 """Short runs on the first CUDA device."""
 
 import importlib.util
+import signal
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
 from hemafast.config import TrainConfig, checked
+from hemafast.engine.step import TrainStep
+from hemafast.engine.trainer import train
+from hemafast.errors import StoppedError
 from hemafast.preparation.build import Prepared
+from hemafast.run_folder import LAST
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
@@ -35,5 +41,27 @@ def settings(prepared: Prepared, tmp_path) -> Callable[..., TrainConfig]:
             "threads": 2,
         }
         return checked(TrainConfig, small | changes)
+
+    return make
+
+
+@pytest.fixture
+def stopped_behind(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, TrainConfig], Path]:
+    """`stopped_behind(update, config)`: the folder of a run that SIGTERM stopped behind an update, counted from 1."""
+
+    def make(update: int, config: TrainConfig) -> Path:
+        step = TrainStep.__call__
+
+        def step_and_signal(self, *arguments, **named):
+            step(self, *arguments, **named)
+            if named["step"] + 1 == update and named.get("update", True):
+                signal.raise_signal(signal.SIGTERM)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(TrainStep, "__call__", step_and_signal)
+            with pytest.raises(StoppedError, match=f"after {update} updates?"):
+                train(config)
+        (checkpoint,) = config.output.glob(f"*/{LAST}")
+        return checkpoint.parent
 
     return make

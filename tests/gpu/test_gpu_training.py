@@ -1,7 +1,6 @@
 """Runs on a GPU: trained, resumed, scored and timed."""
 
 import json
-import signal
 from contextlib import contextmanager
 from typing import get_args
 
@@ -16,9 +15,7 @@ from hemafast.config import CompileMode, to_json
 from hemafast.engine import machine
 from hemafast.engine.checkpoint import load_last
 from hemafast.engine.journal import column, read_rows
-from hemafast.engine.step import TrainStep
 from hemafast.engine.trainer import resume, train
-from hemafast.errors import StoppedError
 from hemafast.evaluate.evaluate import evaluate_run
 from hemafast.nvidia import read_card, uses_gpu
 from hemafast.run_folder import BEST, LAST, read_config
@@ -56,23 +53,6 @@ def trained(config):
 
 def losses_of(folder, phase="train"):
     return column(read_rows(folder), phase, "loss")
-
-
-def stopped_behind(update: int, config, monkeypatch):
-    """The folder of a run that SIGTERM stopped behind an update, counted from 1."""
-    step = TrainStep.__call__
-
-    def step_and_signal(self, *arguments, **named):
-        step(self, *arguments, **named)
-        if named["step"] + 1 == update and named["update"]:
-            signal.raise_signal(signal.SIGTERM)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(TrainStep, "__call__", step_and_signal)
-        with pytest.raises(StoppedError, match=f"after {update} updates?"):
-            trained(config)
-    (checkpoint,) = config.output.glob(f"*/{LAST}")
-    return checkpoint.parent
 
 
 @pytest.mark.parametrize("kind", ["auto", "resident", "packed", "files"])
@@ -146,8 +126,8 @@ def older_card(monkeypatch):
     return pretend
 
 
-def test_a_run_goes_on_in_fp16_on_an_older_card(settings, monkeypatch, older_card, caplog):
-    folder = stopped_behind(8, settings(amp="auto"), monkeypatch)
+def test_a_run_goes_on_in_fp16_on_an_older_card(settings, stopped_behind, older_card, caplog):
+    folder = stopped_behind(8, settings(amp="auto"))
     assert load_last(folder / LAST)["precision"] == "bf16"
     with older_card():
         resume(folder)
@@ -155,9 +135,9 @@ def test_a_run_goes_on_in_fp16_on_an_older_card(settings, monkeypatch, older_car
     assert load_last(folder / LAST)["scaler"]
 
 
-def test_a_run_of_an_older_card_keeps_its_precision_and_scale(settings, monkeypatch, older_card):
+def test_a_run_of_an_older_card_keeps_its_precision_and_scale(settings, stopped_behind, older_card):
     with older_card():
-        folder = stopped_behind(8, settings(amp="auto"), monkeypatch)
+        folder = stopped_behind(8, settings(amp="auto"))
     resume(folder)
     state = load_last(folder / LAST)
     assert (state["precision"], bool(state["scaler"])) == ("fp16", True)
@@ -169,10 +149,10 @@ def test_torch_has_kernels_for_this_card():
 
 
 @pytest.mark.parametrize("amp", ["off", "fp16"])
-def test_a_run_that_is_resumed_in_the_middle_of_an_epoch_is_the_straight_one(settings, monkeypatch, amp):
+def test_a_run_that_is_resumed_in_the_middle_of_an_epoch_is_the_straight_one(settings, stopped_behind, amp):
     """Dropout and mixing draw on the GPU: each batch seeds them, so that nothing of its generator is saved."""
     asked = {**EVERYTHING, "model": "test_vit", "image_size": 64, "amp": amp, "accumulate": 1}
-    folder = stopped_behind(8, settings(**asked), monkeypatch)
+    folder = stopped_behind(8, settings(**asked))
     state = load_last(folder / LAST)
     assert state["progress"]["epochs_done"] == 1
     assert bool(state["scaler"]) == (amp == "fp16")
