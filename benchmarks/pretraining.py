@@ -5,8 +5,10 @@
 
 The network is pretrained once for each seed: on the training images of one domain and on all images of the other
 archives, never on a validation image. Then both starts are trained on the same share of the labels, drawn from each
-class, with the same seed and settings. Seeds are the outer loop. The result is written after each run, and a later call
-adds what is missing. `cpu_seconds` are those of the pretraining's process; no figure here depends on other work beside.
+class, with the same seed and settings. With --as-long, ImageNet weights are also trained for so many more epochs that
+the network sees as many images as pretraining and training together show it. Seeds are the outer loop. The result is
+written after each run, and a later call adds what is missing. `cpu_seconds` are those of the pretraining's process; no
+figure here depends on other work beside.
 
 A score is the mean over its seeds. Its interval is over the images, by the same resamples on both sides, and so is that
 of the difference over the seeds that both have.
@@ -33,7 +35,7 @@ from hemafast.evaluate.metrics import Scores, confusions, count_scores
 
 DOMAIN = "Acevedo_20"
 SHARES = (0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0)
-PLAIN, PRETRAINED = "ImageNet", "ImageNet, then pretrained"
+PLAIN = "ImageNet"
 SHORT: dict[str, Any] = {"image_size": 96, "warmup": 0.15, "ema": 0.95, "amp": "off", "track": ()}
 """What makes the preset `quick` short."""
 MOST_EPOCHS = 20
@@ -44,6 +46,11 @@ UNKNOWN = "unknown"
 def epochs_for(share: float) -> int:
     """Few labels are seen more often: 4 epochs of all, and at most MOST_EPOCHS."""
     return int(min(MOST_EPOCHS, np.round(4 / np.sqrt(share))))
+
+
+def epochs_as_long(share: float, epochs: int, images: Mapping[str, int]) -> int:
+    """Those of `epochs_for`, and so many that training sees the images too that pretraining sees, each in two views."""
+    return epochs_for(share) + round(2 * epochs * images["unlabelled"] / (share * images["train"]))
 
 
 def drawn(labels: Mapping[str, str], share: float, seed: int) -> list[str]:
@@ -122,11 +129,13 @@ def main(
     epochs: Annotated[int, typer.Option(min=1, help="Epochs of pretraining.")] = 30,
     seeds: Annotated[int, typer.Option(min=1, help="How many runs each side has in the end.")] = 3,
     share: Annotated[list[float] | None, typer.Option(help="Share of the labels; may be repeated.")] = None,
+    as_long: Annotated[bool, typer.Option(help="Also train ImageNet weights for as long as both together.")] = False,
     work: Annotated[Path | None, typer.Option(help="Where data and runs are kept.")] = None,
     plot: Annotated[Path | None, typer.Option(help="Draw the curve to this PNG.")] = None,
 ) -> None:
     """Pretrain, and train both starts with every share of the labels and every seed."""
     asked = f"{method}, {epochs} epochs"
+    longer = f"{PLAIN}, trained as long"
     with tempfile.TemporaryDirectory() as temporary:
         folder = work or Path(temporary)
         cells = Cells(source, folder)
@@ -140,12 +149,16 @@ def main(
         result |= before(json_file, result["machine"])
         for seed in map(str, range(seeds)):
             for part in share or SHARES:
-                for start in (PLAIN, asked):
+                for start in (PLAIN, asked, *([longer] if as_long else [])):
                     runs = result["runs"].setdefault(start, {}).setdefault(f"{part:g}", {})
                     if seed in runs:
                         continue
-                    weights = None if start == PLAIN else _pretrained(cells, method, epochs, int(seed), folder, result)
-                    runs[seed] = _predicted(cells, part, int(seed), weights, folder / "runs", result)
+                    pretrained = (
+                        _pretrained(cells, method, epochs, int(seed), folder, result) if start == asked else None
+                    )
+                    many = epochs_as_long(part, epochs, result["images"]) if start == longer else epochs_for(part)
+                    changes = {"epochs": many, "weights": pretrained, "output": folder / "runs"}
+                    runs[seed] = _predicted(cells, part, int(seed), changes, result)
                     result["scores"] = judged(result)
                     write_json(result, json_file)
                     score = result["scores"][start][f"{part:g}"]["mean"]
@@ -174,13 +187,11 @@ def _pretrained(cells: Cells, method: str, epochs: int, seed: int, folder: Path,
     return run.folder
 
 
-def _predicted(
-    cells: Cells, share: float, seed: int, weights: Path | None, output: Path, result: dict[str, Any]
-) -> list[int]:
+def _predicted(cells: Cells, share: float, seed: int, changes: Mapping[str, Any], result: dict[str, Any]) -> list[int]:
     """Train, and return the predicted classes of the validation images; notes the true ones in `result`."""
     data = cells.of_share(share, seed)
-    settings = {**SHORT, "epochs": epochs_for(share), "seed": seed, "weights": weights}
-    answers = hf.train(data, preset="quick", output=output, **settings).predictions.sort_values("image")
+    run = hf.train(data, preset="quick", seed=seed, **SHORT, **changes)
+    answers = run.predictions.sort_values("image")
     places = {name: place for place, name in enumerate(data.classes)}
     result["classes"], result["labels"] = data.classes, [places[name] for name in answers["label"]]
     return [places[name] for name in answers["predicted"]]
