@@ -79,7 +79,7 @@ def _cells(folder: Path, rows: pd.DataFrame, *, keep: bool = False) -> Cells:
 
 
 def _by_nuclei(cells: Cells) -> ScaleEstimate:
-    return estimate_from([(one.side, one.nucleus) for one in cells])
+    return estimate_from(cells)
 
 
 def _measured(
