@@ -314,7 +314,7 @@ class PrepareConfig:
     )
     um_per_pixel: dict[str, Annotated[float, Ge(0.001), Le(100)] | Literal["unknown"]] = common(
         {},
-        "Micrometres per pixel of a domain; may be repeated. By default they are estimated from its nuclei; "
+        "Micrometres per pixel of a domain; may be repeated. By default they are estimated from its cells; "
         "unknown keeps its images whole.",
         PIXELS,
         metavar="NAME=UM|unknown",
