@@ -115,6 +115,7 @@ def choose_machine(
 ) -> Machine:
     """Decide how each of `processes` on this host runs. `allocator` is the choice of `tune_allocator`, if called.
 
+    Sets the number of torch's threads where a quota grants fewer, and on a CPU lets them yield to other programs.
     Batch norm over all processes (`sync_norm`) is not compiled: it waits for the others in every layer.
 
     Raises HemafastError if this machine cannot do what was asked for.
@@ -125,7 +126,7 @@ def choose_machine(
     gradients = _choose_gradients(on.value, precision.value, compiled=compiler.value == "on")
     loader = _choose_loader_threads(threads, processes)
     layout = Choice("layout", "channels_last", "convolutions read NHWC from the loader without a copy")
-    chosen = (on, precision, layout, compiler, gradients, _choose_torch_threads(), _waiting(), loader)
+    chosen = (on, precision, layout, compiler, gradients, _choose_torch_threads(), _waiting(on.value), loader)
     return Machine(
         device=on.value,
         precision=precision.value,  # type: ignore[arg-type] # _choose_precision yields nothing else
@@ -235,10 +236,13 @@ def _choose_torch_threads() -> Choice:
     return Choice(name, str(torch.get_num_threads()), "the count of torch, or OMP_NUM_THREADS")
 
 
-def _waiting() -> Choice:
-    """Told, not chosen, as libraries have read it when they were loaded; but from now on they yield to others."""
+def _waiting(device: str) -> Choice:
+    """Told, not chosen, as libraries have read it when they were loaded; but from now on they yield to others.
+
+    Not beside a GPU: it does the sums that threads of torch would wait for each other in.
+    """
     how, where = waiting_told(os.environ)
-    sooner = ", at once while others want the cores" if yield_to_others() else ""
+    sooner = ", at once while others want the cores" if device == "cpu" and yield_to_others() else ""
     return Choice("waiting threads", how + sooner, where)
 
 

@@ -122,6 +122,16 @@ def test_a_gpu_is_taken_and_computes_in_what_it_has(with_gpu, capability, precis
     assert machine.facts["gpu"] == "a pretended GPU"
 
 
+def test_only_threads_beside_a_cpu_yield(with_gpu, monkeypatch):
+    asked = []
+    monkeypatch.setattr(module, "yield_to_others", lambda: not asked.append("asked"))
+    with_gpu(9, 0)
+    for device, waits in (("cuda", False), ("cpu", True)):
+        (choice,) = (one for one in _choose(device=device).choices if one.name == "waiting threads")
+        assert ("while others want the cores" in choice.value) is waits
+    assert len(asked) == 1
+
+
 def test_a_gpu_does_what_it_is_asked_for(with_gpu):
     with_gpu(9, 0)
     assert _choose(amp="fp16").precision == "fp16"

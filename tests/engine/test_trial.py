@@ -291,7 +291,7 @@ def test_an_answer_that_is_not_whole_is_found_again(answers, store, entry):
 
 @pytest.mark.parametrize(("waited", "spread"), [(30, 0.0), (0, 0.6)])
 def test_an_answer_of_a_busy_machine_is_found_again(answers, store, monkeypatch, caplog, waited, spread):
-    loads = iter([Load(), Load(ran=70, waited=waited), Load(), Load(ran=100)])
+    loads = iter([Load(), Load({"1": (70, waited)}), Load(), Load({"1": (100, 0)})])
     monkeypatch.setattr(Load, "now", lambda: next(loads))
     assert answers().get("size", lambda: found("size", "8", "beside others", spread=spread)).value == "8"
     assert "The next run tries again" in caplog.text
