@@ -28,7 +28,6 @@ from hemafast.engine.machine import Choice, Machine
 from hemafast.errors import HemafastError, require
 from hemafast.reading import parse_json
 from hemafast.regular import read_regular
-from hemafast.words import counted
 
 Quick = Callable[[Tensor], tuple[Tensor, Tensor]]
 """From uint8 (n, 3, height, width) to logits (n, classes) and features (n, d), float32."""
@@ -165,10 +164,9 @@ def _remembered(
     names: Sequence[str], card: ModelCard, machine: Machine, find: Callable[[], tuple[Choice, float]]
 ) -> Choice:
     """The fastest of torch and these engines, tried once for a network on this machine."""
-    facts = [machine.facts.get(name, "") for name in ("processor", "cores", "torch")]
-    versions = [f"{name} {packages.version(name)}" for name in (TORCH, *names)]
-    network = [card.backbone, f"{card.image_size} px", counted(torch.get_num_threads(), "thread")]
-    return Answers([*facts, *versions, *network, f"turns {card.quarter_turns}"]).get("engine", find)
+    versions = [f"{name} {packages.version(name)}" for name in names]
+    network = [card.backbone, f"{card.image_size} px", f"turns {card.quarter_turns}"]
+    return Answers(machine, [*versions, *network]).get("engine", find)
 
 
 def fastest(

@@ -14,6 +14,7 @@ from hemafast.engine.load import Load
 from hemafast.engine.machine import Choice, Machine
 from hemafast.files import user_cache, write_text
 from hemafast.reading import read_object
+from hemafast.words import counted
 
 logger = logging.getLogger("hemafast")
 
@@ -37,18 +38,24 @@ def forget_answers() -> int:
 
 
 class Answers:
-    """Results of trials that depend on `facts`: the machine, versions, and what else decides them."""
+    """Results of trials that depend on the machine, on how torch computes there, and on `facts`.
 
-    def __init__(self, facts: Sequence[str]) -> None:
-        self._file, self._key = answers_file(), " | ".join(facts)
+    Machines may share the folder, so the instructions count too: a virtual machine may hide some of its processor.
+    """
+
+    def __init__(self, machine: Machine, facts: Sequence[str]) -> None:
+        import torch
+
+        here = [machine.facts.get(name, "") for name in ("processor", "instructions", "cores", "gpu", "torch", "timm")]
+        threads = counted(torch.get_num_threads(), "thread")
+        self._file, self._key = answers_file(), " | ".join([*here, threads, machine.precision, *facts])
 
     @classmethod
     def of_training(cls, machine: Machine, config: TrainConfig, processes: int = 1) -> Answers:
         """Answers that depend on what decides the cost of a training step."""
-        facts = [machine.facts.get(name, "") for name in ("processor", "cores", "gpu", "torch", "timm")]
         network = [config.model, f"{config.image_size} px", f"freeze {config.freeze_stages} {config.freeze_norm}"]
-        step = [machine.precision, f"ema {bool(config.ema)}", f"compile {config.compile} {config.compile_mode}"]
-        return cls([*facts, *network, *step, f"input {config.input}", f"{processes} processes"])
+        step = [f"ema {bool(config.ema)}", f"compile {config.compile} {config.compile_mode}", f"input {config.input}"]
+        return cls(machine, [*network, *step, f"{processes} processes"])
 
     def get(self, question: str, find: Callable[[], tuple[Choice, float]]) -> Choice:
         """The stored answer, or else that of `find`, with the spread of its times as a share of their median.

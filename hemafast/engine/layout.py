@@ -118,8 +118,7 @@ def _wrong_names(model: nn.Module, machine: Machine, settings: TrainConfig) -> l
     compares those that the time did not suffice for.
     """
     sizes = (*settings.growing_from, settings.image_size)
-    facts = [machine.facts.get(name, "") for name in ("processor", "torch", "timm")]
-    answers = Answers([*facts, machine.precision, f"{torch.get_num_threads()} threads"])
+    answers = Answers(machine, [])
     question = f"convolutions of {settings.model} at {', '.join(map(str, sizes))} px"
     kept = answers.kept(question)
     done, total, *names = kept.value.split() if kept else ("0", "1")

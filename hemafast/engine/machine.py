@@ -27,6 +27,8 @@ Precision = Literal["fp32", "bf16", "fp16"]
 
 _AMPERE, _OLDEST_OF_TRITON = (8, 0), (7, 0)
 _GPU_SHARE = 0.4  # of the free memory of a GPU for pixels; network and activations need the rest
+_DECISIVE = ("avx_vnni", "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_bf16", "amx_int8", "dot", "i8mm", "bf16")
+_LIMITS = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")
 _HOST_SHARE = 0.8  # of the available memory of the host that the page cache can keep
 
 
@@ -200,6 +202,7 @@ def machine_facts(device: str) -> dict[str, str]:
 
     facts = {
         "processor": _processor(),
+        "instructions": _instructions(),
         "cores": str(len(os.sched_getaffinity(0))),
         "memory": f"{psutil.virtual_memory().total / 2**30:.0f} GiB",
         "system": platform.platform(terse=True),
@@ -322,10 +325,24 @@ def _choose_gradients(device: str, precision: str, *, compiled: bool) -> Choice:
 
 
 def _processor() -> str:
-    """The processor's name with family and model, because virtual machines may only say "AMD EPYC"."""
+    """The processor's name with family and model, because virtual machines may only say "AMD EPYC".
+
+    ARM's have no name in /proc/cpuinfo, but the numbers of their maker and design.
+    """
     name = _cpuinfo("model name") or platform.processor() or platform.machine()
-    family, model = _cpuinfo("cpu family"), _cpuinfo("model")
-    return f"{name} (family {family}, model {model})" if family and model else name
+    keys = {"family": "cpu family", "model": "model", "implementer": "CPU implementer", "part": "CPU part"}
+    told = [f"{word} {number}" for word, key in keys.items() if (number := _cpuinfo(key))]
+    return f"{name} ({', '.join(told)})" if told else name
+
+
+def _instructions() -> str:
+    """What torch computes with here, other instructions that kernels are chosen by, and the user's limit for oneDNN."""
+    import torch
+
+    has = torch.cpu.get_capabilities()
+    told = [torch.backends.cpu.get_cpu_capability(), *(name for name in _DECISIVE if has.get(name))]
+    limits = [f"{name}={os.environ[name]}" for name in _LIMITS if name in os.environ]
+    return ", ".join([*told, *limits])
 
 
 def _cpuinfo(key: str) -> str:

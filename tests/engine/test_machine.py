@@ -214,8 +214,18 @@ def test_flags_are_read_from_cpuinfo(monkeypatch, tmp_path):
     assert machine_facts("cpu")["processor"] == "A CPU"
     cpuinfo.write_text("cpu family\t: 23\nmodel\t\t: 1\nmodel name\t: A CPU\n")
     assert machine_facts("cpu")["processor"] == "A CPU (family 23, model 1)"
+    cpuinfo.write_text("Features\t: asimd\nCPU implementer\t: 0x41\nCPU part\t: 0xd40\n")
+    assert machine_facts("cpu")["processor"].endswith("(implementer 0x41, part 0xd40)")
     cpuinfo.unlink()
     assert cpu_flags() == frozenset()
+
+
+def test_instructions_are_those_that_torch_uses_within_the_limit_of_the_user(monkeypatch):
+    monkeypatch.delenv("DNNL_MAX_CPU_ISA", raising=False)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True, "avx_vnni": True, "avx512_vnni": False})
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
+    assert machine_facts("cpu")["instructions"] == "AVX2, avx_vnni, ONEDNN_MAX_CPU_ISA=AVX2"
 
 
 def test_tuning_the_allocator_says_what_came_of_it(monkeypatch):

@@ -249,6 +249,7 @@ def test_an_answer_is_found_once(answers, store):
     "other",
     [
         {"facts": FACTS | {"processor": "Another"}},
+        {"facts": FACTS | {"instructions": "AVX2"}},
         {"facts": FACTS | {"torch": "3"}},
         {"facts": FACTS | {"gpu": "a GPU"}},
         {"precision": "bf16"},
@@ -268,6 +269,12 @@ def test_an_answer_is_of_its_machine_and_network_alone(answers, other):
     assert answers(**other).get("size", lambda: found("size", "8", "there")).value == "8"
     assert answers().get("size", never).value == "64"  # and the other is kept beside it
     assert answers(**other).get("size", never).value == "8"
+
+
+def test_an_answer_is_of_its_number_of_threads_alone(answers, monkeypatch):
+    answers().get("size", lambda: found("size", "64", "here"))
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 64)
+    assert answers().kept("size") is None
 
 
 @pytest.mark.parametrize(
