@@ -9,6 +9,7 @@ import math
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from importlib import metadata as packages
 from pathlib import Path
 from statistics import median
@@ -96,6 +97,12 @@ def available(engine: str) -> bool:
         return False
 
 
+def saturates() -> bool:
+    """Whether this processor may cut off sums of products of int8: x86 adds them in 16 bits where it has no VNNI."""
+    has = torch.cpu.get_capabilities()
+    return has["architecture"] == "x86_64" and not (has.get("avx512_vnni") or has.get("avx_vnni"))
+
+
 def choose_engine(
     file: Path, card: ModelCard, network: Torch, machine: Machine, asked: Engine
 ) -> tuple[str, Quick | None]:
@@ -130,14 +137,19 @@ def _choose(
         raise HemafastError(f"--engine {asked} runs on a CPU, not on {machine.device}.", "Leave --engine at auto.")
     content, metadata = _opened(graph)
     said = _measured(graph, metadata, file, card)
+    if saturates() and not said.get("seven_bits"):
+        problem = f"{graph} was made on a processor with VNNI. This one has none, and its sums may overflow."
+        raise HemafastError(problem, "Export it again on this machine, or use --engine torch.")
     good = [name for name, lost in said["lost"].items() if name in OPENERS and lost <= MOST_LOST]
     if asked != "auto" and asked not in good:
         problem = f"{graph} was not measured in {asked}, or lost more than {MOST_LOST} of macro-F1 there."
         raise HemafastError(problem, "Leave --engine at auto, or export it again where the package is installed.")
     names = [name for name in good if available(name)] if asked == "auto" else [asked]
 
+    @cache
     def opened(name: str) -> Quick:
-        _refuse_greedy(graph, name)
+        if name != "onnxruntime":  # by which its metadata was read
+            _refuse_greedy(graph, name)
         return _on_tensors(OPENERS[name](content), metadata.get("layout"))
 
     if asked != "auto":
