@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -239,6 +240,21 @@ def test_tuning_the_allocator_says_what_came_of_it(monkeypatch):
 
     monkeypatch.setattr(module.ctypes, "CDLL", missing)
     assert tune_allocator().value == "system default"
+
+
+@pytest.mark.parametrize(("most", "value"), [(1 << 30, "glibc, keeps"), (32 << 20, "glibc, keeps"), (0, "system")])
+def test_a_glibc_that_keeps_only_small_buffers_keeps_those(monkeypatch, most, value):
+    m_mmap_threshold, set_to = -3, {}
+
+    def mallopt(parameter, number):
+        if parameter == m_mmap_threshold and number > most:
+            return 0
+        set_to[parameter] = number
+        return 1
+
+    monkeypatch.setattr(module.ctypes, "CDLL", lambda _: SimpleNamespace(mallopt=mallopt))
+    assert tune_allocator().value.startswith(value)
+    assert set_to.get(m_mmap_threshold, 0) == most
 
 
 # Where pixels come from
