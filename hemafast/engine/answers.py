@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import logging
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -72,9 +75,7 @@ class Answers:
 
     def keep(self, question: str, choice: Choice, *, load: float = 0.0, spread: float = 0.0) -> None:
         """Store an answer with the load of the machine (`Load.others_since`) and the spread of what was measured."""
-        known = _read(self._file)
         entry = {"value": choice.value, "reason": choice.reason, "load": round(load, 3), "spread": round(spread, 3)}
-        known.setdefault(self._key, {})[question] = entry
         if not _trusted(entry):
             logger.warning(
                 "the trial of %s was disturbed: others had the processor for %.0f %% of its time, and its steps differ "
@@ -83,7 +84,10 @@ class Answers:
             )
         try:
             self._file.parent.mkdir(parents=True, exist_ok=True)
-            write_text(self._file, json.dumps(known, indent=2))
+            with _alone_in(self._file.parent):
+                known = _read(self._file)
+                known.setdefault(self._key, {})[question] = entry
+                write_text(self._file, json.dumps(known, indent=2))
         except OSError as error:
             logger.warning("the result of the trial cannot be kept (%s). The next run tries again", error)
 
@@ -98,6 +102,18 @@ class Answers:
 
 def _trusted(entry: dict[str, Any]) -> bool:
     return float(entry["load"]) <= BUSY and float(entry["spread"]) <= _STEADY
+
+
+@contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """Let one process at a time change what is in a folder, as runs of several folds begin together."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        with suppress(OSError):  # some network file systems have no locks for folders
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _read(file: Path) -> dict[str, Any]:

@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -306,6 +308,18 @@ def test_an_answer_of_a_busy_machine_is_found_again(answers, store, monkeypatch,
     assert (entries["size"]["load"], entries["size"]["spread"]) == (waited / 100, spread)
     assert answers().get("size", lambda: found("size", "64", "alone", spread=0.1)).value == "64"
     assert answers().get("size", never).value == "64"
+
+
+def test_runs_that_begin_together_keep_all_their_answers(answers):
+    together, names = threading.Barrier(8), [f"size {number}" for number in range(8)]
+
+    def keep(name):
+        together.wait()
+        answers().keep(name, Choice(name, "64", "the fastest"))
+
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(keep, names))
+    assert all(answers().kept(name) for name in names)
 
 
 def test_answers_are_forgotten_when_asked(answers, store):
