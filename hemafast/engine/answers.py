@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from hemafast.config import TrainConfig
+from hemafast.cores import cores
 from hemafast.engine.load import Load
 from hemafast.engine.machine import Choice, Machine
 from hemafast.files import user_cache, write_text
@@ -63,14 +64,16 @@ class Answers:
     def get(self, question: str, find: Callable[[], tuple[Choice, float]]) -> Choice:
         """The stored answer, or else that of `find`, with the spread of its times as a share of their median.
 
-        An answer found on a busy machine or from times that differ is not trusted: the next run tries again.
+        An answer found on a busy machine or from times that differ is not trusted: the next run tries again. Under a
+        quota, threads always wait for their turn, so only the times tell.
         """
         kept = self.kept(question)
         if kept is not None:
             return replace(kept, reason=f"{kept.reason} (found before, in {self._file})")
         before = Load.now()
         choice, spread = find()
-        self.keep(question, choice, load=Load.now().others_since(before), spread=spread)
+        quota = cores() < len(os.sched_getaffinity(0))
+        self.keep(question, choice, load=0.0 if quota else Load.now().others_since(before), spread=spread)
         return choice
 
     def keep(self, question: str, choice: Choice, *, load: float = 0.0, spread: float = 0.0) -> None:

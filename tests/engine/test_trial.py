@@ -310,6 +310,15 @@ def test_an_answer_of_a_busy_machine_is_found_again(answers, store, monkeypatch,
     assert answers().get("size", never).value == "64"
 
 
+def test_under_a_quota_an_answer_is_trusted_although_threads_waited(answers, monkeypatch):
+    loads = iter([Load(), Load({"1": (70, 30)})])
+    monkeypatch.setattr(Load, "now", lambda: next(loads))
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: range(8))
+    monkeypatch.setattr("hemafast.engine.answers.cores", lambda: 2)
+    answers().get("size", lambda: found("size", "64", "in a container"))
+    assert answers().get("size", never).value == "64"
+
+
 def test_runs_that_begin_together_keep_all_their_answers(answers):
     together, names = threading.Barrier(8), [f"size {number}" for number in range(8)]
 
