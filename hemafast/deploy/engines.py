@@ -205,7 +205,7 @@ def rates_of(
 ) -> tuple[dict[str, float], float]:
     """Images per second of the clock of each of several functions on a batch of noise, and the spread as `fastest`.
 
-    After `most` seconds of the clock, no further round begins, once each has been timed.
+    After `most` seconds of the clock, no further round begins. The first one warms up, and counts only if it is alone.
     """
     draw = torch.Generator().manual_seed(0)
     noise = torch.randint(0, 256, (_BATCH, 3, image_size, image_size), dtype=torch.uint8, generator=draw)
@@ -213,14 +213,13 @@ def rates_of(
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     until = clock() + most
     for number in range(1 + _ROUNDS):
-        if number > 1 and clock() >= until:
+        if number and clock() >= until:
             break
         for name, run in runs.items():
             started = clock()
             run(images)
-            ended = clock()
-            if number:  # the first warms up
-                seconds[name].append(ended - started)
+            seconds[name].append(clock() - started)
+    seconds = {name: times[1:] or times for name, times in seconds.items()}
     rates = {name: _BATCH / median(times) for name, times in seconds.items()}
     return rates, max((max(times) - min(times)) / median(times) for times in seconds.values())
 
