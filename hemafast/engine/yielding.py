@@ -32,7 +32,7 @@ process for 0.4 and more."""
 _SURE = 5  # quiet looks in a row until waiting threads may spin again
 _IDLE = 0.25  # of a core: whoever wants less has no threads that wait for each other
 _GRAIN = 1 << 15  # elements that torch gives a thread at least
-_MOST_TEAMS = 16  # of spare threads: where a container limits threads, OpenMP ends the process that wants too many
+_MOST_TEAMS = 16  # of spare threads
 
 
 def teams_for(threads: int, cores: int) -> int:
@@ -51,20 +51,28 @@ class SpareThreads:
 
     def __init__(self, threads: int, cores: int) -> None:
         self._elements, self._ended = threads * _GRAIN, threading.Event()
-        self._teams: list[threading.Thread] = []
+        self._started: list[threading.Thread] = []
+        teams = teams_for(threads, cores)
         with ExitStack() as failing:
             failing.callback(self.close)
-            for _ in range(teams_for(threads, cores)):
-                team = threading.Thread(target=self._hold, daemon=True)
-                team.start()
-                self._teams.append(team)
+            # First as many as all teams have: OpenMP ends the process where it cannot start one.
+            self._start(teams * threads, self._ended.wait)
+            self.close()
+            self._ended.clear()
+            self._start(teams, self._hold)
             failing.pop_all()
 
     def close(self) -> None:
         """End them, and wait until they have."""
         self._ended.set()
-        for team in self._teams:
-            team.join()
+        while self._started:
+            self._started.pop().join()
+
+    def _start(self, number: int, work: Callable[[], object]) -> None:
+        for _ in range(number):
+            thread = threading.Thread(target=work, daemon=True)
+            thread.start()
+            self._started.append(thread)
 
     def _hold(self) -> None:
         """The first parallel operation of a thread gives it a team of its own, which lives as long as the thread."""

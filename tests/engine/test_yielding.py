@@ -110,10 +110,11 @@ def test_the_openmp_of_torch_takes_spare_threads_as_a_switch():
 def test_there_are_more_threads_than_cores_and_they_end(threads, cores, teams, monkeypatch):
     monkeypatch.setattr(SpareThreads, "_hold", lambda self: self._ended.wait())  # without threads of OpenMP
     spare = SpareThreads(threads, cores)
-    assert [team.is_alive() for team in spare._teams] == [True] * teams
+    started = list(spare._started)
+    assert [team.is_alive() for team in started] == [True] * teams
     assert threads + teams * (threads - 1) > cores
     spare.close()
-    assert not any(team.is_alive() for team in spare._teams)
+    assert not any(team.is_alive() for team in started)
 
 
 def test_sums_stay_the_same_beside_spare_threads():
@@ -219,19 +220,21 @@ def test_spare_threads_end_with_the_watch(monkeypatch):
     assert Spare.held == 0
 
 
-def test_where_no_thread_can_be_started_the_watch_ends_and_leaves_none(monkeypatch):
-    start, room = threading.Thread.start, iter([True])
+@pytest.mark.parametrize(("room", "asked"), [(5, 0), (8, 2)])  # three teams of two have six threads
+def test_where_no_thread_can_be_started_the_watch_ends_and_leaves_none(monkeypatch, room, asked):
+    start, left, teams = threading.Thread.start, iter(range(room)), []
 
     def start_one(self):
-        if not next(room, False):
+        if next(left, None) is None:
             raise RuntimeError("can't start new thread")
         start(self)
 
-    monkeypatch.setattr(SpareThreads, "_hold", lambda self: self._ended.wait())  # without threads of OpenMP
+    monkeypatch.setattr(SpareThreads, "_hold", lambda self: (teams.append(self), self._ended.wait()))
     monkeypatch.setattr(threading.Thread, "start", start_one)
     monkeypatch.setattr(yielding, "LOOK", 0.001)
     before, each = threading.active_count(), loads(BESIDE)
     watch = Watch(lambda: SpareThreads(2, 4), lambda: next(each))
     watch.run(threading.Event())
     assert not watch.yields
+    assert len(teams) == asked  # OpenMP, which would end the process, is asked only where there is room for all
     assert threading.active_count() == before
