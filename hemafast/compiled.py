@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from numba import njit
+from numba.core import event
+
+logger = logging.getLogger("hemafast")
 
 
 def kept(compile_function: Callable[..., Any]) -> Any:
@@ -19,3 +24,23 @@ def kept(compile_function: Callable[..., Any]) -> Any:
 def compiled(**options: Any) -> Callable[[Any], Any]:
     """numba's `njit` with these options, and a cache if possible."""
     return lambda function: kept(lambda cache: njit(cache=cache, **options)(function))
+
+
+@contextmanager
+def told(what: str) -> Iterator[None]:
+    """Say so, once, if the block lets numba compile `what`: for some seconds, as it is in no cache."""
+    with event.install_listener("numba:compile", _Told(what)):
+        yield
+
+
+class _Told(event.Listener):
+    def __init__(self, what: str) -> None:
+        self._what = what
+
+    def on_start(self, _: Any) -> None:
+        if self._what:
+            logger.info("compiling %s: some seconds, once", self._what)
+        self._what = ""  # functions within are compiled, too
+
+    def on_end(self, _: Any) -> None:
+        pass

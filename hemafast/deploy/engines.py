@@ -9,6 +9,7 @@ import math
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from importlib import metadata as packages
 from pathlib import Path
 from statistics import median
@@ -28,7 +29,6 @@ from hemafast.engine.machine import Choice, Machine
 from hemafast.errors import HemafastError, require
 from hemafast.reading import parse_json
 from hemafast.regular import read_regular
-from hemafast.words import counted
 
 Quick = Callable[[Tensor], tuple[Tensor, Tensor]]
 """From uint8 (n, 3, height, width) to logits (n, classes) and features (n, d), float32."""
@@ -97,6 +97,12 @@ def available(engine: str) -> bool:
         return False
 
 
+def saturates() -> bool:
+    """Whether this processor may cut off sums of products of int8: x86 adds them in 16 bits where it has no VNNI."""
+    has = torch.cpu.get_capabilities()
+    return has["architecture"] == "x86_64" and not (has.get("avx512_vnni") or has.get("avx_vnni"))
+
+
 def choose_engine(
     file: Path, card: ModelCard, network: Torch, machine: Machine, asked: Engine
 ) -> tuple[str, Quick | None]:
@@ -131,14 +137,19 @@ def _choose(
         raise HemafastError(f"--engine {asked} runs on a CPU, not on {machine.device}.", "Leave --engine at auto.")
     content, metadata = _opened(graph)
     said = _measured(graph, metadata, file, card)
+    if saturates() and not said.get("seven_bits"):
+        problem = f"{graph} was made on a processor with VNNI. This one has none, and its sums may overflow."
+        raise HemafastError(problem, "Export it again on this machine, or use --engine torch.")
     good = [name for name, lost in said["lost"].items() if name in OPENERS and lost <= MOST_LOST]
     if asked != "auto" and asked not in good:
         problem = f"{graph} was not measured in {asked}, or lost more than {MOST_LOST} of macro-F1 there."
         raise HemafastError(problem, "Leave --engine at auto, or export it again where the package is installed.")
     names = [name for name in good if available(name)] if asked == "auto" else [asked]
 
+    @cache
     def opened(name: str) -> Quick:
-        _refuse_greedy(graph, name)
+        if name != "onnxruntime":  # by which its metadata was read
+            _refuse_greedy(graph, name)
         return _on_tensors(OPENERS[name](content), metadata.get("layout"))
 
     if asked != "auto":
@@ -165,10 +176,9 @@ def _remembered(
     names: Sequence[str], card: ModelCard, machine: Machine, find: Callable[[], tuple[Choice, float]]
 ) -> Choice:
     """The fastest of torch and these engines, tried once for a network on this machine."""
-    facts = [machine.facts.get(name, "") for name in ("processor", "cores", "torch")]
-    versions = [f"{name} {packages.version(name)}" for name in (TORCH, *names)]
-    network = [card.backbone, f"{card.image_size} px", counted(torch.get_num_threads(), "thread")]
-    return Answers([*facts, *versions, *network, f"turns {card.quarter_turns}"]).get("engine", find)
+    versions = [f"{name} {packages.version(name)}" for name in names]
+    network = [card.backbone, f"{card.image_size} px", f"turns {card.quarter_turns}"]
+    return Answers(machine, [*versions, *network]).get("engine", find)
 
 
 def fastest(
@@ -195,7 +205,7 @@ def rates_of(
 ) -> tuple[dict[str, float], float]:
     """Images per second of the clock of each of several functions on a batch of noise, and the spread as `fastest`.
 
-    After `most` seconds of the clock, no further round begins, once each has been timed.
+    After `most` seconds of the clock, no further round begins. The first one warms up, and counts only if it is alone.
     """
     draw = torch.Generator().manual_seed(0)
     noise = torch.randint(0, 256, (_BATCH, 3, image_size, image_size), dtype=torch.uint8, generator=draw)
@@ -203,14 +213,13 @@ def rates_of(
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     until = clock() + most
     for number in range(1 + _ROUNDS):
-        if number > 1 and clock() >= until:
+        if number and clock() >= until:
             break
         for name, run in runs.items():
             started = clock()
             run(images)
-            ended = clock()
-            if number:  # the first warms up
-                seconds[name].append(ended - started)
+            seconds[name].append(clock() - started)
+    seconds = {name: times[1:] or times for name, times in seconds.items()}
     rates = {name: _BATCH / median(times) for name, times in seconds.items()}
     return rates, max((max(times) - min(times)) / median(times) for times in seconds.values())
 

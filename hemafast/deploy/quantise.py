@@ -18,7 +18,7 @@ import torch
 from hemafast.data.dataset import Dataset
 from hemafast.data.graph import GraphShape
 from hemafast.data.loader import eval_loader
-from hemafast.deploy.engines import MOST_LOST, OPENERS, available
+from hemafast.deploy.engines import MOST_LOST, OPENERS, available, saturates
 from hemafast.deploy.formats import INPUT, INT8, Deployed, Packed, laid_out, pack_onnx
 from hemafast.engine.checkpoint import ModelCard
 from hemafast.errors import HemafastError
@@ -49,6 +49,8 @@ class Measured:
     calibration_images: int
     spared: int
     """First convolutions that stayed in fp32."""
+    seven_bits: bool
+    """Whether weights have 7 bits, so that no processor cuts off their sums (`engines.saturates`)."""
 
 
 def pack_int8(deployed: Deployed, card: ModelCard, file: Path, dataset: Dataset | None) -> Packed:
@@ -74,20 +76,21 @@ def pack_int8(deployed: Deployed, card: ModelCard, file: Path, dataset: Dataset 
         return _score(logits_of, _batches(dataset, VAL, card, deployed, None, _BATCH), card)  # read anew: they are many
 
     own = score_of(lambda pixels: deployed(torch.from_numpy(pixels))[0].numpy())
-    turns, lost = _TURNS if card.quarter_turns else 1, dict[str, float]()
+    turns, seven_bits, lost = _TURNS if card.quarter_turns else 1, saturates(), dict[str, float]()
     for spared in _SPARED:
-        graph = quantised(content, ranges, spared, turns)
+        graph = quantised(content, ranges, spared, turns, seven_bits=seven_bits)
         lost = {name: own - score_of(_logits_of(name, graph)) for name in OPENERS if available(name)}
         logger.info("int8 with %d convolutions in fp32 loses %s of macro-F1 %.4f", spared, _said(lost), own)
         if min(lost.values()) <= MOST_LOST:
             digest, count = hashlib.sha256(file.read_bytes()).hexdigest(), sum(map(len, ranges))
-            measured = Measured(digest, len(dataset.samples(VAL, card.image_size)), own, lost, count, spared)
+            images = len(dataset.samples(VAL, card.image_size))
+            measured = Measured(digest, images, own, lost, count, spared, seven_bits)
             return _with_metadata(graph, {INT8: json.dumps(asdict(measured))}), opset
     problem = f"{card.backbone} loses {_said(lost)} of macro-F1 {own:.4f} as int8; {MOST_LOST} is allowed."
     raise HemafastError(problem, "Choose another format (--format); nothing was written.")
 
 
-def quantised(content: bytes, ranges: list[Pixels], spared: int, turns: int = 1) -> bytes:
+def quantised(content: bytes, ranges: list[Pixels], spared: int, turns: int = 1, *, seven_bits: bool = False) -> bytes:
     """An ONNX graph in int8, QDQ format.
 
     Args:
@@ -95,6 +98,7 @@ def quantised(content: bytes, ranges: list[Pixels], spared: int, turns: int = 1)
         ranges: batches of its input; the smallest and largest value of each layer come from them.
         spared: how many of the first convolutions stay in fp32.
         turns: how often the network stands in the graph, once behind the other.
+        seven_bits: whether weights lose a bit, for processors that `engines.saturates`.
     """
     import onnx
     from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
@@ -114,7 +118,8 @@ def quantised(content: bytes, ranges: list[Pixels], spared: int, turns: int = 1)
         quant_pre_process(plain, ready, skip_symbolic_shape=True)
         kept = _in_fp32(onnx.load(ready).graph.node, spared, turns)
         kinds = {"activation_type": QuantType.QUInt8, "weight_type": QuantType.QInt8}  # what VNNI multiplies
-        quantize_static(ready, done, Reader(), per_channel=True, nodes_to_exclude=kept, **kinds)
+        chosen = {"per_channel": True, "reduce_range": seven_bits, "nodes_to_exclude": kept}
+        quantize_static(ready, done, Reader(), **chosen, **kinds)
         return done.read_bytes()
 
 

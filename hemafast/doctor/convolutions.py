@@ -29,6 +29,6 @@ def check_convolutions(which: str, compared: Comparison) -> Finding:
             "convolutions", f"{which}: {wrong} ({name_some(sorted(map(str, compared.wrong)), 3, '; ')})", remedy
         )
     if compared.left:
-        found = f"{which}: {compared.left} were not compared within {SECONDS:.0f} s, the others are right"
+        found = f"{which}: {compared.left} were not compared in {SECONDS:.0f} s ({compared.why}), the others are right"
         return yellow("convolutions", found, "Run doctor again when the machine is less busy.")
     return green("convolutions", f"{which}: the same gradients in both layouts")

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import logging
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from hemafast.config import TrainConfig
+from hemafast.cores import cores
 from hemafast.engine.load import Load
 from hemafast.engine.machine import Choice, Machine
 from hemafast.files import user_cache, write_text
 from hemafast.reading import read_object
+from hemafast.words import counted
 
 logger = logging.getLogger("hemafast")
 
@@ -37,37 +42,43 @@ def forget_answers() -> int:
 
 
 class Answers:
-    """Results of trials that depend on `facts`: the machine, versions, and what else decides them."""
+    """Results of trials that depend on the machine, on how torch computes there, and on `facts`.
 
-    def __init__(self, facts: Sequence[str]) -> None:
-        self._file, self._key = answers_file(), " | ".join(facts)
+    Machines may share the folder, so the instructions count too: a virtual machine may hide some of its processor.
+    """
+
+    def __init__(self, machine: Machine, facts: Sequence[str]) -> None:
+        import torch
+
+        here = [machine.facts.get(name, "") for name in ("processor", "instructions", "cores", "gpu", "torch", "timm")]
+        threads = counted(torch.get_num_threads(), "thread")
+        self._file, self._key = answers_file(), " | ".join([*here, threads, machine.precision, *facts])
 
     @classmethod
     def of_training(cls, machine: Machine, config: TrainConfig, processes: int = 1) -> Answers:
         """Answers that depend on what decides the cost of a training step."""
-        facts = [machine.facts.get(name, "") for name in ("processor", "cores", "gpu", "torch", "timm")]
         network = [config.model, f"{config.image_size} px", f"freeze {config.freeze_stages} {config.freeze_norm}"]
-        step = [machine.precision, f"ema {bool(config.ema)}", f"compile {config.compile} {config.compile_mode}"]
-        return cls([*facts, *network, *step, f"input {config.input}", f"{processes} processes"])
+        step = [f"ema {bool(config.ema)}", f"compile {config.compile} {config.compile_mode}", f"input {config.input}"]
+        return cls(machine, [*network, *step, f"{processes} processes"])
 
     def get(self, question: str, find: Callable[[], tuple[Choice, float]]) -> Choice:
         """The stored answer, or else that of `find`, with the spread of its times as a share of their median.
 
-        An answer found on a busy machine or from times that differ is not trusted: the next run tries again.
+        An answer found on a busy machine or from times that differ is not trusted: the next run tries again. Under a
+        quota, threads always wait for their turn, so only the times tell.
         """
         kept = self.kept(question)
         if kept is not None:
             return replace(kept, reason=f"{kept.reason} (found before, in {self._file})")
         before = Load.now()
         choice, spread = find()
-        self.keep(question, choice, load=Load.now().others_since(before), spread=spread)
+        quota = cores() < len(os.sched_getaffinity(0))
+        self.keep(question, choice, load=0.0 if quota else Load.now().others_since(before), spread=spread)
         return choice
 
     def keep(self, question: str, choice: Choice, *, load: float = 0.0, spread: float = 0.0) -> None:
         """Store an answer with the load of the machine (`Load.others_since`) and the spread of what was measured."""
-        known = _read(self._file)
         entry = {"value": choice.value, "reason": choice.reason, "load": round(load, 3), "spread": round(spread, 3)}
-        known.setdefault(self._key, {})[question] = entry
         if not _trusted(entry):
             logger.warning(
                 "the trial of %s was disturbed: others had the processor for %.0f %% of its time, and its steps differ "
@@ -76,7 +87,10 @@ class Answers:
             )
         try:
             self._file.parent.mkdir(parents=True, exist_ok=True)
-            write_text(self._file, json.dumps(known, indent=2))
+            with _alone_in(self._file.parent):
+                known = _read(self._file)
+                known.setdefault(self._key, {})[question] = entry
+                write_text(self._file, json.dumps(known, indent=2))
         except OSError as error:
             logger.warning("the result of the trial cannot be kept (%s). The next run tries again", error)
 
@@ -91,6 +105,18 @@ class Answers:
 
 def _trusted(entry: dict[str, Any]) -> bool:
     return float(entry["load"]) <= BUSY and float(entry["spread"]) <= _STEADY
+
+
+@contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """Let one process at a time change what is in a folder, as runs of several folds begin together."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        with suppress(OSError):  # some network file systems have no locks for folders
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _read(file: Path) -> dict[str, Any]:

@@ -4,7 +4,7 @@ Without AVX-512, oneDNN multiplies matrices, one channel at a time. With AVX-512
 taps, and takes two to eight times as long as ours at 5 x 5 and more (benchmarks/depthwise.py). Forward passes and the
 gradients of inputs stay with oneDNN, which is fast at them.
 
-numba and torch share the same GNU OpenMP threads, so they do not compete for the cores.
+numba and torch share the same OpenMP threads, so they do not compete for the cores.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from hemafast.compiled import compiled
+from hemafast.compiled import compiled, told
 from hemafast.engine.machine import Machine
 from hemafast.light_timm import Conv2dSame, pad_same
 
@@ -48,9 +48,14 @@ def use_own_gradients(model: nn.Module, machine: Machine) -> int:
 
 @cache
 def _start_threads() -> None:
-    """Compile, and start the threads of numba. That sets torch's number of threads to all cores, so restore it."""
+    """Compile, and start the threads of numba. That sets torch's number of threads to all cores, so restore it.
+
+    numba would take threads of TBB where the system has that library.
+    """
+    numba.config.THREADING_LAYER_PRIORITY = ["omp", "tbb", "workqueue"]  # type: ignore[attr-defined]
     threads, nothing = torch.get_num_threads(), np.zeros((1, 1, 1, 1), np.float32)
-    _sum_up(nothing, nothing, nothing.copy(), 1, 0, 0)
+    with told("gradients of depthwise convolutions"):
+        _sum_up(nothing, nothing, nothing.copy(), 1, 0, 0)
     torch.set_num_threads(threads)
 
 

@@ -8,6 +8,7 @@ beforehand which kernel oneDNN takes, so every convolution of a network is compa
 from __future__ import annotations
 
 import logging
+import signal
 import subprocess
 import sys
 import time
@@ -28,6 +29,9 @@ from hemafast.errors import HemafastError
 
 SECONDS = 20.0
 """The comparison takes so long at most. What is not compared by then runs in channels_last."""
+TIME_UP = "the time was up"
+_FROM_OUTSIDE = (signal.SIGHUP, signal.SIGINT, signal.SIGKILL, signal.SIGTERM)  # no convolution ends a process by these
+_MOST_OF_FAILURE = 200  # characters
 _COMMAND = (sys.executable, "-P", layout_trial.__file__)
 
 logger = logging.getLogger("hemafast")
@@ -67,7 +71,9 @@ class Comparison:
     wrong: frozenset[Convolution]
     """Wrong in channels_last: other gradients, or none."""
     left: int = 0
-    """How many were not compared, because the time was up."""
+    """How many were not compared."""
+    why: str = TIME_UP
+    """Why they were not."""
 
 
 def avoid_wrong_gradients(model: nn.Module, machine: Machine, settings: TrainConfig) -> list[str]:
@@ -118,8 +124,7 @@ def _wrong_names(model: nn.Module, machine: Machine, settings: TrainConfig) -> l
     compares those that the time did not suffice for.
     """
     sizes = (*settings.growing_from, settings.image_size)
-    facts = [machine.facts.get(name, "") for name in ("processor", "torch", "timm")]
-    answers = Answers([*facts, machine.precision, f"{torch.get_num_threads()} threads"])
+    answers = Answers(machine, [])
     question = f"convolutions of {settings.model} at {', '.join(map(str, sizes))} px"
     kept = answers.kept(question)
     done, total, *names = kept.value.split() if kept else ("0", "1")
@@ -132,7 +137,8 @@ def _wrong_names(model: nn.Module, machine: Machine, settings: TrainConfig) -> l
     compared = compare(waiting, machine.precision)
     names = [name for name, several in found.items() if name in names or compared.wrong & several]
     if compared.left:
-        logger.info("%d of %d were not compared in time. The next run does", compared.left, len(distinct))
+        told = "%d of %d were not compared (%s). The next run tries again"
+        logger.info(told, compared.left, len(distinct), compared.why)
     value = f"{len(distinct) - compared.left} {len(distinct)} {' '.join(names)}"
     answers.keep(question, Choice(question, value, "compared, of so many; and which are wrong in channels_last"))
     return names
@@ -147,22 +153,28 @@ def compare(convolutions: Sequence[Convolution], precision: str, seconds: float 
     """Compare convolutions in both layouts, in processes of their own, as one that is wrong can end its process."""
     waiting, wrong, until = list(convolutions), set[Convolution](), time.monotonic() + seconds
     while waiting and (left := until - time.monotonic()) > 0:
-        said, in_time = _said(waiting, precision, left)
+        said, failure = _said(waiting, precision, left)
         waiting = waiting[said.count(layout_trial.RIGHT) :]
-        if waiting and in_time:
+        if failure:
+            return Comparison(frozenset(wrong), len(waiting), failure)
+        if waiting:
             wrong.add(waiting.pop(0))
     return Comparison(frozenset(wrong), len(waiting))
 
 
-def _said(convolutions: Sequence[Convolution], precision: str, seconds: float) -> tuple[list[str], bool]:
-    """What a process says of each convolution until it ends, and whether it ended in time."""
+def _said(convolutions: Sequence[Convolution], precision: str, seconds: float) -> tuple[list[str], str]:
+    """What a process says of each convolution until it ends, and why it ended unless a convolution did that."""
     command = [*_COMMAND, str(torch.get_num_threads()), precision]
     lines = "".join(f"{' '.join(map(str, one.numbers))}\n" for one in convolutions)
     try:
         done = subprocess.run(command, input=lines.encode(), capture_output=True, timeout=seconds, check=False)
     except subprocess.TimeoutExpired as error:
-        return (error.stdout or b"").decode().split(), False
-    return done.stdout.decode().split(), True
+        return (error.stdout or b"").decode().split(), TIME_UP
+    said = done.stdout.decode().split()
+    if layout_trial.BEGUN in said and -done.returncode not in _FROM_OUTSIDE:
+        return said, ""
+    errors = done.stderr.decode("utf-8", "replace").strip().splitlines() or [f"exit status {done.returncode}"]
+    return said, errors[-1][:_MOST_OF_FAILURE]
 
 
 def convolutions_of(model: nn.Module, sizes: Sequence[int]) -> dict[str, set[Convolution]]:

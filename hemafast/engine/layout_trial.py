@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-RIGHT, WRONG = "right", "wrong"
+BEGUN, RIGHT, WRONG = "begun", "right", "wrong"
 _IMAGES = 4
-_LONGEST = 5  # seconds of processor time for one convolution, which takes milliseconds; beyond, its threads spin
+_LONGEST = 5  # seconds of each core for one convolution, which takes milliseconds; beyond, its threads spin
 _PATIENCE = 12  # seconds by the clock: threads may also sleep while they wait for one that never comes
 _MOST = {"fp32": 1e-3, "bf16": 5e-2}  # of the largest value; sums in another order differ by 1e-6 in fp32, 1e-2 in bf16
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -45,10 +45,11 @@ def difference(numbers: Sequence[int], dtype: torch.dtype) -> float:
 
 
 def main(threads: int, precision: str) -> None:
-    """Print for each convolution of standard input whether it is right, up to the first that is not."""
+    """Print that it begins, and for each convolution of standard input whether it is right, up to one that is not."""
     torch.set_num_threads(threads)
+    print(BEGUN, flush=True)
     for line in sys.stdin:
-        signal.setitimer(signal.ITIMER_PROF, _LONGEST)  # ends the process, wherever it is
+        signal.setitimer(signal.ITIMER_PROF, _LONGEST * threads)  # ends the process, wherever it is
         signal.setitimer(signal.ITIMER_REAL, _PATIENCE)
         right = difference([*map(int, line.split())], _DTYPES[precision]) <= _MOST[precision]
         print(RIGHT if right else WRONG, flush=True)

@@ -27,6 +27,8 @@ Precision = Literal["fp32", "bf16", "fp16"]
 
 _AMPERE, _OLDEST_OF_TRITON = (8, 0), (7, 0)
 _GPU_SHARE = 0.4  # of the free memory of a GPU for pixels; network and activations need the rest
+_DECISIVE = ("avx_vnni", "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_bf16", "amx_int8", "dot", "i8mm", "bf16")
+_LIMITS = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")
 _HOST_SHARE = 0.8  # of the available memory of the host that the page cache can keep
 
 
@@ -89,7 +91,7 @@ def tune_allocator() -> Choice:
     """Make the C library keep freed memory instead of returning it to the kernel. Call it before the first tensor.
 
     glibc maps and unmaps every large buffer. In a training step of a small network on a CPU, this costs about 200,000
-    page faults: a third to half of the time.
+    page faults: a third to half of the time. glibc up to 2.34 keeps none of more than 32 MiB.
     """
     m_trim_threshold, m_top_pad, m_mmap_threshold = -1, -2, -3  # malloc.h
     name = "allocator"
@@ -97,8 +99,8 @@ def tune_allocator() -> Choice:
         mallopt = ctypes.CDLL("libc.so.6").mallopt
     except (OSError, AttributeError):
         return Choice(name, "system default", "the C library is not glibc")
-    done = mallopt(m_mmap_threshold, 1 << 30) and mallopt(m_trim_threshold, 2**31 - 1) and mallopt(m_top_pad, 256 << 20)
-    if not done:
+    largest = mallopt(m_mmap_threshold, 1 << 30) or mallopt(m_mmap_threshold, 32 << 20)
+    if not (largest and mallopt(m_trim_threshold, 2**31 - 1) and mallopt(m_top_pad, 256 << 20)):
         return Choice(name, "system default", "glibc refused mallopt")
     return Choice(name, "glibc, keeps freed memory", "saves a page fault for every 4 KiB of every step on a CPU")
 
@@ -115,6 +117,7 @@ def choose_machine(
 ) -> Machine:
     """Decide how each of `processes` on this host runs. `allocator` is the choice of `tune_allocator`, if called.
 
+    Sets the number of torch's threads where a quota grants fewer, and on a CPU lets them yield to other programs.
     Batch norm over all processes (`sync_norm`) is not compiled: it waits for the others in every layer.
 
     Raises HemafastError if this machine cannot do what was asked for.
@@ -125,7 +128,7 @@ def choose_machine(
     gradients = _choose_gradients(on.value, precision.value, compiled=compiler.value == "on")
     loader = _choose_loader_threads(threads, processes)
     layout = Choice("layout", "channels_last", "convolutions read NHWC from the loader without a copy")
-    chosen = (on, precision, layout, compiler, gradients, _choose_torch_threads(), _waiting(), loader)
+    chosen = (on, precision, layout, compiler, gradients, _choose_torch_threads(), _waiting(on.value), loader)
     return Machine(
         device=on.value,
         precision=precision.value,  # type: ignore[arg-type] # _choose_precision yields nothing else
@@ -199,6 +202,7 @@ def machine_facts(device: str) -> dict[str, str]:
 
     facts = {
         "processor": _processor(),
+        "instructions": _instructions(),
         "cores": str(len(os.sched_getaffinity(0))),
         "memory": f"{psutil.virtual_memory().total / 2**30:.0f} GiB",
         "system": platform.platform(terse=True),
@@ -235,10 +239,13 @@ def _choose_torch_threads() -> Choice:
     return Choice(name, str(torch.get_num_threads()), "the count of torch, or OMP_NUM_THREADS")
 
 
-def _waiting() -> Choice:
-    """Told, not chosen, as libraries have read it when they were loaded; but from now on they yield to others."""
+def _waiting(device: str) -> Choice:
+    """Told, not chosen, as libraries have read it when they were loaded; but from now on they yield to others.
+
+    Not beside a GPU: it does the sums that threads of torch would wait for each other in.
+    """
     how, where = waiting_told(os.environ)
-    sooner = ", at once while others want the cores" if yield_to_others() else ""
+    sooner = ", at once while others want the cores" if device == "cpu" and yield_to_others() else ""
     return Choice("waiting threads", how + sooner, where)
 
 
@@ -318,10 +325,24 @@ def _choose_gradients(device: str, precision: str, *, compiled: bool) -> Choice:
 
 
 def _processor() -> str:
-    """The processor's name with family and model, because virtual machines may only say "AMD EPYC"."""
+    """The processor's name with family and model, because virtual machines may only say "AMD EPYC".
+
+    ARM's have no name in /proc/cpuinfo, but the numbers of their maker and design.
+    """
     name = _cpuinfo("model name") or platform.processor() or platform.machine()
-    family, model = _cpuinfo("cpu family"), _cpuinfo("model")
-    return f"{name} (family {family}, model {model})" if family and model else name
+    keys = {"family": "cpu family", "model": "model", "implementer": "CPU implementer", "part": "CPU part"}
+    told = [f"{word} {number}" for word, key in keys.items() if (number := _cpuinfo(key))]
+    return f"{name} ({', '.join(told)})" if told else name
+
+
+def _instructions() -> str:
+    """What torch computes with here, other instructions that kernels are chosen by, and the user's limit for oneDNN."""
+    import torch
+
+    has = torch.cpu.get_capabilities()
+    told = [torch.backends.cpu.get_cpu_capability(), *(name for name in _DECISIVE if has.get(name))]
+    limits = [f"{name}={os.environ[name]}" for name in _LIMITS if name in os.environ]
+    return ", ".join([*told, *limits])
 
 
 def _cpuinfo(key: str) -> str:

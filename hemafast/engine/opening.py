@@ -9,11 +9,18 @@ from typing import Any
 
 from hemafast.config import FIXED, FREE, READ, TrainConfig, checked, located, option_of, to_plain
 from hemafast.engine.checkpoint import load_last
+from hemafast.engine.machine import Machine
 from hemafast.engine.trial import DECIDED
 from hemafast.errors import HemafastError
 from hemafast.reading import cause
-from hemafast.recorded import Checkpoint
-from hemafast.run_folder import LAST, read_config, run_folders
+from hemafast.recorded import Checkpoint, MachineFile, read_recorded
+from hemafast.run_folder import LAST, MACHINE, read_config, run_folders
+
+_DECIDE_SUMS = {
+    "cpu": ("device", "torch", "instructions", "torch threads"),
+    "cuda": ("device", "torch", "gpu"),
+}
+"""By device: choices and facts in machine.json that a run must find again to be bit-identical."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +55,19 @@ def open_stopped(folder: Path, changes: Mapping[str, Any], *, allow_changes: boo
     # The checkpoint may be older than the settings, if a run crashed right after a change.
     restart = bool(_changes(saved["settings"], to_plain(settings)))
     return Opened(settings, folder, saved, tuple(changed), restart)
+
+
+def moved(folder: Path, machine: Machine) -> list[str]:
+    """What decides the last digit of sums and is other on `machine` than where the run in `folder` was, in words."""
+    try:
+        before = read_recorded(folder / MACHINE, MachineFile)
+    except (OSError, ValueError):  # a new run
+        return []
+    there = before["facts"] | {choice["name"]: choice["value"] for choice in before["choices"]}
+    here = machine.facts | {choice.name: choice.value for choice in machine.choices}
+    known = [name for name in _DECIDE_SUMS[machine.device] if name in there and name in here]
+    said = "{}: {} -> {}, so sums may differ in the last digit"
+    return [said.format(name, there[name], here[name]) for name in known if there[name] != here[name]]
 
 
 def changed_settings(folder: Path, changes: Mapping[str, Any], *, allow_changes: bool) -> TrainConfig:

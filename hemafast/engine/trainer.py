@@ -23,7 +23,7 @@ from hemafast.engine.distributed import World, joined, restarts
 from hemafast.engine.duration import refuse_used_up
 from hemafast.engine.journal import Journal, logger
 from hemafast.engine.loop import train_run
-from hemafast.engine.opening import Opened, changed_settings, free_settings, newest_run, open_stopped
+from hemafast.engine.opening import Opened, changed_settings, free_settings, moved, newest_run, open_stopped
 from hemafast.engine.plan import announce, settle
 from hemafast.engine.probe import probe_run
 from hemafast.engine.run import Run, is_finished
@@ -124,6 +124,7 @@ def _train(opened: Opened, world: World, starting: Starting, progress: Progress)
 def _loop(run: Run, folder: Path, changed: Sequence[str], starting: Starting, progress: Progress) -> None:
     """Write down settings and plan, then train to the end."""
     if run.world.first:
+        changed = [*changed, *moved(folder, run.plan.machine)]
         write_text(folder / CONFIG, to_json(run.config))
         write_text(folder / COMMAND, train_command(run.config) + "\n")
         write_text(folder / MACHINE, json.dumps(run.plan.to_json(), indent=2) + "\n")

@@ -8,6 +8,7 @@ only sleep, are a switch that works during a run. The number of threads that com
 from __future__ import annotations
 
 import atexit
+import ctypes
 import logging
 import os
 import threading
@@ -31,12 +32,15 @@ process for 0.4 and more."""
 _SURE = 5  # quiet looks in a row until waiting threads may spin again
 _IDLE = 0.25  # of a core: whoever wants less has no threads that wait for each other
 _GRAIN = 1 << 15  # elements that torch gives a thread at least
-_MOST_TEAMS = 16  # of spare threads: where a container limits threads, OpenMP ends the process that wants too many
+_MOST_TEAMS = 16  # of spare threads
 
 
 def teams_for(threads: int, cores: int) -> int:
-    """Teams beside one of `threads` (2 or more), each with all but one of them new, that make more than `cores`."""
-    return max(1, ceil((cores + 1 - threads) / (threads - 1)))
+    """Teams beside one of `threads` (2 or more), each with all but one of them new, that make more than `cores`.
+
+    None where the threads are more than the cores already.
+    """
+    return max(0, ceil((cores + 1 - threads) / (threads - 1)))
 
 
 class SpareThreads:
@@ -47,20 +51,28 @@ class SpareThreads:
 
     def __init__(self, threads: int, cores: int) -> None:
         self._elements, self._ended = threads * _GRAIN, threading.Event()
-        self._teams: list[threading.Thread] = []
+        self._started: list[threading.Thread] = []
+        teams = teams_for(threads, cores)
         with ExitStack() as failing:
             failing.callback(self.close)
-            for _ in range(teams_for(threads, cores)):
-                team = threading.Thread(target=self._hold, daemon=True)
-                team.start()
-                self._teams.append(team)
+            # First as many as all teams have: OpenMP ends the process where it cannot start one.
+            self._start(teams * threads, self._ended.wait)
+            self.close()
+            self._ended.clear()
+            self._start(teams, self._hold)
             failing.pop_all()
 
     def close(self) -> None:
         """End them, and wait until they have."""
         self._ended.set()
-        for team in self._teams:
-            team.join()
+        while self._started:
+            self._started.pop().join()
+
+    def _start(self, number: int, work: Callable[[], object]) -> None:
+        for _ in range(number):
+            thread = threading.Thread(target=work, daemon=True)
+            thread.start()
+            self._started.append(thread)
 
     def _hold(self) -> None:
         """The first parallel operation of a thread gives it a team of its own, which lives as long as the thread."""
@@ -112,13 +124,16 @@ _watches: dict[int, Watch] = {}
 def yield_to_others(environment: Mapping[str, str] = os.environ) -> bool:
     """Watch the load of this process from now on, in one thread, unless the user has set how threads wait.
 
-    Returns whether it is watched: with one thread for torch, none waits for another, and few threads on many cores
-    would need too many beside them.
+    Returns whether it is watched: with one thread for torch, none waits for another; threads that are more than the
+    cores sleep at once anyway; few threads on many cores would need too many beside them; and other libraries than GNU
+    OpenMP have no such switch.
     """
     import torch
 
     threads, cores = torch.get_num_threads(), len(os.sched_getaffinity(0))
-    if threads == 1 or set_by_user(environment) or teams_for(threads, cores) > _MOST_TEAMS:
+    if threads == 1 or set_by_user(environment) or not _threads_of_gnu():
+        return False
+    if not 0 < teams_for(threads, cores) <= _MOST_TEAMS:
         return False
     watch = Watch(lambda: SpareThreads(threads, cores))
     if _watches.setdefault(os.getpid(), watch) is watch:
@@ -129,7 +144,17 @@ def yield_to_others(environment: Mapping[str, str] = os.environ) -> bool:
     return True
 
 
+def _threads_of_gnu() -> bool:
+    """Whether the threads of torch are those of GNU OpenMP: not of Intel's or LLVM's, and not a pool of torch."""
+    try:
+        library = ctypes.CDLL("libtorch_cpu.so")  # is loaded already; the search includes what it is linked with
+    except OSError:
+        return False
+    return hasattr(library, "GOMP_parallel") and not hasattr(library, "kmp_set_blocktime")  # they imitate the former
+
+
 def _end(ended: threading.Event, watching: threading.Thread) -> None:
     """Let the threads end before the interpreter does, which aborts the process where one is within torch."""
-    ended.set()
-    watching.join()
+    if watching.is_alive():  # not in a forked process, to which it may have left its lock
+        ended.set()
+        watching.join()

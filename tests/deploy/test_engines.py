@@ -51,6 +51,7 @@ def test_the_graph_is_int8_and_says_what_it_lost_on_how_many_images(run, dataset
     assert any(node.op_type == "DequantizeLinear" for node in graph.graph.node)
     assert measured["images"] == len(dataset.split("val"))
     assert measured["lost"]["onnxruntime"] <= 1
+    assert measured["seven_bits"] is engines.saturates()
     assert (run / "export" / "MODEL_CARD.md").is_file()
 
 
@@ -95,28 +96,57 @@ def test_the_rounds_of_a_trial_have_a_spread():
     assert "rounds differ by 100% at most" in choice.reason
 
 
-def test_a_trial_of_slow_networks_says_its_time_and_ends_after_it(caplog):
+@pytest.mark.parametrize(("cost", "rounds"), [(9.0, 2), (30.0, 1)])
+def test_a_trial_of_slow_networks_says_its_time_and_ends_after_it(caplog, cost, rounds):
     now, ran = [0.0], []
-    slow = {name: lambda _, name=name: (ran.append(name), now.__setitem__(0, now[0] + 9.0)) for name in "ab"}
+    slow = {name: lambda _, name=name: (ran.append(name), now.__setitem__(0, now[0] + cost)) for name in "ab"}
     with caplog.at_level(logging.INFO, "hemafast"):
         fastest(slow, SMALL, lambda: now[0])
     assert caplog.messages == ["trying a and b, for at most 20 s"]
-    assert ran == ["a", "b"] * 2  # one round warms up, one counts
+    assert ran == ["a", "b"] * rounds  # the first one warms up, unless it takes all the time
 
 
 def test_an_engine_that_cannot_open_the_graph_is_not_tried(run, monkeypatch, tmp_path, caplog):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(engines, "MOST_LOST", 1.0)
-    asked = []
 
-    def why_not(file, engine="onnxruntime"):
-        asked.append(engine)
-        return "it ends the process, signal 11" if asked.count(engine) > 1 else ""
+    def refuse(content):
+        raise HemafastError("no room.", "")
 
-    monkeypatch.setattr(engines.graph_trial, "why_not", why_not)
+    monkeypatch.setitem(engines.OPENERS, "onnxruntime", refuse)
     assert opened(run).engine == "torch"
-    assert "onnxruntime is not tried: " in caplog.text
-    assert "cannot be loaded by onnxruntime (it ends the process, signal 11)" in caplog.text
+    assert "onnxruntime is not tried: no room." in caplog.text
+
+
+def test_a_graph_is_tried_once_and_opened_once_by_each_engine(run, monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(engines, "MOST_LOST", 1.0)
+    monkeypatch.setattr(engines, "fastest", lambda runs, card: (Choice("engine", "onnxruntime", "made up"), 0.0))
+    tried, made, open_graph = [], [], engines.open_onnxruntime
+    monkeypatch.setattr(engines.graph_trial, "why_not", lambda file, engine: tried.append(engine) or "")
+    monkeypatch.setitem(engines.OPENERS, "onnxruntime", lambda content: made.append(content) or open_graph(content))
+    assert opened(run).engine == "onnxruntime"
+    assert tried.count("onnxruntime") == len(made) == 1
+
+
+@pytest.mark.parametrize(
+    ("has", "seven_bits", "cut_off"),
+    [
+        ({"architecture": "x86_64", "avx512_f": True, "avx_vnni": False}, False, True),
+        ({"architecture": "x86_64", "avx512_f": True, "avx_vnni": False}, True, False),
+        ({"architecture": "x86_64", "avx_vnni": True}, False, False),
+        ({"architecture": "x86_64", "avx512_vnni": True}, False, False),
+        ({"architecture": "aarch64"}, False, False),
+    ],
+)
+def test_a_graph_is_not_used_where_its_sums_may_overflow(run, monkeypatch, caplog, has, seven_bits, cut_off):
+    monkeypatch.setattr(engines, "MOST_LOST", 1.0)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: has)
+    monkeypatch.setattr(engines, "_remembered", lambda *_: Choice("engine", "onnxruntime", "made up"))
+    measured = engines._measured
+    monkeypatch.setattr(engines, "_measured", lambda *given: measured(*given) | {"seven_bits": seven_bits})
+    assert opened(run).engine == ("torch" if cut_off else "onnxruntime")
+    assert ("its sums may overflow" in caplog.text) is cut_off
 
 
 def test_the_choice_is_tried_once_a_machine(run, monkeypatch, tmp_path, caplog):
@@ -176,7 +206,9 @@ def test_an_engine_that_is_asked_for_without_an_export_says_how_to_make_one(tmp_
         opened(write_run(tmp_path / "run"), "onnxruntime")
 
 
-def test_more_first_convolutions_stay_as_they_are_in_every_turn():
+@pytest.fixture(scope="module")
+def plain():
+    """A graph of two convolutions in two turns."""
     torch.manual_seed(0)
     net = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.ReLU(), torch.nn.Conv2d(4, 4, 3)).eval()
 
@@ -189,12 +221,20 @@ def test_more_first_convolutions_stay_as_they_are_in_every_turn():
             return self.net(images.float()) + self.net(images.float().flip(3))
 
     program = torch.onnx.export(Twice().eval(), (noise(2),), input_names=["images"], verbose=False)
-    batches = [noise(2).numpy()]
+    return program.model_proto.SerializeToString()
+
+
+def test_more_first_convolutions_stay_as_they_are_in_every_turn(plain):
     counts = []
     for spared in (0, 1, 2):
-        graph = onnx.load_from_string(
-            quantise.quantised(program.model_proto.SerializeToString(), batches, spared, turns=2)
-        )
+        graph = onnx.load_from_string(quantise.quantised(plain, [noise(2).numpy()], spared, turns=2))
         made = {name for node in graph.graph.node if node.op_type == "DequantizeLinear" for name in node.output}
         counts.append(sum(np.isin(node.input[1], [*made]) for node in graph.graph.node if node.op_type == "Conv"))
     assert counts == [4, 2, 0]
+
+
+@pytest.mark.parametrize(("seven_bits", "largest"), [(True, 64), (False, 127)])
+def test_weights_lose_a_bit_where_sums_may_overflow(plain, seven_bits, largest):
+    graph = onnx.load_from_string(quantise.quantised(plain, [noise(2).numpy()], 0, 2, seven_bits=seven_bits))
+    tensors = [onnx.numpy_helper.to_array(one) for one in graph.graph.initializer if one.name.endswith("_quantized")]
+    assert max(abs(one.astype(int)).max() for one in tensors if one.dtype == np.int8) == largest

@@ -5,6 +5,7 @@ import sys
 from copy import deepcopy
 from dataclasses import replace
 
+import numba
 import pytest
 import torch
 from steps import CPU
@@ -80,6 +81,11 @@ torch.set_num_threads(1)
 assert torch.get_num_threads() == 1, torch.get_num_threads()
 """
     subprocess.run([sys.executable, "-c", script], check=True)
+
+
+def test_numba_has_the_threads_of_torch():
+    weight_gradient(torch.zeros(1, 8, 4, 4), torch.zeros(1, 8, 4, 4), 3, 1, (1, 1))
+    assert numba.threading_layer() == "omp"
 
 
 @pytest.mark.parametrize("name", ["tf_efficientnet_lite0", "mobilenetv3_small_050", "convnext_atto"])

@@ -65,12 +65,25 @@ def test_right_convolutions_are_found_right():
         "os.kill(os.getpid(), 11)",
         "while True: pass",
         "time.sleep(600)",
+        "raise RuntimeError('could not execute a primitive')",
     ],
-    ids=["a little wrong", "not a number", "ends the process", "hangs", "sleeps"],
+    ids=["a little wrong", "not a number", "ends the process", "hangs", "sleeps", "raises"],
 )
 def test_a_wrong_convolution_is_found_in_a_child_and_the_rest_goes_on(injected, what):
     injected(what)
     assert compare([STRIDED, PLAIN], "fp32", 120) == Comparison(frozenset({STRIDED}), 0)
+
+
+def test_what_ends_a_child_from_outside_makes_no_convolution_wrong(injected):
+    injected("os.kill(os.getpid(), 9)")  # as the kernel for want of memory
+    assert compare([PLAIN, STRIDED, DEEP], "fp32", 120) == Comparison(frozenset(), 2, "exit status -9")
+
+
+def test_a_child_that_cannot_begin_makes_none_wrong(monkeypatch):
+    monkeypatch.setattr(layout, "_COMMAND", (sys.executable, "-c", "import there_is_no_such_module"))
+    compared = compare([PLAIN, STRIDED], "fp32", 120)
+    assert (compared.wrong, compared.left) == (frozenset(), 2)
+    assert "No module named" in compared.why
 
 
 def test_what_the_time_does_not_suffice_for_is_counted():
@@ -191,7 +204,7 @@ def test_a_comparison_that_ran_out_of_time_goes_on_in_the_next_run(settings, mon
     monkeypatch.setattr(layout, "compare", some)
     caplog.set_level("INFO", "hemafast")
     learner_of(settings)
-    assert "were not compared in time" in caplog.text
+    assert "were not compared (the time was up)" in caplog.text
     caplog.clear()
     learner_of(settings)
     assert asked[1] == asked[0][2:]

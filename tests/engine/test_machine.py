@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -122,6 +123,16 @@ def test_a_gpu_is_taken_and_computes_in_what_it_has(with_gpu, capability, precis
     assert machine.facts["gpu"] == "a pretended GPU"
 
 
+def test_only_threads_beside_a_cpu_yield(with_gpu, monkeypatch):
+    asked = []
+    monkeypatch.setattr(module, "yield_to_others", lambda: not asked.append("asked"))
+    with_gpu(9, 0)
+    for device, waits in (("cuda", False), ("cpu", True)):
+        (choice,) = (one for one in _choose(device=device).choices if one.name == "waiting threads")
+        assert ("while others want the cores" in choice.value) is waits
+    assert len(asked) == 1
+
+
 def test_a_gpu_does_what_it_is_asked_for(with_gpu):
     with_gpu(9, 0)
     assert _choose(amp="fp16").precision == "fp16"
@@ -204,8 +215,18 @@ def test_flags_are_read_from_cpuinfo(monkeypatch, tmp_path):
     assert machine_facts("cpu")["processor"] == "A CPU"
     cpuinfo.write_text("cpu family\t: 23\nmodel\t\t: 1\nmodel name\t: A CPU\n")
     assert machine_facts("cpu")["processor"] == "A CPU (family 23, model 1)"
+    cpuinfo.write_text("Features\t: asimd\nCPU implementer\t: 0x41\nCPU part\t: 0xd40\n")
+    assert machine_facts("cpu")["processor"].endswith("(implementer 0x41, part 0xd40)")
     cpuinfo.unlink()
     assert cpu_flags() == frozenset()
+
+
+def test_instructions_are_those_that_torch_uses_within_the_limit_of_the_user(monkeypatch):
+    monkeypatch.delenv("DNNL_MAX_CPU_ISA", raising=False)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True, "avx_vnni": True, "avx512_vnni": False})
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
+    assert machine_facts("cpu")["instructions"] == "AVX2, avx_vnni, ONEDNN_MAX_CPU_ISA=AVX2"
 
 
 def test_tuning_the_allocator_says_what_came_of_it(monkeypatch):
@@ -219,6 +240,21 @@ def test_tuning_the_allocator_says_what_came_of_it(monkeypatch):
 
     monkeypatch.setattr(module.ctypes, "CDLL", missing)
     assert tune_allocator().value == "system default"
+
+
+@pytest.mark.parametrize(("most", "value"), [(1 << 30, "glibc, keeps"), (32 << 20, "glibc, keeps"), (0, "system")])
+def test_a_glibc_that_keeps_only_small_buffers_keeps_those(monkeypatch, most, value):
+    m_mmap_threshold, set_to = -3, {}
+
+    def mallopt(parameter, number):
+        if parameter == m_mmap_threshold and number > most:
+            return 0
+        set_to[parameter] = number
+        return 1
+
+    monkeypatch.setattr(module.ctypes, "CDLL", lambda _: SimpleNamespace(mallopt=mallopt))
+    assert tune_allocator().value.startswith(value)
+    assert set_to.get(m_mmap_threshold, 0) == most
 
 
 # Where pixels come from

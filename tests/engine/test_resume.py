@@ -283,6 +283,18 @@ def test_it_can_be_taken_over(stopped, tmp_path, name):
     assert [row["epoch"] for row in read_rows(folder)] == [1, 1, 2, 2]
 
 
+def test_a_run_says_what_of_another_machine_may_change_its_last_digits(stopped, tmp_path):
+    folder = copied(stopped, tmp_path)
+    machine = json.loads((folder / "machine.json").read_text())
+    (threads,) = (choice for choice in machine["choices"] if choice["name"] == "torch threads")
+    here, threads["value"] = threads["value"], "64"
+    (folder / "machine.json").write_text(json.dumps(machine))
+    for epochs in (2, 3):  # the second time it is the same machine
+        resume(folder, {"epochs": epochs})
+    (line,) = (line for line in (folder / "train.log").read_text().splitlines() if "changed on resume" in line)
+    assert line.endswith(f"torch threads: 64 -> {here}, so sums may differ in the last digit")
+
+
 def test_changes_reach_the_optimizer_and_the_epoch_under_way_begins_anew(in_pieces, monkeypatch):
     folder, seen, step = in_pieces(4, finish=False, layer_decay=None), [], TrainStep.__call__
 

@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -249,6 +251,7 @@ def test_an_answer_is_found_once(answers, store):
     "other",
     [
         {"facts": FACTS | {"processor": "Another"}},
+        {"facts": FACTS | {"instructions": "AVX2"}},
         {"facts": FACTS | {"torch": "3"}},
         {"facts": FACTS | {"gpu": "a GPU"}},
         {"precision": "bf16"},
@@ -268,6 +271,12 @@ def test_an_answer_is_of_its_machine_and_network_alone(answers, other):
     assert answers(**other).get("size", lambda: found("size", "8", "there")).value == "8"
     assert answers().get("size", never).value == "64"  # and the other is kept beside it
     assert answers(**other).get("size", never).value == "8"
+
+
+def test_an_answer_is_of_its_number_of_threads_alone(answers, monkeypatch):
+    answers().get("size", lambda: found("size", "64", "here"))
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 64)
+    assert answers().kept("size") is None
 
 
 @pytest.mark.parametrize(
@@ -291,7 +300,7 @@ def test_an_answer_that_is_not_whole_is_found_again(answers, store, entry):
 
 @pytest.mark.parametrize(("waited", "spread"), [(30, 0.0), (0, 0.6)])
 def test_an_answer_of_a_busy_machine_is_found_again(answers, store, monkeypatch, caplog, waited, spread):
-    loads = iter([Load(), Load(ran=70, waited=waited), Load(), Load(ran=100)])
+    loads = iter([Load(), Load({"1": (70, waited)}), Load(), Load({"1": (100, 0)})])
     monkeypatch.setattr(Load, "now", lambda: next(loads))
     assert answers().get("size", lambda: found("size", "8", "beside others", spread=spread)).value == "8"
     assert "The next run tries again" in caplog.text
@@ -299,6 +308,27 @@ def test_an_answer_of_a_busy_machine_is_found_again(answers, store, monkeypatch,
     assert (entries["size"]["load"], entries["size"]["spread"]) == (waited / 100, spread)
     assert answers().get("size", lambda: found("size", "64", "alone", spread=0.1)).value == "64"
     assert answers().get("size", never).value == "64"
+
+
+def test_under_a_quota_an_answer_is_trusted_although_threads_waited(answers, monkeypatch):
+    loads = iter([Load(), Load({"1": (70, 30)})])
+    monkeypatch.setattr(Load, "now", lambda: next(loads))
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: range(8))
+    monkeypatch.setattr("hemafast.engine.answers.cores", lambda: 2)
+    answers().get("size", lambda: found("size", "64", "in a container"))
+    assert answers().get("size", never).value == "64"
+
+
+def test_runs_that_begin_together_keep_all_their_answers(answers):
+    together, names = threading.Barrier(8), [f"size {number}" for number in range(8)]
+
+    def keep(name):
+        together.wait()
+        answers().keep(name, Choice(name, "64", "the fastest"))
+
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(keep, names))
+    assert all(answers().kept(name) for name in names)
 
 
 def test_answers_are_forgotten_when_asked(answers, store):

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -50,7 +51,7 @@ def loads(*seconds: tuple[float, float]) -> Iterator[Load]:
     yield Load()
     for more_ran, more_waited in seconds:
         ran, waited = ran + int(more_ran * SECOND), waited + int(more_waited * SECOND)
-        yield Load(ran, waited)
+        yield Load({"1": (ran, waited)})
 
 
 class Spare:
@@ -105,14 +106,15 @@ def test_the_openmp_of_torch_takes_spare_threads_as_a_switch():
     assert meanwhile < 0.7 * after
 
 
-@pytest.mark.parametrize(("threads", "cores", "teams"), [(2, 2, 1), (2, 4, 3), (16, 16, 1), (8, 64, 9), (4, 2, 1)])
+@pytest.mark.parametrize(("threads", "cores", "teams"), [(2, 2, 1), (2, 4, 3), (16, 16, 1), (8, 64, 9), (4, 2, 0)])
 def test_there_are_more_threads_than_cores_and_they_end(threads, cores, teams, monkeypatch):
     monkeypatch.setattr(SpareThreads, "_hold", lambda self: self._ended.wait())  # without threads of OpenMP
     spare = SpareThreads(threads, cores)
-    assert [team.is_alive() for team in spare._teams] == [True] * teams
+    started = list(spare._started)
+    assert [team.is_alive() for team in started] == [True] * teams
     assert threads + teams * (threads - 1) > cores
     spare.close()
-    assert not any(team.is_alive() for team in spare._teams)
+    assert not any(team.is_alive() for team in started)
 
 
 def test_sums_stay_the_same_beside_spare_threads():
@@ -131,6 +133,7 @@ def test_sums_stay_the_same_beside_spare_threads():
         (2, 2, {"GOMP_SPINCOUNT": "7"}),
         (2, 2, {"OMP_WAIT_POLICY": "ACTIVE"}),
         (2, 64, {}),  # 63 teams would be needed
+        (4, 2, {}),  # they sleep at once anyway
     ],
 )
 def test_nothing_is_watched_where_none_waits_or_it_costs_too_many_threads_or_against_the_user(
@@ -141,6 +144,43 @@ def test_nothing_is_watched_where_none_waits_or_it_costs_too_many_threads_or_aga
     monkeypatch.setattr(yielding, "_watches", {})
     assert not yield_to_others(given)
     assert not yielding._watches
+
+
+@pytest.mark.parametrize(
+    ("exported", "watched"),
+    [
+        (["GOMP_parallel"], True),
+        (["GOMP_parallel", "kmp_set_blocktime"], False),  # LLVM's and Intel's
+        ([], False),  # a pool of torch
+        (None, False),  # no such library
+    ],
+)
+def test_only_threads_of_gnu_openmp_are_watched(exported, watched, monkeypatch):
+    def library(name):
+        if exported is None:
+            raise OSError(name)
+        return SimpleNamespace(**dict.fromkeys(exported))
+
+    monkeypatch.setattr("torch.get_num_threads", lambda: 2)
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1})
+    monkeypatch.setattr(yielding, "_watches", {})
+    monkeypatch.setattr(yielding.ctypes, "CDLL", library)
+    monkeypatch.setattr(Watch, "run", lambda self, ended: None)
+    assert yield_to_others({}) is watched
+    assert bool(yielding._watches) is watched
+
+
+def test_the_threads_of_this_torch_are_known():
+    brought = list(Path(torch.__file__).parent.glob("lib/libgomp*"))
+    assert yielding._threads_of_gnu() or not brought
+
+
+def test_a_forked_process_ends_without_the_thread_of_its_parent():
+    ended = threading.Event()
+    gone = threading.Thread(target=ended.wait)  # as after a fork: not alive, and its lock is held for ever
+    with ended._cond:
+        yielding._end(ended, gone)
+    assert not ended.is_set()
 
 
 def test_one_thread_watches_however_often_it_is_asked_for_until_the_process_ends(monkeypatch):
@@ -180,19 +220,21 @@ def test_spare_threads_end_with_the_watch(monkeypatch):
     assert Spare.held == 0
 
 
-def test_where_no_thread_can_be_started_the_watch_ends_and_leaves_none(monkeypatch):
-    start, room = threading.Thread.start, iter([True])
+@pytest.mark.parametrize(("room", "asked"), [(5, 0), (8, 2)])  # three teams of two have six threads
+def test_where_no_thread_can_be_started_the_watch_ends_and_leaves_none(monkeypatch, room, asked):
+    start, left, teams = threading.Thread.start, iter(range(room)), []
 
     def start_one(self):
-        if not next(room, False):
+        if next(left, None) is None:
             raise RuntimeError("can't start new thread")
         start(self)
 
-    monkeypatch.setattr(SpareThreads, "_hold", lambda self: self._ended.wait())  # without threads of OpenMP
+    monkeypatch.setattr(SpareThreads, "_hold", lambda self: (teams.append(self), self._ended.wait()))
     monkeypatch.setattr(threading.Thread, "start", start_one)
     monkeypatch.setattr(yielding, "LOOK", 0.001)
     before, each = threading.active_count(), loads(BESIDE)
     watch = Watch(lambda: SpareThreads(2, 4), lambda: next(each))
     watch.run(threading.Event())
     assert not watch.yields
+    assert len(teams) == asked  # OpenMP, which would end the process, is asked only where there is room for all
     assert threading.active_count() == before
