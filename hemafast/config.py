@@ -789,7 +789,7 @@ def _check(settings: PrepareConfig | TrainConfig) -> None:
     from pydantic import ValidationError
 
     kind = type(settings)
-    given = {one.name: _parsed(option_of(kind, one.name), getattr(settings, one.name)) for one in fields(settings)}
+    given = {one.name: parsed(kind, one.name, getattr(settings, one.name)) for one in fields(settings)}
     try:
         clean = _model_of(kind).model_validate(given)  # type: ignore[arg-type] # a class is hashable
     except ValidationError as error:
@@ -801,8 +801,10 @@ def _check(settings: PrepareConfig | TrainConfig) -> None:
         object.__setattr__(settings, name, getattr(clean, name))
 
 
-def _parsed(option: Option, value: Any) -> Any:
-    return value if option.parse is None else option.parse(value)
+def parsed(kind: type[Any], name: str, value: Any) -> Any:
+    """What is typed for a setting, or stands in a file, as a value of its field; all else as it is."""
+    parse = option_of(kind, name).parse
+    return value if parse is None else parse(value)
 
 
 @cache
