@@ -1,9 +1,9 @@
-"""What nuclei say about the scale of prepared images, as if nothing else were known of it.
+"""What nuclei and red cells say about the scale of prepared images, as if nothing else were known of it.
 
     python benchmarks/scale.py Acevedo/prepared Matek/prepared --run RUN --json benchmarks/results/scale.json
 
 For each domain: the estimate from all images, from the images of each class alone, and from random samples of 30
-images, beside the scale that is known of it. With a run, the same by the nuclei and the classes that its model
+images, beside the scale that is known of it. With a run, the same with the classes that its model
 predicts, of images that it was not trained on, and its macro-F1 at each scale. Refuses drawn cells.
 """
 
@@ -47,7 +47,7 @@ def main(
     samples: Annotated[int, typer.Option(min=1, help="Random samples of each domain.")] = 100,
     given: Annotated[list[str], typer.Option(help="NAME=UM_PER_PIXEL, taken as known; may be repeated.")] = [],  # noqa: B006
 ) -> None:
-    """Measure the nuclei of all images, and write what they say."""
+    """Measure the nuclei and red cells of all images, and write what they say."""
     taken = {name: float(scale) for name, _, scale in (one.partition("=") for one in given)}
     model = None if run is None else hf.open_model(run, device="cpu")
     domains: dict[str, Any] = {}
@@ -58,7 +58,7 @@ def main(
         for label, rows in schema.accepted(dataset.table).groupby("domain"):
             name = str(label)
             known = taken.get(name) or _known(dataset.info.domains[name])
-            domains[name] = _measured(_cells(folder, rows), rows["label"], known, samples, _by_nuclei)
+            domains[name] = _measured(_cells(folder, rows), rows["label"], known, samples, _by_sizes)
             if model is not None:
                 domains[name]["with_classes"] = _with_model(model, dataset, rows, known, samples)
     options = [] if run is None else ["--run", "RUN"]
@@ -78,8 +78,8 @@ def _cells(folder: Path, rows: pd.DataFrame, *, keep: bool = False) -> Cells:
         return measure_encoded((Encoded(file.read_bytes(), file.name, {}, keep=keep) for file in files), threads=1)
 
 
-def _by_nuclei(cells: Cells) -> ScaleEstimate:
-    return estimate_from([(one.side, one.nucleus) for one in cells])
+def _by_sizes(cells: Cells) -> ScaleEstimate:
+    return estimate_from(cells)
 
 
 def _measured(
@@ -117,11 +117,11 @@ def _with_model(
     cells = _cells(dataset.folder, rows, keep=True)
 
     def estimate(some: Cells) -> ScaleEstimate:
-        return by_classes(_by_nuclei(some), spread([one for one in some if one.nucleus], CLASSIFIED), [model])
+        return by_classes(_by_sizes(some), spread([one for one in some if one.nucleus], CLASSIFIED), [model])
 
     found = _measured(cells, rows["label"], known, samples, estimate)
-    first = _measured(cells, rows["label"], known, samples, _by_nuclei)
-    scales = {"known": known, "nuclei": first["all"]["um_per_pixel"], "classes": found["all"]["um_per_pixel"]}
+    first = _measured(cells, rows["label"], known, samples, _by_sizes)
+    scales = {"known": known, "sizes": first["all"]["um_per_pixel"], "classes": found["all"]["um_per_pixel"]}
     scores = {name: scale and _macro_f1(model, dataset, rows, scale) for name, scale in scales.items()}
     return found | {"first": first, "macro_f1": scores}
 

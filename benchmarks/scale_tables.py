@@ -1,4 +1,4 @@
-"""Tables of scale.json: what nuclei, and the nuclei of predicted classes, say of the scale. They need no torch."""
+"""Tables of scale.json: what nuclei and red cells, and then predicted classes, say of the scale. They need no torch."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ def tables(results: Mapping[str, Any]) -> dict[str, str]:
         f"um/px. Samples: {drawn} random draws of {OF_IMAGES} images, least to most. Classes: the "
         f"estimates from one class alone, least to most. `{command}`."
     )
-    header = "images of | known | estimated from all (interval) | nuclei found in | samples of 30 | single classes"
+    columns = ["known", "estimated from all (interval)", "nuclei found in", "red cells alone"]
+    header = " | ".join(["images of", *columns, f"samples of {OF_IMAGES}", "single classes"])
     rows = [_row(name, one) for name, one in domains.items()]
     return {"scale": table(header, rows, note), **_table_with_classes(domains, command)}
 
@@ -29,7 +30,7 @@ def tables(results: Mapping[str, Any]) -> dict[str, str]:
 def _table_with_classes(domains: Mapping[str, Any], command: str) -> dict[str, str]:
     """The same with predicted classes; nothing if no run was given."""
     note = (
-        "Each by the nuclei alone, then by those of predicted classes; of images that the model was not trained on. "
+        "Each by nuclei and red cells, then with predicted classes; of images that the model was not trained on. "
         f"Errors of random samples of {OF_IMAGES} images and of sets of one class: root mean square, against the scale "
         "known or given; in brackets, of how many samples the interval holds it. Macro-F1 at that scale, then at the "
         f"two estimates. `{command}`."
@@ -74,6 +75,7 @@ def _row(name: str, one: Mapping[str, Any]) -> Sequence[str]:
         "unknown" if one["known"] is None else f"{one['known']:.4g}",
         f"**{whole['um_per_pixel']:.3g}** ({whole['low']:.3g} to {whole['high']:.3g})",
         f"{whole['nuclei']:,} of {whole['images']:,}",
+        f"{whole['by_red_cells']:.3g}, by {whole['red_cells']:,}" if whole["red_cells"] else "too few",
         f"{samples['least']:.3g} to {samples['most']:.3g}{near}",
         f"{min(alone):.3g} to {max(alone):.3g}",
     ]

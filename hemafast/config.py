@@ -321,7 +321,7 @@ class PrepareConfig:
         {},
         "Micrometres per pixel of a domain; may be repeated. unknown keeps its images whole.",
         PIXELS,
-        none="estimated from nuclei, if not known",
+        none="estimated from its cells, if not known",
         metavar="NAME=UM|unknown",
         parse=_scales,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 _IRREGULAR = {"nucleus": "nuclei", "epoch": "epochs"}
 _HISSING = re.compile(r"(s|x|z|ch|sh)$")
@@ -18,6 +19,12 @@ def counted(number: int, one: str, many: str | None = None) -> str:
         many: what there are otherwise, as in "images are"; by default the plural of `one`.
     """
     return f"{number:,} {one if number == 1 else many or plural(one)}"
+
+
+def listed(words: Sequence[str]) -> str:
+    """Words in a row: "a", "a and b", "a, b and c"."""
+    *before, last = words
+    return f"{', '.join(before)} and {last}" if before else last
 
 
 def plural(noun: str) -> str:

@@ -176,7 +176,7 @@ def test_preparing_stays_a_function_whatever_is_imported():
     )
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_users_script_is_checked_against_the_annotations(tmp_path):
     (tmp_path / "good.py").write_text(
         textwrap.dedent("""

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 import hemafast
-from hemafast.words import counted, plural
+from hemafast.words import counted, listed, plural
 
 PACKAGE = Path(hemafast.__file__).parent
 
@@ -38,3 +38,8 @@ def test_plurals_of_the_field(one, many):
 def test_a_verb_agrees():
     assert counted(1, "image is", "images are") == "1 image is"
     assert counted(3, "image is", "images are") == "3 images are"
+
+
+@pytest.mark.parametrize(("words", "said"), [(["a"], "a"), (["a", "b"], "a and b"), (["a", "b", "c"], "a, b and c")])
+def test_words_in_a_row(words, said):
+    assert listed(words) == said

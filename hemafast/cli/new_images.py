@@ -23,7 +23,7 @@ UmPerPixel = Annotated[
     typer.Option(
         metavar="UM|unknown",
         help="Micrometres per pixel of all images; unknown sees them whole.",
-        show_default="that of the domain a folder or zip is named after, else estimated from nuclei",
+        show_default="that of the domain a folder or zip is named after, else estimated from its cells",
     ),
 ]
 BitDepth = Annotated[

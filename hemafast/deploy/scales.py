@@ -65,7 +65,7 @@ def estimator(images: Sequence[Image], depths: Depths, models: Sequence[Model]) 
         names = (len(some), *(image.name for image in spread(some, SAMPLE)))
         if names not in found:
             cells = measured(some)
-            first = estimate_from([(one.side, one.nucleus) for one in cells])
+            first = estimate_from(cells)
             found[names] = by_classes(first, [one for one in cells if one.nucleus and one.pixels is not None], judges)
         return found[names]
 

@@ -13,6 +13,7 @@ import logging
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,7 @@ _MATTERS = 0.10  # alarms: twice as many as at home
 _MEAN_MATTERS = 0.35  # mean likeness; 0.5 at home
 _CHANCE = 0.005  # that a set of images of home is called unlike by one of the two tests
 _NEAREST = 5
+_AT_ONCE = 1024  # images that are compared with all that are kept; memory grows with them
 _MOST = 256  # images of home that are kept
 _OF_DOMAIN = 2 * _NEAREST  # fewest that tell how far the images of a domain are from each other
 _COLOURS = 6
@@ -102,6 +104,12 @@ class Likeness:
 
     def _from_domains(self, colours: Tensor, features: Tensor, own: Tensor | None) -> Tensor:
         """Distance of each image from each domain, (2, n, domains)."""
+        owns = repeat(None) if own is None else torch.split(own, _AT_ONCE)
+        parts = zip(torch.split(colours, _AT_ONCE), torch.split(features, _AT_ONCE), owns, strict=False)
+        return torch.cat([self._of_part(*part) for part in parts], dim=1)
+
+    def _of_part(self, colours: Tensor, features: Tensor, own: Tensor | None) -> Tensor:
+        """The same of a few images, which are compared with all that are kept."""
         colour = torch.cdist((colours - self.centre) @ self.whitening, self.colours)
         content = 1 - _unit(features) @ self.features.float().T
         distances = torch.stack([colour, content])

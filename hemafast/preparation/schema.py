@@ -10,7 +10,15 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 from annotated_types import Ge, Gt, Le, Len
-from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    WrapSerializer,
+    model_validator,
+)
 
 from hemafast.config import AUTO_FIELD_OF_VIEW, PackSize
 from hemafast.preparation.images.depth import Range
@@ -152,15 +160,23 @@ class Version(BaseModel):
 
 
 ScaleSource = Literal["given", "table", "known archive", "estimated", "unknown"]
-"""How micrometres per pixel are known: by --um-per-pixel, by the table of labels, by the archive's name, by nuclei."""
+"""How micrometres per pixel are known: by --um-per-pixel, by the table of labels, by the archive's name, by cells."""
+
+
+def _without_red_cells(estimate: ScaleEstimate | None, write: SerializerFunctionWrapHandler) -> Any:
+    """As older versions wrote it, if no red cells had a part in it: their seals cover what they wrote."""
+    fields = write(estimate)
+    if estimate is not None and estimate.by_red_cells is None:
+        del fields["red_cells"], fields["by_red_cells"]
+    return fields
 
 
 class Scale(Record):
     """How the micrometres per pixel of a domain are known."""
 
     source: ScaleSource
-    estimate: ScaleEstimate | None
-    """What its nuclei say, whether that is used or not; None if they were not looked at."""
+    estimate: Annotated[ScaleEstimate | None, WrapSerializer(_without_red_cells)]
+    """What its cells say, whether that is used or not; None if they were not looked at."""
 
 
 def scale_words(um_per_pixel: float | None, scale: Scale | None) -> str:
@@ -170,7 +186,8 @@ def scale_words(um_per_pixel: float | None, scale: Scale | None) -> str:
     found = scale.estimate
     if scale.source != "estimated" or found is None:
         return f"{um_per_pixel:g} ({scale.source})"
-    return f"{um_per_pixel:.3g} (estimated: {found.low:.3g} to {found.high:.3g}, {counted(found.nuclei, 'nucleus')})"
+    seen = [counted(found.nuclei, "nucleus"), *([counted(found.red_cells, "red cell")] if found.red_cells else [])]
+    return f"{um_per_pixel:.3g} (estimated: {found.low:.3g} to {found.high:.3g}, {', '.join(seen)})"
 
 
 class DomainInfo(Record):

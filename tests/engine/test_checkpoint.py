@@ -330,7 +330,7 @@ def save_without_end(file: Path, first: int, saved: Connection) -> None:
 def test_a_process_killed_at_any_moment_leaves_the_last_state_that_was_saved_or_the_one_after_it(tmp_path):
     file, draw, reported = tmp_path / "last", random.Random(0), -1
     context, parts = forked.context(), set()
-    for _ in range(50):
+    for _ in range(20):
         ours, theirs = context.Pipe(duplex=False)
         process = context.Process(target=save_without_end, args=(file, reported + 2, theirs), daemon=True)
         process.start()

@@ -125,3 +125,30 @@ def test_a_data_set_that_does_not_say_how_scales_are_known_opens(tmp_path, make_
     path.write_text(json.dumps(old | {"seal": seal(type(prepared.info).model_validate(old))}))
     found = read_info(prepared.folder).domains["New"]
     assert (found.um_per_pixel, found.scale, found.scale_words) == (0.5, None, "0.5")
+
+
+def _draw_smear(seed: int) -> np.ndarray:
+    """A cell amid whole red cells of 28 px."""
+    places = [(30, 30), (170, 30), (30, 170), (170, 170)]
+    y, x = np.mgrid[:200, :200] + np.random.default_rng(seed).integers(-4, 5, 2)[:, None, None]
+    pixels = np.full((200, 200, 3), (238, 226, 225 - seed), np.uint8)
+    for across, down in places:
+        pixels[np.hypot(x - across, y - down) < 14] = (212, 160, 162)
+    pixels[np.hypot(x - 100, y - 100) < 24] = (95, 55, 130)
+    return pixels
+
+
+def test_red_cells_are_stored_and_said_and_seals_of_older_versions_hold(tmp_path, make_archive, encode):
+    smear = {f"basophil/{seed}.png": encode(_draw_smear(seed)) for seed in range(6)}
+    make_archive(tmp_path / "New", {}, extra=smear | _discs(encode, [19, 20, 20, 20, 21], 100))
+    make_archive(tmp_path / "Bare", {}, extra=_discs(encode, [19, 20, 20, 20, 21], 105))
+    prepared = _prepare(tmp_path)
+    scale = prepared.info.domains["New"].scale
+    assert scale.estimate.red_cells >= 20
+    assert scale.estimate.by_red_cells == pytest.approx(7.1 / 28, rel=0.06)
+    assert f"{scale.estimate.red_cells} red cells" in prepared.info.domains["New"].scale_words
+    written = json.loads((prepared.folder / "dataset.json").read_text(encoding="utf-8"))["domains"]
+    assert written["New"]["scale"]["estimate"]["red_cells"] == scale.estimate.red_cells
+    assert not {"red_cells", "by_red_cells"} & written["Bare"]["scale"]["estimate"].keys()  # as before there were any
+    info = read_info(prepared.folder)
+    assert info.seal == seal(info)

@@ -1,5 +1,7 @@
 """Micrometres per pixel from the nuclei of a set of images."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -7,6 +9,7 @@ from hemafast.demo.cells import ACEVEDO_20, MATEK_19, draw_cell
 from hemafast.preparation.images.image_checks import strict_decoders
 from hemafast.preparation.scale import (
     Encoded,
+    Measured,
     estimate_encoded,
     estimate_from,
     estimate_scale,
@@ -21,7 +24,7 @@ CLASSES = ("eosinophil", "lymphocyte_typical", "metamyelocyte", "monocyte", "neu
 def nuclei(diameter, images, *, side=100, seed=0):
     """Images of one size whose nuclei spread about a diameter in px."""
     spread = np.exp(np.random.default_rng(seed).normal(0, 0.2, images))
-    return [(side, float(diameter * one)) for one in spread / np.median(spread)]
+    return [Measured(side, float(diameter * one)) for one in spread / np.median(spread)]
 
 
 @pytest.mark.parametrize("stain", [ACEVEDO_20, MATEK_19], ids=lambda stain: stain.name)
@@ -56,7 +59,7 @@ def test_the_interval_is_wider_the_fewer_nuclei_there_are_and_allows_15_percent_
         ([], "in 0 of 0 images"),
         (nuclei(50, 1), "in 1 of 1 image"),
         (nuclei(50, 4), "in 4 of 4 images"),
-        ([*nuclei(50, 5), *[(100, None)] * 11], "in 5 of 16 images"),
+        ([*nuclei(50, 5), *[Measured(100, None)] * 11], "in 5 of 16 images"),
         (nuclei(4, 50), "in 50 of 50 images"),
     ],
 )
@@ -87,7 +90,7 @@ def test_sizes_that_differ_in_scale_have_one_each():
     [
         [*nuclei(100, 30, side=400), *nuclei(85, 30, side=360)],  # which classes explain as well
         [*nuclei(100, 30, side=400), *nuclei(50, 19, side=200)],  # too few
-        [(side, side / 3) for side in range(100, 300)],  # crops along boxes
+        [Measured(side, side / 3) for side in range(100, 300)],  # crops along boxes
     ],
 )
 def test_sizes_share_one_scale_unless_they_surely_differ(given):
@@ -111,6 +114,53 @@ def test_pixels_are_kept_of_what_is_asked_for_and_not_of_very_large_images(draw)
     found = measure_encoded(asked, threads=1)
     assert [one.pixels is not None for one in found] == [True, False, False]
     assert [one.side for one in found] == [80, 80, 1000]
+
+
+# Red cells
+
+
+def with_red_cells(images, diameter, each, *, spread=0.1, seed=1):
+    """The same images with so many red cells each, spread about a diameter in px."""
+    sizes = diameter * np.exp(np.random.default_rng(seed).normal(0, spread, (len(images), each)))
+    return [replace(one, red_cells=own.tolist()) for one, own in zip(images, sizes, strict=True)]
+
+
+def test_red_cells_draw_the_estimate_to_theirs_and_narrow_its_interval():
+    alone = estimate_from(nuclei(130, 40))  # of one class with large nuclei: 0.075 um/px, and 0.1 is true
+    found = estimate_from(with_red_cells(nuclei(130, 40), 71, 2))
+    assert alone.um_per_pixel == pytest.approx(0.0746, rel=1e-2)
+    assert found.by_red_cells == pytest.approx(0.1, rel=0.03)
+    assert 0.085 < found.um_per_pixel < found.by_red_cells
+    assert found.high / found.low < 0.9 * alone.high / alone.low
+    assert found.words().endswith("by the nuclei of 40 cells and 80 red cells")
+
+
+@pytest.mark.parametrize(
+    "red",
+    [
+        {"diameter": 71, "each": 0},
+        {"diameter": 71, "each": 2, "spread": 0.3},  # of many sizes: no red cells
+        {"diameter": 20, "each": 2},  # platelets
+        {"diameter": 200, "each": 2},
+    ],
+)
+def test_what_cannot_be_red_cells_changes_nothing(red):
+    plain = nuclei(97, 40)
+    assert estimate_from(with_red_cells(plain, **red)) == estimate_from(plain)
+    assert estimate_from([*with_red_cells(plain[:4], 71, 2), *plain[4:]]) == estimate_from(plain)  # too few
+
+
+def test_sizes_that_differ_in_scale_have_no_red_cells_in_common():
+    sizes = [*nuclei(100, 30, side=400), *nuclei(50, 30, side=200)]
+    assert estimate_from(with_red_cells(sizes, 60, 2)) == estimate_from(sizes)
+
+
+def test_red_cells_have_a_part_beside_classes_once():
+    first = estimate_from(with_red_cells(nuclei(130, 40), 71, 2))
+    found = with_classes(first, 0.1 / first.um_per_pixel, 40)  # by which the nuclei would say 0.1
+    assert found.um_per_pixel == pytest.approx(0.1, rel=0.02)
+    assert found.high / found.low < first.high / first.low
+    assert found.words().endswith("by the nuclei of 40 cells, 80 red cells and the predicted classes of 40")
 
 
 # Classes

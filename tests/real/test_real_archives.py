@@ -17,8 +17,7 @@ from hemafast.experiments.audit import audit
 from hemafast.preparation.build import prepare
 from hemafast.preparation.images.image_checks import decode_reference, strict_decoders, verify_image
 from hemafast.preparation.images.kinds import UnreadableImageError
-from hemafast.preparation.nuclei import nucleus_diameter
-from hemafast.preparation.scale import estimate_from, factor_of
+from hemafast.preparation.scale import Measured, estimate_from, factor_of, measure
 from hemafast.preparation.verify import verify
 
 FOLDER = os.environ.get("HEMAFAST_REAL_ARCHIVES", "")
@@ -195,12 +194,12 @@ def test_known_scales_agree_with_the_nuclei(real):
 
 @pytest.fixture(scope="module")
 def nuclei(real, images):
-    """By domain: shorter side, diameter of the nucleus and class of each image, of at most 600."""
+    """By domain: what was measured of each image, and its class, of at most 600."""
     found = {}
     for domain, own in images[images["verdict"] != "quarantined"].sort_index().groupby("domain"):
         some = own.iloc[:: max(1, len(own) // 600)]
         pixels = [decode_reference((real.folder / path).read_bytes()) for path in some["path"]]
-        measured = [(min(one.shape[:2]), nucleus_diameter(one)) for one in pixels]
+        measured = [measure(one) for one in pixels]
         found[domain] = measured, some["label"].tolist()
     return found
 
@@ -208,7 +207,7 @@ def nuclei(real, images):
 @pytest.mark.parametrize(("domain", "scale"), SCALES.items())
 def test_the_scale_of_30_images_is_within_20_percent(nuclei, domain, scale):
     measured, _ = nuclei[domain]
-    found = [d for _, d in measured if d is not None]
+    found = [one for one in measured if one.nucleus is not None]
     assert len(found) > 0.9 * len(measured)
     held = 0
     for seed in range(20):
@@ -227,6 +226,20 @@ def test_the_scale_of_one_class_is_within_half(nuclei, domain, scale):
         assert estimate.um_per_pixel == pytest.approx(scale, rel=0.5)
 
 
+def of_class(measured, label):
+    """Those of a class in which a nucleus was found."""
+    return [one for one, own in zip(*measured, strict=True) if own == label and one.nucleus]
+
+
+@pytest.mark.parametrize(("domain", "scale"), SCALES.items())
+def test_whole_red_cells_have_the_same_size_in_both_laboratories(nuclei, domain, scale):
+    measured, labels = nuclei[domain]
+    assert estimate_from(measured).by_red_cells == pytest.approx(scale, rel=0.06)
+    for label in set(labels):
+        estimate = estimate_from([one for one, own in zip(measured, labels, strict=True) if own == label])
+        assert estimate.by_red_cells is None or estimate.by_red_cells == pytest.approx(scale, rel=0.12)
+
+
 @pytest.mark.parametrize(
     ("domain", "scale", "other"), [("Acevedo_20", 0.1, "Matek_19"), ("Matek_19", 0.0725, "Acevedo_20")]
 )
@@ -234,13 +247,13 @@ def test_classes_of_known_size_tell_the_scale_of_one_class_better(nuclei, domain
     """With the true classes, and the sizes that nuclei have in the other laboratory."""
     known = {"Acevedo_20": 0.1, "Matek_19": 0.0725}[other]
     sizes = {
-        label: float(np.median([d * known for (_, d), own in zip(*nuclei[other], strict=True) if own == label and d]))
+        label: float(np.median([one.nucleus * known for one in of_class(nuclei[other], label)]))
         for label in set(nuclei[other][1])
     }
     names, alone, with_classes = sorted(sizes), [], []
     for label in set(nuclei[domain][1]) & set(sizes):
-        diameters = [d for (_, d), own in zip(*nuclei[domain], strict=True) if own == label and d]
-        first = estimate_from([(100, d) for d in diameters]).um_per_pixel
+        diameters = [one.nucleus for one in of_class(nuclei[domain], label)]
+        first = estimate_from([Measured(100, d) for d in diameters]).um_per_pixel
         answers = np.eye(len(names))[[names.index(label)] * len(diameters)]
         factor = factor_of(first * np.array(diameters), answers, [sizes[name] for name in names])
         alone.append(np.log(first / scale))
