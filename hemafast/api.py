@@ -406,7 +406,7 @@ def adapt(
         data: images as `Model.predict` takes them; or a prepared data set, of which the training images are used.
         labels: None; a table of path and label; "own" for class folders and prepared data; or one class for each array,
             "" without one.
-        class_map: new names of labels by their old ones, or a table of them; "" leaves a class out.
+        class_map: new names by old ones, "FROM=TO,FROM=TO", or a table of them; "" leaves a class out.
         columns: names of columns in the table of labels, by role.
         groups: table of patients or slides, which are never on both sides of a score.
         um_per_pixel: as for `Model.predict`.
@@ -435,7 +435,7 @@ def adapt(
         bit_depth=bit_depth,
         classes=classes,
     )
-    named = Path(class_map) if isinstance(class_map, str) else class_map
+    named = parse_class_map(class_map)
     return TrainedRun(
         adapt_run(folder, data, asked, class_map=named, output=Path(output), device=device, progress=progress).folder
     )
@@ -471,7 +471,7 @@ def count_patients(
         groups: table of path and patient; None for what the table of predictions says, or the folders around images.
         labels: of cells, to compare the counts with: a table of path and label, "own" for class folders, or None.
         columns: names of columns in the table of labels, by role.
-        class_map: new names of labels by their old ones, or a table of them; "" leaves a class out.
+        class_map: new names by old ones, "FROM=TO,FROM=TO", or a table of them; "" leaves a class out.
         cells: leukocytes that a laboratory counts; `reported` percentages come in its steps.
         apart: classes that are no leukocytes, and are counted per 100 of these.
         calls: percent by class, of which each patient is said to be above or below; None for 20 % of myeloblasts.
@@ -499,7 +499,7 @@ def count_patients(
         labels=labels,
         columns=columns,
         groups=None if groups is None else Path(groups),
-        class_map=Path(class_map) if isinstance(class_map, str) else class_map,
+        class_map=parse_class_map(class_map),
     )
     diagnosis = Diagnosis(
         labels=None if patient_labels is None else Path(patient_labels), head=None if head is None else Path(head)
@@ -710,7 +710,7 @@ class TrainedRun:
             labels: of the images: a table of path and label, "own" for class folders, or None.
             columns: names of columns in the table of labels, by role.
             groups: table of path and patient or slide.
-            class_map: new names of labels by their old ones, or a table of them; "" leaves a class out.
+            class_map: new names by old ones, "FROM=TO,FROM=TO", or a table of them; "" leaves a class out.
             page: the map, a page that needs no other file; None for none.
             um_per_pixel: as for `Model.predict`.
             bit_depth: as for `Model.predict`.
@@ -731,7 +731,7 @@ class TrainedRun:
             labels=labels,
             columns=columns,
             groups=None if groups is None else Path(groups),
-            class_map=Path(class_map) if isinstance(class_map, str) else class_map,
+            class_map=parse_class_map(class_map),
         )
         options = Options(um_per_pixel=um_per_pixel, bit_depth=bit_depth, device=device)
         drawn = None if page is None else Path(page)

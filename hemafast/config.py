@@ -242,7 +242,12 @@ class PrepareConfig:
         none="none",
     )
     columns: dict[str, str] = option(
-        {}, "Names of columns in --labels, as path=Image,label=Class.", DATA, metavar="ROLE=NAME,...", parse=_pairs
+        {},
+        "Names of columns in --labels, as path=Image,label=Class.",
+        DATA,
+        none="by their common names",
+        metavar="ROLE=NAME,...",
+        parse=_pairs,
     )
     labels_fix: Path | None = option(
         None,
@@ -274,7 +279,7 @@ class PrepareConfig:
         SPLITTING,
     )
     folds: Annotated[int, Ge(2), Le(100)] | None = common(
-        None, "Write this many folds for cross-validation instead. Fold 0 validates by default.", SPLITTING
+        None, "Divide the images into this many folds for cross-validation. Fold 0 is the validation set.", SPLITTING
     )
     holdout_domain: str | None = common(
         None, "Use this whole domain as the validation set.", SPLITTING, none="none", metavar="NAME"
@@ -293,7 +298,7 @@ class PrepareConfig:
     )
     groups: Path | None = common(
         None,
-        "Keep patients or slides on one side of the split: CSV with the columns path and group.",
+        "Keep patients or slides on one side of the split: a table with the columns path and group.",
         SPLITTING,
         none="none",
     )
@@ -314,17 +319,17 @@ class PrepareConfig:
     )
     um_per_pixel: dict[str, Annotated[float, Ge(0.001), Le(100)] | Literal["unknown"]] = common(
         {},
-        "Micrometres per pixel of a domain; may be repeated. By default they are estimated from its cells; "
-        "unknown keeps its images whole.",
+        "Micrometres per pixel of a domain; may be repeated. unknown keeps its images whole.",
         PIXELS,
+        none="estimated from its cells, if not known",
         metavar="NAME=UM|unknown",
         parse=_scales,
     )
     bit_depth: dict[str, Annotated[int, Ge(1), Le(32)]] = option(
         {},
-        "Bits that a camera uses of 16, as 12: for all domains, or NAME=12 for one; may be repeated. "
-        "By default the range of each domain decides.",
+        "Bits that a camera uses of 16, as 12: for all domains, or NAME=12 for one; may be repeated.",
         PIXELS,
+        none="by the range of each domain",
         metavar="BITS|NAME=BITS",
         parse=_depths,
     )
@@ -581,7 +586,9 @@ class TrainConfig:
 
     device: Device = common("auto", "Where the model runs; auto takes a GPU if there is one.", RUNNING)
     amp: Amp = common("auto", "Autocast precision; auto takes the fastest on this machine.", RUNNING)
-    compile: Compile = option("auto", "torch.compile; auto tries it where the run is long enough.", RUNNING)
+    compile: Compile = option(
+        "auto", "torch.compile; auto compiles on a GPU, unless the time budget is too short for it.", RUNNING
+    )
     compile_mode: CompileMode = option(
         "default",
         "Mode of torch.compile: default, reduce-overhead, max-autotune, max-autotune-no-cudagraphs.",
@@ -782,7 +789,7 @@ def _check(settings: PrepareConfig | TrainConfig) -> None:
     from pydantic import ValidationError
 
     kind = type(settings)
-    given = {one.name: _parsed(option_of(kind, one.name), getattr(settings, one.name)) for one in fields(settings)}
+    given = {one.name: parsed(kind, one.name, getattr(settings, one.name)) for one in fields(settings)}
     try:
         clean = _model_of(kind).model_validate(given)  # type: ignore[arg-type] # a class is hashable
     except ValidationError as error:
@@ -794,8 +801,10 @@ def _check(settings: PrepareConfig | TrainConfig) -> None:
         object.__setattr__(settings, name, getattr(clean, name))
 
 
-def _parsed(option: Option, value: Any) -> Any:
-    return value if option.parse is None else option.parse(value)
+def parsed(kind: type[Any], name: str, value: Any) -> Any:
+    """What is typed for a setting, or stands in a file, as a value of its field; all else as it is."""
+    parse = option_of(kind, name).parse
+    return value if parse is None else parse(value)
 
 
 @cache

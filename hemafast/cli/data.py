@@ -134,7 +134,7 @@ def prepare(
     _say([*(f"note: {note}" for note in prepared.info.notes), f"{prepared.folder}: {written}."])
     if settings.output != PrepareConfig.output:
         folds = "" if settings.folds is None else f" --folds {settings.folds}"
-        command = "pretrain" if settings.ignore_labels else "train"
+        command = "pretrain" if settings.ignore_labels else "train --preset quick"
         _say([f"Train on it with: hemafast {command} --data {shlex.quote(str(prepared.folder))}{folds}"])
 
 

@@ -194,7 +194,13 @@ def push(
     run: Model,
     output: Annotated[Path | None, typer.Option(help="Folder to write into.", show_default="RUN/push")] = None,
     licence: Annotated[
-        str, typer.Option("--license", metavar="ID", help="Licence of the weights, such as cc-by-nc-4.0.")
+        str,
+        typer.Option(
+            "--license",
+            metavar="ID",
+            help="Licence of the weights, such as cc-by-nc-4.0.",
+            show_default="not stated",
+        ),
     ] = "other",
     to: Annotated[
         str | None,

@@ -133,7 +133,7 @@ def sweep(
 def tune(
     asked: Asked,
     config_file: ConfigFile = None,
-    trials: Annotated[int, typer.Option(min=1, help="Trainings in the end, those of earlier calls included.")] = 20,
+    trials: Annotated[int, typer.Option(min=1, help="Trials in all, those of earlier calls included.")] = 20,
     time_budget: Annotated[
         str | None, typer.Option(metavar="DURATION", help="Stop after this time, as 2h; the same command continues.")
     ] = None,

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 
 import typer
 
-from hemafast.config import LABELLED, LEARNING, PRETRAINING, TrainConfig, option_of
+from hemafast.config import LABELLED, LEARNING, PRETRAINING, TrainConfig, option_of, parsed
 from hemafast.errors import HemafastError
 from hemafast.presets import PRESETS
 
@@ -21,7 +21,7 @@ REPEATING = "Several runs"
 _SIMPLE = (bool, int, float, str, Path)
 
 Asked = dict[str, Any]
-"""Settings by name that the user has typed."""
+"""Settings by name that the user has typed, as values of their fields."""
 
 _SHORT_FORMS = {
     "onecycle": ("schedule", "onecycle", "constant"),
@@ -58,7 +58,7 @@ def configured(
                 field = _SHORT_FORMS[name][0]
                 asked[field] = _long_form(name, given.pop(name), asked[field])
             given.pop("help_all")
-            command({name: value for name, value in asked.items() if value is not None}, **given)
+            command({name: parsed(kind, name, value) for name, value in asked.items() if value is not None}, **given)
 
         presets = [preset for preset in PRESETS if ("method" in PRESETS[preset]()) == pretrains]
         made = {name: _annotation(kind, name, common, defaults or {}, presets) for name in names}

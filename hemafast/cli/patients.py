@@ -51,7 +51,8 @@ def patients(
         ),
     ] = None,
     cells: Annotated[
-        Literal["100", "200"], typer.Option(help="Leukocytes of a differential: percentages come in its steps.")
+        Literal["100", "200"],
+        typer.Option(help="Leukocytes of a differential; percentages are whole, or halves for 200."),
     ] = "100",
     apart: Annotated[
         list[str] | None,
@@ -65,7 +66,7 @@ def patients(
         list[str] | None,
         typer.Option(
             metavar="CLASS=PERCENT",
-            help="Say of each patient whether a class makes up so much of the leukocytes; may be given several times.",
+            help="Say of each patient whether a class is above this share of leukocytes; may be given several times.",
             show_default="myeloblast=20",
         ),
     ] = None,
@@ -86,7 +87,7 @@ def patients(
     head: Annotated[
         Path | None,
         typer.Option(
-            metavar="FILE", help="Give patients the labels of a head that was learned so.", show_default="none"
+            metavar="FILE", help="Label patients with the head.safetensors of --patient-labels.", show_default="none"
         ),
     ] = None,
     batch_size: Annotated[int, typer.Option(help="Batch size.")] = 64,

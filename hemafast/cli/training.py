@@ -99,7 +99,7 @@ def train(
 ) -> None:
     """Train a classifier, evaluate its best epoch and write a report.
 
-    Ctrl-C, SIGTERM and SIGUSR1 save the run and stop it after the current step (exit code 130, 143 or 138).
+    Ctrl-C saves the run and stops it after the current update; so do SIGTERM, SIGUSR1 and other ends of a job.
 
     With --folds or --seeds, it trains several times with the same settings, and says how sure the score is: one table
     with mean, spread and intervals, and a page. The same command continues (exit code 1 if a run failed).

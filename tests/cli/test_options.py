@@ -16,7 +16,8 @@ from command import asked_of_training, hemafast
 from typer.testing import CliRunner
 
 from hemafast.cli import app
-from hemafast.config import PRETRAINING, TrainConfig, option_of
+from hemafast.cli.options import Asked, configured
+from hemafast.config import PRETRAINING, PrepareConfig, TrainConfig, option_of
 
 FROZEN = Path(__file__).with_name("options.json")
 MADE = ("train", "lr-find", "bench", "sweep", "crossdomain")
@@ -87,6 +88,22 @@ def test_help_shows_what_most_people_need_and_help_all_everything(command):
     assert shown < everything
     if command == "train":
         assert 20 <= len([flag for flag in shown if not flag.startswith("--no-")]) <= 32
+
+
+def test_a_command_of_a_few_settings_gets_them_as_their_fields_have_them():
+    small, given = typer.Typer(), {}
+
+    @small.command()
+    @configured(PrepareConfig, fields=("class_map", "columns", "groups"))
+    def some(asked: Asked) -> None:
+        given.update(asked)
+
+    typed = ["--class-map", "Neutrophil=neutrophil_segmented,Platelet=", "--columns", "path=Image,label=Class"]
+    assert CliRunner().invoke(small, typed).exit_code == 0
+    assert given == {
+        "class_map": {"Neutrophil": "neutrophil_segmented", "Platelet": ""},
+        "columns": {"path": "Image", "label": "Class"},
+    }
 
 
 def test_help_after_help_all_is_short_again():
