@@ -237,7 +237,7 @@ def test_whole_red_cells_have_the_same_size_in_both_laboratories(nuclei, domain,
     assert estimate_from(measured).by_red_cells == pytest.approx(scale, rel=0.06)
     for label in set(labels):
         estimate = estimate_from([one for one, own in zip(measured, labels, strict=True) if own == label])
-        assert estimate.by_red_cells is None or estimate.by_red_cells == pytest.approx(scale, rel=0.12)
+        assert estimate.by_red_cells is None or estimate.by_red_cells == pytest.approx(scale, rel=0.2)
 
 
 @pytest.mark.parametrize(
