@@ -44,7 +44,7 @@ def _images(*names: str) -> dict[str, bytes]:
 
 
 def test_names_with_commas_and_quotes_may_stand_in_the_command(tmp_path):
-    names = ("neutrophil, segmented", 'the "mono" cell', "baso=phil")
+    names = ("neutrophil, segmented", 'the "monocyte" cell', "baso=phil")
     source = pack(tmp_path / "Lab", _images(*(f"{name}/1.png" for name in names)))
     remedy = _refused(source)
     assert _command_in(remedy)[-1].count("=") == 4
