@@ -28,9 +28,9 @@ _MANY = 0.5  # share of unknown names from which on they are another list of cla
 _PLURAL = re.compile(r"(?<=\w{4})(?:en|er|es|os|as|[aeinosы])$|(?<=\w{3})s$")
 """Endings of plurals and genders in the languages of the synonyms. Codes such as `eos` are too short to have one."""
 _DOUBTS = frozenset({
-    "abnormal", "anormal", "atipic", "atypical", "atypiqu", "atypisch", "gigant", "giant", "imatur", "immatur", "inmadur",
-    "jugendlich", "juvenil", "meta", "nicht", "no", "non", "not", "pre", "pro", "reactionnel", "reactiv", "reaktiv",
-    "reativ", "reattiv", "unreif", "variant", "young",
+    "abnormal", "anormal", "atipic", "atypical", "atypiqu", "atypisch", "gigant", "giant", "imatur", "immatur",
+    "inmadur", "jugendlich", "juvenil", "meta", "nicht", "no", "non", "not", "pre", "pro", "reactionnel", "reactiv",
+    "reaktiv", "reativ", "reattiv", "unreif", "variant", "young",
 })  # fmt: skip
 """Words that make another cell of one, without their endings."""
 _NO_CELL = frozenset({

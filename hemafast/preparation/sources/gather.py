@@ -138,7 +138,12 @@ def _read_inside(place: str, entry: Entry, trees: Sequence[Tree], config: Prepar
     with tempfile.TemporaryDirectory(prefix="hemafast-") as room:
         copy = Path(room, place.rpartition("/")[2])
         copy.write_bytes(read_files([entry])[0])
-        return _read_table(copy, place, trees, config), lists.sha256_of(copy)
+        try:
+            return _read_table(copy, place, trees, config), lists.sha256_of(copy)
+        except HemafastError as error:  # the user knows the table by its place
+            raise HemafastError(
+                error.problem.replace(str(copy), place), error.remedy.replace(str(copy), place)
+            ) from error
 
 
 def _read_table(file: Path, place: str, trees: Sequence[Tree], config: PrepareConfig) -> lists.Labels:

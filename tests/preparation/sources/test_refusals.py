@@ -59,6 +59,12 @@ def test_the_table_that_says_the_classes_is_found_among_others(tmp_path, form):
     assert list(_follow(_refused(source)).values()) == [{"split to be drawn": {"basophil": 1, "monocyte": 1}}]
 
 
+def test_a_table_in_an_archive_is_called_by_its_place_there(tmp_path):
+    source = pack(tmp_path / "Lab.zip", {**_images("img/1.png"), "more/z.csv": b"x,y\n1,2\n"})
+    with pytest.raises(HemafastError, match=r"^more/z\.csv has no column path; it has x, y"):
+        _members(source, labels=Path("z.csv"))
+
+
 def test_without_any_table_the_remedy_names_no_command(tmp_path):
     remedy = _refused(pack(tmp_path / "Lab", _images("1.png", "2.png")))
     assert "folder per class" in remedy
