@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import cache, wraps
 from pathlib import Path
 from types import NoneType, UnionType
@@ -28,6 +28,15 @@ _SHORT_FORMS = {
     "weighted_loss": ("loss", "weighted", "cross-entropy"),
 }
 """Switches by name: the setting, and its value with and without --no-."""
+
+
+def _as_parsed(kind: type[Any], said: Mapping[str, Any]) -> dict[str, Any]:
+    """Values as the settings of `kind` would hold them: pairs as a mapping, a file as a path.
+
+    Commands with some options of `kind` make no settings of it, which would check these against each other.
+    """
+    parsers = {name: option_of(kind, name).parse for name in said}
+    return {name: value if (parse := parsers[name]) is None else parse(value) for name, value in said.items()}
 
 
 def configured(
@@ -58,7 +67,8 @@ def configured(
                 field = _SHORT_FORMS[name][0]
                 asked[field] = _long_form(name, given.pop(name), asked[field])
             given.pop("help_all")
-            command({name: value for name, value in asked.items() if value is not None}, **given)
+            said = {name: value for name, value in asked.items() if value is not None}
+            command(said if fields is None else _as_parsed(kind, said), **given)
 
         presets = [preset for preset in PRESETS if ("method" in PRESETS[preset]()) == pretrains]
         made = {name: _annotation(kind, name, common, defaults or {}, presets) for name in names}

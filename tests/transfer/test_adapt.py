@@ -316,8 +316,10 @@ def test_the_command_adapts_suggests_and_takes_the_labels(scored, laboratory, tm
     table = tmp_path / "to-label" / "labels.csv"
     assert f"--labels {table.relative_to(tmp_path)}" in done.stdout
     filled = pd.read_csv(table)
-    filled.assign(label=filled["path"].str.split("/").str[-2]).to_csv(table, index=False)
-    again = hemafast("adapt", scored, laboratory, "--labels", table, "--device", "cpu", "--json", cwd=tmp_path)
+    told = filled["path"].str.split("/").str[-2].replace("monocyte", "Mono")
+    pd.DataFrame({"Foto": filled["path"], "Was": told}).to_csv(table, index=False)
+    how = ("--labels", table, "--columns", "path=Foto,label=Was", "--class-map", "Mono=monocyte")
+    again = hemafast("adapt", scored, laboratory, *how, "--device", "cpu", "--json", cwd=tmp_path)
     assert again.returncode == 0, again.stderr
     assert json.loads(again.stdout)["labels"] == 6
     assert (tmp_path / "runs").is_dir()
