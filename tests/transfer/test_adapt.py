@@ -18,7 +18,7 @@ from hemafast.errors import HemafastError
 from hemafast.logistic import Layer
 from hemafast.progress import SILENT
 from hemafast.run_folder import summarise
-from hemafast.transfer.adapt import adapt_run, open_parent, without_labels
+from hemafast.transfer.adapt import Adaptation, adapt_run, open_parent, without_labels
 from hemafast.transfer.cells import Asked
 from hemafast.transfer.steps import learned_shares
 
@@ -178,6 +178,10 @@ def test_a_new_class_becomes_one_of_the_adapted_model(blind, draw, tmp_path):
     adapted = hf.adapt(blind, cells, labels=labels, output=tmp_path, **CPU)
     said = adapted.adaptation
     assert said["new_classes"] == ["bright cell"]
+    assert any(
+        "new classes: bright cell" in line and "--class-map 'bright cell=CLASS'" in line
+        for line in Adaptation(tmp_path, said).lines()
+    )
     assert said["scores"]["after"]["macro_f1"] > 0.9
     assert not said["kept_parent"]
     model = adapted.model(**CPU)
