@@ -22,7 +22,7 @@ from hemafast.engine.checkpoint import Adapted, Home, ModelCard, load_best
 from hemafast.engine.home import home_of
 from hemafast.engine.layout import avoid_wrong_gradients
 from hemafast.ensemble import single
-from hemafast.errors import HemafastError
+from hemafast.errors import HemafastError, name_some
 from hemafast.evaluate.calibration import fit_temperature
 from hemafast.evaluate.compared import compare
 from hemafast.evaluate.likeness import judge
@@ -104,6 +104,9 @@ class Adaptation:
     def lines(self) -> list[str]:
         """What was done and whether it is better, in words."""
         done = [f"changed: {step}" for step in self.result["steps"]]
+        if new := self.result["new_classes"]:
+            other = f"if one is a class of the parent: --class-map {shlex.quote(f'{new[0]}=CLASS')}"
+            done.append(f"new classes: {name_some(new, 6)} ({other})")
         page = self.folder / ADAPTATION_PAGE
         return [*done, self.result["verdict"], f"run folder  {self.folder}", f"report      {page}"]
 

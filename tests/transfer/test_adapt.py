@@ -18,7 +18,7 @@ from hemafast.errors import HemafastError
 from hemafast.logistic import Layer
 from hemafast.progress import SILENT
 from hemafast.run_folder import summarise
-from hemafast.transfer.adapt import adapt_run, open_parent, without_labels
+from hemafast.transfer.adapt import Adaptation, adapt_run, open_parent, without_labels
 from hemafast.transfer.cells import Asked
 from hemafast.transfer.steps import learned_shares
 
@@ -178,6 +178,10 @@ def test_a_new_class_becomes_one_of_the_adapted_model(blind, draw, tmp_path):
     adapted = hf.adapt(blind, cells, labels=labels, output=tmp_path, **CPU)
     said = adapted.adaptation
     assert said["new_classes"] == ["bright cell"]
+    assert any(
+        "new classes: bright cell" in line and "--class-map 'bright cell=CLASS'" in line
+        for line in Adaptation(tmp_path, said).lines()
+    )
     assert said["scores"]["after"]["macro_f1"] > 0.9
     assert not said["kept_parent"]
     model = adapted.model(**CPU)
@@ -316,8 +320,10 @@ def test_the_command_adapts_suggests_and_takes_the_labels(scored, laboratory, tm
     table = tmp_path / "to-label" / "labels.csv"
     assert f"--labels {table.relative_to(tmp_path)}" in done.stdout
     filled = pd.read_csv(table)
-    filled.assign(label=filled["path"].str.split("/").str[-2]).to_csv(table, index=False)
-    again = hemafast("adapt", scored, laboratory, "--labels", table, "--device", "cpu", "--json", cwd=tmp_path)
+    told = filled["path"].str.split("/").str[-2].replace("monocyte", "Mono")
+    pd.DataFrame({"Foto": filled["path"], "Was": told}).to_csv(table, index=False)
+    how = ("--labels", table, "--columns", "path=Foto,label=Was", "--class-map", "Mono=monocyte")
+    again = hemafast("adapt", scored, laboratory, *how, "--device", "cpu", "--json", cwd=tmp_path)
     assert again.returncode == 0, again.stderr
     assert json.loads(again.stdout)["labels"] == 6
     assert (tmp_path / "runs").is_dir()

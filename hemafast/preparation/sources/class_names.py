@@ -3,27 +3,36 @@
 from __future__ import annotations
 
 import csv
+import re
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from difflib import get_close_matches
 from functools import cache
 from importlib.resources import files
+from typing import NamedTuple
 
 from hemafast.config import Classes
 from hemafast.errors import HemafastError, name_some
 from hemafast.preparation.sources.names import fold, without_accents, words_of
 from hemafast.taxonomy import CHALLENGE_CLASSES
+from hemafast.words import counted
 
 _CHALLENGE = {fold(name): name for name in CHALLENGE_CLASSES}
+ASKED = "CLASS"
+"""In a suggested class map: where the user says the class."""
 _MOST_NAMED = 12  # unknown classes that an error lists
 _CLOSE = 0.75  # of difflib: a typo, not another word
 _LONG = 5  # letters of a name that may have typos, or stand among other words; of shorter ones, too much is close
 _MANY = 0.5  # share of unknown names from which on they are another list of classes
+_PLURAL = re.compile(r"(?<=\w{4})(?:en|er|es|os|as|[aeinosы])$|(?<=\w{3})s$")
+"""Endings of plurals and genders in the languages of the synonyms. Codes such as `eos` are too short to have one."""
 _DOUBTS = frozenset({
-    "abnormal", "atypical", "giant", "immature", "meta", "non", "not", "pre", "pro", "reactive", "variant",
+    "abnormal", "anormal", "atipic", "atypical", "atypiqu", "atypisch", "gigant", "giant", "imatur", "immatur",
+    "inmadur", "jugendlich", "juvenil", "meta", "nicht", "no", "non", "not", "pre", "pro", "reactionnel", "reactiv",
+    "reaktiv", "reativ", "reattiv", "unreif", "variant", "young",
 })  # fmt: skip
-"""Words that make another cell of one."""
+"""Words that make another cell of one, without their endings."""
 _NO_CELL = frozenset({
     "background", "bad", "debris", "discard", "discarded", "doubtful", "empty", "junk", "misc", "miscellaneous", "na",
     "nan", "noise", "none", "null", "other", "others", "rejected", "rest", "trash", "unassigned", "uncertain",
@@ -38,28 +47,36 @@ def _synonyms() -> tuple[dict[str, str], ...]:
     return tuple(csv.DictReader(text.splitlines()))
 
 
-@cache
-def _known() -> dict[str, str]:
-    """The class of the challenge, or "" for none, by the plain form of the names that the field uses."""
-    synonyms = {fold(without_accents(row["name"])): row["class"] for row in _synonyms()}
-    return synonyms | {fold(without_accents(name)): name for name in CHALLENGE_CLASSES}
+class _Meaning(NamedTuple):
+    """What a name means in the challenge."""
+
+    label: str
+    """The class that it is taken for; "" if it is none of them."""
+    covers: frozenset[str]
+    """All classes that its cells may be of."""
 
 
 @cache
-def _coarse() -> dict[frozenset[str], frozenset[str]]:
-    """The classes of the challenge that a name covers, where they are several, by its words."""
-    return {_singular(row["name"]): frozenset(row["covers"].split()) for row in _synonyms() if row["covers"]}
+def _known() -> dict[str, _Meaning]:
+    """What the names that the field uses mean, by their plain form."""
+    meant = {name: _Meaning(name, frozenset([name])) for name in CHALLENGE_CLASSES}
+    for row in _synonyms():
+        meant[row["name"]] = _Meaning(row["class"], frozenset((row["covers"] or row["class"]).split()))
+    return {_stems(name): meaning for name, meaning in meant.items()}
 
 
 @cache
-def _known_words() -> dict[frozenset[str], str]:
-    return {_singular(name): meant for name, meant in _known().items()}
+def _known_words() -> dict[frozenset[str], _Meaning]:
+    return {frozenset(_without_cell(name).split()): meant for name, meant in _known().items()}
 
 
-def _singular(name: str) -> frozenset[str]:
-    """The words of a name but numbers and `cell`, without the s of a plural."""
-    words = {word.removesuffix("s") for word in words_of(name) if not word.isdecimal()}
-    return frozenset(words - {"cell", ""})
+def _stems(name: str) -> str:
+    """The words of a name without accents and endings."""
+    return " ".join(_PLURAL.sub("", word) for word in fold(without_accents(name)).split())
+
+
+def _without_cell(stems: str) -> str:
+    return stems.removesuffix(" cell")
 
 
 def challenge_class(name: str) -> str | None:
@@ -72,43 +89,59 @@ def is_known(name: str) -> bool:
     return _meaning(name) is not None
 
 
-def _meaning(name: str) -> str | None:
-    plain, known = fold(without_accents(name)), _known()
-    forms = (plain, plain.removesuffix("s"), plain.removesuffix(" cells"), plain.removesuffix("es"))
-    return next((known[form] for form in forms if form in known), None)
+def _meaning(name: str) -> _Meaning | None:
+    stems, known = _stems(name), _known()
+    return known.get(stems) or known.get(_without_cell(stems))
 
 
 def suggestion_for(name: str) -> str | None:
     """The class of the challenge that a name means; "" for a cell that the challenge leaves out; None if unknown."""
-    if (meant := _meaning(name)) is not None:
-        return meant
-    words = [word for word in words_of(name) if not word.isdecimal()]
-    if (meant := _meaning("".join(words))) is not None or (meant := _by_words(_singular(name))) is not None:
-        return meant
-    if _NO_CELL & set(words) or words == ["not", "sure"]:
-        return ""
-    return None if _DOUBTS & set(words) else _by_letters(" ".join(words))
+    meant = _probably(name)
+    return None if meant is None else meant.label
 
 
 def covered_by(name: str) -> frozenset[str]:
     """The classes of the challenge that a name covers: both neutrophils for `Neutrophil`. Empty if it is unknown."""
-    meant = suggestion_for(name)
-    return _coarse().get(_singular(without_accents(name)), frozenset([meant] if meant else []))
+    meant = _probably(name)
+    return frozenset() if meant is None else meant.covers
 
 
-def _by_words(words: frozenset[str]) -> str | None:
-    """The class of the known name with the most words among these, whatever their order, as in `01_basophil (ABC)`."""
+def is_coarse(name: str) -> bool:
+    """Whether a name covers several classes of the challenge and is taken for none of them, as `granulocyte`."""
+    return suggestion_for(name) == "" and bool(covered_by(name))
+
+
+def _probably(name: str) -> _Meaning | None:
+    """What a name means, also if it has other words around it or a typo."""
+    words = [word for word in words_of(name) if not word.isdecimal()]
+    stems = _without_cell(_stems(" ".join(words)))
+    if (known := _meaning(name) or _meaning("".join(words)) or _by_words(frozenset(stems.split()))) is not None:
+        return known
+    if _NO_CELL & set(words) or words == ["not", "sure"]:
+        return _Meaning("", frozenset())
+    return None if _DOUBTS & {*stems.split()} else _by_letters(stems)
+
+
+def _by_words(words: frozenset[str]) -> _Meaning | None:
+    """What the known names with the most words among these mean together, as in `01_basophil (ABC)`.
+
+    The order of words does not matter. Of `stab neutrophil`, each word says something: it is what both cover.
+    """
     known = _known_words()
-    if words in known:
-        return known[words]
-    within = [some for some in known if some <= words and max(map(len, some)) >= _LONG]
-    most = max(map(len, within), default=0)
-    meanings = {known[some] for some in within if len(some) == most}
-    return meanings.pop() if len(meanings) == 1 and not words & _DOUBTS else None
+    within = [some for some in known if some <= words]
+    clear = words == frozenset().union(*within)  # codes such as `SEG_NEUT` count where nothing else stands beside them
+    most = max((len(some) for some in within if clear or max(map(len, some)) >= _LONG), default=0)
+    best = [some for some in within if len(some) == most]
+    if not best or words.difference(*best) & _DOUBTS:
+        return None
+    meanings = {known[some] for some in best}
+    shared = frozenset.intersection(*(one.covers for one in meanings))
+    narrowest = [one for one in meanings if one.covers == shared]
+    return narrowest[0] if len(meanings) == 1 or (shared and narrowest) else None
 
 
-def _by_letters(text: str) -> str | None:
-    """The class of the known name that is a typo away."""
+def _by_letters(text: str) -> _Meaning | None:
+    """What the known name means that is a typo away."""
     known = _known()
     long = [name for name in known if len(name) >= _LONG]
     close = get_close_matches(text, long, n=1, cutoff=_CLOSE) if len(text) >= _LONG else []
@@ -154,7 +187,8 @@ def _number(name: str) -> str:
 class UnknownClassesError(HemafastError):
     """Classes that are none of the challenge.
 
-    `suggested` is a class map that takes the nearest of all; None if most are unknown, or nothing would be left.
+    `suggested` is a class map that takes the nearest of all; None if most are unknown, or nothing would be left. A name
+    that means nothing here becomes `ASKED`, for the user to replace; one that covers several classes keeps its name.
     `meanings` is what each of them means, in the order of numbers and names; None if unknown.
     """
 
@@ -168,13 +202,16 @@ def _refuse_unknown(mapped: Mapping[str, str], counts: Mapping[str, int]) -> Non
     if not unknown:
         return
     meanings = {label: suggestion_for(mapped[label]) for label in unknown}
-    described = [_described(label, mapped[label], counts[label], meanings[label]) for label in unknown]
+    described = [_described(label, mapped[label], counts[label]) for label in unknown]
     number = f"{len(unknown)} of {len(counts)} classes are"
     problem = f"{number} not among the {len(CHALLENGE_CLASSES)} of the challenge: {name_some(described, _MOST_NAMED)}."
     renamed = {label: meant for label, meant in mapped.items() if meant != label}
-    suggested = renamed | {label: meant or "" for label, meant in meanings.items()}
+    suggested = renamed | {
+        label: label if is_coarse(mapped[label]) else ASKED if meant is None else meant
+        for label, meant in meanings.items()
+    }
     many = sum(meant is None for meant in meanings.values()) > _MANY * len(counts)
-    useless = not any({**mapped, **suggested}.values())
+    useless = set({**mapped, **suggested}.values()) <= {"", ASKED}
     raise UnknownClassesError(problem, meanings, None if many or useless else suggested)
 
 
@@ -183,8 +220,14 @@ def _order(label: str) -> tuple[int, str]:
     return (int(label), "") if label.isdecimal() else (sys.maxsize, label)
 
 
-def _described(label: str, mapped: str, count: int, meant: str | None) -> str:
-    images = f"{count} {'image' if count == 1 else 'images'}"
-    means = {None: "", "": ", of no class there"}.get(meant, f", probably {meant}")
+def _described(label: str, mapped: str, count: int) -> str:
     renamed = f", {mapped} in the class map" if mapped != label else ""
-    return f"{label} ({images}{renamed}{means})"
+    return f"{label} ({counted(count, 'image')}{renamed}{_meant(mapped)})"
+
+
+def _meant(name: str) -> str:
+    """What a name means, to go on a sentence."""
+    if is_coarse(name):
+        return f", covers {name_some(sorted(covered_by(name)), len(CHALLENGE_CLASSES), ' and ')}"
+    meant = suggestion_for(name)
+    return {None: "", "": ", of no class there"}.get(meant, f", probably {meant}")

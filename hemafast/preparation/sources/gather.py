@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 from hemafast.command import command_to_prepare
 from hemafast.config import PrepareConfig
 from hemafast.errors import ClassesError, HemafastError, name_some
-from hemafast.preparation.sources.class_names import UnknownClassesError, challenge_class, is_known, rename
+from hemafast.preparation.sources.class_names import ASKED, UnknownClassesError, challenge_class, is_known, rename
 from hemafast.preparation.sources.containers import read_files, stem_of
 from hemafast.preparation.sources.entries import Entry
 from hemafast.preparation.sources.layout import read_layout
@@ -138,7 +138,12 @@ def _read_inside(place: str, entry: Entry, trees: Sequence[Tree], config: Prepar
     with tempfile.TemporaryDirectory(prefix="hemafast-") as room:
         copy = Path(room, place.rpartition("/")[2])
         copy.write_bytes(read_files([entry])[0])
-        return _read_table(copy, place, trees, config), lists.sha256_of(copy)
+        try:
+            return _read_table(copy, place, trees, config), lists.sha256_of(copy)
+        except HemafastError as error:  # the user knows the table by its place
+            raise HemafastError(
+                error.problem.replace(str(copy), place), error.remedy.replace(str(copy), place)
+            ) from error
 
 
 def _read_table(file: Path, place: str, trees: Sequence[Tree], config: PrepareConfig) -> lists.Labels:
@@ -375,9 +380,7 @@ def _way_out(config: PrepareConfig, error: UnknownClassesError, trees: Sequence[
     """A command that takes classes that are unknown."""
     own = command_to_prepare(config, classes="from-data")
     if error.suggested is not None:
-        leaving = "" if all(error.suggested.values()) else " (NAME= leaves a class out)"
-        agreed = command_to_prepare(config, class_map=error.suggested)
-        return f"If you agree{leaving}: {agreed} (or keep the names: {own})"
+        return f"{_agreeing(config, error.suggested)} (or keep the names: {own})"
     if config.labels is None and (len(error.meanings) == 1 or _table_in(trees, config)):
         return f"{_belong(config, trees)} (or keep the names: {own})"
     if None not in error.meanings.values():
@@ -385,10 +388,21 @@ def _way_out(config: PrepareConfig, error: UnknownClassesError, trees: Sequence[
     if len(error.meanings) > _MOST_TYPED:
         return f"Say which class each is in a table with the columns from and to: --class-map FILE. To keep them: {own}"
     kind = "number" if all(map(str.isdecimal, error.meanings)) else "name"
-    asked = {name: "CLASS" if meant is None else meant for name, meant in error.meanings.items()}
+    asked = {name: ASKED if meant is None else meant for name, meant in error.meanings.items()}
     meaning = command_to_prepare(config, class_map=asked)
     classes = ", ".join(CHALLENGE_CLASSES)
     return f"Say which class each {kind} is: {meaning} (or keep the {kind}s: {own}). Classes are {classes}."
+
+
+def _agreeing(config: PrepareConfig, suggested: Mapping[str, str]) -> str:
+    """The command with the suggested class map. Names that cover several classes stay, with --classes from-data."""
+    asked = [name for name, meant in suggested.items() if meant == ASKED]
+    coarse = [name for name, meant in suggested.items() if meant == name]
+    opening = f"Say for {ASKED} what {name_some(asked, 3, ' and ')} is" if asked else "If you agree"
+    leaving = " (NAME= leaves a class out)" if asked or not all(suggested.values()) else ""
+    renamed = {name: meant for name, meant in suggested.items() if meant != name}
+    given = {"class_map": renamed or None, **({"classes": "from-data"} if coarse else {})}
+    return f"{opening}{leaving}: {command_to_prepare(config, **given)}"
 
 
 def _refuse_unusable(name: str, config: PrepareConfig) -> None:

@@ -19,14 +19,20 @@ _NAMES: dict[str, tuple[str, ...]] = {
         "path image_path img_path file_path filepath relative_path rel_path full_path",
         "file file_name filename image_file image_file_name image_filename img_file image image_name img img_name",
         "image_id img_id id cell_id cell cell_name name sample sample_id key",
+        "bild bildname bild_nr bildnummer datei dateiname pfad imagen archivo fichier immagine imagem arquivo",
     ),
     LABEL: (
         "label labels class classes class_name class_label label_name cell_type cell_class cell_label category "
         "diagnosis ground_truth annotation expert_label true_label",
         "target gt truth y label_id class_id type",
+        "klasse zelltyp zellart zellklasse clase tipo_celular classe tipo type_cellulaire categoria etiqueta",
     ),
     SPLIT: ("split subset partition data_split", "set phase usage dataset"),
-    GROUP: ("patient patient_id group group_id subject subject_id donor donor_id case case_id", "slide slide_id smear"),
+    GROUP: (
+        "patient patient_id patient_no patient_number patient_nr pid mrn pat_id pat_nr patienten_id patientennummer "
+        "paciente id_paciente paziente group group_id subject subject_id donor donor_id case case_id",
+        "slide slide_id smear",
+    ),
     DOMAIN: (
         "domain lab laboratory site hospital center centre institution clinic cohort",
         "source dataset data_set scanner",
@@ -171,7 +177,8 @@ def _path_like(values: pd.Series[str]) -> float:
 
 def _class_like(values: pd.Series[str]) -> float:
     """Less for a column that may name classes: words that come again."""
-    return values.nunique() + len(values) * values.str.fullmatch(r"[\d.,]*").mean()
+    one = len(values) * (values.nunique() < 2)  # one class alone is no choice
+    return values.nunique() + one + len(values) * values.str.fullmatch(r"[\d.,]*").mean()
 
 
 def with_one_label(table: pd.DataFrame, columns: Mapping[str, str]) -> pd.DataFrame:

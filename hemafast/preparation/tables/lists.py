@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import shlex
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -112,7 +113,7 @@ def read_labels(file: Path, columns: Mapping[str, str], images: Images) -> Label
         um_per_pixel=_scales(file, rows),
         columns=chosen,
         fit=found,
-        said=(_said(file, chosen), *_blank_note(file, blank)),
+        said=(_said(file, chosen), *_unused_note(file, labelled, chosen), *_blank_note(file, blank)),
     )
 
 
@@ -300,6 +301,15 @@ def _refuse_nothing(found: Resolved[Any], images: Images | Iterable[str]) -> Non
 
 def _said(file: Path, chosen: Mapping[str, str]) -> str:
     return f"{file.name}: " + ", ".join(f"{role} is in the column {name!r}" for role, name in chosen.items())
+
+
+def _unused_note(file: Path, table: pd.DataFrame, chosen: Mapping[str, str]) -> tuple[str, ...]:
+    """Columns that may name patients, because their values come again, where none was taken for them."""
+    unused = [name for name in table.columns if name not in chosen.values() and 1 < table[name].nunique() < len(table)]
+    if GROUP in chosen or not unused:
+        return ()
+    choose = f"--columns {shlex.quote(f'{GROUP}={unused[0]}')}"
+    return (f"{file.name}: not used: {name_some(unused, _NAMED)}; a column of patients or slides is named by {choose}",)
 
 
 def _blank_note(file: Path, paths: Sequence[str]) -> tuple[str, ...]:

@@ -6,7 +6,14 @@ from importlib.resources import files
 import pytest
 
 from hemafast.errors import HemafastError
-from hemafast.preparation.sources.class_names import UnknownClassesError, is_known, rename, suggestion_for
+from hemafast.preparation.sources.class_names import (
+    UnknownClassesError,
+    _stems,
+    covered_by,
+    is_known,
+    rename,
+    suggestion_for,
+)
 from hemafast.preparation.sources.names import fold
 from hemafast.preparation.tables.lists import read_class_map
 from hemafast.taxonomy import CHALLENGE_CLASSES
@@ -55,7 +62,7 @@ def test_the_meaning_of_names_of_the_field(name, meant):
 
 @pytest.mark.parametrize(
     ("name", "meant"),
-    [("basophill", "basophil"), ("neutrofil", "neutrophil_segmented"), ("monocite", "monocyte"), ("xyz", None)],
+    [("basophill", "basophil"), ("neutrofill", "neutrophil_segmented"), ("monocytt", "monocyte"), ("xyz", None)],
 )
 def test_typos_are_guessed_for_suggestions_but_are_no_class(name, meant):
     assert suggestion_for(name) == meant
@@ -97,15 +104,22 @@ def test_the_map_may_merge_classes_and_name_what_is_not_there():
 
 
 def test_unknown_names_are_refused_with_what_they_probably_mean():
-    labels = ["basophil"] * 3 + ["neutrophil"] * 2 + ["ig"]
+    labels = ["basophil"] * 3 + ["neutrophil"] * 2 + ["platelet"]
     with pytest.raises(UnknownClassesError) as caught:
         rename(labels, {}, "challenge")
     assert "2 of 3 classes are not among the 11 of the challenge" in caught.value.problem
-    assert "ig (1 image, of no class there)" in caught.value.problem
+    assert "platelet (1 image, of no class there)" in caught.value.problem
     assert "neutrophil (2 images, probably neutrophil_segmented)" in caught.value.problem
-    assert caught.value.suggested == {"ig": "", "neutrophil": "neutrophil_segmented"}
+    assert caught.value.suggested == {"platelet": "", "neutrophil": "neutrophil_segmented"}
     again, _ = rename(labels, caught.value.suggested, "challenge")
-    assert again == {"basophil": "basophil", "neutrophil": "neutrophil_segmented", "ig": ""}
+    assert again == {"basophil": "basophil", "neutrophil": "neutrophil_segmented", "platelet": ""}
+
+
+def test_an_unknown_name_is_asked_for_and_a_coarse_one_kept_so_that_neither_is_left_out():
+    with pytest.raises(UnknownClassesError) as caught:
+        rename(["basophil", "monocyte", "MYE", "IG"], {}, "challenge")
+    assert caught.value.suggested == {"MYE": "CLASS", "IG": "IG"}
+    assert "IG (1 image, covers metamyelocyte and myelocyte and promyelocyte)" in caught.value.problem
 
 
 def test_what_was_mapped_stays_in_the_suggestion():
@@ -160,6 +174,55 @@ def test_nothing_far_fetched_is_suggested(name):
 @pytest.mark.parametrize("name", ["other", "Unknown", "01_basophil", "debris"])
 def test_words_that_may_name_any_folder_are_no_sign_of_classes(name):
     assert not is_known(name)
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("Stab neutrophil", "neutrophil_banded"),
+        ("NEUT_BAND", "neutrophil_banded"),
+        ("SEG_NEUT", "neutrophil_segmented"),
+        ("Neutrofilos_banda", "neutrophil_banded"),
+        ("Neutrófilos bastonetes", "neutrophil_banded"),
+        ("neutrophil granulocytes", "neutrophil_segmented"),
+        ("monocyte lymphocyte", None),
+    ],
+)
+def test_words_that_are_known_apart_mean_together_what_both_cover(name, meant):
+    assert suggestion_for(name) == meant
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["Linfocitos atípicos", "Linfócitos reativos", "Lymphocytes réactionnels", "Atypische Lymphozyten",
+     "atypical lymphocytes (ABC)"],
+)  # fmt: skip
+def test_an_atypical_cell_is_no_typical_one_in_any_language(name):
+    assert suggestion_for(name) == ""
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["Blast cell", "Lymphozyten", "Segmentkernige", "Basofili", "Neutrófilos segmentados", "Erythroblasten", "Bandas"],
+)
+def test_plurals_of_several_languages_are_signs_of_class_folders(name):
+    assert is_known(name)
+
+
+def test_plural_forms_join_no_names_of_different_meaning():
+    meanings: dict[str, set[str]] = {}
+    for row in SYNONYMS:
+        meanings.setdefault(_stems(row["name"]), set()).add(f"{row['class']}: {row['covers']}")
+    assert max(map(len, meanings.values())) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "number"),
+    [("Granulocytes", 7), ("Granulozyten", 7), ("Mononuclear cells", 2), ("Granulocitos inmaduros", 3),
+     ("Immature Granulocytes (Myelocytes, Metamyelocytes and Promyelocytes)", 3), ("Neutrofili", 2), ("Monocytes", 1)],
+)  # fmt: skip
+def test_a_coarse_name_covers_several_classes(name, number):
+    assert len(covered_by(name)) == number
 
 
 def _refused(labels, given=None) -> UnknownClassesError:

@@ -44,7 +44,7 @@ def _images(*names: str) -> dict[str, bytes]:
 
 
 def test_names_with_commas_and_quotes_may_stand_in_the_command(tmp_path):
-    names = ("neutrophil, segmented", 'the "mono" cell', "baso=phil")
+    names = ("neutrophil, segmented", 'the "monocyte" cell', "baso=phil")
     source = pack(tmp_path / "Lab", _images(*(f"{name}/1.png" for name in names)))
     remedy = _refused(source)
     assert _command_in(remedy)[-1].count("=") == 4
@@ -57,6 +57,12 @@ def test_the_table_that_says_the_classes_is_found_among_others(tmp_path, form):
     files = {"README.csv": b"about,this\nmuch,text\n", "a/labels.txt": rows.encode(), "z.csv": b"x,y\n1,2\n"}
     source = pack(tmp_path / form, {**_images("img/1.png", "img/2.png"), **files})
     assert list(_follow(_refused(source)).values()) == [{"split to be drawn": {"basophil": 1, "monocyte": 1}}]
+
+
+def test_a_table_in_an_archive_is_called_by_its_place_there(tmp_path):
+    source = pack(tmp_path / "Lab.zip", {**_images("img/1.png"), "more/z.csv": b"x,y\n1,2\n"})
+    with pytest.raises(HemafastError, match=r"^more/z\.csv has no column path; it has x, y"):
+        _members(source, labels=Path("z.csv"))
 
 
 def test_without_any_table_the_remedy_names_no_command(tmp_path):

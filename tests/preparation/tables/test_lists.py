@@ -336,6 +336,24 @@ def test_labels_are_read_with_all_that_the_table_says(tmp_path):
     )
 
 
+def test_columns_of_other_languages_are_known(tmp_path):
+    found = read_labels(_table(tmp_path, "Bild-Nr;Zellart;Pat.-Nr.;Gerät\n1;x;7;A\n2;y;7;A\n"), {}, TECOM)
+    assert found.group == {"Tecom/001.bmp": "7", "Tecom/002.bmp": "7"}
+    assert found.columns["label"] == "Zellart"
+
+
+def test_a_column_that_may_name_patients_is_named_where_none_is_taken(tmp_path):
+    text = "image,class,who,device,number\n1,x,A,S,1\n2,y,A,S,2\n10,x,B,S,3\n"
+    unused = "table.csv: not used: who; a column of patients or slides is named by --columns group=who"
+    assert unused in read_labels(_table(tmp_path, text), {}, TECOM).notes()
+    assert not any("not used" in note for note in read_labels(_table(tmp_path, text), {"group": "who"}, TECOM).notes())
+
+
+def test_a_column_of_one_value_is_not_suggested_as_the_classes(tmp_path):
+    with pytest.raises(HemafastError, match="--columns path=Foto,label=What"):
+        read_labels(_table(tmp_path, "Foto,What,Device\n1.png,x,S\n2.png,y,S\n3.png,x,S\n"), {}, TECOM)
+
+
 def test_a_scale_without_domains_is_that_of_the_archive(tmp_path):
     found = read_labels(_table(tmp_path, "path,label,mpp\n1,x,0.1\n2,x,0.1\n"), {}, TECOM)
     assert found.um_per_pixel == {"Tecom": 0.1}
@@ -486,10 +504,10 @@ def test_a_bad_class_map_is_refused_by_name(tmp_path, text, problem):
 
 REMEDIES = {
     "columns in another order": (
-        "Klasse;Bild\nbasophil;1.png\nbasophil;2.png\nmonocyte;3.png\n",
-        "path=Bild,label=Klasse",
+        "Was;Foto\nbasophil;1.png\nbasophil;2.png\nmonocyte;3.png\n",
+        "path=Foto,label=Was",
     ),
-    "numbers for names": ("Klasse;Bild;P\nbasophil;1;A\nbasophil;2;A\nmonocyte;3;A\n", "path=Bild,label="),
+    "numbers for names": ("Was;Foto;P\nbasophil;1;A\nbasophil;2;A\nmonocyte;3;A\n", "path=Foto,label=Was"),
     "a title": ("Labels of 2020\n\nfile,class\n1.png,basophil\n", "Separate its columns"),
     "spaces": ("1.png basophil\n2.png monocyte\n", "Separate its columns"),
     "several marks in a line": ("image,baso,mono\n1.png,1,1\n2.png,0,1\n", "Name a column label"),
