@@ -118,13 +118,13 @@ def robust() -> Fields:
 
 
 def full() -> Fields:
-    """`robust` on larger images, for whole archives: twelve thousand training images in half an hour.
+    """`robust` for longer, for whole archives: twelve thousand training images in half an hour.
 
     Command: `hemafast train --preset full`
     Time: expected half an hour on two CPU cores with AVX-512, from rates on a sample; not measured on a whole archive.
     Score: of a sample see docs/another-lab.md, at home and elsewhere, with data, seeds and intervals.
     """
-    return {**robust(), "image_size": 160, "epochs": 10}
+    return {**robust(), "epochs": 16}
 
 
 def best() -> Fields:

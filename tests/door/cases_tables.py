@@ -167,12 +167,12 @@ def numbers_as_labels(room):
 @refused
 def a_column_that_cannot_be_guessed(room):
     names = labelled(room)
-    text = table(room, names, "Datei,Befund")
+    text = table(room, names, "Ding,Sorte")
     file = room.beside("labels.csv", text)
     return Refused(
-        ("no column path and label", "Datei, Befund", "--columns path=Datei,label=Befund"),
+        ("no column path and label", "Ding, Sorte", "--columns path=Ding,label=Sorte"),
         {"labels": file},
-        then={"columns": {"path": "Datei", "label": "Befund"}},
+        then={"columns": {"path": "Ding", "label": "Sorte"}},
     )
 
 
