@@ -117,16 +117,6 @@ def robust() -> Fields:
     return {**fast(), "epochs": 12, "freeze_stages": 3}
 
 
-def full() -> Fields:
-    """`robust` for longer, for whole archives: twelve thousand training images in half an hour.
-
-    Command: `hemafast train --preset full`
-    Time: expected half an hour on two CPU cores with AVX-512, from rates on a sample; not measured on a whole archive.
-    Score: of a sample see docs/another-lab.md, at home and elsewhere, with data, seeds and intervals.
-    """
-    return {**robust(), "epochs": 16}
-
-
 def best() -> Fields:
     """Score before speed: rare classes more often, mild stain and scale jitter, averaged weights.
 
@@ -235,7 +225,7 @@ def pretrain() -> Fields:
 PRESETS: dict[str, Callable[[], Fields]] = {
     preset.__name__: preset
     for preset in (
-        *(baseline, weighted_loss, strong_augment, b0, onecycle, quick, fast, robust, full, best, gpu, gpu_fast, probe),
+        *(baseline, weighted_loss, strong_augment, b0, onecycle, quick, fast, robust, best, gpu, gpu_fast, probe),
         pretrain,
     )
 }

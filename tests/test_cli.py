@@ -384,9 +384,9 @@ def test_help_shows_the_default_and_what_presets_make_of_it():
     options = parameters_of("train")
     assert options["model"].help.endswith(
         "[resnet18; b0, onecycle, best, gpu: efficientnet_b0; "
-        "quick, fast, robust, full, gpu_fast, probe: tf_efficientnet_lite0]"
+        "quick, fast, robust, gpu_fast, probe: tf_efficientnet_lite0]"
     )
-    assert options["ema"].help.endswith("[off; fast, robust, full, gpu_fast: 0.95; best: 0.999; gpu: 0.99]")
+    assert options["ema"].help.endswith("[off; fast, robust, gpu_fast: 0.95; best: 0.999; gpu: 0.99]")
     assert options["threads"].help.endswith("[chosen for the machine]")
     assert options["seed"].help.endswith("[42]")
 
