@@ -58,7 +58,7 @@ def main(
         for label, rows in schema.accepted(dataset.table).groupby("domain"):
             name = str(label)
             known = taken.get(name) or _known(dataset.info.domains[name])
-            domains[name] = _measured(_cells(folder, rows), rows["label"], known, samples, _by_sizes)
+            domains[name] = _measured(_cells(folder, rows), rows["label"], known, samples, estimate_from)
             if model is not None:
                 domains[name]["with_classes"] = _with_model(model, dataset, rows, known, samples)
     options = [] if run is None else ["--run", "RUN"]
@@ -76,10 +76,6 @@ def _cells(folder: Path, rows: pd.DataFrame, *, keep: bool = False) -> Cells:
     files = (folder / path for path in rows["path"])
     with strict_decoders():
         return measure_encoded((Encoded(file.read_bytes(), file.name, {}, keep=keep) for file in files), threads=1)
-
-
-def _by_sizes(cells: Cells) -> ScaleEstimate:
-    return estimate_from(cells)
 
 
 def _measured(
@@ -117,10 +113,10 @@ def _with_model(
     cells = _cells(dataset.folder, rows, keep=True)
 
     def estimate(some: Cells) -> ScaleEstimate:
-        return by_classes(_by_sizes(some), spread([one for one in some if one.nucleus], CLASSIFIED), [model])
+        return by_classes(estimate_from(some), spread([one for one in some if one.nucleus], CLASSIFIED), [model])
 
     found = _measured(cells, rows["label"], known, samples, estimate)
-    first = _measured(cells, rows["label"], known, samples, _by_sizes)
+    first = _measured(cells, rows["label"], known, samples, estimate_from)
     scales = {"known": known, "sizes": first["all"]["um_per_pixel"], "classes": found["all"]["um_per_pixel"]}
     scores = {name: scale and _macro_f1(model, dataset, rows, scale) for name, scale in scales.items()}
     return found | {"first": first, "macro_f1": scores}

@@ -8,7 +8,7 @@ import shutil
 from pathlib import Path
 
 from hemafast.config import TrainConfig, to_json
-from hemafast.engine.checkpoint import load_best
+from hemafast.engine.checkpoint import load_best, read_card
 from hemafast.files import write_text
 from hemafast.regular import open_regular
 from hemafast.run_folder import BEST, COMMAND, CONFIG, MACHINE, filling_run_folder, run_folders
@@ -27,12 +27,13 @@ def run_of_file(file: Path, data: Path = TrainConfig.data, output: Path = TrainC
     Raises:
         HemafastError: it is no such file, it is damaged, or the folder cannot be written.
     """
-    _, card = load_best(file)
+    card = read_card(file)
     with open_regular(file) as content:
         kind = f"file-{hashlib.file_digest(content, 'sha256').hexdigest()[:8]}"
     for folder in run_folders(output):
         if folder.name.endswith(f"_{kind}"):
             return folder
+    load_best(file)  # refuses what is damaged before anything is written
     model = card.backbone if not card.members else card.members[0].backbone
     config = TrainConfig(
         data=data, output=output, model=model, image_size=card.image_size, quarter_turns=card.quarter_turns

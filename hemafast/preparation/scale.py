@@ -88,6 +88,9 @@ class ScaleEstimate:
         return self.low is None or self.high is None or self.low <= um_per_pixel <= self.high
 
 
+_Estimate = TypeVar("_Estimate", bound=ScaleEstimate)
+
+
 @dataclass(frozen=True, slots=True)
 class ClassedEstimate(ScaleEstimate):
     """An estimate that predicted classes had a part in."""
@@ -212,10 +215,7 @@ def _alike(diameters: Sequence[float], nucleus: float) -> list[float]:
     return red if high - low <= _RED_ALIKE * middle else []
 
 
-Estimate = TypeVar("Estimate", bound=ScaleEstimate)
-
-
-def _with_red_cells(estimate: Estimate) -> Estimate:
+def _with_red_cells(estimate: _Estimate) -> _Estimate:
     """The mean of an estimate by nuclei and of what red cells say, by the inverse of their variances."""
     if estimate.by_red_cells is None:
         return estimate
